@@ -1,0 +1,45 @@
+"""A small GPT, written to be read: train it, load it, decode with it, look inside it.
+
+The names below are imported when they are first used, so that `import minigpt` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.config import GPTConfig as GPTConfig
+    from minigpt.decoding.generate import generate as generate
+    from minigpt.decoding.generate import stream as stream
+    from minigpt.decoding.sampling import next_token_table as next_token_table
+    from minigpt.errors import MiniGPTError as MiniGPTError
+    from minigpt.kv_cache import KVCache as KVCache
+    from minigpt.model import GPT as GPT
+    from minigpt.pretrained import load_model as load_model
+    from minigpt.training.evaluate import next_token_loss as next_token_loss
+    from minigpt.training.evaluate import sequence_log_prob as sequence_log_prob
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GPT": "minigpt.model",
+    "GPTConfig": "minigpt.config",
+    "KVCache": "minigpt.kv_cache",
+    "MiniGPTError": "minigpt.errors",
+    "generate": "minigpt.decoding.generate",
+    "load_model": "minigpt.pretrained",
+    "next_token_loss": "minigpt.training.evaluate",
+    "next_token_table": "minigpt.decoding.sampling",
+    "sequence_log_prob": "minigpt.training.evaluate",
+    "stream": "minigpt.decoding.generate",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

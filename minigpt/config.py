@@ -1,0 +1,324 @@
+"""Every setting of a run: frozen dataclasses, checked where they are made, the presets, and their YAML form.
+
+A field's docstring is the help text of its command-line flag, so what a setting means is written once. Nothing here
+imports torch: `minigpt --help` and the checking of a configuration are instant.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from minigpt.errors import ConfigError, MissingFileError
+from minigpt.files import write_text
+
+
+def _matches(value: object, hint: object) -> bool:
+    """Whether `value` is of the annotated type. An int counts as a float, a bool never as a number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_matches(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else False
+
+
+def _type_name(hint: object) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _check_types(config: object) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _matches(value, hint):
+            raise ConfigError(
+                f"{name} = {value!r} is of the wrong type ({type(value).__name__})",
+                f"{name} must be {_type_name(hint)}",
+            )
+
+
+def _require(condition: bool, what: str, how: str) -> None:
+    if not condition:
+        raise ConfigError(what, how)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2 small's.
+
+    Raises:
+        ConfigError: if a value is out of range, or `n_embd` cannot be split into `n_head` heads.
+    """
+
+    vocab_size: int = 50257
+    """tokens in the vocabulary; training takes it from the tokenizer"""
+    block_size: int = 1024
+    """the longest context in tokens: attention's memory grows with its square"""
+    n_layer: int = 12
+    """number of blocks"""
+    n_head: int = 12
+    """attention heads per block; must divide n_embd"""
+    n_embd: int = 768
+    """width of the residual stream; parameters grow with its square"""
+    dropout: float = 0.0
+    """share of activations zeroed in training, after the embedding, in attention and at each block's two outputs"""
+    bias: bool = True
+    """biases in the linear layers and layer norms, as GPT-2 has them"""
+    tie_weights: bool = True
+    """use the token embedding as the output head too (Press and Wolf, 2017)"""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
+        _require(
+            self.n_embd % self.n_head == 0,
+            f"n_embd = {self.n_embd} cannot be split into n_head = {self.n_head} equal heads",
+            f"choose n_embd as a multiple of n_head, for example {self.n_head * max(1, self.n_embd // self.n_head)}",
+        )
+        _require(0 <= self.dropout < 1, f"dropout = {self.dropout} is out of range", "dropout must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    source: str = "shakespeare"
+    """a named corpus, or a path to a text file or to a folder of them"""
+    tokenizer: Literal["char", "gpt2"] = "char"
+    """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
+    val_fraction: float = 0.1
+    """the last part of the corpus, kept out of training and used to measure the validation loss"""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(
+            0 < self.val_fraction < 1,
+            f"val_fraction = {self.val_fraction} is out of range",
+            "val_fraction must lie between 0 and 1: 0.1 keeps the last tenth for validation",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Raises:
+        ConfigError: if a value is out of range or contradicts another.
+    """
+
+    max_steps: int = 5000
+    """number of optimizer steps"""
+    batch_size: int = 64
+    """sequences in one micro-batch"""
+    accumulation_steps: int = 1
+    """micro-batches whose gradients are averaged for one step: a larger batch in the same memory"""
+    learning_rate: float = 1e-3
+    """AdamW's peak learning rate, reached after warm-up"""
+    min_learning_rate: float = 1e-4
+    """where the cosine ends; the Muon rate falls by the same factor"""
+    warmup_steps: int = 100
+    """steps over which the learning rate rises linearly from near zero"""
+    weight_decay: float = 0.1
+    """decoupled decay of the matrices; biases, layer norms and (under Muon) embeddings are never decayed"""
+    beta1: float = 0.9
+    """AdamW's decay rate of the mean of the gradient"""
+    beta2: float = 0.99
+    """AdamW's decay rate of the mean of its square"""
+    grad_clip: float = 1.0
+    """largest norm of the whole gradient; 0 turns clipping off"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: Muon on the matrices of the blocks and AdamW on all the rest"""
+    muon_learning_rate: float = 0.02
+    """Muon's peak learning rate, with --train.optimizer muon"""
+    eval_interval: int = 250
+    """steps between evaluations over the whole validation split"""
+    save_interval: int = 250
+    """steps between saves of the last weights; they are always saved at the end"""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("max_steps", "batch_size", "accumulation_steps", "eval_interval", "save_interval"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
+        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
+        for name in ("learning_rate", "muon_learning_rate"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} = {value} would not learn", f"{name} must be above 0")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} = {value} is out of range", f"{name} must lie in [0, 1)")
+        _require(
+            self.min_learning_rate <= self.learning_rate,
+            f"min_learning_rate = {self.min_learning_rate} is above learning_rate = {self.learning_rate}",
+            "the schedule falls: choose min_learning_rate <= learning_rate, for example a tenth of it",
+        )
+        _require(
+            self.warmup_steps <= self.max_steps,
+            f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
+            "choose warmup_steps <= max_steps, for example 2 % of it",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, complete: `config.yaml` in a run directory is this object.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    """fixes the initial weights, the batches and dropout: the same seed gives the same weights, byte for byte"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """of the matrix products in training; auto is bfloat16 where the hardware multiplies it, else float32"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on for CUDA and off elsewhere"""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(0 <= self.seed < 2**63, f"seed = {self.seed} is out of range", "seed must lie in [0, 2**63)")
+
+
+# What each preset is for, and its settings. The two Shakespeare runs for a CPU share one recipe: a small model sees
+# 4,096 tokens a step and Muon takes large steps, so that the run is short. The measurements behind it are in
+# docs/training-speed.md.
+PRESETS: dict[str, tuple[str, RunConfig]] = {
+    "shakespeare-quick": (
+        "0.8 M parameters, an ordinary CPU, one to two minutes",
+        RunConfig(
+            model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128),
+            train=TrainConfig(
+                max_steps=600, batch_size=64, optimizer="muon", muon_learning_rate=0.03, learning_rate=5e-3,
+                min_learning_rate=0.0, warmup_steps=30, beta2=0.95, eval_interval=150, save_interval=150,
+            ),
+        ),
+    ),
+    "shakespeare-cpu": (
+        "0.8 M parameters, an ordinary CPU, five to ten minutes: the loss that others need a GPU for",
+        RunConfig(
+            model=GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=128),
+            train=TrainConfig(
+                max_steps=2400, batch_size=16, optimizer="muon", muon_learning_rate=0.03, learning_rate=5e-3,
+                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, beta2=0.95, eval_interval=400,
+                save_interval=400,
+            ),
+        ),
+    ),
+    "shakespeare-char": (
+        "nanoGPT's baby GPT: 10.7 M parameters, a GPU",
+        RunConfig(
+            model=GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False),
+            train=TrainConfig(max_steps=5000, batch_size=64, learning_rate=1e-3, min_learning_rate=1e-4),
+        ),
+    ),
+    "gpt2-124m": (
+        "GPT-2 small's shape on your own text: 124 M parameters, a large GPU",
+        RunConfig(
+            model=GPTConfig(),
+            data=DataConfig(tokenizer="gpt2"),
+            train=TrainConfig(
+                max_steps=5000, batch_size=16, accumulation_steps=30, learning_rate=6e-4, min_learning_rate=6e-5,
+                warmup_steps=200, beta2=0.95, eval_interval=250, save_interval=250,
+            ),
+        ),
+    ),
+}  # fmt: skip
+DEFAULT_PRESET = "shakespeare-quick"
+
+
+def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """The end of an error's second line: the nearest known name if there is one, and all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return (f"did you mean {near[0]}? " if near else "") + "known: " + ", ".join(known)
+
+
+def preset(name: str) -> RunConfig:
+    """The settings of a named preset.
+
+    Raises:
+        ConfigError: if there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}", did_you_mean(name, PRESETS))
+    return PRESETS[name][1]
+
+
+def _number(text: str) -> float | str:
+    """The float that a text spells, or the text: YAML 1.1 takes 1e-3 for a string, and people write it for a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
+    """A copy of a configuration with some values replaced, sections merged key by key.
+
+    Raises:
+        ConfigError: if a key is unknown (with the nearest one), or a value is not allowed there.
+    """
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    changes = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"unknown setting {where + str(key)!r}", did_you_mean(str(key), known))
+        if dataclasses.is_dataclass(known[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{key} = {value!r} is not a section", f"put the keys of {key} below it")
+            value = updated(known[key], value, f"{where}{key}.")
+        elif isinstance(known[key], float) and isinstance(value, str):
+            value = _number(value)
+        changes[key] = value
+    return dataclasses.replace(config, **changes)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file as nested dictionaries, without the record of versions that a run adds.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ConfigError: if it is not YAML, or holds no mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"no configuration file {path}", "check the path, or leave --config out") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not readable YAML: {reason}", "mend the line it names") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings", "write sections such as 'train:' with keys below them")
+    values.pop("versions", None)
+    return values
+
+
+def write_yaml(config: RunConfig, path: Path, versions: Mapping[str, str]) -> None:
+    """Write a complete configuration, and the versions that it ran with, as YAML that `read_yaml` accepts."""
+    import yaml
+
+    content = {**dataclasses.asdict(config), "versions": dict(versions)}
+    write_text(path, yaml.safe_dump(content, sort_keys=False))

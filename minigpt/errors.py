@@ -1,0 +1,46 @@
+"""The errors a user can cause, each in two lines: what is wrong, and how to mend it.
+
+The command line prints those two lines and exits 2; a library user catches `MiniGPTError`, or the built-in class that
+each child also is. `assert` is kept for our own invariants: a failed one is our bug, never the user's.
+"""
+
+
+class MiniGPTError(Exception):
+    """A mistake that the user can mend.
+
+    Args:
+        what: one line, what is wrong, with the values that show it.
+        how: one line, what to do about it.
+    """
+
+    def __init__(self, what: str, how: str) -> None:
+        super().__init__(what, how)
+        self.what = what
+        self.how = how
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.how}"
+
+
+class ConfigError(MiniGPTError, ValueError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class InputError(MiniGPTError, ValueError):
+    """A prompt, a token id or a decoding option cannot be used."""
+
+
+class DataError(MiniGPTError, ValueError):
+    """A corpus or a token file is unreadable, too small, or of another vocabulary."""
+
+
+class CheckpointError(MiniGPTError, ValueError):
+    """A run directory or a weights file is incomplete, damaged, or of another shape."""
+
+
+class MissingFileError(MiniGPTError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+
+class DownloadError(MiniGPTError, OSError):
+    """A file could not be fetched, or what came is not the file that was asked for."""

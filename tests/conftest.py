@@ -1,0 +1,52 @@
+"""A tiny model of distinct prime sizes, so that no two dimensions can be mistaken for each other."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from minigpt.config import GPTConfig
+from minigpt.model import GPT
+
+settings.register_profile("minigpt", deadline=None)  # no test is a timing test
+settings.load_profile("minigpt")
+
+TINY = GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=3 * 5)
+
+
+@pytest.fixture
+def tiny_config() -> GPTConfig:
+    return TINY
+
+
+@pytest.fixture
+def tiny_model() -> GPT:
+    """Random weights, larger than the initial ones, so that attention is far from uniform; evaluation mode."""
+    torch.manual_seed(7)
+    model = GPT(TINY).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a folder of its own, with an empty corpus cache, whatever the caller's variables say."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINIGPT_CACHE", raising=False)
+
+
+@pytest.fixture
+def shared_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The caller's corpus cache, for tests on the real Shakespeare."""
+    folder = _ORIGINAL_CACHE
+    if not folder or not (Path(folder) / "shakespeare" / "input.txt").is_file():
+        pytest.skip("needs MINIGPT_CACHE to name a folder that holds shakespeare/input.txt")
+    monkeypatch.setenv("MINIGPT_CACHE", str(Path(folder).resolve()))
+    return Path(folder)
+
+
+_ORIGINAL_CACHE = os.environ.get("MINIGPT_CACHE") and str(Path(os.environ["MINIGPT_CACHE"]).resolve())
