@@ -1,0 +1,88 @@
+"""Where to compute, and in which number format: chosen automatically, said in one line, refused with a reason."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from minigpt.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def available_devices() -> list[str]:
+    """The kinds of device that torch can use on this machine, fastest first."""
+    kinds = []
+    if torch.cuda.is_available():
+        kinds.append("cuda")
+    if torch.backends.mps.is_available():
+        kinds.append("mps")
+    return [*kinds, "cpu"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes the fastest kind there is.
+
+    Raises:
+        ConfigError: if torch does not know the name, or this machine has no such device.
+    """
+    available = available_devices()
+    if name == "auto":
+        return torch.device(available[0])
+    has = f"this machine has: {', '.join(available)}; --device auto takes {available[0]}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"{name!r} is not the name of a device", has) from None
+    if device.type not in available:
+        raise ConfigError(f"there is no {device.type} device here", has)
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name} here", f"the number must be below {torch.cuda.device_count()}")
+    return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # AVX-512 without tiles multiplies bfloat16 too, but not reliably faster: left to --dtype bfloat16.
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return False
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number format of the matrix products, and why: (dtype, reason).
+
+    Raises:
+        ConfigError: for float16, whose gradients underflow without loss scaling, which minigpt does not do.
+    """
+    if name == "auto":
+        if multiplies_bfloat16(device):
+            return torch.bfloat16, "the hardware multiplies it"
+        return torch.float32, "no bfloat16 units here"
+    if name == "float16":
+        raise ConfigError(
+            "dtype float16 is not supported for training: small gradients become zero in it",
+            "use --dtype bfloat16, which has float32's range, or --dtype float32",
+        )
+    if name == "bfloat16" and not multiplies_bfloat16(device):
+        ratio = matmul_seconds(torch.bfloat16, device) / matmul_seconds(torch.float32, device)
+        return torch.bfloat16, f"as asked, but here a bfloat16 matrix product takes {ratio:.1f} x float32's time"
+    return DTYPES[name], "as asked"
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """A context in which matrix products run in `dtype`; weights, sums and norms stay float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def matmul_seconds(dtype: torch.dtype, device: torch.device, size: int = 256, repeats: int = 5) -> float:
+    """Median time of one square matrix product, in seconds."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        (a @ a).sum().item()  # .item() waits for the device
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[repeats // 2]

@@ -1,0 +1,167 @@
+"""The KV-cache: what attention has already computed for the tokens behind us.
+
+A decoder feeds one new token at a time. Its query needs the keys and values of every earlier token, and those never
+change, so they are kept. The cache belongs to the caller: a model holds nothing of it, and `None` in its place means
+"no memory", as in training.
+
+The layout is one rule: **column = absolute position**. Rows are left-aligned and each row has its own length, so
+
+    row 0   t0 t1 t2 t3 t4  .  .  .      length 5
+    row 1   t0 t1  .  .  .  .  .  .      length 2      "." is dead: never attended to, overwritten when reached
+
+prompts of several lengths share a batch without padding that anyone can see, and a row is taken back by shortening it.
+GPT-2's positions are learned and absolute, and enter before the first layer: a cache can grow, shrink and be copied
+between rows, but it can never slide.
+
+B batch rows, T new tokens, S columns in use, H heads, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError
+
+
+class KVCache:
+    """Keys and values of every layer, preallocated.
+
+    Args:
+        config: the model's shape.
+        batch_size: number of rows B.
+        max_length: columns per row; at most `config.block_size`, which is the default.
+        dtype: of the stored keys and values; use the model's.
+        device: where they live; use the model's.
+
+    Attributes:
+        length: int64 (B,), the number of valid columns of each row.
+        uniform: that number while all rows agree, else None. It is known on the host, so nothing waits for a device.
+
+    Raises:
+        InputError: if `max_length` does not lie in 1 .. `block_size`, or `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        max_length = config.block_size if max_length is None else max_length
+        if not 1 <= max_length <= config.block_size:
+            raise InputError(
+                f"a cache of {max_length} columns does not fit a block_size of {config.block_size}",
+                f"choose max_length from 1 to {config.block_size}: there is no position beyond the block",
+            )
+        if batch_size < 1:
+            raise InputError(f"a cache of {batch_size} rows holds nothing", "choose a batch_size of at least 1")
+        # Zeros, not empty: a masked column has weight 0, and 0 * NaN of uninitialised memory would be NaN.
+        shape = (config.n_layer, batch_size, config.n_head, max_length, config.n_embd // config.n_head)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, B, H, max_length, D)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.max_length = max_length
+        self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.uniform: int | None = 0
+        self._longest = 0  # host-side upper bound on length.max()
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows B."""
+        return self.k.size(1)
+
+    @property
+    def longest(self) -> int:
+        """An upper bound, known on the host, on the length of the longest row."""
+        return self._longest
+
+    def positions(self, num_new: int) -> Tensor:
+        """Absolute positions of the next `num_new` tokens: int64 (T,) if all rows agree, else (B, T).
+
+        Raises:
+            InputError: if they would not fit the cache; nothing has been written then.
+        """
+        if self._longest + num_new > self.max_length:
+            raise InputError(
+                f"{num_new} more tokens do not fit: {self._longest} of the cache's {self.max_length} columns are taken",
+                "make a cache with a larger max_length (at most the model's block_size), or feed fewer tokens",
+            )
+        if self.uniform is not None:
+            return torch.arange(self.uniform, self.uniform + num_new, device=self.length.device)  # (T,)
+        return self.length[:, None] + torch.arange(num_new, device=self.length.device)  # (B, T)
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D).
+
+        `positions` are those that `positions()` gave. The lengths move only with `advance`, once every layer has
+        written, so that all layers of one forward pass see the same past.
+        """
+        num_new = k.size(2)
+        stop = self._longest + num_new
+        if self.uniform is not None:
+            self.k[layer, :, :, self.uniform : stop] = k
+            self.v[layer, :, :, self.uniform : stop] = v
+        else:
+            rows = torch.arange(self.batch_size, device=k.device)[:, None]  # (B, 1), against positions (B, T)
+            # (B, max_length, H, D) <- (B, T, H, D)
+            self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
+            self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
+        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]  # (B, H, S, D)
+
+    def advance(self, num_new: int) -> None:
+        """Count `num_new` columns of every row as valid."""
+        self.length += num_new
+        self._longest += num_new
+        if self.uniform is not None:
+            self.uniform += num_new
+
+    def rollback(self, num_tokens: int | Tensor) -> None:
+        """Take back the last `num_tokens` of each row: a number, or int64 (B,). Nothing is moved or cleared.
+
+        This is also how a ragged prefill is made: feed the prompts right-padded, then take the padding back.
+
+        Raises:
+            InputError: if a row would become shorter than empty.
+        """
+        if isinstance(num_tokens, int) and self.uniform is not None:
+            lengths = [self.uniform - num_tokens]
+        else:
+            lengths = (self.length - num_tokens).tolist()
+        if min(lengths) < 0 or max(lengths) > self._longest:
+            raise InputError(
+                f"cannot take back {num_tokens} tokens from rows of {self.length.tolist()}",
+                "roll back between 0 and the row's length",
+            )
+        self.length -= num_tokens
+        self._longest = max(lengths)
+        self.uniform = lengths[0] if min(lengths) == max(lengths) else None
+
+    def gather(self, rows: Tensor, first_column: int = 0) -> None:
+        """Replace row i by a copy of row `rows[i]`: int64 (B',). The number of rows may change.
+
+        Beams of one prompt share their prompt's columns already: with as many rows as before and `first_column` at the
+        shortest prompt's length, only what was generated is copied, in place.
+        """
+        columns = slice(first_column, self._longest)
+        if len(rows) == self.batch_size:
+            self.k[:, :, :, columns] = self.k[:, rows, :, columns]  # the right-hand side is a copy: rows never alias
+            self.v[:, :, :, columns] = self.v[:, rows, :, columns]
+        else:
+            self.k, self.v = self.k[:, rows], self.v[:, rows]
+        self.length = self.length[rows]
+        if self.uniform is None:
+            lengths = self.length.tolist()
+            self._longest = max(lengths)
+            self.uniform = lengths[0] if min(lengths) == max(lengths) else None
+
+    def expand(self, num_copies: int) -> None:
+        """Repeat each row `num_copies` times, copies side by side: prefill a prompt once, then fan out."""
+        rows = torch.arange(self.batch_size, device=self.length.device)
+        self.gather(rows.repeat_interleave(num_copies))
+
+    def reset(self) -> None:
+        """Empty every row. The memory is kept, its content is dead."""
+        self.length.zero_()
+        self._longest = 0
+        self.uniform = 0
