@@ -1,0 +1,1 @@
+"""Looking inside: numbers and pictures of what a model does."""

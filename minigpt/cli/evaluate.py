@@ -1,0 +1,58 @@
+"""`minigpt eval`."""
+
+from minigpt.cli.models import add_model_argument, model_path
+from minigpt.cli.parser import CommandParser, print_json
+
+
+def make_parser() -> CommandParser:
+    """The parser of `minigpt eval`."""
+    parser = CommandParser(
+        "eval",
+        "Measure a model on a text: the loss over windows of the block size side by side, every token predicted once.",
+        "  minigpt eval\n  minigpt eval --model checkpoints/shakespeare-quick --data my-novel.txt",
+    )
+    add_model_argument(parser)
+    parser.add_argument("--data", metavar="SOURCE", help="a corpus, file or folder (default: what it was trained on)")
+    parser.add_argument(
+        "--split", choices=["val", "train", "all"],
+        help="which part of it (default: val of the corpus it was trained on, all of any other)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unknown", choices=["error", "skip"], default="error", help="what to do with unknown characters"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Evaluate and print."""
+    values = make_parser().parse(arguments)
+    from minigpt.data.corpora import load_corpus
+    from minigpt.data.tokens import split_at
+    from minigpt.device import choose_device
+    from minigpt.tokenizers import CharTokenizer
+    from minigpt.training.checkpoint import load_run
+    from minigpt.training.evaluate import evaluate
+
+    device = choose_device(values["device"])
+    model, tokenizer, config = load_run(model_path(values["model"]))
+    source = values["data"] or config.data.source
+    split = values["split"] or ("val" if source == config.data.source else "all")
+    corpus = load_corpus(source)
+    border = split_at(corpus, config.data)
+    text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
+    if isinstance(tokenizer, CharTokenizer):
+        tokenizer = CharTokenizer(tokenizer.characters, unknown=values["unknown"])
+    ids = tokenizer.encode_array(text)
+    result = evaluate(model.to(device), ids)
+    bits = result.bits_per_character(len(tokenizer.decode(ids.tolist())))
+    if values["json"]:
+        print_json(
+            {"loss": result.loss, "perplexity": result.perplexity, "bits_per_character": bits, "tokens": result.tokens}
+        )
+        return
+    print(f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once")
+    print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, {bits:.4f} bits per character")
+    if corpus.floor is not None and split == "val":
+        floor = corpus.floor(border, len(corpus.text))
+        print(f"the corpus's own entropy is {floor:.4f}: the model is {result.loss - floor:.4f} above it")

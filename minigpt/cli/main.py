@@ -1,0 +1,80 @@
+"""`minigpt COMMAND ...`: find the command's module, run it, turn errors into two lines and an exit code."""
+
+import os
+import sys
+from importlib import import_module
+
+from minigpt.errors import MiniGPTError
+
+# command -> (its module in this folder, what it does). A module is imported only when its command runs.
+COMMANDS = {
+    "quickstart": ("quickstart", "train the quick preset on Shakespeare, and let it write"),
+    "train": ("train", "train a GPT on a corpus, a file or a folder"),
+    "generate": ("generate", "continue a text with a trained model"),
+    "eval": ("evaluate", "loss, perplexity and bits per character on a text"),
+    "tokenize": ("tokens", "show how a text is cut into tokens"),
+    "doctor": ("doctor", "what this machine has, and which settings are fastest on it"),
+}
+
+
+def usage() -> str:
+    """The text of `minigpt --help`."""
+    lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
+    return f"""usage: minigpt COMMAND [--help] [arguments]
+
+A small GPT, written to be read: train it, decode with it, look inside it.
+
+commands:
+{lines}
+
+start here:
+  minigpt quickstart
+  minigpt generate --prompt "ROMEO:"
+
+Every command has --help, answers --json with one JSON object, and exits
+0 (done), 2 (a mistake in what was asked) or 1 (a mistake of ours)."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command line and exit.
+
+    Args:
+        arguments: the words after `minigpt`; those of the process by default.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from minigpt import __version__
+
+        print(f"minigpt {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            from minigpt.config import did_you_mean
+            from minigpt.errors import ConfigError
+
+            raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
+        import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
+    except MiniGPTError as error:
+        if "--debug" in rest:
+            raise
+        print(f"error: {_one_line(error.what)}\n       {_one_line(error.how)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `minigpt ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and Python must not complain when it flushes
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

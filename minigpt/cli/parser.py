@@ -1,0 +1,79 @@
+"""The argument parser of all commands: typed flags, help from the settings' docstrings, two-line errors."""
+
+import argparse
+import difflib
+import re
+import sys
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from minigpt.errors import ConfigError
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class CommandParser(jsonargparse.ArgumentParser):
+    """Parses a command's arguments; a mistake becomes a `ConfigError` that names the nearest right flag."""
+
+    def __init__(self, command: str, description: str, examples: str = "") -> None:
+        super().__init__(
+            prog=f"minigpt {command}",
+            description=description,
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        self.add_argument("--debug", action="store_true", help="on an error, show where it was raised")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong in one line, and how to mend it in another."""
+        what, how = " ".join(message.split()), f"see {self.prog} --help"
+        flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        if wrong := re.match(r"Parser key \"(.+?)\": Expected a (.+?)\. Got value: (.*)", what):
+            flag = flags.get(wrong[1], f"--{wrong[1]}")
+            expected = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.+)\]", lambda m: m[1] or f"one of {m[2]}", wrong[2])
+            what = f"{flag} {wrong[3]}: expected {expected}"
+        elif unknown := re.match(r"unrecognized arguments: (.*)", what):
+            words = unknown[1].split()
+            flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
+            what = f"unknown argument {flag}"
+            near = difflib.get_close_matches(flag, flags.values(), n=1)
+            how = f"did you mean {near[0]}? {how}" if near else how
+        raise ConfigError(what.removeprefix("argument "), how) from ex
+
+    def parse(self, arguments: list[str]) -> dict[str, Any]:
+        """The values of all flags, those of a section as a nested dictionary."""
+        values: dict[str, Any] = self.parse_args(arguments).as_dict()
+        return values
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of examples."""
+
+
+def field_help(config: type, name: str) -> str:
+    """A setting's docstring, for a flag that has another name than the field."""
+    from docstring_parser import parse_from_object
+
+    parsed = (parse_from_object(base) for base in config.__mro__ if base is not object)
+    return next(" ".join(str(p.description).split()) for doc in parsed for p in doc.params if p.arg_name == name)
+
+
+def peek(arguments: list[str], flag: str) -> str | None:
+    """The value of one flag before the rest is parsed: a preset decides the defaults that --help shows."""
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(flag + "="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object on standard output, UTF-8 whatever the locale says."""
+    import json
+
+    sys.stdout.buffer.write((json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8"))
+    sys.stdout.flush()

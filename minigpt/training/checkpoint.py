@@ -1,0 +1,145 @@
+"""The run directory: what a training run leaves on disk, and how a model comes back from it.
+
+::
+
+    checkpoints/<run>/
+      config.yaml          model, data and training settings, complete, with the versions that ran them
+      tokenizer.json       everything needed to encode and decode again
+      model.safetensors    the best weights so far, by validation loss
+      last/                the newest weights
+      metrics.jsonl  loss.png  samples.txt
+
+Every file is written under another name first and renamed when it is whole.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minigpt.config import RunConfig, read_yaml, updated, write_yaml
+from minigpt.errors import CheckpointError, ConfigError, MissingFileError
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer, load_tokenizer
+from minigpt.weights import load_weights
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Vocabulary."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def best_weights(self) -> Path:
+        """Weights with the lowest validation loss so far."""
+        return self.path / "model.safetensors"
+
+    @property
+    def last_weights(self) -> Path:
+        """The newest weights."""
+        return self.path / "last" / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        """Text written at each evaluation."""
+        return self.path / "samples.txt"
+
+
+def check_unused(path: Path) -> None:
+    """Refuse a run directory that holds something already: no run overwrites another.
+
+    Raises:
+        CheckpointError: if the folder is not empty, or the path is a file.
+    """
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file", "give --out a folder that does not exist yet")
+    if path.is_dir() and any(path.iterdir()):
+        raise CheckpointError(
+            f"{path} is not empty: it may hold a run", "give --out another folder, or remove this one"
+        )
+
+
+def unused_directory(parent: Path, name: str) -> Path:
+    """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has taken."""
+    candidate, number = parent / name, 1
+    while candidate.exists():
+        number += 1
+        candidate = parent / f"{name}-{number}"
+    return candidate
+
+
+def newest_run(parent: Path) -> Path:
+    """The run below `parent` whose weights were written last.
+
+    Raises:
+        MissingFileError: if there is none.
+    """
+    runs = [path for path in parent.glob("*") if RunDirectory(path).best_weights.is_file()]
+    if not runs:
+        raise MissingFileError(f"there is no trained run in {parent}", "train one first: minigpt quickstart")
+    return max(runs, key=lambda path: RunDirectory(path).best_weights.stat().st_mtime)
+
+
+def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Create the folder and write what is known before the first step."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+    write_yaml(config, run.config, versions)
+    tokenizer.save(run.tokenizer)
+
+
+def load_run(path: Path, weights: Path | None = None) -> tuple[GPT, Tokenizer, RunConfig]:
+    """A trained model, its tokenizer and its settings; the model on the CPU, in evaluation mode.
+
+    Args:
+        path: a run directory.
+        weights: other weights of the same shape than the best ones.
+
+    Raises:
+        MissingFileError: if a part of the run is not there.
+        CheckpointError: if a part is damaged or does not fit the others.
+    """
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise MissingFileError(f"{path} is not a run directory: it has no config.yaml", "train one: minigpt train")
+    try:
+        config: RunConfig = updated(RunConfig(), read_yaml(run.config))
+    except ConfigError as error:
+        raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
+    tokenizer = load_tokenizer(run.tokenizer)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise CheckpointError(
+            f"{run.tokenizer} has {tokenizer.vocab_size} tokens, the model {config.model.vocab_size}",
+            "these files come from different runs: restore the tokenizer.json that was trained with",
+        )
+    model = GPT(config.model)
+    load_weights(model, weights or run.best_weights)
+    return model.eval(), tokenizer, config

@@ -1,0 +1,117 @@
+"""What this machine has, and which way of computing is fastest on it, measured: the substance of `minigpt doctor`."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.config import RunConfig
+from minigpt.device import autocast, available_devices, multiplies_bfloat16
+from minigpt.downloads import cache_dir
+from minigpt.model import GPT
+from minigpt.training.evaluate import next_token_loss
+from minigpt.training.optim import make_optimizers
+
+# Of two ways to compute one and the same step, the losses may differ by rounding, and no more: bfloat16 keeps 8 bits.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+def facts() -> dict[str, str]:
+    """What is here: versions, threads, instruction sets, compiler, devices, folders."""
+    capabilities = torch.cpu.get_capabilities()
+    sets = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve") if capabilities.get(name)]
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("cl")
+    return {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} logical cores",
+        "instructions": ", ".join(sets) or "none of those that matter here",
+        "devices": ", ".join(available_devices()),
+        "compiler": compiler or "none: torch.compile will not work",
+        "corpora": str(cache_dir().resolve()),
+        "tiktoken": "installed" if importlib.util.find_spec("tiktoken") else "missing: GPT-2's tokens need it",
+    }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way of computing a training step.
+
+    Attributes:
+        name: dtype and mode, as flags.
+        tokens_per_second: median over the measured steps; None if it does not work here.
+        difference: largest distance of its losses from float32's, in nats; None likewise.
+        safe: whether that is within rounding.
+        note: why it does not work, or how long compilation took.
+    """
+
+    name: str
+    tokens_per_second: float | None
+    difference: float | None
+    safe: bool
+    note: str
+
+
+def time_settings(
+    config: RunConfig, device: torch.device, with_compile: bool, steps: int = 6, tell: Callable[[str], None] = print
+) -> list[Timing]:
+    """Time the same training steps in each dtype, eager and compiled.
+
+    Args:
+        config: which model and batch; the same first weights and batches for all.
+        device: where.
+        with_compile: also measure torch.compile, which takes a while to start.
+        steps: measured steps of each way, after one that warms up.
+        tell: is told what is being measured.
+    """
+    ways = [(torch.float32, False), (torch.bfloat16, False)]
+    if with_compile:
+        ways += [(torch.float32, True), *([(torch.bfloat16, True)] if multiplies_bfloat16(device) else [])]
+    timings: list[Timing] = []
+    reference: list[float] = []
+    for dtype, compiled in ways:
+        name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
+        tell(f"measuring {name} ...")
+        try:
+            losses, seconds, first = _train_a_little(config, device, dtype, compiled, steps)
+        except Exception as error:  # a missing compiler raises many kinds
+            timings.append(Timing(name, None, None, False, str(error).splitlines()[0][:60]))
+            continue
+        reference = reference or losses
+        difference = max(abs(a - b) for a, b in zip(losses, reference, strict=True))
+        tokens = config.train.batch_size * config.model.block_size
+        note = f"compiling took {first:.0f} s" if compiled else ""
+        speed = tokens / statistics.median(seconds)
+        timings.append(Timing(name, speed, difference, difference <= TOLERANCE[dtype], note))
+    return timings
+
+
+def _train_a_little(
+    config: RunConfig, device: torch.device, dtype: torch.dtype, compiled: bool, steps: int
+) -> tuple[list[float], list[float], float]:
+    """Losses and seconds of a few real steps, and the seconds of the first, which warms up and compiles."""
+    torch.manual_seed(0)
+    model = GPT(config.model).to(device)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+    optimizers = make_optimizers(model, config.train)
+    losses, seconds = [], []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.model.block_size + 1))
+        x, y = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
+        with autocast(device, dtype):
+            loss = next_token_loss(forward(x), y)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    return losses, seconds[1:], seconds[0]

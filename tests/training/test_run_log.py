@@ -1,0 +1,61 @@
+"""What a run says."""
+
+import json
+
+import pytest
+
+from minigpt.analysis.plots import loss_curve
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.run_log import RunLog, read_metrics
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path)
+
+
+def test_records_reach_the_file_at_once(run):
+    with RunLog(run, 10, lambda line: None, None, "title") as log:
+        log.record(1, 100, train_loss=2.5)
+        assert json.loads(run.metrics.read_text())["train_loss"] == 2.5
+        log.record(2, 200, val_loss=2.0)
+    assert [record["step"] for record in read_metrics(run.metrics)] == [1, 2]
+    assert [record["tokens"] for record in read_metrics(run.metrics)] == [100, 200]
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(run):
+    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(run.metrics) == [{"step": 1}, {"step": 2}]
+
+
+def test_the_plot_is_drawn_even_if_the_run_dies(run):
+    def interrupted():
+        with RunLog(run, 10, lambda line: None, None, "title") as log:
+            log.record(1, 100, train_loss=2.5, lr=0.1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert run.plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_kept_whole_and_shown_in_part(run):
+    lines = []
+    text = "\n".join(f"line {number} " + "x" * 100 for number in range(30))
+    with RunLog(run, 10, lines.append, None, "title") as log:
+        log.sample(5, text)
+    assert text in run.samples.read_text()
+    assert len(lines) == 8
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_the_plot_shows_what_was_recorded():
+    figure = loss_curve([(1, 3.0), (2, 2.0)], [(2, 2.2)], [(1, 0.1), (2, 0.2)], floor=1.5, title="verse")
+    losses, rates = figure.axes
+    lines = {line.get_label(): line for line in losses.get_lines()}
+    assert lines["training"].get_ydata().tolist() == [3.0, 2.0]
+    assert lines["validation, whole split"].get_ydata().tolist() == [2.2]
+    assert "entropy of the corpus, 1.500" in lines
+    assert rates.get_lines()[0].get_ydata().tolist() == [0.1, 0.2]
+    assert losses.get_ylabel() == "loss (nats per token)"
+    assert rates.get_xlabel() == "step"
