@@ -53,7 +53,9 @@ def _require(condition: bool, what: str, how: str) -> None:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-2 small's.
+    """The shape of a GPT.
+
+    The defaults of the class are GPT-2 small's.
 
     Raises:
         ConfigError: if a value is out of range, or `n_embd` cannot be split into `n_head` heads.
@@ -201,40 +203,39 @@ class RunConfig:
         _require(0 <= self.seed < 2**63, f"seed = {self.seed} is out of range", "seed must lie in [0, 2**63)")
 
 
-# What each preset is for, and its settings. The two Shakespeare runs for a CPU share one recipe: a small model sees
-# 4,096 tokens a step and Muon takes large steps, so that the run is short. The measurements behind it are in
-# docs/training-speed.md.
+# What each preset is for, and its settings. The two Shakespeare runs for a CPU share one recipe: a small model without
+# dropout or biases, a few thousand tokens a step, and Muon's large steps, so that the run is short. The trials behind
+# it are in docs/training-speed.md.
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "shakespeare-quick": (
-        "0.8 M parameters, an ordinary CPU, one to two minutes",
+        "0.6 M parameters, an ordinary CPU, about two minutes",
         RunConfig(
-            model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128),
+            model=GPTConfig(block_size=128, n_layer=3, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
-                max_steps=600, batch_size=64, optimizer="muon", muon_learning_rate=0.03, learning_rate=5e-3,
-                min_learning_rate=0.0, warmup_steps=30, beta2=0.95, eval_interval=150, save_interval=150,
+                max_steps=700, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
+                min_learning_rate=0.0, warmup_steps=30, eval_interval=350, save_interval=350,
             ),
         ),
     ),
     "shakespeare-cpu": (
-        "0.8 M parameters, an ordinary CPU, five to ten minutes: the loss that others need a GPU for",
+        "0.8 M parameters, an ordinary CPU, about ten minutes",
         RunConfig(
-            model=GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=128),
+            model=GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
-                max_steps=2400, batch_size=16, optimizer="muon", muon_learning_rate=0.03, learning_rate=5e-3,
-                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, beta2=0.95, eval_interval=400,
-                save_interval=400,
+                max_steps=2000, batch_size=16, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
+                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=500, save_interval=500,
             ),
         ),
     ),
     "shakespeare-char": (
-        "nanoGPT's baby GPT: 10.7 M parameters, a GPU",
+        "10.7 M parameters, a GPU: nanoGPT's baby GPT",
         RunConfig(
             model=GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False),
             train=TrainConfig(max_steps=5000, batch_size=64, learning_rate=1e-3, min_learning_rate=1e-4),
         ),
     ),
     "gpt2-124m": (
-        "GPT-2 small's shape on your own text: 124 M parameters, a large GPU",
+        "124 M parameters, a large GPU: GPT-2 small's shape",
         RunConfig(
             model=GPTConfig(),
             data=DataConfig(tokenizer="gpt2"),

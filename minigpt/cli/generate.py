@@ -3,10 +3,15 @@
 import dataclasses
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.models import add_model_argument, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT
+    from minigpt.tokenizers import Tokenizer
 
 # flag -> type; names, meanings and defaults are those of DecodingOptions
 FLAGS: dict[str, type] = {
@@ -22,6 +27,7 @@ FLAGS: dict[str, type] = {
     "num_return_sequences": int,
     "seed": int,
 }
+OWN_HELP = {"seed": "of the draws: the same seed gives the same text"}  # a list of seeds is for Python
 
 
 def make_parser() -> CommandParser:
@@ -50,15 +56,12 @@ def make_parser() -> CommandParser:
         help=field_help(DecodingOptions, "strategy"),
     )  # fmt: skip
     for name, kind in FLAGS.items():
-        help_text = field_help(DecodingOptions, name) + (
-            " (default: 0.8 when sampling)" if name == "temperature" else ""
-        )
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
             default=defaults[name],
             metavar=kind.__name__.upper(),
-            help=help_text,
+            help=OWN_HELP.get(name) or field_help(DecodingOptions, name),
         )
     parser.add_argument("--stop", action="append", metavar="STR", help=field_help(DecodingOptions, "stop"))
     parser.add_argument(
@@ -77,7 +80,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Continue the prompts; one prompt alone is streamed, several are done together."""
     values = make_parser().parse(arguments)
-    from minigpt.decoding.generate import generate
+    from minigpt.decoding.generate import before_stop, generate
     from minigpt.device import choose_device
     from minigpt.tokenizers import CharTokenizer, encode_prompt
 
@@ -102,7 +105,7 @@ def run(arguments: list[str]) -> None:
     alone = (
         len(prompts) == options["num_return_sequences"] == options["num_beams"] == 1 and options["strategy"] != "beam"
     )
-    if alone and not values["stop"] and not values["json"]:
+    if alone and not values["json"]:
         _stream(model, tokenizer, prompts[0], options)
         return
     start = time.perf_counter()
@@ -111,7 +114,8 @@ def run(arguments: list[str]) -> None:
     completions = []
     for number, ids in enumerate(out.sequences):
         index = number // options["num_return_sequences"]
-        completion = _cut(tokenizer.decode(ids[len(prompts[index]) :]), values["stop"] or [])
+        new_text = tokenizer.decode(ids[len(prompts[index]) :])
+        completion = "".join(before_stop([new_text], values["stop"] or ()))
         completions.append({
             "prompt_index": index,
             "text": tokenizer.decode(prompts[index]) + completion,
@@ -130,28 +134,31 @@ def run(arguments: list[str]) -> None:
     _say_speed(num_new, seconds)
 
 
-def _stream(model: Any, tokenizer: Any, prompt: list[int], options: dict[str, Any]) -> None:
+def _stream(model: "GPT", tokenizer: "Tokenizer", prompt: list[int], options: dict[str, Any]) -> None:
     """Print the prompt, then every character as soon as its last token is chosen."""
-    from minigpt.decoding.generate import stream
+    from minigpt.decoding.generate import before_stop, stream
     from minigpt.tokenizers import TextStream
 
-    tokens = stream(model, prompt, **{key: value for key, value in options.items() if key != "num_return_sequences"})
-    text = TextStream(tokenizer, prompt)
-    sys.stdout.write(tokenizer.decode(prompt))
-    start, num_new = time.perf_counter(), 0
-    for token_id in tokens:
-        sys.stdout.write(text.feed(token_id))
+    num_new = 0
+
+    def pieces() -> Iterator[str]:
+        nonlocal num_new
+        text = TextStream(tokenizer, prompt)
+        for token_id in stream(model, prompt, **options):
+            num_new += 1
+            yield text.feed(token_id)
+        yield text.flush()
+
+    start = time.perf_counter()
+    write = sys.stdout.write
+    write(tokenizer.decode(prompt))
+    for piece in before_stop(pieces(), options["stop"] or ()):
+        write(piece)
         sys.stdout.flush()
-        num_new += 1
-    sys.stdout.write(text.flush() + "\n")
+    write("\n")
     sys.stdout.flush()
     _say_speed(num_new, time.perf_counter() - start)
 
 
 def _say_speed(num_new: int, seconds: float) -> None:
     print(f"[{num_new} tokens, {num_new / max(seconds, 1e-9):,.0f} a second]", file=sys.stderr)
-
-
-def _cut(text: str, stops: list[str]) -> str:
-    """The text before the first stop string in it."""
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]

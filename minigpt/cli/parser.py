@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -19,7 +20,8 @@ class CommandParser(jsonargparse.ArgumentParser):
     def __init__(self, command: str, description: str, examples: str = "") -> None:
         super().__init__(
             prog=f"minigpt {command}",
-            description=description,
+            usage=f"minigpt {command} [arguments]",
+            description=textwrap.fill(description, 80) if "\n" not in description else description,
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
@@ -43,6 +45,14 @@ class CommandParser(jsonargparse.ArgumentParser):
             how = f"did you mean {near[0]}? {how}" if near else how
         raise ConfigError(what.removeprefix("argument "), how) from ex
 
+    def add_section(self, name: str, values: object, skip: tuple[str, ...] = ()) -> None:
+        """Add a flag `--name.field` for each field of a configuration, whose values are the defaults."""
+        self.add_class_arguments(type(values), name, skip=set(skip))
+        for action in self._actions:
+            if action.option_strings == [f"--{name}"]:
+                action.help = argparse.SUPPRESS  # the library's own way to read a section from a file; ours is --config
+        self.set_defaults({f"{name}.{key}": value for key, value in vars(values).items() if key not in skip})
+
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """The values of all flags, those of a section as a nested dictionary."""
         values: dict[str, Any] = self.parse_args(arguments).as_dict()
@@ -50,7 +60,11 @@ class CommandParser(jsonargparse.ArgumentParser):
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of examples."""
+    """Keeps the line breaks of examples, and says nothing of defaults that are off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        off = action.default is None or action.default is False
+        return action.help if off else super()._get_help_string(action)
 
 
 def field_help(config: type, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from minigpt.cli.parser import CommandParser
 from minigpt.cli.train import train_and_say
-from minigpt.config import DEFAULT_PRESET, TrainConfig, preset, updated
+from minigpt.config import DEFAULT_PRESET, preset, updated
 
 
 def make_parser() -> CommandParser:
@@ -18,8 +18,7 @@ def make_parser() -> CommandParser:
         "--out", metavar="DIR", help=f"the run directory (default: checkpoints/{DEFAULT_PRESET}, numbered)"
     )
     parser.add_argument("--seed", type=int, default=config.seed, help="the same seed gives the same weights")
-    parser.add_class_arguments(TrainConfig, "train")
-    parser.set_defaults({f"train.{key}": value for key, value in vars(config.train).items()})
+    parser.add_section("train", config.train)
     return parser
 
 

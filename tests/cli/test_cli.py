@@ -158,6 +158,8 @@ def test_a_stop_string_ends_the_text(trained, capsys):
     stopped = result_of([*arguments, "--stop", stop], capsys)["completions"][0]
     assert stopped["completion"] == completion[: completion.find(stop)]
     assert stopped["finish_reason"] == "stop"
+    assert run([*arguments, "--stop", stop]) == 0
+    assert capsys.readouterr().out == stopped["text"] + "\n"  # the same when streamed
 
 
 def test_generate_from_nothing_starts_a_line(trained, capsys):
