@@ -1,4 +1,4 @@
-"""A small GPT, written to be read: train it, load it, decode with it, look inside it.
+"""A small GPT, written to be read: train it, load it, and decode with it.
 
 The names below are imported when they are first used, so that `import minigpt` costs nothing.
 """

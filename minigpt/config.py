@@ -40,10 +40,8 @@ def _check_types(config: object) -> None:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _matches(value, hint):
-            raise ConfigError(
-                f"{name} = {value!r} is of the wrong type ({type(value).__name__})",
-                f"{name} must be {_type_name(hint)}",
-            )
+            wrong = "not a choice" if get_origin(hint) is Literal else f"of the wrong type ({type(value).__name__})"
+            raise ConfigError(f"{name} = {value!r} is {wrong}", f"{name} must be {_type_name(hint)}")
 
 
 def _require(condition: bool, what: str, how: str) -> None:
@@ -212,8 +210,8 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         RunConfig(
             model=GPTConfig(block_size=128, n_layer=3, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
-                max_steps=700, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
-                min_learning_rate=0.0, warmup_steps=30, eval_interval=350, save_interval=350,
+                max_steps=650, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
+                min_learning_rate=0.0, warmup_steps=30, eval_interval=325, save_interval=325,
             ),
         ),
     ),
@@ -222,8 +220,8 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         RunConfig(
             model=GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
-                max_steps=2000, batch_size=16, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
-                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=500, save_interval=500,
+                max_steps=1600, batch_size=16, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
+                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=400, save_interval=400,
             ),
         ),
     ),
@@ -291,6 +289,8 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
             value = updated(known[key], value, f"{where}{key}.")
         elif isinstance(known[key], float) and isinstance(value, str):
             value = _number(value)
+        elif isinstance(known[key], str) and isinstance(value, bool):
+            value = "on" if value else "off"  # which YAML 1.1 reads as true and false
         changes[key] = value
     return dataclasses.replace(config, **changes)
 

@@ -44,3 +44,12 @@ class MissingFileError(MiniGPTError, FileNotFoundError):
 
 class DownloadError(MiniGPTError, OSError):
     """A file could not be fetched, or what came is not the file that was asked for."""
+
+
+class DivergenceError(MiniGPTError, ArithmeticError):
+    """Training has lost its numbers: a loss or a gradient is infinite or not a number."""
+
+
+def first_line(error: BaseException, width: int = 60) -> str:
+    """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:width]

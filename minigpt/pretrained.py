@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.checkpoint import RunDirectory, load_run
+from minigpt.training.checkpoint import load_run
 
 
 def load_model(spec: str | Path) -> tuple[GPT, Tokenizer]:
@@ -17,9 +17,5 @@ def load_model(spec: str | Path) -> tuple[GPT, Tokenizer]:
         MissingFileError: if there is nothing at that path.
         CheckpointError: if what is there is damaged.
     """
-    path = Path(spec)
-    if path.name == "last" and RunDirectory(path.parent).config.is_file():
-        model, tokenizer, _ = load_run(path.parent, RunDirectory(path.parent).last_weights)
-    else:
-        model, tokenizer, _ = load_run(path)
+    model, tokenizer, _ = load_run(Path(spec))
     return model, tokenizer

@@ -15,10 +15,7 @@ from minigpt.model import GPT
 
 def state_to_save(model: GPT) -> dict[str, Tensor]:
     """The model's weights by name, on the CPU, a tied head left out: it is `wte.weight`."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_weights:
-        del state["lm_head.weight"]
-    return state
+    return {name: tensor.cpu().contiguous() for name, tensor in _own_tensors(model).items()}
 
 
 def save_weights(model: GPT, path: Path) -> None:
@@ -59,10 +56,17 @@ def load_weights(model: GPT, path: Path) -> None:
 
 def mismatches(found: Mapping[str, torch.Size], model: GPT) -> list[str]:
     """What keeps tensors of these names and shapes from being this model's weights; empty if nothing does."""
-    expected = {name: tensor.shape for name, tensor in state_to_save(model).items()}
+    expected = {name: tensor.shape for name, tensor in _own_tensors(model).items()}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of the model" for name in found if name not in expected]
     for name, shape in expected.items():
         if name in found and found[name] != shape:
             problems.append(f"{name} has shape {tuple(found[name])}, expected {tuple(shape)}")
     return problems
+
+
+def _own_tensors(model: GPT) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = model.state_dict()
+    if model.config.tie_weights:
+        del tensors["lm_head.weight"]
+    return tensors

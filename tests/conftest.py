@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Tiny tensors on spinning threads: where another program wants a core too, the tests would take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import settings

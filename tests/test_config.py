@@ -90,6 +90,13 @@ def test_yaml_reads_scientific_notation(tmp_path):
     assert updated(RunConfig(), read_yaml(path)).train.learning_rate == 0.01
 
 
+def test_yaml_reads_on_and_off_as_words(tmp_path):
+    """YAML 1.1 takes them for true and false."""
+    path = tmp_path / "c.yaml"
+    path.write_text("compile: off\n")
+    assert updated(RunConfig(), read_yaml(path)).compile == "off"
+
+
 @pytest.mark.parametrize("content", ["a: [1", "just text", "- 1", ""])
 def test_yaml_that_is_none(tmp_path, content):
     path = tmp_path / "c.yaml"

@@ -24,12 +24,6 @@ def test_round_trip_is_bit_exact(tiny_config, tmp_path, tie_weights):
     assert not any("tril" in name for name in stored)
 
 
-def test_a_compiled_model_is_saved_under_its_own_names(tiny_model, tmp_path):
-    """Checkpoints of compiled models used to carry a prefix that broke loading (nanoGPT issue 325)."""
-    save_weights(tiny_model, tmp_path / "w.safetensors")
-    assert all("_orig_mod" not in name for name in safetensors.torch.load_file(tmp_path / "w.safetensors"))
-
-
 def test_all_differences_are_named_and_the_model_stays(tiny_model, tmp_path):
     state = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items() if name != "lm_head.weight"}
     state["h.1.mlp.c_fc.weight"] = state["h.1.mlp.c_fc.weight"].T.contiguous()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.models import add_model_argument, load
+from minigpt.cli.models import add_model_argument, add_unknown_argument, load, reading
 from minigpt.cli.parser import CommandParser, field_help, print_json
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def make_parser() -> CommandParser:
         help=field_help(DecodingOptions, "on_overflow"),
     )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew for each token, as a check")
-    parser.add_argument(
-        "--unknown", choices=["error", "skip"], default="error",
-        help="what to do with characters of the prompt that the model does not know",
-    )  # fmt: skip
+    add_unknown_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 
@@ -82,13 +79,12 @@ def run(arguments: list[str]) -> None:
     values = make_parser().parse(arguments)
     from minigpt.decoding.generate import before_stop, generate
     from minigpt.device import choose_device
-    from minigpt.tokenizers import CharTokenizer, encode_prompt
+    from minigpt.tokenizers import encode_prompt
 
     device = choose_device(values["device"])
     model, tokenizer = load(values["model"])
     model.to(device)
-    if isinstance(tokenizer, CharTokenizer):
-        tokenizer = CharTokenizer(tokenizer.characters, unknown=values["unknown"])
+    tokenizer = reading(tokenizer, values["unknown"])
     prompts = [encode_prompt(tokenizer, text) for text in values["prompt"] or [""]]
     room = model.config.block_size + 1 - max(map(len, prompts))
     default_length = 200 if values["on_overflow"] == "crop" else max(1, min(200, room))
@@ -139,12 +135,13 @@ def _stream(model: "GPT", tokenizer: "Tokenizer", prompt: list[int], options: di
     from minigpt.decoding.generate import before_stop, stream
     from minigpt.tokenizers import TextStream
 
+    tokens = stream(model, prompt, **options)  # checks everything now, before a word is printed
     num_new = 0
 
     def pieces() -> Iterator[str]:
         nonlocal num_new
         text = TextStream(tokenizer, prompt)
-        for token_id in stream(model, prompt, **options):
+        for token_id in tokens:
             num_new += 1
             yield text.feed(token_id)
         yield text.flush()

@@ -22,7 +22,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
     return f"""usage: minigpt COMMAND [--help] [arguments]
 
-A small GPT, written to be read: train it, decode with it, look inside it.
+A small GPT, written to be read: train it, and decode with it.
 
 commands:
 {lines}
@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after `minigpt`; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # whatever the locale says
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -62,6 +64,7 @@ def run(arguments: list[str]) -> int:
 
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
         import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
+        sys.stdout.flush()  # here, where a reader that has left can still be met with grace
     except MiniGPTError as error:
         if "--debug" in rest:
             raise
@@ -69,7 +72,16 @@ def run(arguments: list[str]) -> int:
         return 2
     except BrokenPipeError:  # `minigpt ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and Python must not complain when it flushes
-        return 0
+        return 141 if command in ("train", "quickstart") else 0  # but a training that it ended is not done
+    except OSError as error:
+        if "--debug" in rest:
+            raise
+        print(f"error: {error.strerror or error}: {error.filename or 'while writing'}", file=sys.stderr)
+        print(
+            "       check the path, its permissions and the free space; --debug shows where it happened",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,12 +1,13 @@
-"""`--model`, the same for every command that needs a trained model."""
+"""`--model` and `--unknown`, the same for every command that needs a trained model."""
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from minigpt.cli.parser import CommandParser
 from minigpt.model import GPT
 from minigpt.pretrained import load_model
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.training.checkpoint import newest_run
 
 
@@ -31,3 +32,18 @@ def model_path(spec: str | None) -> Path:
 def load(spec: str | None) -> tuple[GPT, Tokenizer]:
     """The model and tokenizer of --model."""
     return load_model(model_path(spec))
+
+
+def add_unknown_argument(parser: CommandParser) -> None:
+    """Add --unknown, for texts with characters that a character model has never seen."""
+    parser.add_argument(
+        "--unknown",
+        choices=["error", "skip"],
+        default="error",
+        help="what to do with characters that the model does not know",
+    )
+
+
+def reading(tokenizer: Tokenizer, unknown: Literal["error", "skip"]) -> Tokenizer:
+    """The tokenizer, reading unknown characters as --unknown says."""
+    return CharTokenizer(tokenizer.characters, unknown) if isinstance(tokenizer, CharTokenizer) else tokenizer

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import re
 import sys
 import textwrap
@@ -62,9 +63,9 @@ class CommandParser(jsonargparse.ArgumentParser):
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of examples, and says nothing of defaults that are off."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
+    def _get_help_string(self, action: argparse.Action) -> str:
         off = action.default is None or action.default is False
-        return action.help if off else super()._get_help_string(action)
+        return (action.help or "") if off else super()._get_help_string(action)
 
 
 def field_help(config: type, name: str) -> str:
@@ -77,12 +78,13 @@ def field_help(config: type, name: str) -> str:
 
 def peek(arguments: list[str], flag: str) -> str | None:
     """The value of one flag before the rest is parsed: a preset decides the defaults that --help shows."""
-    for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(flag + "="):
-            return argument.split("=", 1)[1]
-    return None
+    value = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == flag:
+            value = following
+        elif argument.startswith(flag + "="):
+            value = argument.split("=", 1)[1]
+    return value  # the last one, as in the parser
 
 
 def print_json(content: dict[str, Any]) -> None:

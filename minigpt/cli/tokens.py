@@ -1,7 +1,9 @@
 """`minigpt tokenize`."""
 
-from minigpt.cli.models import add_model_argument, load
+from minigpt.cli.models import add_model_argument, add_unknown_argument, model_path, reading
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.tokenizers import load_tokenizer
+from minigpt.training.checkpoint import run_at
 
 
 def make_parser() -> CommandParser:
@@ -13,6 +15,7 @@ def make_parser() -> CommandParser:
         '  minigpt tokenize --model checkpoints/shakespeare-quick "Wherefore?"',
     )
     add_model_argument(parser)
+    add_unknown_argument(parser)
     parser.add_argument("text", help="the text")
     return parser
 
@@ -20,7 +23,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    _, tokenizer = load(values["model"])
+    tokenizer = reading(load_tokenizer(run_at(model_path(values["model"])).tokenizer), values["unknown"])
     rows = []
     for token_id in tokenizer.encode(values["text"]):
         piece = tokenizer.token_bytes(token_id)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ def make_parser(config: RunConfig) -> CommandParser:
     )
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the settings to start from")
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
-    parser.add_argument("--out", metavar="DIR", help="the run directory (default: checkpoints/<preset>, numbered)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="the run directory (default: checkpoints/<preset or corpus>, numbered)"
+    )
     parser.add_argument("--data", default=config.data.source, metavar="SOURCE", help=field_help(DataConfig, "source"))
     parser.add_argument(
         "--tokenizer", default=config.data.tokenizer, choices=["char", "gpt2"], help=field_help(DataConfig, "tokenizer")
@@ -57,11 +61,17 @@ def run(arguments: list[str]) -> None:
     data = {"source": values["data"], "tokenizer": values["tokenizer"], "val_fraction": values["val_fraction"]}
     flags = {name: values[name] for name in ("seed", "device", "dtype", "compile", "model", "train")}
     config = updated(config, {"data": data, **flags})
-    train_and_say(config, content, values["out"], values["preset"], values["json"])
+    name = values["preset"] if config.data.source == preset(values["preset"]).data.source else None
+    train_and_say(config, content, values["out"], name, values["json"])
 
 
 def train_and_say(
-    config: RunConfig, content: dict[str, Any], out: str | None, name: str, as_json: bool, quickstart: bool = False
+    config: RunConfig,
+    content: dict[str, Any],
+    out: str | None,
+    name: str | None,
+    as_json: bool,
+    quickstart: bool = False,
 ) -> None:
     """Load the corpus, train, print the result and what to type next.
 
@@ -69,24 +79,26 @@ def train_and_say(
         config: the settings.
         content: what the --config file said; a vocabulary size in it is a promise about the corpus.
         out: the run directory, or None for `checkpoints/<name>`, numbered if that is taken.
-        name: the preset's.
+        name: the preset's, or None to name the run after its corpus.
         as_json: one JSON object on standard output, everything else on standard error.
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
     """
     from minigpt.data.corpora import load_corpus, load_quickstart_corpus
+    from minigpt.data.tokens import split_at
     from minigpt.training.checkpoint import check_unused, unused_directory
     from minigpt.training.loop import train
     from minigpt.training.run_log import say_to_stderr, say_to_stdout
 
     say = say_to_stderr if as_json else say_to_stdout
-    directory = Path(out) if out else unused_directory(CHECKPOINTS, name)
-    check_unused(directory)  # before a corpus is fetched for nothing
+    if out:
+        check_unused(Path(out))  # before a corpus is fetched for nothing
     if quickstart:
         corpus, why = load_quickstart_corpus()
         say(why)
         config = updated(config, {"data": {"source": corpus.name}})
     else:
         corpus = load_corpus(config.data.source)
+    directory = Path(out) if out else unused_directory(CHECKPOINTS, name or corpus.name)
     promised = content.get("model", {}).get("vocab_size")
     found = len(set(corpus.text))
     if promised is not None and config.data.tokenizer == "char" and promised != found:
@@ -96,32 +108,50 @@ def train_and_say(
         )
     result = train(config, corpus, directory, say)
     say("")
-    say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; "
-        f"validation loss {result.val_loss:.4f}, best {result.best_val_loss:.4f}")  # fmt: skip
-    say(f"written    {directory}: model.safetensors (the best weights), loss.png, samples.txt, ...")
+    say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    say(f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}")
+    say(f"written    {directory}")
+    say("           model.safetensors (the best), loss.png, samples.txt, metrics.jsonl")
     say("")
     say("next, let it write:")
-    for line in next_steps(directory, opening(corpus.text, config.data.val_fraction)):
+    for line in next_steps(directory, opening(corpus.text, split_at(corpus, config.data))):
         say(line)
     if as_json:
         print_json(dataclasses.asdict(result))
 
 
-def opening(text: str, val_fraction: float) -> str:
-    """The first line of the validation text that is long enough to continue: in a play, somebody's name."""
-    lines = text[int(len(text) * (1 - val_fraction)) :].split("\n")[1:]  # the first may be cut in the middle
-    return next((line.strip()[:40] for line in lines if len(line.strip()) >= 4), text[:10])
+def opening(text: str, border: int) -> str:
+    """The first line after `border` that is long enough to continue: in a play, somebody's name."""
+    lines = text[border:].split("\n")[1:]  # the first may be cut in the middle
+    return next(
+        (line.strip()[:40] for line in lines if len(line.strip()) >= 4 and line.strip()[0].isalpha()), text[:10]
+    )
 
 
 def next_steps(directory: Path, prompt: str) -> list[str]:
     """The next command to type, and three lines of Python that do the same."""
-    model = shlex.quote(str(directory))
     return [
-        f"  minigpt generate --model {model} --prompt {shlex.quote(prompt)} \\",
+        f"  {program()} generate --model {shlex.quote(str(directory))} --prompt {shlex.quote(prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",
-        "or in Python:",
+        f"or in Python ({near(sys.executable)}):",
         "  import minigpt",
         f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
-        f"  print(tokenizer.decode(minigpt.generate(model, [tokenizer.encode({prompt!r})],",
-        '        max_new_tokens=300, on_overflow="crop").sequences[0]))',
+        "  print(tokenizer.decode(minigpt.generate(",
+        f"      model, [tokenizer.encode({prompt!r})],",
+        '      max_new_tokens=300, on_overflow="crop",',
+        "  ).sequences[0]))",
     ]
+
+
+def program() -> str:
+    """How to call this program from here: by its name if that is found, else by its path."""
+    if Path(sys.argv[0]).stem != "minigpt":
+        return f"{near(sys.executable)} -m minigpt"
+    found = shutil.which("minigpt")
+    return "minigpt" if found and Path(found).samefile(sys.argv[0]) else near(sys.argv[0])
+
+
+def near(path: str) -> str:
+    """A path as it is typed from the working folder, if it lies below it."""
+    here = Path(path).absolute()
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)

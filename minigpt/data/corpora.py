@@ -55,10 +55,10 @@ STDLIB_SKIPPED = ("test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_dat
 QUICKSTART_TIMEOUT = 6.0  # seconds; a newcomer without a network should not wait long for nothing
 QUICKSTART_REASONS = {
     "shakespeare": "learning from tinyshakespeare",
-    "shakespeare-complete": "learning from Shakespeare's complete works: tinyshakespeare is not in the data\n"
-    "folder, and could not be downloaded",
+    "shakespeare-complete": "learning from Shakespeare's complete works: tinyshakespeare could neither be\n"
+    "found in the data folder nor downloaded",
     "verse": "learning from verse that minigpt writes itself: neither tinyshakespeare nor the\n"
-    "complete works are in the data folder, and neither could be downloaded",
+    "complete works could be found in the data folder or downloaded",
 }
 
 

@@ -110,24 +110,41 @@ def _check_ids(path: Path, ids: Ids, vocab_size: int) -> None:
         )
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, folder: Path) -> tuple[TokenFile, TokenFile]:
+def prepare(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, block_size: int, folder: Path
+) -> tuple[TokenFile, TokenFile]:
     """The (training, validation) splits of a corpus; the last `val_fraction` of its characters is for validation.
 
     The files land in `folder/<corpus>-<key>/{train,val}.bin` and are taken from there the next time. The key covers
     text, tokenizer and split: files of another text, or of an older tokenizer, can never be taken for these.
 
     Raises:
-        DataError: if files that lie there are damaged.
+        DataError: if a split is shorter than one window of `block_size` (nothing has been written then), or if files
+            that lie there are damaged or were made by another tokenizer.
     """
     key = hashlib.sha256(corpus.text.encode("utf-8"))
     key.update(f"{tokenizer.fingerprint()} {config.val_fraction}".encode())
     home = folder / f"{corpus.name}-{key.hexdigest()[:12]}"
     border = split_at(corpus, config)
-    for name, text in (("train", corpus.text[:border]), ("val", corpus.text[border:])):
-        if not (home / f"{name}.bin").is_file():
-            ids = tokenizer.encode_array(text)
-            write_tokens(home / f"{name}.bin", ids, tokenizer.vocab_size, tokenizer.fingerprint())
-    return open_tokens(home / "train.bin"), open_tokens(home / "val.bin")
+    texts = {"train": corpus.text[:border], "val": corpus.text[border:]}
+    missing = {
+        home / f"{name}.bin": tokenizer.encode_array(text)
+        for name, text in texts.items()
+        if not (home / f"{name}.bin").is_file()
+    }
+    for path, ids in missing.items():
+        check_length(path.stem, len(ids), block_size)
+    for path, ids in missing.items():
+        write_tokens(path, ids, tokenizer.vocab_size, tokenizer.fingerprint())
+    train, val = (open_tokens(home / f"{name}.bin") for name in texts)
+    for tokens in (train, val):
+        check_length(tokens.path.stem, len(tokens.ids), block_size)
+        if (tokens.vocab_size, tokens.fingerprint) != (tokenizer.vocab_size, tokenizer.fingerprint()):
+            raise DataError(
+                f"{tokens.path} was made by another tokenizer, with a vocabulary of {tokens.vocab_size}",
+                "delete its folder: training prepares it again",
+            )
+    return train, val
 
 
 def split_at(corpus: Corpus, config: DataConfig) -> int:
@@ -135,16 +152,17 @@ def split_at(corpus: Corpus, config: DataConfig) -> int:
     return int(len(corpus.text) * (1 - config.val_fraction))
 
 
-def check_length(tokens: TokenFile, block_size: int) -> None:
+def check_length(split: str, num_tokens: int, block_size: int) -> None:
     """Refuse a split from which not one window can be cut.
 
     Raises:
         DataError: with the number of tokens needed and found.
     """
-    if len(tokens.ids) < block_size + 1:
+    if num_tokens < block_size + 1:
+        smaller = f"use --model.block_size {(num_tokens - 1) // 2}, " if num_tokens > 2 else "use "
         raise DataError(
-            f"{tokens.path.stem} split: {len(tokens.ids)} tokens, but block_size = {block_size} needs {block_size + 1}",
-            f"use --model.block_size {max(1, (len(tokens.ids) - 1) // 2)}, a longer text, or another --val-fraction",
+            f"{split} split: {num_tokens} tokens, but block_size = {block_size} needs {block_size + 1}",
+            f"{smaller}a longer text, or another --val-fraction",
         )
 
 
@@ -178,18 +196,28 @@ def _epoch(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[n
     return generator.permutation(num_windows), int(generator.integers(num_offsets))
 
 
-def windows_in_order(ids: Ids, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All ids once, in order: windows side by side, so that every token but the first is a target once.
+def windows_in_order(
+    ids: Ids, batch_size: int, block_size: int, stride: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All ids once, in order, so that every token but the first is a target exactly once.
+
+    Args:
+        ids: the text.
+        batch_size: windows a batch, B.
+        block_size: tokens a window, T.
+        stride: how far one window is from the next. With T, the default, they lie side by side, and a token sees
+            between 1 and T tokens before it. With less they overlap, only the last `stride` targets of each window
+            count, and all but the first tokens of the text see at least T - stride + 1: more work, a lower loss.
 
     Yields:
-        Inputs and targets, int64 (B, T). The last, shorter window is filled up with targets of -100.
+        Inputs and targets, int64 (B, T). A target that does not count, or lies beyond the end, is -100.
     """
-    num_targets = len(ids) - 1
-    num_windows = -(-num_targets // block_size)
+    stride = stride or block_size
+    num_windows = 1 + max(0, -(-(len(ids) - 1 - block_size) // stride))
     for first in range(0, num_windows, batch_size):
-        count = min(batch_size, num_windows - first)
-        piece = ids[first * block_size : (first + count) * block_size + 1].astype(np.int64)
-        missing = count * block_size + 1 - len(piece)
-        x = np.pad(piece[:-1], (0, missing))
-        y = np.pad(piece[1:], (0, missing), constant_values=IGNORED)
-        yield torch.from_numpy(x.reshape(count, block_size)), torch.from_numpy(y.reshape(count, block_size))
+        starts = np.arange(first, min(first + batch_size, num_windows)) * stride
+        places = starts[:, None] + np.arange(block_size + 1)  # (B, T + 1)
+        windows = ids[np.minimum(places, len(ids) - 1)].astype(np.int64)
+        counted_before = (starts[:, None] > 0) & (np.arange(block_size) < block_size - stride)
+        y = np.where(counted_before | (places[:, 1:] >= len(ids)), IGNORED, windows[:, 1:])
+        yield torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(y)

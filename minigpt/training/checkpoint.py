@@ -74,8 +74,9 @@ def check_unused(path: Path) -> None:
     Raises:
         CheckpointError: if the folder is not empty, or the path is a file.
     """
-    if path.is_file():
-        raise CheckpointError(f"{path} is a file", "give --out a folder that does not exist yet")
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise CheckpointError(f"{part} is a file", "give --out a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
         raise CheckpointError(
             f"{path} is not empty: it may hold a run", "give --out another folder, or remove this one"
@@ -116,18 +117,23 @@ def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> Non
     tokenizer.save(run.tokenizer)
 
 
-def load_run(path: Path, weights: Path | None = None) -> tuple[GPT, Tokenizer, RunConfig]:
+def run_at(path: Path) -> RunDirectory:
+    """The run that a run directory, or the `last` folder inside one, belongs to."""
+    inside = path.name == "last" and RunDirectory(path.parent).config.is_file()
+    return RunDirectory(path.parent if inside else path)
+
+
+def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
     """A trained model, its tokenizer and its settings; the model on the CPU, in evaluation mode.
 
     Args:
-        path: a run directory.
-        weights: other weights of the same shape than the best ones.
+        path: a run directory, for its best weights, or the `last` folder inside one, for its newest.
 
     Raises:
         MissingFileError: if a part of the run is not there.
         CheckpointError: if a part is damaged or does not fit the others.
     """
-    run = RunDirectory(path)
+    run = run_at(path)
     if not run.config.is_file():
         raise MissingFileError(f"{path} is not a run directory: it has no config.yaml", "train one: minigpt train")
     try:
@@ -141,5 +147,5 @@ def load_run(path: Path, weights: Path | None = None) -> tuple[GPT, Tokenizer, R
             "these files come from different runs: restore the tokenizer.json that was trained with",
         )
     model = GPT(config.model)
-    load_weights(model, weights or run.best_weights)
+    load_weights(model, run.best_weights if run.path == path else run.last_weights)
     return model.eval(), tokenizer, config

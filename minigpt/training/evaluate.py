@@ -1,14 +1,16 @@
 """How good a model is, in numbers: the loss of the next token, perplexity, bits per character, log-probability."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt.data.tokens import IGNORED, Ids, windows_in_order
+from minigpt.decoding.sampling import check_prompts, evaluating
 from minigpt.device import autocast
 from minigpt.errors import DataError, InputError
 from minigpt.model import GPT
@@ -55,41 +57,39 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32) -> Evaluation:
+def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: int | None = None) -> Evaluation:
     """The loss over a whole text, in order: every token but the first is predicted exactly once.
 
-    The text is cut into windows of `block_size` side by side, so a token sees between 0 and `block_size - 1` tokens
-    before it in its window. The model is in evaluation mode meanwhile, and in its former mode afterwards.
+    The model is in evaluation mode meanwhile, and in its former mode afterwards.
 
     Args:
         model: the model; its device is used.
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
+        stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
 
     Raises:
         DataError: if there is nothing to predict: fewer than two tokens.
+        InputError: if the stride does not lie in 1 .. `block_size`.
     """
+    block_size, device = model.config.block_size, model.wte.weight.device
     if len(ids) < 2:
         raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
-    device = model.wte.weight.device
-    block_size = model.config.block_size
-    was_training = model.training
-    model.eval()
+    if stride is not None and not 1 <= stride <= block_size:
+        raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
     total, count = 0.0, 0
-    try:
-        for x, y in windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size):
+    with evaluating(model):
+        for x, y in windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride):
             targets = int((y != IGNORED).sum())
             with autocast(device, dtype):
                 logits = model(x.to(device))
             total += next_token_loss(logits, y.to(device)).item() * targets
             count += targets
-    finally:
-        model.train(was_training)
     return Evaluation(total / count, count)
 
 
 @torch.no_grad()
-def sequence_log_prob(model: GPT, ids: list[int] | list[list[int]] | Tensor) -> float | list[float]:
+def sequence_log_prob(model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> float | list[float]:
     """Sum of log p(ids[t] | ids[:t]) over t >= 1, in nats.
 
     Args:
@@ -102,27 +102,13 @@ def sequence_log_prob(model: GPT, ids: list[int] | list[list[int]] | Tensor) -> 
     Raises:
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    rows: Any = ids.tolist() if isinstance(ids, Tensor) else ids
-    if len(rows) and not isinstance(rows[0], int):
-        return [_one_log_prob(model, row) for row in rows]
-    return _one_log_prob(model, rows)
-
-
-def _one_log_prob(model: GPT, ids: list[int]) -> float:
-    V = model.config.vocab_size
-    if not ids:
-        raise InputError("an empty sequence has no probability", "give at least one token id")
-    for position, token_id in enumerate(ids):
-        if not 0 <= token_id < V:
-            raise InputError(
-                f"token id {token_id} at position {position} is outside a vocabulary of {V}",
-                "encode the text with the tokenizer that this model was trained with",
-            )
-    was_training = model.training
-    model.eval()
-    try:
-        row = torch.tensor([ids], device=model.wte.weight.device)  # (1, T)
-        log_probs = F.log_softmax(model(row)[0, :-1].float(), dim=-1)  # (T - 1, V)
-        return float(log_probs.gather(1, row[0, 1:, None]).double().sum())  # (T - 1, 1) -> scalar
-    finally:
-        model.train(was_training)
+    single = len(ids) > 0 and np.ndim(ids[0]) == 0
+    device = model.wte.weight.device
+    sums = []
+    with evaluating(model):
+        for row in check_prompts([ids] if single else ids, model.config.vocab_size):  # type: ignore[list-item, arg-type]
+            idx = torch.tensor([row], device=device)  # (1, T)
+            log_probs = F.log_softmax(model(idx)[0, :-1].float(), dim=-1)  # (T - 1, V)
+            chosen = log_probs.gather(1, idx[0, 1:, None])  # (T - 1, 1)
+            sums.append(float(chosen.cpu().double().sum()))
+    return sums[0] if single else sums

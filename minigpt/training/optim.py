@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from minigpt.config import TrainConfig
-from minigpt.device import multiplies_bfloat16
 from minigpt.model import GPT
 
 
@@ -47,10 +46,11 @@ def parameter_groups(model: GPT, config: TrainConfig) -> dict[str, list[nn.Param
     return groups
 
 
-def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
+def make_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
     """The optimizers of a run; each parameter belongs to one of them.
 
-    Every param group carries "peak_lr"; `set_learning_rate` moves all of them along the one schedule.
+    Every param group carries "peak_lr"; `set_learning_rate` moves all of them along the one schedule. `dtype` is that
+    of the run's matrix products, Muon's included.
     """
     groups = parameter_groups(model, config)
     adamw_groups = [
@@ -72,7 +72,7 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[Optimizer]:
         {"params": [p for p in groups["muon"] if id(p) in stacked], "stacked": 3, "peak_lr": config.muon_learning_rate},
         {"params": [p for p in groups["muon"] if id(p) not in stacked], "peak_lr": config.muon_learning_rate},
     ]
-    muon = Muon(muon_groups, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    muon = Muon(muon_groups, lr=config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype)
     return [muon, adamw]
 
 
@@ -101,9 +101,18 @@ class Muon(Optimizer):
         lr: learning rate; each matrix's is larger by sqrt(rows / columns) if it has more rows than columns.
         weight_decay: decoupled, scaled by `lr`.
         momentum: decay rate of the running mean of the gradients (Nesterov's form).
+        dtype: of the matrix products, for float32 gradients; wider ones keep theirs.
     """
 
-    def __init__(self, params: Any, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
 
     @torch.no_grad()
@@ -123,13 +132,18 @@ class Muon(Optimizer):
         updates = []
         for parameter in parameters:
             assert parameter.grad is not None
-            mean = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            mean = state["momentum_buffer"]
             mean.lerp_(parameter.grad, 1 - momentum)
             updates.append(parameter.grad.lerp(mean, momentum))  # Nesterov: look one step ahead
         rows, columns = parameters[0].size(0) // group["stacked"], parameters[0].size(1)
         scale = math.sqrt(max(1.0, rows / columns))
         matrices = torch.stack(updates).view(-1, rows, columns)  # (parameters * stacked, rows, columns)
-        orthogonal = orthogonalize(matrices).to(parameters[0].dtype).view(-1, *parameters[0].shape)
+        if matrices.dtype == torch.float32:
+            matrices = matrices.to(self.dtype)
+        orthogonal = orthogonalize(matrices).to(parameters[0].dtype).reshape(-1, *parameters[0].shape)
         for parameter, update in zip(parameters, orthogonal, strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
             parameter.add_(update, alpha=-lr * scale)
@@ -140,13 +154,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
     A quintic Newton-Schulz iteration, x -> a x + b x^3 + c x^5 on the singular values. The coefficients are chosen for
     a steep slope at zero, not to converge: five steps bring every value into about 0.7 to 1.2, and that is enough.
-    Computed in bfloat16 where the hardware multiplies it, else as given. Returned in the type it was computed in.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrices.bfloat16() if multiplies_bfloat16(matrices.device) else matrices
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT  # the products below are square in the rows: make those the shorter side
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices  # the products below are square in the rows: make those the shorter side
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # now every singular value is at most 1
     for _ in range(steps):
         gram = x @ x.mT  # (..., M, M)

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ Say = Callable[[str], None]
 def say_to_stdout(line: str) -> None:
     """Print a line above the progress bar, if there is one."""
     tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()  # a log that is followed, or whose job is killed, has every line
 
 
 def say_to_stderr(line: str) -> None:
@@ -74,13 +74,11 @@ class RunLog:
         """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns."""
         record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        shown = {"loss": values.get("train_loss"), "tok/s": values.get("tokens_per_second")}
-        formats = {"loss": "{:.3f}", "tok/s": "{:,.0f}"}
-        self._bar.set_postfix(
-            {key: formats[key].format(value) for key, value in shown.items() if value is not None}, refresh=False
-        )
+        if "train_loss" in values:
+            loss, speed = values["train_loss"], values["tokens_per_second"]
+            self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
 
     def sample(self, step: int, text: str) -> None:
         """Keep a sample in `samples.txt` and show its first lines."""
@@ -97,14 +95,3 @@ class RunLog:
 
         figure = loss_curve(series("train_loss"), series("val_loss"), series("lr"), self.floor, self.title)
         save_figure(figure, self.run.plot)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, oldest first; a last line that was cut off by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

@@ -1,6 +1,7 @@
 """What this machine has, and which way of computing is fastest on it, measured: the substance of `minigpt doctor`."""
 
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -15,12 +16,14 @@ from torch import Tensor
 from minigpt.config import RunConfig
 from minigpt.device import autocast, available_devices, multiplies_bfloat16
 from minigpt.downloads import cache_dir
+from minigpt.errors import first_line
 from minigpt.model import GPT
 from minigpt.training.evaluate import next_token_loss
 from minigpt.training.optim import make_optimizers
 
 # Of two ways to compute one and the same step, the losses may differ by rounding, and no more: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+MOST_STEPS = 10
 
 
 def facts() -> dict[str, str]:
@@ -60,7 +63,11 @@ class Timing:
 
 
 def time_settings(
-    config: RunConfig, device: torch.device, with_compile: bool, steps: int = 6, tell: Callable[[str], None] = print
+    config: RunConfig,
+    device: torch.device,
+    with_compile: bool,
+    seconds: float = 15.0,
+    tell: Callable[[str], None] = print,
 ) -> list[Timing]:
     """Time the same training steps in each dtype, eager and compiled.
 
@@ -68,41 +75,43 @@ def time_settings(
         config: which model and batch; the same first weights and batches for all.
         device: where.
         with_compile: also measure torch.compile, which takes a while to start.
-        steps: measured steps of each way, after one that warms up.
+        seconds: how long to measure each way, after one step that warms up; at least one step, at most ten.
         tell: is told what is being measured.
     """
     ways = [(torch.float32, False), (torch.bfloat16, False)]
     if with_compile:
         ways += [(torch.float32, True), *([(torch.bfloat16, True)] if multiplies_bfloat16(device) else [])]
     timings: list[Timing] = []
-    reference: list[float] = []
+    reference: list[float] | None = None  # the losses of float32, eager
     for dtype, compiled in ways:
         name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
         tell(f"measuring {name} ...")
         try:
-            losses, seconds, first = _train_a_little(config, device, dtype, compiled, steps)
+            losses, times = _train_a_little(config, device, dtype, compiled, seconds)
         except Exception as error:  # a missing compiler raises many kinds
-            timings.append(Timing(name, None, None, False, str(error).splitlines()[0][:60]))
+            timings.append(Timing(name, None, None, False, first_line(error)))
             continue
-        reference = reference or losses
-        difference = max(abs(a - b) for a, b in zip(losses, reference, strict=True))
+        if (dtype, compiled) == (torch.float32, False):
+            reference = losses
+        difference = max((abs(a - b) for a, b in zip(losses, reference or [], strict=False)), default=math.inf)
         tokens = config.train.batch_size * config.model.block_size
-        note = f"compiling took {first:.0f} s" if compiled else ""
-        speed = tokens / statistics.median(seconds)
+        note = f"compiling took {times[0]:.0f} s" if compiled else ""
+        speed = tokens / statistics.median(times[1:])
         timings.append(Timing(name, speed, difference, difference <= TOLERANCE[dtype], note))
     return timings
 
 
 def _train_a_little(
-    config: RunConfig, device: torch.device, dtype: torch.dtype, compiled: bool, steps: int
-) -> tuple[list[float], list[float], float]:
-    """Losses and seconds of a few real steps, and the seconds of the first, which warms up and compiles."""
+    config: RunConfig, device: torch.device, dtype: torch.dtype, compiled: bool, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Losses and times in seconds of a few real steps, the first of which warms up and compiles."""
     torch.manual_seed(0)
     model = GPT(config.model).to(device)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
-    optimizers = make_optimizers(model, config.train)
-    losses, seconds = [], []
-    for _ in range(steps + 1):
+    optimizers = make_optimizers(model, config.train, dtype)
+    losses: list[float] = []
+    times: list[float] = []
+    while len(times) < 2 or (sum(times[1:]) < seconds and len(times) <= MOST_STEPS):
         start = time.perf_counter()
         tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.model.block_size + 1))
         x, y = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
@@ -113,5 +122,5 @@ def _train_a_little(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-    return losses, seconds[1:], seconds[0]
+        times.append(time.perf_counter() - start)
+    return losses, times

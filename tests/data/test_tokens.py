@@ -6,7 +6,6 @@ import pytest
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
 from minigpt.data.tokens import (
-    check_length,
     open_tokens,
     prepare,
     random_batch,
@@ -67,12 +66,12 @@ def test_files_that_are_no_token_files(tmp_path):
 def test_a_corpus_is_split_and_prepared_once(tmp_path):
     corpus = Corpus("tiny", "abcdefghij" * 10, "here")
     tokenizer = CharTokenizer.from_text(corpus.text)
-    train, val = prepare(corpus, tokenizer, DataConfig(val_fraction=0.25), tmp_path)
+    train, val = prepare(corpus, tokenizer, DataConfig(val_fraction=0.25), 5, tmp_path)
     assert tokenizer.decode(train.ids.tolist()) == corpus.text[:75]
     assert tokenizer.decode(val.ids.tolist()) == corpus.text[75:]
     assert split_at(corpus, DataConfig(val_fraction=0.25)) == 75
     stamp = train.path.stat().st_mtime_ns
-    assert prepare(corpus, tokenizer, DataConfig(val_fraction=0.25), tmp_path)[0].path.stat().st_mtime_ns == stamp
+    assert prepare(corpus, tokenizer, DataConfig(val_fraction=0.25), 5, tmp_path)[0].path.stat().st_mtime_ns == stamp
 
 
 def test_another_text_tokenizer_or_split_is_never_taken_for_this_one(tmp_path):
@@ -81,17 +80,28 @@ def test_another_text_tokenizer_or_split_is_never_taken_for_this_one(tmp_path):
     folders = set()
     for text, characters, split in (("ab" * 9, "ab", config), ("bc" * 9, "bc", config), ("ab" * 9, "ba", config),
                                     ("ab" * 9, "ab", DataConfig(val_fraction=0.5))):  # fmt: skip
-        folders.add(prepare(Corpus("same", text, ""), CharTokenizer(characters), split, tmp_path)[0].path.parent)
+        folders.add(prepare(Corpus("same", text, ""), CharTokenizer(characters), split, 1, tmp_path)[0].path.parent)
     assert len(folders) == 4
 
 
 def test_a_split_that_is_too_short_says_what_it_needs(tmp_path):
-    """Case 9."""
-    write_tokens(tmp_path / "val.bin", np.arange(6), 7, "print")
-    tokens = open_tokens(tmp_path / "val.bin")
-    check_length(tokens, 5)
+    """Case 9: and nothing is written."""
+    corpus = Corpus("short", "abcdef" * 10, "")
+    tokenizer = CharTokenizer.from_text(corpus.text)
     with pytest.raises(DataError, match=r"val split: 6 tokens, but block_size = 6 needs 7\nuse --model.block_size 2"):
-        check_length(tokens, 6)
+        prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
+    assert not list(tmp_path.iterdir())
+    prepare(corpus, tokenizer, DataConfig(), 5, tmp_path)
+    with pytest.raises(DataError, match="val split: 6 tokens"):  # the files are there now, and still too short
+        prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
+
+
+def test_a_file_of_another_tokenizer_in_this_place_is_refused(tmp_path):
+    corpus = Corpus("text", "abcdef" * 10, "")
+    train, _ = prepare(corpus, CharTokenizer("abcdef"), DataConfig(), 2, tmp_path)
+    write_tokens(train.path, np.arange(6), 6, CharTokenizer("fedcba").fingerprint())
+    with pytest.raises(DataError, match="made by another tokenizer"):
+        prepare(corpus, CharTokenizer("abcdef"), DataConfig(), 2, tmp_path)
 
 
 @pytest.fixture
@@ -160,3 +170,19 @@ def test_windows_in_order_hold_every_target_once(num_tokens, batch_size):
         assert x.shape[1] == 5
         assert x.shape[0] <= batch_size
         assert ((y == x + 1) | (y == -100)).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_tokens", [2, 5, 6, 7, 8, 11, 31])
+def test_overlapping_windows_hold_every_target_once_with_more_context(num_tokens, stride):
+    """By definition: target j > 5 counts in the first window that reaches it, after at least 5 - stride tokens more."""
+    found = {}
+    for x, y in windows_in_order(np.arange(num_tokens), 3, 5, stride):
+        for inputs, targets in zip(x.tolist(), y.tolist(), strict=True):
+            for place, target in enumerate(targets):
+                if target != -100:
+                    assert target not in found
+                    assert inputs[place] == target - 1
+                    found[target] = place + 1  # tokens seen
+    assert sorted(found) == list(range(1, num_tokens))
+    assert all(seen == target if target <= 5 else seen >= 5 - stride + 1 for target, seen in found.items())

@@ -81,13 +81,15 @@ def test_sequence_log_prob_is_the_sum_over_tokens(tiny_model):
         expected.append(sum(log_softmax_by_loop(logits[t])[row[t + 1]] for t in range(len(row) - 1)))
     assert sequence_log_prob(tiny_model, rows) == pytest.approx(expected, abs=1e-5)
     assert sequence_log_prob(tiny_model, rows[0]) == pytest.approx(expected[0], abs=1e-5)
+    assert sequence_log_prob(tiny_model, np.array(rows[0])) == pytest.approx(expected[0], abs=1e-5)
+    assert sequence_log_prob(tiny_model, torch.tensor(rows[0])) == pytest.approx(expected[0], abs=1e-5)
     assert sequence_log_prob(tiny_model, torch.tensor([rows[0], rows[0]])) == pytest.approx([expected[0]] * 2, abs=1e-5)
 
 
 def test_sequences_that_cannot_be_scored(tiny_model):
-    with pytest.raises(InputError, match="token id 23 at position 1"):
+    with pytest.raises(InputError, match="id 23 at position 1"):
         sequence_log_prob(tiny_model, [1, 23])
-    with pytest.raises(InputError, match="token id -1 at position 0"):
+    with pytest.raises(InputError, match="id -1 at position 0"):
         sequence_log_prob(tiny_model, [-1, 2])
     with pytest.raises(InputError, match="empty"):
         sequence_log_prob(tiny_model, [[1, 2], []])

@@ -2,20 +2,21 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
-from minigpt.errors import CheckpointError, ConfigError, DataError
+from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory, load_run, newest_run, unused_directory
 from minigpt.training.evaluate import Evaluation
 from minigpt.training.loop import train
-from minigpt.training.run_log import read_metrics
 from minigpt.weights import load_weights
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
@@ -30,6 +31,10 @@ SMALL = RunConfig(
 
 def quiet(line: str) -> None:
     pass
+
+
+def read_metrics(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def file_hash(path: Path) -> str:
@@ -90,7 +95,7 @@ def test_accumulation_is_exact(tmp_path, optimizer):
         )
         out = tmp_path / str(batch_size)
         train(config, CORPUS, out, quiet)
-        model, _, _ = load_run(out, RunDirectory(out).last_weights)
+        model, _, _ = load_run(out / "last")
         loss = read_metrics(RunDirectory(out).metrics)[-2]["train_loss"]
         results.append((torch.cat([p.flatten() for p in model.parameters()]), loss))
     for weights, loss in results[1:]:
@@ -192,6 +197,47 @@ def test_training_goes_on_where_compilation_does_not_work(tmp_path, monkeypatch)
     assert file_hash(RunDirectory(tmp_path / "a").last_weights) == file_hash(RunDirectory(tmp_path / "b").last_weights)
 
 
+def test_a_run_that_diverges_stops_before_it_saves(tmp_path, monkeypatch):
+    """A gradient of NaN at step 5: the weights saved at step 4 stay, and the error says when."""
+    real, calls = loop.next_token_loss, []
+
+    def breaks(logits, targets):
+        calls.append(1)
+        return real(logits, targets) * (math.nan if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(loop, "next_token_loss", breaks)
+    with pytest.raises(DivergenceError, match=r"diverged by step 6: loss nan"):
+        train(SMALL, CORPUS, tmp_path / "run", quiet)
+    monkeypatch.undo()
+    run = RunDirectory(tmp_path / "run")
+    model, _, _ = load_run(run.path / "last")
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert all("NaN" not in line for line in run.metrics.read_text().splitlines())
+
+
+def test_the_speed_leaves_evaluations_out(tmp_path, monkeypatch):
+    """A clock that only moves in evaluations and in batches: one second a step, 100 for an evaluation."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    batch, assess = loop.random_batch, loop.evaluate
+
+    def slow_batch(*arguments):
+        now[0] += 1
+        return batch(*arguments)
+
+    def slow_evaluation(*arguments):
+        now[0] += 100
+        return assess(*arguments)
+
+    monkeypatch.setattr(loop, "random_batch", slow_batch)
+    monkeypatch.setattr(loop, "evaluate", slow_evaluation)
+    config = updated(SMALL, {"train": {"max_steps": 20, "eval_interval": 5, "save_interval": 7}})
+    result = train(config, CORPUS, tmp_path / "run", quiet)
+    speeds = {r["tokens_per_second"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train_loss" in r}
+    assert speeds == {4 * 7}
+    assert result.tokens_per_second == 4 * 7
+
+
 @pytest.mark.slow
 def test_compiled_training_gives_the_same_loss(tmp_path):
     results = []
@@ -201,6 +247,9 @@ def test_compiled_training_gives_the_same_loss(tmp_path):
         if compile_ == "on" and not any(line.endswith(", compiled") for line in lines):
             pytest.skip("needs a C++ compiler that torch.compile can use")
     assert results[0].val_loss == pytest.approx(results[1].val_loss, abs=1e-4)
+    # Checkpoints of compiled models used to carry a prefix that broke loading (nanoGPT issue 325).
+    names = {name: set(load_file(RunDirectory(tmp_path / name).best_weights)) for name in ("on", "off")}
+    assert names["on"] == names["off"]
 
 
 @pytest.mark.slow

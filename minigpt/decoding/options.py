@@ -1,0 +1,243 @@
+"""Everything that can be asked of a decoder, checked where it is written down. Imports without torch.
+
+A field's docstring is the help text of its command-line flag.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from minigpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """The options of `generate` and `stream`.
+
+    Raises:
+        InputError: if a value is out of its range, or contradicts another.
+    """
+
+    max_new_tokens: int = 40
+    """the most tokens to add to a prompt; 0 gives the prompt back"""
+    strategy: Literal["sample", "greedy", "beam"] = "sample"
+    """draw each token, take the best one, or look for the best sequence; sample with num_beams > 1 draws its beams"""
+    temperature: float | None = None
+    """divides the scores before a draw: below 1 the likely tokens gain, above 1 the unlikely, 0 takes the best one;
+    0.8 unless given"""
+    top_k: int | None = None
+    """draw from the k best tokens; 0 is off"""
+    top_p: float | None = None
+    """draw from the fewest tokens that together have probability p; 1 is off"""
+    min_p: float | None = None
+    """draw from the tokens that have at least this share of the best one's probability; 0 is off"""
+    typical_p: float | None = None
+    """draw from the tokens that are about as surprising as expected, together of probability p; 1 is off"""
+    repetition_penalty: float = 1.0
+    """a token that is there already, in the prompt too, has its score divided by this, or multiplied if negative"""
+    no_repeat_ngram_size: int = 0
+    """no n tokens in a row are written twice; 0 is off"""
+    min_new_tokens: int = 0
+    """no end-of-sequence token before this many others"""
+    banned_sequences: Sequence[Sequence[int]] = ()
+    """sequences of ids that must not be written; one end-of-sequence token alone is min_new_tokens' business"""
+    sequence_bias: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    """sequence of ids -> what is added to the score of its last id, where the others have just been written"""
+    num_beams: int = 1
+    """sequences that beam search keeps in view"""
+    length_penalty: float = 1.0
+    """a beam's score is its log-probability / length ** this: above 0 favours long sequences, below 0 short ones"""
+    early_stopping: bool | Literal["never"] = False
+    """end a beam search when num_beams sequences are complete (true), when the best unfinished one does not beat them
+    as it stands (false), or when nothing that it can become would beat them (never)"""
+    num_return_sequences: int = 1
+    """completions of each prompt"""
+    eos_token_id: int | Sequence[int] | None = None
+    """the token that ends a sequence, or several; it is kept"""
+    stop: str | Sequence[str] | None = None
+    """strings that end a sequence once its new text contains one"""
+    seed: int | Sequence[int] | None = 0
+    """of the draws. A list, one seed per prompt, makes what is drawn for a prompt independent of its batch; None takes
+    a fresh seed each time"""
+    use_cache: bool = True
+    """keep keys and values; without it the same tokens come, slowly"""
+    on_overflow: Literal["error", "stop", "crop"] = "error"
+    """where prompt and new tokens do not fit the block: refuse before any work, stop when it is full, or go on with the
+    newest block_size tokens, which are then all computed again for each new one"""
+
+    def __post_init__(self) -> None:
+        for name, (whole, allows, advice) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in _DRAWING:
+                continue  # off
+            # bool is an int to Python, but top_k=True is a mistake.
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not allows(value):
+                raise InputError(f"{name} = {value!r} cannot be used", f"{name} must be {advice}")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, bool | str) or value not in choices:
+                raise InputError(f"{name} = {value!r} is unknown", f"{name} must be one of {choices}")
+        self._check_sequences()
+        self._check_contradictions()
+        if self.strategy == "sample" and self.temperature is None:
+            object.__setattr__(self, "temperature", 0.8)  # not the field's default: a search has no temperature
+
+    @property
+    def uses_beams(self) -> bool:
+        """Whether several sequences are kept in view, to search among them or to draw them."""
+        return self.strategy == "beam" or self.num_beams > 1
+
+    @property
+    def samples(self) -> bool:
+        """Whether anything is drawn. At temperature 0, the limit of sampling, the best token always wins."""
+        return self.strategy == "sample" and self.temperature != 0
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple."""
+        return _as_tuple(self.eos_token_id)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return _as_tuple(self.stop)
+
+    @property
+    def bans(self) -> list[str]:
+        """Names of those options in use that may leave a step without any token."""
+        names = ("banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens")
+        return [name for name in names if getattr(self, name)]
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse options that name a token the vocabulary does not have.
+
+        Raises:
+            InputError: with the option and the id.
+        """
+        named: dict[str, Iterable[Sequence[int]]] = {
+            "eos_token_id": [self.eos],
+            "banned_sequences": self.banned_sequences,
+            "sequence_bias": self.sequence_bias,
+        }
+        for name, sequences in named.items():
+            for token_id in (token_id for ids in sequences for token_id in ids):
+                _refuse(
+                    not 0 <= token_id < vocab_size,
+                    f"{name} names token {token_id}, outside the vocabulary of {vocab_size}",
+                    f"use ids from 0 to {vocab_size - 1}",
+                )
+
+    def _check_sequences(self) -> None:
+        _refuse(
+            not all(isinstance(token_id, int) for token_id in self.eos),
+            f"eos_token_id = {self.eos_token_id!r} cannot be used",
+            "eos_token_id must be a token id, or a list of them",
+        )
+        _refuse(
+            not all(isinstance(text, str) and text for text in self.stop_strings),
+            f"stop = {self.stop!r} cannot be used",
+            "stop must be a string of at least one character, or a list of such",
+        )
+        for name in ("banned_sequences", "sequence_bias"):
+            for ids in getattr(self, name):
+                made_of_ids = isinstance(ids, list | tuple) and all(isinstance(token_id, int) for token_id in ids)
+                _refuse(
+                    not ids or not made_of_ids,
+                    f"{name} holds {ids!r}",
+                    f"each sequence in {name} is made of token ids, at least one",
+                )
+        for ids, bias in self.sequence_bias.items():
+            _refuse(not bias < math.inf, f"sequence_bias of {ids} is {bias}", "a bias is a number, or -inf to ban")
+        _refuse(
+            not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in _as_tuple(self.seed)),
+            f"seed = {self.seed!r} cannot be used",
+            "a seed is a whole number from 0 to 2**63 - 1; give one, or a list with one for each prompt",
+        )
+
+    def _check_contradictions(self) -> None:
+        """An option that would have no effect is a misunderstanding, so it is refused, not ignored."""
+        for name, off in _DRAWING.items():
+            value = getattr(self, name)
+            greedy_at_zero = name == "temperature" and value == 0 and self.strategy == "greedy"
+            _refuse(
+                self.strategy != "sample" and value not in (None, off) and not greedy_at_zero,
+                f"{name} = {value} shapes a draw, but strategy = {self.strategy!r} draws nothing",
+                f'leave {name} out, or choose strategy="sample" (with num_beams above 1 it draws beams)',
+            )
+        for name, off in _SEARCHING.items():
+            value = getattr(self, name)
+            _refuse(
+                not self.uses_beams and value != off,
+                f"{name} = {value} concerns beams, but there are none",
+                f'leave {name} out, or choose strategy="beam" with num_beams above 1',
+            )
+        _refuse(
+            self.strategy == "greedy" and self.num_beams > 1,
+            f"num_beams = {self.num_beams}, but strategy = 'greedy' follows a single sequence",
+            'leave num_beams out, or choose strategy="beam"',
+        )
+        _refuse(
+            self.strategy == "sample" and self.num_beams > 1 and self.temperature == 0,
+            f"temperature = 0 draws nothing, but strategy = 'sample' would draw num_beams = {self.num_beams} beams",
+            'choose strategy="beam", or a temperature above 0',
+        )
+        _refuse(
+            self.uses_beams and self.num_return_sequences > self.num_beams,
+            f"num_return_sequences = {self.num_return_sequences} is more than num_beams = {self.num_beams}",
+            "a search finds num_beams sequences: raise num_beams, or ask for fewer",
+        )
+        _refuse(
+            not self.uses_beams and not self.samples and self.num_return_sequences > 1,
+            f"num_return_sequences = {self.num_return_sequences} would all be the same: nothing is drawn",
+            'choose strategy="sample" with a temperature above 0, or strategy="beam"',
+        )
+        _refuse(
+            self.min_new_tokens > self.max_new_tokens,
+            f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = {self.max_new_tokens}",
+            "lower min_new_tokens, or raise max_new_tokens",
+        )
+
+
+class _Number(NamedTuple):
+    whole: bool
+    allows: Callable[[float], bool]
+    advice: str
+
+
+_NUMBERS = {
+    "max_new_tokens": _Number(True, lambda x: x >= 0, "a whole number, 0 or more"),
+    "temperature": _Number(False, lambda x: x >= 0, "0 or more: 0 takes the best token, 1 leaves the scores alone"),
+    "top_k": _Number(True, lambda x: x >= 0, "a whole number: 0 is off, 50 keeps the 50 best tokens"),
+    "top_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
+    "min_p": _Number(False, lambda x: 0 <= x <= 1, "from 0 to 1: 0 is off"),
+    "typical_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
+    "repetition_penalty": _Number(False, lambda x: x > 0, "above 0: 1 is off, 1.2 discourages repetition"),
+    "no_repeat_ngram_size": _Number(True, lambda x: x >= 0, "a whole number: 0 is off, 3 forbids a repeated triple"),
+    "min_new_tokens": _Number(True, lambda x: x >= 0, "a whole number, 0 or more"),
+    "num_beams": _Number(True, lambda x: x >= 1, "a whole number, 1 or more"),
+    "length_penalty": _Number(False, lambda x: abs(x) <= 10, "from -10 to 10: 0 is the sum, 1 the mean per token"),
+    "num_return_sequences": _Number(True, lambda x: x >= 1, "a whole number, 1 or more"),
+}
+_CHOICES: dict[str, tuple[bool | str, ...]] = {
+    "strategy": ("sample", "greedy", "beam"),
+    "early_stopping": (False, True, "never"),
+    "use_cache": (True, False),
+    "on_overflow": ("error", "stop", "crop"),
+}
+# What only a draw, and what only beams take notice of, each with the value that is off.
+_DRAWING = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
+_SEARCHING = {"length_penalty": 1, "early_stopping": False}
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """None, one value or several, as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+
+
+def _refuse(condition: bool, what: str, how: str) -> None:
+    if condition:
+        raise InputError(what, how)

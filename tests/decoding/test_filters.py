@@ -1,0 +1,267 @@
+"""Filters against distributions written by hand, their own laws, and the reference library's processors."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minigpt.decoding import filters
+from minigpt.decoding.options import DecodingOptions
+from minigpt.errors import InputError
+
+
+def kept(scores: Tensor) -> list[list[int]]:
+    """Ids left in each row."""
+    return [row.isfinite().nonzero().flatten().tolist() for row in scores]
+
+
+def logits_of(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows).log()
+
+
+# --- written by hand ---------------------------------------------------------------------------------------------
+
+QUARTERS = [0.5, 0.25, 0.125, 0.125]  # powers of two: their sums are exact, so a boundary is a boundary
+MIXED = [0.125, 0.5, 0.125, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, [[0], [1]]), (2, [[0, 1], [1, 3]]), (4, [[0, 1, 2, 3]] * 2), (99, [[0, 1, 2, 3]] * 2)]
+)
+def test_top_k(k: int, expected: list[list[int]]) -> None:
+    assert kept(filters.top_k(logits_of(QUARTERS, MIXED), k)) == expected
+
+
+def test_top_k_keeps_what_ties_with_the_last_place() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0], [3.0, 3.0, 0.0, 0.0, 0.0, 0.0]])
+    assert kept(filters.top_k(scores, 2)) == [[1, 2, 3, 4], [0, 1]]
+    assert kept(filters.top_k(scores, 1)) == [[1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (1e-30, [[0], [1]]),  # the best one survives, however small p is
+        (0.25, [[0], [1]]),
+        (0.5, [[0], [1]]),  # the mass is reached exactly: the next token is not needed
+        (0.5001, [[0, 1], [1, 3]]),
+        (0.75, [[0, 1], [1, 3]]),
+        (0.9999, [[0, 1, 2, 3]] * 2),
+    ],
+)
+def test_top_p(p: float, expected: list[list[int]]) -> None:
+    assert kept(filters.top_p(logits_of(QUARTERS, MIXED), p)) == expected
+
+
+def test_top_p_counts_what_the_filters_before_have_left() -> None:
+    options = DecodingOptions(temperature=1, top_k=2, top_p=0.6)
+    # Of two tokens, 0.5 and 0.25 before, the first has two thirds now: enough.
+    assert kept(filters.apply_filters(logits_of(QUARTERS), [[0]], options, 0)) == [[0]]
+    assert kept(filters.top_p(logits_of(QUARTERS), 0.6)) == [[0, 1]]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.26, [[0, 1], [1, 3]]), (0.25, [[0, 1, 2, 3]] * 2), (1, [[0], [1]])])
+def test_min_p(share: float, expected: list[list[int]]) -> None:
+    assert kept(filters.min_p(logits_of(QUARTERS, MIXED), share)) == expected
+
+
+def test_typical_p_may_remove_the_best_token() -> None:
+    # Entropy 1.208 nats; surprises .693, 1.386, 1.897, 2.303: the second token is the most typical.
+    assert kept(filters.typical_p(logits_of([0.5, 0.25, 0.15, 0.1]), 0.2)) == [[1]]
+    assert kept(filters.typical_p(logits_of(QUARTERS), 0.25)) == [[1]]  # reached exactly: no other is needed
+    assert kept(filters.typical_p(logits_of([0.5, 0.25, 0.15, 0.1], [0.1, 0.15, 0.25, 0.5]), 0.7)) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "typical_p"])
+def test_keep_leaves_that_many(name: str) -> None:
+    strict = {"top_k": 1, "top_p": 1e-9, "min_p": 1.0, "typical_p": 1e-9}[name]
+    scores = logits_of([0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4])
+    assert [len(row) for row in kept(getattr(filters, name)(scores, strict, keep=3))] == [3, 3]
+
+
+def test_temperature_divides() -> None:
+    torch.testing.assert_close(filters.temperature(torch.tensor([[2.0, -4.0]]), 2.0), torch.tensor([[1.0, -2.0]]))
+
+
+def test_repetition_penalty_counts_each_token_once_and_follows_the_sign() -> None:
+    scores = torch.tensor([[2.0, -2.0, 0.0, 4.0], [2.0, -2.0, -math.inf, 4.0]])
+    result = filters.repetition_penalty(scores, [[0, 1, 0, 0, 2], [3, 2]], 2.0)
+    torch.testing.assert_close(result, torch.tensor([[1.0, -4.0, 0.0, 4.0], [2.0, -2.0, -math.inf, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (1, [[2, 4], [0, 1, 2, 3]]),  # the second row's history is a single token
+        (2, [[2, 4], [0, 1, 2, 3, 4]]),  # 1 was followed by 3, 1 and 0
+        (3, [[0, 1, 2, 4], [0, 1, 2, 3, 4]]),  # 0, 1 was followed by 3
+        (4, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+        (9, [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]),
+    ],
+)
+def test_no_repeat_ngram(size: int, expected: list[list[int]]) -> None:
+    history = [[0, 1, 3, 1, 1, 0, 1], [4]]
+    assert kept(filters.no_repeat_ngram(torch.zeros(2, 5), history, size)) == expected
+
+
+def test_biases_add_up_and_wait_for_their_beginning() -> None:
+    biases = {(3,): 1.0, (1, 3): 0.5, (2, 1, 3): -4.0, (0, 0): -math.inf}
+    result = filters.bias_sequences(torch.zeros(3, 4), [[2, 1], [1], [0]], biases)
+    assert result.tolist() == [[0, 0, 0, -2.5], [0, 0, 0, 1.5], [-math.inf, 0, 0, 1.0]]
+
+
+def test_an_end_of_sequence_token_alone_is_not_banned() -> None:
+    options = DecodingOptions(banned_sequences=[[0], [1], [2, 1]], eos_token_id=[0], temperature=1)
+    assert kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, 0)) == [[0, 2, 3]]
+
+
+def test_min_new_tokens_hides_the_end() -> None:
+    options = DecodingOptions(min_new_tokens=2, eos_token_id=[0, 2], temperature=1)
+    assert [kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, n)) for n in (0, 1, 2)] == [
+        [[1, 3]],
+        [[1, 3]],
+        [[0, 1, 2, 3]],
+    ]
+
+
+def test_a_step_without_any_token_names_the_bans() -> None:
+    options = DecodingOptions(banned_sequences=[[0], [1]], no_repeat_ngram_size=1)
+    scores = filters.apply_filters(torch.zeros(2, 3), [[0], [2]], options, 0)
+    with pytest.raises(InputError, match=r"every token is banned.*banned_sequences, no_repeat_ngram_size"):
+        filters.check_not_empty(scores, options)
+
+
+def test_no_filter_changes_its_input() -> None:
+    options = DecodingOptions(
+        sequence_bias={(1,): 1.0},
+        repetition_penalty=2.0,
+        no_repeat_ngram_size=1,
+        banned_sequences=[[2]],
+        min_new_tokens=1,
+        eos_token_id=3,
+    )
+    for name in ("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "banned_sequences", "min_new_tokens"):
+        alone = DecodingOptions(**{name: getattr(options, name), "eos_token_id": 3, "temperature": 1})
+        scores = torch.ones(1, 5)
+        assert not torch.equal(filters.apply_filters(scores, [[0]], alone, 0), scores)
+        assert torch.equal(scores, torch.ones(1, 5)), name
+
+
+# --- laws --------------------------------------------------------------------------------------------------------
+
+FILTERS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "top_k": lambda scores, x: filters.top_k(scores, 1 + int(x * 12)),
+    "top_p": filters.top_p,
+    "min_p": filters.min_p,
+    "typical_p": filters.typical_p,
+}
+rows = st.lists(st.floats(-20, 20, width=32) | st.sampled_from([-math.inf, 0.0, 1.0]), min_size=7, max_size=7)
+batches = st.lists(rows.filter(lambda row: max(row) > -math.inf), min_size=2, max_size=3).map(torch.tensor)
+law = settings(derandomize=True, deadline=None, max_examples=40)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@law
+@given(scores=batches, x=st.floats(0.01, 0.99))
+def test_a_filter_only_removes(name: str, scores: Tensor, x: float) -> None:
+    before = scores.clone()
+    result = FILTERS[name](scores, x)
+    assert torch.equal(scores, before), "the input was changed"
+    assert result.isfinite().any(-1).all(), "a row is empty"
+    assert torch.equal(result[result.isfinite()], scores[result.isfinite()]), "a kept score was changed"
+    assert (result[~result.isfinite()] == -math.inf).all()
+    singles = torch.cat([FILTERS[name](row[None], x) for row in scores])
+    assert torch.equal(result, singles), "a row depends on its batch"
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p"])
+@law
+@given(scores=batches, x=st.floats(0.01, 0.99))
+def test_the_best_token_survives(name: str, scores: Tensor, x: float) -> None:
+    result = FILTERS[name](scores, x)
+    assert torch.equal(result.amax(-1), scores.amax(-1))
+
+
+@pytest.mark.parametrize(("name", "grows"), [("top_k", True), ("top_p", True), ("min_p", False)])
+@law
+@given(scores=batches, x=st.floats(0.01, 0.99), y=st.floats(0.01, 0.99))
+def test_a_looser_setting_keeps_more(name: str, grows: bool, scores: Tensor, x: float, y: float) -> None:
+    strict, loose = sorted((x, y), reverse=not grows)
+    gone = FILTERS[name](scores, loose) == -math.inf
+    assert (FILTERS[name](scores, strict)[gone] == -math.inf).all()
+
+
+@law
+@given(scores=batches, penalty=st.floats(1.0, 4.0), history=st.lists(st.integers(0, 6), max_size=9))
+def test_a_penalty_never_raises_a_score(scores: Tensor, penalty: float, history: list[int]) -> None:
+    result = filters.repetition_penalty(scores, [history] * len(scores), penalty)
+    unseen = [token for token in range(7) if token not in history]
+    assert (result <= scores).all()
+    assert torch.equal(result[:, unseen], scores[:, unseen])
+
+
+@law
+@given(scores=batches, history=st.lists(st.integers(0, 6), min_size=1, max_size=9))
+def test_neutral_values_do_nothing(scores: Tensor, history: list[int]) -> None:
+    neutral = DecodingOptions(
+        temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, no_repeat_ngram_size=0
+    )
+    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), neutral, 0), scores)
+
+
+@law
+@given(scores=batches, history=st.lists(st.integers(0, 6), min_size=1, max_size=9))
+def test_what_shapes_a_draw_leaves_the_best_token_alone(scores: Tensor, history: list[int]) -> None:
+    options = DecodingOptions(temperature=0, top_k=1, top_p=0.1, typical_p=0.1, min_p=0.9)
+    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), options, 0), scores)
+
+
+# --- the reference library ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_chain_equals_the_reference_librarys(seed: int) -> None:
+    process = pytest.importorskip("transformers").generation.logits_process
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*values: float) -> float:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    V, R, T, keep = int(pick(11, 50, 211)), 3, 17, int(pick(1, 3))
+    ids = torch.randint(min(V, 9), (R, T), generator=generator)
+    scores = torch.randn(R, V, generator=generator) * pick(0.5, 2.0, 6.0)
+    options = DecodingOptions(
+        repetition_penalty=pick(0.7, 1.0, 1.4),
+        no_repeat_ngram_size=int(pick(0, 2, 3)),
+        banned_sequences=[[4], [int(ids[0, -1]), 2], [5, 6]],
+        sequence_bias={(3,): 1.5, (int(ids[1, -1]), 2): -2.0},
+        min_new_tokens=3,
+        eos_token_id=[1] if keep == 1 else [0, 1],
+        temperature=pick(0.5, 1.0, 1.7),
+        top_k=int(pick(0, 3, 10)),
+        top_p=pick(0.3, 0.8, 1.0),
+        min_p=pick(0.0, 0.05, 0.3),
+        typical_p=pick(0.2, 0.9, 1.0),
+        num_beams=keep,
+    )
+    eos = list(options.eos)
+    chain = [
+        process.SequenceBiasLogitsProcessor({k: float(v) for k, v in options.sequence_bias.items()}),
+        process.RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)),
+        options.no_repeat_ngram_size and process.NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size),
+        process.NoBadWordsLogitsProcessor([list(banned) for banned in options.banned_sequences], eos),
+        process.MinNewTokensLengthLogitsProcessor(T, 3, eos),
+        process.TemperatureLogitsWarper(float(options.temperature or 0)),
+        options.top_k and process.TopKLogitsWarper(options.top_k, min_tokens_to_keep=keep),
+        process.TopPLogitsWarper(float(options.top_p or 0), min_tokens_to_keep=keep),
+        process.MinPLogitsWarper(float(options.min_p or 0), min_tokens_to_keep=keep),
+        options.typical_p != 1 and process.TypicalLogitsWarper(float(options.typical_p or 0), min_tokens_to_keep=keep),
+    ]
+    expected = scores
+    for processor in filter(None, chain):
+        expected = processor(ids, expected)
+    assert torch.equal(filters.apply_filters(scores, ids.tolist(), options, num_new=0), expected)

@@ -1,0 +1,590 @@
+"""Whole calls: batches, ends, the context's limit, seeds, streams, bad input, and the reference library's ids."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.decoding.generate import before_stop, generate, stream
+from minigpt.decoding.sampling import Noise
+from minigpt.errors import InputError
+from minigpt.kv_cache import KVCache
+from minigpt.model import GPT
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+EQUAL = [[1, 2, 3], [4, 5, 6], [9, 8, 7], [1, 2, 3]]
+RAGGED = [[1, 2, 3], [4, 5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15, 16]]
+REPEATING = [3, 3, 4, 3, 3, 4, 3]
+LONG = [(7 * n) % 49 for n in range(40)]
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"strategy": "greedy"},
+    {"strategy": "greedy", "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "eos_token_id": 3},
+    {"strategy": "sample", "temperature": 1.0, "seed": 5},
+    {"strategy": "sample", "temperature": 1.3, "top_p": 0.9, "num_return_sequences": 3, "eos_token_id": [2, 3]},
+    {"strategy": "sample", "temperature": 0},
+]
+
+
+class Letters:
+    """A tokenizer for stop strings: "." for 0, then the alphabet, with some tokens longer than a letter."""
+
+    TABLE = b". a b c d e f g h i j k l m n o p ab ba \xe2\x82 \xac xy zz".split()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.TABLE[token_id]
+
+
+class Scripted(GPT):
+    """A model that writes what it is told: after any ids, the next one of the script is certain."""
+
+    def __init__(self, tiny: GPT, script: Sequence[int], prompt_length: int) -> None:
+        super().__init__(tiny.config)
+        self.script = script
+        self.prompt_length = prompt_length
+        self.lm_head = torch.nn.Identity()
+
+    def trunk(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        done = idx.size(1) if cache is None else cache.longest + idx.size(1)
+        if cache is not None:
+            cache.advance(idx.size(1))
+        logits = torch.full((*idx.shape, self.config.vocab_size), -1e4)
+        logits[:, -1, self.script[done - self.prompt_length]] = 0.0
+        return logits
+
+
+# --- batches and the cache ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_cached_equals_uncached(tiny_model: GPT, options: dict[str, Any]) -> None:
+    new = tiny_model.config.block_size + 1 - 5  # to the last position of the block, and the token after it
+    cached = generate(tiny_model, PROMPTS, max_new_tokens=new, **options)
+    plain = generate(tiny_model, PROMPTS, max_new_tokens=new, use_cache=False, **options)
+    assert cached.sequences == plain.sequences
+    assert cached.finish_reasons == plain.finish_reasons
+    assert cached.scores == pytest.approx(plain.scores, abs=1e-4)
+
+
+def test_a_ragged_batch_equals_its_rows(tiny_model: GPT) -> None:
+    options: dict[str, Any] = {"strategy": "greedy", "max_new_tokens": 8, "eos_token_id": [5, 11]}
+    together = generate(tiny_model, PROMPTS, repetition_penalty=1.3, **options)
+    alone = [generate(tiny_model, [prompt], repetition_penalty=1.3, **options) for prompt in PROMPTS]
+    assert together.sequences == [one.sequences[0] for one in alone]
+    assert together.finish_reasons == [one.finish_reasons[0] for one in alone]
+    assert together.scores == pytest.approx([one.scores[0] for one in alone], abs=1e-4)
+
+
+def test_greedy_is_the_best_token_of_plain_forwards(tiny_model: GPT) -> None:
+    ids = [1, 2, 3]
+    for _ in range(9):
+        with torch.no_grad():
+            ids = [*ids, int(tiny_model(torch.tensor([ids]))[0, -1].argmax())]
+    assert generate(tiny_model, [[1, 2, 3]], strategy="greedy", max_new_tokens=9).sequences == [ids]
+
+
+@pytest.mark.parametrize("options", STRATEGIES)
+def test_scores_are_the_models_log_probabilities(
+    tiny_model: GPT, log_prob: Callable[..., float], options: dict[str, Any]
+) -> None:
+    result = generate(tiny_model, PROMPTS, max_new_tokens=8, **options)
+    prompts = [prompt for prompt in PROMPTS for _ in range(options.get("num_return_sequences", 1))]
+    for prompt, ids, score in zip(prompts, result.sequences, result.scores, strict=True):
+        assert ids[: len(prompt)] == prompt
+        assert score == pytest.approx(log_prob(tiny_model, ids, len(ids) - len(prompt)), abs=1e-4)
+
+
+def test_no_ngram_is_written_twice(tiny_model: GPT) -> None:
+    result = generate(tiny_model, PROMPTS, max_new_tokens=9, temperature=0.3, no_repeat_ngram_size=2)
+    for ids in result.sequences:
+        pairs = list(itertools.pairwise(ids))
+        assert len(set(pairs)) == len(pairs)
+
+
+# --- ends --------------------------------------------------------------------------------------------------------
+
+
+def test_each_row_ends_by_itself(tiny_model: GPT) -> None:
+    free = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8).sequences
+    eos = free[0][4]  # what row 0 writes second
+    result = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8, eos_token_id=eos)
+    for ids, prompt, unbounded, reason in zip(result.sequences, PROMPTS, free, result.finish_reasons, strict=True):
+        end = unbounded.index(eos, len(prompt)) + 1 if eos in unbounded[len(prompt) :] else len(unbounded)
+        assert ids == unbounded[:end]
+        assert reason == ("eos" if eos in ids[len(prompt) :] else "length")
+    assert set(result.finish_reasons) == {"eos", "length"}
+
+
+def test_the_end_of_sequence_in_a_prompt_ends_nothing(tiny_model: GPT) -> None:
+    free = generate(tiny_model, [[1, 2]], strategy="greedy", max_new_tokens=5)
+    assert generate(tiny_model, [[1, 2]], strategy="greedy", max_new_tokens=5, eos_token_id=[1]) == free
+
+
+def test_rows_that_are_done_are_not_computed(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_fed = []
+    trunk = tiny_model.trunk
+    monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: rows_fed.append(len(idx)) or trunk(idx, cache))
+    result = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8, eos_token_id=[*range(0, 23, 2)])
+    new = [len(ids) - len(prompt) for ids, prompt in zip(result.sequences, PROMPTS, strict=True)]
+    assert len(set(new)) > 1
+    # The last token of a row is never fed back: a row of n new tokens is fed n times, the prompt included.
+    assert rows_fed == [sum(n > step for n in new) for step in range(max(new))]
+
+
+@pytest.mark.parametrize(
+    ("script", "stop", "length", "reason"),
+    [
+        ([1, 2, 3, 4, 5], ["cd"], 4, "stop"),  # over two tokens
+        ([1, 17, 2, 3], ["bb"], 3, "stop"),  # from inside the token "ab"
+        ([1, 17, 3], "ab", 2, "stop"),  # a single string, a single token
+        ([1, 1, 2, 5], ["zz", "ab"], 3, "stop"),  # the second "a" begins a match, though it breaks off another
+        ([21, 21, 5], ["yx"], 2, "stop"),  # from inside one token to inside the next
+        ([19, 20, 3], ["€"], 2, "stop"),  # one character, two tokens
+        ([3, 3, 3], ["bc"], 3, "length"),  # the prompt ends in "b", but does not count
+        ([1, 2, 3], ["xyz" * 9], 3, "length"),
+    ],
+)
+def test_stop_strings_across_tokens(tiny_model: GPT, script: list[int], stop: Any, length: int, reason: str) -> None:
+    model = Scripted(tiny_model, script, prompt_length=2)
+    result = generate(model, [[1, 2]], strategy="greedy", max_new_tokens=len(script), stop=stop, tokenizer=Letters())
+    assert result.sequences == [[1, 2, *script[:length]]]
+    assert result.finish_reasons == [reason]
+
+
+@pytest.mark.parametrize("text", ["one\n\ntwo", "aababab", "no end", "ab", "", "a"])
+@pytest.mark.parametrize("stop", [["\n\n"], ["ab", "bab"], ["e", "o\n"], ["zz"], []])
+def test_text_before_a_stop_string(text: str, stop: list[str]) -> None:
+    expected = text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+    for size in range(1, len(text) + 2):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        assert "".join(before_stop(pieces, stop)) == expected
+
+
+def test_text_is_held_back_no_longer_than_needed() -> None:
+    fed: list[str] = []
+
+    def pieces() -> Iterator[str]:
+        for piece in ["x", "a", "y", "ab", "a", "z"]:
+            fed.append(piece)
+            yield piece
+
+    shown = [(text, "".join(fed)) for text in before_stop(pieces(), ["abc"])]
+    assert shown == [
+        ("x", "x"),
+        ("", "xa"),  # may begin "abc"
+        ("ay", "xay"),
+        ("", "xayab"),
+        ("ab", "xayaba"),
+        ("az", "xayabaz"),
+        ("", "xayabaz"),
+    ]
+
+
+# --- the context's limit -----------------------------------------------------------------------------------------
+
+
+def test_the_context_is_used_to_its_last_position(tiny_model: GPT) -> None:
+    block = tiny_model.config.block_size
+    for length in (1, block - 1, block):
+        prompt = [3] * length
+        result = generate(tiny_model, [prompt], strategy="greedy", max_new_tokens=block + 1 - length)
+        assert len(result.sequences[0]) == block + 1
+        assert result.finish_reasons == ["length"]
+        too_many = block + 2 - length
+        with pytest.raises(InputError, match=f"{length} tokens and {too_many} new ones .* block_size = {block}"):
+            generate(tiny_model, [[1], prompt], strategy="greedy", max_new_tokens=too_many)
+
+
+def test_stop_at_the_limit(tiny_model: GPT) -> None:
+    block = tiny_model.config.block_size
+    prompts = [[1] * (block - 2), [2], [3] * block, [4] * (block + 1), [5] * (block + 5)]
+    result = generate(tiny_model, prompts, strategy="greedy", max_new_tokens=6, on_overflow="stop")
+    assert [len(ids) - len(prompt) for ids, prompt in zip(result.sequences, prompts, strict=True)] == [3, 6, 1, 0, 0]
+    assert result.finish_reasons == ["context", "length", "context", "context", "context"]
+    assert result.sequences[1] == generate(tiny_model, [[2]], strategy="greedy", max_new_tokens=6).sequences[0]
+    assert list(stream(tiny_model, prompts[4], on_overflow="stop")) == []
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_crop_recomputes_the_newest_tokens(tiny_model: GPT, use_cache: bool) -> None:
+    block = tiny_model.config.block_size
+    prompts = [[1] * (block - 2), [2, 3], [4] * (block + 5)]
+    expected = [list(prompt) for prompt in prompts]
+    for ids in expected:
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(int(tiny_model(torch.tensor([ids[-block:]]))[0, -1].argmax()))
+    result = generate(tiny_model, prompts, strategy="greedy", max_new_tokens=6, on_overflow="crop", use_cache=use_cache)
+    assert result.sequences == expected
+    assert result.finish_reasons == ["length"] * 3
+
+
+@pytest.mark.parametrize(
+    ("copies", "options"), [(1, {"strategy": "greedy"}), (2, {}), (2, {"strategy": "beam", "num_beams": 3})]
+)
+def test_no_new_tokens_gives_the_prompt(tiny_model: GPT, copies: int, options: dict[str, Any]) -> None:
+    result = generate(tiny_model, [[1], [3] * 99], max_new_tokens=0, num_return_sequences=copies, **options)
+    assert result.sequences == [[1]] * copies + [[3] * 99] * copies
+    assert result.finish_reasons == ["length"] * 2 * copies
+    assert result.scores == [0.0] * 2 * copies
+    assert list(stream(tiny_model, [1, 2], max_new_tokens=0)) == []
+
+
+# --- chance ------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_decides_everything(tiny_model: GPT) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.5, "num_return_sequences": 4}
+    first = generate(tiny_model, PROMPTS, seed=3, **options)
+    assert generate(tiny_model, PROMPTS, seed=3, **options) == first
+    assert generate(tiny_model, PROMPTS, seed=4, **options) != first
+    assert generate(tiny_model, PROMPTS, seed=None, **options) != generate(tiny_model, PROMPTS, seed=None, **options)
+
+
+def test_copies_of_a_prompt_differ_from_their_first_token(tiny_model: GPT) -> None:
+    # nanochat once drew the first token a single time for all copies. With 23 tokens equally likely, 16 draws agree by
+    # chance once in 23 ** 15 times.
+    with torch.no_grad():
+        tiny_model.wte.weight.zero_()  # and with it the head
+    result = generate(tiny_model, [[1]], max_new_tokens=1, temperature=1, num_return_sequences=16)
+    assert len({ids[1] for ids in result.sequences}) > 1
+
+
+def test_a_seed_per_prompt_makes_it_independent_of_its_batch(tiny_model: GPT) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.5, "num_return_sequences": 2, "eos_token_id": 3}
+    together = generate(tiny_model, PROMPTS, seed=[7, 8, 9], **options)
+    alone = [generate(tiny_model, [ids], seed=seed, **options) for ids, seed in zip(PROMPTS, [7, 8, 9], strict=True)]
+    assert together.sequences == [ids for one in alone for ids in one.sequences]
+
+
+def test_temperature_zero_is_greedy_and_draws_nothing(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8)
+    monkeypatch.setattr(Noise, "draw", lambda *_: pytest.fail("drawn"))
+    assert generate(tiny_model, PROMPTS, temperature=0, typical_p=0.1, max_new_tokens=8) == greedy
+
+
+def test_two_tokens_have_the_joint_distribution_of_the_model(make_pair: Callable[..., Any]) -> None:
+    V, draws = 8, 2500
+    model = make_pair(vocab_size=V).ours
+    with torch.no_grad():
+        first = model(torch.tensor([[1, 2, 3]]))[0, -1].double().softmax(-1)
+        second = model(torch.tensor([[1, 2, 3, token] for token in range(V)]))[:, -1].double().softmax(-1)
+    joint = (first[:, None] * second).flatten()
+    result = generate(model, [[1, 2, 3]], max_new_tokens=2, temperature=1, num_return_sequences=draws)
+    observed = torch.bincount(torch.tensor([ids[3] * V + ids[4] for ids in result.sequences]), minlength=V * V)
+    common = joint * draws >= 5
+    observed = torch.cat([observed[common], observed[~common].sum()[None]])
+    expected = torch.cat([joint[common], joint[~common].sum()[None]]) * draws
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    assert torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic / 2) > 1e-4
+
+
+# --- streams, and what a call leaves behind ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [case for case in STRATEGIES if "num_return_sequences" not in case])
+def test_a_stream_is_what_generate_gives(tiny_model: GPT, options: dict[str, Any]) -> None:
+    ids = generate(tiny_model, [[1, 2, 3]], max_new_tokens=8, **options).sequences[0]
+    assert [1, 2, 3, *stream(tiny_model, [1, 2, 3], max_new_tokens=8, **options)] == ids
+
+
+def test_a_stream_computes_a_token_only_when_asked(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    trunk = tiny_model.trunk
+    monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: calls.append(1) or trunk(idx, cache))
+    tokens = stream(tiny_model.train(), [1, 2, 3], strategy="greedy", max_new_tokens=5)
+    assert len(calls) == 0
+    next(tokens)
+    next(tokens)
+    assert len(calls) == 2
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    tokens.close()
+    assert tiny_model.training, "a stream that is closed early leaves the model in evaluation mode"
+
+
+@pytest.mark.parametrize("options", [{"strategy": "beam", "num_beams": 2}, *STRATEGIES])
+def test_a_call_changes_nothing(tiny_config: Any, options: dict[str, Any]) -> None:
+    model = GPT(type(tiny_config)(**{**vars(tiny_config), "dropout": 0.5})).train()
+    model.h[0].eval()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    prompts = [list(prompt) for prompt in PROMPTS]
+    first = generate(model, prompts, max_new_tokens=8, **options)
+    assert first == generate(model, prompts, max_new_tokens=8, **options), "dropout was on"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    assert prompts == PROMPTS
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {}, {"strategy": "beam", "num_beams": 2}])
+def test_nothing_is_kept_for_gradients(
+    tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    grad_enabled = []
+    trunk = tiny_model.trunk
+
+    def watched(idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+        grad_enabled.append(torch.is_grad_enabled())
+        return trunk(idx, cache)
+
+    monkeypatch.setattr(tiny_model, "trunk", watched)
+    generate(tiny_model, PROMPTS, max_new_tokens=3, **options)
+    assert grad_enabled == [False] * 3
+
+
+def test_the_mode_is_restored_after_an_error(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: 1 / 0)
+    for options in ({"strategy": "greedy"}, {"strategy": "beam", "num_beams": 2}):
+        with pytest.raises(ZeroDivisionError):
+            generate(tiny_model.train(), PROMPTS, max_new_tokens=3, **options)
+        assert tiny_model.training
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], []], "prompt 1 is empty"),
+        ([[1], [2, 23]], "prompt 1 has id 23 at position 1, outside the vocabulary of 23"),
+        ([[-1]], "prompt 0 has id -1 at position 0, outside the vocabulary of 23"),
+        ([1, 2], "prompt 0 is 1, not a list of token ids"),
+        ("text", "prompt 0 is 't', not a list of token ids"),
+        ([[1.5]], r"prompt 0 is \[1.5\], not a list of token ids"),
+    ],
+)
+def test_bad_prompts(tiny_model: GPT, prompts: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        generate(tiny_model, prompts, max_new_tokens=3)
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": -0.5}, "temperature = -0.5"),
+    ({"temperature": math.nan}, "temperature = nan"),
+    ({"temperature": math.inf}, "temperature = inf"),
+    ({"temperature": "hot"}, "temperature = 'hot'"),
+    ({"top_k": -1}, "top_k = -1"),
+    ({"top_k": 2.5}, "top_k = 2.5"),
+    ({"top_k": True}, "top_k = True"),
+    ({"top_p": 0.0}, "top_p = 0.0"),
+    ({"top_p": 1.1}, "top_p = 1.1"),
+    ({"top_p": math.nan}, "top_p = nan"),
+    ({"min_p": -0.1}, "min_p = -0.1"),
+    ({"min_p": 2}, "min_p = 2"),
+    ({"typical_p": 0}, "typical_p = 0"),
+    ({"repetition_penalty": 0}, "repetition_penalty = 0"),
+    ({"repetition_penalty": None}, "repetition_penalty = None"),
+    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size = -1"),
+    ({"max_new_tokens": -1}, "max_new_tokens = -1"),
+    ({"max_new_tokens": 2.0}, "max_new_tokens = 2.0"),
+    ({"min_new_tokens": 9}, "min_new_tokens = 9 is more than max_new_tokens = 3"),
+    ({"num_beams": 0}, "num_beams = 0"),
+    ({"num_return_sequences": 0}, "num_return_sequences = 0"),
+    ({"strategy": "beam", "num_beams": 2, "length_penalty": math.nan}, "length_penalty = nan"),
+    ({"strategy": "beam", "num_beams": 2, "early_stopping": "always"}, "early_stopping = 'always'"),
+    ({"strategy": "beam", "num_beams": 2, "early_stopping": 1}, "early_stopping = 1"),
+    ({"strategy": "best"}, "strategy = 'best'"),
+    ({"on_overflow": "slide"}, "on_overflow = 'slide'"),
+    ({"use_cache": "yes"}, "use_cache = 'yes'"),
+    ({"seed": -1}, "seed = -1"),
+    ({"seed": 0.5}, "seed = 0.5"),
+    ({"seed": [1, 2, 3]}, "3 seeds do not match 1 prompts"),
+    ({"eos_token_id": 23}, "eos_token_id names token 23, outside the vocabulary of 23"),
+    ({"eos_token_id": "."}, "eos_token_id = '.'"),
+    ({"eos_token_id": 1.5}, "eos_token_id = 1.5"),
+    ({"stop": ""}, "stop = ''"),
+    ({"stop": ["a", ""]}, "stop = "),
+    ({"stop": 7}, "stop = 7"),
+    ({"stop": "a"}, "stop = 'a' is text"),
+    ({"banned_sequences": [1]}, "banned_sequences holds 1"),
+    ({"banned_sequences": [[]]}, r"banned_sequences holds \[\]"),
+    ({"banned_sequences": [[1, 23]]}, "banned_sequences names token 23"),
+    ({"sequence_bias": {(1,): math.nan}}, r"sequence_bias of \(1,\) is nan"),
+    ({"sequence_bias": {(-1,): 1.0}}, "sequence_bias names token -1"),
+    # Contradictions: what would be ignored is refused.
+    ({"strategy": "beam", "num_beams": 2, "temperature": 0.8}, "temperature = 0.8 shapes a draw"),
+    ({"strategy": "beam", "num_beams": 2, "top_k": 5}, "top_k = 5 shapes a draw"),
+    ({"strategy": "greedy", "top_p": 0.9}, "top_p = 0.9 shapes a draw"),
+    ({"strategy": "greedy", "num_beams": 2}, "num_beams = 2"),
+    ({"strategy": "greedy", "num_return_sequences": 2}, "num_return_sequences = 2 would all be the same"),
+    ({"temperature": 0, "num_return_sequences": 2}, "num_return_sequences = 2 would all be the same"),
+    ({"temperature": 0, "num_beams": 2}, "temperature = 0 draws nothing"),
+    ({"length_penalty": 2.0}, "length_penalty = 2.0 concerns beams"),
+    ({"early_stopping": True}, "early_stopping = True concerns beams"),
+    ({"strategy": "beam", "num_beams": 2, "num_return_sequences": 3}, "num_return_sequences = 3 is more than"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[str(options) for options, _ in BAD_OPTIONS])
+def test_bad_options(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str) -> None:
+    monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: pytest.fail("worked before checking"))
+    for decode in (lambda **o: generate(tiny_model, [[1]], **o), lambda **o: stream(tiny_model, [1], **o)):
+        with pytest.raises(InputError, match=message) as caught:
+            decode(**{"max_new_tokens": 3, **options})
+        assert caught.value.how
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy", "temperature": 0}, {"strategy": "beam", "temperature": 1}])
+def test_options_that_say_the_same_are_no_contradiction(tiny_model: GPT, options: dict[str, Any]) -> None:
+    assert generate(tiny_model, [[1]], max_new_tokens=2, top_k=0, top_p=1.0, min_p=0, **options)
+
+
+def test_sampling_has_a_temperature_of_its_own(tiny_model: GPT) -> None:
+    default = generate(tiny_model, PROMPTS, max_new_tokens=8)
+    assert default == generate(tiny_model, PROMPTS, max_new_tokens=8, strategy="sample", temperature=0.8, seed=0)
+    assert default != generate(tiny_model, PROMPTS, max_new_tokens=8, temperature=1.0)
+
+
+def test_unknown_options_are_refused(tiny_model: GPT) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        generate(tiny_model, [[1]], temprature=0.5)
+
+
+def test_beams_are_not_streamed(tiny_model: GPT) -> None:
+    for options in ({"strategy": "beam", "num_beams": 2}, {"num_return_sequences": 2}):
+        with pytest.raises(InputError, match="one sequence that only grows"):
+            stream(tiny_model, [1], max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sample"])
+def test_bans_that_leave_nothing_are_named(tiny_model: GPT, strategy: str) -> None:
+    with pytest.raises(InputError, match=r"every token is banned.*banned_sequences"):
+        generate(
+            tiny_model,
+            [[1]],
+            strategy=strategy,
+            max_new_tokens=2,
+            banned_sequences=[[token] for token in range(tiny_model.config.vocab_size)],
+        )
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {}, {"strategy": "beam", "num_beams": 2}])
+def test_a_model_of_nan_is_refused(tiny_model: GPT, options: dict[str, Any]) -> None:
+    with torch.no_grad():
+        tiny_model.ln_f.weight.fill_(math.nan)
+    with pytest.raises(InputError, match="not numbers"):
+        generate(tiny_model, [[1]], max_new_tokens=2, **options)
+
+
+def test_odd_but_sound_settings(tiny_model: GPT) -> None:
+    for options in ({"top_k": 10**6}, {"top_p": 1e-9}, {"temperature": 1e-6}, {"temperature": 1e6}, {"top_k": None}):
+        result = generate(tiny_model, [[1]], max_new_tokens=3, **options)
+        assert all(0 <= token < tiny_model.config.vocab_size for token in result.sequences[0])
+        assert math.isfinite(result.scores[0])
+    assert generate(tiny_model, []).sequences == []
+
+
+# --- the reference library ---------------------------------------------------------------------------------------
+
+
+THEIR_NAMES = {"banned_sequences": "bad_words_ids"}
+
+
+def compare(pair: Any, prompts: Sequence[Sequence[int]], eos: Sequence[int], new: int, **options: Any) -> list[int]:
+    """The same ids, which are returned for the first prompt."""
+    theirs = {"seed": options.pop("seed", 0), "num_return_sequences": options.get("num_return_sequences", 1)}
+    theirs["do_sample"] = options.get("strategy") != "greedy"
+    theirs |= {THEIR_NAMES.get(name, name): value for name, value in options.items() if name != "strategy"}
+    expected, _ = pair.generate(prompts, eos=eos, max_new_tokens=new, **theirs)
+    result = generate(pair.ours, prompts, max_new_tokens=new, eos_token_id=eos, seed=theirs["seed"], **options)
+    copies = theirs["num_return_sequences"]
+    lengths = [len(prompt) for prompt in prompts for _ in range(copies)]
+    assert [ids[n:] for ids, n in zip(result.sequences, lengths, strict=True)] == expected
+    return expected[0]
+
+
+# Prompts, ends of sequence, new tokens, options, and how the first row begins, where the design notes say it.
+GREEDY: list[tuple[list[list[int]], list[int], int, dict[str, Any], list[int]]] = [
+    ([[1, 2, 3]], [], 16, {}, [32] * 9 + [18] * 7),
+    ([[7]], [], 16, {}, [32] * 16),
+    (EQUAL, [32], 16, {}, [32]),
+    (RAGGED, [32], 16, {}, [32]),
+    ([LONG], [], 25, {}, []),  # to the last position
+    (EQUAL, [32, 11, 13], 16, {}, [32]),
+    ([[1, 2, 3]], [32], 12, {"min_new_tokens": 5}, [48, 13, 13, 18, 13]),
+    ([REPEATING], [], 12, {"repetition_penalty": 1.3}, [2, 35, 11, 7, 32, 32, 32, 32, 18, 13, 32, 32]),
+    ([REPEATING], [], 12, {"repetition_penalty": 0.7}, [2] * 7 + [32] * 5),
+    (RAGGED, [32], 12, {"repetition_penalty": 1.3}, []),
+    ([REPEATING], [], 12, {"no_repeat_ngram_size": 2}, [2, 35, 11, 7, 32, 32, 18, 32, 48, 32, 8, 28]),
+    ([[1, 2, 3]], [], 12, {"no_repeat_ngram_size": 1}, [32, 13, 48, 18, 28, 9, 31, 7, 24, 11, 8, 47]),
+    ([[1, 2, 3]], [], 12, {"banned_sequences": [[32], [13, 13], [48, 18, 28]]}, [48, 13, 48, 48, 13, 11, 47, 13, 39]),
+    ([[1, 2, 3]], [], 8, {"sequence_bias": {(13,): 2.0, (13, 13): -5.0}}, [13, 32, 13, 32]),
+    (
+        RAGGED,
+        [32],
+        12,
+        {
+            "repetition_penalty": 1.2,
+            "no_repeat_ngram_size": 3,
+            "banned_sequences": [[11], [13, 32]],
+            "min_new_tokens": 3,
+        },
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("prompts", "eos", "new", "options", "row"), GREEDY)
+def test_greedy_equals_the_reference(
+    pair: Any, prompts: list[list[int]], eos: list[int], new: int, options: dict[str, Any], row: list[int]
+) -> None:
+    found = compare(pair, prompts, eos, new, strategy="greedy", **options)
+    assert found[: len(row)] == row
+
+
+@pytest.mark.parametrize("seed", [0, 1, 1234])
+@pytest.mark.parametrize(
+    ("prompts", "eos", "options"),
+    [
+        (EQUAL, [32], {"temperature": 0.8, "top_k": 10, "top_p": 0.9}),
+        ([[1, 2, 3]], [], {"temperature": 1.0, "top_k": 50}),
+        ([[1, 2, 3]], [32], {"temperature": 1.0, "min_p": 0.05, "typical_p": 0.9, "num_return_sequences": 4}),
+        (RAGGED, [32], {"temperature": 1.0, "top_p": 0.8}),
+        (RAGGED, [32, 13], {"temperature": 1.4, "repetition_penalty": 1.3, "num_return_sequences": 2}),
+    ],
+)
+def test_samples_equal_the_reference(
+    pair: Any, prompts: list[list[int]], eos: list[int], options: dict[str, Any], seed: int
+) -> None:
+    found = compare(pair, prompts, eos, 12, strategy="sample", seed=seed, **options)
+    if options == {"temperature": 1.0, "top_k": 50} and seed == 1234:
+        assert found == [25, 25, 25, 9, 9, 48, 7, 25, 14, 2, 8, 29]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(150))
+def test_a_random_case_equals_the_reference(make_pair: Callable[..., Any], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*values: Any) -> Any:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    lengths = [pick(1, 2, 5, 9) for _ in range(pick(1, 2, 4))]
+    prompts = [torch.randint(49, (length,), generator=generator).tolist() for length in lengths]
+    sampled = {
+        "strategy": "sample",
+        "temperature": pick(0.7, 1.0, 1.5),
+        "top_k": pick(0, 5, 20),
+        "top_p": pick(0.8, 1.0),
+        "num_return_sequences": pick(1, 3),
+    }
+    compare(
+        make_pair(seed=seed),
+        prompts,
+        torch.randperm(49, generator=generator)[: pick(0, 1, 3, 8)].tolist(),
+        pick(1, 6, 20),
+        seed=seed,
+        repetition_penalty=pick(1.0, 1.3),
+        no_repeat_ngram_size=pick(0, 2),
+        banned_sequences=[[49]],  # the padding: to the reference it is part of the n-grams of a short prompt
+        **pick({"strategy": "greedy"}, sampled),
+    )

@@ -1,0 +1,160 @@
+"""Draws have the distribution they should have, depend on the seed alone, and rows feed the model what they say."""
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt.decoding import sampling
+from minigpt.decoding.sampling import Noise, Rows
+from minigpt.errors import InputError
+from minigpt.model import GPT
+
+CPU = torch.device("cpu")
+
+
+def p_value(observed: Tensor, probabilities: Tensor) -> float:
+    """Of Pearson's chi-squared test: how often a fit as bad as this comes by chance. Rare cells are merged."""
+    expected = observed.sum() * probabilities.double()
+    rare = expected < 5
+    observed = torch.cat([observed[~rare], observed[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic / 2))
+
+
+def counts(tokens: Tensor, size: int) -> Tensor:
+    return torch.bincount(tokens, minlength=size).double()
+
+
+def test_draws_follow_the_softmax() -> None:
+    draws = 20_000
+    scores = torch.randn(11, generator=torch.Generator().manual_seed(3)) * 1.5
+    values = []
+    for seed in range(4):
+        tokens = sampling.sample(scores.expand(draws, -1), Noise(seed, CPU).draw(draws, 11))
+        values.append(p_value(counts(tokens, 11), scores.softmax(-1)))
+        # The test can tell: with this many draws, a temperature 10 % off does not pass.
+        assert p_value(counts(tokens, 11), (scores / 1.1).softmax(-1)) < 1e-4
+    assert min(values) > 1e-4
+    assert min(values) < 1 - 1e-4, "too good a fit: is the noise used twice?"
+
+
+def test_rows_and_steps_are_drawn_independently() -> None:
+    noise = Noise(0, CPU)
+    scores = torch.tensor([0.5, 0.3, 0.2]).log()
+    pairs = torch.zeros(9)
+    for _ in range(20):
+        rows = sampling.sample(scores.expand(2000, -1), noise.draw(2000, 3)).view(2, 1000)
+        pairs += torch.bincount(rows[0] * 3 + rows[1], minlength=9)
+    assert p_value(pairs.double(), (scores.exp()[:, None] * scores.exp()).flatten()) > 1e-4
+
+
+def test_a_removed_token_is_never_drawn() -> None:
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    scores[::3] = -math.inf
+    noise = Noise(1, CPU)
+    for _ in range(20):
+        assert scores[sampling.sample(scores.expand(20_000, -1), noise.draw(20_000, 50))].isfinite().all()
+
+
+def test_noise_of_zero_does_not_draw_a_removed_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An exponential kernel may round to 0, and 0 / 0 is NaN, which argmax takes for the largest.
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.fill_(0.0))
+    assert sampling.sample(torch.tensor([[-math.inf, 0.0]]), Noise(0, CPU).draw(1, 2)).tolist() == [1]
+
+
+def test_draws_are_those_of_multinomial() -> None:
+    scores = torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
+    for seed in range(20):
+        expected = torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+        assert torch.equal(sampling.sample(scores, Noise(seed, CPU).draw(6, 40)), expected)
+
+
+def test_seeds_of_prompts_are_independent_streams() -> None:
+    both = Noise([3, 4], CPU).draw(6, 5)
+    assert torch.equal(both, torch.cat([Noise(3, CPU).draw(3, 5), Noise(4, CPU).draw(3, 5)]))
+    assert not torch.equal(Noise(None, CPU).draw(6, 5), Noise(None, CPU).draw(6, 5))
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    assert sampling.greedy(torch.tensor([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_rows_give_the_logits_of_a_plain_forward(tiny_model: GPT, use_cache: bool) -> None:
+    def check() -> None:
+        for ids, logits in zip(rows.ids, rows.logits, strict=True):
+            window = torch.tensor([ids[-tiny_model.config.block_size :]])
+            torch.testing.assert_close(logits, tiny_model(window)[0, -1], atol=1e-5, rtol=1e-5)
+
+    rows = Rows(tiny_model, [[1, 2, 3], [4, 5, 6, 7, 8], [9]], copies=2, max_length=99, use_cache=use_cache)
+    assert rows.ids == [[1, 2, 3]] * 2 + [[4, 5, 6, 7, 8]] * 2 + [[9]] * 2
+    check()
+    rows.advance([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])  # every row goes on
+    check()
+    rows.advance([1, 1, 3, 2, 4, 4], [1, 2, 3, 4, 5, 6])  # beams fork, swap and die
+    assert rows.ids[1] == [1, 2, 3, 2, 2]
+    check()
+    rows.advance([1, 3, 4], [7, 8, 9])  # rows leave
+    check()
+    for token in range(10):  # past the end of the block, where the window slides
+        rows.advance([0, 1, 2], [token] * 3)
+        check()
+
+
+@torch.no_grad()
+def test_a_prompt_is_fed_once_for_all_its_copies(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = []
+    trunk = tiny_model.trunk
+    monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: fed.append(tuple(idx.shape)) or trunk(idx, cache))
+    rows = Rows(tiny_model, [[1, 2, 3], [4, 5]], copies=3, max_length=9, use_cache=True)
+    rows.advance(range(6), [1] * 6)
+    assert fed == [(2, 3), (6, 1)]
+
+
+def test_next_token_table(tiny_model: GPT) -> None:
+    with torch.no_grad():
+        logits = tiny_model(torch.tensor([[4, 2]]))[0, -1]
+    table = sampling.next_token_table(tiny_model, [4, 2], k=3)
+    assert [token for token, _, _ in table] == logits.argsort(descending=True)[:3].tolist()
+    for token, logit, probability in table:
+        assert logit == pytest.approx(logits[token].item())
+        assert probability == pytest.approx((logits.double().exp()[token] / logits.double().exp().sum()).item())
+    assert sum(row[2] for row in sampling.next_token_table(tiny_model, [4], k=999)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "k", "message"),
+    [
+        ([], 5, "empty"),
+        ([1, 23], 5, "id 23 at position 1, outside the vocabulary of 23"),
+        ([1], 0, "k = 0"),
+        ([1] * 14, 5, "14 tokens .* block_size = 13"),
+    ],
+)
+def test_next_token_table_refuses(tiny_model: GPT, ids: list[int], k: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sampling.next_token_table(tiny_model, ids, k)
+
+
+def test_prompts_may_hold_any_integers() -> None:
+    expected = [[1, 2], [0]]
+    assert sampling.check_prompts(((1, 2), [0]), 3) == expected
+    assert sampling.check_prompts([torch.tensor([1, 2]), torch.tensor([0])], 3) == expected
+    assert sampling.check_prompts([torch.tensor([1, 2]).numpy(), [0]], 3) == expected
+
+
+@pytest.mark.parametrize("check", [lambda model: model.eval(), lambda model: model.train(), lambda m: m.h[0].eval()])
+def test_modes_are_restored(tiny_model: GPT, check: Callable[[GPT], object]) -> None:
+    check(tiny_model.train())
+    before = [module.training for module in tiny_model.modules()]
+    with contextlib.suppress(ZeroDivisionError), sampling.evaluating(tiny_model):
+        assert not any(module.training for module in tiny_model.modules())
+        raise ZeroDivisionError
+    assert [module.training for module in tiny_model.modules()] == before
