@@ -210,8 +210,8 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         RunConfig(
             model=GPTConfig(block_size=128, n_layer=3, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
-                max_steps=650, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
-                min_learning_rate=0.0, warmup_steps=30, eval_interval=325, save_interval=325,
+                max_steps=700, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
+                min_learning_rate=0.0, warmup_steps=30, eval_interval=350, save_interval=350,
             ),
         ),
     ),

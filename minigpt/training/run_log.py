@@ -47,6 +47,7 @@ class RunLog:
         self.title = title
         self.records: list[dict[str, Any]] = []
         self._samples: list[str] = []
+        self._drawn = 0  # how many records the plot on disk shows
         self._start = time.perf_counter()
         self._file = run.metrics.open("a", encoding="utf-8", newline="\n")
         self._bar = tqdm(total=max_steps, unit="step", file=sys.stderr, dynamic_ncols=True, disable=None)
@@ -59,7 +60,8 @@ class RunLog:
     ) -> None:
         self._bar.close()
         self._file.close()
-        self.draw()
+        if self._drawn < len(self.records) or not self.records:
+            self.draw()
 
     @property
     def seconds(self) -> float:
@@ -93,5 +95,6 @@ class RunLog:
         def series(key: str) -> list[tuple[int, float]]:
             return [(record["step"], record[key]) for record in self.records if key in record]
 
+        self._drawn = len(self.records)
         figure = loss_curve(series("train_loss"), series("val_loss"), series("lr"), self.floor, self.title)
         save_figure(figure, self.run.plot)
