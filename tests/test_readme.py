@@ -40,15 +40,17 @@ def test_the_python_runs():
 def test_the_second_python_block_is_what_quickstart_prints():
     from minigpt.cli.train import next_steps
 
-    printed = " ".join(" ".join(next_steps(Path("checkpoints/shakespeare-quick"), "ROMEO:")).split())
+    printed = "".join("".join(next_steps(Path("checkpoints/shakespeare-quick"), "ROMEO:")).split())
+    readme = "".join(code_blocks("python")[1].split())
     for part in (
         "minigpt.load_model(",
-        "minigpt.generate(model, [tokenizer.encode(",
+        "minigpt.generate(",
+        "model,[tokenizer.encode(",
         "max_new_tokens=300",
         "tokenizer.decode(",
     ):
         assert part in printed
-        assert part in code_blocks("python")[1]
+        assert part in readme
 
 
 def mentioned_commands() -> list[str]:

@@ -58,7 +58,7 @@ def test_train_says_what_to_type_next(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained.parent)
     assert run(["train", "--data", "play.txt", "--out", "again", *SMALL_FLAGS]) == 0
     out = capsys.readouterr().out
-    assert "generate --model again --prompt" in out
+    assert "generate --model again" in out
     assert all(len(line) <= 80 or "/" in line for line in out.splitlines())  # a path may be long
     python = out.split("or in Python (")[1]
     code = "\n".join(line[2:] for line in python.splitlines()[1:])
