@@ -18,7 +18,7 @@ def make_parser() -> CommandParser:
         "  minigpt doctor\n  minigpt doctor --preset shakespeare-char --no-compile",
     )
     parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the model and batch to time")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_device()
     parser.add_argument("--no-compile", action="store_true", help="do not time torch.compile, which takes a minute")
     return parser
 
@@ -50,5 +50,6 @@ def run(arguments: list[str]) -> None:
             print(f"  {timing.name:<38}{'-':>10}  {'-':>12}  does not work: {timing.note}")
             continue
         verdict = timing.note if timing.safe else "not safe"
-        print(f"  {timing.name:<38}{timing.tokens_per_second:>10,.0f}  {timing.difference:>12.1e}  {verdict}")
+        difference = "unknown" if timing.difference is None else f"{timing.difference:.1e}"
+        print(f"  {timing.name:<38}{timing.tokens_per_second:>10,.0f}  {difference:>12}  {verdict}")
     print(f"\nfastest safe: {best}")

@@ -30,7 +30,7 @@ def make_parser() -> CommandParser:
         "longer (default: the block size)",
     )
     add_unknown_argument(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_device()
     return parser
 
 

@@ -4,14 +4,12 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load, reading
 from minigpt.cli.parser import CommandParser, field_help, print_json
-
-if TYPE_CHECKING:
-    from minigpt.model import GPT
-    from minigpt.tokenizers import Tokenizer
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
 
 # flag -> type; names, meanings and defaults are those of DecodingOptions
 FLAGS: dict[str, type] = {
@@ -70,7 +68,7 @@ def make_parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew for each token, as a check")
     add_unknown_argument(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_device()
     return parser
 
 
@@ -130,7 +128,7 @@ def run(arguments: list[str]) -> None:
     _say_speed(num_new, seconds)
 
 
-def _stream(model: "GPT", tokenizer: "Tokenizer", prompt: list[int], options: dict[str, Any]) -> None:
+def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any]) -> None:
     """Print the prompt, then every character as soon as its last token is chosen."""
     from minigpt.decoding.generate import before_stop, stream
     from minigpt.tokenizers import TextStream

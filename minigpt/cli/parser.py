@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -53,6 +54,10 @@ class CommandParser(jsonargparse.ArgumentParser):
             if action.option_strings == [f"--{name}"]:
                 action.help = argparse.SUPPRESS  # the library's own way to read a section from a file; ours is --config
         self.set_defaults({f"{name}.{key}": value for key, value in vars(values).items() if key not in skip})
+
+    def add_device(self) -> None:
+        """Add --device."""
+        self.add_argument("--device", default="auto", help=field_help(RunConfig, "device"))
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """The values of all flags, those of a section as a nested dictionary."""

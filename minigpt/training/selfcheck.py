@@ -1,7 +1,6 @@
 """What this machine has, and which way of computing is fastest on it, measured: the substance of `minigpt doctor`."""
 
 import importlib.util
-import math
 import os
 import platform
 import shutil
@@ -50,7 +49,7 @@ class Timing:
     Attributes:
         name: dtype and mode, as flags.
         tokens_per_second: median over the measured steps; None if it does not work here.
-        difference: largest distance of its losses from float32's, in nats; None likewise.
+        difference: largest distance of its losses from float32's, in nats; None if one of the two does not work here.
         safe: whether that is within rounding.
         note: why it does not work, or how long compilation took.
     """
@@ -93,11 +92,11 @@ def time_settings(
             continue
         if (dtype, compiled) == (torch.float32, False):
             reference = losses
-        difference = max((abs(a - b) for a, b in zip(losses, reference or [], strict=False)), default=math.inf)
+        difference = max((abs(a - b) for a, b in zip(losses, reference or [], strict=False)), default=None)
         tokens = config.train.batch_size * config.model.block_size
         note = f"compiling took {times[0]:.0f} s" if compiled else ""
         speed = tokens / statistics.median(times[1:])
-        timings.append(Timing(name, speed, difference, difference <= TOLERANCE[dtype], note))
+        timings.append(Timing(name, speed, difference, difference is not None and difference <= TOLERANCE[dtype], note))
     return timings
 
 
