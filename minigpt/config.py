@@ -145,6 +145,8 @@ class TrainConfig:
     """adamw, or muon: Muon on the matrices of the blocks and AdamW on all the rest"""
     muon_learning_rate: float = 0.02
     """Muon's peak learning rate, with --train.optimizer muon"""
+    muon_momentum: float = 0.95
+    """Muon's decay rate of the mean of the gradient; short runs like it smaller"""
     eval_interval: int = 250
     """steps between evaluations over the whole validation split"""
     save_interval: int = 250
@@ -161,7 +163,7 @@ class TrainConfig:
         for name in ("learning_rate", "muon_learning_rate"):
             value = getattr(self, name)
             _require(value > 0, f"{name} = {value} would not learn", f"{name} must be above 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} = {value} is out of range", f"{name} must lie in [0, 1)")
         _require(

@@ -72,7 +72,7 @@ def make_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.
         {"params": [p for p in groups["muon"] if id(p) in stacked], "stacked": 3, "peak_lr": config.muon_learning_rate},
         {"params": [p for p in groups["muon"] if id(p) not in stacked], "peak_lr": config.muon_learning_rate},
     ]
-    muon = Muon(muon_groups, lr=config.muon_learning_rate, weight_decay=config.weight_decay, dtype=dtype)
+    muon = Muon(muon_groups, config.muon_learning_rate, config.weight_decay, config.muon_momentum, dtype)
     return [muon, adamw]
 
 
@@ -109,7 +109,7 @@ class Muon(Optimizer):
         params: Any,
         lr: float,
         weight_decay: float,
-        momentum: float = 0.95,
+        momentum: float,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype

@@ -63,8 +63,8 @@ def test_muon_takes_the_steps_of_torch():
     shapes = [(17, 5), (5, 17), (11, 11), (17, 5)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    a = Muon(ours, lr=0.1, weight_decay=0.3)
-    b = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, momentum=0.95, adjust_lr_fn="original")
+    a = Muon(ours, lr=0.1, weight_decay=0.3, momentum=0.9)
+    b = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, momentum=0.9, adjust_lr_fn="original")
     for _ in range(3):
         starts = [parameter.detach().clone() for parameter in ours]
         for mine, other in zip(ours, theirs, strict=True):
@@ -94,7 +94,7 @@ def test_orthogonalize_keeps_directions_and_evens_sizes_out(shape):
 
 def test_muon_leaves_what_has_no_gradient():
     parameter = torch.nn.Parameter(torch.ones(3, 2))
-    Muon([parameter], lr=1.0, weight_decay=0.5).step()
+    Muon([parameter], lr=1.0, weight_decay=0.5, momentum=0.95).step()
     assert torch.equal(parameter, torch.ones(3, 2))
 
 
@@ -105,6 +105,6 @@ def test_stacked_matrices_are_taken_one_by_one():
     whole.grad = torch.randn(15, 5)
     for part, grad in zip(parts, whole.grad.split(5), strict=True):
         part.grad = grad.clone()
-    Muon([{"params": [whole], "stacked": 3}], lr=0.1, weight_decay=0.3).step()
-    Muon(parts, lr=0.1, weight_decay=0.3).step()
+    Muon([{"params": [whole], "stacked": 3}], lr=0.1, weight_decay=0.3, momentum=0.95).step()
+    Muon(parts, lr=0.1, weight_decay=0.3, momentum=0.95).step()
     assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
