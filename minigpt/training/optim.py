@@ -150,7 +150,7 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Push every singular value of each matrix (..., M, N) towards 1, and leave its singular vectors.
+    """Push every singular value of each matrix (K, M, N) towards 1, and leave its singular vectors.
 
     A quintic Newton-Schulz iteration, x -> a x + b x^3 + c x^5 on the singular values. The coefficients are chosen for
     a steep slope at zero, not to converge: five steps bring every value into about 0.7 to 1.2, and that is enough.
@@ -160,6 +160,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices  # the products below are square in the rows: make those the shorter side
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # now every singular value is at most 1
     for _ in range(steps):
-        gram = x @ x.mT  # (..., M, M)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = x @ x.mT  # (K, M, M)
+        quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2, summed inside the product
+        x = torch.baddbmm(x, quintic, x, beta=a)  # a x + quintic x
     return x.mT if tall else x
