@@ -1,5 +1,6 @@
 """Where to compute, and in which number format: chosen automatically, said in one line, refused with a reason."""
 
+import ctypes
 import time
 from contextlib import AbstractContextManager, nullcontext
 
@@ -75,6 +76,20 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which matrix products run in `dtype`; weights, sums and norms stay float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory that tensors give back; true where it can be told to (glibc).
+
+    By default it returns large blocks to the kernel, and a training step on a CPU, which frees and takes the same
+    blocks over and over, pays thousands of page faults to get them again.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows
+        return False
+    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, 2**25))  # the largest allowed
 
 
 def matmul_seconds(dtype: torch.dtype, device: torch.device, size: int = 256, repeats: int = 5) -> float:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt.device import autocast, choose_device, choose_dtype, matmul_seconds, multiplies_bfloat16
+from minigpt.device import autocast, choose_device, choose_dtype, keep_freed_memory, matmul_seconds, multiplies_bfloat16
 from minigpt.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -64,3 +64,18 @@ def test_autocast_of_float32_is_nothing():
     with autocast(CPU, torch.bfloat16):
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_freed_memory_is_kept_where_the_c_library_can_be_told(monkeypatch):
+    told = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            told.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    assert keep_freed_memory()
+    assert [parameter for parameter, _ in told] == [-1, -3]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a C library without mallopt
+    assert not keep_freed_memory()

@@ -19,7 +19,7 @@ from minigpt.config import RunConfig
 from minigpt.data.corpora import Corpus
 from minigpt.data.tokens import TokenFile, prepare, random_batch, split_at
 from minigpt.decoding.generate import generate
-from minigpt.device import autocast, choose_device, choose_dtype
+from minigpt.device import autocast, choose_device, choose_dtype, keep_freed_memory
 from minigpt.errors import DivergenceError, first_line
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
@@ -97,6 +97,7 @@ def train(config: RunConfig, corpus: Corpus, out: Path, say: Say = say_to_stdout
         DivergenceError: if the loss or the gradient stops being a number. What was saved before is kept.
     """
     check_unused(out)
+    keep_freed_memory()
     device = choose_device(config.device)
     dtype, reason = choose_dtype(config.dtype, device)
     tokenizer: Tokenizer = CharTokenizer.from_text(corpus.text) if config.data.tokenizer == "char" else GPT2Tokenizer()
