@@ -208,12 +208,12 @@ class RunConfig:
 # it are in docs/training-speed.md.
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "shakespeare-quick": (
-        "0.6 M parameters, an ordinary CPU, about two minutes",
+        "0.35 M parameters, an ordinary CPU, one to two minutes",
         RunConfig(
-            model=GPTConfig(block_size=128, n_layer=3, n_head=4, n_embd=128, bias=False),
+            model=GPTConfig(block_size=128, n_layer=3, n_head=3, n_embd=96, bias=False),
             train=TrainConfig(
-                max_steps=700, batch_size=24, optimizer="muon", muon_learning_rate=0.05, learning_rate=0.01,
-                min_learning_rate=0.0, warmup_steps=30, eval_interval=350, save_interval=350,
+                max_steps=900, batch_size=24, optimizer="muon", muon_learning_rate=0.05, muon_momentum=0.9,
+                learning_rate=0.01, min_learning_rate=0.0, warmup_steps=30, eval_interval=450, save_interval=450,
             ),
         ),
     ),
