@@ -213,7 +213,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
             model=GPTConfig(block_size=128, n_layer=3, n_head=3, n_embd=96, bias=False),
             train=TrainConfig(
                 max_steps=900, batch_size=24, optimizer="muon", muon_learning_rate=0.05, muon_momentum=0.9,
-                learning_rate=0.01, min_learning_rate=0.0, warmup_steps=30, eval_interval=450, save_interval=450,
+                learning_rate=0.01, min_learning_rate=0.0, warmup_steps=30, eval_interval=300, save_interval=300,
             ),
         ),
     ),
