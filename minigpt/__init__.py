@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from minigpt.kv_cache import KVCache as KVCache
     from minigpt.model import GPT as GPT
     from minigpt.pretrained import load_model as load_model
+    from minigpt.pretrained import save_hf as save_hf
     from minigpt.training.evaluate import next_token_loss as next_token_loss
     from minigpt.training.evaluate import sequence_log_prob as sequence_log_prob
+    from minigpt.training.evaluate import token_log_probs as token_log_probs
 
 __version__ = "0.1.0"
 
@@ -27,10 +29,12 @@ _HOMES = {
     "MiniGPTError": "minigpt.errors",
     "generate": "minigpt.decoding.generate",
     "load_model": "minigpt.pretrained",
+    "save_hf": "minigpt.pretrained",
     "next_token_loss": "minigpt.training.evaluate",
     "next_token_table": "minigpt.decoding.sampling",
     "sequence_log_prob": "minigpt.training.evaluate",
     "stream": "minigpt.decoding.generate",
+    "token_log_probs": "minigpt.training.evaluate",
 }
 __all__ = [*_HOMES]
 

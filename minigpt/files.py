@@ -1,11 +1,18 @@
-"""Writing a file so that it is either whole or not there."""
+"""Writing a file so that it is either whole or not there, and reading one that may be something else than it seems."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from minigpt.errors import CheckpointError, MissingFileError, first_line
+
+FETCH_AGAIN = "copy or download it again from where it came from"
+
+_LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
 
 
 @contextmanager
@@ -36,6 +43,65 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with its line ends kept, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def first_bytes(path: Path) -> bytes:
+    """The beginning of a file, once it is clear that it is none of the things often saved in the place of another.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is empty, a git-lfs pointer, or an HTML or XML page.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"there is no file {path}", "check the path, and that all files were copied")
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    if not beginning:
+        raise CheckpointError(f"{described(path)} is empty", FETCH_AGAIN)
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{described(path)} is a git-lfs pointer: it names the file that was meant to be here",
+            "fetch that file: git lfs pull, or download it from the hub",
+        )
+    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
+        raise CheckpointError(
+            f"{described(path)} is an HTML or XML page: a server's answer was saved in the place of the file",
+            "download it again, and look at the page to see what went wrong",
+        )
+    return beginning
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is something else, or larger than 64 MiB.
+    """
+    first_bytes(path)
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise CheckpointError(f"{described(path)} is larger than {_LARGEST_TEXT:,} bytes", FETCH_AGAIN)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{described(path)} is not UTF-8 text: {error}", FETCH_AGAIN) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises as `read_text`, and CheckpointError if the file holds something else."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{described(path)} is not JSON: {first_line(error, 200)}", FETCH_AGAIN) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{described(path)} holds a JSON {type(content).__name__}, and no object", FETCH_AGAIN)
+    return content
+
+
+def described(path: Path) -> str:
+    """A file and its size, for an error's line."""
+    return f"{path} ({path.stat().st_size:,} bytes)"
 
 
 def _umask() -> int:

@@ -1,21 +1,517 @@
-"""A model by name: `load_model(spec)` turns what a user types into a model and its tokenizer."""
+"""A model by name, and back: `load_model(spec)` takes GPT-2's weights in any common form, `save_hf` hands them on.
 
+"The reference" is the transformers library. Most GPT-2 weights are published in its layout: a config.json, weights
+under its names, the files of the tokenizer. Its names and ours differ by prefixes, and its projections are stored
+transposed; `NAME_TABLE` is all there is to know about that, in both directions.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from minigpt.config import GPTConfig, did_you_mean
+from minigpt.data.corpora import load_corpus
+from minigpt.errors import CheckpointError, ConfigError, MissingFileError
+from minigpt.files import read_json, write_text
+from minigpt.hub import CONFIG, TOKENIZER, WEIGHTS, fetch_model
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer
-from minigpt.training.checkpoint import load_run
+from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.training.checkpoint import check_unused, check_vocabulary, read_run, run_at
+from minigpt.weights import (
+    StoredTensor,
+    empty_model,
+    fill,
+    load_torch_file,
+    open_weights,
+    own_tensors,
+    stored_tensors,
+    write_safetensors,
+)
+
+HUB_NAMES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
+GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
 
-def load_model(spec: str | Path) -> tuple[GPT, Tokenizer]:
-    """Load a trained model and its tokenizer; the model on the CPU, in evaluation mode.
+class Name(NamedTuple):
+    """A weight here and in the reference; {i} stands for the layer.
+
+    Attributes:
+        ours: our name.
+        theirs: the reference's.
+        conv1d: whether the reference keeps it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
+    """
+
+    ours: str
+    theirs: str
+    conv1d: bool = False
+
+
+NAME_TABLE = (
+    Name("wte.weight", "transformer.wte.weight"),
+    Name("wpe.weight", "transformer.wpe.weight"),
+    Name("h.{i}.ln_1.weight", "transformer.h.{i}.ln_1.weight"),
+    Name("h.{i}.ln_1.bias", "transformer.h.{i}.ln_1.bias"),
+    Name("h.{i}.attn.c_attn.weight", "transformer.h.{i}.attn.c_attn.weight", conv1d=True),
+    Name("h.{i}.attn.c_attn.bias", "transformer.h.{i}.attn.c_attn.bias"),
+    Name("h.{i}.attn.c_proj.weight", "transformer.h.{i}.attn.c_proj.weight", conv1d=True),
+    Name("h.{i}.attn.c_proj.bias", "transformer.h.{i}.attn.c_proj.bias"),
+    Name("h.{i}.ln_2.weight", "transformer.h.{i}.ln_2.weight"),
+    Name("h.{i}.ln_2.bias", "transformer.h.{i}.ln_2.bias"),
+    Name("h.{i}.mlp.c_fc.weight", "transformer.h.{i}.mlp.c_fc.weight", conv1d=True),
+    Name("h.{i}.mlp.c_fc.bias", "transformer.h.{i}.mlp.c_fc.bias"),
+    Name("h.{i}.mlp.c_proj.weight", "transformer.h.{i}.mlp.c_proj.weight", conv1d=True),
+    Name("h.{i}.mlp.c_proj.bias", "transformer.h.{i}.mlp.c_proj.bias"),
+    Name("ln_f.weight", "transformer.ln_f.weight"),
+    Name("ln_f.bias", "transformer.ln_f.bias"),
+    Name("lm_head.weight", "lm_head.weight"),
+)
+# What wrappers put before a name: torch.compile, data parallelism, and the reference itself or its bare trunk.
+_PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
+# Causal masks, which older files hold. c_attn.bias is none of them.
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
+
+
+def names(n_layer: int) -> Iterator[Name]:
+    """The rows of `NAME_TABLE` for a model of so many layers."""
+    for name in NAME_TABLE:
+        for i in range(n_layer if "{i}" in name.ours else 1):
+            yield Name(name.ours.format(i=i), name.theirs.format(i=i), name.conv1d)
+
+
+def reference_views(model: GPT, conv1d: bool = True) -> dict[str, Tensor]:
+    """The model's weights under the reference's names, a tied head left out.
+
+    They are views in the reference's orientation: what is written into them is in the model.
 
     Args:
-        spec: a run directory (its best weights), or the `last` folder inside one (its newest).
+        model: ours.
+        conv1d: False for the same names in nn.Linear's orientation, as nanoGPT has them.
+    """
+    own = own_tensors(model)
+    return {
+        name.theirs: own[name.ours].T if conv1d and name.conv1d else own[name.ours]
+        for name in names(model.config.n_layer)
+        if name.ours in own
+    }
+
+
+def load_model(
+    spec: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    block_size: int | None = None,
+    dropout: float | None = None,
+) -> tuple[GPT, Tokenizer]:
+    """A model and its tokenizer; the model on the CPU, in float32, in evaluation mode.
+
+    Values go from the file straight into the model, so the peak of memory is little above the weights themselves.
+
+    Args:
+        spec: which model. A path that exists is read, and the network is not asked for it:
+
+            - a run directory (its best weights), or the `last` folder inside one (its newest);
+            - a folder in the reference's layout, with a config.json: one .safetensors file, else several with their
+              index, else the same as pytorch_model.bin;
+            - one .safetensors or .bin file: of a run directory, or with a config.json beside it, or without, and then
+              the shape comes from the tensors and each head is taken to be 64 wide, as in all sizes of GPT-2;
+            - nanoGPT's ckpt.pt. Its own code computes the erf form of GELU, this model the tanh form, as GPT-2: an
+              activation differs by up to 5e-4.
+
+            Anything else that looks like a path is an error. What remains are models on the hub, from the cache that
+            all programs share or else fetched: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
+        tokenizer: by default the one that comes with the model; for a single file without one, GPT-2's if the
+            vocabulary is as large as GPT-2's. Otherwise "gpt2", a tokenizer.json, or a text file whose distinct
+            characters in sorted order are the vocabulary.
+        block_size: a shorter context than the model's: the first position embeddings alone are read.
+        dropout: for further training, in the place of the source's own.
 
     Raises:
-        MissingFileError: if there is nothing at that path.
-        CheckpointError: if what is there is damaged.
+        MissingFileError: if there is no such file, folder or model.
+        CheckpointError: if what is there is damaged, incomplete, of another architecture, or not a safe file; no model
+            is made of a part of it.
+        ConfigError: if `block_size` or `dropout` is out of range.
+        DownloadError: if a model of the hub is neither in the cache nor to be had.
     """
-    model, tokenizer, _ = load_run(Path(spec))
-    return model, tokenizer
+    source = _adjusted(_open(_locate(spec), dropout), block_size, dropout)
+    chosen = _tokenizer(source, tokenizer)
+    check_vocabulary(chosen, source.config.vocab_size, source.path)
+    model = empty_model(source.config)
+    targets = {_bare(name): view for name, view in reference_views(model, source.conv1d).items()}
+    fill(targets, source.stored, source.path, source.how)
+    return model.eval(), chosen
+
+
+def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
+    """Write a model so that the reference loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
+
+    The weights are written in float32. The reference has no switch for biases: where the model has none, zeros are
+    written, which compute the same.
+
+    Args:
+        model: any of ours, on any device.
+        tokenizer: the one that it was trained with.
+        folder: must not exist yet, or be empty. The files appear in it when all of them are whole.
+
+    Raises:
+        CheckpointError: if the folder holds something, or the tokenizer cannot be the model's.
+    """
+    folder = Path(folder)
+    check_unused(folder)
+    check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".minigpt-") as temporary:
+        part = Path(temporary)
+        write_text(part / CONFIG, json.dumps(reference_config(model.config, tokenizer), indent=2) + "\n")
+        save_hf_tokenizer(tokenizer, part, model.config.block_size)
+        write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(part.iterdir()):
+            file.replace(folder / file.name)
+
+
+def _with_zero_biases(model: GPT) -> dict[str, Tensor]:
+    """All that the reference expects, in the order of the table: the views of `model`, zeros for biases it has not."""
+    views, own = reference_views(model), own_tensors(model)
+    for name in names(model.config.n_layer):
+        if name.ours.endswith(".bias") and name.ours not in own:
+            views[name.theirs] = torch.zeros(len(own[name.ours.replace(".bias", ".weight")]))
+    return views
+
+
+# --- config.json
+
+# The reference's name of a field of GPTConfig.
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "n_positions": "block_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+# What the reference can vary and this model cannot: the values that ask for what this model computes. The first of them
+# is what the reference takes where a config.json is silent, and what we write.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+
+def config_from_reference(path: Path, dropout: float | None = None) -> GPTConfig:
+    """The shape that a config.json of the reference asks for.
+
+    Args:
+        path: the file.
+        dropout: what the caller will put in the place of its three rates, which then may differ.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged, lacks a size, or asks for anything that this model does not compute; all of
+            it is named.
+    """
+    content = read_json(path)
+    content.setdefault("n_positions", content.get("n_ctx"))
+    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is the reference's own
+    problems = [f"{key} is missing" for key in ("model_type", *_FIELDS) if content.get(key) is None]
+    for key, same in _FIXED.items():
+        if content.get(key, same[0]) not in same:
+            problems.append(f"{key} = {content[key]!r}, not {' or '.join(map(repr, same))}")
+    if content.get("n_inner") not in (None, 4 * content["n_embd"] if isinstance(content.get("n_embd"), int) else None):
+        problems.append(f"n_inner = {content['n_inner']!r}, not 4 n_embd")
+    if dropout is None and rates != [rates[0]] * 3:
+        problems.append(f"{', '.join(_DROPOUTS)} = {rates}, which differ (the dropout argument chooses one)")
+    if problems:
+        raise CheckpointError(
+            f"{path} does not describe a model that minigpt can compute: {'; '.join(problems)}",
+            "choose a model of GPT-2's architecture; minigpt ignores nothing of what a configuration asks for",
+        )
+    return _config(
+        path,
+        **{ours: content[theirs] for theirs, ours in _FIELDS.items()},
+        dropout=rates[0],
+        tie_weights=content.get("tie_word_embeddings", True),
+    )
+
+
+def reference_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """What config.json must say of a model of ours, and of the tokens that open and close its documents."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{key: same[0] for key, same in _FIXED.items() if same[0] is not None},
+        **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _config(path: Path, **values: Any) -> GPTConfig:
+    """A GPTConfig of values that come from a file."""
+    try:
+        return GPTConfig(**values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", error.how) from None
+
+
+# --- where a model lies
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model in files, whose values are not read yet.
+
+    Attributes:
+        path: the file or folder.
+        config: its shape.
+        stored: its tensors, by the reference's names without prefixes.
+        conv1d: whether they have the reference's orientation.
+        how: what to look at if the tensors do not fit the shape.
+        trained_with: the tokenizer, where it is known for sure.
+        tokenizer_folder: else where its files lie, if anywhere.
+    """
+
+    path: Path
+    config: GPTConfig
+    stored: Mapping[str, StoredTensor]
+    conv1d: bool
+    how: str
+    trained_with: Tokenizer | None = None
+    tokenizer_folder: Path | None = None
+
+
+def _locate(spec: str | Path) -> Path:
+    """The path that is meant, or the folder of a model fetched from the hub."""
+    path = Path(os.path.expanduser(spec))
+    if spec and os.path.exists(path):
+        return path
+    name = str(spec)
+    if isinstance(spec, Path) or _looks_like_a_path(name):
+        raise MissingFileError(f"{name} does not exist", "check the path; trained runs lie in checkpoints/")
+    if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return fetch_model(name)
+    hint = did_you_mean(name, HUB_NAMES)
+    raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    first, *rest = Path(name).parts or [""]
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.endswith((".safetensors", ".bin", ".pt"))
+        or (bool(rest) and os.path.isdir(first))
+    )
+
+
+def _open(path: Path, dropout: float | None) -> _Source:
+    """The model at a path that exists."""
+    folder = path if path.is_dir() else path.parent
+    run = run_at(folder)
+    if run.config.is_file() and path in (folder, run.best_weights, run.last_weights):
+        return _open_run(folder)
+    if path.is_dir():
+        return _open_folder(path, dropout)
+    if path.suffix == ".safetensors":
+        return _open_state(path, open_weights(path), dropout)
+    if path.suffix in (".bin", ".pt"):
+        content = load_torch_file(path)
+        if isinstance(content, dict) and "model_args" in content:
+            return _open_nanogpt(path, content)
+        return _open_state(path, stored_tensors(content, path), dropout)
+    raise CheckpointError(f"{path} is no model", "name a folder, or a file that ends in .safetensors, .bin or .pt")
+
+
+def _open_run(folder: Path) -> _Source:
+    config, tokenizer, weights = read_run(folder)
+    how = "use the config.yaml that lies beside these weights"
+    stored = _bare_names(open_weights(weights), weights)
+    return _checked(_Source(weights, config.model, stored, conv1d=False, how=how, trained_with=tokenizer))
+
+
+def _open_folder(folder: Path, dropout: float | None) -> _Source:
+    present = sorted(path.name for path in folder.iterdir())
+    weights = next((name for name in WEIGHTS if name in present), None)
+    if CONFIG not in present or weights is None:
+        lacking = "config.yaml (of a run) nor config.json" if CONFIG not in present else " nor ".join(WEIGHTS)
+        raise MissingFileError(
+            f"{folder} holds no model: it has neither {lacking}, but {', '.join(present[:10]) or 'nothing'}",
+            "name a run directory, a folder that a model of the hub was copied into, or one weights file",
+        )
+    return _open_state(folder / weights, open_weights(folder / weights), dropout, folder)
+
+
+def _open_state(
+    path: Path, state: Mapping[str, StoredTensor], dropout: float | None, tokenizer_folder: Path | None = None
+) -> _Source:
+    """Weights under the reference's names; config.json, if there is one, lies beside them."""
+    stored, config_path = _bare_names(state, path), path.parent / CONFIG
+    if config_path.is_file():
+        config, how = config_from_reference(config_path, dropout), f"check that {config_path} belongs to these weights"
+    else:
+        config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
+    tokenizer_folder = tokenizer_folder or _tokenizer_beside(path)
+    return _checked(_Source(path, config, stored, conv1d=True, how=how, tokenizer_folder=tokenizer_folder))
+
+
+def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Source:
+    """A checkpoint of nanoGPT: names of the reference, orientation of nn.Linear, the shape under "model_args"."""
+    arguments = checkpoint["model_args"]
+    fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    if not isinstance(arguments, dict) or "model" not in checkpoint or any(key not in arguments for key in fields):
+        raise CheckpointError(
+            f"{path} is no checkpoint of nanoGPT: that has a state dict under 'model', and under 'model_args' "
+            f"{', '.join(fields)}",
+            "name the ckpt.pt that nanoGPT's train.py wrote",
+        )
+    stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
+    config = _config(path, **{key: arguments[key] for key in fields}, tie_weights=_is_tied(stored))
+    how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
+    folder = _tokenizer_beside(path)
+    return _checked(_Source(path, config, stored, conv1d=False, how=how, tokenizer_folder=folder))
+
+
+def _tokenizer_beside(path: Path) -> Path | None:
+    return path.parent if any((path.parent / name).is_file() for name in TOKENIZER) else None
+
+
+def _bare(name: str) -> str:
+    return _PREFIXES.sub("", name)
+
+
+def _bare_names(state: Mapping[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """The weights without the prefixes of their names, and without buffers."""
+    stored: dict[str, StoredTensor] = {}
+    for name, tensor in state.items():
+        bare = _bare(name)
+        if bare in stored:
+            raise CheckpointError(f"{path} has {bare} twice, under different prefixes", "keep one of the two models")
+        if not _BUFFERS.fullmatch(bare):
+            stored[bare] = tensor
+    return stored
+
+
+def _sizes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """What the tensors say about the shape, as far as they are there."""
+    sizes: dict[str, int] = {}
+    for name, rows in (("wte.weight", "vocab_size"), ("wpe.weight", "block_size")):
+        if name in stored and len(stored[name].shape) == 2:
+            sizes[rows], sizes["n_embd"] = stored[name].shape
+    if layers := {match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))}:
+        sizes["n_layer"] = len(layers)
+    return sizes
+
+
+def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
+    sizes = _sizes(stored)
+    if len(sizes) < 4 or sizes["n_embd"] % 64:
+        odd = f"n_embd = {sizes['n_embd']} is no multiple of 64" if len(sizes) == 4 else "it lacks wte, wpe or h.0"
+        raise CheckpointError(
+            f"{path} alone does not tell the shape of a GPT-2: {odd}", f"put the {CONFIG} of this model beside it"
+        )
+    return _config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_is_tied(stored))
+
+
+def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether the output head is the token embedding: it is left out, or stored again with the same values."""
+    if "lm_head.weight" not in stored:
+        return True
+    embedding, head = stored.get("wte.weight"), stored["lm_head.weight"]
+    return embedding is not None and len(head.shape) == 2 and head.equals(embedding)
+
+
+def _checked(source: _Source) -> _Source:
+    """The source, with a tied head left out, if its configuration and its tensors say the same.
+
+    Sizes are compared first, and without a model: a wrong one could ask for any amount of memory.
+    """
+    config, stored = source.config, dict(source.stored)
+    differing = [
+        f"{key} = {getattr(config, key)} there, {size} here"
+        for key, size in _sizes(stored).items()
+        if getattr(config, key) != size
+    ]
+    if differing:
+        raise CheckpointError(f"the configuration disagrees with {source.path}: {'; '.join(differing)}", source.how)
+    if config.tie_weights:
+        if not _is_tied(stored):
+            raise CheckpointError(
+                f"the configuration disagrees with {source.path}: it says that the output head is the token embedding, "
+                "but lm_head.weight differs from wte.weight",
+                source.how,
+            )
+        stored.pop("lm_head.weight", None)
+    return dataclasses.replace(source, stored=stored)
+
+
+def _adjusted(source: _Source, block_size: int | None, dropout: float | None) -> _Source:
+    """The source with a shorter context, or another dropout."""
+    changes: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    stored = dict(source.stored)
+    if block_size is not None:
+        if block_size > source.config.block_size:
+            raise ConfigError(
+                f"block_size = {block_size} is more than the model's {source.config.block_size}",
+                f"choose at most {source.config.block_size}: the model has no position embedding beyond that",
+            )
+        changes["block_size"] = block_size
+    config = dataclasses.replace(source.config, **changes)
+    if "wpe.weight" in stored:
+        stored["wpe.weight"] = stored["wpe.weight"].first_rows(config.block_size)
+    return dataclasses.replace(source, config=config, stored=stored)
+
+
+# --- its tokenizer
+
+
+def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
+    """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
+    if named is not None:
+        chosen, own = _named_tokenizer(named), source.trained_with
+        if own is not None and chosen.fingerprint() != own.fingerprint():
+            raise CheckpointError(
+                f"{source.path} was trained with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
+                f"{chosen.fingerprint()[:12]}",
+                "leave the tokenizer out: a run directory has its own",
+            )
+        return chosen
+    if source.trained_with is not None:
+        return source.trained_with
+    if source.tokenizer_folder is not None:
+        return load_hf_tokenizer(source.tokenizer_folder)
+    if source.config.vocab_size in GPT2_VOCABULARIES:
+        return GPT2Tokenizer()
+    raise CheckpointError(
+        f"{source.path} comes without a tokenizer, and its {source.config.vocab_size} tokens are not GPT-2's",
+        "name one (--tokenizer, or tokenizer= in Python): a tokenizer.json, or the text whose characters it learned",
+    )
+
+
+def _named_tokenizer(name: str | Path) -> Tokenizer:
+    path = Path(os.path.expanduser(name))
+    if path.suffix == ".json" and path.is_file():
+        return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
+    if path.is_file():
+        return CharTokenizer.from_text(load_corpus(path).text)
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    raise MissingFileError(
+        f"there is no tokenizer {str(name)!r}",
+        "give gpt2, a tokenizer.json, or a text file whose characters are the vocabulary",
+    )

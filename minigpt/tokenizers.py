@@ -204,7 +204,8 @@ class GPT2Tokenizer(_TokenTable):
         self.vocabulary = {letter: token_id for token_id, letter in enumerate(_BYTE_OF)}
         for merge in self.merges:
             left, _, right = merge.partition(" ")
-            if left not in self.vocabulary or right not in self.vocabulary or left + right in self.vocabulary:
+            known = left in self.vocabulary and right in self.vocabulary
+            if not known or left + right in self.vocabulary or left + right == END_OF_TEXT:
                 raise InputError(
                     f"merge {merge!r} does not join two earlier tokens into a new one",
                     "give the merges of vocab.bpe in their order, without its first line",

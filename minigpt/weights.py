@@ -1,27 +1,103 @@
-"""Weights to and from a `.safetensors` file: no pickle, a tied tensor stored once, every mismatch named at once."""
+"""Weights to and from files, tensor by tensor: no code in a file, a tied tensor stored once, every mismatch named.
 
-from collections.abc import Mapping
+A file is opened as a table from names to tensors whose shapes are known and whose values are not read yet. They are
+read in pieces, straight into the model, so that the model and one piece are all that loading holds in memory.
+
+    *.safetensors                     the length of the header (8 bytes), the header (JSON), the values
+    *.safetensors.index.json          which of several .safetensors files holds which tensor
+    pytorch_model.bin, ckpt.pt        what torch.save writes; read with weights_only=True, so no code in it runs
+    pytorch_model.bin.index.json      which of several .bin files holds which tensor
+"""
+
+import dataclasses
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from minigpt.errors import CheckpointError, MissingFileError
-from minigpt.files import atomic_write
+from minigpt.config import GPTConfig
+from minigpt.errors import CheckpointError, MissingFileError, first_line
+from minigpt.files import FETCH_AGAIN, atomic_write, described, first_bytes, read_json
 from minigpt.model import GPT
 
+# The number formats of a .safetensors file, as far as torch has them.
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-def state_to_save(model: GPT) -> dict[str, Tensor]:
-    """The model's weights by name, on the CPU, a tied head left out: it is `wte.weight`."""
-    return {name: tensor.cpu().contiguous() for name, tensor in _own_tensors(model).items()}
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors library draws the same line
+_PIECE = 2**23  # bytes read at once
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        shape: known before any value is read.
+        dtype: how the file stores it; reading converts.
+        read_rows: (start, stop) -> those rows, a tensor (stop - start, *shape[1:]).
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read_rows: Callable[[int, int], Tensor]
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The values, a few megabytes of whole rows at a time."""
+        row_size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        step = max(1, _PIECE // max(1, row_size))
+        for start in range(0, self.shape[0], step):
+            yield self.read_rows(start, min(start + step, self.shape[0]))
+
+    def copy_to(self, target: Tensor) -> None:
+        """Write the values into a tensor of this shape, of any dtype and any strides."""
+        start = 0
+        for piece in self.pieces():
+            target[start : start + len(piece)].copy_(piece)
+            start += len(piece)
+
+    def equals(self, other: "StoredTensor") -> bool:
+        """Whether both have the same shape, dtype and values."""
+        if (self.shape, self.dtype) != (other.shape, other.dtype):
+            return False
+        return all(torch.equal(a, b) for a, b in zip(self.pieces(), other.pieces(), strict=True))
+
+    def first_rows(self, n: int) -> "StoredTensor":
+        """The first `n` of its rows, of which there must be as many."""
+        return dataclasses.replace(self, shape=(n, *self.shape[1:]))
+
+
+def open_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a weights file, or of the files that an index names, by their names there.
+
+    Raises:
+        MissingFileError: if a file is not there.
+        CheckpointError: if a file is damaged, is something else, or holds code. Nothing of it was executed.
+    """
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    return stored_tensors(load_torch_file(path), path)
 
 
 def save_weights(model: GPT, path: Path) -> None:
-    """Write the model's weights, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(state_to_save(model), metadata={"format": "pt"}))
+    """Write the model's weights under its own names, in its own dtype, whole or not at all."""
+    write_safetensors(path, own_tensors(model), model.wte.weight.dtype)
 
 
 def load_weights(model: GPT, path: Path) -> None:
@@ -32,41 +108,217 @@ def load_weights(model: GPT, path: Path) -> None:
         CheckpointError: if the file is damaged, or its names or shapes are not the model's; all differences are
             named, and the model is as it was.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no weights at {path}", "a finished run has a model.safetensors: check the path")
-    try:
-        state = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size:,} bytes) is damaged or no safetensors file: {error}",
-            "take the copy in the run's last/ folder, or train again",
-        ) from None
-    problems = mismatches({name: tensor.shape for name, tensor in state.items()}, model)
+    fill(own_tensors(model), open_weights(path), path, "use the config.yaml that lies beside these weights")
+
+
+def own_tensors(model: GPT) -> dict[str, Tensor]:
+    """The model's weights by name, a tied head left out: it is `wte.weight`. What is written there is in the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """A GPT on the CPU, to be filled: no time was spent on its initial weights, and no random number drawn."""
+    with _WithoutRandomValues():
+        return GPT(config)
+
+
+class _WithoutRandomValues(TorchFunctionMode):
+    """Skips what fills tensors at random. The meta device would do as well, but its import alone takes a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return None  # they work in place, and nobody asks for what they return
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path: Path, how: str) -> None:
+    """Read every stored tensor into the target of its name. Names and shapes are checked before a value is written.
+
+    Args:
+        targets: where the values go, in place, so that tied tensors stay tied.
+        stored: the tensors of a file.
+        path: the file, for messages.
+        how: what to do if its tensors are not those that are wanted.
+
+    Raises:
+        CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; all of it is named.
+    """
+    problems = mismatches(targets, stored)
     if problems:
-        raise CheckpointError(
-            f"{path} does not hold this model's weights: {'; '.join(problems)}",
-            "use the config.yaml that lies beside these weights",
-        )
-    with torch.no_grad():
-        targets = dict(model.state_dict())
-        for name, tensor in state.items():
-            targets[name].copy_(tensor)  # in place: tied parameters stay tied
+        raise CheckpointError(f"{path} does not hold this model's weights: {'; '.join(problems)}", how)
+    for name, target in targets.items():
+        stored[name].copy_to(target)
 
 
-def mismatches(found: Mapping[str, torch.Size], model: GPT) -> list[str]:
-    """What keeps tensors of these names and shapes from being this model's weights; empty if nothing does."""
-    expected = {name: tensor.shape for name, tensor in _own_tensors(model).items()}
+def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor]) -> list[str]:
+    """What keeps the found tensors from being the expected ones; empty if nothing does."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of the model" for name in found if name not in expected]
-    for name, shape in expected.items():
-        if name in found and found[name] != shape:
-            problems.append(f"{name} has shape {tuple(found[name])}, expected {tuple(shape)}")
-    return problems
+    for name in [name for name in expected if name in found]:
+        shape, wanted = found[name].shape, tuple(expected[name].shape)
+        if shape != wanted:
+            transposed = ", looks transposed" if shape == wanted[::-1] else ""
+            problems.append(f"{name} has shape {shape}, expected {wanted}{transposed}")
+        elif not found[name].dtype.is_floating_point:
+            problems.append(f"{name} holds {str(found[name].dtype)[6:]}, expected floating point")
+    return _once_for_all_layers(problems)
 
 
-def _own_tensors(model: GPT) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = model.state_dict()
-    if model.config.tie_weights:
-        del tensors["lm_head.weight"]
-    return tensors
+def _once_for_all_layers(problems: list[str]) -> list[str]:
+    """The same problem in many layers, said once: else a wrong file would be an error of a thousand words."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"^h\.\d+\.", "h.N.", problem), []).append(problem)
+    return [texts[0] if len(texts) == 1 else f"{text} (in {len(texts)} layers)" for text, texts in alike.items()]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors of any strides and on any device as one `.safetensors` file, whole or not at all.
+
+    Only one tensor at a time is copied or converted to `dtype`.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode("ascii")
+    text += b" " * (-len(text) % 8)  # so that the values are aligned
+    with atomic_write(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            values = tensor.detach().to("cpu", dtype).contiguous()
+            file.write(values.view(-1).view(torch.uint8).numpy().data)
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    beginning, size = first_bytes(path), path.stat().st_size
+    if beginning.startswith(b"PK"):
+        raise CheckpointError(
+            f"{path} ({size:,} bytes) is a zip archive, such as torch.save writes, and no safetensors file",
+            "give it a name that ends in .bin, or download the .safetensors file again",
+        )
+    try:
+        length = int.from_bytes(beginning[:8], "little")
+        if length > min(_LONGEST_HEADER, size - 8):
+            raise ValueError(f"its header should have {length:,} bytes")
+        with path.open("rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(length).decode("utf-8"))
+        return _parsed(header, path, start=8 + length, size=size)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "safetensors file", f": {first_line(error, 200)}") from None
+
+
+def _parsed(header: Any, path: Path, start: int, size: int) -> dict[str, StoredTensor]:
+    """The tensors that a header describes. ValueError unless their values fill the file from `start` to its end."""
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its header is not a table of tensors")
+    stored, end = {}, 0
+    for (begin, stop), name, dtype, shape in sorted((_entry(*item) for item in header.items()), key=lambda e: e[0]):
+        if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} cannot lie at bytes {begin:,} to {stop:,}: the header contradicts itself")
+        stored[name] = StoredTensor(shape, dtype, partial(_read_rows, path, start + begin, dtype, shape[1:]))
+        end = stop
+    if start + end != size:
+        raise ValueError(f"{start + end:,} bytes were expected")
+    return stored
+
+
+def _entry(name: str, entry: Any) -> tuple[tuple[int, int], str, torch.dtype, tuple[int, ...]]:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(stop)]} if (
+            dtype in DTYPES and all(type(length) is int and length >= 0 for length in shape)
+        ):
+            return (begin, stop), name, DTYPES[dtype], tuple(shape)
+    raise ValueError(f"its header describes {name} as {json.dumps(entry)[:80]}")
+
+
+def _read_rows(path: Path, offset: int, dtype: torch.dtype, row: tuple[int, ...], start: int, stop: int) -> Tensor:
+    """Rows of a tensor whose values begin at `offset`: (stop - start, *row)."""
+    row_size = math.prod(row) * dtype.itemsize
+    buffer = bytearray((stop - start) * row_size)
+    with path.open("rb") as file:
+        file.seek(offset + start * row_size)
+        if file.readinto(buffer) < len(buffer):
+            raise CheckpointError(f"{path} became shorter while it was read", FETCH_AGAIN)
+    return torch.frombuffer(buffer, dtype=dtype).view(stop - start, *row)
+
+
+def _open_shards(path: Path) -> dict[str, StoredTensor]:
+    match read_json(path):
+        case {"weight_map": dict(shard_of)} if all(_is_file_name(shard) for shard in shard_of.values()):
+            pass
+        case _:
+            raise CheckpointError(f"{path} does not say which file beside it holds which tensor", FETCH_AGAIN)
+    shards = sorted(set(shard_of.values()))
+    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    if missing:
+        raise MissingFileError(
+            f"{path.parent} lacks {len(missing)} of {len(shards)} weights files: {', '.join(missing)}",
+            "download or copy them into that folder too",
+        )
+    tables = {shard: open_weights(path.parent / shard) for shard in shards}
+    astray = [f"{name} is not in {shard}" for name, shard in shard_of.items() if name not in tables[shard]]
+    if astray:
+        raise CheckpointError(f"{path} contradicts the files beside it: {'; '.join(astray)}", FETCH_AGAIN)
+    return {name: tables[shard][name] for name, shard in shard_of.items()}
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value == Path(value).name and value.endswith((".safetensors", ".bin"))
+
+
+def load_torch_file(path: Path) -> Any:
+    """What `torch.save` wrote, its tensors on the CPU and, where the format allows it, not read yet but mapped.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged, or asks for code to be run, which it never is.
+    """
+    first_bytes(path)
+    try:
+        return torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+    except Exception as error:  # torch, zipfile and the unpickler each raise kinds of their own
+        if asked_for := re.search(r"GLOBAL `?([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} is not a safe checkpoint: to read it, one would have to run {asked_for[1]}",
+                "nothing of it was run; ask for a .safetensors file, which cannot hold code",
+            ) from None
+        raise _damaged(path, "torch checkpoint") from None  # torch's own text advises to run the code
+
+
+def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
+    """A state dict in memory, as if it lay in a file.
+
+    Raises:
+        CheckpointError: if it is no dictionary of plain tensors.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, and no weights by name", FETCH_AGAIN)
+    strangers = [
+        str(name)
+        for name, tensor in state.items()
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided)
+    ]
+    if strangers:
+        raise CheckpointError(
+            f"{path} holds more than plain tensors: {', '.join(strangers[:10])}",
+            "save the model's state_dict() alone, or name a checkpoint of nanoGPT",
+        )
+    return {
+        name: StoredTensor(tuple(tensor.shape), tensor.dtype, partial(_rows_of, tensor))
+        for name, tensor in state.items()
+    }
+
+
+def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return tensor[start:stop]
+
+
+def _damaged(path: Path, kind: str, reason: str = "") -> CheckpointError:
+    return CheckpointError(f"{described(path)} is damaged or no {kind}{reason}", FETCH_AGAIN)

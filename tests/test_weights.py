@@ -1,14 +1,40 @@
-"""Weights return bit for bit, a tied tensor is stored once, and a bad file changes nothing."""
+"""Weights return bit for bit, a tied tensor is stored once, and a bad file changes nothing and runs nothing."""
 
 import dataclasses
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from minigpt import weights
 from minigpt.errors import CheckpointError, MissingFileError
 from minigpt.model import GPT
-from minigpt.weights import load_weights, save_weights
+from minigpt.weights import empty_model, fill, load_weights, open_weights, save_weights, write_safetensors
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def write_raw(path: Path, header: object, data: bytes = b"") -> Path:
+    """A .safetensors file with any header, true or not."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def values(path: Path, name: str) -> torch.Tensor:
+    stored = open_weights(path)[name]
+    return torch.cat(list(stored.pieces()))
+
+
+# --- in and out
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
@@ -24,31 +50,328 @@ def test_round_trip_is_bit_exact(tiny_config, tmp_path, tie_weights):
     assert not any("tril" in name for name in stored)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_library_reads_what_we_write(tmp_path, dtype):
+    tensors = {"a": torch.randn(5, 7).to(dtype), "b": torch.randn(3, 11).to(dtype).T, "c": torch.randn(2).to(dtype)}
+    write_safetensors(tmp_path / "w.safetensors", tensors, dtype)
+    theirs = safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert theirs.keys() == tensors.keys()
+    assert all(theirs[name].dtype == dtype and torch.equal(theirs[name], tensors[name]) for name in tensors)
+    with safetensors.safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("piece", [1, 100, 2**23])
+def test_we_read_what_the_library_writes(tmp_path, monkeypatch, dtype, piece):
+    monkeypatch.setattr(weights, "_PIECE", piece)
+    tensors = {"a": torch.randn(13, 7).to(dtype), "b": torch.randn(3).to(dtype)}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
+    for name, tensor in tensors.items():
+        assert torch.equal(values(tmp_path / "w.safetensors", name), tensor)
+    stored, target = open_weights(tmp_path / "w.safetensors"), torch.zeros(7, 13, dtype=torch.float64)
+    fill({"a": target.T, "b": torch.zeros(3)}, stored, tmp_path, "")
+    assert torch.equal(target, tensors["a"].T.double())
+    assert torch.equal(torch.cat(list(stored["a"].first_rows(5).pieces())), tensors["a"][:5])
+
+
+def test_equality_of_stored_tensors_is_that_of_their_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_PIECE", 40)
+    a = torch.arange(35.0).view(7, 5)
+    other = a.clone()
+    other[6, 4] = 0
+    safetensors.torch.save_file(
+        {"a": a, "same": a.clone(), "other": other, "half": a.half(), "short": a[:6].clone()},
+        tmp_path / "w.safetensors",
+    )
+    stored = open_weights(tmp_path / "w.safetensors")
+    assert [name for name in stored if stored["a"].equals(stored[name])] == ["a", "same"]
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_an_empty_model_costs_no_random_numbers(tiny_config, tie_weights):
+    config = dataclasses.replace(tiny_config, tie_weights=tie_weights)
+    before = torch.get_rng_state()
+    model = empty_model(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    usual = GPT(config)
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in usual.named_parameters()}
+    assert (model.lm_head.weight is model.wte.weight) is tie_weights
+    buffers = dict(model.named_buffers())
+    assert buffers
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in usual.named_buffers())
+
+
+# --- what does not fit
+
+
 def test_all_differences_are_named_and_the_model_stays(tiny_model, tmp_path):
     state = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items() if name != "lm_head.weight"}
     state["h.1.mlp.c_fc.weight"] = state["h.1.mlp.c_fc.weight"].T.contiguous()
+    state["ln_f.bias"] = torch.zeros(19)
+    state["ln_f.weight"] = torch.ones(15, dtype=torch.int8)
     state["extra"] = torch.zeros(1)
-    del state["wpe.weight"]
+    for name in ("wpe.weight", "h.0.ln_1.bias", "h.1.ln_1.bias"):
+        del state[name]
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     before = [parameter.clone() for parameter in tiny_model.parameters()]
     with pytest.raises(CheckpointError) as raised:
         load_weights(tiny_model, tmp_path / "w.safetensors")
-    for part in ("wpe.weight is missing", "extra is not part of the model",
-                 "h.1.mlp.c_fc.weight has shape (15, 60), expected (60, 15)"):  # fmt: skip
-        assert part in str(raised.value)
+    for part in ("wpe.weight is missing;", "h.N.ln_1.bias is missing (in 2 layers);", "extra is not part of the model;",
+                 "h.1.mlp.c_fc.weight has shape (15, 60), expected (60, 15), looks transposed",
+                 "ln_f.bias has shape (19,), expected (15,)", "ln_f.weight holds int8"):  # fmt: skip
+        assert part in raised.value.what
+    assert raised.value.what.count("looks transposed") == 1
     assert all(torch.equal(a, b) for a, b in zip(before, tiny_model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [1, 7, 8, 100, 0.5, 0.99])
 def test_a_truncated_file_is_named(tiny_model, tmp_path, keep):
     path = tmp_path / "w.safetensors"
     save_weights(tiny_model, path)
     content = path.read_bytes()
-    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
-    with pytest.raises(CheckpointError, match=r"w\.safetensors .* is damaged"):
+    kept = keep if isinstance(keep, int) else int(keep * len(content))
+    path.write_bytes(content[:kept])
+    before = [parameter.clone() for parameter in tiny_model.parameters()]
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors \({kept:,} bytes\) is damaged or no safetensors file"):
         load_weights(tiny_model, path)
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny_model.parameters(), strict=True))
 
 
-def test_a_missing_file(tiny_model, tmp_path):
-    with pytest.raises(MissingFileError, match="no weights at"):
-        load_weights(tiny_model, tmp_path / "w.safetensors")
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.safetensors.index.json"])
+def test_a_missing_file(name):
+    with pytest.raises(MissingFileError, match=f"there is no file {name}"):
+        open_weights(Path(name))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", r"\(0 bytes\) is empty"),
+        (POINTER, r"\(134 bytes\) is a git-lfs pointer"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", r"\(44 bytes\) is an HTML or XML page"),
+        (b'\n <?xml version="1.0"?><Error><Code>NoSuchBucket</Code></Error>', r"\(63 bytes\) is an HTML or XML page"),
+        (bytes(range(200)), r"\(200 bytes\) is (damaged or no|not UTF-8)"),
+        (b"[" * 5000, r"\(5,000 bytes\) is (damaged or no|not JSON)"),
+    ],
+)
+def test_what_is_saved_in_the_place_of_weights_is_named(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=what):
+        open_weights(tmp_path / name)
+
+
+def test_a_header_that_looks_like_a_page_is_none(tmp_path):
+    """The length of this header, 0x3C20, begins with a space and a "<"."""
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode().ljust(0x3C20)
+    assert values(write_raw(tmp_path / "w.safetensors", text, b"\0\0\x80?"), "a").tolist() == [1.0]
+
+
+def test_a_zip_archive_is_no_safetensors_file(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="zip archive"):
+        open_weights(tmp_path / "w.safetensors")
+
+
+# --- headers that lie
+
+
+def entry(dtype="F32", shape=(2, 3), offsets=(0, 24), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(shape=(2, 4))},  # larger than its place
+        {"a": entry(shape=(2, 2))},
+        {"a": entry(dtype="F64")},
+        {"a": entry(offsets=(0, 20))},
+        {"a": entry(offsets=(4, 28))},  # begins late, ends behind the file
+        {"a": entry(offsets=(24, 0))},
+        {"a": entry(offsets=(-24, 0))},
+        {"a": entry(offsets=(0, 2**70))},
+        {"a": entry(shape=(2**40, 2**40))},
+        {"a": entry(shape=(-2, -3))},
+        {"a": entry(shape=(2.0, 3))},
+        {"a": entry(shape=(True, 6))},
+        {"a": entry(shape=("2", 3))},
+        {"a": entry(dtype="F31")},
+        {"a": entry(dtype=["F32"])},
+        {"a": {"dtype": "F32", "shape": [2, 3]}},
+        {"a": entry(offsets=(0, 12, 24))},
+        {"a": 24},
+        {"a": None},
+        {"a": entry(shape=(3,), offsets=(0, 12))},  # half of the file belongs to nobody
+        {"a": entry(shape=(3,), offsets=(0, 12)), "b": entry(shape=(3,), offsets=(8, 20))},  # overlap
+        {"a": entry(shape=(2,), offsets=(0, 8)), "b": entry(shape=(3,), offsets=(12, 24))},  # hole
+        {"a": entry(), "b": entry()},
+        {},
+        {"a": entry(), "__metadata__": ["format"]},
+        {"a": entry(), "__metadata__": {"format": 1}},
+        ["a", entry()],
+        b"",
+        b"{",
+        b'{"a": "\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, header):
+    path = write_raw(tmp_path / "w.safetensors", header, bytes(24))
+    with pytest.raises(safetensors.SafetensorError):  # so does the library, which checks the test itself
+        safetensors.safe_open(path, framework="pt").__enter__()
+    with pytest.raises(CheckpointError, match=r"w\.safetensors .* is damaged or no safetensors file"):
+        open_weights(path)
+
+
+@pytest.mark.parametrize(("length", "size"), [(2**63, 32), (25, 32), (10**8 + 1, 10**8 + 100)])
+def test_the_length_of_a_header_is_checked_before_it_is_read(tmp_path, length, size):
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(length.to_bytes(8, "little"))
+        file.truncate(size)  # a hole, which takes no room on the disk
+    with pytest.raises(CheckpointError, match=f"its header should have {length:,} bytes"):
+        open_weights(tmp_path / "w.safetensors")
+
+
+numbers = st.integers(-1, 9) | st.sampled_from([0, 4, 8, 12, 16, 24])
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "F64", "U8", "BOOL", "X"]),
+        "shape": st.lists(numbers, max_size=3),
+        "data_offsets": st.lists(numbers, min_size=2, max_size=2),
+    }
+)
+
+
+@st.composite
+def headers(draw):
+    """Right headers, most of them with one entry changed."""
+    header, end = {}, 0
+    for name in draw(st.lists(st.sampled_from("abcd"), unique=True)):
+        dtype, size = draw(st.sampled_from([("F32", 4), ("F16", 2), ("F64", 8)]))
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        begin, end = end, end + size * math.prod(shape)
+        header[name] = entry(dtype, shape, (begin, end))
+    if header and draw(st.booleans()):
+        header[draw(st.sampled_from(sorted(header)))] |= draw(entries)
+    return header, draw(st.just(end) | st.integers(0, 60))
+
+
+@settings(max_examples=300)
+@given(headers())
+def test_what_we_accept_the_library_accepts_and_sees_alike(tmp_path_factory, case):
+    header, size = case
+    path = write_raw(tmp_path_factory.mktemp("header") / "w.safetensors", header, bytes(size))
+    try:
+        ours = {name: stored.shape for name, stored in open_weights(path).items()}
+    except CheckpointError:
+        with pytest.raises(safetensors.SafetensorError):
+            safetensors.safe_open(path, framework="pt").__enter__()
+        return
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert ours == {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+# --- torch's own format
+
+
+class Code:
+    """A pickle that leaves something behind when it is loaded without care."""
+
+    def __reduce__(self):
+        return os.mkdir, ("canary",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_run(zipped):
+    torch.save({"wte.weight": Code()}, "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"is not a safe checkpoint: .* run \w+\.mkdir") as raised:
+        open_weights(Path("pytorch_model.bin"))
+    assert not Path("canary").exists()
+    assert "weights_only" not in str(raised.value)  # torch's own message says how to run the code
+    torch.load("pytorch_model.bin", weights_only=False)  # the canary sings where it is let
+    assert Path("canary").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_both_of_torchs_formats_are_read(zipped):
+    tensors = {"a": torch.randn(5, 7), "b": torch.randn(3, 2).half().T}
+    torch.save(tensors, "w.bin", _use_new_zipfile_serialization=zipped)
+    for name, tensor in tensors.items():
+        assert torch.equal(values(Path("w.bin"), name), tensor)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.6, 0.99])
+def test_a_truncated_checkpoint_of_torch_is_named(zipped, keep):
+    torch.save({"a": torch.randn(50, 70)}, "w.bin", _use_new_zipfile_serialization=zipped)
+    content = Path("w.bin").read_bytes()
+    Path("w.bin").write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(CheckpointError, match=r"w\.bin \([\d,]+ bytes\) is damaged or no torch checkpoint"):
+        open_weights(Path("w.bin"))
+
+
+def test_another_zip_archive_is_no_checkpoint():
+    with zipfile.ZipFile("w.bin", "w") as archive:
+        archive.writestr("folder/file", "text")
+    with pytest.raises(CheckpointError, match="damaged or no torch checkpoint"):
+        open_weights(Path("w.bin"))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (torch.zeros(3), "holds a Tensor"),
+        ({"a": torch.zeros(3), "step": 7}, "holds more than plain tensors: step"),
+        ({0: torch.zeros(3)}, "holds more than plain tensors: 0"),
+        ({"a": torch.zeros(3).to_sparse()}, "holds more than plain tensors: a"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(content, what):
+    torch.save(content, "w.bin")
+    with pytest.raises(CheckpointError, match=what):
+        open_weights(Path("w.bin"))
+
+
+# --- several files
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Two shards and their index; the second shard has a tensor more than the index says."""
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "1.safetensors")
+    safetensors.torch.save_file({"b": torch.ones(3), "c": torch.ones(1)}, tmp_path / "2.safetensors")
+
+    def write(**weight_map):
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        return path
+
+    return write
+
+
+def test_an_index_says_which_file_has_which_tensor(index):
+    path = index(a="1.safetensors", b="2.safetensors")
+    assert {name: stored.shape for name, stored in open_weights(path).items()} == {"a": (2,), "b": (3,)}
+
+
+def test_missing_shards_are_listed(index):
+    path = index(a="1.safetensors", b="3.safetensors", c="4.safetensors")
+    with pytest.raises(MissingFileError, match=r"lacks 2 of 3 weights files: 3\.safetensors, 4\.safetensors"):
+        open_weights(path)
+
+
+def test_an_index_that_contradicts_its_shards(index):
+    with pytest.raises(CheckpointError, match=r"a is not in 2\.safetensors; d is not in 1\.safetensors"):
+        open_weights(index(a="2.safetensors", d="1.safetensors"))
+
+
+@pytest.mark.parametrize("shard", ["../1.safetensors", "/etc/passwd", "x/1.safetensors", "1.txt", "", 7, None])
+def test_an_index_leads_nowhere_else(index, shard):
+    with pytest.raises(CheckpointError, match="does not say which file beside it holds which tensor"):
+        open_weights(index(a=shard))

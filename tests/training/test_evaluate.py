@@ -1,5 +1,6 @@
 """The loss against loops in float64."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from minigpt.errors import DataError, InputError
-from minigpt.training.evaluate import evaluate, next_token_loss, sequence_log_prob
+from minigpt.model import GPT
+from minigpt.training.evaluate import evaluate, next_token_loss, sequence_log_prob, token_log_probs
 
 
 def log_softmax_by_loop(logits: list[float]) -> list[float]:
@@ -86,12 +88,35 @@ def test_sequence_log_prob_is_the_sum_over_tokens(tiny_model):
     assert sequence_log_prob(tiny_model, torch.tensor([rows[0], rows[0]])) == pytest.approx([expected[0]] * 2, abs=1e-5)
 
 
+def test_token_log_probs_are_the_terms_of_that_sum(tiny_model):
+    row = [3, 1, 4, 1, 5, 9, 2, 6]
+    logits = tiny_model.double()(torch.tensor([row]))[0].tolist()
+    expected = [log_softmax_by_loop(logits[t])[row[t + 1]] for t in range(7)]
+    assert token_log_probs(tiny_model, row) == pytest.approx(expected, abs=1e-13)  # float64 stays float64
+    assert sequence_log_prob(tiny_model, row) == pytest.approx(math.fsum(expected), abs=1e-13)
+    assert token_log_probs(tiny_model, [6]) == []
+
+
+def test_scoring_is_without_dropout_and_gradients(tiny_config):
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(tiny_config, dropout=0.5))
+    assert token_log_probs(model, [3, 1, 4, 1]) == token_log_probs(model, [3, 1, 4, 1])
+    assert model.training
+
+
+def test_log_probs_of_bfloat16_logits_are_float32(tiny_model):
+    in_full = token_log_probs(tiny_model, [3, 1, 4, 1, 5])
+    in_half = token_log_probs(tiny_model.bfloat16(), [3, 1, 4, 1, 5])
+    assert in_half == pytest.approx(in_full, abs=0.2)
+    assert any(torch.tensor(x).bfloat16().item() != x for x in in_half)
+
+
 def test_sequences_that_cannot_be_scored(tiny_model):
     with pytest.raises(InputError, match="id 23 at position 1"):
         sequence_log_prob(tiny_model, [1, 23])
     with pytest.raises(InputError, match="id -1 at position 0"):
         sequence_log_prob(tiny_model, [-1, 2])
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="prompt 1 is empty"):
         sequence_log_prob(tiny_model, [[1, 2], []])
     with pytest.raises(InputError, match=r"14 tokens .* block_size = 13"):
         sequence_log_prob(tiny_model, [1] * 14)

@@ -1,0 +1,130 @@
+"""A model from the hub (huggingface.co, or the mirror that HF_ENDPOINT names) to a folder on this machine.
+
+The files lie in the cache that huggingface_hub keeps and all programs share. What is there is used as it is, without
+the network; to have a newer version fetched, remove the model from the cache.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+from minigpt.errors import DownloadError, MissingFileError, first_line
+
+# The reference's layout of a model folder. Weights: the first of these that is there, none of which holds code that
+# would be run; an index names further files. Tokenizer: either all in one file, or two.
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+_TIMEOUT = 10.0  # seconds until the hub answers
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def fetch_model(name: str) -> Path:
+    """The folder with the files of a model on the hub: from the cache, or fetched into it.
+
+    Only what a model needs is fetched: its configuration, its weights once, its tokenizer. The variables of
+    huggingface_hub hold: HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+
+    Args:
+        name: as on the hub: ORG/NAME, or gpt2 and the like.
+
+    Raises:
+        MissingFileError: if there is no such model, or it lacks a file.
+        DownloadError: if the hub cannot be reached or refuses, or the cache cannot be written.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported for the first time
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    cached = _cached_folder(name)
+    if cached is not None and not _missing(cached):
+        return cached
+    try:
+        return _download(name)
+    except MissingFileError:
+        raise
+    except GatedRepoError as error:
+        raise DownloadError(
+            f"the hub gives {name} only to people who have agreed to its terms",
+            f"agree on its page, https://huggingface.co/{name}, and set HF_TOKEN to a token of your account",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise MissingFileError(
+            f"the hub has no model {name!r}, or it is private",
+            "check the spelling of ORG/NAME; for a private model, set HF_TOKEN to a token of your account",
+        ) from error
+    except Exception as error:  # the network's come from whichever HTTP library this version of huggingface_hub uses
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise DownloadError(
+                f"cannot write {name} into the cache {HF_HUB_CACHE}: {os.strerror(error.errno)}",
+                "make room there, or set HF_HUB_CACHE to another folder",
+            ) from error
+        lacking = ", ".join(_missing(cached) if cached else (CONFIG, WEIGHTS[0], TOKENIZER[0]))
+        raise DownloadError(
+            f"the hub did not give {name} ({first_line(error, 120)}), and the cache {HF_HUB_CACHE} lacks {lacking}",
+            f"connect to the network, set HF_ENDPOINT to a mirror, or copy the files {lacking} from a machine that has "
+            "them into a folder, and name that folder",
+        ) from error
+
+
+def _cached_folder(name: str) -> Path | None:
+    """Where the cache has the model, whole or in part."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, CONFIG)
+    except HFValidationError:
+        return None  # no name that the hub could have
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _missing(folder: Path) -> list[str]:
+    """The files without which the folder is no whole model."""
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = [CONFIG] if CONFIG not in present else []
+    weights = next((file for file in WEIGHTS if file in present), None)
+    if weights is None:
+        missing.append(WEIGHTS[0])
+    elif weights.endswith(".index.json"):
+        missing += [shard for shard in _shards(folder / weights) if shard not in present]
+    if TOKENIZER[0] not in present:
+        missing += [file for file in TOKENIZER[1:] if file not in present]
+    return missing
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names; none if it is damaged, which its reader will say."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    # The list of files comes first: it shows within a known time whether the hub can be reached.
+    on_hub = {file.rfilename for file in HfApi().model_info(name, timeout=_TIMEOUT).siblings or ()}
+    weights = next((file for file in WEIGHTS if file in on_hub), None)
+    if CONFIG not in on_hub or weights is None:
+        raise MissingFileError(
+            f"{name} on the hub has no {CONFIG if weights else 'weights that minigpt reads'}",
+            f"choose a model whose files include {CONFIG} and one of {', '.join(WEIGHTS)}",
+        )
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file))
+
+    for file in (*TOKENIZER, *TOKENIZER_EXTRAS):
+        if file in on_hub:
+            fetch(file)
+    if weights.endswith(".index.json"):
+        for shard in _shards(fetch(weights)):
+            fetch(shard)
+    else:
+        fetch(weights)
+    return fetch(CONFIG).parent
