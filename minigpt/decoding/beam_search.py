@@ -8,6 +8,8 @@ One step, for each prompt:
 
 Candidates are ranked by the sum of their tokens' log-probabilities. A finished one is scored by that sum divided by
 length ** length_penalty; the length counts the new tokens, an end-of-sequence token too, and never the prompt's.
+Where words must appear (`constraints`), the tokens that bring them on are candidates too, a sequence ends only when it
+has all of them, and "first" and "best" mean whose turn it is.
 
 N prompts, B beams of each, R = N * B rows, V tokens in the vocabulary, K candidates of each prompt.
 """
@@ -15,10 +17,13 @@ N prompts, B beams of each, R = N * B rows, V tokens in the vocabulary, K candid
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from minigpt.decoding.constraints import in_turn, next_tokens, num_required, progress
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import FinishReason, Noise, Rows
@@ -30,6 +35,29 @@ class Hypothesis(NamedTuple):
     score: float
     ids: list[int]
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class BeamCandidate:
+    """What one step considered for one prompt: a beam and a token that may follow it. Best first, or as drawn.
+
+    Attributes:
+        prompt: its number.
+        parent: the place of the beam among its prompt's: 0 to B - 1.
+        id: the token.
+        total: the sum of log-probabilities, after filters, of the sequence's tokens.
+        kept: whether it goes on, or is among the best B finished ones of now.
+        place: where it goes on; the next step names it by this as `parent`.
+        finish_reason: what ends it, if something does.
+    """
+
+    prompt: int
+    parent: int
+    id: int
+    total: float
+    kept: bool
+    place: int | None
+    finish_reason: FinishReason | None
 
 
 class _Beam(NamedTuple):
@@ -46,6 +74,7 @@ def beam_search(
     options: DecodingOptions,
     finish_reason: Callable[[int, Sequence[int]], FinishReason | None],
     noise: Noise | None = None,
+    on_step: Callable[[tuple[BeamCandidate, ...]], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Find sequences of high score for each prompt.
 
@@ -55,6 +84,7 @@ def beam_search(
         options: B, length penalty, early stopping, filters.
         finish_reason: (number of the prompt, ids) -> what ends this sequence, or None. It must end one at its limit.
         noise: for beam sampling; without it, the best candidates are taken.
+        on_step: is told after each step what it considered.
 
     Returns:
         For each prompt its finished sequences, best first: B of them, or fewer if no more are possible.
@@ -67,8 +97,8 @@ def beam_search(
     num_new = 0
     while alive:
         # Not normalised again after the filters: what they take from a token, they take from its beam.
-        log_probs = apply_filters(rows.logits.log_softmax(-1), rows.ids, options, num_new)  # (R, V)
-        num_new += 1
+        log_probs = rows.logits[:, -1].log_softmax(-1)  # (R, V)
+        log_probs = apply_filters(log_probs, rows.ids, options, [num_new] * len(rows.ids))
         V = log_probs.size(-1)
         continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)
         K = min(max(2, 1 + len(options.eos)) * B, B * V)  # each end-of-sequence token may end all B: leave B to go on
@@ -78,24 +108,56 @@ def beam_search(
             # The race of `sampling.sample` for K places: a draw without replacement, in the order of arrival.
             speed = continued.softmax(-1) / noise.draw(len(limits), B * V)[alive]
             chosen = speed.topk(K).indices
-        best = zip(continued.gather(-1, chosen).tolist(), chosen.tolist(), strict=True)
+        num_new += 1
 
-        running = []
+        running: list[_Beam] = []
         going = []
-        for place, (number, (scores, indices)) in enumerate(zip(alive, best, strict=True)):
+        seen: list[BeamCandidate] = []
+        for place, (number, indices) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+            first_row = place * B
+            if options.required_sequences:
+                new = [ids[len(ids) - num_new + 1 :] for ids in rows.ids[first_row : first_row + B]]
+                indices = _with_required(indices, continued[place], new, options.required_sequences)
             candidates = []
-            for total, index in zip(scores, indices, strict=True):
-                row, token = place * B + index // V, index % V
+            for total, index in zip(continued[place, indices].tolist(), indices, strict=True):
+                row, token = first_row + index // V, index % V
                 candidates.append(_Beam(total, [*rows.ids[row], token], row))
             beams = searches[number].step(candidates, num_new)
             if beams:
                 going.append(number)
                 running += beams
+            if on_step is not None:
+                seen += searches[number].report(number, first_row, candidates, beams)
+        if on_step is not None:
+            on_step(tuple(seen))
         alive = going
         if alive:
             totals = torch.tensor([beam.total for beam in running], device=totals.device)
-            rows.advance([beam.row for beam in running], [beam.ids[-1] for beam in running])
+            rows.advance([beam.row for beam in running], [beam.ids[-1:] for beam in running])
     return [search.finished for search in searches]
+
+
+def _with_required(
+    indices: Sequence[int], continued: Tensor, new: Sequence[Sequence[int]], required: Sequence[Sequence[int]]
+) -> list[int]:
+    """The best candidates of one prompt, each beam's own best, and those that bring required sequences on, best first.
+
+    Args:
+        indices: the best, as indices into `continued`.
+        continued: totals (B * V) of all continuations.
+        new: the new tokens of the B beams.
+        required: the sequences.
+    """
+    by_beam = continued.view(len(new), -1)  # (B * V) -> (B, V)
+    V = by_beam.size(1)
+    wanted = {
+        beam * V + token
+        for beam, (ids, best) in enumerate(zip(new, by_beam.argmax(-1).tolist(), strict=True))
+        for token in (best, *next_tokens(ids, required))
+    }
+    together = sorted(wanted.union(indices))
+    scores = continued[together].tolist()
+    return [index for _, index in sorted(zip(scores, together, strict=True), key=lambda pair: -pair[0])]
 
 
 class _Search:
@@ -117,20 +179,56 @@ class _Search:
         """Keep those candidates that end here; return the B beams that go on, best first, or none if it is over."""
         B = self._options.num_beams
         running = []
-        for place, candidate in enumerate(candidates):
-            if candidate.total == -math.inf:
-                continue  # banned, or the continuation of a dead beam
-            reason = self._finish_reason(candidate.ids)
+        for place, (candidate, reason) in enumerate(self._possible(candidates, num_new)):
             if reason is None:
                 running.append(candidate)
             elif place < B:  # B others are better than one that ends further down
                 self.finished.append(Hypothesis(self._score(candidate.total, num_new), candidate.ids, reason))
-        running = sorted(running, key=lambda beam: -beam.total)[:B]
+        if self._options.samples:  # candidates came in the order of the draw
+            running.sort(key=lambda beam: -beam.total)
+        running = sorted(running[:B], key=lambda beam: -beam.total)
         self.finished = sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[:B]
         if not running or self._is_over(running[0].total, num_new):
             return []
         # The number of rows is fixed: where too few beams go on, dead copies of the best stand in.
         return running + [running[0]._replace(total=-math.inf)] * (B - len(running))
+
+    def report(
+        self, number: int, first_row: int, candidates: Sequence[_Beam], beams: Sequence[_Beam]
+    ) -> list[BeamCandidate]:
+        """What `step` has just done with the candidates of prompt `number`."""
+        told = []
+        for candidate in candidates:
+            if candidate.total == -math.inf:
+                continue
+            place = next((place for place, beam in enumerate(beams) if beam is candidate), None)
+            kept = place is not None or any(hypothesis.ids is candidate.ids for hypothesis in self.finished)
+            told.append(
+                BeamCandidate(
+                    prompt=number,
+                    parent=candidate.row - first_row,
+                    id=candidate.ids[-1],
+                    total=candidate.total,
+                    kept=kept,
+                    place=place,
+                    finish_reason=self._finish_reason(candidate.ids),
+                )
+            )
+        return told
+
+    def _possible(self, candidates: Sequence[_Beam], num_new: int) -> list[tuple[_Beam, FinishReason | None]]:
+        """The candidates that may be kept, each with what ends it, in the order in which they are served."""
+        required = self._options.required_sequences
+        possible = []
+        for candidate in candidates:
+            if candidate.total == -math.inf:
+                continue  # banned, or the continuation of a dead beam
+            reason = self._finish_reason(candidate.ids)
+            in_place = progress(candidate.ids[-num_new:], required)
+            if reason is None or in_place == num_required(required):  # else it ends before all is written
+                possible.append((in_place, candidate, reason))
+        served = in_turn(possible, lambda entry: entry[0]) if required else possible
+        return [(candidate, reason) for _, candidate, reason in served]
 
     def _is_over(self, best_total: float, num_new: int) -> bool:
         """Whether no running beam is expected to improve what is finished."""

@@ -20,14 +20,14 @@ from minigpt.errors import InputError
 History = Sequence[Sequence[int]]
 
 
-def apply_filters(scores: Tensor, history: History, options: DecodingOptions, num_new: int) -> Tensor:
+def apply_filters(scores: Tensor, history: History, options: DecodingOptions, num_new: Sequence[int]) -> Tensor:
     """Every filter that is on, in the one order that this project knows; it is also transformers' order.
 
     Args:
         scores: of the next token, float32 (R, V).
         history: ids of each of the R rows, prompt included.
         options: which filters are on.
-        num_new: tokens written so far after the prompt, in every row.
+        num_new: how many of each row's ids were written after the prompt.
 
     Returns:
         New scores (R, V). Where bans have left nothing, a row is all -inf: see `check_not_empty`.
@@ -42,8 +42,19 @@ def apply_filters(scores: Tensor, history: History, options: DecodingOptions, nu
         # One end-of-sequence token alone cannot be banned: that is min_new_tokens.
         banned = (tuple(ids) for ids in options.banned_sequences if len(ids) > 1 or ids[0] not in options.eos)
         scores = bias_sequences(scores, history, dict.fromkeys(banned, -math.inf))
-    if num_new < options.min_new_tokens:
-        scores = ban_tokens(scores, options.eos)
+    if min(num_new) < options.min_new_tokens:
+        early = [n < options.min_new_tokens for n in num_new]
+        scores = _in_rows(early, ban_tokens(scores, options.eos), scores)
+    if options.force_eos and max(num_new) == options.max_new_tokens - 1:
+        last = [n == options.max_new_tokens - 1 for n in num_new]
+        scores = _in_rows(last, force_tokens(scores, options.eos), scores)
+    if options.exponential_decay_length_penalty is not None:
+        scores = favour_end(scores, num_new, options.eos, *options.exponential_decay_length_penalty)
+    if options.suppress_tokens:
+        scores = ban_tokens(scores, options.suppress_tokens)
+    if options.begin_suppress_tokens and min(num_new) == 0:
+        first = [n == 0 for n in num_new]
+        scores = _in_rows(first, ban_tokens(scores, options.begin_suppress_tokens), scores)
     if not options.samples:
         return scores  # what only shapes a draw does not concern the best token
     # Beams are drawn several at a time, and all would end if only end-of-sequence tokens were left.
@@ -59,6 +70,10 @@ def apply_filters(scores: Tensor, history: History, options: DecodingOptions, nu
         scores = min_p(scores, options.min_p, keep)
     if options.typical_p is not None and options.typical_p < 1:
         scores = typical_p(scores, options.typical_p, keep)
+    if options.epsilon_cutoff:
+        scores = epsilon_cutoff(scores, options.epsilon_cutoff, keep)
+    if options.eta_cutoff:
+        scores = eta_cutoff(scores, options.eta_cutoff, keep)
     return scores
 
 
@@ -134,6 +149,29 @@ def ban_tokens(scores: Tensor, tokens: Iterable[int]) -> Tensor:
     return scores
 
 
+def force_tokens(scores: Tensor, tokens: Iterable[int]) -> Tensor:
+    """Remove all but these tokens from every row of (..., V), even if they were banned; their scores become 0."""
+    forced = torch.full_like(scores, -math.inf)
+    forced[..., list(tokens)] = 0.0
+    return forced
+
+
+def favour_end(scores: Tensor, num_new: Sequence[int], ends: Sequence[int], start: int, factor: float) -> Tensor:
+    """Raise the scores of the tokens that end a sequence the more, the longer it is; below 1, `factor` lowers them.
+
+    Args:
+        scores: (R, V).
+        num_new: how many new tokens each row has.
+        ends: the tokens. One that is banned stays so.
+        start: up to this many new tokens, nothing happens.
+        factor: n tokens later, the score s has become s + |s| * (factor ** n - 1).
+    """
+    gain = scores.new_tensor([[factor ** max(0, n - start) - 1] for n in num_new])  # (R, 1)
+    before = scores[:, list(ends)]
+    after = torch.where(before.isfinite(), before + before.abs() * gain, before)
+    return scores.index_copy(1, torch.tensor(list(ends), device=scores.device), after)
+
+
 def temperature(scores: Tensor, value: float) -> Tensor:
     """Divide (..., V) by a temperature above 0 (Ackley, Hinton and Sejnowski, 1985). The order of tokens stays."""
     return scores / value
@@ -170,13 +208,38 @@ def typical_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
     reaches p. It is the one filter that may remove the most likely token, where that is too predictable.
     """
     log_probs = scores.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).nansum(-1, keepdim=True)  # a removed token is 0 * -inf: no contribution
-    distance, order = (-log_probs - entropy).abs().sort(dim=-1)
+    distance, order = (-log_probs - _entropy(log_probs)).abs().sort(dim=-1)
     reached = scores.gather(-1, order).softmax(-1).cumsum(-1)
     last = (reached < p).sum(-1, keepdim=True).clamp(max=scores.size(-1) - 1)
     remove = distance > distance.gather(-1, last)
     remove[..., :keep] = False
     return scores.masked_fill(remove.scatter(-1, order, remove), -math.inf)
+
+
+def epsilon_cutoff(scores: Tensor, epsilon: float, keep: int = 1) -> Tensor:
+    """Keep the tokens of (..., V) whose probability is at least epsilon (Hewitt, Manning and Liang, 2022)."""
+    remove = scores.softmax(-1) < epsilon
+    return scores.masked_fill(remove & (scores < _kth_best(scores, keep)), -math.inf)
+
+
+def eta_cutoff(scores: Tensor, eta: float, keep: int = 1) -> Tensor:
+    """Keep the tokens of (..., V) of probability min(eta, sqrt(eta) * exp(-entropy)), or more (the same paper).
+
+    The bar comes down where the model is unsure: there many tokens have little probability, and are still good.
+    """
+    bar = (math.sqrt(eta) * (-_entropy(scores.log_softmax(-1))).exp()).clamp(max=eta)  # (..., 1)
+    remove = scores.softmax(-1) < bar
+    return scores.masked_fill(remove & (scores < _kth_best(scores, keep)), -math.inf)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """In nats: (..., V) -> (..., 1)."""
+    return -(log_probs.exp() * log_probs).nansum(-1, keepdim=True)  # a removed token is 0 * -inf: no contribution
+
+
+def _in_rows(flags: Sequence[bool], changed: Tensor, scores: Tensor) -> Tensor:
+    """`changed` in the rows whose flag is set, `scores` in the others: (R, V)."""
+    return torch.where(torch.tensor(flags, device=scores.device)[:, None], changed, scores)
 
 
 def _kth_best(scores: Tensor, k: int) -> Tensor:

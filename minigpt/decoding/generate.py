@@ -7,23 +7,33 @@
 A prompt is a list of ids. Prompts of different lengths share a batch, and no padding is visible to the model.
 """
 
+import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from minigpt.decoding.beam_search import Hypothesis, beam_search
+from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
+from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import FinishReason, Noise, Rows, check_prompts, evaluating, greedy, sample
+from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts, choose, evaluating
+from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
 
 
 class TokenBytes(Protocol):
-    """What stop strings need of a tokenizer."""
+    """What a decoder needs of a tokenizer.
+
+    Attributes:
+        vocab_size: number of ids. A model may have more, for a size that computes faster; those are never chosen.
+    """
+
+    vocab_size: int
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for: at least one."""
@@ -40,33 +50,106 @@ class Generation:
             sum over its tokens.
         finish_reasons: "eos" (end-of-sequence token), "stop" (a stop string), "length" (max_new_tokens) or "context"
             (the block was full, with on_overflow="stop").
+        num_drafted: how many tokens a draft proposed, over all sequences.
+        num_accepted: how many of them were written.
     """
 
     sequences: list[list[int]]
     scores: list[float]
     finish_reasons: list[FinishReason]
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could have been chosen.
+
+    Attributes:
+        id: the token.
+        log_prob: what the model gives it.
+        probability: what it was chosen with: after every filter, 0 if it was removed.
+    """
+
+    id: int
+    log_prob: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that one row gets.
+
+    Attributes:
+        row: its number: prompt 0's copies come first, then prompt 1's.
+        id: the token.
+        log_prob: what the model gives it.
+        drafted: whether a draft proposed it.
+        finish_reason: what ends the row with this token, if something does.
+        candidates: the tokens that the model finds likeliest, best first; empty if nobody watches.
+    """
+
+    row: int
+    id: int
+    log_prob: float
+    drafted: bool
+    finish_reason: FinishReason | None
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of `generate` decided; a step is one pass of the model.
+
+    Attributes:
+        choices: greedy decoding and sampling: a token for each row that is not done, or several from a draft.
+        num_drafted: how many tokens a draft had proposed for this step.
+        beams: beam search: what was considered for each prompt.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    num_drafted: int = 0
+    beams: tuple[BeamCandidate, ...] = ()
 
 
 def generate(
-    model: GPT, prompts: Sequence[Sequence[int]], *, tokenizer: TokenBytes | None = None, **options: Any
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokenizer: TokenBytes | None = None,
+    draft: PromptLookup | DraftModel | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    num_candidates: int = 10,
+    **options: Any,
 ) -> Generation:
     """Continue each prompt.
 
     Args:
         model: stays as it is: its mode, its weights, and the global random state with it.
         prompts: lists of ids, of any lengths.
-        tokenizer: where the bytes of a token come from; only `stop` needs it.
+        tokenizer: the model's. `stop` needs the bytes of its tokens, and ids that it does not know are never chosen.
+        draft: who guesses several tokens at once, for the model to check (see `speculative`). The text stays the same.
+        on_step: is told after each step what was considered and chosen. It cannot change the result.
+        num_candidates: how many tokens it is shown; beam search shows all that it considered.
         **options: fields of `DecodingOptions`.
 
     Raises:
-        InputError: before any work, if a prompt or an option cannot be used; later, if bans leave no token to choose.
+        InputError: before any work, if a prompt or an option cannot be used; later, if bans leave no token to choose,
+            or no beam finds room for all required sequences.
     """
-    job = _Job(model, prompts, tokenizer, DecodingOptions(**options))
-    return _search(job) if job.options.uses_beams else _collect(job)
+    if num_candidates < 1:
+        raise InputError(f"num_candidates = {num_candidates} shows nothing", "choose at least 1")
+    job = _Job(model, prompts, tokenizer, draft, DecodingOptions(**options))
+    return _search(job, on_step) if job.options.uses_beams else _collect(job, on_step, num_candidates)
 
 
 def stream(
-    model: GPT, prompt_ids: Sequence[int], *, tokenizer: TokenBytes | None = None, **options: Any
+    model: GPT,
+    prompt_ids: Sequence[int],
+    *,
+    tokenizer: TokenBytes | None = None,
+    draft: PromptLookup | DraftModel | None = None,
+    **options: Any,
 ) -> Generator[int, None, None]:
     """The ids that `generate` adds to one prompt, each as soon as it is chosen.
 
@@ -75,19 +158,20 @@ def stream(
     Args:
         model: as for `generate`.
         prompt_ids: ids of the prompt.
-        tokenizer: where the bytes of a token come from; only `stop` needs it.
+        tokenizer: as for `generate`.
+        draft: as for `generate`.
         **options: fields of `DecodingOptions`, without beams.
 
     Raises:
         InputError: at once, if the prompt or an option cannot be used; later, if bans leave no token to choose.
     """
-    job = _Job(model, [prompt_ids], tokenizer, DecodingOptions(**options))
+    job = _Job(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
     if job.options.uses_beams or job.options.num_return_sequences > 1:
         raise InputError(
             "a stream shows one sequence that only grows, and beams change their minds until the end",
             'choose strategy="sample" or "greedy" with num_beams = num_return_sequences = 1, or call generate',
         )
-    return (token.id for step in _steps(job) for token in step)
+    return (choice.id for step in _steps(job) for choice in step.choices)
 
 
 def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
@@ -116,15 +200,25 @@ class _Job:
     Attributes:
         prompts: lists of ids.
         limits: how many tokens each prompt may get.
+        vocab_size: how many tokens there are to choose from.
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Sequence[int]], tokenizer: TokenBytes | None, options: DecodingOptions
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: TokenBytes | None,
+        draft: PromptLookup | DraftModel | None,
+        options: DecodingOptions,
     ) -> None:
-        options.check_ids(model.config.vocab_size)
+        self.vocab_size = model.config.vocab_size
+        if tokenizer is not None:
+            self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
+        options.check_ids(self.vocab_size)
         self.model = model
+        self.draft = draft
         self.options = options
-        self.prompts = check_prompts(prompts, model.config.vocab_size)
+        self.prompts = check_prompts(prompts, self.vocab_size)
         self.limits = [self._limit(number, len(prompt)) for number, prompt in enumerate(self.prompts)]
         if isinstance(options.seed, Sequence) and len(options.seed) != len(prompts):
             raise InputError(
@@ -136,6 +230,8 @@ class _Job:
                 f"stop = {options.stop!r} is text, but only ids are known here",
                 "pass the model's tokenizer too: tokenizer=tokenizer",
             )
+        self._check_draft()
+        self._check_required()
         self._tokenizer = tokenizer
         self._stop = [text.encode("utf-8") for text in options.stop_strings]
 
@@ -152,11 +248,71 @@ class _Job:
             '"stop" ends when the block is full, "crop" goes on with the newest tokens',
         )
 
-    def start_rows(self, copies: int) -> Rows:
-        """`copies` rows of each prompt that may grow."""
+    def _check_draft(self) -> None:
+        if self.draft is None:
+            return
+        if self.options.uses_beams:
+            raise InputError(
+                f"a draft guesses how one sequence goes on, and num_beams = {self.options.num_beams} changes sequences",
+                "leave draft out, or search without beams",
+            )
+        if isinstance(self.draft, DraftModel) and self.draft.model.config.vocab_size != self.model.config.vocab_size:
+            raise InputError(
+                f"the draft model has a vocabulary of {self.draft.model.config.vocab_size} tokens, "
+                f"the model one of {self.model.config.vocab_size}",
+                "choose a draft model that was trained with the same tokenizer",
+            )
+
+    def _check_required(self) -> None:
+        needed = num_required(self.options.required_sequences)
+        for number, limit in enumerate(self.limits):
+            if limit < needed:
+                raise InputError(
+                    f"required_sequences are {needed} tokens together, but prompt {number} gets {limit} new ones",
+                    "raise max_new_tokens, shorten the prompt, or require less",
+                )
+
+    @property
+    def num_rows(self) -> int:
+        """How many sequences there will be without beams: `num_return_sequences` of each prompt, side by side."""
+        return len(self.prompts) * self.options.num_return_sequences
+
+    @property
+    def models(self) -> list[GPT]:
+        """All that take part."""
+        return [self.model, self.draft.model] if isinstance(self.draft, DraftModel) else [self.model]
+
+    def prompt_number(self, row: int) -> int:
+        """Which prompt a row continues."""
+        return row // self.options.num_return_sequences
+
+    def limit(self, row: int) -> int:
+        """How many tokens a row may get."""
+        return self.limits[self.prompt_number(row)]
+
+    def num_new(self, row: int, ids: Sequence[int]) -> int:
+        """How many of a row's ids come after its prompt."""
+        return len(ids) - len(self.prompts[self.prompt_number(row)])
+
+    def draft_lengths(self, rows: Sequence[int], ids: Sequence[Sequence[int]], room: int) -> list[int]:
+        """How many tokens it makes sense to draft for each row: one more comes from the model."""
+        assert self.draft is not None
+        longest = min(room, self.draft.num_tokens)
+        return [min(longest, self.limit(row) - self.num_new(row, own) - 1) for row, own in zip(rows, ids, strict=True)]
+
+    def start_drafter(self, rows: Sequence[int], tape: NoiseTape | None) -> Drafter | None:
+        """Whoever drafts for these rows."""
+        if isinstance(self.draft, DraftModel):
+            theirs = self.start_rows(self.draft.model, self.options.num_return_sequences)
+            return ModelDrafter(theirs, rows, self.options, tape)
+        return self.draft
+
+    def start_rows(self, model: GPT, copies: int) -> Rows:
+        """`copies` rows of each prompt that may grow, with their logits of this model."""
         growing = [(prompt, limit) for prompt, limit in zip(self.prompts, self.limits, strict=True) if limit]
         longest = max(len(prompt) + limit for prompt, limit in growing)
-        return Rows(self.model, [prompt for prompt, _ in growing], copies, longest, self.options.use_cache)
+        prompts = [prompt for prompt, _ in growing]
+        return Rows(model, prompts, copies, longest, self.options.use_cache, self.vocab_size)
 
     def noise(self) -> Noise | None:
         """What the draws need, if there are any."""
@@ -180,75 +336,131 @@ class _Job:
         return "length" if self.limits[number] == self.options.max_new_tokens else "context"
 
 
-class _Token(NamedTuple):
-    """What one step does to one row."""
-
-    row: int
-    id: int
-    log_prob: float
-    finish_reason: FinishReason | None
-
-
 @torch.inference_mode()
-def _steps(job: _Job) -> Iterator[list[_Token]]:
-    """Greedy decoding and sampling: each step gives a token to every row that is not done."""
-    options, copies = job.options, job.options.num_return_sequences
-    num_rows = len(job.prompts) * copies
-    alive = [row for row in range(num_rows) if job.limits[row // copies]]  # rows not done, in the order of `rows`
+def _steps(job: _Job, num_candidates: int = 0) -> Generator[Step, None, None]:
+    """Greedy decoding and sampling: each step gives every row that goes on a token, or more if a draft was right."""
+    alive = [row for row in range(job.num_rows) if job.limit(row)]  # rows not done, in the order of `rows`
     if not alive:
         return
-    with evaluating(job.model):
-        rows = job.start_rows(copies)
+    with contextlib.ExitStack() as stack:
+        for model in job.models:
+            stack.enter_context(evaluating(model))
+        rows = job.start_rows(job.model, job.options.num_return_sequences)
         noise = job.noise()
-        for num_new in itertools.count():
-            scores = apply_filters(rows.logits, rows.ids, options, num_new)  # (R, V)
-            check_not_empty(scores, options)
-            if noise is None:
-                chosen = greedy(scores)  # (R,)
-            else:
-                # Drawn for the rows that are done too: no row's draws depend on when another one ends.
-                drawn = noise.draw(num_rows, scores.size(-1))
-                chosen = sample(scores, drawn if len(alive) == num_rows else drawn[alive])
-            log_probs = rows.logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]  # (R,)
-            tokens = chosen.tolist()
-            reasons = [
-                job.finish_reason(row // copies, [*ids, token])
-                for row, ids, token in zip(alive, rows.ids, tokens, strict=True)
-            ]
-            yield [_Token(*fields) for fields in zip(alive, tokens, log_probs.tolist(), reasons, strict=True)]
-            going = [place for place, reason in enumerate(reasons) if reason is None]
+        tape = None if noise is None else NoiseTape(noise, job.num_rows, job.vocab_size)
+        drafter = job.start_drafter(alive, tape)
+        drafts: list[list[int]] = [[] for _ in alive]  # what the rows end with that is not decided yet
+        while True:
+            new = _choose(job, rows, alive, drafts, tape, num_candidates)
+            yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, drafts)))
+            going = [place for place, choices in enumerate(new) if choices[-1].finish_reason is None]
             if not going:
                 return
+            # All but the last of a row's new tokens are there: they were drafted. Of the draft, no more is kept.
+            keep = [len(rows.ids[place]) - len(drafts[place]) + len(new[place]) - 1 for place in going]
+            last = [new[place][-1].id for place in going]
             alive = [alive[place] for place in going]
-            rows.advance(going, [tokens[place] for place in going])
+            drafts = [[] for _ in alive]
+            if drafter is not None:
+                written = [[*rows.ids[place][:n], token] for place, n, token in zip(going, keep, last, strict=True)]
+                drafts = drafter.draft(alive, written, job.draft_lengths(alive, written, rows.room(map(len, written))))
+            tokens = [[token, *draft] for token, draft in zip(last, drafts, strict=True)]
+            rows.advance(going, tokens, None if drafter is None else keep)
 
 
-def _collect(job: _Job) -> Generation:
+def _choose(
+    job: _Job,
+    rows: Rows,
+    alive: Sequence[int],
+    drafts: Sequence[Sequence[int]],
+    tape: NoiseTape | None,
+    num_candidates: int,
+) -> list[list[Choice]]:
+    """New tokens of each row: the model's choices at the places where its draft agrees with them, and one more."""
+    # A place is a row and how many tokens of its draft are taken for granted there: M places.
+    places = [(row, n) for row, draft in enumerate(drafts) for n in range(len(draft) + 1)]
+    before = [rows.ids[row][: len(rows.ids[row]) - len(drafts[row]) + n] for row, n in places]
+    numbers = [alive[row] for row, _ in places]
+    steps = [job.num_new(number, ids) for number, ids in zip(numbers, before, strict=True)]
+    logits = rows.logits[[row for row, _ in places], [n for _, n in places]]  # (R, T, V) -> (M, V)
+    scores = apply_filters(logits, before, job.options, steps)
+    chosen = choose(scores, None if tape is None else tape.at(numbers, steps))  # (M,)
+    if tape is not None:
+        tape.forget(min(steps) + 1)
+    log_probs = logits.log_softmax(-1)
+    candidates = _candidates(log_probs, scores, num_candidates) if num_candidates else [()] * len(places)
+    tokens, chosen_log_probs = chosen.tolist(), log_probs.gather(-1, chosen[:, None])[:, 0].tolist()
+
+    new: list[list[Choice]] = [[] for _ in drafts]
+    reached = []
+    for place, (row, n) in enumerate(places):
+        if n and not (new[row][-1].drafted and new[row][-1].finish_reason is None):
+            continue  # what was taken for granted here is not what is written
+        reached.append(place)
+        token = tokens[place]
+        new[row].append(
+            Choice(
+                row=numbers[place],
+                id=token,
+                log_prob=chosen_log_probs[place],
+                drafted=token in drafts[row][n : n + 1],
+                finish_reason=job.finish_reason(job.prompt_number(numbers[place]), [*before[place], token]),
+                candidates=candidates[place],
+            )
+        )
+    check_not_empty(scores[reached], job.options)
+    return new
+
+
+def _candidates(log_probs: Tensor, scores: Tensor, count: int) -> list[tuple[Candidate, ...]]:
+    """The tokens that the model finds likeliest, at each of M places: (M, V), (M, V) -> M times `count`."""
+    best = log_probs.topk(min(count, log_probs.size(-1)))
+    probabilities = scores.softmax(-1).gather(-1, best.indices)
+    return [
+        tuple(Candidate(*fields) for fields in zip(*place, strict=True))
+        for place in zip(best.indices.tolist(), best.values.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def _collect(job: _Job, on_step: Callable[[Step], None] | None, num_candidates: int) -> Generation:
     """Run greedy decoding or sampling to its end."""
-    copies = job.options.num_return_sequences
-    sequences = [list(prompt) for prompt in job.prompts for _ in range(copies)]
+    numbers = [job.prompt_number(row) for row in range(job.num_rows)]
+    sequences = [list(job.prompts[number]) for number in numbers]
     scores = [0.0] * len(sequences)
-    reasons = [job.limit_reason(number) for number in range(len(job.prompts)) for _ in range(copies)]
-    for token in itertools.chain.from_iterable(_steps(job)):
-        sequences[token.row].append(token.id)
-        scores[token.row] += token.log_prob
-        reasons[token.row] = token.finish_reason or reasons[token.row]
-    return Generation(sequences, scores, reasons)
+    reasons = [job.limit_reason(number) for number in numbers]
+    num_drafted, num_accepted = 0, 0
+    with contextlib.closing(_steps(job, num_candidates if on_step else 0)) as steps:
+        for step in steps:
+            for choice in step.choices:
+                sequences[choice.row].append(choice.id)
+                scores[choice.row] += choice.log_prob
+                reasons[choice.row] = choice.finish_reason or reasons[choice.row]
+                num_accepted += choice.drafted
+            num_drafted += step.num_drafted
+            if on_step is not None:
+                on_step(step)
+    return Generation(sequences, scores, reasons, num_drafted, num_accepted)
 
 
 @torch.inference_mode()
-def _search(job: _Job) -> Generation:
+def _search(job: _Job, on_step: Callable[[Step], None] | None) -> Generation:
     """Run beam search or beam sampling."""
     options, copies = job.options, job.options.num_return_sequences
     found: list[list[Hypothesis]] = [[] for _ in job.prompts]
     if any(job.limits):
         with evaluating(job.model):
-            rows = job.start_rows(options.num_beams)
-            found = beam_search(rows, job.limits, options, job.finish_reason, job.noise())
+            rows = job.start_rows(job.model, options.num_beams)
+            tell = None if on_step is None else lambda beams: on_step(Step(beams=beams))
+            found = beam_search(rows, job.limits, options, job.finish_reason, job.noise(), tell)
     results = []
     for number, hypotheses in enumerate(found):
         if not job.limits[number]:
             hypotheses = [Hypothesis(0.0, job.prompts[number], job.limit_reason(number))] * copies
+        if not hypotheses and options.required_sequences:
+            raise InputError(
+                f"no continuation of prompt {number} was found that holds all required_sequences",
+                "raise max_new_tokens or num_beams, or relax " + ", ".join(options.bans or ["what is required"]),
+            )
         if not hypotheses:
             raise all_banned(options)
         if len(hypotheses) < copies:

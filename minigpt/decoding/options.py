@@ -34,16 +34,32 @@ class DecodingOptions:
     """draw from the tokens that have at least this share of the best one's probability; 0 is off"""
     typical_p: float | None = None
     """draw from the tokens that are about as surprising as expected, together of probability p; 1 is off"""
+    epsilon_cutoff: float | None = None
+    """draw from the tokens of at least this probability; 0 is off, 0.0003 to 0.0009 is usual"""
+    eta_cutoff: float | None = None
+    """the same, with a lower bar where the model is unsure: eta, or sqrt(eta) * exp(-entropy) if that is less; 0 is
+    off, 0.0003 to 0.004 is usual"""
     repetition_penalty: float = 1.0
     """a token that is there already, in the prompt too, has its score divided by this, or multiplied if negative"""
     no_repeat_ngram_size: int = 0
     """no n tokens in a row are written twice; 0 is off"""
     min_new_tokens: int = 0
     """no end-of-sequence token before this many others"""
+    force_eos: bool = False
+    """the last of max_new_tokens is an end-of-sequence token, whatever the other options say"""
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    """(start, factor): after start new tokens, the score s of an end-of-sequence token grows by |s| * (factor ** n - 1)
+    at the n-th token from there; a factor above 1 makes long sequences ever less likely"""
+    suppress_tokens: Sequence[int] = ()
+    """ids that must not be written, end-of-sequence tokens too"""
+    begin_suppress_tokens: Sequence[int] = ()
+    """ids that must not be the first new token"""
     banned_sequences: Sequence[Sequence[int]] = ()
     """sequences of ids that must not be written; one end-of-sequence token alone is min_new_tokens' business"""
     sequence_bias: Mapping[tuple[int, ...], float] = field(default_factory=dict)
     """sequence of ids -> what is added to the score of its last id, where the others have just been written"""
+    required_sequences: Sequence[Sequence[int]] = ()
+    """sequences of ids that beam search must write, each somewhere in the new tokens, in any order"""
     num_beams: int = 1
     """sequences that beam search keeps in view"""
     length_penalty: float = 1.0
@@ -107,8 +123,7 @@ class DecodingOptions:
     @property
     def bans(self) -> list[str]:
         """Names of those options in use that may leave a step without any token."""
-        names = ("banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens")
-        return [name for name in names if getattr(self, name)]
+        return [name for name in _BANS if getattr(self, name)]
 
     def check_ids(self, vocab_size: int) -> None:
         """Refuse options that name a token the vocabulary does not have.
@@ -118,8 +133,8 @@ class DecodingOptions:
         """
         named: dict[str, Iterable[Sequence[int]]] = {
             "eos_token_id": [self.eos],
-            "banned_sequences": self.banned_sequences,
-            "sequence_bias": self.sequence_bias,
+            **{name: [getattr(self, name)] for name in _ID_LISTS},
+            **{name: getattr(self, name) for name in _SEQUENCE_LISTS},
         }
         for name, sequences in named.items():
             for token_id in (token_id for ids in sequences for token_id in ids):
@@ -140,16 +155,24 @@ class DecodingOptions:
             f"stop = {self.stop!r} cannot be used",
             "stop must be a string of at least one character, or a list of such",
         )
-        for name in ("banned_sequences", "sequence_bias"):
+        for name in _ID_LISTS:
+            ids = getattr(self, name)
+            _refuse(not _made_of_ids(ids), f"{name} = {ids!r} cannot be used", f"{name} must be a list of token ids")
+        for name in _SEQUENCE_LISTS:
             for ids in getattr(self, name):
-                made_of_ids = isinstance(ids, list | tuple) and all(isinstance(token_id, int) for token_id in ids)
                 _refuse(
-                    not ids or not made_of_ids,
+                    not ids or not _made_of_ids(ids),
                     f"{name} holds {ids!r}",
                     f"each sequence in {name} is made of token ids, at least one",
                 )
         for ids, bias in self.sequence_bias.items():
             _refuse(not bias < math.inf, f"sequence_bias of {ids} is {bias}", "a bias is a number, or -inf to ban")
+        decay = self.exponential_decay_length_penalty
+        _refuse(
+            decay is not None and not _is_decay(decay),
+            f"exponential_decay_length_penalty = {decay!r} cannot be used",
+            "give a pair: how many new tokens go unpunished, 0 or more, and a factor above 0 (1.05 is mild)",
+        )
         _refuse(
             not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in _as_tuple(self.seed)),
             f"seed = {self.seed!r} cannot be used",
@@ -169,7 +192,7 @@ class DecodingOptions:
         for name, off in _SEARCHING.items():
             value = getattr(self, name)
             _refuse(
-                not self.uses_beams and value != off,
+                not self.uses_beams and value not in (off, []),
                 f"{name} = {value} concerns beams, but there are none",
                 f'leave {name} out, or choose strategy="beam" with num_beams above 1',
             )
@@ -198,6 +221,41 @@ class DecodingOptions:
             f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = {self.max_new_tokens}",
             "lower min_new_tokens, or raise max_new_tokens",
         )
+        self._check_ends()
+        self._check_required()
+
+    def _check_ends(self) -> None:
+        for name in ("force_eos", "exponential_decay_length_penalty"):
+            _refuse(
+                bool(getattr(self, name)) and not self.eos,
+                f"{name} = {getattr(self, name)} concerns the end-of-sequence token, but eos_token_id names none",
+                f"give eos_token_id, or leave {name} out",
+            )
+        _refuse(
+            self.force_eos and set(self.eos) <= set(self.suppress_tokens),
+            f"force_eos wants one of {list(self.eos)} at the end, but suppress_tokens forbids all of them",
+            "leave one of the two out",
+        )
+
+    def _check_required(self) -> None:
+        _refuse(
+            bool(self.required_sequences) and self.samples,
+            "required_sequences are looked for by beam search, but strategy = 'sample' draws",
+            'choose strategy="beam"',
+        )
+        never = {
+            "eos_token_id": [[token_id] for token_id in self.eos],  # it ends the sequence, even inside a required one
+            "suppress_tokens": [[token_id] for token_id in self.suppress_tokens],
+            "banned_sequences": self.banned_sequences,
+        }
+        for required in self.required_sequences:
+            for name, sequences in never.items():
+                for ids in sequences:
+                    _refuse(
+                        contains(required, ids),
+                        f"required_sequences wants {list(required)}, but {name} forbids {list(ids)} in it",
+                        "take it out of one of the two",
+                    )
 
 
 class _Number(NamedTuple):
@@ -213,6 +271,8 @@ _NUMBERS = {
     "top_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
     "min_p": _Number(False, lambda x: 0 <= x <= 1, "from 0 to 1: 0 is off"),
     "typical_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
+    "epsilon_cutoff": _Number(False, lambda x: 0 <= x < 1, "from 0 to below 1: 0 is off"),
+    "eta_cutoff": _Number(False, lambda x: 0 <= x < 1, "from 0 to below 1: 0 is off"),
     "repetition_penalty": _Number(False, lambda x: x > 0, "above 0: 1 is off, 1.2 discourages repetition"),
     "no_repeat_ngram_size": _Number(True, lambda x: x >= 0, "a whole number: 0 is off, 3 forbids a repeated triple"),
     "min_new_tokens": _Number(True, lambda x: x >= 0, "a whole number, 0 or more"),
@@ -223,12 +283,29 @@ _NUMBERS = {
 _CHOICES: dict[str, tuple[bool | str, ...]] = {
     "strategy": ("sample", "greedy", "beam"),
     "early_stopping": (False, True, "never"),
+    "force_eos": (True, False),
     "use_cache": (True, False),
     "on_overflow": ("error", "stop", "crop"),
 }
 # What only a draw, and what only beams take notice of, each with the value that is off.
-_DRAWING = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
-_SEARCHING = {"length_penalty": 1, "early_stopping": False}
+_DRAWING: dict[str, Any] = {
+    "temperature": 1,
+    "top_k": 0,
+    "top_p": 1,
+    "min_p": 0,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+}
+_SEARCHING: dict[str, Any] = {"length_penalty": 1, "early_stopping": False, "required_sequences": ()}
+_ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+_SEQUENCE_LISTS = ("banned_sequences", "sequence_bias", "required_sequences")
+_BANS = ("banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", *_ID_LISTS)
+
+
+def contains(ids: Sequence[int], part: Sequence[int]) -> bool:
+    """Whether `part` occurs in `ids`, without a gap."""
+    return any(list(ids[at : at + len(part)]) == list(part) for at in range(len(ids) - len(part) + 1))
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -236,6 +313,17 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+
+
+def _made_of_ids(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(token_id, int) for token_id in value)
+
+
+def _is_decay(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    start, factor = value
+    return isinstance(start, int) and start >= 0 and isinstance(factor, int | float) and 0 < factor < math.inf
 
 
 def _refuse(condition: bool, what: str, how: str) -> None:

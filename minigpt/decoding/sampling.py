@@ -1,11 +1,11 @@
 """One step of decoding: the scores of the next token of each row, and the choice of one.
 
 `Rows` holds the sequences being written and the model's logits after each; `greedy` and `sample` choose. The loops
-that repeat this step are in `generate` and `beam_search`. R rows, V tokens in the vocabulary.
+that repeat this step are in `generate` and `beam_search`. R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -31,29 +31,38 @@ class Rows:
         copies: rows per prompt, side by side. A prompt is fed once, however many.
         max_length: the most tokens a row will have.
         use_cache: whether to keep keys and values.
+        vocab_size: how many of the model's tokens there are to choose from: V.
 
     Attributes:
         ids: the R rows, prompts included.
-        logits: float32 (R, V), of the token after each row.
+        logits: float32 (R, T, V), of the token after each of the T that were added last, and T = 1 after the prompt.
+            Where a row got fewer than others, what comes after its last one means nothing.
 
     Raises:
         InputError: if the model gives NaN.
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Sequence[int]], copies: int, max_length: int, use_cache: bool
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        copies: int,
+        max_length: int,
+        use_cache: bool,
+        vocab_size: int,
     ) -> None:
         self._model = model
+        self._vocab_size = vocab_size
         self._block_size = model.config.block_size
+        self._columns = min(self._block_size, max_length)
         self._shortest_prompt = min(map(len, prompts))
         weight = model.wte.weight
         self._device = weight.device
         self._cache: KVCache | None = None
         if use_cache and max(map(len, prompts)) <= self._block_size:
-            columns = min(self._block_size, max_length)
-            self._cache = KVCache(model.config, len(prompts), columns, weight.dtype, weight.device)
+            self._cache = KVCache(model.config, len(prompts), self._columns, weight.dtype, weight.device)
         self.ids = [list(prompt) for prompt in prompts for _ in range(copies)]
-        self.logits = self._feed(prompts).repeat_interleave(copies, dim=0)  # (N, V) -> (R, V)
+        self.logits = self._feed(prompts, [1] * len(prompts)).repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
         if self._cache is not None and copies > 1:
             self._cache.expand(copies)
         if self.logits.isnan().any():
@@ -62,37 +71,48 @@ class Rows:
                 "its weights are damaged, or its training diverged: use an earlier checkpoint",
             )
 
-    def advance(self, parents: Sequence[int], tokens: Sequence[int]) -> None:
-        """Row i becomes a copy of row `parents[i]` with `tokens[i]` at its end.
+    def room(self, lengths: Iterable[int]) -> int:
+        """How many tokens may be tried after rows of these lengths, so that all fit the block, and the cache."""
+        return max(0, self._columns - max(lengths))
+
+    def advance(
+        self, parents: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int] | None = None
+    ) -> None:
+        """Row i becomes the first `keep[i]` ids of row `parents[i]`, or all of them, with `tokens[i]` at their end.
 
         A parent may come several times (a beam that forks) or not at all (a row that is done, and costs nothing from
-        then on). Only rows of the same prompt may replace each other.
+        then on). Only rows of the same prompt may replace each other, and a prompt stays whole.
         """
+        old = [self.ids[parent] for parent in parents]
         if self._cache is not None and list(parents) != list(range(len(self.ids))):
             # The rows of a prompt share its columns already: only what is new is copied.
             self._cache.gather(torch.tensor(parents, device=self._device), first_column=self._shortest_prompt)
-        self.ids = [[*self.ids[parent], token] for parent, token in zip(parents, tokens, strict=True)]
-        if self._cache is not None and self._cache.longest == self._block_size:
+        if keep is not None and self._cache is not None:
+            surplus = [len(ids) - n for ids, n in zip(old, keep, strict=True)]
+            self._cache.rollback(torch.tensor(surplus, device=self._device))
+        kept = old if keep is None else [ids[:n] for ids, n in zip(old, keep, strict=True)]
+        self.ids = [[*ids, *new] for ids, new in zip(kept, tokens, strict=True)]
+        num_new = [len(new) for new in tokens]
+        if self._cache is not None and self._cache.longest + max(num_new) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
-        self.logits = self._feed([ids[-1:] for ids in self.ids] if self._cache is not None else self.ids)
+        self.logits = self._feed(self.ids if self._cache is None else tokens, num_new)
 
-    def _feed(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Feed each row's ids, give the logits (R, V) after its last one."""
+    def _feed(self, rows: Sequence[Sequence[int]], num_new: Sequence[int]) -> Tensor:
+        """Feed each row's ids, give the logits (R, T, V) after its last `num_new[row]` ones; T is the largest."""
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
-        T = max(lengths)
+        longest, T = max(lengths), max(num_new)
         # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
-        idx = torch.tensor([[*ids, *[0] * (T - len(ids))] for ids in rows], device=self._device)
-        hidden = self._model.trunk(idx, self._cache)  # (R, T) -> (R, T, C)
-        if min(lengths) == T:
-            last = hidden[:, -1]  # (R, C)
-        else:
-            length = torch.tensor(lengths, device=self._device)
-            last = hidden[torch.arange(len(rows), device=self._device), length - 1]
-            if self._cache is not None:
-                self._cache.rollback(T - length)
-        logits: Tensor = self._model.lm_head(last)  # of the last position only: the head is a third of GPT-2 small
-        return logits.float()  # (R, V)
+        idx = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=self._device)
+        hidden = self._model.trunk(idx, self._cache)  # (R, longest) -> (R, longest, C)
+        if self._cache is not None and min(lengths) < longest:
+            self._cache.rollback(torch.tensor([longest - length for length in lengths], device=self._device))
+        if longest > T:  # the head is a third of GPT-2 small: it is spared the positions that nobody asks for
+            first = torch.tensor([length - new for length, new in zip(lengths, num_new, strict=True)])
+            wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
+            hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
+        logits: Tensor = self._model.lm_head(hidden)[..., : self._vocab_size]
+        return logits.float()  # (R, T, V)
 
 
 class Noise:
@@ -122,6 +142,38 @@ class Noise:
         return torch.cat(noise).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
+class NoiseTape:
+    """Noise laid out by place: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
+
+    So a draft and the model that checks it draw with the same chance, and what is written does not depend on when it
+    was decided. Steps are drawn in order, each for all rows, those that are done too: no row's draws depend on when
+    another one ends.
+
+    Args:
+        noise: where it comes from.
+        rows: how many, the ones that will be done too.
+        columns: V.
+    """
+
+    def __init__(self, noise: Noise, rows: int, columns: int) -> None:
+        self._noise = noise
+        self._shape = (rows, columns)
+        self._first = 0  # the step of the first tensor that is still kept
+        self._steps: list[Tensor] = []
+
+    def at(self, rows: Sequence[int], steps: Sequence[int]) -> Tensor:
+        """Noise (M, V) for the token number `steps[i]` of row `rows[i]`."""
+        while self._first + len(self._steps) <= max(steps):
+            self._steps.append(self._noise.draw(*self._shape))
+        kept = torch.stack(self._steps)  # (steps, rows, V)
+        return kept[torch.tensor(steps, device=kept.device) - self._first, torch.tensor(rows, device=kept.device)]
+
+    def forget(self, before: int) -> None:
+        """Steps before this one will not be asked for again."""
+        del self._steps[: max(0, before - self._first)]
+        self._first = max(before, self._first)
+
+
 def greedy(scores: Tensor) -> Tensor:
     """The best token of each row (R, V) -> int64 (R,)."""
     return scores.argmax(-1)
@@ -134,6 +186,11 @@ def sample(scores: Tensor, noise: Tensor) -> Tensor:
     runner i, of speed p_i, ends after the time q_i / p_i. It is `torch.multinomial` to the bit, its noise in the open.
     """
     return (scores.softmax(-1) / noise).argmax(-1)
+
+
+def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
+    """Draw a token of each row if there is noise to draw with, else take the best: (R, V) -> int64 (R,)."""
+    return greedy(scores) if noise is None else sample(scores, noise)
 
 
 @torch.inference_mode()

@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from minigpt.config import GPTConfig
+from minigpt.decoding.generate import generate
+from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 
 PAD = 49
+
+# What the reference library calls our options.
+THEIR_NAMES = {"banned_sequences": "bad_words_ids", "force_eos": "forced_eos_token_id"}
+NOT_THEIRS = ("strategy", "seed", "eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,13 @@ class Pair:
         Nothing is left to its defaults: they hide a top_k of 50, and a pad id that is guessed.
         """
         width = max(map(len, prompts))
-        options = {"top_k": 0, "do_sample": False, "num_beams": 1} | options
+        pad = min(PAD, self.ours.config.vocab_size - 1)
+        options = {"top_k": 0, "do_sample": False, "num_beams": 1, "pad_token_id": pad} | options
         torch.manual_seed(seed)
         result = self.theirs.generate(
             torch.tensor([[PAD] * (width - len(ids)) + list(ids) for ids in prompts]),
             attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
             eos_token_id=list(eos) or None,
-            pad_token_id=min(PAD, self.ours.config.vocab_size - 1),
             return_dict_in_generate=True,
             output_scores=True,
             **options,
@@ -45,16 +51,32 @@ class Pair:
         scores = result.sequences_scores.tolist() if options["num_beams"] > 1 else None
         return [row[:end] for row, end in zip(new, ends, strict=True)], scores
 
+    def check(
+        self, prompts: Sequence[Sequence[int]], draft: PromptLookup | DraftModel | None = None, **options: Any
+    ) -> list[list[int]]:
+        """Our options give their ids, and their scores of beams within 1e-4; returned are the new tokens."""
+        theirs = {THEIR_NAMES.get(name, name): value for name, value in options.items() if name not in NOT_THEIRS}
+        eos = options.get("eos_token_id", ())
+        if "force_eos" in options:
+            theirs["forced_eos_token_id"] = list(eos)
+        theirs["do_sample"] = options.get("strategy", "sample") == "sample"
+        expected, scores = self.generate(prompts, eos, options.get("seed", 0), **theirs)
+        result = generate(self.ours, prompts, draft=draft, **options)
+        lengths = [len(prompt) for prompt in prompts for _ in range(options.get("num_return_sequences", 1))]
+        assert [ids[n:] for ids, n in zip(result.sequences, lengths, strict=True)] == expected
+        assert scores is None or result.scores == pytest.approx(scores, abs=1e-4)
+        return expected
+
 
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., Pair]:
     """(vocab_size, seed, ...) -> a pair of models with the same random weights, far from uniform."""
     transformers = pytest.importorskip("transformers")
 
-    def make(vocab_size: int = 50, seed: int = 5, n_positions: int = 64) -> Pair:
+    def make(vocab_size: int = 50, seed: int = 5, n_positions: int = 64, n_layer: int = 2) -> Pair:
         config = transformers.GPT2Config(
             vocab_size=vocab_size,
-            n_layer=2,
+            n_layer=n_layer,
             n_embd=32,
             n_head=2,
             n_positions=n_positions,
@@ -69,7 +91,7 @@ def make_pair() -> Callable[..., Pair]:
         )
         torch.manual_seed(seed)
         theirs = transformers.GPT2LMHeadModel(config).eval()
-        ours = GPT(GPTConfig(vocab_size=vocab_size, block_size=n_positions, n_layer=2, n_head=2, n_embd=32))
+        ours = GPT(GPTConfig(vocab_size=vocab_size, block_size=n_positions, n_layer=n_layer, n_head=2, n_embd=32))
         weights = {}
         for name, weight in theirs.state_dict().items():
             # Its linear layers inside the blocks keep their matrices the other way round.

@@ -246,6 +246,8 @@ def test_a_sliding_window_equals_the_plain_one(tiny_model: GPT) -> None:
 
 def test_a_stop_string_ends_a_beam(table_model: Callable[..., GPT]) -> None:
     class Letters:
+        vocab_size = 4
+
         def token_bytes(self, token_id: int) -> bytes:
             return b".abc"[token_id : token_id + 1]
 
@@ -289,19 +291,6 @@ def test_bans_that_leave_nothing_are_named(tiny_model: GPT) -> None:
 # --- the reference library ---------------------------------------------------------------------------------------
 
 
-def compare(pair: Any, prompts: Sequence[Sequence[int]], eos: Sequence[int] = (), **options: Any) -> None:
-    """The same ids, and scores within 1e-4."""
-    seed = options.pop("seed", 0)
-    sample = options.get("strategy") == "sample"
-    theirs = {name: value for name, value in options.items() if name not in ("strategy", "banned_sequences")}
-    if "banned_sequences" in options:
-        theirs["bad_words_ids"] = options["banned_sequences"]
-    expected, scores = pair.generate(prompts, eos=eos, seed=seed, do_sample=sample, **theirs)
-    found = beams(pair.ours, prompts, eos_token_id=eos, seed=seed, **options)
-    assert found[0] == expected
-    assert found[1] == pytest.approx(scores, abs=1e-4)
-
-
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize(
@@ -315,56 +304,16 @@ def test_same_beams_as_the_reference(
     length_penalty: float,
     early_stopping: bool | str,
 ) -> None:
-    compare(
-        pair,
+    pair.check(
         prompts,
-        eos,
+        strategy="beam",
+        eos_token_id=eos,
         num_beams=num_beams,
         num_return_sequences=2,
         max_new_tokens=7,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
     )
-
-
-@pytest.mark.parametrize(
-    ("prompts", "eos", "options"),
-    [
-        ([[1, 2, 3]], [], {"num_beams": 20, "num_return_sequences": 20, "max_new_tokens": 4}),
-        (RAGGED, [], {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10}),
-        (
-            [[1, 2, 3]],
-            [32],
-            {
-                "num_beams": 3,
-                "max_new_tokens": 10,
-                "repetition_penalty": 1.4,
-                "no_repeat_ngram_size": 2,
-                "min_new_tokens": 4,
-            },
-        ),
-        (RAGGED, [32], {"num_beams": 3, "max_new_tokens": 8, "banned_sequences": [[11], [13, 32]]}),
-    ],
-)
-def test_same_beams_with_filters_and_many_results(
-    pair: Any, prompts: list[list[int]], eos: list[int], options: dict[str, Any]
-) -> None:
-    compare(pair, prompts, eos, **options)
-
-
-@pytest.mark.parametrize("seed", [0, 1234])
-@pytest.mark.parametrize(
-    ("prompts", "eos", "options"),
-    [
-        ([[1, 2, 3]], [32], {"temperature": 1.2, "top_k": 10, "num_return_sequences": 3}),
-        (EQUAL, [], {"temperature": 1.0, "top_p": 0.9}),
-        (RAGGED, [32, 13], {"temperature": 0.9, "min_p": 0.02, "length_penalty": 2.0, "early_stopping": True}),
-    ],
-)
-def test_same_sampled_beams_as_the_reference(
-    pair: Any, prompts: list[list[int]], eos: list[int], options: dict[str, Any], seed: int
-) -> None:
-    compare(pair, prompts, eos, strategy="sample", num_beams=3, max_new_tokens=8, seed=seed, **options)
 
 
 @pytest.mark.slow
@@ -380,10 +329,9 @@ def test_same_beams_in_a_random_case(make_pair: Callable[..., Any], seed: int) -
     prompts = [torch.randint(49, (length,), generator=generator).tolist() for length in lengths]
     num_beams = pick(2, 3, 5)
     sampled: dict[str, Any] = {"strategy": "sample", "temperature": pick(0.7, 1.0, 1.5), "top_p": pick(0.9, 1.0)}
-    compare(
-        pair,
+    pair.check(
         prompts,
-        eos=torch.randperm(49, generator=generator)[: pick(0, 1, 3, 8)].tolist(),
+        eos_token_id=torch.randperm(49, generator=generator)[: pick(0, 1, 3, 8)].tolist(),
         seed=seed,
         num_beams=num_beams,
         num_return_sequences=pick(1, num_beams),
@@ -393,5 +341,5 @@ def test_same_beams_in_a_random_case(make_pair: Callable[..., Any], seed: int) -
         repetition_penalty=pick(1.0, 1.3),
         no_repeat_ngram_size=pick(0, 2),
         banned_sequences=[[49]],  # the padding: to the reference it is part of the n-grams of a short prompt
-        **pick({}, sampled),
+        **pick({"strategy": "beam"}, sampled),
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_top_p(p: float, expected: list[list[int]]) -> None:
 def test_top_p_counts_what_the_filters_before_have_left() -> None:
     options = DecodingOptions(temperature=1, top_k=2, top_p=0.6)
     # Of two tokens, 0.5 and 0.25 before, the first has two thirds now: enough.
-    assert kept(filters.apply_filters(logits_of(QUARTERS), [[0]], options, 0)) == [[0]]
+    assert kept(filters.apply_filters(logits_of(QUARTERS), [[0]], options, [0])) == [[0]]
     assert kept(filters.top_p(logits_of(QUARTERS), 0.6)) == [[0, 1]]
 
 
@@ -76,9 +77,9 @@ def test_typical_p_may_remove_the_best_token() -> None:
     assert kept(filters.typical_p(logits_of([0.5, 0.25, 0.15, 0.1], [0.1, 0.15, 0.25, 0.5]), 0.7)) == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "typical_p"])
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"])
 def test_keep_leaves_that_many(name: str) -> None:
-    strict = {"top_k": 1, "top_p": 1e-9, "min_p": 1.0, "typical_p": 1e-9}[name]
+    strict = {"top_k": 1, "top_p": 1e-9, "min_p": 1.0, "typical_p": 1e-9}.get(name, 0.99)
     scores = logits_of([0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4])
     assert [len(row) for row in kept(getattr(filters, name)(scores, strict, keep=3))] == [3, 3]
 
@@ -116,39 +117,98 @@ def test_biases_add_up_and_wait_for_their_beginning() -> None:
 
 def test_an_end_of_sequence_token_alone_is_not_banned() -> None:
     options = DecodingOptions(banned_sequences=[[0], [1], [2, 1]], eos_token_id=[0], temperature=1)
-    assert kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, 0)) == [[0, 2, 3]]
+    assert kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, [0])) == [[0, 2, 3]]
 
 
 def test_min_new_tokens_hides_the_end() -> None:
     options = DecodingOptions(min_new_tokens=2, eos_token_id=[0, 2], temperature=1)
-    assert [kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, n)) for n in (0, 1, 2)] == [
+    assert [kept(filters.apply_filters(torch.zeros(1, 4), [[3]], options, [n])) for n in (0, 1, 2)] == [
         [[1, 3]],
         [[1, 3]],
         [[0, 1, 2, 3]],
     ]
 
 
+def test_rows_of_different_lengths_have_their_own_beginning_and_end() -> None:
+    options = DecodingOptions(
+        min_new_tokens=2, max_new_tokens=4, eos_token_id=[0], begin_suppress_tokens=[1], force_eos=True, temperature=1
+    )
+    found = filters.apply_filters(torch.zeros(4, 3), [[2]] * 4, options, [0, 1, 2, 3])
+    assert kept(found) == [[2], [1, 2], [0, 1, 2], [0]]
+
+
+def test_a_forced_end_comes_after_what_hides_it() -> None:
+    options = DecodingOptions(min_new_tokens=2, max_new_tokens=2, eos_token_id=[0, 3], force_eos=True, temperature=1)
+    found = filters.apply_filters(torch.full((1, 4), -7.0), [[2]], options, [1])
+    assert found.tolist() == [[0.0, -math.inf, -math.inf, 0.0]]
+
+
+def test_the_end_grows_more_attractive() -> None:
+    options = DecodingOptions(exponential_decay_length_penalty=(3, 2.0), eos_token_id=[0, 1], temperature=1)
+    scores = torch.tensor([[1.5, -2.0, 5.0]]).expand(4, 3)
+    found = filters.apply_filters(scores, [[2]] * 4, options, [2, 3, 4, 6])
+    # |s| * (2 ** n - 1) for n = 0, 0, 1, 3
+    assert found.tolist() == [[1.5, -2.0, 5.0], [1.5, -2.0, 5.0], [3.0, 0.0, 5.0], [12.0, 12.0, 5.0]]
+    banned = torch.tensor([[-math.inf, 1.0, 5.0]])
+    assert filters.favour_end(banned, [4], [0, 1], 3, 2.0).tolist() == [[-math.inf, 2.0, 5.0]]
+
+
+def test_suppressed_tokens() -> None:
+    options = DecodingOptions(suppress_tokens=[0, 2], begin_suppress_tokens=[3], eos_token_id=0, temperature=1)
+    assert kept(filters.apply_filters(torch.zeros(2, 5), [[2]] * 2, options, [0, 1])) == [[1, 4], [1, 3, 4]]
+
+
+@pytest.mark.parametrize(("epsilon", "expected"), [(0.125, [[0, 1, 2, 3]] * 2), (0.13, [[0, 1], [1, 3]])])
+def test_epsilon_cutoff(epsilon: float, expected: list[list[int]]) -> None:
+    assert kept(filters.epsilon_cutoff(logits_of(QUARTERS, MIXED), epsilon)) == expected
+    assert kept(filters.epsilon_cutoff(logits_of(QUARTERS, MIXED), 0.9)) == [[0], [1]]
+
+
+def test_eta_cutoff_comes_down_where_the_model_is_unsure() -> None:
+    # The entropy is 1.75 ln 2, so the bar is sqrt(eta) * 2 ** -1.75 = 0.297 sqrt(eta): .133 for eta = 0.2, .1226 for
+    # 0.17. Of the third row it is 0.33, so the bar is eta itself, for sqrt(.04) * exp(-.33) = .144 is more.
+    assert kept(filters.eta_cutoff(logits_of(QUARTERS, MIXED), 0.2)) == [[0, 1], [1, 3]]
+    assert kept(filters.eta_cutoff(logits_of(QUARTERS, MIXED), 0.17)) == [[0, 1, 2, 3]] * 2
+    assert kept(filters.eta_cutoff(logits_of([0.92, 0.05, 0.03]), 0.04)) == [[0, 1]]
+    assert kept(filters.eta_cutoff(logits_of([0.25] * 4), 0.9)) == [[0, 1, 2, 3]]
+
+
 def test_a_step_without_any_token_names_the_bans() -> None:
     options = DecodingOptions(banned_sequences=[[0], [1]], no_repeat_ngram_size=1)
-    scores = filters.apply_filters(torch.zeros(2, 3), [[0], [2]], options, 0)
+    scores = filters.apply_filters(torch.zeros(2, 3), [[0], [2]], options, [0, 0])
     with pytest.raises(InputError, match=r"every token is banned.*banned_sequences, no_repeat_ngram_size"):
         filters.check_not_empty(scores, options)
 
 
-def test_no_filter_changes_its_input() -> None:
-    options = DecodingOptions(
-        sequence_bias={(1,): 1.0},
-        repetition_penalty=2.0,
-        no_repeat_ngram_size=1,
-        banned_sequences=[[2]],
-        min_new_tokens=1,
-        eos_token_id=3,
-    )
-    for name in ("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "banned_sequences", "min_new_tokens"):
-        alone = DecodingOptions(**{name: getattr(options, name), "eos_token_id": 3, "temperature": 1})
-        scores = torch.ones(1, 5)
-        assert not torch.equal(filters.apply_filters(scores, [[0]], alone, 0), scores)
-        assert torch.equal(scores, torch.ones(1, 5)), name
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"sequence_bias": {(1,): 1.0}},
+        {"repetition_penalty": 2.0},
+        {"no_repeat_ngram_size": 1},
+        {"banned_sequences": [[2]]},
+        {"min_new_tokens": 1},
+        {"force_eos": True, "max_new_tokens": 1},
+        {"exponential_decay_length_penalty": (0, 2.0)},
+        {"suppress_tokens": [1]},
+        {"begin_suppress_tokens": [1]},
+        {"temperature": 2.0},
+        {"top_k": 1},
+        {"top_p": 0.1},
+        {"min_p": 0.9},
+        {"typical_p": 0.1},
+        {"epsilon_cutoff": 0.9},
+        {"eta_cutoff": 0.9},
+    ],
+    ids=str,
+)
+def test_no_filter_changes_its_input(option: dict[str, Any]) -> None:
+    options = DecodingOptions(**{"eos_token_id": 3, "temperature": 1, **option})
+    num_new = [1 if "exponential_decay_length_penalty" in option else 0]
+    before = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.0]])
+    scores = before.clone()
+    assert not torch.equal(filters.apply_filters(scores, [[0]], options, num_new), before)
+    assert torch.equal(scores, before)
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
@@ -158,6 +218,8 @@ FILTERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "top_p": filters.top_p,
     "min_p": filters.min_p,
     "typical_p": filters.typical_p,
+    "epsilon_cutoff": filters.epsilon_cutoff,
+    "eta_cutoff": filters.eta_cutoff,
 }
 rows = st.lists(st.floats(-20, 20, width=32) | st.sampled_from([-math.inf, 0.0, 1.0]), min_size=7, max_size=7)
 batches = st.lists(rows.filter(lambda row: max(row) > -math.inf), min_size=2, max_size=3).map(torch.tensor)
@@ -178,7 +240,7 @@ def test_a_filter_only_removes(name: str, scores: Tensor, x: float) -> None:
     assert torch.equal(result, singles), "a row depends on its batch"
 
 
-@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p"])
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "epsilon_cutoff", "eta_cutoff"])
 @law
 @given(scores=batches, x=st.floats(0.01, 0.99))
 def test_the_best_token_survives(name: str, scores: Tensor, x: float) -> None:
@@ -186,7 +248,10 @@ def test_the_best_token_survives(name: str, scores: Tensor, x: float) -> None:
     assert torch.equal(result.amax(-1), scores.amax(-1))
 
 
-@pytest.mark.parametrize(("name", "grows"), [("top_k", True), ("top_p", True), ("min_p", False)])
+@pytest.mark.parametrize(
+    ("name", "grows"),
+    [("top_k", True), ("top_p", True), ("min_p", False), ("epsilon_cutoff", False), ("eta_cutoff", False)],
+)
 @law
 @given(scores=batches, x=st.floats(0.01, 0.99), y=st.floats(0.01, 0.99))
 def test_a_looser_setting_keeps_more(name: str, grows: bool, scores: Tensor, x: float, y: float) -> None:
@@ -210,14 +275,14 @@ def test_neutral_values_do_nothing(scores: Tensor, history: list[int]) -> None:
     neutral = DecodingOptions(
         temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, repetition_penalty=1, no_repeat_ngram_size=0
     )
-    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), neutral, 0), scores)
+    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), neutral, [0] * len(scores)), scores)
 
 
 @law
 @given(scores=batches, history=st.lists(st.integers(0, 6), min_size=1, max_size=9))
 def test_what_shapes_a_draw_leaves_the_best_token_alone(scores: Tensor, history: list[int]) -> None:
     options = DecodingOptions(temperature=0, top_k=1, top_p=0.1, typical_p=0.1, min_p=0.9)
-    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), options, 0), scores)
+    assert torch.equal(filters.apply_filters(scores, [history] * len(scores), options, [0] * len(scores)), scores)
 
 
 # --- the reference library ---------------------------------------------------------------------------------------
@@ -239,29 +304,40 @@ def test_the_chain_equals_the_reference_librarys(seed: int) -> None:
         no_repeat_ngram_size=int(pick(0, 2, 3)),
         banned_sequences=[[4], [int(ids[0, -1]), 2], [5, 6]],
         sequence_bias={(3,): 1.5, (int(ids[1, -1]), 2): -2.0},
-        min_new_tokens=3,
+        min_new_tokens=int(pick(0, 3)),
+        exponential_decay_length_penalty=(0, pick(0.9, 1.5)),
+        suppress_tokens=[7],
+        begin_suppress_tokens=[8],
         eos_token_id=[1] if keep == 1 else [0, 1],
         temperature=pick(0.5, 1.0, 1.7),
         top_k=int(pick(0, 3, 10)),
         top_p=pick(0.3, 0.8, 1.0),
         min_p=pick(0.0, 0.05, 0.3),
         typical_p=pick(0.2, 0.9, 1.0),
+        epsilon_cutoff=pick(0.0, 0.02),
+        eta_cutoff=pick(0.0, 0.05),
         num_beams=keep,
     )
+    num_new = int(pick(0, 2))
     eos = list(options.eos)
     chain = [
         process.SequenceBiasLogitsProcessor({k: float(v) for k, v in options.sequence_bias.items()}),
         process.RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)),
         options.no_repeat_ngram_size and process.NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size),
         process.NoBadWordsLogitsProcessor([list(banned) for banned in options.banned_sequences], eos),
-        process.MinNewTokensLengthLogitsProcessor(T, 3, eos),
+        process.MinNewTokensLengthLogitsProcessor(T - num_new, options.min_new_tokens, eos),
+        process.ExponentialDecayLengthPenalty(options.exponential_decay_length_penalty, eos, T - num_new),
+        process.SuppressTokensLogitsProcessor([7]),
+        process.SuppressTokensAtBeginLogitsProcessor([8], T - num_new),
         process.TemperatureLogitsWarper(float(options.temperature or 0)),
         options.top_k and process.TopKLogitsWarper(options.top_k, min_tokens_to_keep=keep),
         process.TopPLogitsWarper(float(options.top_p or 0), min_tokens_to_keep=keep),
         process.MinPLogitsWarper(float(options.min_p or 0), min_tokens_to_keep=keep),
         options.typical_p != 1 and process.TypicalLogitsWarper(float(options.typical_p or 0), min_tokens_to_keep=keep),
+        options.epsilon_cutoff and process.EpsilonLogitsWarper(options.epsilon_cutoff, min_tokens_to_keep=keep),
+        options.eta_cutoff and process.EtaLogitsWarper(options.eta_cutoff, min_tokens_to_keep=keep),
     ]
     expected = scores
     for processor in filter(None, chain):
         expected = processor(ids, expected)
-    assert torch.equal(filters.apply_filters(scores, ids.tolist(), options, num_new=0), expected)
+    assert torch.equal(filters.apply_filters(scores, ids.tolist(), options, num_new=[num_new] * R), expected)

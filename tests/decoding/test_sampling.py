@@ -91,20 +91,20 @@ def test_rows_give_the_logits_of_a_plain_forward(tiny_model: GPT, use_cache: boo
     def check() -> None:
         for ids, logits in zip(rows.ids, rows.logits, strict=True):
             window = torch.tensor([ids[-tiny_model.config.block_size :]])
-            torch.testing.assert_close(logits, tiny_model(window)[0, -1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(logits[-1], tiny_model(window)[0, -1], atol=1e-5, rtol=1e-5)
 
-    rows = Rows(tiny_model, [[1, 2, 3], [4, 5, 6, 7, 8], [9]], copies=2, max_length=99, use_cache=use_cache)
+    rows = Rows(tiny_model, [[1, 2, 3], [4, 5, 6, 7, 8], [9]], 2, max_length=99, use_cache=use_cache, vocab_size=23)
     assert rows.ids == [[1, 2, 3]] * 2 + [[4, 5, 6, 7, 8]] * 2 + [[9]] * 2
     check()
-    rows.advance([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])  # every row goes on
+    rows.advance([0, 1, 2, 3, 4, 5], [[1], [2], [3], [4], [5], [6]])  # every row goes on
     check()
-    rows.advance([1, 1, 3, 2, 4, 4], [1, 2, 3, 4, 5, 6])  # beams fork, swap and die
+    rows.advance([1, 1, 3, 2, 4, 4], [[1], [2], [3], [4], [5], [6]])  # beams fork, swap and die
     assert rows.ids[1] == [1, 2, 3, 2, 2]
     check()
-    rows.advance([1, 3, 4], [7, 8, 9])  # rows leave
+    rows.advance([1, 3, 4], [[7], [8], [9]])  # rows leave
     check()
     for token in range(10):  # past the end of the block, where the window slides
-        rows.advance([0, 1, 2], [token] * 3)
+        rows.advance([0, 1, 2], [[token]] * 3)
         check()
 
 
@@ -113,8 +113,8 @@ def test_a_prompt_is_fed_once_for_all_its_copies(tiny_model: GPT, monkeypatch: p
     fed = []
     trunk = tiny_model.trunk
     monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: fed.append(tuple(idx.shape)) or trunk(idx, cache))
-    rows = Rows(tiny_model, [[1, 2, 3], [4, 5]], copies=3, max_length=9, use_cache=True)
-    rows.advance(range(6), [1] * 6)
+    rows = Rows(tiny_model, [[1, 2, 3], [4, 5]], 3, max_length=9, use_cache=True, vocab_size=23)
+    rows.advance(range(6), [[1]] * 6)
     assert fed == [(2, 3), (6, 1)]
 
 
