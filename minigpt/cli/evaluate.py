@@ -1,22 +1,29 @@
 """`minigpt eval`."""
 
 import math
+from pathlib import Path
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, model_path, reading
+from minigpt.cli.models import add_model_argument, add_unknown_argument, load, model_spec
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.config import DataConfig, RunConfig, read_yaml, updated
+from minigpt.errors import InputError
+from minigpt.training.checkpoint import run_at
 
 
 def make_parser() -> CommandParser:
     """The parser of `minigpt eval`."""
     parser = CommandParser(
         "eval",
-        "Measure a model on a text. Every token but the first is predicted once, in windows of the model's block size.",
-        "  minigpt eval\n"
-        "  minigpt eval --stride 32\n"
-        "  minigpt eval --model checkpoints/shakespeare-quick --data my-novel.txt",
+        "Measure a model on a text: loss, perplexity, bits per character. The text is read in windows of block_size "
+        "tokens, --stride tokens apart. Every token but the first is scored exactly once, by the first window that "
+        "reaches it: of all windows but the first, only the last --stride predictions count, and each of them sees at "
+        "least block_size - stride + 1 tokens before it.",
+        "  minigpt eval\n  minigpt eval --stride 32\n  minigpt eval --model gpt2 --data my-novel.txt --stride 512",
     )
     add_model_argument(parser)
-    parser.add_argument("--data", metavar="SOURCE", help="a corpus, file or folder (default: what it was trained on)")
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="a corpus, file or folder (default: what a run was trained on)"
+    )
     parser.add_argument(
         "--split",
         choices=["val", "train", "all"],
@@ -39,19 +46,24 @@ def run(arguments: list[str]) -> None:
     values = make_parser().parse(arguments)
     from minigpt.data.corpora import load_corpus
     from minigpt.data.tokens import split_at
-    from minigpt.device import choose_device
-    from minigpt.training.checkpoint import load_run
     from minigpt.training.evaluate import evaluate
 
-    device = choose_device(values["device"])
-    model, tokenizer, config = load_run(model_path(values["model"]))
-    source = values["data"] or config.data.source
-    split = values["split"] or ("val" if source == config.data.source else "all")
+    values["model"] = model_spec(values["model"])
+    trained_on = training_data(values["model"])
+    if values["data"] is None and trained_on is None:
+        raise InputError(
+            f"{values['model']} is no run that was trained here, so there is no text that belongs to it",
+            "name a text to measure it on with --data, or check --model",
+        )
+    data = trained_on or DataConfig()
+    source = values["data"] or data.source
+    split = values["split"] or ("val" if trained_on and source == trained_on.source else "all")
+    model, tokenizer = load(values)
     corpus = load_corpus(source)
-    border = split_at(corpus, config.data)
+    border = split_at(corpus, data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
-    ids = reading(tokenizer, values["unknown"]).encode_array(text)
-    result = evaluate(model.to(device), ids, stride=values["stride"])
+    ids = tokenizer.encode_array(text)
+    result = evaluate(model, ids, stride=values["stride"])
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     if values["json"]:
         print_json(
@@ -63,3 +75,10 @@ def run(arguments: list[str]) -> None:
     if corpus.floor is not None and split == "val":
         nats, floor = bits * math.log(2), corpus.floor(border, len(corpus.text))
         print(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
+
+
+def training_data(spec: str) -> DataConfig | None:
+    """What a model was trained on: known of a run of our own, and not of an imported one."""
+    path = run_at(Path(spec).expanduser()).config
+    content = read_yaml(path) if path.is_file() else {}
+    return updated(RunConfig(), content).data if "data" in content else None

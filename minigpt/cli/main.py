@@ -11,8 +11,12 @@ COMMANDS = {
     "quickstart": ("quickstart", "train the quick preset on Shakespeare, and let it write"),
     "train": ("train", "train a GPT on a corpus, a file or a folder"),
     "generate": ("generate", "continue a text with a trained model"),
+    "next": ("next_token", "the most probable next tokens after a text"),
+    "score": ("score", "how probable whole texts are"),
     "eval": ("evaluate", "loss, perplexity and bits per character on a text"),
     "tokenize": ("tokens", "show how a text is cut into tokens"),
+    "import": ("import_model", "turn any model into a run directory, proved equal if asked"),
+    "export": ("export_model", "write a model in the layout of the transformers library"),
     "doctor": ("doctor", "what this machine has, and which settings are fastest on it"),
 }
 
@@ -22,7 +26,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
     return f"""usage: minigpt COMMAND [--help] [arguments]
 
-A small GPT, written to be read: train it, and decode with it.
+A small GPT, written to be read: train it, or take GPT-2's weights, and decode.
 
 commands:
 {lines}

@@ -1,37 +1,57 @@
-"""`--model` and `--unknown`, the same for every command that needs a trained model."""
+"""`--model` and what belongs to it, the same for every command that needs a trained model."""
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minigpt.cli.parser import CommandParser
+from minigpt.device import choose_device
+from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.training.checkpoint import newest_run
 
+MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
+
 
 def add_model_argument(parser: CommandParser) -> None:
-    """Add --model, whose default is the run that was trained last."""
-    parser.add_argument("--model", metavar="DIR", help="a run directory (default: the newest one in checkpoints/)")
+    """Add --model, whose default is the run that was trained last, and --tokenizer."""
+    parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
+    add_tokenizer_argument(parser)
 
 
-def model_path(spec: str | None) -> Path:
-    """The run directory meant by --model; says so on standard error where it had to choose.
+def add_tokenizer_argument(parser: CommandParser) -> None:
+    """Add --tokenizer, for weights that come without one."""
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        help="for weights without one: gpt2, a tokenizer.json, or a text file with the vocabulary's characters",
+    )
+
+
+def model_spec(spec: str | None) -> str:
+    """The model meant by --model; says so on standard error where it had to choose.
 
     Raises:
         MissingFileError: if nothing was named and there is no run.
     """
     if spec is not None:
-        return Path(spec)
+        return spec
     path = newest_run(Path("checkpoints"))
     print(f"model      {path}, the newest run (--model chooses another)", file=sys.stderr)
-    return path
+    return str(path)
 
 
-def load(spec: str | None) -> tuple[GPT, Tokenizer]:
-    """The model and tokenizer of --model."""
-    return load_model(model_path(spec))
+def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
+    """The model of --model on the --device, and its tokenizer, reading as --unknown says.
+
+    Raises:
+        MiniGPTError: whatever `load_model` and `choose_device` raise.
+    """
+    device = choose_device(values["device"])  # before the work of loading
+    model, tokenizer = load_model(model_spec(values["model"]), tokenizer=values["tokenizer"])
+    return model.to(device), reading(tokenizer, values["unknown"])
 
 
 def add_unknown_argument(parser: CommandParser) -> None:
@@ -47,3 +67,32 @@ def add_unknown_argument(parser: CommandParser) -> None:
 def reading(tokenizer: Tokenizer, unknown: Literal["error", "skip"]) -> Tokenizer:
     """The tokenizer, reading unknown characters as --unknown says."""
     return CharTokenizer(tokenizer.characters, unknown) if isinstance(tokenizer, CharTokenizer) else tokenizer
+
+
+def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:
+    """`ids` after the token that opens a document and before the one that closes it, where these are asked for.
+
+    Raises:
+        InputError: if the tokenizer has no such token.
+    """
+    front = [_border(tokenizer.bos_token_id, "--bos")] if bos else []
+    return front + ids + ([_border(tokenizer.eos_token_id, "--eos")] if eos else [])
+
+
+def _border(token_id: int | None, flag: str) -> int:
+    if token_id is None:
+        raise InputError(
+            f"{flag} asks for a token that this model's tokenizer does not have",
+            f"leave {flag} out; for a model of characters, a line break in the text is the nearest thing",
+        )
+    return token_id
+
+
+def piece(tokenizer: Tokenizer, token_id: int) -> str:
+    """The text of one token; nothing for an id that only pads the model's vocabulary."""
+    return tokenizer.decode([token_id]) if token_id < tokenizer.vocab_size else ""
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` in at most `width` columns of a table."""
+    return text if len(text) <= width else text[: width - 1] + "…"

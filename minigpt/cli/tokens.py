@@ -1,8 +1,12 @@
 """`minigpt tokenize`."""
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, model_path, reading
+from pathlib import Path
+
+from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.tokenizers import load_tokenizer
+from minigpt.pretrained import HUB_NAMES, load_model
+from minigpt.tokenizer_files import load_hf_tokenizer
+from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import run_at
 
 
@@ -10,24 +14,26 @@ def make_parser() -> CommandParser:
     """The parser of `minigpt tokenize`."""
     parser = CommandParser(
         "tokenize",
-        "Show how a text is cut into tokens: each token's id, its text, and its bytes.",
+        "Show how a text is cut into tokens: each token's id, its text, and its bytes. A token of GPT-2 may be a part "
+        "of a character; its text is then shown as U+FFFD, and the bytes say what it is.",
         '  minigpt tokenize "To be, or not to be"\n'
+        '  minigpt tokenize --model gpt2 "See you later, alligator."\n'
         '  minigpt tokenize --model checkpoints/shakespeare-quick "Wherefore?"',
     )
     add_model_argument(parser)
     add_unknown_argument(parser)
-    parser.add_argument("text", help="the text")
+    parser.add_argument("text", metavar="TEXT", help="the text")
     return parser
 
 
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    tokenizer = reading(load_tokenizer(run_at(model_path(values["model"])).tokenizer), values["unknown"])
-    rows = []
-    for token_id in tokenizer.encode(values["text"]):
-        piece = tokenizer.token_bytes(token_id)
-        rows.append({"id": token_id, "text": piece.decode("utf-8", errors="replace"), "bytes": piece.hex(" ")})
+    tokenizer = reading(tokenizer_of(model_spec(values["model"]), values["tokenizer"]), values["unknown"])
+    rows = [
+        {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
+        for token_id in tokenizer.encode(values["text"])
+    ]
     if values["json"]:
         print_json({"tokens": rows})
         return
@@ -35,3 +41,16 @@ def run(arguments: list[str]) -> None:
     for row in rows:
         print(f"{row['id']:>6}  {row['text']!r:<16}  {row['bytes']}")
     print(f"{len(rows)} tokens, {len(values['text'])} characters, vocabulary {tokenizer.vocab_size:,}")
+
+
+def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:
+    """The tokenizer of --model, and no weights where it is known without them."""
+    folder = Path(spec).expanduser()
+    run = run_at(folder)
+    if chosen is None and run.config.is_file():
+        return load_tokenizer(run.tokenizer)
+    if chosen is None and (folder / "config.json").is_file():
+        return load_hf_tokenizer(folder)
+    if chosen is None and spec in HUB_NAMES and not folder.exists():
+        return GPT2Tokenizer()  # which all of these share
+    return load_model(spec, tokenizer=chosen)[1]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minigpt.cli.main import COMMANDS, run
 
@@ -146,6 +147,68 @@ def test_strategies_agree_where_they_must(trained, capsys):
     assert len({text["completions"][0]["text"] for text in texts}) == 1
 
 
+def test_a_file_of_prompts_gives_the_same_in_any_batches(trained, capsys):
+    Path("prompts.txt").write_text("To be\n\nor not\nAy\n", encoding="utf-8")
+    base = ["generate", "--model", str(trained), "--prompts-file", "prompts.txt", "--max-new-tokens", "5"]
+    together, apart = (result_of([*base, "--batch-size", size], capsys)["completions"] for size in ("5", "2"))
+    assert [row["token_ids"] for row in together] == [row["token_ids"] for row in apart]
+    assert [row["prompt_index"] for row in together] == [0, 1, 2]
+    assert [row["text"][: -len(row["completion"])] for row in together] == ["To be", "or not", "Ay"]
+    alone = ["generate", "--model", str(trained), "--prompt", "or not", "--max-new-tokens", "5", "--seed", "1"]
+    assert result_of(alone, capsys)["completions"][0]["token_ids"] == together[1]["token_ids"]
+
+
+@pytest.mark.parametrize("options", [[], ["--strategy", "greedy"], ["--temperature", "1.5", "--top-k", "7"]])
+@pytest.mark.parametrize("tokens", ["1", "4"])
+def test_a_draft_changes_nothing_but_the_speed(trained, capsys, options, tokens):
+    base = ["generate", "--model", str(trained), "--prompt", "To", "--max-new-tokens", "9", *options]
+    plain = result_of(base, capsys)["completions"]
+    for draft in ("lookup", str(trained)):
+        drafted = result_of([*base, "--draft", draft, "--draft-tokens", tokens], capsys)["completions"]
+        assert drafted[0]["token_ids"] == plain[0]["token_ids"]
+
+
+def test_texts_that_are_banned_or_required(trained, capsys):
+    base = ["generate", "--model", str(trained), "--prompt", "To", "--max-new-tokens", "9"]
+    greedy = result_of([*base, "--strategy", "greedy"], capsys)["completions"][0]["completion"]
+    without = result_of([*base, "--strategy", "greedy", "--ban", greedy[:2]], capsys)["completions"][0]["completion"]
+    assert greedy[:2] not in without
+    beams = [*base, "--strategy", "beam", "--num-beams", "4"]
+    required = result_of([*beams, "--require", "Ay", "--require", "7"], capsys)["completions"][0]["completion"]
+    assert "Ay" in required
+    assert "7" in required
+
+
+@pytest.mark.parametrize(("options", "parts"), [
+    (["--draft-tokens", "3"], ["--draft-tokens concerns a draft", "add --draft"]),
+    (["--draft", "lookup", "--draft-tokens", "0"], ["num_tokens = 0", "1 or more"]),
+    (["--draft", "lookup", "--strategy", "beam", "--num-beams", "2"], ["num_beams = 2", "without beams"]),
+    (["--draft", "nowhere/at-all.safetensors"], ["does not exist"]),
+    (["--require", "Ay"], ["concerns beams", 'strategy="beam"']),
+    (["--require", "", "--strategy", "beam"], ["--require '' is no token", "at least one character"]),
+    (["--ban", "?"], ["'?' (U+003F)"]),
+    (["--prompts-file", "nowhere.txt"], ["there is no file nowhere.txt", "one prompt a line"]),
+    (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+])  # fmt: skip
+def test_wrong_ways_to_guide_a_decoder(trained, capsys, options, parts):
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", *options, "--json"], capsys)
+    for part in parts:
+        assert part in err
+
+
+def test_a_draft_of_other_tokens(trained, tmp_path, capsys):
+    Path("other.txt").write_text("completely different words, 1 2 3\n" * 60)
+    assert run(["train", "--data", "other.txt", "--out", "other", *SMALL_FLAGS]) == 0
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--draft", "other"], capsys)
+    assert "has other tokens than the model" in err
+
+
+def test_a_file_without_prompts(trained, capsys):
+    Path("empty.txt").write_text(" \n\n\n")
+    err = failing(["generate", "--model", str(trained), "--prompts-file", "empty.txt"], capsys)
+    assert "there is no text in empty.txt" in err
+
+
 def test_overflow_is_declared(trained, capsys):
     arguments = ["generate", "--model", str(trained), "--prompt", "To be", "--max-new-tokens", "50"]
     err = failing(arguments, capsys)
@@ -199,6 +262,334 @@ def test_tokenize(trained, capsys):
     assert result["tokens"][0]["bytes"] == "54"
     assert run(["tokenize", "--model", str(trained), "To be"]) == 0
     assert "5 tokens, 5 characters" in capsys.readouterr().out
+
+
+def test_tokenize_reads_no_weights(trained, reference, capsys, monkeypatch):
+    monkeypatch.setattr("minigpt.cli.tokens.load_model", None)  # a call would raise
+    assert len(result_of(["tokenize", "--model", str(trained), "To be"], capsys)["tokens"]) == 5
+    result = result_of(["tokenize", "--model", str(reference.folder), " the later é"], capsys)
+    assert [(row["text"], row["bytes"]) for row in result["tokens"]] == [
+        (" the", "20 74 68 65"), (" ", "20"), ("later", "6c 61 74 65 72"),
+        (" ", "20"), ("\ufffd", "c3"), ("\ufffd", "a9"),
+    ]  # fmt: skip
+
+
+@pytest.mark.shared
+def test_tokenize_with_the_vocabulary_of_gpt2(capsys, monkeypatch):
+    """The five published sizes share it, so the name alone is enough. The ids are those of OpenAI's own tokenizer."""
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("needs TIKTOKEN_CACHE_DIR to name a folder with GPT-2's vocabulary")
+    monkeypatch.setattr("minigpt.cli.tokens.load_model", None)
+    result = result_of(["tokenize", "--model", "gpt2-xl", "See you later, \U0001f600"], capsys)
+    assert [row["id"] for row in result["tokens"]] == [6214, 345, 1568, 11, 30325, 222]
+    assert [row["bytes"] for row in result["tokens"]][-2:] == ["20 f0 9f 98", "80"]
+
+
+def test_a_tokenizer_is_named_for_weights_without_one(reference, capsys):
+    import shutil
+
+    shutil.copy(reference.folder / "model.safetensors", "alone.safetensors")
+    shutil.copy(reference.folder / "config.json", "config.json")
+    assert "--tokenizer" in failing(["next", "--model", "alone.safetensors", "--prompt", "you"], capsys)
+    reference.tokenizer.save(Path("ours/tokenizer.json"))
+    for command in (["next", "--prompt", "you"], ["score", "you the"], ["tokenize", "you the"]):
+        alone = result_of([*command, "--model", "alone.safetensors", "--tokenizer", "ours/tokenizer.json"], capsys)
+        assert alone == result_of([*command, "--model", str(reference.folder)], capsys)
+
+
+def test_next_json_is_the_reference_distribution(reference, capsys):
+    arguments = ["next", "--model", str(reference.folder), "--prompt", "you the later", "--top", "7"]
+    result = result_of(arguments, capsys)
+    ids = reference.tokenizer.encode("you the later")
+    with torch.no_grad():
+        logits = reference.theirs(torch.tensor([ids])).logits[0, -1].double()
+    assert list(result) == ["candidates"]
+    assert [row["rank"] for row in result["candidates"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["id"] for row in result["candidates"]] == logits.argsort(descending=True)[:7].tolist()
+    for row in result["candidates"]:
+        assert list(row) == ["rank", "id", "text", "logit", "prob"]
+        assert row["text"] == reference.tokenizer.decode([row["id"]])
+        assert row["logit"] == pytest.approx(logits[row["id"]].item(), abs=1e-4)
+        assert row["prob"] == pytest.approx(logits.softmax(-1)[row["id"]].item(), rel=1e-4)
+    with_bos = result_of([*arguments, "--bos"], capsys)["candidates"]
+    with torch.no_grad():
+        logits = reference.theirs(torch.tensor([[reference.tokenizer.bos_token_id, *ids]])).logits[0, -1]
+    assert [row["id"] for row in with_bos] == logits.argsort(descending=True)[:7].tolist()
+
+
+def test_next_goes_on_with_the_most_probable_token(reference, capsys):
+    arguments = ["next", "--model", str(reference.folder), "--prompt", "you", "--top", "3", "--steps", "4"]
+    steps = result_of(arguments, capsys)["steps"]
+    ids = torch.tensor([reference.tokenizer.encode("you")])
+    with torch.no_grad():
+        for _ in range(4):
+            ids = torch.cat([ids, reference.theirs(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert [step["candidates"][0]["id"] for step in steps] == ids[0, -4:].tolist()
+    assert steps[3]["token_ids"] == ids[0, :-1].tolist()
+    assert steps[3]["text"] == reference.tokenizer.decode(steps[3]["token_ids"])
+    assert steps[0]["candidates"] == result_of(arguments[:-2], capsys)["candidates"]
+    assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 * (2 + 3)
+    assert all(len(line) <= 80 for line in lines[1:])  # the first holds the prompt
+    assert lines[0] == "after 'you' (tokens: 1, BOS in front: no)"
+    best = steps[0]["candidates"][0]
+    assert lines[2].split()[:2] == ["1", str(best["id"])]
+    assert repr(best["text"]) in lines[2]
+    assert lines[2].endswith(" " + "#" * 20)
+
+
+def test_next_after_nothing_starts_as_generate_does(trained, reference, capsys):
+    on_a_fresh_line = result_of(["next", "--model", str(trained), "--prompt", "\n"], capsys)
+    assert result_of(["next", "--model", str(trained), "--prompt", ""], capsys) == on_a_fresh_line
+    nothing = result_of(["next", "--model", str(reference.folder), "--prompt", ""], capsys)
+    assert nothing == result_of(["next", "--model", str(reference.folder), "--prompt", "", "--bos"], capsys)
+
+
+def test_ids_that_only_pad_the_vocabulary_have_no_text(reference, capsys):
+    from minigpt import GPT, GPTConfig
+    from minigpt.cli.import_model import write_run
+
+    assert reference.tokenizer.vocab_size == 267
+    write_run(GPT(GPTConfig(272, block_size=7, n_layer=1, n_head=1, n_embd=3)), reference.tokenizer, Path("padded"))
+    candidates = result_of(["next", "--model", "padded", "--prompt", "the", "--top", "272"], capsys)["candidates"]
+    assert {row["id"]: row["text"] for row in candidates if row["id"] >= 267} == dict.fromkeys(range(267, 272), "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--top", "0"], ["k = 0"]),
+        (["--steps", "0"], ["--steps 0"]),
+        (["--prompt", "To be or no", "--steps", "2"], ["11 tokens", "1 more", "block_size = 11"]),
+        (["--bos"], ["--bos", "does not have"]),
+        (["--model", "nowhere/x"], ["nowhere"]),
+        (["--tokeniser", "gpt2"], ["did you mean --tokenizer?"]),
+    ],
+)
+def test_wrong_questions_about_the_next_token(trained, capsys, flags, parts):
+    err = failing(["next", "--model", str(trained), "--prompt", "To", *flags], capsys)
+    assert all(part in err for part in parts), err
+
+
+def test_score_json_is_the_reference_sum(reference, capsys):
+    texts = ["you the later", "the the other", "laterlater"]
+    border = reference.tokenizer.bos_token_id
+    for flags, bos, eos in (([], 0, 0), (["--bos"], 1, 0), (["--eos"], 0, 1), (["--bos", "--eos"], 1, 1)):
+        result = result_of(["score", "--model", str(reference.folder), *texts, *flags], capsys)
+        assert list(result) == ["results"]
+        assert [row["text"] for row in result["results"]] == texts
+        for row in result["results"]:
+            ids = [border] * bos + reference.tokenizer.encode(row["text"]) + [border] * eos
+            expected = reference.log_probs(ids)
+            assert list(row) == ["text", "log_prob", "num_tokens", "perplexity", "tokens"]
+            assert row["log_prob"] == pytest.approx(sum(expected), abs=1e-4)
+            assert row["num_tokens"] == len(ids) - 1
+            assert row["perplexity"] == pytest.approx(math.exp(-sum(expected) / (len(ids) - 1)), rel=1e-4)
+            assert [token["id"] for token in row["tokens"]] == ids[1:]
+            assert [token["text"] for token in row["tokens"]] == [reference.tokenizer.decode([i]) for i in ids[1:]]
+            assert [token["log_prob"] for token in row["tokens"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
+    texts = ["you the later", "the the other", "you other the"]
+    arguments = ["score", "--model", str(reference.folder), *texts]
+    sums = [sum(reference.log_probs(reference.tokenizer.encode(text))) for text in texts]
+    assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines[1:4]] == [repr(text) for text in texts]
+    assert [line.startswith("*") for line in lines[1:4]] == [total == max(sums) for total in sums]
+    assert all(len(line) <= 80 for line in lines)
+    assert run(["score", "--model", str(reference.folder), "the later", "--tokens"]) == 0
+    out = capsys.readouterr().out
+    assert "*" not in out  # alone, it is the best of nothing
+    assert out.splitlines()[-1].endswith("'later'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["T"], ["'T' is 1 tokens", "--bos"]),
+        ([""], ["'' is 0 tokens"]),
+        (["To be", "To be, or no"], ["'To be, or no' is 12 tokens", "block_size = 11", "minigpt eval"]),
+        (["To be", "--bos"], ["--bos", "does not have"]),
+        (["To be", "--eos"], ["--eos", "does not have"]),
+        ([], ["text"]),
+        (["what?"], ["U+003F", "--unknown skip"]),
+    ],
+)
+def test_texts_that_cannot_be_scored(trained, capsys, arguments, parts):
+    err = failing(["score", "--model", str(trained), *arguments], capsys)
+    assert all(part in err for part in parts), err
+
+
+def test_eval_of_a_model_that_was_not_trained_here(reference, capsys):
+    """Sliding windows, token by token against the reference."""
+    model = str(reference.folder)
+    err = failing(["eval", "--model", model], capsys)
+    assert all(part in err for part in (model, "--data"))
+    Path("text.txt").write_text("you other the later " * 12)
+    ids = reference.tokenizer.encode("you other the later " * 12)
+    for stride in (29, 11, 1):
+        result = result_of(["eval", "--model", model, "--data", "text.txt", "--stride", str(stride)], capsys)
+        scored = []
+        for start in range(0, len(ids), stride):
+            window = reference.log_probs(ids[start : start + 30])  # of up to 29 predicted tokens
+            scored += window[start and 29 - stride :]
+            if start + 30 >= len(ids):
+                break
+        assert len(scored) == result["tokens"] == len(ids) - 1
+        assert result["loss"] == pytest.approx(-sum(scored) / len(scored), abs=1e-5)
+
+
+def test_import_makes_a_run_that_every_command_takes(reference, capsys):
+    result = result_of(["import", str(reference.folder), "runs/mine"], capsys)
+    assert result == {"out": str(Path("runs/mine")), "parameters": reference.theirs.num_parameters(), "parity": None}
+    assert sorted(path.name for path in Path("runs/mine").iterdir()) == [
+        "config.yaml", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    assert [path.name for path in Path("runs").iterdir()] == ["mine"]  # no temporary folder is left
+    for command in (
+        ["next", "--prompt", "you"],
+        ["score", "you the"],
+        ["tokenize", "you"],
+        ["eval", "--data", "t.txt"],
+    ):
+        Path("t.txt").write_text("you the later" * 9)
+        from_source, from_run = (
+            result_of([command[0], "--model", model, *command[1:]], capsys)
+            for model in (str(reference.folder), "runs/mine")
+        )
+        assert from_run == from_source
+    assert run(["generate", "--model", "runs/mine", "--prompt", "you", "--max-new-tokens", "3"]) == 0
+    assert "--data" in failing(["eval", "--model", "runs/mine"], capsys)
+
+
+def test_import_with_a_shorter_context(reference, capsys):
+    Path("empty").mkdir()  # may exist
+    result_of(["import", str(reference.folder), "empty", "--block-size", "7", "--verify"], capsys)
+    assert "block_size: 7\n" in Path("empty/config.yaml").read_text()
+    assert "block_size = 7" in failing(["score", "--model", "empty", "you the later other"], capsys)
+    assert "31" in failing(["import", str(reference.folder), "long", "--block-size", "31"], capsys)
+
+
+def test_import_verified(reference, trained, capsys):
+    arguments = ["import", str(reference.folder), "one", "--verify"]
+    result = result_of(arguments, capsys)["parity"]
+    assert list(result) == ["reference", "layers", "tokens", "same_argmax"]
+    assert result["reference"] == str(reference.folder)
+    assert result["tokens"] == result["same_argmax"] == 29
+    assert [layer["name"] for layer in result["layers"]] == [
+        "embedding", "block 0", "block 1", "block 2", "final norm", "logits",
+    ]  # fmt: skip
+    assert all(0 <= layer["difference"] < 1e-4 < layer["size"] for layer in result["layers"])
+    assert run(["import", str(trained), "two", "--verify"]) == 0  # which the reference does not read
+    out = capsys.readouterr().out
+    assert f"an export of {trained}" in out
+    assert "11 tokens: rounding apart" in out
+    assert all(len(line) <= 80 or "/" in line for line in out.splitlines())
+
+
+def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(reference, capsys, monkeypatch):
+    for user in ("minigpt.pretrained", "minigpt.cli.import_model"):
+        monkeypatch.setattr(f"{user}.fetch_model", {"someone/model": reference.folder}.__getitem__)
+    result = result_of(["import", "someone/model", "mine", "--verify"], capsys)
+    assert result["parity"]["reference"] == str(reference.folder)
+
+
+def test_import_of_a_damaged_model_is_refused(reference, capsys, monkeypatch):
+    from minigpt.pretrained import load_model
+
+    def damaged(*arguments, **options):
+        model, tokenizer = load_model(*arguments, **options)
+        with torch.no_grad():
+            model.h[1].mlp.c_fc.weight.mul_(1.5)
+        return model, tokenizer
+
+    monkeypatch.setattr("minigpt.cli.import_model.load_model", damaged)
+    err = failing(["import", str(reference.folder), "mine", "--verify"], capsys)
+    assert all(part in err for part in ("differ by", "at block 1,", "1.0e-03", "nothing was written"))
+
+
+def test_import_verify_without_the_reference_library(reference, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("minigpt.cli.import_model.load_model", None)  # known before the work of loading
+    err = failing(["import", str(reference.folder), "mine", "--verify"], capsys)
+    assert all(part in err for part in ("not installed", "pip install"))
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_folders_that_are_taken(reference, trained, capsys, monkeypatch, command):
+    monkeypatch.chdir(trained.parent)
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert "run is not empty" in failing([command, str(reference.folder), "run"], capsys)
+    assert "is a file" in failing([command, str(reference.folder), "play.txt"], capsys)
+    assert "nowhere" in failing([command, "nowhere/x", "new"], capsys)
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_an_import_that_fails_half_way_leaves_nothing(reference, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr("minigpt.cli.import_model.save_weights", full)
+    Path("runs").mkdir()
+    assert "No space left" in failing(["import", str(reference.folder), "runs/mine"], capsys)
+
+
+def test_export_is_what_the_reference_library_loads(reference, trained, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = result_of(["export", str(reference.folder), "out"], capsys)
+    assert list(result) == ["out", "parameters", "files"]
+    assert result["files"] == sorted(path.name for path in Path("out").iterdir())
+    ids = reference.tokenizer.encode("you the later")
+    with torch.no_grad():
+        expected = reference.theirs(torch.tensor([ids])).logits
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained("out")(torch.tensor([ids])).logits, expected)
+    assert AutoTokenizer.from_pretrained("out")("you the later").input_ids == ids
+    assert run(["export", str(trained), "characters"]) == 0
+    assert "written    characters: config.json" in capsys.readouterr().out
+    score = result_of(["score", "--model", str(trained), "To be"], capsys)
+    assert result_of(["score", "--model", "characters", "To be"], capsys)["results"][0]["log_prob"] == pytest.approx(
+        score["results"][0]["log_prob"], abs=1e-5
+    )
+
+
+@pytest.fixture
+def gpt2() -> str:
+    from minigpt.errors import DownloadError
+    from minigpt.hub import fetch_model
+
+    try:
+        fetch_model("gpt2")
+    except DownloadError as error:
+        pytest.skip(f"needs GPT-2's weights, in the hub's cache or from the network: {error.what}")
+    return "gpt2"
+
+
+@pytest.mark.network
+def test_the_published_next_tokens_of_gpt2(gpt2, capsys):
+    candidates = result_of(["next", "--model", gpt2, "--prompt", "See you"], capsys)["candidates"]
+    assert [row["text"].strip() for row in candidates] == [
+        "soon", "there", "all", "next", "guys", "in", "out", "on", "later", ",",
+    ]  # fmt: skip
+    published = [0.084681, 0.073554, 0.072775, 0.072505, 0.061731, 0.055900, 0.053875, 0.040310, 0.028322, 0.027074]
+    assert [row["prob"] for row in candidates] == pytest.approx(published, abs=2e-5)
+    steps = result_of(["next", "--model", gpt2, "--prompt", "See you", "--steps", "20"], capsys)["steps"]
+    assert [step["candidates"][0]["id"] for step in steps] == [
+        2582, 11, 198, 198, 464, 4453, 286, 262, 26028, 198, 198, 464, 4453, 286, 262, 26028, 25, 383, 5172, 3776,
+    ]  # fmt: skip
+    weather = result_of(["next", "--model", gpt2, "--prompt", "The weather today is", "--top", "3"], capsys)
+    assert [row["text"] for row in weather["candidates"]] == [" very", " good", " pretty"]
+    assert [row["prob"] for row in weather["candidates"]] == pytest.approx([0.043, 0.032, 0.031], abs=1e-3)
+
+
+@pytest.mark.network
+def test_the_published_scores_of_gpt2(gpt2, capsys):
+    texts = [f"See you later, {word}." for word in ("alligator", "crocodile", "asdf")]
+    results = result_of(["score", "--model", gpt2, "--bos", "--eos", *texts], capsys)["results"]
+    assert [row["log_prob"] for row in results] == pytest.approx([-31.0388, -35.5485, -42.2685], abs=1e-3)
 
 
 def test_doctor(capsys, monkeypatch):
@@ -405,8 +796,13 @@ def test_the_output_folder_is_taken(trained, capsys, monkeypatch):
 
 
 def test_models_that_are_not_there(capsys):
-    assert "not a run directory" in failing(["generate", "--model", "nowhere", "--prompt", "To"], capsys)
-    assert "no trained run" in failing(["generate", "--prompt", "To"], capsys)
+    Path("checkpoints").mkdir()
+    for command in (["generate", "--prompt", "To"], ["next", "--prompt", "To"], ["score", "To"], ["tokenize", "To"]):
+        assert "no trained run" in failing(command, capsys)
+        assert "there is no model 'gtp2'" in failing([*command, "--model", "gtp2"], capsys)
+        assert "did you mean gpt2?" in failing([*command, "--model", "gtp2"], capsys)
+        assert "checkpoints/typo does not exist" in failing([*command, "--model", "checkpoints/typo"], capsys)
+    assert "checkpoints/typo is no run" in failing(["eval", "--model", "checkpoints/typo"], capsys)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")

@@ -1,0 +1,131 @@
+"""`minigpt import`."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import torch
+
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
+from minigpt.cli.parser import CommandParser, print_json
+from minigpt.errors import CheckpointError
+from minigpt.files import write_text
+from minigpt.hub import fetch_model
+from minigpt.model import GPT
+from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
+from minigpt.pretrained import load_model, save_hf
+from minigpt.tokenizers import Tokenizer
+from minigpt.training.checkpoint import RunDirectory, check_unused
+from minigpt.weights import save_weights
+
+
+def make_parser() -> CommandParser:
+    """The parser of `minigpt import`."""
+    parser = CommandParser(
+        "import",
+        "Turn a model into a run directory of minigpt, which every command takes. --verify proves before anything is "
+        f"written that it computes what the transformers library computes: differences of up to {BOUND:g}, or "
+        f"{RELATIVE_BOUND:g} of values above {BOUND / RELATIVE_BOUND:g}, are rounding. It holds both models in memory.",
+        "  minigpt import gpt2 checkpoints/gpt2 --verify\n"
+        "  minigpt import path/to/folder checkpoints/mine --block-size 256\n"
+        "  minigpt import nanogpt/ckpt.pt checkpoints/nano --tokenizer nanogpt/input.txt",
+    )
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
+    parser.add_argument("out", metavar="DIR", help="the run directory; must not exist or be empty")
+    add_tokenizer_argument(parser)
+    parser.add_argument("--block-size", type=int, metavar="N", help="a shorter context (default: the model's own)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every layer with the transformers library; what that cannot read is exported for it first",
+    )
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Load, compare if asked, write."""
+    values = make_parser().parse(arguments)
+    source, directory = values["source"], Path(values["out"])
+    if values["verify"]:
+        require_reference()
+    check_unused(directory)
+    model, tokenizer = load_model(source, tokenizer=values["tokenizer"], block_size=values["block_size"])
+    reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
+    write_run(model, tokenizer, directory)
+    if values["json"]:
+        report = parity and {"reference": reference, **dataclasses.asdict(parity)}
+        print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})
+        return
+    shape = model.config
+    print(
+        f"model      {model.num_parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+        f"width {shape.n_embd}, block {shape.block_size}"
+    )
+    if parity:
+        print(f"reference  the transformers library's model of {reference}")
+        _print_parity(parity)
+    print(f"written    {directory}")
+
+
+def verified(source: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:
+    """The comparison of a model with the reference library's model of the same source, or of an export of it.
+
+    The ids are drawn from the whole vocabulary and fill the block, so that every position and any token may show a
+    difference.
+
+    Returns:
+        What the reference library read, and the report.
+
+    Raises:
+        CheckpointError: if they differ by more than rounding.
+    """
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, model.config.block_size), generator=random)  # (1, T)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = reference_folder(source)
+        if exported := folder is None:
+            folder = Path(temporary) / "export"
+            save_hf(model, tokenizer, folder)
+        parity = compare_with_reference(model, folder, ids)
+    if layer := parity.first_difference:
+        raise CheckpointError(
+            f"{source} and the model made of it differ by {layer.difference:.1e} at {layer.name}, where values reach "
+            f"{layer.size:.3g}; rounding explains {layer.bound:.1e}",
+            "nothing was written; the difference begins there, so look at the weights that come just before",
+        )
+    return f"an export of {source}" if exported else str(folder), parity
+
+
+def reference_folder(source: str) -> Path | None:
+    """The folder of a source that the reference library reads itself; None for any other.
+
+    Raises:
+        DownloadError: if a model on the hub cannot be had.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return fetch_model(source)
+    return path if (path / "config.json").is_file() else None
+
+
+def write_run(model: GPT, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a run directory of a model without its training; the three files appear when all of them are whole."""
+    import yaml
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".minigpt-") as temporary:
+        run = RunDirectory(Path(temporary))
+        # No data or training settings: they are not known.
+        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
+        tokenizer.save(run.tokenizer)
+        save_weights(model, run.best_weights)
+        directory.mkdir(exist_ok=True)
+        for file in (run.config, run.tokenizer, run.best_weights):
+            file.replace(directory / file.name)
+
+
+def _print_parity(parity: ParityReport) -> None:
+    print(f"  {'':<12} {'difference':>10}  {'largest value':>13}")
+    for layer in parity.layers:
+        print(f"  {layer.name:<12} {layer.difference:>10.1e}  {layer.size:>13.4g}")
+    print(f"verified   {parity.tokens:,} tokens: rounding apart, and {parity.same_argmax:,} times the same best token")

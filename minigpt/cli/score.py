@@ -1,0 +1,86 @@
+"""`minigpt score`."""
+
+import math
+from typing import Any
+
+from minigpt.cli.models import add_model_argument, add_unknown_argument, framed, load, piece, shortened
+from minigpt.cli.parser import CommandParser, print_json
+from minigpt.errors import InputError
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer
+
+
+def make_parser() -> CommandParser:
+    """The parser of `minigpt score`."""
+    parser = CommandParser(
+        "score",
+        "Measure how probable texts are, each as a whole: the sum of log p(token | tokens before it) over all tokens "
+        "but the first, in nats. num_tokens is the number of these predicted tokens, and perplexity is "
+        "exp(-log_prob / num_tokens). With --bos the first token of the text is predicted too, with --eos also that "
+        "the text ends there.",
+        '  minigpt score "To be, or not to be" "To be, or not to bee"\n'
+        '  minigpt score "To be, or not to be" --tokens\n'
+        '  minigpt score --model gpt2 "See you later, alligator." --bos --eos --json',
+    )
+    add_model_argument(parser)
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="a text of at most the model's block size")
+    parser.add_argument("--bos", action="store_true", help="put the token that opens a document in front")
+    parser.add_argument("--eos", action="store_true", help="put the token that closes a document behind")
+    parser.add_argument("--tokens", action="store_true", help="show the log-probability of every token")
+    add_unknown_argument(parser)
+    parser.add_device()
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Print one line a text, in the order given."""
+    values = make_parser().parse(arguments)
+    model, tokenizer = load(values)
+    rows = [framed(tokenizer.encode(text), tokenizer, values["bos"], values["eos"]) for text in values["text"]]
+    for text, ids in zip(values["text"], rows, strict=True):
+        _check_length(text, len(ids), model.config.block_size)
+    results = [_score(model, tokenizer, text, ids) for text, ids in zip(values["text"], rows, strict=True)]
+    if values["json"]:
+        print_json({"results": results})
+        return
+    best = max(result["log_prob"] for result in results)
+    print(f"  {'log_prob':>10} {'tokens':>6} {'perplexity':>10}  text")
+    for result in results:
+        mark = "*" if len(results) > 1 and result["log_prob"] == best else " "
+        numbers = f"{result['log_prob']:>10.4f} {result['num_tokens']:>6} {result['perplexity']:>10.3f}"
+        print(f"{mark} {numbers}  {shortened(repr(result['text']), 48)}")
+        for token in result["tokens"] if values["tokens"] else ():
+            print(f"  {token['log_prob']:>10.4f} {token['id']:>6} {'':>10}    {token['text']!r}")
+    if len(results) > 1:
+        print("* the most probable; longer texts are less probable, so compare like with like")
+
+
+def _check_length(text: str, num_tokens: int, block_size: int) -> None:
+    name = shortened(repr(text), 40)
+    if num_tokens < 2:
+        raise InputError(
+            f"{name} is {num_tokens} tokens: there is nothing to predict",
+            "give a longer text, or put a token in front with --bos if the model has one",
+        )
+    if num_tokens > block_size:
+        raise InputError(
+            f"{name} is {num_tokens} tokens, more than block_size = {block_size}",
+            "shorten it, or measure a long text in windows: minigpt eval --data FILE",
+        )
+
+
+def _score(model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]) -> dict[str, Any]:
+    from minigpt.training.evaluate import Evaluation, token_log_probs
+
+    log_probs = token_log_probs(model, ids)
+    log_prob = math.fsum(log_probs)
+    return {
+        "text": text,
+        "log_prob": log_prob,
+        "num_tokens": len(log_probs),
+        "perplexity": Evaluation(-log_prob / len(log_probs), len(log_probs)).perplexity,
+        "tokens": [
+            {"id": token_id, "text": piece(tokenizer, token_id), "log_prob": value}
+            for token_id, value in zip(ids[1:], log_probs, strict=True)
+        ],
+    }

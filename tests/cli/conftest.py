@@ -1,0 +1,51 @@
+"""A folder that the reference library wrote, and a run directory, for the commands that take any model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.tokenizers import GPT2Tokenizer
+
+MERGES = ["t h", "th e", "Ġ the", "e r", "l a", "la t", "lat er", "Ġ s", "o u", "y ou"]
+BLOCK_SIZE = 29
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A random GPT-2 of the reference library, the folder it was saved in, and its tokenizer."""
+
+    folder: Path
+    theirs: Any
+    tokenizer: GPT2Tokenizer
+
+    def log_probs(self, ids: list[int]) -> list[float]:
+        """log p of every id but the first, by the reference's own logits, in float64."""
+        with torch.no_grad():
+            logits = self.theirs(torch.tensor([ids[:-1]])).logits[0].double()  # (T - 1, V)
+        return [(row[token] - row.exp().sum().log()).item() for row, token in zip(logits, ids[1:], strict=True)]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Random weights far from their first values, and a small vocabulary of GPT-2's kind: 267 tokens."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = GPT2Tokenizer(MERGES)
+    folder = tmp_path_factory.mktemp("reference")
+    torch.manual_seed(5)
+    config = transformers.GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_positions=BLOCK_SIZE, n_layer=3, n_head=5, n_embd=35,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    )  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    theirs.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8")
+    return Reference(folder, theirs, tokenizer)
