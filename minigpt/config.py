@@ -218,7 +218,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         ),
     ),
     "shakespeare-cpu": (
-        "0.8 M parameters, an ordinary CPU, about ten minutes",
+        "0.8 M parameters, an ordinary CPU, six to ten minutes",
         RunConfig(
             model=GPTConfig(block_size=256, n_layer=4, n_head=4, n_embd=128, bias=False),
             train=TrainConfig(
