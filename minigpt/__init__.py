@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minigpt.model import GPT as GPT
     from minigpt.pretrained import load_model as load_model
     from minigpt.pretrained import save_hf as save_hf
+    from minigpt.prompts import few_shot_prompt as few_shot_prompt
     from minigpt.training.evaluate import next_token_loss as next_token_loss
     from minigpt.training.evaluate import sequence_log_prob as sequence_log_prob
     from minigpt.training.evaluate import token_log_probs as token_log_probs
@@ -27,6 +28,7 @@ _HOMES = {
     "GPTConfig": "minigpt.config",
     "KVCache": "minigpt.kv_cache",
     "MiniGPTError": "minigpt.errors",
+    "few_shot_prompt": "minigpt.prompts",
     "generate": "minigpt.decoding.generate",
     "load_model": "minigpt.pretrained",
     "save_hf": "minigpt.pretrained",

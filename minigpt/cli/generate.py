@@ -89,6 +89,11 @@ def make_parser() -> CommandParser:
         help="a text that must not be written, as the model's tokenizer spells it; may be given several times",
     )  # fmt: skip
     parser.add_argument(
+        "--bias", action="append", nargs=2, metavar=("TEXT", "NUMBER"),
+        help="add a number to the score of a text's last token where its other tokens have just been written; may be "
+        "given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--require", action="append", metavar="TEXT",
         help="a text that beam search must write somewhere; may be given several times",
     )  # fmt: skip
@@ -163,6 +168,9 @@ def _options(values: dict[str, Any], model: GPT, tokenizer: Tokenizer, longest: 
         "strategy": values["strategy"],
         "early_stopping": EARLY_STOPPING[values["early_stopping"]],
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in values["ban"] or ()],
+        "sequence_bias": {
+            tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in values["bias"] or ()
+        },
         "required_sequences": [_ids(tokenizer, "--require", text) for text in values["require"] or ()],
         "stop": values["stop"],
         "on_overflow": values["on_overflow"],
@@ -178,6 +186,15 @@ def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
     if not ids:
         raise InputError(f"{flag} {text!r} is no token", f"give {flag} a text of at least one character")
     return ids
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            f"--bias ... {text} is no number", "give --bias a text and a number: --bias ROMEO -2.5"
+        ) from None
 
 
 def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> PromptLookup | DraftModel | None:

@@ -121,11 +121,11 @@ def train_and_say(
 
 
 def opening(text: str, border: int) -> str:
-    """The first line after `border` that is long enough to continue: in a play, somebody's name."""
-    lines = text[border:].split("\n")[1:]  # the first may be cut in the middle
-    return next(
-        (line.strip()[:40] for line in lines if len(line.strip()) >= 4 and line.strip()[0].isalpha()), text[:10]
-    )
+    """A line soon after `border` that is long enough to continue; in a play, somebody's name."""
+    lines = [line.strip() for line in text[border:].split("\n", 100)[1:-1]]  # the first may be cut in the middle
+    lines = [line for line in lines if len(line) >= 4 and line[0].isalpha()]
+    names = [line for line in lines if line.endswith(":")]
+    return [*names, *lines, text][0][:40]
 
 
 def next_steps(directory: Path, prompt: str) -> list[str]:
