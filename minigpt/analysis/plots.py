@@ -40,7 +40,7 @@ def loss_curve(
         losses.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation, whole split")
         losses.annotate(
             f"{values[-1]:.3f}", (steps[-1], values[-1]), textcoords="offset points", xytext=(0, 8), ha="right",
-            color=ORANGE,
+            color=ORANGE, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
     if floor is not None:
         losses.axhline(floor, color=GREEN, linestyle="--", linewidth=1, label=f"entropy of the corpus, {floor:.3f}")

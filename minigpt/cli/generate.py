@@ -138,7 +138,8 @@ def run(arguments: list[str]) -> None:
         print_json({"completions": rows, "tokens_per_second": num_new / seconds})
         return
     for row in rows:
-        print(f"--- prompt {row['prompt_index']}, score {row['score']:.3f}, {row['finish_reason']} ---")
+        which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
+        print(f"--- {which}score {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         print(row["text"])
     _say_speed(num_new, seconds)
 
@@ -276,6 +277,8 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[s
     write("\n")
     sys.stdout.flush()
     _say_speed(num_new, time.perf_counter() - start)
+    if len(prompt) + num_new > model.config.block_size and options["on_overflow"] != "crop":
+        print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)
 
 
 def _say_speed(num_new: int, seconds: float) -> None:

@@ -132,7 +132,8 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
     """The next command to type, and three lines of Python that do the same."""
     return [
         f"  {program()} generate --model {shlex.quote(str(directory))} \\",
-        f"    --prompt {shlex.quote(prompt)} --max-new-tokens 300 --on-overflow crop",
+        f"    --prompt {shlex.quote(prompt)} \\",
+        "    --max-new-tokens 300 --on-overflow crop",
         f"or in Python ({near(sys.executable)}):",
         "  import minigpt",
         f"  model, tokenizer = minigpt.load_model({str(directory)!r})",

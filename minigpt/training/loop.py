@@ -122,7 +122,8 @@ def train(config: RunConfig, corpus: Corpus, out: Path, say: Say = say_to_stdout
     floor = None
     if corpus.floor is not None and config.data.tokenizer == "char":
         floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
-    with RunLog(directory, config.train.max_steps, say, floor, f"{corpus.name}: {out.name}") as log:
+    title = corpus.name if out.name == corpus.name else f"{corpus.name}: {out.name}"
+    with RunLog(directory, config.train.max_steps, say, floor, title) as log:
         return run_steps(run, log)
 
 
