@@ -1,10 +1,11 @@
 """Writing a file so that it is either whole or not there, and reading one that may be something else than it seems."""
 
+import codecs
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,35 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, whose files appear in `folder` only when the block ends well.
+
+    Args:
+        folder: must not exist, and then it appears in one step, or be empty.
+
+    Raises:
+        OSError: if the folder cannot be written; neither it nor its parents are then new.
+    """
+    new_parents = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".minigpt-") as temporary:
+            part = Path(temporary) / "part"  # as open as any other folder, which the temporary one is not
+            part.mkdir()
+            yield part
+            if folder.exists():  # it may be a link or a mount, so it stays
+                for file in sorted(part.iterdir()):
+                    file.replace(folder / file.name)
+            else:
+                part.replace(folder)
+    except BaseException:
+        with suppress(OSError):  # somebody else may have written there meanwhile
+            for parent in new_parents:
+                parent.rmdir()
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with its line ends kept, whole or not at all."""
     with atomic_write(path) as file:
@@ -63,7 +93,12 @@ def first_bytes(path: Path) -> bytes:
             f"{described(path)} is a git-lfs pointer: it names the file that was meant to be here",
             "fetch that file: git lfs pull, or download it from the hub",
         )
-    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
+    if (
+        beginning.removeprefix(codecs.BOM_UTF8)
+        .lstrip()
+        .lower()
+        .startswith((b"<!doctype", b"<html", b"<?xml", b"<error"))
+    ):
         raise CheckpointError(
             f"{described(path)} is an HTML or XML page: a server's answer was saved in the place of the file",
             "download it again, and look at the page to see what went wrong",
@@ -102,6 +137,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def described(path: Path) -> str:
     """A file and its size, for an error's line."""
     return f"{path} ({path.stat().st_size:,} bytes)"
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first ten of them, and how many more there are, for an error's line."""
+    more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
+    return separator.join(items[:10]) + more
 
 
 def _umask() -> int:

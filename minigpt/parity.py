@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import CheckpointError, ConfigError, first_line
+from minigpt.files import listed
 from minigpt.model import GPT
 
 BOUND = 1e-3  # the largest difference that rounding may make in values of up to 100, such as GPT-2's logits
@@ -130,12 +131,13 @@ def _load_reference(folder: Path) -> nn.Module:
     import transformers
 
     log: Any = transformers.utils.logging  # which has no types
+    reference: Any = transformers.GPT2LMHeadModel  # whose types leave out the second half of its answer
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        theirs: nn.Module = transformers.GPT2LMHeadModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+        theirs, said = reference.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -146,4 +148,11 @@ def _load_reference(folder: Path) -> nn.Module:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
-    return theirs.eval()
+    unread = [*said["missing_keys"], *said["unexpected_keys"]]
+    if unread:  # the library goes on with random values in the place of what it misses
+        raise CheckpointError(
+            f"the transformers library cannot read the names in {folder}: {listed(sorted(unread))}",
+            "compare with an export instead: minigpt export, and then the comparison with its folder",
+        )
+    model: nn.Module = theirs.eval()
+    return model

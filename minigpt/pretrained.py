@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import re
-import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig, did_you_mean
 from minigpt.data.corpora import load_corpus
-from minigpt.errors import CheckpointError, ConfigError, MissingFileError
-from minigpt.files import read_json, write_text
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError
+from minigpt.files import atomic_folder, listed, read_json, write_text
 from minigpt.hub import CONFIG, TOKENIZER, WEIGHTS, fetch_model
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
@@ -40,6 +40,14 @@ from minigpt.weights import (
 
 HUB_NAMES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
+
+
+class ModelNote(UserWarning):
+    """What one should know of a model that was loaded, though nothing is wrong with it."""
+
+
+class AssumedHeads(ModelNote):
+    """Weights came without a configuration, and do not show into how many heads their attention is split."""
 
 
 class Name(NamedTuple):
@@ -114,7 +122,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer]:
     """A model and its tokenizer; the model on the CPU, in float32, in evaluation mode.
 
-    Values go from the file straight into the model, so the peak of memory is little above the weights themselves.
+    Values go from the file straight into the model, so the peak of memory is little above the weights themselves; but
+    torch maps a .bin or .pt file into memory as it is read, and with those pages the peak is above twice the weights.
 
     Args:
         spec: which model. A path that exists is read, and the network is not asked for it:
@@ -125,13 +134,13 @@ def load_model(
             - one .safetensors or .bin file: of a run directory, or with a config.json beside it, or without, and then
               the shape comes from the tensors and each head is taken to be 64 wide, as in all sizes of GPT-2;
             - nanoGPT's ckpt.pt. Its own code computes the erf form of GELU, this model the tanh form, as GPT-2: an
-              activation differs by up to 5e-4.
+              activation differs by up to 5e-4, and a logit in about the third decimal.
 
             Anything else that looks like a path is an error. What remains are models on the hub, from the cache that
             all programs share or else fetched: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
         tokenizer: by default the one that comes with the model; for a single file without one, GPT-2's if the
-            vocabulary is as large as GPT-2's. Otherwise "gpt2", a tokenizer.json, or a text file whose distinct
-            characters in sorted order are the vocabulary.
+            vocabulary is as large as GPT-2's. Otherwise "gpt2", a tokenizer.json or its folder, or a text file whose
+            distinct characters in sorted order are the vocabulary. One that differs from the model's is an error.
         block_size: a shorter context than the model's: the first position embeddings alone are read.
         dropout: for further training, in the place of the source's own.
 
@@ -141,6 +150,10 @@ def load_model(
             is made of a part of it.
         ConfigError: if `block_size` or `dropout` is out of range.
         DownloadError: if a model of the hub is neither in the cache nor to be had.
+
+    Warns:
+        AssumedHeads: if the number of heads was not to be read anywhere.
+        ModelNote: if the model computes a little differently from the program that trained it.
     """
     source = _adjusted(_open(_locate(spec), dropout), block_size, dropout)
     chosen = _tokenizer(source, tokenizer)
@@ -148,6 +161,8 @@ def load_model(
     model = empty_model(source.config)
     targets = {_bare(name): view for name, view in reference_views(model, source.conv1d).items()}
     fill(targets, source.stored, source.path, source.how)
+    if source.note is not None:
+        warnings.warn(source.note, stacklevel=2)
     return model.eval(), chosen
 
 
@@ -168,15 +183,10 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
     folder = Path(folder)
     check_unused(folder)
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".minigpt-") as temporary:
-        part = Path(temporary)
+    with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(reference_config(model.config, tokenizer), indent=2) + "\n")
         save_hf_tokenizer(tokenizer, part, model.config.block_size)
         write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32)
-        folder.mkdir(exist_ok=True)
-        for file in sorted(part.iterdir()):
-            file.replace(folder / file.name)
 
 
 def _with_zero_biases(model: GPT) -> dict[str, Tensor]:
@@ -198,6 +208,14 @@ _FIELDS = {
     "n_head": "n_head",
     "n_embd": "n_embd",
 }
+# Other names that some tools write, and the reference partly reads: they must say the same.
+_ALIASES = {
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "hidden_act": "activation_function",
+}
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 # What the reference can vary and this model cannot: the values that ask for what this model computes. The first of them
 # is what the reference takes where a config.json is silent, and what we write.
@@ -210,6 +228,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
     "quantization_config": (None,),
+    "pruned_heads": (None, {}, []),
 }
 
 
@@ -232,14 +251,21 @@ def config_from_reference(path: Path, dropout: float | None = None) -> GPTConfig
     for key, same in _FIXED.items():
         if content.get(key, same[0]) not in same:
             problems.append(f"{key} = {content[key]!r}, not {' or '.join(map(repr, same))}")
+    for alias, key in _ALIASES.items():
+        value = content.get(key, _FIXED.get(key, (None,))[0])
+        if alias in content and content[alias] != value:
+            problems.append(f"{alias} = {content[alias]!r}, but {key} = {value!r}")
     if content.get("n_inner") not in (None, 4 * content["n_embd"] if isinstance(content.get("n_embd"), int) else None):
         problems.append(f"n_inner = {content['n_inner']!r}, not 4 n_embd")
     if dropout is None and rates != [rates[0]] * 3:
-        problems.append(f"{', '.join(_DROPOUTS)} = {rates}, which differ (the dropout argument chooses one)")
+        problems.append(
+            f"{', '.join(_DROPOUTS)} = {rates}, which differ "
+            "(minigpt import --dropout chooses one, or dropout= in Python)"
+        )
     if problems:
         raise CheckpointError(
             f"{path} does not describe a model that minigpt can compute: {'; '.join(problems)}",
-            "choose a model of GPT-2's architecture; minigpt ignores nothing of what a configuration asks for",
+            "choose a model of GPT-2's architecture; nothing that minigpt knows to change the numbers is ignored",
         )
     return _config(
         path,
@@ -285,6 +311,7 @@ class _Source:
         how: what to look at if the tensors do not fit the shape.
         trained_with: the tokenizer, where it is known for sure.
         tokenizer_folder: else where its files lie, if anywhere.
+        note: what one should know of the model.
     """
 
     path: Path
@@ -294,10 +321,15 @@ class _Source:
     how: str
     trained_with: Tokenizer | None = None
     tokenizer_folder: Path | None = None
+    note: ModelNote | None = None
 
 
-def _locate(spec: str | Path) -> Path:
-    """The path that is meant, or the folder of a model fetched from the hub."""
+def find(spec: str | Path) -> Path | None:
+    """The path that is meant, which exists; None for a name on the hub, which was not asked yet.
+
+    Raises:
+        MissingFileError: if it is neither.
+    """
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         return path
@@ -305,9 +337,32 @@ def _locate(spec: str | Path) -> Path:
     if isinstance(spec, Path) or _looks_like_a_path(name):
         raise MissingFileError(f"{name} does not exist", "check the path; trained runs lie in checkpoints/")
     if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return fetch_model(name)
+        return None
     hint = did_you_mean(name, HUB_NAMES)
     raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
+
+
+def reference_folder(spec: str | Path) -> Path | None:
+    """The folder in the reference's layout that `load_model` reads, fetched if need be; None for a run or a file.
+
+    Raises:
+        MissingFileError: if there is no such path or model.
+        DownloadError: if a model on the hub cannot be had.
+    """
+    path = _locate(spec)
+    return path if path.is_dir() and not _is_run(path) and os.path.lexists(path / CONFIG) else None
+
+
+def _locate(spec: str | Path) -> Path:
+    """The path that is meant, or the folder of a model fetched from the hub."""
+    return find(spec) or fetch_model(str(spec))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder or file is of a run directory, which it then is whatever else lies there."""
+    folder = path if path.is_dir() else path.parent
+    run = run_at(folder)
+    return os.path.lexists(run.config) and path in (folder, run.best_weights, run.last_weights)
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -322,10 +377,8 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _open(path: Path, dropout: float | None) -> _Source:
     """The model at a path that exists."""
-    folder = path if path.is_dir() else path.parent
-    run = run_at(folder)
-    if run.config.is_file() and path in (folder, run.best_weights, run.last_weights):
-        return _open_run(folder)
+    if _is_run(path):
+        return _open_run(path if path.is_dir() else path.parent)
     if path.is_dir():
         return _open_folder(path, dropout)
     if path.suffix == ".safetensors":
@@ -351,7 +404,7 @@ def _open_folder(folder: Path, dropout: float | None) -> _Source:
     if CONFIG not in present or weights is None:
         lacking = "config.yaml (of a run) nor config.json" if CONFIG not in present else " nor ".join(WEIGHTS)
         raise MissingFileError(
-            f"{folder} holds no model: it has neither {lacking}, but {', '.join(present[:10]) or 'nothing'}",
+            f"{folder} holds no model: it has neither {lacking}, but {listed(present) or 'nothing'}",
             "name a run directory, a folder that a model of the hub was copied into, or one weights file",
         )
     return _open_state(folder / weights, open_weights(folder / weights), dropout, folder)
@@ -362,12 +415,14 @@ def _open_state(
 ) -> _Source:
     """Weights under the reference's names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
-    if config_path.is_file():
+    note = None
+    if os.path.lexists(config_path):  # a link that leads nowhere is an error, and no reason to guess
         config, how = config_from_reference(config_path, dropout), f"check that {config_path} belongs to these weights"
     else:
         config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
-    tokenizer_folder = tokenizer_folder or _tokenizer_beside(path)
-    return _checked(_Source(path, config, stored, conv1d=True, how=how, tokenizer_folder=tokenizer_folder))
+        note = AssumedHeads(f"{path} has no {CONFIG} beside it: {config.n_head} heads, each 64 wide, were assumed")
+    folder = tokenizer_folder or _tokenizer_beside(path)
+    return _checked(_Source(path, config, stored, conv1d=True, how=how, tokenizer_folder=folder, note=note))
 
 
 def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Source:
@@ -384,7 +439,10 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Source:
     config = _config(path, **{key: arguments[key] for key in fields}, tie_weights=_is_tied(stored))
     how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
     folder = _tokenizer_beside(path)
-    return _checked(_Source(path, config, stored, conv1d=False, how=how, tokenizer_folder=folder))
+    note = ModelNote(
+        "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"
+    )
+    return _checked(_Source(path, config, stored, conv1d=False, how=how, tokenizer_folder=folder, note=note))
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
@@ -418,12 +476,24 @@ def _sizes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
     return sizes
 
 
-def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
+def _all_sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
+    """What the tensors say about the shape, which must be all but the heads."""
     sizes = _sizes(stored)
-    if len(sizes) < 4 or sizes["n_embd"] % 64:
-        odd = f"n_embd = {sizes['n_embd']} is no multiple of 64" if len(sizes) == 4 else "it lacks wte, wpe or h.0"
+    if len(sizes) < 4:
         raise CheckpointError(
-            f"{path} alone does not tell the shape of a GPT-2: {odd}", f"put the {CONFIG} of this model beside it"
+            f"{path} does not hold the weights of a GPT-2: it lacks the matrices wte.weight or wpe.weight, or layers "
+            f"from h.0 on; it has {listed(sorted(stored)) or 'nothing'}",
+            "name a whole model of GPT-2's architecture, in the names of the transformers library or of nanoGPT",
+        )
+    return sizes
+
+
+def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
+    sizes = _all_sizes(stored, path)
+    if sizes["n_embd"] % 64:
+        raise CheckpointError(
+            f"{path} alone does not tell the shape of a GPT-2: n_embd = {sizes['n_embd']} is no multiple of 64",
+            f"put the {CONFIG} of this model beside it",
         )
     return _config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_is_tied(stored))
 
@@ -439,12 +509,13 @@ def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
 def _checked(source: _Source) -> _Source:
     """The source, with a tied head left out, if its configuration and its tensors say the same.
 
-    Sizes are compared first, and without a model: a wrong one could ask for any amount of memory.
+    Sizes are compared first, and without a model: a wrong one could ask for any amount of memory, and so could one that
+    no tensor confirms.
     """
     config, stored = source.config, dict(source.stored)
     differing = [
         f"{key} = {getattr(config, key)} there, {size} here"
-        for key, size in _sizes(stored).items()
+        for key, size in _all_sizes(stored, source.path).items()
         if getattr(config, key) != size
     ]
     if differing:
@@ -483,18 +554,20 @@ def _adjusted(source: _Source, block_size: int | None, dropout: float | None) ->
 def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
     """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
     if named is not None:
-        chosen, own = _named_tokenizer(named), source.trained_with
+        chosen = _named_tokenizer(named)
+        try:
+            own = _own_tokenizer(source)
+        except MiniGPTError:
+            own = None  # it is not there or cannot be read, so the named one stands
         if own is not None and chosen.fingerprint() != own.fingerprint():
             raise CheckpointError(
-                f"{source.path} was trained with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
+                f"{source.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
                 f"{chosen.fingerprint()[:12]}",
-                "leave the tokenizer out: a run directory has its own",
+                "leave the tokenizer out: the model has its own",
             )
         return chosen
-    if source.trained_with is not None:
-        return source.trained_with
-    if source.tokenizer_folder is not None:
-        return load_hf_tokenizer(source.tokenizer_folder)
+    if (own := _own_tokenizer(source)) is not None:
+        return own
     if source.config.vocab_size in GPT2_VOCABULARIES:
         return GPT2Tokenizer()
     raise CheckpointError(
@@ -503,8 +576,17 @@ def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
     )
 
 
+def _own_tokenizer(source: _Source) -> Tokenizer | None:
+    """The tokenizer that comes with the model, if one does."""
+    if source.trained_with is None and source.tokenizer_folder is not None:
+        return load_hf_tokenizer(source.tokenizer_folder)
+    return source.trained_with
+
+
 def _named_tokenizer(name: str | Path) -> Tokenizer:
     path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return load_hf_tokenizer(path)
     if path.suffix == ".json" and path.is_file():
         return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
     if path.is_file():
@@ -513,5 +595,5 @@ def _named_tokenizer(name: str | Path) -> Tokenizer:
         return GPT2Tokenizer()
     raise MissingFileError(
         f"there is no tokenizer {str(name)!r}",
-        "give gpt2, a tokenizer.json, or a text file whose characters are the vocabulary",
+        "give gpt2, a tokenizer.json or its folder, or a text file whose characters are the vocabulary",
     )

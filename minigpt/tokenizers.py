@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from minigpt.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.errors import CheckpointError, ConfigError, DataError, DownloadError, InputError, MissingFileError
-from minigpt.files import atomic_write, write_text
+from minigpt.files import atomic_write, listed, read_json, write_text
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
 
@@ -168,11 +168,8 @@ class CharTokenizer(_TokenTable):
         if self.unknown == "skip":
             return ids[known]
         strangers = [f"{chr(point)!r} (U+{point:04X})" for point in np.unique(points[~known]).tolist()]
-        more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
         raise InputError(
-            f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: "
-            + ", ".join(strangers[:10])
-            + more,
+            f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: {listed(strangers)}",
             'remove them, or leave them out: --unknown skip on the command line, unknown="skip" in Python',
         )
 
@@ -304,9 +301,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist", "name the tokenizer.json in the folder of a training run")
+    content = read_json(path)
     tokenizer: CharTokenizer | GPT2Tokenizer
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         match content:
             case {"type": "char", "characters": str(characters)}:
                 tokenizer = CharTokenizer(characters)
@@ -316,7 +313,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 raise ValueError("neither a char nor a gpt2 tokenizer")
         if content.get("fingerprint") != tokenizer.fingerprint():
             raise ValueError("its vocabulary is not the one that was saved: the fingerprint differs")
-    except ValueError as error:  # also what json, UTF-8 and the tokenizers themselves raise
+    except ValueError as error:  # also what the tokenizers themselves raise
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or not a tokenizer of minigpt: {reason}",

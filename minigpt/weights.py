@@ -12,13 +12,16 @@ read in pieces, straight into the model, so that the model and one piece are all
 import dataclasses
 import json
 import math
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, MissingFileError, first_line
-from minigpt.files import FETCH_AGAIN, atomic_write, described, first_bytes, read_json
+from minigpt.files import FETCH_AGAIN, atomic_write, described, first_bytes, listed, read_json
 from minigpt.model import GPT
 
 # The number formats of a .safetensors file, as far as torch has them.
@@ -38,6 +41,11 @@ DTYPES = {
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+_LAYER = re.compile(r"\.(\d+)\.")
+# What a checkpoint of tensors asks to be imported, and torch grants.
+_HARMLESS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch(\.storage)?\.\w+Storage|torch\.(u?int|b?float)\d+"
+)
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library draws the same line
 _PIECE = 2**23  # bytes read at once
 
@@ -64,17 +72,25 @@ class StoredTensor:
             yield self.read_rows(start, min(start + step, self.shape[0]))
 
     def copy_to(self, target: Tensor) -> None:
-        """Write the values into a tensor of this shape, of any dtype and any strides."""
+        """Write the values into a tensor of this shape, of any dtype and any strides.
+
+        Raises:
+            ArithmeticError: at the first values of which one is infinite or not a number in the target's dtype.
+        """
         start = 0
         for piece in self.pieces():
-            target[start : start + len(piece)].copy_(piece)
-            start += len(piece)
+            values = piece.to(target.dtype)
+            if not all(extreme.isfinite() for extreme in values.aminmax()):  # which a NaN takes over
+                raise ArithmeticError("infinite, or not a number")
+            target[start : start + len(values)].copy_(values)
+            start += len(values)
 
     def equals(self, other: "StoredTensor") -> bool:
-        """Whether both have the same shape, dtype and values."""
+        """Whether both have the same shape, dtype and values; here a NaN equals a NaN."""
         if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
-        return all(torch.equal(a, b) for a, b in zip(self.pieces(), other.pieces(), strict=True))
+        pieces = zip(self.pieces(), other.pieces(), strict=True)
+        return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pieces)
 
     def first_rows(self, n: int) -> "StoredTensor":
         """The first `n` of its rows, of which there must be as many."""
@@ -106,7 +122,7 @@ def load_weights(model: GPT, path: Path) -> None:
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if the file is damaged, or its names or shapes are not the model's; all differences are
-            named, and the model is as it was.
+            named, and the model is as it was. Or if a value is not finite, which is seen only where it is read.
     """
     fill(own_tensors(model), open_weights(path), path, "use the config.yaml that lies beside these weights")
 
@@ -144,13 +160,20 @@ def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path
         how: what to do if its tensors are not those that are wanted.
 
     Raises:
-        CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; all of it is named.
+        CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; all of it is named. Or if a
+            tensor has a value that is not finite; those before it have then been written.
     """
     problems = mismatches(targets, stored)
     if problems:
-        raise CheckpointError(f"{path} does not hold this model's weights: {'; '.join(problems)}", how)
+        raise CheckpointError(f"{path} does not hold this model's weights: {listed(problems, '; ')}", how)
     for name, target in targets.items():
-        stored[name].copy_to(target)
+        try:
+            stored[name].copy_to(target)
+        except ArithmeticError as error:
+            raise CheckpointError(
+                f"{path} has values in {name} that are {error}: no model can compute with them",
+                "take weights from before training lost its numbers, or copy the file again",
+            ) from None
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor]) -> list[str]:
@@ -171,8 +194,14 @@ def _once_for_all_layers(problems: list[str]) -> list[str]:
     """The same problem in many layers, said once: else a wrong file would be an error of a thousand words."""
     alike: dict[str, list[str]] = {}
     for problem in problems:
-        alike.setdefault(re.sub(r"^h\.\d+\.", "h.N.", problem), []).append(problem)
-    return [texts[0] if len(texts) == 1 else f"{text} (in {len(texts)} layers)" for text, texts in alike.items()]
+        alike.setdefault(_LAYER.sub(".N.", problem, count=1), []).append(problem)
+    return [texts[0] if len(texts) == 1 else f"{text} ({_layers(texts)})" for text, texts in alike.items()]
+
+
+def _layers(problems: list[str]) -> str:
+    """In which layers these problems are."""
+    numbers = [int(match[1]) for problem in problems if (match := _LAYER.search(problem))]
+    return f"in {len(numbers)} layers: N from {min(numbers)} to {max(numbers)}"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -195,7 +224,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dt
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    beginning, size = first_bytes(path), path.stat().st_size
+    beginning, size = _first_bytes(path), path.stat().st_size
     if beginning.startswith(b"PK"):
         raise CheckpointError(
             f"{path} ({size:,} bytes) is a zip archive, such as torch.save writes, and no safetensors file",
@@ -259,13 +288,19 @@ def _open_shards(path: Path) -> dict[str, StoredTensor]:
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
         raise MissingFileError(
-            f"{path.parent} lacks {len(missing)} of {len(shards)} weights files: {', '.join(missing)}",
+            f"{path.parent} lacks {len(missing)} of {len(shards)} weights files: {listed(missing)}",
             "download or copy them into that folder too",
         )
     tables = {shard: open_weights(path.parent / shard) for shard in shards}
     astray = [f"{name} is not in {shard}" for name, shard in shard_of.items() if name not in tables[shard]]
+    astray += [
+        f"{name} is in {shard}, which it does not say"
+        for shard, table in tables.items()
+        for name in table
+        if shard_of.get(name) != shard
+    ]
     if astray:
-        raise CheckpointError(f"{path} contradicts the files beside it: {'; '.join(astray)}", FETCH_AGAIN)
+        raise CheckpointError(f"{path} contradicts the files beside it: {listed(astray, '; ')}", FETCH_AGAIN)
     return {name: tables[shard][name] for name, shard in shard_of.items()}
 
 
@@ -280,16 +315,60 @@ def load_torch_file(path: Path) -> Any:
         MissingFileError: if there is no such file.
         CheckpointError: if it is damaged, or asks for code to be run, which it never is.
     """
-    first_bytes(path)
+    _first_bytes(path)
     try:
-        return torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
-    except Exception as error:  # torch, zipfile and the unpickler each raise kinds of their own
-        if asked_for := re.search(r"GLOBAL `?([\w.]+)", str(error)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on how a file was written; it is read, or refused
+            return torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+    except Exception:  # torch, zipfile and the unpickler each raise kinds of their own
+        if asked_for := _code_in(path):
             raise CheckpointError(
-                f"{path} is not a safe checkpoint: to read it, one would have to run {asked_for[1]}",
+                f"{path} is not a safe checkpoint: to read it, one would have to run {asked_for}",
                 "nothing of it was run; ask for a .safetensors file, which cannot hold code",
             ) from None
         raise _damaged(path, "torch checkpoint") from None  # torch's own text advises to run the code
+
+
+def _code_in(path: Path) -> str | None:
+    """The first name of code that reading a checkpoint would run, if any is found. Nothing of it is run."""
+    names: list[str] = []
+    # No more than can be read matters: after a refusal, the file may be anything.
+    with suppress(Exception), _pickles_of(path) as file:
+        while True:  # torch's old format is several pickles, one behind the other
+            names.extend(_imported(file))
+    return next((name for name in names if not _HARMLESS.fullmatch(name)), None)
+
+
+@contextmanager
+def _pickles_of(path: Path) -> Iterator[IO[bytes]]:
+    """Where a checkpoint says how its tensors are put together: an entry of the zip archive, or the file itself."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(entry) as file:
+            yield file
+
+
+def _imported(file: IO[bytes]) -> Iterator[str]:
+    """What one pickle asks to be imported, read off its operations, up to its end."""
+    texts: list[str] = []  # the strings put on the stack, in order: the last two are what STACK_GLOBAL takes
+    memo: dict[object, str] = {}
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif operation.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])
+        elif operation.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if texts else ""
+        elif operation.name.endswith("PUT"):
+            memo[argument] = texts[-1] if texts else ""
+        elif operation.name.endswith("GET"):
+            texts.append(memo[argument])
+        elif isinstance(argument, str):
+            texts.append(argument)
 
 
 def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
@@ -303,11 +382,16 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
     strangers = [
         str(name)
         for name, tensor in state.items()
-        if not (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided)
+        if not (
+            isinstance(name, str)
+            and isinstance(tensor, Tensor)
+            and tensor.layout == torch.strided
+            and not tensor.is_meta  # such a one has no values
+        )
     ]
     if strangers:
         raise CheckpointError(
-            f"{path} holds more than plain tensors: {', '.join(strangers[:10])}",
+            f"{path} holds more than plain tensors: {listed(strangers)}",
             "save the model's state_dict() alone, or name a checkpoint of nanoGPT",
         )
     return {
@@ -318,6 +402,18 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
 
 def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[start:stop]
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The beginning of a weights file. Raises as `first_bytes`, and CheckpointError on a line of text."""
+    beginning, size = first_bytes(path), path.stat().st_size
+    if 8 < size == len(beginning) and beginning.isascii() and beginning.decode("ascii").strip().isprintable():
+        raise CheckpointError(
+            f"{described(path)} holds a line of text, {beginning.decode('ascii').strip()!r}: a server's answer was "
+            "saved in the place of the file",
+            "download it again, and read what that line says",
+        )
+    return beginning
 
 
 def _damaged(path: Path, kind: str, reason: str = "") -> CheckpointError:

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from minigpt.files import atomic_write, write_text
+from minigpt.files import atomic_folder, atomic_write, listed, write_text
 
 
 def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
@@ -44,3 +44,39 @@ def test_others_may_read_it(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("x")
     assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_when_it_is_whole(tmp_path, there):
+    folder = tmp_path / "deep" / "out"
+    if there:
+        folder.mkdir(parents=True)
+        number = folder.stat().st_ino
+    with atomic_folder(folder) as part:
+        (part / "a").write_text("1")
+        assert not (folder / "a").exists()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    if there:
+        assert folder.stat().st_ino == number  # it was filled, not replaced
+    (tmp_path / "plain").mkdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_no_parents_behind(tmp_path, error):
+    (tmp_path / "old").mkdir()
+
+    def fail_halfway():
+        with atomic_folder(tmp_path / "old" / "new" / "newer" / "out") as part:
+            (part / "a").write_text("1")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_halfway()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_long_lists_are_cut():
+    assert listed([str(n) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert listed([str(n) for n in range(67)], "; ") == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9 and 57 more"

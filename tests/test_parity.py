@@ -149,6 +149,18 @@ def test_without_the_reference_library(monkeypatch, ours):
         parity.require_reference()
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_that_the_reference_cannot_read(reference, ours, tmp_path, prefix):
+    """It would go on with random weights, and the two models would rightly differ."""
+    from safetensors.torch import load_file, save_file
+
+    state = {prefix + name: weight for name, weight in load_file(reference / "model.safetensors").items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((reference / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"cannot read the names in .* more\ncompare with an export"):
+        compare_with_reference(ours, tmp_path, IDS)
+
+
 def test_a_folder_that_the_reference_cannot_read(ours):
     Path("folder").mkdir()
     with pytest.raises(CheckpointError, match="cannot read folder"):

@@ -24,7 +24,7 @@ from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError
 from minigpt.model import GPT, explicit_attention
-from minigpt.pretrained import load_model, reference_views, save_hf
+from minigpt.pretrained import AssumedHeads, ModelNote, load_model, reference_views, save_hf
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from minigpt.training.checkpoint import RunDirectory, load_run, start_run
 from minigpt.training.evaluate import evaluate, next_token_loss, sequence_log_prob
@@ -224,9 +224,23 @@ def test_a_lone_file_tells_its_shape_where_heads_are_64_wide(tied):
     folder = reference_folder(theirs)
     expected, _ = load_model(folder)
     (folder / "config.json").unlink()
-    assert same_weights(load_model(folder / "model.safetensors")[0], expected)
+    with pytest.warns(AssumedHeads, match=r"no config\.json beside it: 2 heads, each 64 wide, were assumed"):
+        assert same_weights(load_model(folder / "model.safetensors")[0], expected)
     with pytest.raises(MissingFileError, match=r"neither config\.yaml \(of a run\) nor config\.json"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind):
+    folder = reference_folder(reference_model(n_embd=128, n_head=4))
+    (folder / "config.json").unlink()
+    if kind == "link":
+        (folder / "config.json").symlink_to("elsewhere.json")
+    else:
+        (folder / "config.json").mkdir()
+    for spec in (folder, folder / "model.safetensors"):
+        with pytest.raises(MissingFileError, match=r"there is no file reference/config\.json"):
+            load_model(spec)
 
 
 def test_a_lone_file_without_such_heads_asks_for_its_config():
@@ -235,7 +249,7 @@ def test_a_lone_file_without_such_heads_asks_for_its_config():
     with pytest.raises(CheckpointError, match=r"n_embd = 15 is no multiple of 64\nput the config\.json"):
         load_model(folder / "model.safetensors")
     safetensors.torch.save_file({"encoder.layer": torch.zeros(3)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"does not tell .* it lacks wte, wpe or h\.0"):
+    with pytest.raises(CheckpointError, match=r"weights of a GPT-2: .* it has encoder\.layer"):
         load_model(folder / "model.safetensors")
 
 
@@ -268,7 +282,8 @@ def test_nanogpt(tiny_config, bias, tied, prefix):
     model = GPT(dataclasses.replace(tiny_config, bias=bias, tie_weights=tied, dropout=0.2)).eval()
     nanogpt_checkpoint(model, Path("ckpt.pt"), prefix)
     Path("input.txt").write_text(CHARACTERS[::-1] * 3)
-    loaded, tokenizer = load_model("ckpt.pt", tokenizer="input.txt")
+    with pytest.warns(ModelNote, match="erf form of GELU, this model the tanh form"):
+        loaded, tokenizer = load_model("ckpt.pt", tokenizer="input.txt")
     assert same_weights(loaded, model)
     assert (loaded.lm_head.weight is loaded.wte.weight) is tied
     assert tokenizer.fingerprint() == CHAR.fingerprint()
@@ -280,7 +295,8 @@ def test_nanogpts_padded_vocabulary(monkeypatch):
     gpt2 = GPT2Tokenizer(["a b"])
     gpt2.vocab_size = 50257
     monkeypatch.setattr(pretrained, "GPT2Tokenizer", lambda: gpt2)
-    loaded, tokenizer = load_model("ckpt.pt")
+    with pytest.warns(ModelNote):
+        loaded, tokenizer = load_model("ckpt.pt")
     assert tokenizer is gpt2
     assert loaded.config.vocab_size == 50304
 
@@ -347,6 +363,20 @@ def test_another_tokenizer_than_a_runs_own_is_refused(run):
     load_model(run.path, tokenizer="same.json")
 
 
+def test_another_tokenizer_than_the_folders_own_is_refused():
+    folder = reference_folder(reference_model())
+    other = CharTokenizer(CHARACTERS.lower())
+    other.save(Path("other/tokenizer.json"))
+    for named in ("other", "other/tokenizer.json"):
+        for spec in (folder, folder / "model.safetensors"):
+            with pytest.raises(CheckpointError) as raised:
+                load_model(spec, tokenizer=named)
+            for tokenizer in (CHAR, other):
+                assert tokenizer.fingerprint()[:12] in raised.value.what
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Unigram"}}')  # not one of ours
+    assert load_model(folder, tokenizer="other")[1].fingerprint() == other.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("vocab_size", "fits"), [(22, False), (23, True), (24, True), (25, False), (144, True), (152, False)]
 )
@@ -386,7 +416,7 @@ def test_tokenizers_by_name():
     with pytest.raises(MissingFileError, match="there is no tokenizer 'gtp2'\ngive gpt2, a tok"):
         load_model(folder, tokenizer="gtp2")
     Path("text.txt").write_text(CHARACTERS[5:] + CHARACTERS[:9])
-    for named in ("text.txt", Path("text.txt"), folder / "tokenizer.json"):
+    for named in ("text.txt", Path("text.txt"), folder / "tokenizer.json", folder):
         assert load_model(folder, tokenizer=named)[1].fingerprint() == CHAR.fingerprint()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(MiniGPTError, match="tokenizer"):
@@ -491,7 +521,7 @@ def test_linear_weights_where_the_references_are_expected(tiny_model):
     folder = reference_folder(reference_model())
     save_weights(tiny_model, folder / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"h\.N\.attn\.c_attn\.weight has shape .* looks transposed \(in 2 layers\)"
+        CheckpointError, match=r"h\.N\.attn\.c_attn\.weight has shape .* looks transposed \(in 2 layers: "
     ):
         load_model(folder)
 
@@ -536,6 +566,12 @@ REFUSED = {
     "quantization_config": {"quant_method": "gptq"},
     "n_inner": 30,
     "attn_pdrop": 0.2,
+    "pruned_heads": {"1": [0]},
+    "num_hidden_layers": 3,
+    "hidden_size": 30,
+    "num_attention_heads": 5,
+    "max_position_embeddings": 26,
+    "hidden_act": "relu",
 }
 
 
@@ -545,8 +581,39 @@ def test_what_a_config_asks_for_is_never_ignored(key):
     change_config(folder, **{key: REFUSED[key]})
     with pytest.raises(CheckpointError, match=key) as raised:
         load_model(folder)
-    others = [other for other in REFUSED if other in raised.value.what]
-    assert others == [key]
+    problems = raised.value.what.partition(" compute: ")[2].split("; ")
+    assert len(problems) == 1
+    assert [other for other in REFUSED if other in problems[0].partition(" but ")[0]] == [key]
+
+
+def test_what_a_config_says_twice_and_alike_is_no_problem():
+    folder = reference_folder(reference_model())
+    change_config(folder, num_hidden_layers=2, hidden_size=15, num_attention_heads=3, max_position_embeddings=13,
+                  hidden_act="gelu_new", pruned_heads={})  # fmt: skip
+    load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["wpe.weight", "wte.weight"])
+def test_no_memory_is_asked_for_that_no_tensor_confirms(name):
+    folder = reference_folder(reference_model())
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    del state[f"transformer.{name}"]
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    change_config(folder, vocab_size=10**12, n_positions=10**12)
+    with pytest.raises(CheckpointError, match=r"it lacks the matrices wte\.weight or wpe\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tied_head_that_is_not_finite_is_called_that(value):
+    """And not different from the embedding, of which it is a copy."""
+    folder = reference_folder(reference_model())
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state["transformer.wte.weight"][5, 7] = value
+    state["lm_head.weight"] = state["transformer.wte.weight"].clone()
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has values in wte\.weight that are infinite, or not a number"):
+        load_model(folder)
 
 
 def test_all_that_a_config_asks_for_is_refused_at_once():
@@ -684,7 +751,7 @@ def test_a_write_that_fails_leaves_nothing(tiny_model, monkeypatch):
     monkeypatch.setattr(pretrained, "write_safetensors", full)
     with pytest.raises(OSError, match="No space"):
         save_hf(tiny_model, CHAR, "deep/out")
-    assert not list(Path("deep").iterdir())
+    assert not Path("deep").exists()
 
 
 # --- the size of the real thing

@@ -484,6 +484,7 @@ GOOD_CHAR_FILE = {"type": "char", "characters": "abc", "fingerprint": CharTokeni
         b"\x80\x81",
         b"[]",
         b"null",
+        b"[" * 100_000,
         json.dumps(GOOD_CHAR_FILE).encode()[:-9],
         json.dumps(GOOD_CHAR_FILE | {"type": "word"}).encode(),
         json.dumps(GOOD_CHAR_FILE | {"characters": ["abc"]}).encode(),

@@ -1,9 +1,11 @@
 """Weights return bit for bit, a tied tensor is stored once, and a bad file changes nothing and runs nothing."""
 
 import dataclasses
+import io
 import json
 import math
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -117,7 +119,8 @@ def test_all_differences_are_named_and_the_model_stays(tiny_model, tmp_path):
     before = [parameter.clone() for parameter in tiny_model.parameters()]
     with pytest.raises(CheckpointError) as raised:
         load_weights(tiny_model, tmp_path / "w.safetensors")
-    for part in ("wpe.weight is missing;", "h.N.ln_1.bias is missing (in 2 layers);", "extra is not part of the model;",
+    for part in ("wpe.weight is missing;", "h.N.ln_1.bias is missing (in 2 layers: N from 0 to 1);",
+                 "extra is not part of the model;",
                  "h.1.mlp.c_fc.weight has shape (15, 60), expected (60, 15), looks transposed",
                  "ln_f.bias has shape (19,), expected (15,)", "ln_f.weight holds int8"):  # fmt: skip
         assert part in raised.value.what
@@ -176,6 +179,52 @@ def test_a_zip_archive_is_no_safetensors_file(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="zip archive"):
         open_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_short_answer_saved_as_weights_is_quoted(tmp_path, name):
+    (tmp_path / name).write_bytes(b"Entry not found\n")
+    with pytest.raises(CheckpointError, match=r"\(16 bytes\) holds a line of text, 'Entry not found'"):
+        open_weights(tmp_path / name)
+
+
+def test_a_page_with_a_byte_order_mark_is_a_page(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\xef\xbb\xbf\r\n<!DOCTYPE html><html><body>no</body></html>" * 3)
+    with pytest.raises(CheckpointError, match="is an HTML or XML page"):
+        open_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
+def test_values_that_are_not_finite_are_refused(tmp_path, monkeypatch, suffix, value):
+    """1e300 is a number in float64, and none in the model's float32. Only the last of several pieces has it."""
+    monkeypatch.setattr(weights, "_PIECE", 100)
+    tensors = {"a": torch.zeros(3), "b": torch.zeros(13, 7, dtype=torch.float64)}
+    tensors["b"][12, 6] = value
+    save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+    save(tensors, tmp_path / f"w.{suffix}")
+    stored = open_weights(tmp_path / f"w.{suffix}")
+    with pytest.raises(CheckpointError, match="has values in b that are infinite, or not a number"):
+        fill({"a": torch.ones(3), "b": torch.ones(13, 7)}, stored, tmp_path / "w", "")
+
+
+def test_the_same_nans_are_equal(tmp_path):
+    """Or two copies of a damaged tensor would be called different."""
+    a = torch.zeros(7, 5)
+    a[3, 2] = math.nan
+    safetensors.torch.save_file({"a": a, "same": a.clone(), "zeros": torch.zeros(7, 5)}, tmp_path / "w.safetensors")
+    stored = open_weights(tmp_path / "w.safetensors")
+    assert stored["a"].equals(stored["same"])
+    assert not stored["a"].equals(stored["zeros"])
+
+
+def test_many_problems_are_counted(tmp_path):
+    stored = {f"{letter}.{i}.weight": torch.zeros(1) for letter in "abcdefghijklm" for i in range(5)}
+    safetensors.torch.save_file(stored, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError) as raised:
+        fill({}, open_weights(tmp_path / "w.safetensors"), tmp_path / "w", "")
+    assert "a.N.weight is not part of the model (in 5 layers: N from 0 to 4); b.N." in raised.value.what
+    assert raised.value.what.endswith("j.N.weight is not part of the model (in 5 layers: N from 0 to 4) and 3 more")
 
 
 # --- headers that lie
@@ -298,6 +347,29 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(zipped):
     assert Path("canary").exists()
 
 
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("form", ["zip", "old", "plain"])
+def test_code_is_named_whatever_the_protocol(protocol, form, recwarn):
+    """torch's own words differ by protocol, and for some it only warns; the strings before os.mkdir are a decoy."""
+    content = {"decoy": ["torch", "save"], "again": ["torch", "save"], "wte.weight": Code()}
+    if form == "plain":
+        Path("w.bin").write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        torch.save(content, "w.bin", pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
+    recwarn.clear()
+    with pytest.raises(CheckpointError, match=rf"is not a safe checkpoint: .* run {os.mkdir.__module__}\.mkdir"):
+        open_weights(Path("w.bin"))
+    assert not recwarn.list
+    assert not Path("canary").exists()
+
+
+def test_names_that_a_pickle_says_once_are_remembered():
+    """From protocol 4 on, a name said before is taken from the memo."""
+    pickled = pickle.dumps([os.mkdir, os.rmdir, os.mkdir.__module__, "rmdir", os.rename], protocol=4)
+    module = os.mkdir.__module__
+    assert list(weights._imported(io.BytesIO(pickled))) == [f"{module}.{name}" for name in ("mkdir", "rmdir", "rename")]
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_both_of_torchs_formats_are_read(zipped):
     tensors = {"a": torch.randn(5, 7), "b": torch.randn(3, 2).half().T}
@@ -330,6 +402,8 @@ def test_another_zip_archive_is_no_checkpoint():
         ({"a": torch.zeros(3), "step": 7}, "holds more than plain tensors: step"),
         ({0: torch.zeros(3)}, "holds more than plain tensors: 0"),
         ({"a": torch.zeros(3).to_sparse()}, "holds more than plain tensors: a"),
+        ({"a": torch.zeros(3, device="meta")}, "holds more than plain tensors: a"),
+        (dict.fromkeys(range(13), 0), r"plain tensors: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"),
     ],
 )
 def test_what_is_no_state_dict_is_named(content, what):
@@ -343,7 +417,7 @@ def test_what_is_no_state_dict_is_named(content, what):
 
 @pytest.fixture
 def index(tmp_path):
-    """Two shards and their index; the second shard has a tensor more than the index says."""
+    """Two shards, and what writes their index."""
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "1.safetensors")
     safetensors.torch.save_file({"b": torch.ones(3), "c": torch.ones(1)}, tmp_path / "2.safetensors")
 
@@ -356,8 +430,17 @@ def index(tmp_path):
 
 
 def test_an_index_says_which_file_has_which_tensor(index):
-    path = index(a="1.safetensors", b="2.safetensors")
-    assert {name: stored.shape for name, stored in open_weights(path).items()} == {"a": (2,), "b": (3,)}
+    path = index(a="1.safetensors", b="2.safetensors", c="2.safetensors")
+    assert {name: stored.shape for name, stored in open_weights(path).items()} == {"a": (2,), "b": (3,), "c": (1,)}
+
+
+def test_a_tensor_that_the_index_leaves_out_is_not_dropped(index, tmp_path):
+    """The reference library reads whole shards, so it would have it."""
+    with pytest.raises(CheckpointError, match=r": c is in 2\.safetensors, which it does not say"):
+        open_weights(index(a="1.safetensors", b="2.safetensors"))
+    safetensors.torch.save_file({"a": torch.ones(2), "d": torch.ones(1)}, tmp_path / "3.safetensors")
+    with pytest.raises(CheckpointError, match=r": a is in 3\.safetensors, which it does not say"):
+        open_weights(index(a="1.safetensors", b="2.safetensors", c="2.safetensors", d="3.safetensors"))
 
 
 def test_missing_shards_are_listed(index):

@@ -7,6 +7,7 @@ from minigpt.cli.models import add_model_argument, add_unknown_argument, load, m
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.config import DataConfig, RunConfig, read_yaml, updated
 from minigpt.errors import InputError
+from minigpt.pretrained import find
 from minigpt.training.checkpoint import run_at
 
 
@@ -49,6 +50,7 @@ def run(arguments: list[str]) -> None:
     from minigpt.training.evaluate import evaluate
 
     values["model"] = model_spec(values["model"])
+    find(values["model"])  # before it is asked what it was trained on
     trained_on = training_data(values["model"])
     if values["data"] is None and trained_on is None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,11 +10,10 @@ import torch
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
-from minigpt.files import write_text
-from minigpt.hub import fetch_model
+from minigpt.files import atomic_folder, write_text
 from minigpt.model import GPT
 from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
-from minigpt.pretrained import load_model, save_hf
+from minigpt.pretrained import AssumedHeads, load_model, reference_folder, save_hf
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.checkpoint import RunDirectory, check_unused
 from minigpt.weights import save_weights
@@ -35,9 +35,15 @@ def make_parser() -> CommandParser:
     add_tokenizer_argument(parser)
     parser.add_argument("--block-size", type=int, metavar="N", help="a shorter context (default: the model's own)")
     parser.add_argument(
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="for further training (default: the model's own; needed where its three rates differ)",
+    )
+    parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare every layer with the transformers library; what that cannot read is exported for it first",
+        help="compare every layer with the transformers library; of what that cannot read, only an export is checked",
     )
     return parser
 
@@ -49,7 +55,18 @@ def run(arguments: list[str]) -> None:
     if values["verify"]:
         require_reference()
     check_unused(directory)
-    model, tokenizer = load_model(source, tokenizer=values["tokenizer"], block_size=values["block_size"])
+    with warnings.catch_warnings():
+        if values["verify"]:
+            warnings.simplefilter("error", AssumedHeads)
+        try:
+            model, tokenizer = load_model(
+                source, tokenizer=values["tokenizer"], block_size=values["block_size"], dropout=values["dropout"]
+            )
+        except AssumedHeads as guess:
+            raise CheckpointError(
+                f"a guess cannot be verified: {guess}",
+                "put the model's config.json beside the weights, or leave --verify out",
+            ) from None
     reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
     write_run(model, tokenizer, directory)
     if values["json"]:
@@ -93,35 +110,19 @@ def verified(source: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, Parity
             f"{layer.size:.3g}; rounding explains {layer.bound:.1e}",
             "nothing was written; the difference begins there, so look at the weights that come just before",
         )
-    return f"an export of {source}" if exported else str(folder), parity
-
-
-def reference_folder(source: str) -> Path | None:
-    """The folder of a source that the reference library reads itself; None for any other.
-
-    Raises:
-        DownloadError: if a model on the hub cannot be had.
-    """
-    path = Path(source).expanduser()
-    if not path.exists():
-        return fetch_model(source)
-    return path if (path / "config.json").is_file() else None
+    return f"an export of {source} (this checks the export, not the source)" if exported else str(folder), parity
 
 
 def write_run(model: GPT, tokenizer: Tokenizer, directory: Path) -> None:
     """Write a run directory of a model without its training; the three files appear when all of them are whole."""
     import yaml
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".minigpt-") as temporary:
-        run = RunDirectory(Path(temporary))
+    with atomic_folder(directory) as part:
+        run = RunDirectory(part)
         # No data or training settings: they are not known.
         write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
         tokenizer.save(run.tokenizer)
         save_weights(model, run.best_weights)
-        directory.mkdir(exist_ok=True)
-        for file in (run.config, run.tokenizer, run.best_weights):
-            file.replace(directory / file.name)
 
 
 def _print_parity(parity: ParityReport) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 from minigpt.errors import MiniGPTError
 
@@ -46,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after `minigpt`; those of the process by default.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # whatever the locale says
+        # Whatever the locale says; and a path need not be UTF-8, but must be shown.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -67,7 +70,9 @@ def run(arguments: list[str]) -> int:
             from minigpt.errors import ConfigError
 
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
-        import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_note
+            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
         sys.stdout.flush()  # here, where a reader that has left can still be met with grace
     except MiniGPTError as error:
         if "--debug" in rest:
@@ -90,6 +95,11 @@ def run(arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:
+    """A warning as one line on standard error; the place in the code that it comes from helps nobody here."""
+    print(f"note: {_one_line(str(message))}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

@@ -26,7 +26,7 @@ def add_tokenizer_argument(parser: CommandParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="T",
-        help="for weights without one: gpt2, a tokenizer.json, or a text file with the vocabulary's characters",
+        help="for weights without one: gpt2, a tokenizer.json or its folder, or a text with all of its characters",
     )
 
 
@@ -91,6 +91,11 @@ def _border(token_id: int | None, flag: str) -> int:
 def piece(tokenizer: Tokenizer, token_id: int) -> str:
     """The text of one token; nothing for an id that only pads the model's vocabulary."""
     return tokenizer.decode([token_id]) if token_id < tokenizer.vocab_size else ""
+
+
+def counted(tokens: int) -> str:
+    """So many tokens, in words."""
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 def shortened(text: str, width: int) -> str:

@@ -1,10 +1,12 @@
 """`minigpt next`."""
 
+import math
 from typing import Any
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, framed, load, piece, shortened
+from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import InputError
+from minigpt.tokenizers import Tokenizer
 
 PIECE_WIDTH, BAR_WIDTH = 22, 20
 
@@ -42,12 +44,14 @@ def run(arguments: list[str]) -> None:
 
     model, tokenizer = load(values)
     ids = framed(tokenizer.encode(values["prompt"]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
+    if values["top"] < 1:
+        raise InputError(f"--top {values['top']} asks for no row", "choose --top of at least 1")
     _check_room(len(ids), values["steps"], model.config.block_size)
     steps: list[dict[str, Any]] = []
     for _ in range(values["steps"]):
-        table = next_token_table(model, ids, values["top"])
+        table = _known_tokens(next_token_table(model, ids, model.config.vocab_size), tokenizer)[: values["top"]]
         candidates = [
-            {"rank": rank, "id": token_id, "text": piece(tokenizer, token_id), "logit": logit, "prob": probability}
+            {"rank": rank, "id": token_id, "text": tokenizer.decode([token_id]), "logit": logit, "prob": probability}
             for rank, (token_id, logit, probability) in enumerate(table, start=1)
         ]
         steps.append({"text": tokenizer.decode(ids), "token_ids": ids, "candidates": candidates})
@@ -64,11 +68,23 @@ def run(arguments: list[str]) -> None:
 def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
     if steps < 1:
         raise InputError(f"--steps {steps} asks for no table", "choose --steps of at least 1")
+    if num_tokens > block_size:
+        raise InputError(
+            f"the prompt is {counted(num_tokens)}, more than block_size = {block_size}",
+            f"shorten it to at most {counted(block_size)}",
+        )
     if num_tokens + steps - 1 > block_size:
         raise InputError(
-            f"{num_tokens} tokens and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
+            f"{counted(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
             "shorten the prompt, or take fewer --steps",
         )
+
+
+def _known_tokens(table: list[tuple[int, float, float]], tokenizer: Tokenizer) -> list[tuple[int, float, float]]:
+    """The rows of a whole table without the ids that only pad the model's vocabulary, as a decoder leaves them out."""
+    known = [row for row in table if row[0] < tokenizer.vocab_size]
+    total = math.fsum(probability for _, _, probability in known)
+    return [(token_id, logit, probability / total) for token_id, logit, probability in known]
 
 
 def _print_table(candidates: list[dict[str, Any]]) -> None:

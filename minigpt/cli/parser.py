@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from minigpt.config import RunConfig
-from minigpt.errors import ConfigError
+from minigpt.errors import CheckpointError, ConfigError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -93,8 +93,20 @@ def peek(arguments: list[str], flag: str) -> str | None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output, UTF-8 whatever the locale says."""
+    """One JSON object on standard output, UTF-8 whatever the locale says.
+
+    Raises:
+        CheckpointError: if a number is infinite or not a number, which JSON cannot hold.
+    """
     import json
 
-    sys.stdout.buffer.write((json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8"))
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise CheckpointError(
+            "the result has a number that is infinite or not a number, which JSON cannot hold",
+            "look at it without --json; the model's values overflow",
+        ) from None
+    # Half a character, as in a path that is not UTF-8, becomes an escape that JSON has too.
+    sys.stdout.buffer.write((text + "\n").encode("utf-8", errors="backslashreplace"))
     sys.stdout.flush()

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, framed, load, piece, shortened
+from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, piece, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -59,12 +59,12 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
     name = shortened(repr(text), 40)
     if num_tokens < 2:
         raise InputError(
-            f"{name} is {num_tokens} tokens: there is nothing to predict",
+            f"{name} is {counted(num_tokens)}: there is nothing to predict",
             "give a longer text, or put a token in front with --bos if the model has one",
         )
     if num_tokens > block_size:
         raise InputError(
-            f"{name} is {num_tokens} tokens, more than block_size = {block_size}",
+            f"{name} is {counted(num_tokens)}, more than block_size = {block_size}",
             "shorten it, or measure a long text in windows: minigpt eval --data FILE",
         )
 

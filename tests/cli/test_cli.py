@@ -346,21 +346,35 @@ def test_next_after_nothing_starts_as_generate_does(trained, reference, capsys):
     assert nothing == result_of(["next", "--model", str(reference.folder), "--prompt", "", "--bos"], capsys)
 
 
-def test_ids_that_only_pad_the_vocabulary_have_no_text(reference, capsys):
+def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference, capsys):
     from minigpt import GPT, GPTConfig
     from minigpt.cli.import_model import write_run
 
     assert reference.tokenizer.vocab_size == 267
-    write_run(GPT(GPTConfig(272, block_size=7, n_layer=1, n_head=1, n_embd=3)), reference.tokenizer, Path("padded"))
-    candidates = result_of(["next", "--model", "padded", "--prompt", "the", "--top", "272"], capsys)["candidates"]
-    assert {row["id"]: row["text"] for row in candidates if row["id"] >= 267} == dict.fromkeys(range(267, 272), "")
+    model = GPT(GPTConfig(272, block_size=7, n_layer=1, n_head=1, n_embd=3)).eval()
+    with torch.no_grad():
+        ids = torch.tensor([reference.tokenizer.encode("the")])
+        model.wte.weight[267:] += 9 * model.trunk(ids)[0, -1]  # the padding is by far the likeliest
+        logits = model(ids)[0, -1]
+    assert logits.argmax() >= 267
+    write_run(model, reference.tokenizer, Path("padded"))
+    ask = ["next", "--model", "padded", "--prompt", "the"]
+    candidates = result_of([*ask, "--top", "272"], capsys)["candidates"]
+    assert sorted(row["id"] for row in candidates) == list(range(267))
+    chances = logits[:267].double().softmax(-1)  # as a decoder sees them
+    assert [row["prob"] for row in candidates] == pytest.approx(
+        [chances[row["id"]].item() for row in candidates], rel=1e-5
+    )
+    steps = result_of([*ask, "--steps", "3"], capsys)["steps"]
+    assert all(token < 267 for step in steps for token in step["token_ids"])
 
 
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--top", "0"], ["k = 0"]),
+        (["--top", "0"], ["--top 0"]),
         (["--steps", "0"], ["--steps 0"]),
+        (["--prompt", "To be or not"], ["the prompt is 12 tokens, more than block_size = 11"]),
         (["--prompt", "To be or no", "--steps", "2"], ["11 tokens", "1 more", "block_size = 11"]),
         (["--bos"], ["--bos", "does not have"]),
         (["--model", "nowhere/x"], ["nowhere"]),
@@ -409,7 +423,7 @@ def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["T"], ["'T' is 1 tokens", "--bos"]),
+        (["T"], ["'T' is 1 token:", "--bos"]),
         ([""], ["'' is 0 tokens"]),
         (["To be", "To be, or no"], ["'To be, or no' is 12 tokens", "block_size = 11", "minigpt eval"]),
         (["To be", "--bos"], ["--bos", "does not have"]),
@@ -485,14 +499,93 @@ def test_import_verified(reference, trained, capsys):
     assert all(0 <= layer["difference"] < 1e-4 < layer["size"] for layer in result["layers"])
     assert run(["import", str(trained), "two", "--verify"]) == 0  # which the reference does not read
     out = capsys.readouterr().out
-    assert f"an export of {trained}" in out
+    assert f"an export of {trained} (this checks the export, not the source)" in out
     assert "11 tokens: rounding apart" in out
     assert all(len(line) <= 80 or "/" in line for line in out.splitlines())
 
 
+@pytest.fixture
+def lone(reference) -> Path:
+    """A weights file without a config.json, in which 128 columns may be any number of heads."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=267, n_positions=7, n_layer=1, n_head=4, n_embd=128, bos_token_id=None, eos_token_id=None
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained("lone")
+    Path("lone/config.json").unlink()
+    reference.tokenizer.save(Path("lone/tokenizer.json"))
+    return Path("lone/model.safetensors")
+
+
+@pytest.mark.filterwarnings("default::minigpt.pretrained.ModelNote")
+def test_assumed_heads_are_said_and_cannot_be_verified(lone, capsys):
+    note = f"note: {lone} has no config.json beside it: 2 heads, each 64 wide, were assumed\n"
+    for arguments in (
+        ["next", "--model", str(lone), "--prompt", "you"],
+        ["score", "--model", str(lone), "you the"],
+        ["generate", "--model", str(lone), "--prompt", "you", "--max-new-tokens", "2"],
+        ["export", str(lone), "out"],
+        ["import", str(lone), "in"],
+    ):
+        assert run(arguments) == 0
+        assert capsys.readouterr().err.startswith(note)
+    err = failing(["import", str(lone), "proved", "--verify"], capsys)
+    assert all(part in err for part in ("2 heads, each 64 wide, were assumed", "put the model's config.json beside"))
+
+
+def test_a_run_is_a_run_whatever_else_lies_there(reference, trained, capsys):
+    import shutil
+
+    shutil.copytree(trained, "both")
+    shutil.copy(reference.folder / "config.json", "both")
+    result = result_of(["import", "both", "again", "--verify"], capsys)
+    assert result["parity"]["reference"].startswith("an export of both")
+
+
+def test_import_chooses_one_dropout_of_three(reference, capsys):
+    import shutil
+
+    shutil.copytree(reference.folder, "rates")
+    content = json.loads(Path("rates/config.json").read_text()) | {"attn_pdrop": 0.25}
+    Path("rates/config.json").write_text(json.dumps(content))
+    assert "--dropout" in failing(["import", "rates", "mine"], capsys)
+    result_of(["import", "rates", "mine", "--dropout", "0.125"], capsys)
+    assert "dropout: 0.125\n" in Path("mine/config.yaml").read_text()
+    assert result_of(["tokenize", "--model", "rates", "you"], capsys)["tokens"]  # which needs no dropout
+
+
+def test_tokenize_refuses_another_models_tokenizer(reference, capsys):
+    import shutil
+
+    shutil.copytree(reference.folder, "mixed")
+    content = json.loads(Path("mixed/config.json").read_text()) | {"vocab_size": 251}
+    Path("mixed/config.json").write_text(json.dumps(content))
+    assert "the tokenizer has 267 tokens, the model 251" in failing(["tokenize", "--model", "mixed", "you"], capsys)
+
+
+def test_json_has_no_nan():
+    from minigpt.cli.parser import print_json
+    from minigpt.errors import CheckpointError
+
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(CheckpointError, match="which JSON cannot hold"):
+            print_json({"loss": [value]})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs paths that are any bytes")
+def test_a_path_that_is_not_utf8(reference):
+    for flags in ([], ["--json"]):
+        out = f"out{len(flags)}\udcff".encode("utf-8", "surrogateescape")
+        command = [sys.executable, "-m", "minigpt", "export", str(reference.folder), out, *flags]
+        done = subprocess.run(command, capture_output=True, check=True)
+        assert not done.stderr
+        assert os.path.isdir(out)
+        assert b"\\udcff" in done.stdout
+    assert os.fsencode(json.loads(done.stdout)["out"]) == out
+
+
 def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(reference, capsys, monkeypatch):
-    for user in ("minigpt.pretrained", "minigpt.cli.import_model"):
-        monkeypatch.setattr(f"{user}.fetch_model", {"someone/model": reference.folder}.__getitem__)
+    monkeypatch.setattr("minigpt.pretrained.fetch_model", {"someone/model": reference.folder}.__getitem__)
     result = result_of(["import", "someone/model", "mine", "--verify"], capsys)
     assert result["parity"]["reference"] == str(reference.folder)
 
@@ -802,7 +895,8 @@ def test_models_that_are_not_there(capsys):
         assert "there is no model 'gtp2'" in failing([*command, "--model", "gtp2"], capsys)
         assert "did you mean gpt2?" in failing([*command, "--model", "gtp2"], capsys)
         assert "checkpoints/typo does not exist" in failing([*command, "--model", "checkpoints/typo"], capsys)
-    assert "checkpoints/typo is no run" in failing(["eval", "--model", "checkpoints/typo"], capsys)
+    assert "checkpoints/typo does not exist" in failing(["eval", "--model", "checkpoints/typo"], capsys)
+    assert "there is no model 'gtp2'" in failing(["eval", "--model", "gtp2"], capsys)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")
