@@ -122,8 +122,8 @@ def load_model(
 ) -> tuple[GPT, Tokenizer]:
     """A model and its tokenizer; the model on the CPU, in float32, in evaluation mode.
 
-    Values go from the file straight into the model, so the peak of memory is little above the weights themselves; but
-    torch maps a .bin or .pt file into memory as it is read, and with those pages the peak is above twice the weights.
+    Values go from the file straight into the model, so the peak of memory is little above the weights themselves. Only
+    what torch wrote before version 1.6 has to be read as a whole, which takes twice that.
 
     Args:
         spec: which model. A path that exists is read, and the network is not asked for it:

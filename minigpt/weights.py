@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig
@@ -309,7 +310,10 @@ def _is_file_name(value: object) -> bool:
 
 
 def load_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote, its tensors on the CPU and, where the format allows it, not read yet but mapped.
+    """What `torch.save` wrote, its tensors on the CPU.
+
+    From a zip archive, torch's format since 1.6, they come without their values: `stored_tensors` knows where in the
+    file these lie.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -317,9 +321,9 @@ def load_torch_file(path: Path) -> Any:
     """
     _first_bytes(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), FakeTensorMode() if _values_lie_open(path) else nullcontext():
             warnings.simplefilter("ignore")  # torch remarks on how a file was written; it is read, or refused
-            return torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # torch, zipfile and the unpickler each raise kinds of their own
         if asked_for := _code_in(path):
             raise CheckpointError(
@@ -327,6 +331,14 @@ def load_torch_file(path: Path) -> Any:
                 "nothing of it was run; ask for a .safetensors file, which cannot hold code",
             ) from None
         raise _damaged(path, "torch checkpoint") from None  # torch's own text advises to run the code
+
+
+def _values_lie_open(path: Path) -> bool:
+    """Whether the file is a zip archive, as torch writes it: nothing in it is compressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _code_in(path: Path) -> str | None:
@@ -378,7 +390,8 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
         CheckpointError: if it is no dictionary of plain tensors.
     """
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, and no weights by name", FETCH_AGAIN)
+        kind = "Tensor" if isinstance(state, Tensor) else type(state).__name__
+        raise CheckpointError(f"{path} holds a {kind}, and no weights by name", FETCH_AGAIN)
     strangers = [
         str(name)
         for name, tensor in state.items()
@@ -386,7 +399,7 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
             isinstance(name, str)
             and isinstance(tensor, Tensor)
             and tensor.layout == torch.strided
-            and not tensor.is_meta  # such a one has no values
+            and tensor.device.type == "cpu"  # and not meta: such a one has no values anywhere
         )
     ]
     if strangers:
@@ -395,13 +408,30 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
             "save the model's state_dict() alone, or name a checkpoint of nanoGPT",
         )
     return {
-        name: StoredTensor(tuple(tensor.shape), tensor.dtype, partial(_rows_of, tensor))
-        for name, tensor in state.items()
+        name: StoredTensor(tuple(tensor.shape), tensor.dtype, _reader(tensor, path)) for name, tensor in state.items()
     }
+
+
+def _reader(tensor: Tensor, path: Path) -> Callable[[int, int], Tensor]:
+    """What reads rows of a tensor: from memory, or from the file if its values were left there."""
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)  # of the storage, in bytes
+    if offset is None:
+        return partial(_rows_of, tensor)
+    if tensor.is_contiguous():
+        first = offset + tensor.storage_offset() * tensor.dtype.itemsize
+        return partial(_read_rows, path, first, tensor.dtype, tuple(tensor.shape[1:]))
+    return partial(_read_strided, path, offset, tensor)
 
 
 def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[start:stop]
+
+
+def _read_strided(path: Path, offset: int, tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of a tensor that is a view, such as a transposed one: all that it looks at is read."""
+    size = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    values = _read_rows(path, offset, tensor.dtype, (), 0, int(tensor.storage_offset() + size))
+    return values.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())[start:stop]
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -458,3 +458,23 @@ def test_an_index_that_contradicts_its_shards(index):
 def test_an_index_leads_nowhere_else(index, shard):
     with pytest.raises(CheckpointError, match="does not say which file beside it holds which tensor"):
         open_weights(index(a=shard))
+
+
+def test_tensors_of_a_torch_file_are_read_where_they_lie(tmp_path):
+    torch.manual_seed(3)
+    whole = torch.randn(7, 5)
+    state = {"plain": whole, "part": whole[2:5], "turned": whole.T, "column": whole[1:, 3], "half": whole.half()}
+    torch.save(state, tmp_path / "w.bin")
+    with zipfile.ZipFile(tmp_path / "w.bin") as archive, zipfile.ZipFile(tmp_path / "packed.bin", "w", 8) as packed:
+        for entry in archive.namelist():  # compressed, as torch never writes it but reads it
+            packed.writestr(entry, archive.read(entry))
+    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for name in ("w.bin", "packed.bin", "old.bin"):
+        stored = open_weights(tmp_path / name)
+        assert stored.keys() == state.keys()
+        for key, tensor in state.items():
+            assert (stored[key].shape, stored[key].dtype) == (tuple(tensor.shape), tensor.dtype)
+            target = torch.zeros(tensor.shape, dtype=tensor.dtype)
+            stored[key].copy_to(target)
+            assert torch.equal(target, tensor), (name, key)
+            assert torch.equal(stored[key].read_rows(1, 3), tensor[1:3]), (name, key)
