@@ -1,12 +1,10 @@
 """`minigpt next`."""
 
-import math
 from typing import Any
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import InputError
-from minigpt.tokenizers import Tokenizer
 
 PIECE_WIDTH, BAR_WIDTH = 22, 20
 
@@ -49,7 +47,7 @@ def run(arguments: list[str]) -> None:
     _check_room(len(ids), values["steps"], model.config.block_size)
     steps: list[dict[str, Any]] = []
     for _ in range(values["steps"]):
-        table = _known_tokens(next_token_table(model, ids, model.config.vocab_size), tokenizer)[: values["top"]]
+        table = next_token_table(model, ids, values["top"], tokenizer.vocab_size)
         candidates = [
             {"rank": rank, "id": token_id, "text": tokenizer.decode([token_id]), "logit": logit, "prob": probability}
             for rank, (token_id, logit, probability) in enumerate(table, start=1)
@@ -78,13 +76,6 @@ def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
             f"{counted(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
             "shorten the prompt, or take fewer --steps",
         )
-
-
-def _known_tokens(table: list[tuple[int, float, float]], tokenizer: Tokenizer) -> list[tuple[int, float, float]]:
-    """The rows of a whole table without the ids that only pad the model's vocabulary, as a decoder leaves them out."""
-    known = [row for row in table if row[0] < tokenizer.vocab_size]
-    total = math.fsum(probability for _, _, probability in known)
-    return [(token_id, logit, probability / total) for token_id, logit, probability in known]
 
 
 def _print_table(candidates: list[dict[str, Any]]) -> None:

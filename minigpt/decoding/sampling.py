@@ -194,8 +194,16 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
 
 
 @torch.inference_mode()
-def next_token_table(model: GPT, ids: Sequence[int], k: int = 10) -> list[tuple[int, float, float]]:
+def next_token_table(
+    model: GPT, ids: Sequence[int], k: int = 10, vocab_size: int | None = None
+) -> list[tuple[int, float, float]]:
     """What the model expects after `ids`: (token id, logit, probability) of the k likeliest tokens, best first.
+
+    Args:
+        model: used in evaluation mode.
+        ids: what came before, at most the block.
+        k: rows of the table.
+        vocab_size: how many of the model's tokens are real, where the others only pad its vocabulary; all by default.
 
     Raises:
         InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
@@ -205,7 +213,7 @@ def next_token_table(model: GPT, ids: Sequence[int], k: int = 10) -> list[tuple[
     (ids,) = check_prompts([ids], model.config.vocab_size)
     with evaluating(model):
         hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
-        logits: Tensor = model.lm_head(hidden[0, -1])  # (V,)
+        logits: Tensor = model.lm_head(hidden[0, -1])[:vocab_size]  # (V,)
     probabilities = logits.float().softmax(-1)
     best = logits.float().topk(min(k, logits.numel()))
     return list(zip(best.indices.tolist(), best.values.tolist(), probabilities[best.indices].tolist(), strict=True))
