@@ -10,13 +10,11 @@ import torch
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
-from minigpt.files import atomic_folder, write_text
 from minigpt.model import GPT
 from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
 from minigpt.pretrained import AssumedHeads, load_model, reference_folder, save_hf
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.checkpoint import RunDirectory, check_unused
-from minigpt.weights import save_weights
+from minigpt.training.checkpoint import check_unused, save_run
 
 
 def make_parser() -> CommandParser:
@@ -68,7 +66,7 @@ def run(arguments: list[str]) -> None:
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
     reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
-    write_run(model, tokenizer, directory)
+    save_run(model, tokenizer, directory)
     if values["json"]:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})
@@ -111,18 +109,6 @@ def verified(source: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, Parity
             "nothing was written; the difference begins there, so look at the weights that come just before",
         )
     return f"an export of {source} (this checks the export, not the source)" if exported else str(folder), parity
-
-
-def write_run(model: GPT, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a run directory of a model without its training; the three files appear when all of them are whole."""
-    import yaml
-
-    with atomic_folder(directory) as part:
-        run = RunDirectory(part)
-        # No data or training settings: they are not known.
-        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
-        tokenizer.save(run.tokenizer)
-        save_weights(model, run.best_weights)
 
 
 def _print_parity(parity: ParityReport) -> None:

@@ -12,6 +12,7 @@
 Every file is written under another name first and renamed when it is whole.
 """
 
+import dataclasses
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
+from minigpt.files import atomic_folder, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
-from minigpt.weights import empty_model, load_weights
+from minigpt.weights import empty_model, load_weights, save_weights
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,22 @@ def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> Non
     }
     write_yaml(config, run.config, versions)
     tokenizer.save(run.tokenizer)
+
+
+def save_run(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
+    """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    import yaml
+
+    with atomic_folder(path) as part:
+        run = RunDirectory(part)
+        # No data or training settings: they are not known.
+        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
+        tokenizer.save(run.tokenizer)
+        save_weights(model, run.best_weights)
 
 
 def run_at(path: Path) -> RunDirectory:

@@ -348,7 +348,7 @@ def test_next_after_nothing_starts_as_generate_does(trained, reference, capsys):
 
 def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference, capsys):
     from minigpt import GPT, GPTConfig
-    from minigpt.cli.import_model import write_run
+    from minigpt.training.checkpoint import save_run
 
     assert reference.tokenizer.vocab_size == 267
     model = GPT(GPTConfig(272, block_size=7, n_layer=1, n_head=1, n_embd=3)).eval()
@@ -357,7 +357,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference,
         model.wte.weight[267:] += 9 * model.trunk(ids)[0, -1]  # the padding is by far the likeliest
         logits = model(ids)[0, -1]
     assert logits.argmax() >= 267
-    write_run(model, reference.tokenizer, Path("padded"))
+    save_run(model, reference.tokenizer, Path("padded"))
     ask = ["next", "--model", "padded", "--prompt", "the"]
     candidates = result_of([*ask, "--top", "272"], capsys)["candidates"]
     assert sorted(row["id"] for row in candidates) == list(range(267))
@@ -625,7 +625,7 @@ def test_an_import_that_fails_half_way_leaves_nothing(reference, capsys, monkeyp
     def full(*arguments):
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("minigpt.cli.import_model.save_weights", full)
+    monkeypatch.setattr("minigpt.training.checkpoint.save_weights", full)
     Path("runs").mkdir()
     assert "No space left" in failing(["import", str(reference.folder), "runs/mine"], capsys)
 
