@@ -1,6 +1,9 @@
 """A tiny model of distinct prime sizes, so that no two dimensions can be mistaken for each other."""
 
 import os
+import shlex
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 # Tiny tensors on spinning threads: where another program wants a core too, the tests would take ten times as long.
@@ -10,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from minigpt.cli.main import COMMANDS
 from minigpt.config import GPTConfig
 from minigpt.model import GPT
 
@@ -40,6 +44,23 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in a folder of its own, with an empty corpus cache, whatever the caller's variables say."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINIGPT_CACHE", raising=False)
+
+
+@pytest.fixture
+def accept() -> Callable[[str], None]:
+    """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
+
+    def parse(command: str) -> None:
+        from minigpt.cli import train
+
+        _, name, *arguments = shlex.split(command)
+        if name == "train":
+            config, _ = train.starting_config(arguments)
+            train.make_parser(config).parse(arguments)
+        else:
+            import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser().parse(arguments)
+
+    return parse
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """docs/gpt2-lessons.md: its commands are accepted, and its Python runs."""
 
 import re
-import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 import minigpt
-from minigpt.cli.main import COMMANDS
 from minigpt.config import GPTConfig
 from minigpt.tokenizers import GPT2Tokenizer
 
@@ -29,15 +26,8 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_accepted(command):
-    from minigpt.cli import train
-
-    _, name, *arguments = shlex.split(command)
-    if name == "train":
-        config, _ = train.starting_config(arguments)
-        train.make_parser(config).parse(arguments)
-    else:
-        import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser().parse(arguments)
+def test_every_command_is_accepted(command, accept):
+    accept(command)
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", page(), re.MULTILINE | re.DOTALL))
