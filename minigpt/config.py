@@ -150,14 +150,20 @@ class TrainConfig:
     eval_interval: int = 250
     """steps between evaluations over the whole validation split"""
     save_interval: int = 250
-    """steps between saves of the last weights; they are always saved at the end"""
+    """steps between checkpoints; there is always one at the end"""
+    patience: int = 0
+    """evaluations without a better validation loss after which training stops; 0 for never"""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """what to do when a loss or a gradient is infinite or not a number: stop with a report, or leave the step out"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """under torchrun: ddp, the whole model in each process, or fsdp, a part of every tensor in each"""
 
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("max_steps", "batch_size", "accumulation_steps", "eval_interval", "save_interval"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
-        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "grad_clip"):
+        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "grad_clip", "patience"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
         for name in ("learning_rate", "muon_learning_rate"):

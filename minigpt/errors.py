@@ -50,6 +50,26 @@ class DivergenceError(MiniGPTError, ArithmeticError):
     """Training has lost its numbers: a loss or a gradient is infinite or not a number."""
 
 
+class PeerError(MiniGPTError, RuntimeError):
+    """Another process of the same training has died, or does not answer."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop by a signal, and has saved its state. No mistake, so no `MiniGPTError`.
+
+    Args:
+        signal: its number.
+        what: one line, what was saved.
+        how: one line, how to go on.
+    """
+
+    def __init__(self, signal: int, what: str, how: str) -> None:
+        super().__init__(signal, what, how)
+        self.signal = signal
+        self.what = what
+        self.how = how
+
+
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]

@@ -1,6 +1,7 @@
 """Writing a file so that it is either whole or not there, and reading one that may be something else than it seems."""
 
 import codecs
+import errno
 import json
 import os
 import tempfile
@@ -36,6 +37,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; this one is as open as any other
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,11 +64,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                     file.replace(folder / file.name)
             else:
                 part.replace(folder)
+            sync_folder(folder.parent)
     except BaseException:
         with suppress(OSError):  # somebody else may have written there meanwhile
             for parent in new_parents:
                 parent.rmdir()
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: a renamed file is safe from a power cut only when its folder is."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the file system sees to it
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives know no such thing
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

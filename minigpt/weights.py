@@ -93,6 +93,10 @@ class StoredTensor:
         pieces = zip(self.pieces(), other.pieces(), strict=True)
         return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pieces)
 
+    def read(self) -> Tensor:
+        """All of it, in its own shape and dtype."""
+        return self.read_rows(0, self.shape[0] if self.shape else 1).view(self.shape)
+
     def first_rows(self, n: int) -> "StoredTensor":
         """The first `n` of its rows, of which there must be as many."""
         return dataclasses.replace(self, shape=(n, *self.shape[1:]))
@@ -112,9 +116,9 @@ def open_weights(path: Path) -> dict[str, StoredTensor]:
     return stored_tensors(load_torch_file(path), path)
 
 
-def save_weights(model: GPT, path: Path) -> None:
+def save_weights(model: GPT, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's weights under its own names, in its own dtype, whole or not at all."""
-    write_safetensors(path, own_tensors(model), model.wte.weight.dtype)
+    write_safetensors(path, own_tensors(model), metadata=metadata)
 
 
 def load_weights(model: GPT, path: Path) -> None:
@@ -205,26 +209,59 @@ def _layers(problems: list[str]) -> str:
     return f"in {len(numbers)} layers: N from {min(numbers)} to {max(numbers)}"
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors of any strides and on any device as one `.safetensors` file, whole or not at all.
 
-    Only one tensor at a time is copied or converted to `dtype`.
+    Only one tensor at a time is copied or converted.
+
+    Args:
+        path: the file.
+        tensors: its content, by name.
+        dtype: how the file stores all of them; by default each as it is.
+        metadata: texts for the header, which `read_metadata` gives back.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        kind = dtype or tensor.dtype
+        begin, end = end, end + tensor.numel() * kind.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[kind], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode("ascii")
     text += b" " * (-len(text) % 8)  # so that the values are aligned
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            values = tensor.detach().to("cpu", dtype).contiguous()
+            values = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
             file.write(values.view(-1).view(torch.uint8).numpy().data)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a `.safetensors` file.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged, or no such file.
+    """
+    header, _ = _read_header(path)
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    header, start = _read_header(path)
+    try:
+        return _parsed(header, path, start, path.stat().st_size)
+    except ValueError as error:
+        raise _damaged(path, "safetensors file", f": {first_line(error, 200)}") from None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a `.safetensors` file, and where its values begin."""
     beginning, size = _first_bytes(path), path.stat().st_size
     if beginning.startswith(b"PK"):
         raise CheckpointError(
@@ -238,18 +275,19 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             file.seek(8)
             header = json.loads(file.read(length).decode("utf-8"))
-        return _parsed(header, path, start=8 + length, size=size)
+        metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its header is not a table of tensors")
+        return header, 8 + length
     except (ValueError, RecursionError) as error:
         raise _damaged(path, "safetensors file", f": {first_line(error, 200)}") from None
 
 
-def _parsed(header: Any, path: Path, start: int, size: int) -> dict[str, StoredTensor]:
+def _parsed(header: dict[str, Any], path: Path, start: int, size: int) -> dict[str, StoredTensor]:
     """The tensors that a header describes. ValueError unless their values fill the file from `start` to its end."""
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its header is not a table of tensors")
+    entries = [_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
     stored, end = {}, 0
-    for (begin, stop), name, dtype, shape in sorted((_entry(*item) for item in header.items()), key=lambda e: e[0]):
+    for (begin, stop), name, dtype, shape in sorted(entries, key=lambda e: e[0]):
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} cannot lie at bytes {begin:,} to {stop:,}: the header contradicts itself")
         stored[name] = StoredTensor(shape, dtype, partial(_read_rows, path, start + begin, dtype, shape[1:]))

@@ -51,14 +51,12 @@ def accept() -> Callable[[str], None]:
     """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
 
     def parse(command: str) -> None:
-        from minigpt.cli import train
+        from minigpt.cli.train import starting_config
 
         _, name, *arguments = shlex.split(command)
-        if name == "train":
-            config, _ = train.starting_config(arguments)
-            train.make_parser(config).parse(arguments)
-        else:
-            import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser().parse(arguments)
+        make_parser = import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser
+        defaults = [starting_config(arguments)[0]] if name in ("train", "verify-resume") else []
+        make_parser(*defaults).parse(arguments)
 
     return parse
 

@@ -19,9 +19,11 @@ ROWS = [
     ["model", "data.corpora", "tokenizer_files"],
     ["data.tokens", "weights", "parity", "decoding.sampling", "analysis.plots"],
     ["decoding.beam_search", "decoding.speculative", "training.optim", "training.evaluate"],
-    ["decoding.generate", "training.checkpoint", "training.selfcheck"],
-    ["training.run_log", "pretrained"],
-    ["training.loop"],
+    ["decoding.generate", "training.checkpoint", "training.selfcheck", "training.distributed", "training.signals"],
+    ["training.resume", "training.run_log", "pretrained"],
+    ["training.run"],
+    ["training.divergence"],
+    ["training.loop", "training.verify"],
 ]
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 ABOVE_ALL = len(ROWS)  # cli, __init__ and __main__ may import everything

@@ -6,12 +6,13 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from minigpt.errors import MiniGPTError
+from minigpt.errors import Interrupted, MiniGPTError
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
 COMMANDS = {
     "quickstart": ("quickstart", "train the quick preset on Shakespeare, and let it write"),
     "train": ("train", "train a GPT on a corpus, a file or a folder"),
+    "verify-resume": ("verify_resume", "prove here that a killed training loses nothing"),
     "generate": ("generate", "continue a text with a trained model"),
     "next": ("next_token", "the most probable next tokens after a text"),
     "score": ("score", "how probable whole texts are"),
@@ -25,7 +26,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `minigpt --help`."""
-    lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<15}{what}" for name, (_, what) in COMMANDS.items())
     return f"""usage: minigpt COMMAND [--help] [arguments]
 
 A small GPT, written to be read: train it, or take GPT-2's weights, and decode.
@@ -91,6 +92,9 @@ def run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Interrupted as stop:
+        print(f"\n{_one_line(stop.what)}\n{_one_line(stop.how)}", file=sys.stderr)
+        return 128 + stop.signal  # as a shell counts: 130 after SIGINT, 143 after SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

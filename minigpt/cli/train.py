@@ -25,13 +25,25 @@ def make_parser(config: RunConfig) -> CommandParser:
         f"flags.\n\npresets:\n{presets}\n\ncorpora:\n{corpora}",
         "  minigpt train --preset shakespeare-cpu\n"
         "  minigpt train --data my-novel.txt --train.max_steps 2000\n"
-        "  minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code",
+        "  minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code\n"
+        "  minigpt train --resume checkpoints/code\n"
+        "  minigpt train --resume checkpoints/code --train.max_steps 9000",
     )
-    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the settings to start from")
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="go on with an interrupted run, with its settings but for those given here"
+    )
+    parser.add_argument("--replay", metavar="REPORT", help="compute the step of a diverged/report.json once more")
     parser.add_argument(
         "--out", metavar="DIR", help="the run directory (default: checkpoints/<preset or corpus>, numbered)"
     )
+    add_settings(parser, config)
+    return parser
+
+
+def add_settings(parser: CommandParser, config: RunConfig) -> None:
+    """Add a flag for every setting of a run, with a configuration as their defaults."""
+    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the settings to start from")
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
     parser.add_argument("--data", default=config.data.source, metavar="SOURCE", help=field_help(DataConfig, "source"))
     parser.add_argument(
         "--tokenizer", default=config.data.tokenizer, choices=["char", "gpt2"], help=field_help(DataConfig, "tokenizer")
@@ -43,26 +55,54 @@ def make_parser(config: RunConfig) -> CommandParser:
         parser.add_argument(f"--{name}", type=kind, default=getattr(config, name), help=field_help(RunConfig, name))
     parser.add_section("model", config.model, skip=("vocab_size",))
     parser.add_section("train", config.train)
-    return parser
+
+
+def settings(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """A configuration with what the flags say on top of it."""
+    data = {"source": values["data"], "tokenizer": values["tokenizer"], "val_fraction": values["val_fraction"]}
+    flags = {name: values[name] for name in ("seed", "device", "dtype", "compile", "model", "train")}
+    changed: RunConfig = updated(config, {"data": data, **flags})
+    return changed
 
 
 def starting_config(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
-    """The preset with the --config file on top of it, and that file's content."""
-    config = preset(peek(arguments, "--preset") or DEFAULT_PRESET)
+    """The preset, or the settings of the run to go on with, and the --config file on top; and that file's content."""
+    run = run_to_continue(arguments)
+    if run is None:
+        config = preset(peek(arguments, "--preset") or DEFAULT_PRESET)
+    else:
+        from minigpt.training.checkpoint import read_config, run_at
+
+        for flag in ("--preset", "--out"):
+            if peek(arguments, flag):
+                raise ConfigError(
+                    f"{flag} has no place here: {run} has its own settings and stays where it is",
+                    f"leave {flag} out, or start a new run without --resume",
+                )
+        config = read_config(run_at(run))
     path = peek(arguments, "--config")
     content = read_yaml(Path(path)) if path else {}
     return updated(config, content), content
+
+
+def run_to_continue(arguments: list[str]) -> Path | None:
+    """The run directory that --resume names, or to which the report of --replay belongs."""
+    if resume := peek(arguments, "--resume"):
+        return Path(resume)
+    report = peek(arguments, "--replay")
+    return Path(report).parent.parent if report else None
 
 
 def run(arguments: list[str]) -> None:
     """Train, and say what to type next."""
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
-    data = {"source": values["data"], "tokenizer": values["tokenizer"], "val_fraction": values["val_fraction"]}
-    flags = {name: values[name] for name in ("seed", "device", "dtype", "compile", "model", "train")}
-    config = updated(config, {"data": data, **flags})
+    config = settings(config, values)
+    if values["replay"]:
+        replay_and_say(config, Path(values["replay"]), values["json"])
+        return
     name = values["preset"] if config.data.source == preset(values["preset"]).data.source else None
-    train_and_say(config, content, values["out"], name, values["json"])
+    train_and_say(config, content, values["out"], name, values["json"], resume=values["resume"])
 
 
 def train_and_say(
@@ -72,6 +112,7 @@ def train_and_say(
     name: str | None,
     as_json: bool,
     quickstart: bool = False,
+    resume: str | None = None,
 ) -> None:
     """Load the corpus, train, print the result and what to type next.
 
@@ -82,10 +123,11 @@ def train_and_say(
         name: the preset's, or None to name the run after its corpus.
         as_json: one JSON object on standard output, everything else on standard error.
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
+        resume: the run directory to go on with, or None for a new one.
     """
     from minigpt.data.corpora import load_corpus, load_quickstart_corpus
     from minigpt.data.tokens import split_at
-    from minigpt.training.checkpoint import check_unused, unused_directory
+    from minigpt.training.checkpoint import check_unused, run_at, unused_directory
     from minigpt.training.loop import train
     from minigpt.training.run_log import say_to_stderr, say_to_stdout
 
@@ -98,7 +140,10 @@ def train_and_say(
         config = updated(config, {"data": {"source": corpus.name}})
     else:
         corpus = load_corpus(config.data.source)
-    directory = Path(out) if out else unused_directory(CHECKPOINTS, name or corpus.name)
+    if resume:
+        directory = run_at(Path(resume)).path
+    else:
+        directory = Path(out) if out else unused_directory(CHECKPOINTS, name or corpus.name)
     promised = content.get("model", {}).get("vocab_size")
     found = len(set(corpus.text))
     if promised is not None and config.data.tokenizer == "char" and promised != found:
@@ -106,7 +151,7 @@ def train_and_say(
             f"the configuration file says vocab_size = {promised}, but {corpus.name} has {found} different characters",
             "leave vocab_size out of the file (it follows from the corpus), or train on the corpus it was made for",
         )
-    result = train(config, corpus, directory, say)
+    result = train(config, corpus, directory, say, resume=bool(resume))
     say("")
     say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
     say(f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}")
@@ -118,6 +163,25 @@ def train_and_say(
         say(line)
     if as_json:
         print_json(dataclasses.asdict(result))
+
+
+def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
+    """Compute a diverged step once more, and say whether it diverges in the same way."""
+    from minigpt.data.corpora import load_corpus
+    from minigpt.training.divergence import read_report
+    from minigpt.training.loop import replay
+    from minigpt.training.run_log import say_to_stderr, say_to_stdout
+
+    say = say_to_stderr if as_json else say_to_stdout
+    before = read_report(report)
+    now = replay(config, load_corpus(config.data.source), report, say)
+    say("")
+    for name, value in dataclasses.asdict(now).items():
+        differs = "" if value == getattr(before, name) else f"   (the report says {getattr(before, name)})"
+        say(f"{name:<17}{value}{differs}")
+    say("reproduced       " + ("yes, all of it" if now == before else "no: settings, versions or the machine differ"))
+    if as_json:
+        print_json({**dataclasses.asdict(now), "reproduced": now == before})
 
 
 def opening(text: str, border: int) -> str:

@@ -8,7 +8,7 @@ A token file is a corpus's split as numbers, ready to be mapped into memory:
     padding   to a multiple of 64 bytes
     tokens    uint16 if the vocabulary fits, else uint32
 
-Batch i of a run is a pure function of (seed, i): no loader to save, nothing to lose when a run is resumed.
+Window i of a run is a pure function of (seed, i): no loader to save, nothing to lose when a run is resumed.
 """
 
 import hashlib
@@ -166,15 +166,15 @@ def check_length(split: str, num_tokens: int, block_size: int) -> None:
         )
 
 
-def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int, index: int) -> tuple[Tensor, Tensor]:
-    """Batch `index` of the run `seed`: inputs and targets, int64 (B, T), targets one token ahead.
+def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int, first: int) -> tuple[Tensor, Tensor]:
+    """Windows `first` to `first + B - 1` of the run `seed`: inputs and targets, int64 (B, T), targets one token ahead.
 
     The split is read epoch by epoch: cut into windows side by side, at a new offset each time, and shuffled. Windows
     drawn independently would leave 37 % of the text unread after as many tokens as it has. A batch may reach over the
-    border of two epochs.
+    border of two epochs, and how windows are grouped into batches changes none of them.
     """
     num_windows = max(1, (len(tokens.ids) - block_size) // block_size)  # one less than fits: room for the offset
-    epochs, places = np.divmod(np.arange(index * batch_size, (index + 1) * batch_size), num_windows)
+    epochs, places = np.divmod(np.arange(first, first + batch_size), num_windows)
     starts = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         order, offset = _epoch(seed, int(epoch), num_windows, len(tokens.ids) - num_windows * block_size)

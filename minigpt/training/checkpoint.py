@@ -6,7 +6,7 @@
       config.yaml          model, data and training settings, complete, with the versions that ran them
       tokenizer.json       everything needed to encode and decode again
       model.safetensors    the best weights so far, by validation loss
-      last/                the newest weights
+      last/  previous/     the two newest checkpoints, for an exact resume (resume.py)
       metrics.jsonl  loss.png  samples.txt
 
 Every file is written under another name first and renamed when it is whole.
@@ -26,6 +26,8 @@ from minigpt.files import atomic_folder, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
 from minigpt.weights import empty_model, load_weights, save_weights
+
+LOCK = ".lock"  # held by the process that trains in a run directory
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,24 @@ class RunDirectory:
         return self.path / "model.safetensors"
 
     @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last"
+
+    @property
     def last_weights(self) -> Path:
         """The newest weights."""
-        return self.path / "last" / "model.safetensors"
+        return self.last / "model.safetensors"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest one."""
+        return self.path / "previous"
+
+    @property
+    def diverged(self) -> Path:
+        """The moment before a step that lost its numbers, and a report of it."""
+        return self.path / "diverged"
 
     @property
     def metrics(self) -> Path:
@@ -79,7 +96,7 @@ def check_unused(path: Path) -> None:
     for part in (path, *path.parents):
         if part.is_file():
             raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
         raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
 
 
@@ -107,14 +124,18 @@ def newest_run(parent: Path) -> Path:
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
     """Create the folder and write what is known before the first step."""
     run.path.mkdir(parents=True, exist_ok=True)
-    versions = {
+    write_yaml(config, run.config, versions())
+    tokenizer.save(run.tokenizer)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on besides its settings."""
+    return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
     }
-    write_yaml(config, run.config, versions)
-    tokenizer.save(run.tokenizer)
 
 
 def save_run(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
@@ -161,15 +182,26 @@ def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
     Args and errors are those of `load_run`, but that nothing has looked into the weights yet.
     """
     run = run_at(path)
+    config = read_config(run)
+    tokenizer = load_tokenizer(run.tokenizer)
+    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
+    return config, tokenizer, run.best_weights if run.path == path else run.last_weights
+
+
+def read_config(run: RunDirectory) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        MissingFileError: if the folder is no run directory.
+        CheckpointError: if its settings cannot be read.
+    """
     if not run.config.is_file():
-        raise MissingFileError(f"{path} is not a run directory: it has no config.yaml", "train one: minigpt train")
+        raise MissingFileError(f"{run.path} is not a run directory: it has no config.yaml", "train one: minigpt train")
     try:
         config: RunConfig = updated(RunConfig(), read_yaml(run.config))
     except ConfigError as error:
         raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
-    tokenizer = load_tokenizer(run.tokenizer)
-    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
-    return config, tokenizer, run.best_weights if run.path == path else run.last_weights
+    return config
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:

@@ -1,16 +1,17 @@
 """What a run says while it runs: a line and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from minigpt.analysis.plots import loss_curve, save_figure
-from minigpt.files import write_text
 from minigpt.training.checkpoint import RunDirectory
 
 SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
@@ -29,28 +30,46 @@ def say_to_stderr(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
+def say_nothing(line: str) -> None:
+    """For every process of a run but the first."""
+
+
 class RunLog:
     """The record of one run; a context manager, so that the bar is closed and the plot drawn however the run ends.
 
     Args:
-        run: the run's paths.
+        run: the run's paths, or None to keep the records in memory alone.
         max_steps: steps that the run will take.
         say: where lines for people go.
         floor: the entropy of the corpus in nats per token, where it is known; drawn into the plot.
         title: of the plot.
+        marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
+            after that is cut off, for it will be written again.
     """
 
-    def __init__(self, run: RunDirectory, max_steps: int, say: Say, floor: float | None, title: str) -> None:
+    def __init__(
+        self,
+        run: RunDirectory | None,
+        max_steps: int,
+        say: Say,
+        floor: float | None,
+        title: str,
+        marks: Mapping[str, int] | None = None,
+    ) -> None:
         self.run = run
         self.say = say
         self.floor = floor
         self.title = title
-        self.records: list[dict[str, Any]] = []
-        self._samples: list[str] = []
+        paths = (run.metrics, run.samples) if run else ()
+        self._files = {path.name: _opened(path, (marks or {}).get(path.name, 0)) for path in paths}
+        self.records = read_records(run.metrics) if run else []
         self._drawn = 0  # how many records the plot on disk shows
-        self._start = time.perf_counter()
-        self._file = run.metrics.open("a", encoding="utf-8", newline="\n")
-        self._bar = tqdm(total=max_steps, unit="step", file=sys.stderr, dynamic_ncols=True, disable=None)
+        self._start = time.perf_counter() - (self.records[-1]["seconds"] if self.records else 0.0)
+        first = self.records[-1]["step"] if self.records else 0
+        self._bar = tqdm(
+            total=max_steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True,
+            disable=None if run else True,
+        )  # fmt: skip
 
     def __enter__(self) -> "RunLog":
         return self
@@ -59,42 +78,73 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         if self._drawn < len(self.records) or not self.records:
             self.draw()
 
     @property
     def seconds(self) -> float:
-        """Wall time since the log was opened."""
+        """Wall time of the run, pauses between its parts left out."""
         return time.perf_counter() - self._start
+
+    def marks(self) -> dict[str, int]:
+        """How long each file is; all of that has reached the disk when this returns."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
 
     def step(self, step: int) -> None:
         """Move the bar to `step` finished steps."""
         self._bar.update(step - self._bar.n)
 
-    def record(self, step: int, tokens: int, **values: float) -> None:
+    def record(self, step: int, tokens: int, **values: Any) -> None:
         """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns."""
         record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
         self.records.append(record)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        self._append("metrics.jsonl", json.dumps(record, allow_nan=False) + "\n")
         if "train_loss" in values:
             loss, speed = values["train_loss"], values["tokens_per_second"]
             self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
 
+    def values(self, key: str) -> list[tuple[int, Any]]:
+        """The steps at which something was recorded, and its values."""
+        return [(record["step"], record[key]) for record in self.records if key in record]
+
     def sample(self, step: int, text: str) -> None:
         """Keep a sample in `samples.txt` and show its first lines."""
-        self._samples.append(f"--- step {step} ---\n{text}\n")
-        write_text(self.run.samples, "\n".join(self._samples))
+        self._append("samples.txt", f"--- step {step} ---\n{text}\n\n")
         for line in text.strip("\n").splitlines()[:SHOWN_LINES]:
             self.say(f"    {line[:74]}")
 
     def draw(self) -> None:
         """Draw `loss.png` from the records so far."""
-
-        def series(key: str) -> list[tuple[int, float]]:
-            return [(record["step"], record[key]) for record in self.records if key in record]
-
         self._drawn = len(self.records)
-        figure = loss_curve(series("train_loss"), series("val_loss"), series("lr"), self.floor, self.title)
-        save_figure(figure, self.run.plot)
+        if self.run:
+            training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
+            save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
+
+    def _append(self, name: str, text: str) -> None:
+        if name in self._files:
+            self._files[name].write(text.encode("utf-8"))
+            self._files[name].flush()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`; a last line that a crash has cut is left out."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _opened(path: Path, length: int) -> IO[bytes]:
+    """A file to append to, of which only the first bytes are kept."""
+    file = path.open("ab")
+    if length < file.tell():
+        file.truncate(length)
+        file.seek(length)
+    return file

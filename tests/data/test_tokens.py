@@ -111,17 +111,17 @@ def counting(tmp_path):
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_index(counting):
-    first = [random_batch(counting, 3, 5, seed=11, index=i) for i in range(20)]
-    again = [random_batch(counting, 3, 5, seed=11, index=i) for i in reversed(range(20))]
+    first = [random_batch(counting, 3, 5, seed=11, first=3 * i) for i in range(20)]
+    again = [random_batch(counting, 3, 5, seed=11, first=3 * i) for i in reversed(range(20))]
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(first, reversed(again), strict=True))
     starts = {tuple(x[:, 0].tolist()) for x, _ in first}
     assert len(starts) == 20
-    other = [tuple(random_batch(counting, 3, 5, seed=12, index=i)[0][:, 0].tolist()) for i in range(20)]
+    other = [tuple(random_batch(counting, 3, 5, seed=12, first=3 * i)[0][:, 0].tolist()) for i in range(20)]
     assert not starts & set(other)
 
 
 def test_targets_are_the_inputs_one_later(counting):
-    x, y = random_batch(counting, 7, 5, seed=0, index=0)
+    x, y = random_batch(counting, 7, 5, seed=0, first=0)
     assert x.shape == y.shape == (7, 5)
     assert (y == x + 1).all()
     assert (x[:, 1:] == x[:, :-1] + 1).all()
@@ -132,7 +132,7 @@ def test_an_epoch_reads_every_window_once(counting, batch_size):
     """101 tokens make 19 windows of 5 with room for an offset. Every epoch: 19 starts, one remainder, no repetition."""
     num_batches = -(-3 * 19 // batch_size)
     starts = np.concatenate(
-        [random_batch(counting, batch_size, 5, seed=3, index=i)[0][:, 0].numpy() for i in range(num_batches)]
+        [random_batch(counting, batch_size, 5, seed=3, first=batch_size * i)[0][:, 0].numpy() for i in range(num_batches)]
     )
     epochs = [starts[19 * epoch : 19 * (epoch + 1)] for epoch in range(3)]
     for epoch in epochs:
@@ -144,7 +144,7 @@ def test_an_epoch_reads_every_window_once(counting, batch_size):
 def test_an_epoch_begins_anywhere(counting):
     """19 windows leave six places for the first of them. Over 100 epochs, chi-square with 5 degrees of freedom stays
     below 20.5 in 99.9 % of all seeds."""
-    epochs = [random_batch(counting, 19, 5, seed=3, index=i) for i in range(100)]
+    epochs = [random_batch(counting, 19, 5, seed=3, first=19 * i) for i in range(100)]
     counts = np.bincount([int(x.min()) for x, _ in epochs], minlength=6)
     assert len(counts) == 6
     assert ((counts - 100 / 6) ** 2 / (100 / 6)).sum() < 20.5
@@ -155,7 +155,7 @@ def test_an_epoch_begins_anywhere(counting):
 def test_the_shortest_splits_still_give_batches(tmp_path, num_tokens):
     write_tokens(tmp_path / "train.bin", np.arange(num_tokens), 101, "print")
     tokens = open_tokens(tmp_path / "train.bin")
-    seen = {int(t) for i in range(200) for t in random_batch(tokens, 2, 5, 0, i)[1].flatten()}
+    seen = {int(t) for i in range(200) for t in random_batch(tokens, 2, 5, 0, 2 * i)[1].flatten()}
     assert seen == set(range(1, num_tokens))
 
 

@@ -46,7 +46,8 @@ def test_a_run_leaves_a_complete_directory(tmp_path):
     result = train(SMALL, CORPUS, tmp_path / "run", lines.append)
     run = RunDirectory(tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        "config.yaml", "tokenizer.json", "model.safetensors", "last", "metrics.jsonl", "loss.png", "samples.txt",
+        "config.yaml", "tokenizer.json", "model.safetensors", "last", "previous", "metrics.jsonl", "loss.png",
+        "samples.txt", ".lock",
     }  # fmt: skip
     assert run.plot.read_bytes().startswith(b"\x89PNG")
     assert (result.step, result.out) == (6, str(run.path))
@@ -109,19 +110,21 @@ def test_a_worse_evaluation_never_replaces_the_best_weights(tmp_path, monkeypatc
     losses = iter([2.0, 1.0, 3.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(next(losses), 10))
     config = updated(SMALL, {"train": {"eval_interval": 2, "save_interval": 1}})
-    at_step_4 = {}
-    real = loop.save_weights
+    written = []
+    real = loop.keep_best
 
-    def watch(model, path):
-        real(model, path)
-        at_step_4[path.parent.name] = file_hash(path)
+    def watch(run, model, loss, step):
+        real(run, model, loss, step)
+        written.append((step, file_hash(run.best_weights)))
 
-    monkeypatch.setattr(loop, "save_weights", watch)
+    monkeypatch.setattr(loop, "keep_best", watch)
     result = train(config, CORPUS, tmp_path / "run", quiet)
     assert (result.val_loss, result.best_val_loss) == (3.0, 1.0)
     run = RunDirectory(tmp_path / "run")
-    assert file_hash(run.best_weights) != file_hash(run.last_weights)
-    assert file_hash(run.best_weights) == at_step_4["run"]
+    assert [step for step, _ in written] == [2, 4]
+    assert file_hash(run.best_weights) == written[1][1] != written[0][1]
+    best, last = load_file(run.best_weights), load_file(run.last_weights)
+    assert any(not torch.equal(best[name], last[name]) for name in best)
 
 
 def test_weights_are_saved_before_they_are_evaluated(tmp_path, monkeypatch):
@@ -206,7 +209,7 @@ def test_a_run_that_diverges_stops_before_it_saves(tmp_path, monkeypatch):
         return real(logits, targets) * (math.nan if len(calls) == 5 else 1.0)
 
     monkeypatch.setattr(loop, "next_token_loss", breaks)
-    with pytest.raises(DivergenceError, match=r"diverged by step 6: loss nan"):
+    with pytest.raises(DivergenceError, match=r"diverged in step 5: loss nan"):
         train(SMALL, CORPUS, tmp_path / "run", quiet)
     monkeypatch.undo()
     run = RunDirectory(tmp_path / "run")
@@ -219,17 +222,17 @@ def test_the_speed_leaves_evaluations_out(tmp_path, monkeypatch):
     """A clock that only moves in evaluations and in batches: one second a step, 100 for an evaluation."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-    batch, assess = loop.random_batch, loop.evaluate
+    gradients, assess = loop.gradients, loop.evaluate
 
-    def slow_batch(*arguments):
+    def slow_gradients(*arguments):
         now[0] += 1
-        return batch(*arguments)
+        return gradients(*arguments)
 
     def slow_evaluation(*arguments):
         now[0] += 100
         return assess(*arguments)
 
-    monkeypatch.setattr(loop, "random_batch", slow_batch)
+    monkeypatch.setattr(loop, "gradients", slow_gradients)
     monkeypatch.setattr(loop, "evaluate", slow_evaluation)
     config = updated(SMALL, {"train": {"max_steps": 20, "eval_interval": 5, "save_interval": 7}})
     result = train(config, CORPUS, tmp_path / "run", quiet)

@@ -1,0 +1,167 @@
+"""When training loses its numbers: which tensor was the first, and a report from which the step can be repeated."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.device import autocast
+from minigpt.errors import CheckpointError, DivergenceError
+from minigpt.files import atomic_folder, read_json, write_text
+from minigpt.model import GPT
+from minigpt.training.distributed import Processes, whole
+from minigpt.training.evaluate import next_token_loss
+from minigpt.training.resume import (
+    Progress,
+    checkpoint_tensors,
+    gathered_states,
+    restore_random_states,
+    write_checkpoint,
+)  # fmt: skip
+from minigpt.training.run import Run, fingerprint
+
+REPORT = "report.json"
+MOST_SKIPPED = 10  # steps in a row: a run that skips more has nothing finite left to learn from
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step whose loss or gradient was infinite or not a number; it was not taken.
+
+    Attributes:
+        step: counted from 0.
+        learning_rate: of the step.
+        loss: of the step; a text such as "nan", for JSON has no such number.
+        grad_norm: likewise.
+        seed: of the run: with it, the windows follow from their numbers.
+        first_sequence: number of the first window of the step.
+        num_sequences: windows in the step.
+        first_nonfinite: the first tensor that was not finite, in the order of computing.
+    """
+
+    step: int
+    learning_rate: float
+    loss: str
+    grad_norm: str
+    seed: int
+    first_sequence: int
+    num_sequences: int
+    first_nonfinite: str
+
+
+def leave_out(
+    run: Run, progress: Progress, lr: float, loss: float, grad_norm: float, states: Mapping[str, Tensor]
+) -> None:
+    """A step whose numbers are not finite is not taken: count it, or stop with a report.
+
+    Args:
+        run: with the weights before the step.
+        progress: before the step.
+        lr: learning rate of the step.
+        loss: of the step.
+        grad_norm: of the step.
+        states: the random states before the step.
+
+    Raises:
+        DivergenceError: unless it is to be skipped. The report lies in `diverged/`, with a checkpoint of the moment
+            before.
+    """
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    what = f"step {progress.step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.3g}"
+    if run.config.train.on_nonfinite == "skip" and progress.skipped_in_a_row < MOST_SKIPPED:
+        run.say(f"skipped    {what}")
+        return
+    restore_random_states(states, run.device)
+    batches = run.micro_batches(progress.sequences, Processes())
+    culprit = find_nonfinite(run.model, batches, run.device, run.dtype)
+    tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
+    report = Divergence(
+        progress.step, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.sequences_per_step,
+        culprit,
+    )  # fmt: skip
+    folder = run.directory.diverged
+    if run.processes.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder) as part:
+            write_checkpoint(part, *tensors, progress, {"corpus": fingerprint(run.corpus)})
+            write_text(part / REPORT, json.dumps(asdict(report), indent=1))
+    raise DivergenceError(
+        f"training diverged in {what}; the first tensor that is not finite: {culprit}",
+        f"go on from the last checkpoint with --resume {run.directory.path} and a lower learning rate or a longer "
+        f"warm-up; to repeat the step: minigpt train --replay {folder / REPORT}",
+    )
+
+
+def read_report(path: Path) -> Divergence:
+    """The report of a diverged step.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is something else.
+    """
+    content = read_json(path)
+    expected: dict[str, Any] = {field.name: field.type for field in fields(Divergence)}
+    if content.keys() != expected.keys() or not all(isinstance(content[name], expected[name]) for name in expected):
+        raise CheckpointError(f"{path} is no report of a diverged step", f"name a run's diverged/{REPORT}")
+    return Divergence(**content)
+
+
+def find_nonfinite(
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype
+) -> str:
+    """Name the first tensor of a step that is infinite or not a number, in the order of computing.
+
+    Weights come first, then for each micro-batch the outputs of the modules, the loss, and the gradients from the head
+    downwards. The model is left without gradients.
+
+    Args:
+        model: with the weights before the step, and in the random state before it.
+        batches: inputs and targets, (B, T) each.
+        device: where to compute.
+        dtype: of the matrix products.
+
+    Returns:
+        A few words, such as "the output of h.2.mlp.c_fc in micro-batch 0".
+    """
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if not _all_finite(parameter):
+            return f"the weight {name}"
+    for number, (x, y) in enumerate(batches):
+        model.zero_grad(set_to_none=True)
+        outputs: list[str] = []
+        hooks = [module.register_forward_hook(_watch(name, outputs)) for name, module in model.named_modules() if name]
+        try:
+            with autocast(device, dtype):
+                loss = next_token_loss(model(x.to(device)), y.to(device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if outputs:
+            return f"the output of {outputs[0]} in micro-batch {number}"
+        if not _all_finite(loss):
+            return f"the loss of micro-batch {number}"
+        loss.backward()
+        bad = [name for name, p in reversed(parameters.items()) if p.grad is not None and not _all_finite(p.grad)]
+        model.zero_grad(set_to_none=True)
+        if bad:
+            return f"the gradient of {bad[0]} in micro-batch {number}"
+    return "none alone: only the sum over the step is not finite"
+
+
+def _watch(name: str, found: list[str]) -> Any:
+    def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        if not _all_finite(output):
+            found.append(name)
+
+    return hook
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return bool(whole(tensor.detach()).isfinite().all())

@@ -1,0 +1,392 @@
+"""Exact resume: what a checkpoint of a running training holds, and how there is always a whole one on the disk.
+
+::
+
+    checkpoints/<run>/
+      last/                    the newest checkpoint
+        model.safetensors      weights
+        state.safetensors      the optimizers' state, every random state, the losses since the last record
+        manifest.json          how far the run has come, the versions that ran it, a checksum of every file
+      previous/                the one before it
+      diverged/                the moment before a step that lost its numbers, if one did
+      .lock                    held while a process trains here
+
+A checkpoint is written under another name, brought to the disk, and renamed; only then does the one before the last
+go. So a power cut at any moment leaves at least one whole checkpoint, and the checksums tell which.
+"""
+
+import hashlib
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from minigpt.config import RunConfig
+from minigpt.downloads import sha256_of
+from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError
+from minigpt.files import FETCH_AGAIN, atomic_folder, read_json, sync_folder, write_text
+from minigpt.model import GPT
+from minigpt.training.checkpoint import LOCK, RunDirectory, read_config, versions
+from minigpt.training.distributed import Processes, part_of, whole
+from minigpt.weights import load_weights, open_weights, own_tensors, read_metadata, save_weights, write_safetensors
+
+FORMAT = 1  # of a checkpoint; another one is refused
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With weights, optimizers and random states, its whole future follows from this.
+
+    Attributes:
+        step: steps taken, skipped ones too.
+        sequences: windows of the corpus read.
+        evaluated: the step of the last evaluation.
+        best_loss: the lowest validation loss so far.
+        stale: evaluations since then.
+        skipped: steps whose gradient was not finite, and which changed nothing.
+        skipped_in_a_row: how many of them came last.
+        losses: of the steps since the last record, each a scalar.
+    """
+
+    step: int = 0
+    sequences: int = 0
+    evaluated: int = 0
+    best_loss: float = math.inf
+    stale: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Every random state that a process has, as tensors: Python's, NumPy's, torch's on the CPU and on its GPU."""
+    _, words, spare = random.getstate()
+    _, keys, place, has_spare, cached = np.random.get_state()
+    states = {
+        "python": torch.tensor([*words], dtype=torch.int64),
+        "python_spare": torch.tensor([math.nan if spare is None else spare], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), place, has_spare], dtype=torch.int64),
+        "numpy_spare": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to what `random_states` gave."""
+    spare = states["python_spare"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(spare) else spare))
+    *keys, place, has_spare = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, states["numpy_spare"].item()))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other training out of a run directory. The lock ends with the process, however that ends.
+
+    Raises:
+        CheckpointError: if another process trains there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(
+            f"another training is at work in {folder}",
+            "wait for it to end, stop it, or name another folder with --out",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def checkpoint_tensors(
+    model: GPT, optimizers: Sequence[Optimizer], progress: Progress, states: Mapping[str, Sequence[Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the two files of tensors hold: (weights, state). Every process must ask, for each may have only a part.
+
+    Args:
+        model: the model.
+        optimizers: of its parameters.
+        progress: of the run.
+        states: the random states by name, one of each rank.
+    """
+    weights = {name: whole(tensor) for name, tensor in own_tensors(model).items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state = {
+        f"{type(optimizer).__name__}/{names[id(parameter)]}/{key}": whole(value)
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    state |= {f"random/{name}/{rank}": value for name, ranks in states.items() for rank, value in enumerate(ranks)}
+    state |= {f"loss/{number}": loss for number, loss in enumerate(progress.losses)}
+    return weights, state
+
+
+def gathered_states(states: Mapping[str, Tensor], processes: Processes) -> dict[str, list[Tensor]]:
+    """Each random state, of every rank; every process must ask."""
+    return {name: processes.gathered(value) for name, value in states.items()}
+
+
+def write_checkpoint(
+    folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], progress: Progress, facts: dict[str, Any]
+) -> None:
+    """Write a checkpoint into an empty folder.
+
+    Args:
+        folder: where.
+        weights: see `checkpoint_tensors`.
+        state: likewise.
+        progress: of the run.
+        facts: whatever else the manifest shall keep, as JSON.
+    """
+    write_safetensors(folder / WEIGHTS, weights)
+    write_safetensors(folder / STATE, state)
+    counts = {key: value for key, value in asdict(progress).items() if key != "losses"}
+    counts["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None
+    content: dict[str, Any] = {"format": FORMAT, "progress": counts, "versions": versions(), **facts}
+    content["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in (WEIGHTS, STATE)
+    }
+    write_text(folder / MANIFEST, json.dumps({**content, "sha256": _seal(content)}, indent=1))
+
+
+def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
+    """Write a checkpoint (see `write_checkpoint`) that becomes `last/`, and make the former one `previous/`.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; `last/` and `previous/` are as they were.
+    """
+    following = run.path / ".next"
+    shutil.rmtree(following, ignore_errors=True)  # of a process that was killed here
+    with atomic_folder(following) as part:
+        write_checkpoint(part, *checkpoint)
+    if run.last.exists():
+        if run.previous.exists():
+            shutil.rmtree(run.previous)
+        run.last.replace(run.previous)
+    following.replace(run.last)
+    sync_folder(run.path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk, every byte of which was compared with its checksum.
+
+    Attributes:
+        path: its folder.
+        progress: how far the run had come.
+        manifest: all that `manifest.json` says.
+    """
+
+    path: Path
+    progress: Progress
+    manifest: dict[str, Any]
+
+    def restore_weights(self, model: GPT) -> None:
+        """Read the weights into a whole model. Raises CheckpointError if it is of another architecture."""
+        load_weights(model, self.path / WEIGHTS)
+
+    def restore_optimizers(self, model: GPT, optimizers: Sequence[Optimizer]) -> None:
+        """Read the optimizers' state, each process its part of it."""
+        parameters = dict(model.named_parameters())
+        kinds = {type(optimizer).__name__: optimizer for optimizer in optimizers}
+        for name, stored in open_weights(self.path / STATE).items():
+            kind, _, rest = name.partition("/")
+            if kind in kinds:
+                owner, _, key = rest.rpartition("/")
+                parameter = parameters[owner]
+                values = stored.read().to(parameter.device)
+                whole_like = values.shape == parameter.shape  # a count of steps is not
+                kinds[kind].state[parameter][key] = part_of(values, parameter) if whole_like else values
+
+    def losses(self) -> list[Tensor]:
+        """Of the steps since the last record."""
+        stored = open_weights(self.path / STATE)
+        return [stored[f"loss/{number}"].read() for number in range(sum(name.startswith("loss/") for name in stored))]
+
+    def restore_random(self, rank: int, device: torch.device) -> bool:
+        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device."""
+        stored = open_weights(self.path / STATE)
+        states = {name.split("/")[1]: stored[name].read() for name in stored if _is_of(name, rank)}
+        if not states or (device.type == "cuda") != ("cuda" in states):
+            return False
+        restore_random_states(states, device)
+        return True
+
+
+def _is_of(name: str, rank: int) -> bool:
+    return name.startswith("random/") and name.endswith(f"/{rank}")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Look a checkpoint through, byte by byte.
+
+    Raises:
+        MissingFileError: if it is not there, or a file of it.
+        CheckpointError: if a file is damaged, or the checkpoint was made by a minigpt that does it another way.
+    """
+    if not path.is_dir():
+        raise MissingFileError(f"there is no checkpoint {path}", "training writes one every save_interval steps")
+    manifest = read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a checkpoint of format {manifest.get('format')!r}; this minigpt reads format {FORMAT}",
+            "resume it with the minigpt that wrote it; its weights can be used with any",
+        )
+    seal = manifest.pop("sha256", None)
+    if seal != _seal(manifest):
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
+    for name, promised in manifest["files"].items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else 0
+        if found != promised["bytes"]:
+            raise CheckpointError(f"{file} is damaged: {found:,} bytes instead of {promised['bytes']:,}", FETCH_AGAIN)
+        if sha256_of(file) != promised["sha256"]:
+            raise CheckpointError(f"{file} is damaged: it does not have its checksum", FETCH_AGAIN)
+    counts = manifest["progress"]
+    best = math.inf if counts["best_loss"] is None else counts["best_loss"]
+    checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
+    checkpoint.progress.losses = checkpoint.losses()
+    return checkpoint
+
+
+def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
+    """`last/` if it is whole, else `previous/`; and a line that says so, empty if there is nothing to say.
+
+    Raises:
+        MissingFileError: if the run has no checkpoint yet.
+        CheckpointError: if neither is whole; both are named.
+    """
+    try:
+        return open_checkpoint(run.last), ""
+    except MiniGPTError as error:
+        if not run.previous.exists():
+            raise
+        last = error
+    try:
+        checkpoint = open_checkpoint(run.previous)
+    except MiniGPTError as error:
+        raise CheckpointError(f"{last.what}; and {error.what}", last.how) from None
+    return checkpoint, f"{last.what}; going on from {run.previous}, step {checkpoint.progress.step}"
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half-written in a run directory that is locked by this one."""
+    for path in [*folder.glob(".minigpt-*"), *folder.glob(".next")]:
+        shutil.rmtree(path)
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def checkpoint_to_resume(
+    run: RunDirectory, config: RunConfig, corpus: str, say: Callable[[str], None]
+) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
+    """The checkpoint that a run goes on from, or None if it was interrupted before the first; and changed settings.
+
+    Args:
+        run: its paths.
+        config: the settings from now on.
+        corpus: the sha256 of the corpus.
+        say: where the lines for people go.
+
+    Raises:
+        MissingFileError: if there is no run.
+        CheckpointError: if no checkpoint is whole, or the settings or the corpus are not those of the run.
+    """
+    changed = changes(read_config(run), config)
+    for name, (before, now) in changed.items():
+        say(f"changed    {name}: {before} before, {now} from now on")
+    if not run.last.exists() and not run.previous.exists():
+        say(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
+        return None, changed
+    checkpoint, damage = newest_checkpoint(run)
+    if damage:
+        say(f"damaged    {damage}")
+    if checkpoint.manifest["corpus"] != corpus:
+        raise CheckpointError(
+            f"the text of {config.data.source} has changed since {run.path} was trained on it",
+            "bring the former text back, or start a new run: a resumed one must read what it would have read",
+        )
+    here = versions()
+    for name, before in checkpoint.manifest["versions"].items():
+        if here[name] != before:
+            say(f"changed    {name}: {before} before, {here[name]} now; the last digits may differ")
+    say(f"resume     {run.path} at step {checkpoint.progress.step}")
+    return checkpoint, changed
+
+
+def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
+    """The settings in which two configurations of one run differ: name -> [before, now].
+
+    Raises:
+        CheckpointError: if one of them cannot change within a run; all are named.
+    """
+    found = {
+        f"{section}.{name}" if section else name: [value, getattr(_section(now, section), name)]
+        for section in ("", "model", "data", "train")
+        for name, value in vars(_section(before, section)).items()
+        # the vocabulary follows from the corpus, which is compared by itself
+        if name not in ("model", "data", "train", "vocab_size") and value != getattr(_section(now, section), name)
+    }
+    fixed = [
+        f"{name} is {before} in the run and {now} now"
+        for name, (before, now) in found.items()
+        if name == "train.optimizer"
+        or name.startswith("data.")
+        or (name.startswith("model.") and name != "model.dropout")
+    ]
+    if fixed:
+        raise CheckpointError(
+            f"this run cannot go on with other settings: {'; '.join(fixed)}",
+            "leave them as they were, or start a new run: model, data and optimizer stay for a run's whole life",
+        )
+    return found
+
+
+def keep_best(run: RunDirectory, model: GPT, loss: float, step: int) -> None:
+    """Write the best weights of a run, unless those that lie there are better.
+
+    They may be: a run that was killed and resumed comes again by a step whose evaluation it had already seen.
+
+    Raises:
+        OSError: if they cannot be written; those that lie there are as they were.
+    """
+    if loss <= stored_loss(run):
+        save_weights(model, run.best_weights, metadata={"step": str(step), "val_loss": repr(loss)})
+
+
+def stored_loss(run: RunDirectory) -> float:
+    """The validation loss of a run's best weights; infinite if there are none, or they are damaged."""
+    try:
+        return float(read_metadata(run.best_weights)["val_loss"])
+    except (MiniGPTError, KeyError, ValueError):
+        return math.inf
+
+
+def _section(config: RunConfig, name: str) -> Any:
+    return getattr(config, name) if name else config
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,147 @@
+"""The proof of an exact resume: one run straight through, and one that is killed without warning again and again."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from minigpt.config import RunConfig
+from minigpt.downloads import sha256_of
+from minigpt.errors import CheckpointError, MiniGPTError
+from minigpt.files import read_json, write_text
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.resume import MANIFEST, STATE, WEIGHTS
+from minigpt.training.run_log import read_records
+
+OUTPUT = "output.txt"  # of the newest training
+COMPARED = ("train_loss", "val_loss", "lr", "grad_norm")  # of metrics.jsonl; the rest is time
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that two runs left behind.
+
+    Attributes:
+        name: what it is.
+        straight: the sha256 of what the run without a break left.
+        interrupted: of what the other left.
+    """
+
+    name: str
+    straight: str
+    interrupted: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are the same, byte for byte."""
+        return self.straight == self.interrupted
+
+
+def shortened(config: RunConfig, steps: int) -> RunConfig:
+    """The same run in a few steps, with a checkpoint after each and an evaluation on the way."""
+    t = config.train
+    return replace(
+        config,
+        train=replace(
+            t,
+            max_steps=steps,
+            warmup_steps=min(t.warmup_steps, steps),
+            save_interval=1,
+            eval_interval=min(t.eval_interval, max(1, steps // 2)),
+        ),
+    )
+
+
+def run_straight(config: RunConfig, folder: Path) -> RunDirectory:
+    """Train in a process of its own, from beginning to end."""
+    run = RunDirectory(folder / "straight")
+    _finish(_start(config, folder, "--out", run.path), folder)
+    return run
+
+
+def run_interrupted(
+    config: RunConfig, folder: Path, moments: Iterable[Callable[[RunDirectory], bool]], say: Callable[[str], None]
+) -> RunDirectory:
+    """The same, but the process is killed (SIGKILL) whenever the next of the moments has come, and resumed.
+
+    Args:
+        config: the settings.
+        folder: where its run directory will be.
+        moments: each is asked again and again whether it has come.
+        say: is told of every kill.
+
+    Raises:
+        CheckpointError: if a run cannot be resumed.
+    """
+    run = RunDirectory(folder / "interrupted")
+    process = _start(config, folder, "--out", run.path)
+    for moment in moments:
+        while process.poll() is None and not moment(run):
+            time.sleep(0.001)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        say(f"killed     at step {step_of(run)}, and resumed")
+        arguments = ("--resume", run.path) if run.config.is_file() else ("--out", run.path)
+        process = _start(config, folder, *arguments)
+    _finish(process, folder)
+    return run
+
+
+def at_step(step: int) -> Callable[[RunDirectory], bool]:
+    """The moment at which a checkpoint of a step, or of a later one, has appeared."""
+    return lambda run: step_of(run) >= step
+
+
+def step_of(run: RunDirectory) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none, or it is being replaced."""
+    for folder in (run.last, run.previous):
+        try:
+            return int(read_json(folder / MANIFEST)["progress"]["step"])
+        except (MiniGPTError, OSError):
+            continue
+    return 0
+
+
+def compare(straight: RunDirectory, interrupted: RunDirectory) -> list[Comparison]:
+    """Weights, the best weights, all state of the last checkpoint, and the logged losses of two runs."""
+    files = {
+        "last weights": f"last/{WEIGHTS}",
+        "optimizer and random states": f"last/{STATE}",
+        "best weights": straight.best_weights.name,
+    }
+    found = [
+        Comparison(name, *(sha256_of(run.path / path) for run in (straight, interrupted)))
+        for name, path in files.items()
+    ]
+    return [*found, Comparison("logged losses", losses(straight), losses(interrupted))]
+
+
+def losses(run: RunDirectory) -> str:
+    """Every loss that a run has logged, and learning rates and gradient norms, as text."""
+    logged = [[record["step"], *(record.get(key) for key in COMPARED)] for record in read_records(run.metrics)]
+    return json.dumps([record for record in logged if any(record[1:])])
+
+
+def _start(config: RunConfig, folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    import yaml
+
+    content = asdict(config)
+    del content["model"]["vocab_size"]  # which follows from the corpus
+    write_text(folder / "config.yaml", yaml.safe_dump(content))
+    command = [sys.executable, "-m", "minigpt", "train", "--config", str(folder / "config.yaml"), *map(str, arguments)]
+    with (folder / OUTPUT).open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603
+
+
+def _finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+    if process.wait():
+        said = (folder / OUTPUT).read_text(encoding="utf-8").splitlines()
+        raise CheckpointError(
+            f"a training ended with exit code {process.returncode}: {' '.join(said[-2:])}",
+            "run it with minigpt train and the same flags, and see",
+        )

@@ -1,0 +1,291 @@
+"""Exact resume: a run that was interrupted is, byte for byte, the run that was not."""
+
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.data.corpora import Corpus
+from minigpt.errors import CheckpointError, Interrupted, MissingFileError
+from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory, load_run
+from minigpt.training.evaluate import Evaluation
+from minigpt.training.loop import train
+from minigpt.training.resume import (
+    keep_best,
+    locked,
+    newest_checkpoint,
+    open_checkpoint,
+    random_states,
+    restore_random_states,
+    stored_loss,
+)
+from minigpt.training.run_log import RunLog
+from minigpt.training.verify import compare, losses
+
+TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
+CORPUS = Corpus("counting", TEXT, "made up for tests")
+CONFIG = RunConfig(
+    model=GPTConfig(block_size=7, n_layer=2, n_head=1, n_embd=6, dropout=0.1),
+    train=TrainConfig(max_steps=20, batch_size=4, warmup_steps=2, eval_interval=5, save_interval=3),
+    device="cpu",
+    dtype="float32",
+)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """They, and long samples, take longer than the training here."""
+    monkeypatch.setattr(RunLog, "draw", lambda log: None)
+    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 5)
+
+
+class PulledPlug(BaseException):
+    """Nothing in the loop catches it, as nothing catches a power cut."""
+
+
+def die_at(monkeypatch, *steps):
+    """The n-th run in this test dies in the middle of the n-th of these steps."""
+    real, waiting = loop.gradients, list(steps)
+
+    def gradients(run, first, processes):
+        if waiting and first == waiting[0] * run.sequences_per_step:
+            waiting.pop(0)
+            raise PulledPlug
+        return real(run, first, processes)
+
+    monkeypatch.setattr(loop, "gradients", gradients)
+
+
+def interrupted(config, out, monkeypatch, *steps):
+    """A run that dies at some steps and is resumed each time."""
+    die_at(monkeypatch, *steps)
+    for number in range(len(steps)):
+        with pytest.raises(PulledPlug):
+            train(config, CORPUS, out, quiet, resume=number > 0)
+    return train(config, CORPUS, out, quiet, resume=True)
+
+
+VARIANTS = {
+    "adamw": {"train": {"optimizer": "adamw"}},
+    "muon": {"train": {"optimizer": "muon"}},
+    "accumulation": {"train": {"batch_size": 2, "accumulation_steps": 3}},
+    "bfloat16": {"dtype": "bfloat16"},
+    "no dropout": {"model": {"dropout": 0.0}, "train": {"optimizer": "muon"}},
+    "a save at every step": {"train": {"save_interval": 1}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dying_and_going_on_changes_no_byte(tmp_path, monkeypatch, variant):
+    """7 steps, death, 6, death, 7: the second resume too, where others have gone wrong (KempnerForge issue 57)."""
+    config = updated(CONFIG, VARIANTS[variant])
+    straight = train(config, CORPUS, tmp_path / "straight", quiet)
+    broken = interrupted(config, tmp_path / "broken", monkeypatch, 7, 13)
+    found = compare(RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken"))
+    assert [(c.name, c.equal) for c in found] == [(c.name, True) for c in found]
+    logged = json.loads(losses(RunDirectory(tmp_path / "broken")))
+    assert [entry[0] for entry in logged] == [5, 5, 10, 10, 15, 15, 20, 20]  # training and validation
+    assert (broken.val_loss, broken.best_val_loss) == (straight.val_loss, straight.best_val_loss)
+    assert broken.train_loss == straight.train_loss
+    samples = [(tmp_path / name / "samples.txt").read_text() for name in ("straight", "broken")]
+    assert samples[0] == samples[1]
+
+
+def test_a_comparison_sees_one_bit(tmp_path, monkeypatch):
+    """The proof itself: another seed, and it must say that nothing is equal."""
+    train(CONFIG, CORPUS, tmp_path / "a", quiet)
+    train(updated(CONFIG, {"seed": 1}), CORPUS, tmp_path / "b", quiet)
+    found = compare(RunDirectory(tmp_path / "a"), RunDirectory(tmp_path / "b"))
+    assert not any(c.equal for c in found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+    """At a step that is neither saved nor recorded by itself, and with the losses since the last record kept."""
+    straight = train(CONFIG, CORPUS, tmp_path / "straight", quiet)
+    real = loop.gradients
+
+    def gradients(run, first, processes):
+        if first == 6 * run.sequences_per_step:
+            os.kill(os.getpid(), number)
+        return real(run, first, processes)
+
+    monkeypatch.setattr(loop, "gradients", gradients)
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as stop:
+        train(CONFIG, CORPUS, tmp_path / "broken", quiet)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert stop.value.signal == number
+    assert stop.value.what == "stopped at step 7 of 20, and saved"
+    assert stop.value.how.endswith(f"minigpt train --resume {tmp_path / 'broken'}")
+    assert open_checkpoint(tmp_path / "broken" / "last").progress.step == 7
+    monkeypatch.undo()
+    again = train(CONFIG, CORPUS, tmp_path / "broken", quiet, resume=True)
+    assert again.train_loss == straight.train_loss
+    assert losses(RunDirectory(tmp_path / "broken")) == losses(RunDirectory(tmp_path / "straight"))
+
+
+def test_a_second_signal_ends_at_once_and_damages_nothing(tmp_path, monkeypatch):
+    def gradients(run, first, processes):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one was not heard")
+
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    monkeypatch.setattr(loop, "gradients", gradients)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
+    assert not isinstance(stop.value, Interrupted)
+    assert open_checkpoint(tmp_path / "run" / "last").progress.step == 3
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeypatch):
+    interrupted(CONFIG, tmp_path / "broken", monkeypatch, 1)
+    train(CONFIG, CORPUS, tmp_path / "straight", quiet)
+    assert all(c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken")))
+
+
+def test_a_run_killed_between_its_last_save_and_its_evaluation(tmp_path, monkeypatch):
+    """nanochat issue 446: the evaluation at the end dies. Its result is not lost but made up for."""
+    straight = train(CONFIG, CORPUS, tmp_path / "straight", quiet)
+    real, calls = loop.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise PulledPlug
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(PulledPlug):
+        train(CONFIG, CORPUS, tmp_path / "broken", quiet)
+    broken = train(CONFIG, CORPUS, tmp_path / "broken", quiet, resume=True)
+    assert broken.val_loss == straight.val_loss
+    assert all(c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken")))
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path):
+    result = train(CONFIG, CORPUS, tmp_path / "run", quiet)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    lines = []
+    again = train(CONFIG, CORPUS, tmp_path / "run", lines.append, resume=True)
+    assert any("nothing is left to do: the run has its 20 steps" in line for line in lines)
+    assert (again.step, again.val_loss, again.train_loss) == (result.step, result.val_loss, result.train_loss)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_longer_run_follows_the_schedule_of_its_new_length(tmp_path):
+    """The rate at step 25 of 40 is that of a run of 40 steps, however many the first part was meant to have."""
+    from minigpt.training.optim import lr_at
+
+    train(CONFIG, CORPUS, tmp_path / "run", quiet)
+    longer = updated(CONFIG, {"train": {"max_steps": 40, "learning_rate": 0.02, "batch_size": 3}})
+    lines = []
+    train(longer, CORPUS, tmp_path / "run", lines.append, resume=True)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["lr"] for r in records if r["step"] == 25 and "lr" in r] == [lr_at(24, longer.train)]
+    assert [r["resumed"] for r in records if "resumed" in r] == [
+        {"train.max_steps": [20, 40], "train.batch_size": [4, 3], "train.learning_rate": [0.001, 0.02]}
+    ]
+    assert any("train.batch_size: 4 before, 3 from now on" in line for line in lines)
+    assert records[-1]["tokens"] == (20 * 4 + 20 * 3) * 7  # the new batches go on where the old ones ended
+    assert load_run(tmp_path / "run")[2].train.max_steps == 40
+
+
+def test_another_architecture_is_refused_field_by_field(tmp_path):
+    train(updated(CONFIG, {"train": {"max_steps": 2}}), CORPUS, tmp_path / "run", quiet)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    other = updated(CONFIG, {"model": {"n_layer": 3, "n_embd": 9}, "train": {"optimizer": "muon"}})
+    with pytest.raises(CheckpointError) as refused:
+        train(other, CORPUS, tmp_path / "run", quiet, resume=True)
+    for part in ("model.n_layer is 2 in the run and 3 now", "model.n_embd is 6", "train.optimizer is adamw"):
+        assert part in refused.value.what
+    with pytest.raises(CheckpointError, match="the text of shakespeare has changed since"):
+        train(CONFIG, Corpus("counting", TEXT + "x", ""), tmp_path / "run", quiet, resume=True)
+    with pytest.raises(MissingFileError, match="is not a run directory"):
+        train(CONFIG, CORPUS, tmp_path / "elsewhere", quiet, resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_patience_ends_a_run(tmp_path, monkeypatch):
+    """Losses 3, 2, 2, 5, ...: the second evaluation is the best, and two worse ones are enough."""
+    values = iter([3.0, 2.0, 2.0, 5.0, 1.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(next(values), 10))
+    config = updated(CONFIG, {"train": {"patience": 2, "eval_interval": 4}})
+    lines = []
+    result = train(config, CORPUS, tmp_path / "run", lines.append)
+    assert (result.step, result.best_val_loss) == (16, 2.0)
+    assert any("2 evaluations without a better one" in line for line in lines)
+    assert open_checkpoint(tmp_path / "run" / "last").progress.stale == 2
+    again = train(config, CORPUS, tmp_path / "run", quiet, resume=True)
+    assert again.step == 16
+    assert next(values) == 1.0  # which nobody has asked for
+
+
+def test_better_weights_are_never_replaced_by_worse_ones(tmp_path):
+    """A run that was killed meets steps again whose better weights lie there already."""
+    train(updated(CONFIG, {"train": {"max_steps": 2}}), CORPUS, tmp_path / "run", quiet)
+    run = RunDirectory(tmp_path / "run")
+    model, _, _ = load_run(run.path)
+    before, best = run.best_weights.read_bytes(), stored_loss(run)
+    keep_best(run, model, best + 0.001, 5)
+    assert run.best_weights.read_bytes() == before
+    keep_best(run, model, best - 0.001, 5)
+    assert stored_loss(run) == best - 0.001
+
+
+def test_one_training_a_folder(tmp_path):
+    """Two trainings would replace each other's checkpoints: the second is refused, and changes nothing."""
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    before = (tmp_path / "run" / "last" / "manifest.json").read_bytes()
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(CheckpointError, match="another training is at work in"),
+    ):
+        train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
+    assert (tmp_path / "run" / "last" / "manifest.json").read_bytes() == before
+    train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
+
+
+def test_every_random_state_comes_back(tmp_path):
+    def draw():
+        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()]
+
+    random.gauss(0, 1)  # leaves a spare one behind, and so does randn
+    np.random.randn()
+    states = random_states(torch.device("cpu"))
+    first = draw()
+    draw()
+    restore_random_states(states, torch.device("cpu"))
+    assert draw() == first
+
+
+def test_what_was_left_half_written_is_removed(tmp_path):
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    for name in (".minigpt-abc", ".next"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / ".loss.png.xyz.tmp").write_bytes(b"half")
+    train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")} == {".lock"}
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    for folder in ("last", "previous"):
+        path = tmp_path / "run" / folder / "manifest.json"
+        if path.is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(CheckpointError, match="of format 2; this minigpt reads format 1"):
+        newest_checkpoint(RunDirectory(tmp_path / "run"))
