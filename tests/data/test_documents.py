@@ -1,0 +1,295 @@
+"""Documents: what is taken for one, what is left out, who is chosen, and what is said about files that are no good."""
+
+import csv
+import io
+import json
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from minigpt.data.documents import Document, keyword_line, read_documents, split, with_keywords
+from minigpt.errors import ConfigError, DataError, MiniGPTError, MissingFileError
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def texts(path, **settings):
+    return [document.text for document in read_documents(path, **settings).items]
+
+
+# --- What is one document ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "unit"),
+    [
+        ("one\ntwo \n three\n", ["one", "two", "three"], "a line"),
+        ("\n\n one\r\ntwo\r\n\n\n", ["one", "two"], "a line"),  # blank lines at the ends separate nothing
+        ("one\ntwo\n\nthree\n", ["one\ntwo", "three"], "a part between blank lines"),
+        ("one\r\n \t\r\n\r\n  two\r\nthree", ["one", "two\nthree"], "a part between blank lines"),
+        ("\ufeffone\u2028two\nthree", ["one\u2028two", "three"], "a line"),
+    ],
+)
+def test_a_text_file_is_lines_or_parts_between_blank_lines(tmp_path, content, expected, unit):
+    path = write(tmp_path / "texts.TXT", content)
+    documents = read_documents(path)
+    assert [document.text for document in documents.items] == expected
+    assert all(document.whole and not document.prompt for document in documents.items)
+    assert documents.described == f"{path}: {len(expected)} documents, each {unit}"
+
+
+def test_a_folder_is_one_document_a_file_and_one_a_record(tmp_path):
+    write(tmp_path / "b.txt", "b one\n\nb two\n")
+    write(tmp_path / "a" / "z.md", "z")
+    write(tmp_path / "a-c.jsonl", '{"text": "first"}\n{"text": "second"}\n')
+    write(tmp_path / "c.csv", "text\nthird\n")
+    write(tmp_path / "blank.txt", " \n")
+    write(tmp_path / ".hidden" / "x.txt", "hidden")
+    write(tmp_path / ".x.txt", "hidden")
+    write(tmp_path / "image.png", b"\x89PNG")
+    documents = read_documents(tmp_path)
+    # Byte order of whole paths: "-" is before "/".
+    assert [document.text for document in documents.items] == ["first", "second", "z", "b one\n\nb two", "third"]
+    assert documents.blank == 1
+    assert documents.described == (
+        f"{tmp_path}: 5 documents, each the field 'text' of a record or a file; 1 blank ones left out"
+    )
+    assert texts(tmp_path, text_field="text") == ["first", "second", "third"], "only records have fields"
+
+
+def test_pairs_keep_their_blanks(tmp_path):
+    path = write(
+        tmp_path / "chat.jsonl",
+        '{"q": "Who?\\r\\n", "a": " Me."}\n\n{"q": "", "a": "Again."}\n{"q": "Why?", "a": " \\n"}\n',
+    )
+    documents = read_documents(path, prompt_field="q", completion_field="a")
+    assert documents.items == [Document(" Me.", "Who?\n"), Document("Again.", "")]
+    assert documents.described == f"{path}: 2 documents, each the fields 'q' and 'a'; 1 blank ones left out"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("r.jsonl", '{"title": "t", "text": "x"}', "x"),  # "text", whatever else there is
+        ("r.jsonl", '{"id": 7, "stars": "4.5", "empty": " ", "none": null, "review": "x"}', "x"),
+        ("r.jsonl", '{"text": "a\u2028b\x85c"}\r\n', "a\u2028b\x85c"),  # these end no line of a file
+        ("r.csv", "id,review\n7,x\n", "x"),
+        ("r.csv", "sentence\n42\n", None),  # the only column, but numbers are no text
+    ],
+)
+def test_the_only_field_with_text_is_taken_and_said(tmp_path, name, content, expected):
+    path = write(tmp_path / name, content)
+    if expected is None:
+        with pytest.raises(DataError, match="0 others that hold text"):
+            read_documents(path)
+        assert texts(path, text_field="sentence") == ["42"]
+    else:
+        documents = read_documents(path)
+        assert [document.text for document in documents.items] == [expected]
+        field = "text" if "text" in content else "review"
+        assert documents.described.endswith(f"1 documents, each the field {field!r} of a record")
+
+
+def test_long_texts_are_cut_and_have_no_end(tmp_path):
+    path = write(tmp_path / "r.jsonl", '{"p": "a long prompt", "c": "12345"}\n{"p": "", "c": "1234"}')
+    documents = read_documents(path, prompt_field="p", completion_field="c", max_characters=4)
+    assert documents.items == [Document("1234", "a long prompt", whole=False), Document("1234")]
+    assert documents.cut == 1
+    assert documents.described.endswith("; 1 cut to 4 characters")
+
+
+def test_a_cell_may_be_as_long_as_a_novel(tmp_path):
+    limit = csv.field_size_limit()
+    novel = "word, " * 30_000
+    assert len(novel) > limit
+    assert texts(write(tmp_path / "r.csv", f'text,n\n"{novel}",1\n')) == [novel.strip()]
+    assert csv.field_size_limit() == limit, "other users of the csv module find it as it was"
+
+
+ANYTHING = strategies.lists(
+    strategies.text(
+        strategies.one_of(
+            strategies.characters(codec="utf-8", exclude_characters="\0"), strategies.sampled_from('\r\n",😀é')
+        )
+    )
+)
+
+
+def cleaned(written):
+    lines = [text.replace("\r\n", "\n").replace("\r", "\n").strip() for text in written]
+    return [line for line in lines if line] + ["last"]
+
+
+def read_back(name, content):
+    with tempfile.TemporaryDirectory() as folder:
+        return texts(write(Path(folder) / name, content))
+
+
+@settings(max_examples=40)
+@given(ANYTHING, strategies.booleans(), strategies.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)]))
+def test_what_the_csv_module_writes_is_read(written, mark, style):
+    """Not "\\n" with QUOTE_MINIMAL: Python 3.11 then leaves a CR without quotes, and cannot read that back itself."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator=style[0], quoting=style[1])
+    writer.writerows([["id", "text"], *enumerate(written), [7, "last"]])
+    assert read_back("r.csv", ("\ufeff" if mark else "") + file.getvalue()) == cleaned(written)
+
+
+@settings(max_examples=40)
+@given(ANYTHING, strategies.booleans(), strategies.booleans(), strategies.sampled_from(["\n", "\r\n"]))
+def test_what_the_json_module_writes_is_read(written, mark, ascii_only, end):
+    lines = [
+        json.dumps({"id": n, "text": text}, ensure_ascii=ascii_only) + end for n, text in enumerate([*written, "last"])
+    ]
+    assert read_back("r.jsonl", ("\ufeff" if mark else "") + "".join(lines)) == cleaned(written)
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "what"),
+    [
+        ("r.csv", "id,review\n1,x\n", {"text_field": "body"}, "line 2 has no field 'body'; its fields: id, review"),
+        ("r.jsonl", '{"text": "x"}\n\n{"txt": "y"}\n', {}, "line 3 has no field 'text'; its fields: txt"),
+        ("r.jsonl", '{"text": "x"}\n{"text": ["y"]}\n', {}, "line 2: the field 'text' holds [\"y\"], and no text"),
+        ("r.jsonl", '{"text": "x"}\n{"text": "ab\\ud83d"}', {},
+         "line 2: the field 'text' holds half a character, '\\ud83d' at 2"),
+        ("r.jsonl", '{"text": null}\n', {}, "line 1: the field 'text' holds null, and no text"),
+        ("r.jsonl", '{"p": "x", "c": "y"}\n{"c": "y"}\n', {"prompt_field": "p", "completion_field": "c"},
+         "line 2 has no field 'p'; its fields: c"),
+        ("r.jsonl", '{"text": "x"}\n{"text": "y"\n', {}, "line 2 is not JSON: Expecting ',' delimiter"),
+        ("r.jsonl", '{"text": "x"}\n' + "[" * 100_000, {}, "line 2 is not JSON: maximum recursion depth exceeded"),
+        ("r.jsonl", '{"text": "x"}\n["y"]\n', {}, "line 2 holds a JSON list, and no object"),
+        ("r.jsonl", '{"title": "x", "body": "y"}', {},
+         "no field 'text', and 2 others that hold text; its fields: title, body"),
+        ("r.csv", 'text\n"x\ny\n', {}, "line 3 is not CSV: unexpected end of data"),
+        ("r.csv", "text,n\nx,1\ny,z,2\n", {}, "line 3 has 3 cells where the header has 2"),
+        ("r.csv", "text\n", {}, "has no records"),
+        ("r.jsonl", '{"text": " "}\n{"text": "\\n\\t"}\n', {}, "there are no documents in .*: all 2 are blank"),
+        ("r.txt", " \n\n \t\n", {}, "there are no documents in .*: all 1 are blank"),
+        ("r.txt", b"a\xff", {}, "r.txt is not UTF-8 text: byte 0xff at offset 1"),
+        ("r.txt", "x", {"text_field": "text"}, "r.txt does not end in .jsonl or .csv"),
+        ("r.parquet", "x", {}, "r.parquet does not end in .txt or .md"),
+        ("folder/image.png", b"\x89PNG", {}, "has no file that ends in .txt or .md"),
+        ("r.txt", "x", {"prompt_field": "p"}, "prompt_field = 'p' and completion_field = None are no pair"),
+        ("r.txt", "x", {"text_field": "t", "prompt_field": "p", "completion_field": "c"},
+         "text_field = 't' contradicts completion_field = 'c'"),
+        ("r.txt", "x", {"max_characters": 0}, "max_characters = 0 leaves no text"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_in_two_lines(tmp_path, name, content, fields, what):
+    path = write(tmp_path / name, content)
+    with pytest.raises((DataError, ConfigError)) as caught:
+        read_documents(path.parent if "/" in name else path, **fields)
+    pattern = what if ".*" in what else re.escape(what)
+    assert re.search(pattern, caught.value.what)
+    assert_two_lines(caught.value)
+
+
+def assert_two_lines(error: MiniGPTError) -> None:
+    assert len(str(error).split("\n")) == 2
+    assert len(error.how) > 10
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(MissingFileError, match=re.escape(f"there is no file or folder {tmp_path / 'reviews.jsonl'}")):
+        read_documents(tmp_path / "reviews.jsonl")
+
+
+# --- Split ------------------------------------------------------------------------------------------------------------
+
+MANY = [Document(str(n)) for n in range(101)]
+
+
+def test_a_split_is_disjoint_complete_and_reproducible():
+    train, val = split(MANY, None, None, seed=3)
+    assert (len(train), len(val)) == (91, 10)
+    assert sorted(train + val, key=lambda document: int(document.text)) == MANY
+    assert (train, val) == split(MANY, None, None, seed=3)
+    assert val != split(MANY, None, None, seed=4)[1]
+    assert [document.text for document in train] != sorted((document.text for document in train), key=int)
+
+
+def test_sizes_are_kept_and_change_nothing_else():
+    train, val = split(MANY, 53, 11, seed=3)
+    assert (len(train), len(val)) == (53, 11)
+    assert not {document.text for document in train} & {document.text for document in val}
+    smaller, same = split(MANY, 7, 11, seed=3)
+    assert smaller == train[:7]
+    assert same == val
+
+
+def test_every_document_is_chosen_equally_often():
+    """1,000 splits of 101 documents, 11 to validate: binomial with n = 1000, p = 11/101, sigma 9.85; five of them."""
+    counts = dict.fromkeys(MANY, 0)
+    for seed in range(1000):
+        for document in split(MANY, 1, 11, seed)[1]:
+            counts[document] += 1
+    assert all(abs(count - 1000 * 11 / 101) < 5 * 9.85 for count in counts.values())
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes", "what"),
+    [
+        (101, (95, 11), "train_size = 95 and val_size = 11 need 106 documents, and there are 101"),
+        (101, (101, None), "train_size = 101 and val_size = 10 need 111 documents, and there are 101"),
+        (101, (None, 101), "train_size = 1 and val_size = 101 need 102 documents, and there are 101"),
+        (1, (None, None), "train_size = 1 and val_size = 1 need 2 documents, and there are 1"),
+        (101, (0, 5), "train_size = 0 is too small"),
+        (101, (5, -1), "val_size = -1 is too small"),
+    ],
+)
+def test_a_split_of_more_than_there_is_says_the_numbers(number, sizes, what):
+    with pytest.raises(DataError, match=what) as caught:
+        split(MANY[:number], *sizes, seed=0)
+    assert_two_lines(caught.value)
+
+
+# --- Keywords ---------------------------------------------------------------------------------------------------------
+
+
+def test_keywords_by_hand():
+    """N = 3. Of the first: "film" is in 3, "a" in 2, "wasabi" and "isn't" in 1; ln 4/4 = 0, ln 4/3, ln 4/2 = 0.69; and
+    "a" is there three times, 3 ln 4/3 = 0.86. Equals, "Wasabi" and "isn't", stay in the order of the text."""
+    training = [Document("A film, a Wasabi film: a film isn't 2"), Document("a FILM"), Document("film é")]
+    (first, *_), k = training, 3
+    assert 3 * math.log(4 / 3) > math.log(2) > math.log(4 / 3)
+    (found,) = with_keywords([first], k, training)
+    assert found == Document(first.text, "keywords: a, wasabi, isn't\n")
+    assert keyword_line(["a", "wasabi", "isn't"]) == found.prompt
+
+
+def test_keywords_stand_before_the_prompt_and_need_no_word():
+    training = [Document("one two"), Document("two")]
+    found = with_keywords([Document("new two", "Q: ", whole=False), Document("42!")], 1, training)
+    assert found == [Document("new two", "keywords: new\nQ: ", whole=False), Document("42!", "keywords: \n")]
+    with pytest.raises(ConfigError, match="k = 0"):
+        with_keywords(training, 0, training)
+
+
+# --- The real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["pos", "neg"])
+def test_real_reviews(shared_cache, name):
+    path = shared_cache / "movie-reviews" / f"{name}.txt"
+    if not path.is_file():
+        pytest.skip("needs MINIGPT_CACHE to name a folder that holds movie-reviews/{pos,neg}.txt")
+    documents = read_documents(path)
+    assert len(documents.items) == 5331 == path.read_bytes().count(b"\n")
+    assert documents.blank == 0
+    assert documents.described.endswith("5,331 documents, each a line")
+    train, val = split(documents.items, 3000, 500, seed=0)
+    assert not {document.text for document in train} & {document.text for document in val}
+    (found,) = with_keywords(val[:1], 3, train)
+    assert all(word in found.text for word in found.prompt.removeprefix("keywords: ").strip().split(", "))
