@@ -39,17 +39,23 @@ def few_shot_prompt(
         separator: what comes after the instruction and each example. It is also the string to stop at.
 
     Raises:
-        InputError: if the separator or a label is empty, an example is not a pair of texts, or a text holds the
-            separator, which would end it too early.
+        InputError: if the separator or a label is empty, something is not a text, an example is not a pair of texts,
+            or a text holds the separator, which would end it too early.
     """
-    for name, text in (("separator", separator), ("input_label", input_label), ("output_label", output_label)):
-        if not text:
+    must_be_there = {"separator": separator, "input_label": input_label, "output_label": output_label}
+    for name, text in {"instruction": instruction, "query": query, **must_be_there}.items():
+        if not isinstance(text, str):
+            raise InputError(f"{name} is {text!r}, not a text", 'give it as a string: "..."')
+        if not text and name in must_be_there:
             raise InputError(f"{name} is empty", "give it at least one character, or leave it out")
+    if not isinstance(examples, Sequence):
+        raise InputError(f"examples = {examples!r} cannot be used", "give a list of pairs (input, output)")
     parts = [instruction] if instruction else []
     for number, example in enumerate(examples):
-        if isinstance(example, str) or len(example) != 2:
+        pair = isinstance(example, list | tuple) and len(example) == 2
+        if not pair or not all(isinstance(text, str) for text in example):
             raise InputError(
-                f"example {number} is {example!r}, not a pair", "give each example as (input, output), both texts"
+                f"example {number} is {example!r}, not a pair of texts", "give each example as (input, output)"
             )
         parts.append(f"{input_label} {example[0]}\n{output_label} {example[1]}")
     parts.append(f"{input_label} {query}\n{output_label}")

@@ -51,6 +51,17 @@ def test_the_separator_is_where_to_stop() -> None:
         ({"query": "a\n\n"}, "holds the separator"),
         ({"instruction": "Do this.\n\nNow."}, "holds the separator"),
         ({"separator": "\n"}, "holds the separator"),
+        ({"query": 7}, "query is 7, not a text"),
+        ({"query": None}, "query is None, not a text"),
+        ({"instruction": ["Do this."]}, r"instruction is \['Do this.'\], not a text"),
+        ({"separator": None}, "separator is None, not a text"),
+        ({"input_label": 0}, "input_label is 0, not a text"),
+        ({"examples": [("a", "b"), ("c", 3)]}, r"example 1 is \('c', 3\), not a pair of texts"),
+        ({"examples": [b"ab"]}, "example 0 is b'ab', not a pair"),
+        ({"examples": [{"c": 1, "d": 2}]}, "example 0 is .*, not a pair"),
+        ({"examples": [None]}, "example 0 is None, not a pair"),
+        ({"examples": [7]}, "example 0 is 7, not a pair"),
+        ({"examples": None}, "examples = None cannot be used"),
     ],
 )
 def test_what_would_break_the_pattern_is_refused(changes: dict[str, Any], message: str) -> None:

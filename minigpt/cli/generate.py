@@ -1,9 +1,14 @@
 """`minigpt generate`."""
 
 import dataclasses
+import json
+import math
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from tqdm import tqdm
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
 from minigpt.data.corpora import load_corpus
-from minigpt.decoding.generate import Generation, before_stop, generate, stream
+from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, MissingFileError
@@ -38,6 +43,16 @@ FLAGS: dict[str, type] = {
 }
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 LOOKUP = "lookup"
+DEFAULT_LENGTH = 200
+
+# field of the library -> flag, for its errors
+FIELD_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (
+    *FLAGS, "max_new_tokens", "strategy", "early_stopping", "stop", "on_overflow", "seed", "draft"
+)} | {
+    "banned_sequences": "--ban",
+    "sequence_bias": "--bias",
+    "required_sequences": "--require",
+}  # fmt: skip
 
 
 def make_parser() -> CommandParser:
@@ -65,7 +80,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N",
-        help="the most tokens to add (default: 200, or what fits the model's block)",
+        help=f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)",
     )  # fmt: skip
     parser.add_argument(
         "--strategy", choices=["sample", "greedy", "beam"], default=defaults["strategy"],
@@ -121,51 +136,79 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Continue the prompts; one prompt alone is streamed, several are done together."""
     values = make_parser().parse(arguments)
+    if values["batch_size"] < 1:
+        raise InputError(f"--batch-size {values['batch_size']} continues nothing", "choose at least 1")
     texts = prompt_texts(values["prompt"], values["prompts_file"])
     model, tokenizer = load(values)
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
-    options = _options(values, model, tokenizer, max(map(len, prompts)))
-    single = len(prompts) == options["num_return_sequences"] == options["num_beams"] == 1
-    if single and options["strategy"] != "beam" and not values["json"]:
-        _stream(model, tokenizer, prompts[0], {**options, "seed": values["seed"]})
+    names = [name for name, _ in texts]
+    prompts = [_encode(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
+    options = _options(values, model, tokenizer, prompts)
+    with _in_flags(tokenizer, names):
+        check_request(model, prompts, **options)
+    if options["num_return_sequences"] == len(prompts) == 1 and not _uses_beams(options) and not values["json"]:
+        _stream(model, tokenizer, prompts[0], options)
         return
     start = time.perf_counter()
-    out = _in_batches(model, prompts, values["batch_size"], values["seed"], options)
+    out = _in_batches(model, tokenizer, prompts, names, values["batch_size"], options)
     seconds = time.perf_counter() - start
     rows = [_completion(tokenizer, prompts, number, out, options) for number in range(len(out.scores))]
     num_new = sum(len(row["token_ids"]) - len(prompts[row["prompt_index"]]) for row in rows)
     if values["json"]:
-        print_json({"completions": rows, "tokens_per_second": num_new / seconds})
+        drafted = {"num_drafted": out.num_drafted, "num_accepted": out.num_accepted} if options["draft"] else {}
+        print_json({"completions": rows, "tokens_per_second": num_new / seconds, **drafted})
         return
     for row in rows:
         which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
-        print(f"--- {which}score {row['score']:.3f}, ended by: {row['finish_reason']} ---")
+        print(f"--- {which}{_score_name(options)} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         print(row["text"])
-    _say_speed(num_new, seconds)
+    _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
 
 
-def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[str]:
+def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[str, str]]:
     """The prompts of the command line, and after them those of a file; one empty prompt if there are none.
+
+    Returns:
+        For each what an error calls it, and its text.
 
     Raises:
         MissingFileError: if there is no such file.
         DataError: if it is not UTF-8, or has no text.
     """
-    texts = list(given or ())
-    if file is not None:
-        if not Path(file).is_file():
-            raise MissingFileError(f"there is no file {file}", "name a text file with one prompt a line")
-        texts += [line for line in load_corpus(Path(file)).text.split("\n") if line.strip()]
-    return texts or [""]
+    texts = [(f"prompt {number}", text) for number, text in enumerate(given or ())]
+    if file is None:
+        return texts if len(texts) > 1 else [("the prompt", text) for text in given or [""]]
+    if not Path(file).is_file():
+        raise MissingFileError(f"there is no file {file}", "name a text file with one prompt a line")
+    lines = load_corpus(Path(file)).text.split("\n")
+    return texts + [(f"line {number} of {file}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _options(values: dict[str, Any], model: GPT, tokenizer: Tokenizer, longest: int) -> dict[str, Any]:
-    """The arguments of `generate` but for the seed."""
-    room = model.config.block_size + 1 - longest
-    default_length = 200 if values["on_overflow"] == "crop" else max(1, min(200, room))
+def _encode(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
+    """Ids of a text; an error says which text it is, if there are others."""
+    try:
+        return encode(text)
+    except InputError as error:
+        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
+
+
+def _options(
+    values: dict[str, Any], model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """The arguments of `generate`, with a seed for each prompt."""
+    if values["min_new_tokens"] > 0 and tokenizer.eos_token_id is None:
+        raise InputError(
+            f"--min-new-tokens {values['min_new_tokens']} puts off the end-of-sequence token, but this model has none",
+            "leave --min-new-tokens out",
+        )
+    length, on_overflow = values["max_new_tokens"], values["on_overflow"]
+    if length is None:
+        length = DEFAULT_LENGTH
+        if on_overflow == "error":  # nobody asked for this length, so what fits will do; but one token must
+            fits = max(map(len, prompts)) <= model.config.block_size
+            length, on_overflow = (DEFAULT_LENGTH, "stop") if fits else (1, "error")
     return {
         **{name: values[name] for name in FLAGS},
-        "max_new_tokens": default_length if values["max_new_tokens"] is None else values["max_new_tokens"],
+        "max_new_tokens": length,
         "strategy": values["strategy"],
         "early_stopping": EARLY_STOPPING[values["early_stopping"]],
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in values["ban"] or ()],
@@ -174,16 +217,17 @@ def _options(values: dict[str, Any], model: GPT, tokenizer: Tokenizer, longest: 
         },
         "required_sequences": [_ids(tokenizer, "--require", text) for text in values["require"] or ()],
         "stop": values["stop"],
-        "on_overflow": values["on_overflow"],
+        "on_overflow": on_overflow,
         "use_cache": not values["no_cache"],
         "eos_token_id": tokenizer.eos_token_id,
+        "seed": [values["seed"] + number for number in range(len(prompts))],
         "tokenizer": tokenizer,
         "draft": _drafter(values, model, tokenizer),
     }
 
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
-    ids = tokenizer.encode(text)
+    ids = _encode(tokenizer.encode, f"{flag} {text!r}", text)
     if not ids:
         raise InputError(f"{flag} {text!r} is no token", f"give {flag} a text of at least one character")
     return ids
@@ -202,9 +246,11 @@ def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> Prompt
     """Whoever --draft names.
 
     Raises:
-        InputError: if its tokens are others than the model's, or there is --draft-tokens without it.
+        InputError: if its tokens are others than the model's, or --draft-tokens is below 1 or without it.
     """
     number = {} if values["draft_tokens"] is None else {"num_tokens": values["draft_tokens"]}
+    if number and values["draft_tokens"] < 1:
+        raise InputError(f"--draft-tokens {values['draft_tokens']} guesses nothing", "choose at least 1")
     if values["draft"] is None:
         if number:
             raise InputError("--draft-tokens concerns a draft, but there is none", "add --draft, or leave it out")
@@ -220,22 +266,62 @@ def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> Prompt
     return DraftModel(drafter.to(model.wte.weight.device), **number)
 
 
+@contextmanager
+def _in_flags(tokenizer: Tokenizer, names: Sequence[str]) -> Iterator[None]:
+    """Errors of the library in the words of the command line: flags for fields, texts for ids, names for prompts."""
+    prompts = {f"prompt {number}": name for number, name in enumerate(names)}
+
+    def flag(found: re.Match[str]) -> str:
+        field, follows = found.groups()
+        if field not in FIELD_FLAGS or (not follows and "_" not in field):  # "a temperature" is a word, and no field
+            return found[0]
+        return FIELD_FLAGS[field] + (" " if follows else "")
+
+    def translated(found: re.Match[str]) -> str:
+        text = found[0]
+        if text[0] in "'\"":
+            return text  # what somebody has typed
+        text = re.sub(r"\b([a-z_]+)\b( ?= ?| (?=must|out))?", flag, text)
+        text = text.replace("--early-stopping True", "--early-stopping yes")
+        text = re.sub(r"\[\d+(, \d+)*\]", lambda ids: repr(tokenizer.decode(json.loads(ids[0]))), text)
+        return re.sub(r"\bprompt \d+\b", lambda prompt: prompts.get(prompt[0], prompt[0]), text)
+
+    try:
+        yield
+    except InputError as error:
+        lines = (re.sub(r"""'[^']*'|"[^"]*"|[^'"]+""", translated, line) for line in (error.what, error.how))
+        raise InputError(*lines) from error
+
+
 def _in_batches(
-    model: GPT, prompts: Sequence[list[int]], batch_size: int, seed: int, options: dict[str, Any]
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    names: Sequence[str],
+    batch_size: int,
+    options: dict[str, Any],
 ) -> Generation:
     """All completions, under a progress bar. Each prompt has a seed of its own, so the batches change nothing."""
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} continues nothing", "choose at least 1")
-    done = Generation([], [], [])
-    with tqdm(total=len(prompts), unit="prompt", leave=False, disable=len(prompts) <= batch_size or None) as bar:
-        for first in range(0, len(prompts), batch_size):
-            batch = prompts[first : first + batch_size]
-            out = generate(model, batch, **options, seed=[seed + first + number for number in range(len(batch))])
-            done.sequences.extend(out.sequences)
-            done.scores.extend(out.scores)
-            done.finish_reasons.extend(out.finish_reasons)
-            bar.update(len(batch))
-    return done
+    outs = []
+    longest, num_batches = options["max_new_tokens"], math.ceil(len(prompts) / batch_size)
+    with tqdm(total=longest * num_batches, unit="step", leave=False, disable=None, delay=1) as bar:
+
+        def advance(_: Step) -> None:
+            bar.update()
+
+        for number in range(num_batches):
+            batch = slice(number * batch_size, (number + 1) * batch_size)
+            ours = {**options, "seed": options["seed"][batch]}
+            with _in_flags(tokenizer, names[batch]):
+                outs.append(generate(model, prompts[batch], **ours, on_step=advance, num_candidates=1))
+            bar.update((number + 1) * longest - bar.n)  # those steps that were not needed
+    return Generation(
+        sequences=[ids for out in outs for ids in out.sequences],
+        scores=[score for out in outs for score in out.scores],
+        finish_reasons=[reason for out in outs for reason in out.finish_reasons],
+        num_drafted=sum(out.num_drafted for out in outs),
+        num_accepted=sum(out.num_accepted for out in outs),
+    )
 
 
 def _completion(
@@ -255,31 +341,50 @@ def _completion(
     }
 
 
+def _uses_beams(options: dict[str, Any]) -> bool:
+    return options["strategy"] == "beam" or options["num_beams"] > 1
+
+
+def _score_name(options: dict[str, Any]) -> str:
+    """What the scores of `generate` are, for a line of output."""
+    if not _uses_beams(options):
+        return "log-probability"
+    return f"score (log-probability / length ** {options['length_penalty']:g})"
+
+
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any]) -> None:
     """Print the prompt, then every character as soon as its last token is chosen."""
-    tokens = stream(model, prompt, **options)  # checks everything now, before a word is printed
-    num_new = 0
+    num_new, num_drafted, num_accepted, reason = 0, 0, 0, None
+
+    def count(step: Step) -> None:
+        nonlocal num_new, num_drafted, num_accepted, reason
+        num_new += len(step.choices)
+        num_drafted += step.num_drafted
+        num_accepted += sum(choice.drafted for choice in step.choices)
+        reason = step.choices[-1].finish_reason
 
     def pieces() -> Iterator[str]:
-        nonlocal num_new
         text = TextStream(tokenizer, prompt)
-        for token_id in tokens:
-            num_new += 1
+        for token_id in stream(model, prompt, **options, on_step=count, num_candidates=1):
             yield text.feed(token_id)
         yield text.flush()
 
     start = time.perf_counter()
     write = sys.stdout.write
-    write(tokenizer.decode(prompt))
-    for piece in before_stop(pieces(), options["stop"] or ()):
-        write(piece)
+    try:
+        write(tokenizer.decode(prompt))
+        with _in_flags(tokenizer, ["the prompt"]):
+            for piece in before_stop(pieces(), options["stop"] or ()):
+                write(piece)
+                sys.stdout.flush()
+    finally:
+        write("\n")  # after an error too: its lines begin on the left
         sys.stdout.flush()
-    write("\n")
-    sys.stdout.flush()
-    _say_speed(num_new, time.perf_counter() - start)
-    if len(prompt) + num_new > model.config.block_size and options["on_overflow"] != "crop":
+    _say_speed(num_new, time.perf_counter() - start, num_drafted, num_accepted)
+    if reason == "context":
         print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)
 
 
-def _say_speed(num_new: int, seconds: float) -> None:
-    print(f"[{num_new} tokens, {num_new / max(seconds, 1e-9):,.0f} a second]", file=sys.stderr)
+def _say_speed(num_new: int, seconds: float, num_drafted: int, num_accepted: int) -> None:
+    drafts = f"; {num_accepted} of {num_drafted} drafted tokens accepted" if num_drafted else ""
+    print(f"[{num_new} tokens, {num_new / max(seconds, 1e-9):,.0f} a second{drafts}]", file=sys.stderr)

@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 import textwrap
+from functools import cache
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -28,6 +29,8 @@ class CommandParser(jsonargparse.ArgumentParser):
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
+        # What is a number and no flag, after a flag that wants one: argparse does not know -1e3 and -inf.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
         self.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         self.add_argument("--debug", action="store_true", help="on an error, show where it was raised")
 
@@ -75,10 +78,15 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionH
 
 def field_help(config: type, name: str) -> str:
     """A setting's docstring, for a flag that has another name than the field."""
+    parsed = (_docstring(base) for base in config.__mro__ if base is not object)
+    return next(" ".join(str(p.description).split()) for doc in parsed for p in doc.params if p.arg_name == name)
+
+
+@cache
+def _docstring(config: type) -> Any:
     from docstring_parser import parse_from_object
 
-    parsed = (parse_from_object(base) for base in config.__mro__ if base is not object)
-    return next(" ".join(str(p.description).split()) for doc in parsed for p in doc.params if p.arg_name == name)
+    return parse_from_object(config)
 
 
 def peek(arguments: list[str], flag: str) -> str | None:

@@ -97,7 +97,7 @@ def beam_search(
     num_new = 0
     while alive:
         # Not normalised again after the filters: what they take from a token, they take from its beam.
-        log_probs = rows.logits[:, -1].log_softmax(-1)  # (R, V)
+        log_probs = rows.last_logits.log_softmax(-1)  # (R, V)
         log_probs = apply_filters(log_probs, rows.ids, options, [num_new] * len(rows.ids))
         V = log_probs.size(-1)
         continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)

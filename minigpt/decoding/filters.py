@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.options import LARGEST, DecodingOptions
 from minigpt.errors import InputError
 
 History = Sequence[Sequence[int]]
@@ -164,17 +164,26 @@ def favour_end(scores: Tensor, num_new: Sequence[int], ends: Sequence[int], star
         num_new: how many new tokens each row has.
         ends: the tokens. One that is banned stays so.
         start: up to this many new tokens, nothing happens.
-        factor: n tokens later, the score s has become s + |s| * (factor ** n - 1).
+        factor: n tokens later, the score s has become s + |s| * (factor ** n - 1), which ends at `LARGEST`.
     """
-    gain = scores.new_tensor([[factor ** max(0, n - start) - 1] for n in num_new])  # (R, 1)
+    late = torch.tensor([[max(0, n - start)] for n in num_new], dtype=torch.float64)  # (R, 1)
+    gain = (factor**late - 1).clamp(max=LARGEST).to(scores)  # a power of floats would be an OverflowError
     before = scores[:, list(ends)]
-    after = torch.where(before.isfinite(), before + before.abs() * gain, before)
+    after = torch.where(before.isfinite(), (before + before.abs() * gain).clamp(max=LARGEST), before)
     return scores.index_copy(1, torch.tensor(list(ends), device=scores.device), after)
 
 
 def temperature(scores: Tensor, value: float) -> Tensor:
-    """Divide (..., V) by a temperature above 0 (Ackley, Hinton and Sejnowski, 1985). The order of tokens stays."""
-    return scores / value
+    """Divide (..., V) by a temperature above 0 (Ackley, Hinton and Sejnowski, 1985). The order of tokens stays.
+
+    In a row where that overflows, all scores are first taken down by the best one: no probability depends on it, and
+    what overflows then has none. Elsewhere the quotient is left as it is, to agree with transformers to the last bit.
+    """
+    value = max(value, torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
+    divided = scores / value
+    overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)  # (..., 1)
+    best = scores.amax(-1, keepdim=True)
+    return torch.where(overflows, (scores - best) / value, divided)
 
 
 def top_k(scores: Tensor, k: int, keep: int = 1) -> Tensor:

@@ -1,8 +1,9 @@
 """Prompts in, completions out, both as token ids: which decoder runs, when a row ends, and what comes back.
 
-    generate      prompts -> Generation, by any strategy
-    stream        one prompt -> ids as they are chosen, greedily or by sampling
-    before_stop   text -> what of it may be shown before a stop string
+    generate       prompts -> Generation, by any strategy
+    stream         one prompt -> ids as they are chosen, greedily or by sampling
+    check_request  refuse what cannot be generated, without generating
+    before_stop    text -> what of it may be shown before a stop string
 
 A prompt is a list of ids. Prompts of different lengths share a batch, and no padding is visible to the model.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
-from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.options import DecodingOptions, check_count
 from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts, choose, evaluating
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
@@ -137,8 +138,7 @@ def generate(
         InputError: before any work, if a prompt or an option cannot be used; later, if bans leave no token to choose,
             or no beam finds room for all required sequences.
     """
-    if num_candidates < 1:
-        raise InputError(f"num_candidates = {num_candidates} shows nothing", "choose at least 1")
+    check_count("num_candidates", num_candidates)
     job = _Job(model, prompts, tokenizer, draft, DecodingOptions(**options))
     return _search(job, on_step) if job.options.uses_beams else _collect(job, on_step, num_candidates)
 
@@ -149,6 +149,8 @@ def stream(
     *,
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    num_candidates: int = 10,
     **options: Any,
 ) -> Generator[int, None, None]:
     """The ids that `generate` adds to one prompt, each as soon as it is chosen.
@@ -160,18 +162,44 @@ def stream(
         prompt_ids: ids of the prompt.
         tokenizer: as for `generate`.
         draft: as for `generate`.
+        on_step: as for `generate`; it is told of a step before the step's ids are given.
+        num_candidates: as for `generate`.
         **options: fields of `DecodingOptions`, without beams.
 
     Raises:
         InputError: at once, if the prompt or an option cannot be used; later, if bans leave no token to choose.
     """
+    check_count("num_candidates", num_candidates)
     job = _Job(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
     if job.options.uses_beams or job.options.num_return_sequences > 1:
         raise InputError(
             "a stream shows one sequence that only grows, and beams change their minds until the end",
             'choose strategy="sample" or "greedy" with num_beams = num_return_sequences = 1, or call generate',
         )
-    return (choice.id for step in _steps(job) for choice in step.choices)
+    return (choice.id for step in _watched_steps(job, on_step, num_candidates) for choice in step.choices)
+
+
+def check_request(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokenizer: TokenBytes | None = None,
+    draft: PromptLookup | DraftModel | None = None,
+    **options: Any,
+) -> None:
+    """For those who cut many prompts into batches, and want to know beforehand that all of them can be continued.
+
+    Args:
+        model: as for `generate`, and so is the rest.
+        prompts: those of all batches.
+        tokenizer: the model's.
+        draft: who guesses.
+        **options: fields of `DecodingOptions`.
+
+    Raises:
+        InputError: where `generate` would, before any work.
+    """
+    _Job(model, prompts, tokenizer, draft, DecodingOptions(**options))
 
 
 def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
@@ -220,9 +248,9 @@ class _Job:
         self.options = options
         self.prompts = check_prompts(prompts, self.vocab_size)
         self.limits = [self._limit(number, len(prompt)) for number, prompt in enumerate(self.prompts)]
-        if isinstance(options.seed, Sequence) and len(options.seed) != len(prompts):
+        if isinstance(options.seed, Sequence) and len(options.seed) != len(self.prompts):
             raise InputError(
-                f"{len(options.seed)} seeds do not match {len(prompts)} prompts",
+                f"{len(options.seed)} seeds do not match {len(self.prompts)} prompts",
                 "give one seed for the whole batch, or a list with one for each prompt",
             )
         if options.stop_strings and tokenizer is None:
@@ -230,10 +258,10 @@ class _Job:
                 f"stop = {options.stop!r} is text, but only ids are known here",
                 "pass the model's tokenizer too: tokenizer=tokenizer",
             )
-        self._check_draft()
-        self._check_required()
         self._tokenizer = tokenizer
         self._stop = [text.encode("utf-8") for text in options.stop_strings]
+        self._check_draft()
+        self._check_required()
 
     def _limit(self, number: int, length: int) -> int:
         wanted, block_size = self.options.max_new_tokens, self.model.config.block_size
@@ -242,8 +270,9 @@ class _Job:
             return wanted
         if self.options.on_overflow == "stop":
             return room
+        too_much = f"and max_new_tokens = {wanted} do not fit" if room else "alone does not fit"
         raise InputError(
-            f"prompt {number} of {length} tokens and {wanted} new ones do not fit block_size = {block_size}",
+            f"prompt {number} of length {length} {too_much} block_size = {block_size}",
             f"lower max_new_tokens to {room}, " * (room > 0) + "shorten the prompt, or choose on_overflow: "
             '"stop" ends when the block is full, "crop" goes on with the newest tokens',
         )
@@ -251,6 +280,8 @@ class _Job:
     def _check_draft(self) -> None:
         if self.draft is None:
             return
+        if not isinstance(self.draft, PromptLookup | DraftModel):
+            raise InputError(f"draft = {self.draft!r} cannot be used", "give a PromptLookup or a DraftModel")
         if self.options.uses_beams:
             raise InputError(
                 f"a draft guesses how one sequence goes on, and num_beams = {self.options.num_beams} changes sequences",
@@ -264,12 +295,22 @@ class _Job:
             )
 
     def _check_required(self) -> None:
-        needed = num_required(self.options.required_sequences)
-        for number, limit in enumerate(self.limits):
-            if limit < needed:
+        required = self.options.required_sequences
+        needed = num_required(required)
+        for number, limit in enumerate(self.limits if required else ()):
+            # The last token may be taken: at the full length, but not where the context ends before.
+            room = limit - (self.options.force_eos and limit == self.options.max_new_tokens)
+            if room < needed:
                 raise InputError(
-                    f"required_sequences are {needed} tokens together, but prompt {number} gets {limit} new ones",
+                    f"required_sequences hold {needed} tokens, but prompt {number} gets {room} that are free",
                     "raise max_new_tokens, shorten the prompt, or require less",
+                )
+        for ids, stop in itertools.product(required, self.options.stop_strings):
+            # Also where one ends with it: it would be found, and then cut off the text.
+            if stop.encode("utf-8") in self._bytes(ids):
+                raise InputError(
+                    f"required_sequences wants {list(ids)}, but stop = {stop!r} ends the text before that",
+                    "take it out of one of the two",
                 )
 
     @property
@@ -323,17 +364,33 @@ class _Job:
         num_new = len(ids) - len(self.prompts[number])
         if ids[-1] in self.options.eos:
             return "eos"
-        if self._tokenizer is not None and self._stop:
+        if self._stop:
             # A match ends in the last token, or the row would have ended before; and a token is at least one byte.
             reach = min(num_new, max(map(len, self._stop)))
-            tail = b"".join(map(self._tokenizer.token_bytes, ids[-reach:]))
+            tail = self._bytes(ids[-reach:])
             if any(stop in tail for stop in self._stop):
                 return "stop"
         return self.limit_reason(number) if num_new == self.limits[number] else None
 
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        """The text of ids, where there are stop strings to look for."""
+        assert self._tokenizer is not None
+        return b"".join(map(self._tokenizer.token_bytes, ids))
+
     def limit_reason(self, number: int) -> FinishReason:
         """What it is called when prompt `number` reaches its limit."""
         return "length" if self.limits[number] == self.options.max_new_tokens else "context"
+
+
+def _watched_steps(
+    job: _Job, on_step: Callable[[Step], None] | None, num_candidates: int
+) -> Generator[Step, None, None]:
+    """The steps of `_steps`, each shown to whoever watches."""
+    with contextlib.closing(_steps(job, num_candidates if on_step else 0)) as steps:
+        for step in steps:
+            if on_step is not None:
+                on_step(step)
+            yield step
 
 
 @torch.inference_mode()
@@ -429,16 +486,13 @@ def _collect(job: _Job, on_step: Callable[[Step], None] | None, num_candidates: 
     scores = [0.0] * len(sequences)
     reasons = [job.limit_reason(number) for number in numbers]
     num_drafted, num_accepted = 0, 0
-    with contextlib.closing(_steps(job, num_candidates if on_step else 0)) as steps:
-        for step in steps:
-            for choice in step.choices:
-                sequences[choice.row].append(choice.id)
-                scores[choice.row] += choice.log_prob
-                reasons[choice.row] = choice.finish_reason or reasons[choice.row]
-                num_accepted += choice.drafted
-            num_drafted += step.num_drafted
-            if on_step is not None:
-                on_step(step)
+    for step in _watched_steps(job, on_step, num_candidates):
+        for choice in step.choices:
+            sequences[choice.row].append(choice.id)
+            scores[choice.row] += choice.log_prob
+            reasons[choice.row] = choice.finish_reason or reasons[choice.row]
+            num_accepted += choice.drafted
+        num_drafted += step.num_drafted
     return Generation(sequences, scores, reasons, num_drafted, num_accepted)
 
 
@@ -458,15 +512,17 @@ def _search(job: _Job, on_step: Callable[[Step], None] | None) -> Generation:
             hypotheses = [Hypothesis(0.0, job.prompts[number], job.limit_reason(number))] * copies
         if not hypotheses and options.required_sequences:
             raise InputError(
-                f"no continuation of prompt {number} was found that holds all required_sequences",
+                f"no continuation of prompt {number} was found that holds all of required_sequences",
                 "raise max_new_tokens or num_beams, or relax " + ", ".join(options.bans or ["what is required"]),
             )
         if not hypotheses:
             raise all_banned(options)
         if len(hypotheses) < copies:
             raise InputError(
-                f"prompt {number} has only {len(hypotheses)} possible continuations, fewer than num_return_sequences",
-                f"lower num_return_sequences = {copies}, raise max_new_tokens, or relax the filters",
+                f"num_beams = {options.num_beams} found {len(hypotheses)} continuations of prompt {number}, "
+                f"and num_return_sequences = {copies}",
+                "raise num_beams or max_new_tokens, ask for fewer, or relax "
+                + ", ".join(options.bans or ["the filters"]),
             )
         results += hypotheses[:copies]
     return Generation(

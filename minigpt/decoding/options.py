@@ -4,11 +4,16 @@ A field's docstring is the help text of its command-line flag.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from minigpt.errors import InputError
+
+# The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
+# would become NaN in the next softmax.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,11 @@ class DecodingOptions:
             value = getattr(self, name)
             if value is None and name in _DRAWING:
                 continue  # off
-            # bool is an int to Python, but top_k=True is a mistake.
-            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not allows(value):
-                raise InputError(f"{name} = {value!r} cannot be used", f"{name} must be {advice}")
+            _refuse(
+                not _is_number(value, whole) or not allows(value),
+                f"{name} = {reprlib.repr(value)} cannot be used",
+                f"{name} must be {advice}",
+            )
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, bool | str) or value not in choices:
@@ -150,34 +156,45 @@ class DecodingOptions:
             f"eos_token_id = {self.eos_token_id!r} cannot be used",
             "eos_token_id must be a token id, or a list of them",
         )
-        _refuse(
-            not all(isinstance(text, str) and text for text in self.stop_strings),
-            f"stop = {self.stop!r} cannot be used",
-            "stop must be a string of at least one character, or a list of such",
-        )
+        for text in self.stop_strings:
+            _refuse(
+                not isinstance(text, str) or not text,
+                f"stop = {text!r} cannot be used",
+                "stop must be a string of at least one character, or several",
+            )
         for name in _ID_LISTS:
             ids = getattr(self, name)
             _refuse(not _made_of_ids(ids), f"{name} = {ids!r} cannot be used", f"{name} must be a list of token ids")
-        for name in _SEQUENCE_LISTS:
-            for ids in getattr(self, name):
+        for name, (kind, advice) in _SEQUENCE_LISTS.items():
+            sequences = getattr(self, name)
+            _refuse(
+                not isinstance(sequences, kind), f"{name} = {sequences!r} cannot be used", f"{name} must be {advice}"
+            )
+            for ids in sequences:
                 _refuse(
                     not ids or not _made_of_ids(ids),
                     f"{name} holds {ids!r}",
                     f"each sequence in {name} is made of token ids, at least one",
                 )
         for ids, bias in self.sequence_bias.items():
-            _refuse(not bias < math.inf, f"sequence_bias of {ids} is {bias}", "a bias is a number, or -inf to ban")
+            _refuse(
+                not _is_number(bias) or not (bias == -math.inf or abs(bias) <= LARGEST),
+                f"sequence_bias of {list(ids)} is {reprlib.repr(bias)}",
+                f"a bias is a number from {-LARGEST:g} to {LARGEST:g}, or -inf to ban",
+            )
         decay = self.exponential_decay_length_penalty
         _refuse(
             decay is not None and not _is_decay(decay),
             f"exponential_decay_length_penalty = {decay!r} cannot be used",
-            "give a pair: how many new tokens go unpunished, 0 or more, and a factor above 0 (1.05 is mild)",
+            "give a pair (start, factor): after start new tokens, 0 or more, a factor above 0 and at most "
+            f"{LARGEST:g}; 1.05 is mild",
         )
-        _refuse(
-            not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in _as_tuple(self.seed)),
-            f"seed = {self.seed!r} cannot be used",
-            "a seed is a whole number from 0 to 2**63 - 1; give one, or a list with one for each prompt",
-        )
+        for seed in _as_tuple(self.seed):
+            _refuse(
+                not isinstance(seed, int) or not 0 <= seed < 2**63,
+                f"seed = {reprlib.repr(seed)} cannot be used",
+                "a seed is a whole number from 0 to 2**63 - 1; give one, or a list with one for each prompt",
+            )
 
     def _check_contradictions(self) -> None:
         """An option that would have no effect is a misunderstanding, so it is refused, not ignored."""
@@ -225,7 +242,7 @@ class DecodingOptions:
         self._check_required()
 
     def _check_ends(self) -> None:
-        for name in ("force_eos", "exponential_decay_length_penalty"):
+        for name in ("min_new_tokens", "force_eos", "exponential_decay_length_penalty"):
             _refuse(
                 bool(getattr(self, name)) and not self.eos,
                 f"{name} = {getattr(self, name)} concerns the end-of-sequence token, but eos_token_id names none",
@@ -264,21 +281,29 @@ class _Number(NamedTuple):
     advice: str
 
 
+_COUNT = range(2**63)  # what torch can count
+_MOST_ROWS = 1_000_000
 _NUMBERS = {
-    "max_new_tokens": _Number(True, lambda x: x >= 0, "a whole number, 0 or more"),
-    "temperature": _Number(False, lambda x: x >= 0, "0 or more: 0 takes the best token, 1 leaves the scores alone"),
-    "top_k": _Number(True, lambda x: x >= 0, "a whole number: 0 is off, 50 keeps the 50 best tokens"),
+    "max_new_tokens": _Number(True, lambda x: x in _COUNT, "a whole number from 0 to 2**63 - 1"),
+    "temperature": _Number(
+        False, lambda x: 0 <= x <= LARGEST, f"from 0 to {LARGEST:g}: 0 takes the best token, 1 leaves the scores alone"
+    ),
+    "top_k": _Number(True, lambda x: x in _COUNT, "a whole number below 2**63: 0 is off, 50 keeps the 50 best tokens"),
     "top_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
     "min_p": _Number(False, lambda x: 0 <= x <= 1, "from 0 to 1: 0 is off"),
     "typical_p": _Number(False, lambda x: 0 < x <= 1, "above 0 and at most 1: 1 is off"),
     "epsilon_cutoff": _Number(False, lambda x: 0 <= x < 1, "from 0 to below 1: 0 is off"),
     "eta_cutoff": _Number(False, lambda x: 0 <= x < 1, "from 0 to below 1: 0 is off"),
-    "repetition_penalty": _Number(False, lambda x: x > 0, "above 0: 1 is off, 1.2 discourages repetition"),
-    "no_repeat_ngram_size": _Number(True, lambda x: x >= 0, "a whole number: 0 is off, 3 forbids a repeated triple"),
-    "min_new_tokens": _Number(True, lambda x: x >= 0, "a whole number, 0 or more"),
-    "num_beams": _Number(True, lambda x: x >= 1, "a whole number, 1 or more"),
+    "repetition_penalty": _Number(
+        False, lambda x: 0.001 <= x <= 1000, "from 0.001 to 1000: 1 is off, 1.2 discourages repetition"
+    ),
+    "no_repeat_ngram_size": _Number(
+        True, lambda x: x in _COUNT, "a whole number below 2**63: 0 is off, 3 forbids a repeated triple"
+    ),
+    "min_new_tokens": _Number(True, lambda x: x in _COUNT, "a whole number from 0 to 2**63 - 1"),
+    "num_beams": _Number(True, lambda x: 1 <= x <= _MOST_ROWS, f"a whole number from 1 to {_MOST_ROWS:,}"),
     "length_penalty": _Number(False, lambda x: abs(x) <= 10, "from -10 to 10: 0 is the sum, 1 the mean per token"),
-    "num_return_sequences": _Number(True, lambda x: x >= 1, "a whole number, 1 or more"),
+    "num_return_sequences": _Number(True, lambda x: 1 <= x <= _MOST_ROWS, f"a whole number from 1 to {_MOST_ROWS:,}"),
 }
 _CHOICES: dict[str, tuple[bool | str, ...]] = {
     "strategy": ("sample", "greedy", "beam"),
@@ -299,8 +324,25 @@ _DRAWING: dict[str, Any] = {
 }
 _SEARCHING: dict[str, Any] = {"length_penalty": 1, "early_stopping": False, "required_sequences": ()}
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
-_SEQUENCE_LISTS = ("banned_sequences", "sequence_bias", "required_sequences")
+_SEQUENCE_LISTS: dict[str, tuple[type, str]] = {
+    "banned_sequences": (Sequence, "a list of lists of token ids"),
+    "sequence_bias": (Mapping, "a dict: tuple of token ids -> bias"),
+    "required_sequences": (Sequence, "a list of lists of token ids"),
+}
 _BANS = ("banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", *_ID_LISTS)
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what does not count anything: a number that is not whole, or below 1.
+
+    Raises:
+        InputError: with the name and the value.
+    """
+    _refuse(
+        not _is_number(value, whole=True) or value not in _COUNT[1:],
+        f"{name} = {reprlib.repr(value)} cannot be used",
+        f"{name} must be a whole number, 1 or more",
+    )
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:
@@ -319,11 +361,16 @@ def _made_of_ids(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(token_id, int) for token_id in value)
 
 
+def _is_number(value: object, whole: bool = False) -> bool:
+    """Whether it is an int, or a float too where it need not be whole. To Python bool is one, but top_k=True is not."""
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
 def _is_decay(value: Any) -> bool:
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
     start, factor = value
-    return isinstance(start, int) and start >= 0 and isinstance(factor, int | float) and 0 < factor < math.inf
+    return _is_number(start, whole=True) and start in _COUNT and _is_number(factor) and 0 < factor <= LARGEST
 
 
 def _refuse(condition: bool, what: str, how: str) -> None:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from minigpt.decoding.options import check_count
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -36,10 +37,10 @@ class Rows:
     Attributes:
         ids: the R rows, prompts included.
         logits: float32 (R, T, V), of the token after each of the T that were added last, and T = 1 after the prompt.
-            Where a row got fewer than others, what comes after its last one means nothing.
+            Where a row got fewer than others, what comes after its last one means nothing. T is at most the block.
 
     Raises:
-        InputError: if the model gives NaN.
+        InputError: if the model gives a logit that is infinite or not a number, now or in `advance`.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class Rows:
         if use_cache and max(map(len, prompts)) <= self._block_size:
             self._cache = KVCache(model.config, len(prompts), self._columns, weight.dtype, weight.device)
         self.ids = [list(prompt) for prompt in prompts for _ in range(copies)]
+        self._num_new = [1] * len(self.ids)  # how many of each row's logits mean something
         self.logits = self._feed(prompts, [1] * len(prompts)).repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
         if self._cache is not None and copies > 1:
             self._cache.expand(copies)
-        if self.logits.isnan().any():
-            raise InputError(
-                "the model's logits are not numbers (NaN)",
-                "its weights are damaged, or its training diverged: use an earlier checkpoint",
-            )
+
+    @property
+    def last_logits(self) -> Tensor:
+        """Of the token after the last one of each row: (R, V)."""
+        return self.logits[range(len(self.ids)), [n - 1 for n in self._num_new]]  # (R, T, V) -> (R, V)
 
     def room(self, lengths: Iterable[int]) -> int:
         """How many tokens may be tried after rows of these lengths, so that all fit the block, and the cache."""
@@ -92,10 +94,10 @@ class Rows:
             self._cache.rollback(torch.tensor(surplus, device=self._device))
         kept = old if keep is None else [ids[:n] for ids, n in zip(old, keep, strict=True)]
         self.ids = [[*ids, *new] for ids, new in zip(kept, tokens, strict=True)]
-        num_new = [len(new) for new in tokens]
-        if self._cache is not None and self._cache.longest + max(num_new) > self._columns:
+        self._num_new = [min(len(new), self._block_size) for new in tokens]
+        if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
-        self.logits = self._feed(self.ids if self._cache is None else tokens, num_new)
+        self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_new)
 
     def _feed(self, rows: Sequence[Sequence[int]], num_new: Sequence[int]) -> Tensor:
         """Feed each row's ids, give the logits (R, T, V) after its last `num_new[row]` ones; T is the largest."""
@@ -111,8 +113,14 @@ class Rows:
             first = torch.tensor([length - new for length, new in zip(lengths, num_new, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
-        logits: Tensor = self._model.lm_head(hidden)[..., : self._vocab_size]
-        return logits.float()  # (R, T, V)
+        logits: Tensor = self._model.lm_head(hidden)[..., : self._vocab_size].float()  # (R, T, V)
+        asked = torch.arange(T) < torch.tensor(num_new)[:, None]  # (R, T): the others are those of filling
+        if not logits[asked.to(self._device)].isfinite().all():
+            raise InputError(
+                "the model's logits are not numbers: one is infinite or NaN",
+                "its weights are damaged, or its training diverged: use an earlier checkpoint",
+            )
+        return logits
 
 
 class Noise:
@@ -208,8 +216,7 @@ def next_token_table(
     Raises:
         InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
     """
-    if k < 1:
-        raise InputError(f"a table of k = {k} tokens is empty", "choose k of at least 1")
+    check_count("k", k)
     (ids,) = check_prompts([ids], model.config.vocab_size)
     with evaluating(model):
         hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
@@ -225,6 +232,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     Raises:
         InputError: naming the prompt, the position and the id.
     """
+    if not isinstance(prompts, Iterable):
+        raise InputError(f"prompts = {prompts!r} cannot be used", "give a list of prompts, each a list of token ids")
     checked = []
     for number, prompt in enumerate(prompts):
         try:
@@ -249,13 +258,25 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     return checked
 
 
+# model -> how many are inside `evaluating` with it, and which of its modules were in training mode before the first
+_EVALUATED: dict[GPT, tuple[int, list[nn.Module]]] = {}
+
+
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """Dropout off inside, and every module back in its own mode outside, whatever happens."""
-    training = [module for module in model.modules() if module.training]
+    """Dropout off inside, and every module back in its own mode outside, whatever happens.
+
+    Two streams of one model may overlap: its modes come back when the last of those inside leaves.
+    """
+    users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
+    _EVALUATED[model] = users + 1, training
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        users, training = _EVALUATED.pop(model)
+        if users > 1:
+            _EVALUATED[model] = users - 1, training
+        else:
+            for module in training:
+                module.training = True

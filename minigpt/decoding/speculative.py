@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from minigpt.decoding.filters import apply_filters
-from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.options import DecodingOptions, check_count
 from minigpt.decoding.sampling import NoiseTape, Rows, choose
-from minigpt.errors import InputError
 from minigpt.model import GPT
 
 
@@ -64,15 +63,15 @@ class PromptLookup:
     max_ngram: int = 2
 
     def __post_init__(self) -> None:
-        _check_count("num_tokens", self.num_tokens)
-        _check_count("max_ngram", self.max_ngram)
+        check_count("num_tokens", self.num_tokens)
+        check_count("max_ngram", self.max_ngram)
 
     def draft(self, rows: Sequence[int], ids: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
         """What followed the first occurrence of each row's end."""
         return [list(self._continuation(row)[:count]) for row, count in zip(ids, counts, strict=True)]
 
     def _continuation(self, ids: Sequence[int]) -> Sequence[int]:
-        for size in range(self.max_ngram, 0, -1):
+        for size in range(min(self.max_ngram, len(ids) - 1), 0, -1):
             for start in range(len(ids) - size):
                 if ids[start : start + size] == ids[-size:]:
                     return ids[start + size :]
@@ -95,7 +94,7 @@ class DraftModel:
     num_tokens: int = 4
 
     def __post_init__(self) -> None:
-        _check_count("num_tokens", self.num_tokens)
+        check_count("num_tokens", self.num_tokens)
 
 
 class ModelDrafter:
@@ -130,9 +129,8 @@ class ModelDrafter:
         new = [list(written[n:]) for written, n in zip(ids, keep or (), strict=True)]
         for _ in range(max(counts)):
             self._rows.advance(parents, new, keep)
-            last = self._rows.logits[range(len(rows)), [len(tokens) - 1 for tokens in new]]  # (R, T, V) -> (R, V)
             steps = [len(row) - self._prompt_lengths[number] for number, row in zip(rows, self._rows.ids, strict=True)]
-            scores = apply_filters(last, self._rows.ids, self._options, steps)
+            scores = apply_filters(self._rows.last_logits, self._rows.ids, self._options, steps)
             chosen = choose(scores, None if self._tape is None else self._tape.at(rows, steps)).tolist()
             for draft, token in zip(drafts, chosen, strict=True):
                 draft.append(token)
@@ -143,8 +141,3 @@ class ModelDrafter:
 def _agreement(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading ids are the same."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} = {value!r} cannot be used", f"{name} must be a whole number, 1 or more")

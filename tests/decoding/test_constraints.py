@@ -124,6 +124,33 @@ def test_every_result_has_every_word(tiny_model: GPT, num_beams: int, seed: int)
             assert not {1, 2, 3} & set(ids[len(prompt) : -1])
 
 
+def test_more_beams_find_more_sequences_with_every_word(tiny_model: GPT) -> None:
+    """Few beams near the limit have the words: the error says what was found, and its advice is good."""
+    options: dict[str, Any] = {"strategy": "beam", "max_new_tokens": 4, "required_sequences": [[4, 7], [9]]}
+    with pytest.raises(InputError, match=r"num_beams = 5 found [1-4] continuations of prompt 0") as caught:
+        generate(tiny_model, PROMPTS, num_beams=5, num_return_sequences=5, **options)
+    assert "raise num_beams" in caught.value.how
+    found = generate(tiny_model, PROMPTS, num_beams=40, num_return_sequences=5, **options)
+    for number, prompt in enumerate(PROMPTS):
+        ids = found.sequences[5 * number : 5 * (number + 1)]
+        assert len(set(map(tuple, ids))) == 5
+        assert all(contains(row[len(prompt) :], part) for row in ids for part in options["required_sequences"])
+
+
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_words_leave_room_for_a_forced_end(tiny_model: GPT, num_beams: int) -> None:
+    options: dict[str, Any] = {"strategy": "beam", "eos_token_id": 3, "force_eos": True, "num_beams": num_beams}
+    for required in ([[4, 7], [9]], [[4, 7, 9]]):
+        result = generate(tiny_model, PROMPTS, max_new_tokens=4, required_sequences=required, **options)
+        for prompt, ids in zip(PROMPTS, result.sequences, strict=True):
+            assert ids[-1] == 3
+            assert all(contains(ids[len(prompt) :], part) for part in required)
+    # Where the context ends before, nothing is forced, and the words may take it all.
+    full = [[5] * 11]  # room for 3 in a block of 13
+    options |= {"max_new_tokens": 9, "on_overflow": "stop", "required_sequences": [[4, 7, 9]]}
+    assert generate(tiny_model, full, **options).sequences == [[*full[0], 4, 7, 9]]
+
+
 def test_a_stop_string_waits_for_the_words(table_model: Callable[..., GPT]) -> None:
     class Letters:
         vocab_size = 4

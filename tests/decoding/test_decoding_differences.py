@@ -25,6 +25,23 @@ def test_d4_ngrams_of_a_short_row(pair: Any) -> None:
     assert 49 in together.sequences[0], "the id that the reference is padded with is one like any other"
 
 
+def test_d11_equal_seeds_are_equal_chance(tiny_model: GPT) -> None:
+    """Wherever a prompt stands and whoever stands beside it, its own seed decides; so equal seeds draw the same."""
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 2.0, "num_return_sequences": 2}
+
+    def drawn(prompts: list[list[int]], seeds: list[int]) -> list[list[list[int]]]:
+        sequences = generate(tiny_model, prompts, seed=seeds, **options).sequences
+        return [sequences[at : at + 2] for at in range(0, len(sequences), 2)]
+
+    (alone,) = drawn([[1, 2]], [5])
+    assert alone[0] != alone[1], "the copies of one prompt share a seed, but no noise"
+    twins = drawn([[9], [1, 2], [4, 5, 6], [1, 2]], [8, 5, 5, 5])
+    assert twins[1] == twins[3] == alone
+    others = drawn([[1, 2]] * 4, [4, 5, 6, 7])
+    assert others[1] == alone
+    assert len({tuple(ids) for one in others for ids in one}) == 8, "what wants to differ takes different seeds"
+
+
 def test_d6_d7_nothing_follows_an_end(tiny_model: GPT) -> None:
     class Letters:
         vocab_size = 23

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minigpt.decoding import filters
-from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.options import LARGEST, DecodingOptions
 from minigpt.errors import InputError
 
 
@@ -88,6 +88,29 @@ def test_temperature_divides() -> None:
     torch.testing.assert_close(filters.temperature(torch.tensor([[2.0, -4.0]]), 2.0), torch.tensor([[1.0, -2.0]]))
 
 
+@pytest.mark.parametrize("value", [1e-30, 1e-37, 1e-40, 1e-46, 1e-320])
+def test_a_temperature_near_zero_leaves_the_best(value: float) -> None:
+    """Quotients overflow float32, and 1e-46 is 0 in it; the limit is known: the best tokens in equal shares."""
+    scores = torch.tensor([[3.0, -1.0, 3.0, 2.9], [-5.0, -6.0, -4.5, -math.inf], [1e9, -1e30, 2e9, 0.0]])
+    shares = filters.temperature(scores, value).softmax(-1)
+    assert shares.tolist() == [[0.5, 0, 0.5, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    nothing = torch.full((1, 4), -math.inf)
+    assert torch.equal(filters.temperature(nothing, value), nothing), "where all is banned, that must stay visible"
+
+
+def test_rows_that_do_not_overflow_are_divided_and_no_more() -> None:
+    scores = torch.tensor([[1e30, 9e29, 1.0], [0.3, -0.7, 0.1], [0.0, -math.inf, -math.inf]])
+    found = filters.temperature(scores, 1e-10)
+    assert found[0].softmax(-1).tolist() == [1.0, 0.0, 0.0]
+    assert torch.equal(found[1:], scores[1:] / 1e-10)
+    assert torch.equal(filters.temperature(scores, 1.3), scores / 1.3)
+
+
+def test_the_hottest_temperature_makes_all_that_is_left_equal() -> None:
+    shares = filters.temperature(torch.tensor([[40.0, -math.inf, -90.0]]), LARGEST).softmax(-1)
+    assert shares.tolist() == [[0.5, 0.0, 0.5]]
+
+
 def test_repetition_penalty_counts_each_token_once_and_follows_the_sign() -> None:
     scores = torch.tensor([[2.0, -2.0, 0.0, 4.0], [2.0, -2.0, -math.inf, 4.0]])
     result = filters.repetition_penalty(scores, [[0, 1, 0, 0, 2], [3, 2]], 2.0)
@@ -151,6 +174,17 @@ def test_the_end_grows_more_attractive() -> None:
     assert found.tolist() == [[1.5, -2.0, 5.0], [1.5, -2.0, 5.0], [3.0, 0.0, 5.0], [12.0, 12.0, 5.0]]
     banned = torch.tensor([[-math.inf, 1.0, 5.0]])
     assert filters.favour_end(banned, [4], [0, 1], 3, 2.0).tolist() == [[-math.inf, 2.0, 5.0]]
+
+
+@pytest.mark.parametrize(("factor", "length"), [(1e200, 2), (1.05, 20_000), (LARGEST, 10**18)])
+def test_an_end_that_is_overdue_by_far_has_a_large_score_and_no_infinite_one(factor: float, length: int) -> None:
+    found = filters.favour_end(torch.tensor([[-3.0, 0.0, -math.inf]]), [length], [0, 1, 2], 0, factor)
+    assert found.tolist() == [[pytest.approx(LARGEST), 0.0, -math.inf]]
+
+
+def test_an_end_that_is_ever_less_wanted_loses_its_score_twice_at_most() -> None:
+    found = filters.favour_end(torch.tensor([[-3.0, 3.0]]), [20_000], [0, 1], 0, 0.5)
+    assert found.tolist() == [[-6.0, 0.0]]  # s + |s| * (0 - 1)
 
 
 def test_suppressed_tokens() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.decoding.generate import before_stop, generate, stream
+from minigpt.decoding.generate import before_stop, check_request, generate, stream
+from minigpt.decoding.options import LARGEST
 from minigpt.decoding.sampling import Noise
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
@@ -191,7 +192,7 @@ def test_the_context_is_used_to_its_last_position(tiny_model: GPT) -> None:
         assert len(result.sequences[0]) == block + 1
         assert result.finish_reasons == ["length"]
         too_many = block + 2 - length
-        with pytest.raises(InputError, match=f"{length} tokens and {too_many} new ones .* block_size = {block}"):
+        with pytest.raises(InputError, match=f"{length} and max_new_tokens = {too_many} .* block_size = {block}"):
             generate(tiny_model, [[1], prompt], strategy="greedy", max_new_tokens=too_many)
 
 
@@ -259,6 +260,7 @@ def test_a_seed_per_prompt_makes_it_independent_of_its_batch(tiny_model: GPT) ->
 
 def test_temperature_zero_is_greedy_and_draws_nothing(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     greedy = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8)
+    assert generate(tiny_model, PROMPTS, temperature=1e-40, max_new_tokens=8).sequences == greedy.sequences
     monkeypatch.setattr(Noise, "draw", lambda *_: pytest.fail("drawn"))
     assert generate(tiny_model, PROMPTS, temperature=0, typical_p=0.1, max_new_tokens=8) == greedy
 
@@ -357,18 +359,45 @@ def test_the_mode_is_restored_after_an_error(tiny_model: GPT, monkeypatch: pytes
         ([1, 2], "prompt 0 is 1, not a list of token ids"),
         ("text", "prompt 0 is 't', not a list of token ids"),
         ([[1.5]], r"prompt 0 is \[1.5\], not a list of token ids"),
+        ([[10**400]], "prompt 0 has id 1000"),
+        ([None], "prompt 0 is None, not a list of token ids"),
+        (None, "prompts = None cannot be used"),
+        (7, "prompts = 7 cannot be used"),
     ],
 )
 def test_bad_prompts(tiny_model: GPT, prompts: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        generate(tiny_model, prompts, max_new_tokens=3)
+    for call in (generate, check_request):
+        with pytest.raises(InputError, match=message):
+            call(tiny_model, prompts, max_new_tokens=3)
 
 
+NUMBERS = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "num_beams", "length_penalty",
+    "num_return_sequences",
+)  # fmt: skip
+LISTS = ("banned_sequences", "sequence_bias", "required_sequences", "suppress_tokens", "begin_suppress_tokens")
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.5}, "temperature = -0.5"),
     ({"temperature": math.nan}, "temperature = nan"),
     ({"temperature": math.inf}, "temperature = inf"),
     ({"temperature": "hot"}, "temperature = 'hot'"),
+    ({"temperature": 1e31}, r"temperature = 1e\+31"),  # these overflow float32, sooner or later
+    ({"repetition_penalty": 1e-40}, "repetition_penalty = 1e-40"),
+    ({"repetition_penalty": 1e4}, "repetition_penalty = 10000"),
+    ({"sequence_bias": {(1,): 1e39}}, r"sequence_bias of \[1\] is 1e\+39"),
+    ({"sequence_bias": {(1,): -(10**400)}}, r"sequence_bias of \[1\] is -1000"),
+    ({"sequence_bias": {(1,): math.inf}}, r"sequence_bias of \[1\] is inf"),
+    ({"sequence_bias": {(1,): "2"}}, r"sequence_bias of \[1\] is '2'"),
+    ({"exponential_decay_length_penalty": (1, 1e200), "eos_token_id": 3}, "exponential_decay_length_penalty = "),
+    ({"exponential_decay_length_penalty": (1, 10**400), "eos_token_id": 3}, "exponential_decay_length_penalty = "),
+    *(({name: 10**400}, f"{name} = 1000") for name in NUMBERS),
+    ({"strategy": "beam", "num_beams": 10**9}, "num_beams = 1000000000"),
+    ({"num_return_sequences": 10**9}, "num_return_sequences = 1000000000"),
+    ({"seed": 10**400}, "seed = 1000"),
+    ({"seed": [1.5]}, "seed = 1.5"),
+    *(({name: value}, f"{name} = {value} cannot be used") for name in LISTS for value in (5, None)),
+    ({"sequence_bias": [[1]]}, r"sequence_bias = \[\[1\]\] cannot be used"),
     ({"top_k": -1}, "top_k = -1"),
     ({"top_k": 2.5}, "top_k = 2.5"),
     ({"top_k": True}, "top_k = True"),
@@ -405,7 +434,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"banned_sequences": [1]}, "banned_sequences holds 1"),
     ({"banned_sequences": [[]]}, r"banned_sequences holds \[\]"),
     ({"banned_sequences": [[1, 23]]}, "banned_sequences names token 23"),
-    ({"sequence_bias": {(1,): math.nan}}, r"sequence_bias of \(1,\) is nan"),
+    ({"sequence_bias": {(1,): math.nan}}, r"sequence_bias of \[1\] is nan"),
     ({"sequence_bias": {(-1,): 1.0}}, "sequence_bias names token -1"),
     ({"epsilon_cutoff": 1.0}, "epsilon_cutoff = 1.0"),
     ({"epsilon_cutoff": -0.1}, "epsilon_cutoff = -0.1"),
@@ -425,9 +454,18 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "beam", "required_sequences": [[1, 23]]}, "required_sequences names token 23"),
     (
         {"strategy": "beam", "required_sequences": [[1, 2], [3, 4]]},
-        "required_sequences are 4 tokens together, but prompt 0 gets 3",
+        "required_sequences hold 4 tokens, but prompt 0 gets 3 that are free",
+    ),
+    (
+        {"strategy": "beam", "required_sequences": [[1, 2]], "eos_token_id": 3, "force_eos": True, "max_new_tokens": 2},
+        "required_sequences hold 2 tokens, but prompt 0 gets 1 that are free",
+    ),
+    (
+        {"strategy": "beam", "required_sequences": [[4], [1, 2]], "stop": ["x", "ab"], "tokenizer": Letters()},
+        r"required_sequences wants \[1, 2\], but stop = 'ab' ends the text before that",
     ),
     # Contradictions: what would be ignored is refused.
+    ({"min_new_tokens": 2}, "min_new_tokens = 2 concerns the end-of-sequence token, but eos_token_id names none"),
     ({"force_eos": True}, "force_eos = True concerns the end-of-sequence token"),
     ({"exponential_decay_length_penalty": (1, 2.0)}, "exponential_decay_length_penalty = .* concerns the end"),
     ({"force_eos": True, "eos_token_id": [3, 4], "suppress_tokens": [3, 4]}, "suppress_tokens forbids all"),
@@ -456,9 +494,14 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[str(options) for options, _ in BAD_OPTIONS])
 def test_bad_options(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str) -> None:
     monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: pytest.fail("worked before checking"))
-    for decode in (lambda **o: generate(tiny_model, [[1]], **o), lambda **o: stream(tiny_model, [1], **o)):
+    for decode in (
+        lambda **o: generate(tiny_model, [[1]], **o),
+        lambda **o: stream(tiny_model, [1], **o),
+        lambda **o: check_request(tiny_model, [[1]], **o),
+    ):
         with pytest.raises(InputError, match=message) as caught:
             decode(**{"max_new_tokens": 3, **options})
+        assert "\n" not in caught.value.what + caught.value.how
         assert caught.value.how
 
 
@@ -505,8 +548,14 @@ def test_a_model_of_nan_is_refused(tiny_model: GPT, options: dict[str, Any]) -> 
 
 
 def test_odd_but_sound_settings(tiny_model: GPT) -> None:
-    for options in ({"top_k": 10**6}, {"top_p": 1e-9}, {"temperature": 1e-6}, {"temperature": 1e6}, {"top_k": None}):
-        result = generate(tiny_model, [[1]], max_new_tokens=3, **options)
+    for options in (
+        {"top_k": 2**63 - 1}, {"top_p": 1e-9}, {"temperature": 1e-6}, {"temperature": 1e6}, {"top_k": None},
+        {"temperature": LARGEST, "repetition_penalty": 0.001, "sequence_bias": {(2,): LARGEST, (1, 2): LARGEST}},
+        {"temperature": 1e-30, "repetition_penalty": 1000, "sequence_bias": {(2,): -LARGEST}},
+        {"exponential_decay_length_penalty": (0, LARGEST), "eos_token_id": 3, "temperature": 1e-30},
+        {"no_repeat_ngram_size": 2**63 - 1}, {"on_overflow": "stop", "max_new_tokens": 2**63 - 1},
+    ):  # fmt: skip
+        result = generate(tiny_model, [[1]], **{"max_new_tokens": 3, **options})
         assert all(0 <= token < tiny_model.config.vocab_size for token in result.sequences[0])
         assert math.isfinite(result.scores[0])
     assert generate(tiny_model, []).sequences == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.decoding.generate import Step, generate
+from minigpt.decoding.generate import Step, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -131,8 +131,27 @@ def test_what_is_shown_cannot_be_changed(tiny_model: GPT) -> None:
     _, steps = watch(tiny_model, strategy="greedy")
     with pytest.raises(dataclasses.FrozenInstanceError):
         steps[0].choices[0].id = 5  # type: ignore[misc]
-    with pytest.raises(InputError, match="num_candidates = 0"):
-        generate(tiny_model, PROMPTS, on_step=print, num_candidates=0)
+
+
+@pytest.mark.parametrize("number", [0, 1.5, None, 10**400])
+def test_a_number_of_candidates_that_counts_nothing(tiny_model: GPT, number: Any) -> None:
+    for call in (lambda: generate(tiny_model, PROMPTS, on_step=print, num_candidates=number),
+                 lambda: stream(tiny_model, PROMPTS[0], on_step=print, num_candidates=number)):  # fmt: skip
+        with pytest.raises(InputError, match=f"num_candidates = {str(number)[:9]}"):
+            call()
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, *CASES[2:3]], ids=str)
+def test_a_stream_shows_the_steps_of_generate(tiny_model: GPT, options: dict[str, Any]) -> None:
+    expected: list[Step] = []
+    generate(tiny_model, PROMPTS[:1], max_new_tokens=8, on_step=expected.append, num_candidates=3, **options)
+    steps: list[Step] = []
+    ids = []
+    told: dict[str, Any] = {"max_new_tokens": 8, "num_candidates": 3, **options}
+    for token in stream(tiny_model, PROMPTS[0], on_step=steps.append, **told):
+        ids.append(token)
+        assert [choice.id for step in steps for choice in step.choices][: len(ids)] == ids, "first told, then given"
+    assert steps == expected
 
 
 def test_without_a_watcher_nothing_is_prepared(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

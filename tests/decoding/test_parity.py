@@ -68,7 +68,7 @@ def test_greedy(pair: Any, number: int) -> None:
 
 
 def test_case_5_has_no_room_for_one_more(pair: Any) -> None:
-    with pytest.raises(InputError, match="40 tokens and 26 new ones do not fit block_size = 64"):
+    with pytest.raises(InputError, match="40 and max_new_tokens = 26 do not fit block_size = 64"):
         generate(pair.ours, LONG, strategy="greedy", max_new_tokens=26)
 
 

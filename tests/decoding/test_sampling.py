@@ -3,17 +3,24 @@
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from minigpt.config import GPTConfig
 from minigpt.decoding import sampling
+from minigpt.decoding.generate import generate, stream
 from minigpt.decoding.sampling import Noise, Rows
+from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
+from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 
 CPU = torch.device("cpu")
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 
 
 def p_value(observed: Tensor, probabilities: Tensor) -> float:
@@ -135,10 +142,11 @@ def test_next_token_table(tiny_model: GPT) -> None:
         ([], 5, "empty"),
         ([1, 23], 5, "id 23 at position 1, outside the vocabulary of 23"),
         ([1], 0, "k = 0"),
+        ([1], 1.5, "k = 1.5"),
         ([1] * 14, 5, "14 tokens .* block_size = 13"),
     ],
 )
-def test_next_token_table_refuses(tiny_model: GPT, ids: list[int], k: int, message: str) -> None:
+def test_next_token_table_refuses(tiny_model: GPT, ids: list[int], k: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         sampling.next_token_table(tiny_model, ids, k)
 
@@ -158,3 +166,89 @@ def test_modes_are_restored(tiny_model: GPT, check: Callable[[GPT], object]) -> 
         assert not any(module.training for module in tiny_model.modules())
         raise ZeroDivisionError
     assert [module.training for module in tiny_model.modules()] == before
+
+
+@pytest.mark.parametrize("end", ["reached", "closed", "error"])
+@pytest.mark.parametrize("begins_first", [True, False])
+def test_streams_of_one_model_share_its_evaluation_mode(
+    tiny_model: GPT, tiny_config: GPTConfig, begins_first: bool, end: str
+) -> None:
+    """Dropout comes back with the last of them, however the other one ended."""
+    prompts = {"short": [1, 2, 3], "long": [9]}
+    expected = {
+        name: list(stream(tiny_model, ids, strategy="greedy", max_new_tokens=8)) for name, ids in prompts.items()
+    }
+    model = GPT(replace(tiny_config, dropout=0.5))
+    model.load_state_dict(tiny_model.state_dict())
+    model.train()
+    model.h[0].eval()
+    modes = [module.training for module in model.modules()]
+
+    def watch(_: object) -> None:
+        if end == "error" and len(found["short"]) == 3:
+            raise ZeroDivisionError
+
+    limit = 3 if end == "reached" else 8
+    short = stream(model, prompts["short"], strategy="greedy", max_new_tokens=limit, on_step=watch)
+    long = stream(model, prompts["long"], strategy="greedy", max_new_tokens=8)
+    found: dict[str, list[int]] = {"short": [], "long": []}
+    assert [module.training for module in model.modules()] == modes, "nobody has asked for a token yet"
+    for _ in range(3):
+        for name, ids in [("short", short), ("long", long)][:: 1 if begins_first else -1]:
+            found[name].append(next(ids))
+    if end == "closed":
+        short.close()
+    with pytest.raises(ZeroDivisionError if end == "error" else StopIteration):
+        next(short)
+    assert not any(module.training for module in model.modules())
+    found["long"].extend(long)
+    assert found == {"short": expected["short"][:3], "long": expected["long"]}
+    assert [module.training for module in model.modules()] == modes
+
+
+class Poisoned(GPT):
+    """The logits after one token are not numbers."""
+
+    token: int
+    value: float
+
+    def trunk(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        hidden = super().trunk(idx, cache)
+        hidden[..., 0] = torch.where(idx == self.token, self.value, hidden[..., 0])
+        return hidden
+
+
+def poisoned(tiny_model: GPT, token: int, value: float) -> Poisoned:
+    model = Poisoned(tiny_model.config).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    model.token, model.value = token, value
+    return model
+
+
+DECODERS: list[dict[str, Any]] = [
+    {"strategy": "greedy"},
+    {"temperature": 1.0, "num_return_sequences": 2},
+    {"strategy": "beam", "num_beams": 3},
+    {"strategy": "greedy", "use_cache": False},
+    {"strategy": "greedy", "draft": PromptLookup(3, 1)},
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("options", DECODERS, ids=str)
+def test_logits_that_stop_being_numbers_are_refused(tiny_model: GPT, options: dict[str, Any], value: float) -> None:
+    """The prompt is sound. The first new token is made to be 5, and what comes after that is not."""
+    model = poisoned(tiny_model, 5, value)
+    told = {"sequence_bias": {(5,): 1e9}, "max_new_tokens": 3, **options}
+    assert generate(model, PROMPTS, **{**told, "max_new_tokens": 1}).sequences[0][-1] == 5
+    with pytest.raises(InputError, match="not numbers"):
+        generate(model, PROMPTS, **told)
+
+
+@pytest.mark.parametrize("options", [*DECODERS, {"draft": "model"}], ids=str)
+def test_what_stands_in_for_a_missing_token_may_be_anything(tiny_model: GPT, options: dict[str, Any]) -> None:
+    """Short rows are filled up with token 0, here and in the passes of a draft that rows follow differently far."""
+    if options.get("draft") == "model":
+        options = {"draft": DraftModel(GPT(tiny_model.config), 3)}
+    told = {"suppress_tokens": [0], "max_new_tokens": 6, **options}
+    assert generate(poisoned(tiny_model, 0, math.nan), PROMPTS, **told) == generate(tiny_model, PROMPTS, **told)

@@ -8,8 +8,9 @@ import torch
 
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate, stream
-from minigpt.decoding.sampling import Noise, NoiseTape, greedy, sample
-from minigpt.decoding.speculative import DraftModel, PromptLookup
+from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.sampling import Noise, NoiseTape, Rows, greedy, sample
+from minigpt.decoding.speculative import DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -171,6 +172,12 @@ def test_prompt_lookup_copies_what_followed(tiny_model: GPT) -> None:
     assert PromptLookup(max_ngram=1).draft([0], [[3, 4, 9, 3, 5, 9, 3]], [1]) == [[4]]
 
 
+def test_prompt_lookup_looks_for_no_more_than_there_is() -> None:
+    """A count without an end to it is no loop without an end."""
+    lookup = PromptLookup(num_tokens=2**62, max_ngram=2**62)
+    assert lookup.draft([0, 1], [[1, 2, 3, 1, 2], [7]], [9, 9]) == [[3, 1, 2], []]
+
+
 def test_prompt_lookup_saves_passes_where_text_repeats() -> None:
     steps: list[Any] = []
     model = Counting()
@@ -194,6 +201,41 @@ def test_a_draft_shrinks_where_the_context_ends(tiny_model: GPT, monkeypatch: py
     prompts = [[1] * 7, [2]]
     generate(tiny_model, prompts, draft=DraftModel(random_model(3), 6), strategy="greedy", max_new_tokens=7)
     assert max(reached) == tiny_model.config.block_size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block_size", [13, 5])
+def test_a_draft_is_what_the_draft_model_would_write(block_size: int) -> None:
+    """Rows that have a different number of tokens to read, and then kept a different number of what was drafted."""
+    model = random_model(3, block_size)
+    drafter = ModelDrafter(Rows(model, PROMPTS, 1, 13, True, 23), [0, 1, 2], DecodingOptions(strategy="greedy"), None)
+
+    def check(rows: list[int], ids: list[list[int]], counts: list[int]) -> list[list[int]]:
+        drafts = drafter.draft(rows, ids, counts)
+        for row, draft, count in zip(ids, drafts, counts, strict=True):
+            alone = generate(model, [row], strategy="greedy", max_new_tokens=count, on_overflow="crop")
+            assert draft == alone.sequences[0][len(row) :]
+        return drafts
+
+    ids = [[1, 2, 3, 7], [4, 5, 6, 7, 8, 2, 9, 1], [9, 5, 6]]
+    first, _, third = check([0, 1, 2], ids, [3, 2, 3])
+    check([0, 2], [[*ids[0], *first, 4], [*ids[2], *third[:1], 8]], [3, 3])
+
+
+def test_a_draft_with_a_short_window_catches_up(table_model: Callable[..., GPT]) -> None:
+    """While the long row slides nobody drafts, and then the draft has more new tokens to read than its block holds.
+
+    What follows depends on the last token alone, so a draft of the same table must be right every time.
+    """
+    table = [[0.9 if after == (token + 1) % 23 else 0.1 / 22 for after in range(23)] for token in range(23)]
+    model, draft = table_model(table, block_size=16), DraftModel(table_model(table, block_size=4), 3)
+    prompts = [[*range(13, 23), *range(6)], [11, 12]]
+    options: dict[str, Any] = {"strategy": "greedy", "on_overflow": "crop", "max_new_tokens": 20, "eos_token_id": 11}
+    plain = generate(model, prompts, **options)
+    assert plain.finish_reasons == ["eos", "length"], "the long row must end first"
+    found = generate(model, prompts, draft=draft, **options)
+    assert found.sequences == plain.sequences == [[*prompts[0], *range(6, 12)], [*range(11, 23), *range(10)]]
+    assert found.num_accepted == found.num_drafted > 0
 
 
 def test_noise_belongs_to_its_place() -> None:
@@ -225,6 +267,7 @@ def test_draft_and_model_agree_as_often_as_promised() -> None:
         (PromptLookup(), {"strategy": "beam", "num_beams": 2}, "num_beams = 2 changes sequences"),
         (PromptLookup(), {"num_beams": 3}, "num_beams = 3 changes sequences"),
         (DraftModel(Counting()), {}, "a vocabulary of 26 tokens, the model one of 23"),
+        ("lookup", {}, "draft = 'lookup' cannot be used"),
     ],
 )
 def test_impossible_drafts_are_refused(
@@ -244,6 +287,7 @@ def test_impossible_drafts_are_refused(
         (lambda: PromptLookup(max_ngram=0), "max_ngram = 0"),
         (lambda: DraftModel(Counting(), 0.5), "num_tokens = 0.5"),  # type: ignore[arg-type]
         (lambda: DraftModel(Counting(), True), "num_tokens = True"),
+        (lambda: PromptLookup(max_ngram=10**400), "max_ngram = 1000"),
     ],
 )
 def test_drafts_of_no_tokens_are_refused(make: Callable[[], Any], message: str) -> None:
@@ -265,9 +309,7 @@ def test_bans_beyond_a_wrong_draft_do_not_count(tiny_model: GPT) -> None:
     free = generate(tiny_model, [[1]], strategy="greedy", max_new_tokens=4).sequences[0][1:]
     wrong = next(token for token in range(23) if token not in free and token != 1)
 
-    class Wrong:
-        num_tokens = 2
-
+    class Wrong(PromptLookup):
         def draft(self, rows: Sequence[int], ids: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
             return [[wrong] * count for count in counts]
 
@@ -275,7 +317,7 @@ def test_bans_beyond_a_wrong_draft_do_not_count(tiny_model: GPT) -> None:
     result = generate(
         tiny_model,
         [[1]],
-        draft=Wrong(),  # type: ignore[arg-type]
+        draft=Wrong(num_tokens=2),
         strategy="greedy",
         max_new_tokens=4,
         banned_sequences=after_wrong,

@@ -1,0 +1,324 @@
+"""`minigpt generate` as people type it: what it says of mistakes, what it shows, and that both are true."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.cli import generate as command
+from minigpt.cli.main import run
+from minigpt.cli.parser import CommandParser
+from minigpt.config import GPTConfig
+from minigpt.decoding.generate import generate
+from minigpt.decoding.speculative import PromptLookup
+from minigpt.errors import InputError
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+
+BLOCK_SIZE = 19
+LETTERS = "\nabcdefghijklmnopqrstuvwxyz :.EMOR"
+CharModel = tuple[GPT, CharTokenizer]
+
+
+def random_model(tokenizer: Tokenizer, seed: int = 3) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def parser() -> CommandParser:
+    return command.make_parser()
+
+
+@pytest.fixture(autouse=True)
+def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
+    """It takes longer to make than all else that is done here."""
+    monkeypatch.setattr(command, "make_parser", lambda: parser)
+
+
+@pytest.fixture
+def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
+    """What --model, whatever it names, and --draft load: a random model of characters."""
+    tokenizer = CharTokenizer.from_text(LETTERS)
+    pair = random_model(tokenizer), tokenizer
+    monkeypatch.setattr(command, "load", lambda values: pair)
+    monkeypatch.setattr(command, "load_model", lambda spec: (random_model(tokenizer, seed=4), tokenizer))
+    return pair
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The two lines about a mistake in the flags, which name no field and no token of the library."""
+
+    def check(*flags: str) -> str:
+        assert run(["generate", *flags]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        what, how = err.rstrip("\n").split("\n")
+        assert what.startswith("error: ")
+        assert how.startswith("       ")
+        assert re.findall(r"[a-z]+_[a-z_]+", err.replace("block_size", "")) == []
+        assert re.search(r"\[\d", err) is None, "ids mean nothing to who types texts"
+        return err
+
+    return check
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """What a sound command writes: to standard output, to standard error."""
+
+    def check(*flags: str) -> tuple[str, str]:
+        assert run(["generate", *flags]) == 0
+        return capsys.readouterr()
+
+    return check
+
+
+@pytest.fixture
+def completions(written: Callable[..., tuple[str, str]]) -> Callable[..., list[dict[str, Any]]]:
+    """The completions that --json tells of."""
+    return lambda *flags: json.loads(written(*flags, "--json")[0])["completions"]
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+BEAM = ("--strategy", "beam", "--num-beams", "3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--temperature", "-1e3"], ["--temperature -1000.0 cannot be used", "--temperature must be"]),
+        (["--top-k", "-1"], ["--top-k -1"]),
+        (["--top-k", "9" * 400], ["--top-k 999", "below 2**63"]),
+        (["--repetition-penalty", "1e-40"], ["--repetition-penalty 1e-40", "from 0.001 to 1000"]),
+        (["--stop", ""], ["--stop '' cannot be used", "--stop must be a string of at least one character"]),
+        (["--stop", "o", "--stop", ""], ["--stop '' cannot be used"]),
+        (["--seed", "-1"], ["--seed -1 cannot be used"]),
+        (["--seed", str(2**63 - 1), "--prompt", "me"], [f"--seed {2**63} cannot be used"]),  # the second prompt's
+        (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--min-new-tokens", "2"], ["--min-new-tokens 2 puts off", "this model has none"]),
+        (["--length-penalty", "2"], ["--length-penalty 2.0 concerns beams", '--strategy "beam" with --num-beams']),
+        (["--early-stopping", "yes"], ["--early-stopping yes concerns beams", "leave --early-stopping out"]),
+        ([*BEAM, "--top-p", "0.5"], ["--top-p 0.5 shapes a draw", "--strategy 'beam' draws nothing"]),
+        ([*BEAM, "--num-return-sequences", "4"], ["--num-return-sequences 4 is more than --num-beams 3"]),
+        (["--bias", "e", "1e39"], ["--bias of 'e' is 1e+39", "or -inf to ban"]),
+        (["--bias", "Rome", "nan"], ["--bias of 'Rome' is nan"]),
+        (["--bias", "e", "much"], ["--bias ... much is no number"]),
+        (["--ban", "#"], ["--ban '#': the text has characters", "'#' (U+0023)"]),
+        (["--ban", ""], ["--ban '' is no token"]),
+        (["--require", "me"], ["--require ['me'] concerns beams"]),
+        ([*BEAM, "--require", "me", "--ban", "e"], ["--require wants 'me', but --ban forbids 'e' in it"]),
+        ([*BEAM, "--require", "me.", "--stop", "."], ["--require wants 'me.', but --stop '.' ends the text"]),
+        ([*BEAM, "--require", "Romeo"], ["--require hold 5 tokens, but the prompt gets 4"]),
+        ([*BEAM, "--require", "oeoe", "--no-repeat-ngram-size", "2"], ["all of --require", "--no-repeat-ngram-size"]),
+        ([*BEAM, "--num-return-sequences", "3", "--require", "mmmm"], ["--num-beams 3 found 1", "raise --num-beams"]),
+        ([*BEAM, "--draft", "lookup"], ["--num-beams 3 changes sequences", "leave --draft out"]),
+        (["--draft", "lookup", "--draft-tokens", "0"], ["--draft-tokens 0 guesses nothing"]),
+        (["--draft-tokens", "3"], ["--draft-tokens concerns a draft"]),
+        (
+            ["--max-new-tokens", "99"],
+            ["the prompt of length 5 and --max-new-tokens 99", "lower --max-new-tokens to 15"],
+        ),
+        (["--prompt", "a" * 20], ["prompt 1 of length 20 alone does not fit block_size = 19", "--on-overflow"]),
+        (["--prompt", "a#"], ["prompt 1: the text has characters", "'#' (U+0023)"]),
+    ],
+)
+def test_a_mistake_is_told_in_flags_and_texts(
+    characters: CharModel, refused: Callable[..., str], flags: list[str], parts: list[str]
+) -> None:
+    length = () if "--max-new-tokens" in flags else ("--max-new-tokens", "4")
+    err = refused("--prompt", "ROMEO", *length, *flags, "--json")
+    for part in parts:
+        assert part in err
+
+
+def test_texts_that_look_like_parts_of_an_error(characters: CharModel, refused: Callable[..., str]) -> None:
+    """They are shown as they were typed."""
+    flags = ("--prompt", "R", "--max-new-tokens", "99", *BEAM, "--require")
+    Path("prompt 7.txt").write_text("a" * 20, encoding="utf-8")
+    assert "line 1 of prompt 7.txt of length 20" in refused("--prompts-file", "prompt 7.txt")
+    for text in ("prompt 7", "[999]", "top_k = 3"):
+        tokenizer = CharTokenizer.from_text(LETTERS + text)
+        ids = tokenizer.encode(text)
+        error = InputError(f"prompt 0 wants {ids}, but stop = {text!r} ends it", "leave stop out")
+        with pytest.raises(InputError) as caught, command._in_flags(tokenizer, ["the prompt"]):
+            raise error
+        assert caught.value.how == "leave --stop out"
+        assert caught.value.what == f"the prompt wants {text!r}, but --stop {text!r} ends it"
+    assert "--top-k 5 shapes a draw" in refused(*flags, "m", "--stop", "prompt 7", "--top-k", "5")
+
+
+def test_an_unknown_character_is_found_in_its_line(characters: CharModel, refused: Callable[..., str]) -> None:
+    Path("openings.txt").write_text("ROMEO\n\n  \nwh?t\n", encoding="utf-8")
+    assert "line 4 of openings.txt: the text has characters" in refused("--prompts-file", "openings.txt")
+    assert "error: the text has characters" in refused("--prompt", "wh?t"), "a prompt alone needs no name"
+
+
+def test_a_prompt_too_long_for_a_later_batch_costs_no_work(
+    characters: CharModel, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(characters[0], "trunk", lambda idx, cache: pytest.fail("worked before checking"))
+    Path("openings.txt").write_text("ROMEO\n" * 4 + "a" * 20 + "\n", encoding="utf-8")
+    err = refused("--prompts-file", "openings.txt", "--batch-size", "2")
+    assert "line 5 of openings.txt of length 20 alone does not fit block_size = 19" in err
+
+
+def test_a_late_error_names_the_prompt_of_its_batch(characters: CharModel, refused: Callable[..., str]) -> None:
+    """The pair that is required stands in the fourth prompt already, and no pair may come twice."""
+    Path("openings.txt").write_text("ROMEO\nab\nme\nhome\n", encoding="utf-8")
+    flags = ("--max-new-tokens", "3", *BEAM, "--require", "om", "--no-repeat-ngram-size", "2", "--batch-size", "3")
+    assert "no continuation of line 4 of openings.txt was found" in refused("--prompts-file", "openings.txt", *flags)
+
+
+def test_an_error_amid_a_stream_begins_a_line(characters: CharModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--prompt", "R", "--max-new-tokens", "60", "--no-repeat-ngram-size", "1",
+                "--on-overflow", "crop"]) == 2  # fmt: skip
+    out, err = capsys.readouterr()
+    assert sorted(out) == sorted(LETTERS + "\n"), "every character once, and a line's end"
+    assert out.endswith("\n")
+    assert err.startswith("error: every token is banned; the options that ban are --no-repeat-ngram-size\n")
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["-inf", "-1e3", "-1E+3", "-.5e4", "-1000", "-INF"])
+def test_a_negative_number_in_any_form_is_no_flag(
+    characters: CharModel, completions: Callable[..., Any], number: str
+) -> None:
+    flags = ("--prompt", "ROMEO", "--strategy", "greedy", "--max-new-tokens", "4")
+    (plain,) = completions(*flags)
+    first = plain["completion"][0]
+    (biased,) = completions(*flags, "--bias", first, number)
+    (banned,) = completions(*flags, "--ban", first)
+    assert first not in biased["completion"]
+    assert biased["token_ids"] == banned["token_ids"]
+
+
+def test_stopping_where_the_block_is_full_is_up_to_each_prompt(
+    characters: CharModel, completions: Callable[..., Any]
+) -> None:
+    """A long prompt leaves the short ones their length, also where nobody asked for one."""
+    prompts = ("--prompt", "a" * 19, "--prompt", "ROMEO", "--prompt", "m")
+    for flags in ((), ("--on-overflow", "stop"), (*BEAM, "--on-overflow", "stop")):
+        found = completions(*prompts, *flags)
+        assert [len(row["token_ids"]) for row in found] == [BLOCK_SIZE + 1] * 3
+        assert {row["finish_reason"] for row in found} == {"context"}
+    crop = completions(*prompts, "--on-overflow", "crop")
+    assert [len(row["token_ids"]) for row in crop] == [219, 205, 201]
+    assert {row["finish_reason"] for row in crop} == {"length"}
+
+
+def test_a_full_block_is_told_where_it_ends_the_text(characters: CharModel, written: Callable[..., Any]) -> None:
+    told = "the model's block is full"
+    for flags, full in (
+        ((), True),
+        (("--on-overflow", "stop"), True),
+        (("--on-overflow", "stop", "--max-new-tokens", "99"), True),
+        (("--max-new-tokens", "15"), False),  # fits to the last position
+        (("--on-overflow", "stop", "--max-new-tokens", "15"), False),
+        (("--on-overflow", "crop", "--max-new-tokens", "30"), False),
+    ):
+        assert (told in written("--prompt", "ROMEO", *flags)[1]) == full, flags
+
+
+@pytest.mark.parametrize("draft", ["lookup", "smaller"])
+def test_what_a_draft_was_good_for_is_told(characters: CharModel, written: Callable[..., Any], draft: str) -> None:
+    model, tokenizer = characters
+    flags = ("--prompt", "ROMEO", "--strategy", "greedy", "--max-new-tokens", "14", "--draft", draft)
+    out, err = written(*flags)
+    result = json.loads(written(*flags, "--json")[0])
+    assert list(result) == ["completions", "tokens_per_second", "num_drafted", "num_accepted"]
+    assert result["completions"][0]["text"] + "\n" == out
+    assert f"; {result['num_accepted']} of {result['num_drafted']} drafted tokens accepted]" in err
+    assert 0 < result["num_drafted"] >= result["num_accepted"]
+    if draft == "lookup":
+        ids = tokenizer.encode("ROMEO")
+        alone = generate(model, [ids], strategy="greedy", max_new_tokens=14, draft=PromptLookup())
+        assert (result["num_drafted"], result["num_accepted"]) == (alone.num_drafted, alone.num_accepted)
+    twice = json.loads(written(*flags, "--prompt", "ROMEO", "--batch-size", "1", "--json")[0])
+    assert twice["num_drafted"] == 2 * result["num_drafted"], "over all batches"
+
+
+def test_a_score_says_what_it_is(characters: CharModel, written: Callable[..., Any]) -> None:
+    flags = ("--prompt", "ROMEO", "--max-new-tokens", "4")
+    for more, name in (
+        (("--num-return-sequences", "2"), "log-probability"),
+        (BEAM, "score (log-probability / length ** 1)"),
+        (("--num-beams", "2", "--length-penalty", "0.5"), "score (log-probability / length ** 0.5)"),
+    ):
+        score = json.loads(written(*flags, *more, "--json")[0])["completions"][0]["score"]
+        assert f"--- {name} {score:.3f}, ended by: length ---" in written(*flags, *more)[0]
+
+
+def test_a_prompt_that_comes_twice_gets_two_texts(characters: CharModel, completions: Callable[..., Any]) -> None:
+    """Each has a seed of its own, counted from --seed, and that seed gives its text to it alone too."""
+    found = completions("--prompt", "R", "--prompt", "R", "--prompt", "me", "--max-new-tokens", "9", "--seed", "4")
+    assert found[0]["token_ids"] != found[1]["token_ids"]
+    (alone,) = completions("--prompt", "R", "--max-new-tokens", "9", "--seed", "5")
+    assert alone["token_ids"] == found[1]["token_ids"]
+
+
+class Bar:
+    """In the place of the progress bar: remembers what it was told."""
+
+    def __init__(self, total: int, disable: bool | None, **_: Any) -> None:
+        self.total, self.disable, self.n = total, disable, 0
+        self.steps: list[int] = []
+        bars.append(self)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, steps: int = 1) -> None:
+        self.n += steps
+        self.steps.append(self.n)
+
+
+bars: list[Bar] = []
+
+
+@pytest.mark.parametrize("flags", [(), BEAM, ("--draft", "lookup", "--strategy", "greedy")])
+@pytest.mark.parametrize(("size", "total"), [("8", 7), ("2", 14)])
+def test_progress_is_shown_inside_a_batch_too(
+    characters: CharModel,
+    written: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: Any,
+    size: str,
+    total: int,
+) -> None:
+    monkeypatch.setattr(command, "tqdm", Bar)
+    bars.clear()
+    written("--prompt", "R", "--prompt", "me", "--prompt", "o", "--max-new-tokens", "7", "--batch-size", size, *flags)
+    (bar,) = bars
+    assert bar.disable is None, "shown on a terminal, and nowhere else"
+    assert bar.total == bar.n == total
+    assert bar.steps == sorted(bar.steps)
+    assert len(bar.steps) > 4, "it moves while a batch is under way"
+
+
+def test_an_end_of_sequence_can_be_put_off(monkeypatch: pytest.MonkeyPatch, completions: Callable[..., Any]) -> None:
+    tokenizer = GPT2Tokenizer(["l a", "la t"])
+    model = random_model(tokenizer)
+    with torch.no_grad():
+        model.wte.weight[tokenizer.eos_token_id] *= 9  # it comes soon
+    monkeypatch.setattr(command, "load", lambda values: (model, tokenizer))
+    lengths = {}
+    for least in ("0", "6"):
+        found = completions("--prompt", "la", "--num-return-sequences", "9", "--min-new-tokens", least, "--temperature",
+                            "2", "--max-new-tokens", "9")  # fmt: skip
+        lengths[least] = min(len(row["token_ids"]) for row in found if row["finish_reason"] == "eos")
+    assert lengths["0"] < 1 + 6 + 1 <= lengths["6"]
