@@ -86,7 +86,7 @@ def time_settings(
         name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
         tell(f"measuring {name} ...")
         try:
-            losses, times = _train_a_little(config, device, dtype, compiled, seconds)
+            losses, times = train_a_little(config, device, dtype, compiled, seconds)
         except Exception as error:  # a missing compiler raises many kinds
             timings.append(Timing(name, None, None, False, first_line(error)))
             continue
@@ -100,7 +100,7 @@ def time_settings(
     return timings
 
 
-def _train_a_little(
+def train_a_little(
     config: RunConfig, device: torch.device, dtype: torch.dtype, compiled: bool, seconds: float
 ) -> tuple[list[float], list[float]]:
     """Losses and times in seconds of a few real steps, the first of which warms up and compiles."""

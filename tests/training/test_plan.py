@@ -102,6 +102,11 @@ def test_an_evaluation_allocates_what_is_predicted(monkeypatch, changes, dtype, 
     assert predicted == pytest.approx(most_allocated(lambda: evaluate(model, ids, dtype)), rel=tolerance)
 
 
+def test_causal_masks_are_the_models():
+    masks = sum(mask.nbytes for mask in GPT(SMALL.model).buffers())
+    assert predict_memory(SMALL, CPU, torch.float32, 1000).lasting["causal masks"] == masks
+
+
 def test_a_short_validation_split_takes_less():
     phases = [predict_memory(SMALL, CPU, torch.float32, n).phases["evaluating"] for n in (68, 69, 68 + 67)]
     one, more, two = (sum(phase.parts.values()) for phase in phases)  # windows of 67 targets
@@ -193,7 +198,7 @@ def test_time_is_steps_evaluations_and_samples(monkeypatch):
         return spend
 
     monkeypatch.setattr(plan, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(plan, "_train_a_little", lambda *arguments: ([], [90.0, 1.0, 2.0, 5.0]))
+    monkeypatch.setattr(plan, "train_a_little", lambda *arguments: ([], [90.0, 1.0, 2.0, 5.0]))
     monkeypatch.setattr(plan, "evaluate", takes(7.0))
     monkeypatch.setattr(plan, "generate", takes(11.0))
     config = updated(SMALL, {"train": {"accumulation_steps": 3}})
@@ -208,6 +213,9 @@ def test_time_is_steps_evaluations_and_samples(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_memory_is_read_from_the_system():
+    import resource
+
+    assert resident_bytes() < 1.1 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # no address space
     before = resident_bytes()
     held = np.ones(2**26, dtype=np.uint8)  # 64 MiB, every page touched
     assert resident_bytes() - before == pytest.approx(held.nbytes, rel=0.1)

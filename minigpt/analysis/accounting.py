@@ -1,0 +1,336 @@
+"""What a model costs, from its configuration alone: parameters, floating-point operations, memory, a module a row.
+
+Nothing is built and torch is not imported, so "what if" takes no longer than the arithmetic. The conventions:
+
+FLOPs        matrix products only, 2 a multiply-add. Attention computes the whole (T, S) square, of which the causal
+             mask throws away half: it is counted whole, as `explicit_attention` computes it. The backward pass costs
+             twice the forward one, for each product has two factors and each factor's gradient is one product more.
+kept         bytes that autograd keeps from the forward pass for the backward pass, on a CPU. A tensor that several
+             modules keep is counted once, at the first of them; parameters and the mask buffer are not counted.
+number size  `bytes_per_value` is that of the matrix products: 4 in float32, 2 under bfloat16 autocast. Weights, sums,
+             norms, gradients and the optimizer's state are float32 either way.
+
+The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. On a GPU they are an upper bound: the
+fused kernel there works in bfloat16, draws its dropout again instead of keeping it, and a dropout mask has one byte.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError
+
+FLOAT = 4  # bytes of a float32
+INT = 8  # bytes of an int64
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one module of the model costs.
+
+    Attributes:
+        name: its path in the model; attention's core has two rows, one a matrix product, and the loss has one.
+        parameters: numbers that are trained.
+        forward_flops: of one forward pass over the batch.
+        activation_bytes: kept for the backward pass.
+        optimizer_bytes: state of the optimizer.
+        kv_cache_bytes: keys and values of the batch.
+        note: why a number is not what one would expect.
+    """
+
+    name: str
+    parameters: int = 0
+    forward_flops: int = 0
+    activation_bytes: int = 0
+    optimizer_bytes: int = 0
+    kv_cache_bytes: int = 0
+    note: str = ""
+
+    @property
+    def backward_flops(self) -> int:
+        """Of one backward pass."""
+        return 2 * self.forward_flops
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the parameters' gradients."""
+        return FLOAT * self.parameters
+
+
+@dataclass(frozen=True)
+class Check:
+    """An identity, and how far the numbers are from it.
+
+    Attributes:
+        name: what must be equal.
+        error: the observed distance, relative to the expected value.
+        tolerance: the largest distance allowed.
+        ok: whether it is within that.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The rows of a model and their sums.
+
+    Attributes:
+        config: the model's shape.
+        batch_size: rows of the batch, B.
+        tokens: tokens a row, T.
+        bytes_per_value: of the matrix products and the cache.
+        optimizer: "adamw" or "muon".
+        attention: "fused" or "explicit".
+        rows: in the order of the forward pass.
+    """
+
+    config: GPTConfig
+    batch_size: int
+    tokens: int
+    bytes_per_value: int
+    optimizer: str
+    attention: str
+    rows: tuple[Row, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model, a tied head counted once."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of the weights."""
+        return FLOAT * self.parameters
+
+    @property
+    def forward_flops(self) -> int:
+        """Of one forward pass over the batch."""
+        return sum(row.forward_flops for row in self.rows)
+
+    @property
+    def training_flops(self) -> int:
+        """Of one forward and one backward pass over the batch."""
+        return sum(row.forward_flops + row.backward_flops for row in self.rows)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Kept for the backward pass of the batch."""
+        return sum(row.activation_bytes for row in self.rows)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the gradients."""
+        return sum(row.gradient_bytes for row in self.rows)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of the optimizer's state; its step counters, 4 bytes a tensor, are left out."""
+        return sum(row.optimizer_bytes for row in self.rows)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Of the keys and values of the batch; the cache's counter of lengths, 8 bytes a row, is left out."""
+        return sum(row.kv_cache_bytes for row in self.rows)
+
+    def check(self) -> list[Check]:
+        """The identities that the sums must satisfy: the closed forms that books and papers give."""
+        c, B, T = self.config, self.batch_size, self.tokens
+        L, C, V = c.n_layer, c.n_embd, c.vocab_size
+        heads = 1 if c.tie_weights else 2
+        matrices = 12 * L * C * C + (heads * V + c.block_size) * C
+        vectors = (13 * L + 2) * C if c.bias else (2 * L + 1) * C
+        states = 2 * (matrices + vectors) - (12 * L * C * C if self.optimizer == "muon" else 0)
+        forward = 2 * B * T * (12 * L * C * C + V * C) + 4 * L * B * T * T * C
+        identities = {
+            "parameters = 12 L C^2 + (V + block) C + vectors": (self.parameters, matrices + vectors),
+            "forward FLOPs = 2 B T (12 L C^2 + V C) + 4 L B T^2 C": (self.forward_flops, forward),
+            "training FLOPs = 3 x forward": (self.training_flops, 3 * forward),
+            "gradients = 4 bytes a parameter": (self.gradient_bytes, 4 * (matrices + vectors)),
+            "optimizer = 4 bytes a state": (self.optimizer_bytes, 4 * states),
+            "KV-cache = 2 L B T C numbers": (self.kv_cache_bytes, 2 * L * B * T * C * self.bytes_per_value),
+        }
+        errors = {name: abs(found - expected) / expected for name, (found, expected) in identities.items()}
+        return [Check(name, error, 0.0, error == 0.0) for name, error in errors.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        sums = ("parameters", "forward_flops", "training_flops", *(f"{kind}_bytes" for kind in BYTES))
+        return {
+            **{name: getattr(self, name) for name in sums},
+            "batch_size": self.batch_size,
+            "tokens": self.tokens,
+            "bytes_per_value": self.bytes_per_value,
+            "optimizer": self.optimizer,
+            "attention": self.attention,
+            "config": dataclasses.asdict(self.config),
+            "rows": [
+                {**dataclasses.asdict(row), "backward_flops": row.backward_flops, "gradient_bytes": row.gradient_bytes}
+                for row in self.rows
+            ],
+        }
+
+    def table(self) -> str:
+        """The rows for people, 80 columns wide; of the blocks, which are all alike, only the first is taken apart."""
+        headings = ("numbers", "FLOPs", "kept", "gradient", "optimizer", "KV-cache")
+        blocks = [row for row in self.rows if row.name.startswith("h.")]
+        first, count = self.rows.index(blocks[0]), self.config.n_layer
+        lines = [
+            " " * _NAME_WIDTH + "".join(f"{heading:>{_WIDTH}}" for heading in headings),
+            *(_line(row.name, [row]) for row in self.rows[:first]),
+            _line("h.0" if count == 1 else f"h.0 ... h.{count - 1}  x {count}", blocks),
+            *(_line("  " + row.name.removeprefix("h.0."), [row]) for row in blocks[: len(blocks) // count]),
+            *(_line(row.name, [row]) for row in self.rows[first + len(blocks) :]),
+            _line("together", self.rows),
+            "",
+            "the lines set in are one block's; the line above them is all of them",
+        ]
+        return "\n".join(lines + [f"{row.name}: {row.note}" for row in self.rows if row.note])
+
+
+BYTES = ("parameter", "activation", "gradient", "optimizer", "kv_cache")
+_NAME_WIDTH, _WIDTH = 20, 10  # of the columns of the table
+
+
+def model_size(
+    config: GPTConfig,
+    batch_size: int = 1,
+    tokens: int | None = None,
+    bytes_per_value: Literal[2, 4] = 4,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    attention: Literal["fused", "explicit"] = "fused",
+) -> ModelSize:
+    """Count what a model of this shape costs.
+
+    Args:
+        config: the shape.
+        batch_size: rows of a batch, B.
+        tokens: tokens a row, T; the block size by default. The cache is counted when it holds them all.
+        bytes_per_value: of the matrix products and the cache: 4 for float32, 2 for bfloat16.
+        optimizer: whose state is counted: two float32 a parameter for AdamW; for Muon one a number of the blocks'
+            matrices, and AdamW's two for all others.
+        attention: which core keeps activations: the fused one, or the explicit one with its (T, T) patterns.
+
+    Raises:
+        InputError: if the batch is empty, or its rows are longer than the block.
+    """
+    tokens = config.block_size if tokens is None else tokens
+    if batch_size < 1 or not 1 <= tokens <= config.block_size:
+        raise InputError(
+            f"a batch of {batch_size} rows of {tokens} tokens cannot go through this model",
+            f"choose batch_size from 1, and tokens from 1 to block_size = {config.block_size}",
+        )
+    counter = _Counter(config, batch_size, tokens, bytes_per_value, optimizer == "muon", attention == "explicit")
+    return ModelSize(config, batch_size, tokens, bytes_per_value, optimizer, attention, tuple(counter.rows()))
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """One training step of a model, from which each module reads its row."""
+
+    config: GPTConfig
+    B: int
+    T: int
+    value: int  # bytes of a number that a matrix product takes
+    muon: bool
+    explicit: bool
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in the order of the forward pass."""
+        c, N = self.config, self.B * self.T
+        yield self._embedding("wte", c.vocab_size, INT * N)
+        yield self._embedding("wpe", c.block_size, INT * self.T)
+        yield from self._dropout("drop", FLOAT)
+        for layer in range(c.n_layer):
+            yield from self._block(f"h.{layer}")
+        yield self._norm("ln_f")
+        yield self._head()
+        # The log-softmax, the targets, and two scalars: the sum of the weights and the number of targets.
+        yield Row("loss", activation_bytes=FLOAT * N * c.vocab_size + INT * N + FLOAT + INT)
+
+    def _block(self, name: str) -> Iterator[Row]:
+        C = self.config.n_embd
+        yield self._norm(f"{name}.ln_1")
+        yield self._linear(f"{name}.attn.c_attn", C, 3 * C)
+        yield from self._core(f"{name}.attn")
+        yield self._linear(f"{name}.attn.c_proj", C, C, shares_input=self._fused_kernel and self.value == FLOAT)
+        yield from self._dropout(f"{name}.attn.resid_dropout", self.value)
+        yield self._norm(f"{name}.ln_2")
+        yield self._linear(f"{name}.mlp.c_fc", C, 4 * C)
+        yield Row(f"{name}.mlp.gelu", activation_bytes=self.value * self.B * self.T * 4 * C)
+        yield self._linear(f"{name}.mlp.c_proj", 4 * C, C)
+        yield from self._dropout(f"{name}.mlp.dropout", self.value)
+
+    @property
+    def _fused_kernel(self) -> bool:
+        """Whether attention runs in the kernel without patterns: on a CPU, dropout makes torch fall back to them."""
+        return not self.explicit and self.config.dropout == 0
+
+    def _core(self, name: str) -> Iterator[Row]:
+        """Attention's two products: q, k, v of (B, H, T, D), and patterns of (B, H, T, T) where there are any."""
+        B, T, C, H = self.B, self.T, self.config.n_embd, self.config.n_head
+        value = self.value if self.explicit else FLOAT  # the fused core takes float32 on a CPU
+        width, pattern = value * B * T * C, value * B * H * T * T
+        flops = 2 * B * T * T * C
+        if self._fused_kernel:
+            of_scores, of_values = FLOAT * B * H * T, width  # each query's logsumexp; the mixed values
+        else:
+            of_scores = pattern + (T * T if self.explicit else 0)  # the explicit core keeps its mask, inverted
+            of_values = 2 * pattern if self.config.dropout else 0  # the mask of dropout, and what it leaves
+            if not self.explicit and self.value == FLOAT and 1 in (B, H):
+                of_values += 2 * width  # v is no copy here: it holds on to all of c_attn's output, q and k with it
+        yield Row(f"{name} scores", 0, flops, 2 * width + of_scores, kv_cache_bytes=self.value * B * T * C)
+        yield Row(f"{name} values", 0, flops, width + of_values, kv_cache_bytes=self.value * B * T * C)
+
+    def _linear(self, name: str, inputs: int, outputs: int, shares_input: bool = False) -> Row:
+        """A linear layer of a block. It keeps its input, and the copy of its weight that autocast made."""
+        N, weights, bias = self.B * self.T, inputs * outputs, outputs if self.config.bias else 0
+        kept = (0 if shares_input else self.value * N * inputs) + self._cast(weights)
+        states = (weights if self.muon else 2 * weights) + 2 * bias
+        return Row(name, weights + bias, 2 * N * weights, kept, FLOAT * states)
+
+    def _head(self) -> Row:
+        N, weights, tied = self.B * self.T, self.config.n_embd * self.config.vocab_size, self.config.tie_weights
+        kept = self.value * N * self.config.n_embd + self._cast(weights)
+        parameters, note = (0, "its weight is wte's, counted there") if tied else (weights, "")
+        return Row("lm_head", parameters, 2 * N * weights, kept, 2 * FLOAT * parameters, note=note)
+
+    def _cast(self, weights: int) -> int:
+        return 0 if self.value == FLOAT else self.value * weights
+
+    def _embedding(self, name: str, size: int, kept: int) -> Row:
+        """An embedding keeps the ids that it looked up."""
+        weights = size * self.config.n_embd
+        return Row(name, weights, 0, kept, 2 * FLOAT * weights)
+
+    def _norm(self, name: str) -> Row:
+        """A layer norm keeps its input, and the mean and inverse deviation of each position."""
+        N, C = self.B * self.T, self.config.n_embd
+        parameters = 2 * C if self.config.bias else C
+        return Row(name, parameters, 0, FLOAT * N * (C + 2), 2 * FLOAT * parameters)
+
+    def _dropout(self, name: str, value: int) -> Iterator[Row]:
+        """A dropout keeps its mask, in the number format of its input."""
+        if self.config.dropout:
+            yield Row(name, activation_bytes=value * self.B * self.T * self.config.n_embd)
+
+
+def human(number: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix, as people say it: 124439808 -> "124 M"."""
+    power = 0
+    while number >= 999.5:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {'kMGTPE'[power - 1] if power else ''}{unit}".rstrip()
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    counts = [sum(row.parameters for row in rows), sum(row.forward_flops for row in rows)]
+    sizes = [sum(getattr(row, f"{kind}_bytes") for row in rows) for kind in BYTES[1:]]
+    cells = [human(count) for count in counts] + [human(size, "B") for size in sizes]
+    line = f"{name:<{_NAME_WIDTH}}" + "".join(f"{'' if cell.split()[0] == '0' else cell:>{_WIDTH}}" for cell in cells)
+    return line.rstrip()
