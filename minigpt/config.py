@@ -114,6 +114,42 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class DocumentsConfig:
+    """How to read separate documents, where a source holds them.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    separate: Literal["auto", "on", "off"] = "auto"
+    """read the source as separate documents and not as one text; auto does with a .jsonl or .csv"""
+    text_field: str = ""
+    """the field of a record that is its text; by default `text`, or the only one that holds text"""
+    prompt_field: str = ""
+    """for pairs: the field that is given; the loss is that of the completion alone"""
+    completion_field: str = ""
+    """for pairs: the field that is learned"""
+    max_characters: int = 0
+    """longer documents are cut to this many characters; 0 for no limit"""
+    max_length: int = 0
+    """longer documents are cut to this many tokens; 0 for the model's block_size"""
+    train_size: int = 0
+    """documents to train on, chosen by the seed; 0 for all that do not validate"""
+    val_size: int = 0
+    """documents to validate on, chosen by the seed; 0 for a tenth"""
+    batching: Literal["padded", "packed", "confined"] = "padded"
+    """one document a row; or back to back, which wastes nothing; or back to back without seeing each other"""
+    keywords: int = 0
+    """put a line with this many telling words of each document in front of it, to ask for them afterwards"""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("max_characters", "max_length", "train_size", "val_size", "keywords"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How to train.
 
@@ -123,6 +159,8 @@ class TrainConfig:
 
     max_steps: int = 5000
     """number of optimizer steps"""
+    epochs: float = 0.0
+    """number of readings of all data; above 0 it decides max_steps, and evaluates and saves after each"""
     batch_size: int = 64
     """sequences in one micro-batch"""
     accumulation_steps: int = 1
@@ -131,8 +169,12 @@ class TrainConfig:
     """AdamW's peak learning rate, reached after warm-up"""
     min_learning_rate: float = 1e-4
     """where the cosine ends; the Muon rate falls by the same factor"""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """how the learning rate falls after warm-up"""
     warmup_steps: int = 100
     """steps over which the learning rate rises linearly from near zero"""
+    warmup_ratio: float = 0.0
+    """share of all steps; above 0 it decides warmup_steps"""
     weight_decay: float = 0.1
     """decoupled decay of the matrices; biases, layer norms and (under Muon) embeddings are never decayed"""
     beta1: float = 0.9
@@ -155,6 +197,18 @@ class TrainConfig:
     """evaluations without a better validation loss after which training stops; 0 for never"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """what to do when a loss or a gradient is infinite or not a number: stop with a report, or leave the step out"""
+    lora_rank: int = 0
+    """above 0, train adapters of this rank beside the frozen model (LoRA) and save nothing else"""
+    lora_alpha: float = 16.0
+    """an adapter's output is scaled by lora_alpha / lora_rank"""
+    lora_dropout: float = 0.0
+    """share of an adapter's inputs zeroed in training"""
+    lora_targets: str = "attn.c_attn"
+    """the layers with adapters: ends of their names, or globs, with commas between them"""
+    freeze: str = ""
+    """parameters that stay as they are: names or globs with commas between them, such as wte.*,wpe.*,h.[0-5].*"""
+    gradient_checkpointing: bool = False
+    """compute the blocks' activations again in the backward pass: a third more time, far less memory"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """under torchrun: ddp, the whole model in each process, or fsdp, a part of every tensor in each"""
 
@@ -163,15 +217,28 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "accumulation_steps", "eval_interval", "save_interval"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
-        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "grad_clip", "patience"):
+        for name in (
+            "min_learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "grad_clip",
+            "patience",
+            "epochs",
+            "lora_rank",
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
         for name in ("learning_rate", "muon_learning_rate"):
             value = getattr(self, name)
             _require(value > 0, f"{name} = {value} would not learn", f"{name} must be above 0")
-        for name in ("beta1", "beta2", "muon_momentum"):
+        for name in ("beta1", "beta2", "muon_momentum", "warmup_ratio", "lora_dropout"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} = {value} is out of range", f"{name} must lie in [0, 1)")
+        _require(
+            not (self.lora_rank and self.optimizer == "muon"),
+            "optimizer = muon is not for adapters: made orthogonal, a thin matrix moves in all of its directions alike",
+            "use --train.optimizer adamw with --train.lora_rank",
+        )
         _require(
             self.min_learning_rate <= self.learning_rate,
             f"min_learning_rate = {self.min_learning_rate} is above learning_rate = {self.learning_rate}",
@@ -194,7 +261,10 @@ class RunConfig:
 
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init_from: str = ""
+    """the model to start from: a run directory, a transformers folder, weights, gpt2, ORG/NAME; empty for a new one"""
     seed: int = 0
     """fixes the initial weights, the batches and dropout: the same seed gives the same weights, byte for byte"""
     device: str = "auto"
@@ -203,6 +273,8 @@ class RunConfig:
     """of the matrix products in training; auto is bfloat16 where the hardware multiplies it, else float32"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off elsewhere"""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """where to watch the run besides its own files; each needs the extra of its name"""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -238,6 +310,28 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         RunConfig(
             model=GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, bias=False),
             train=TrainConfig(max_steps=5000, batch_size=64, learning_rate=1e-3, min_learning_rate=1e-4),
+        ),
+    ),
+    "finetune-documents": (
+        "GPT-2 goes on with your documents: --data reviews.jsonl",
+        RunConfig(
+            init_from="gpt2",
+            documents=DocumentsConfig(separate="on", max_length=128, train_size=3000, val_size=500),
+            train=TrainConfig(
+                epochs=3, batch_size=4, learning_rate=2e-5, min_learning_rate=0.0, schedule="linear", warmup_ratio=0.1,
+                weight_decay=0.01, beta2=0.999,
+            ),
+        ),
+    ),
+    "finetune-text": (
+        "GPT-2 goes on with one text: --data my-novel.txt",
+        RunConfig(
+            model=GPTConfig(block_size=256),
+            init_from="gpt2",
+            train=TrainConfig(
+                max_steps=200, batch_size=8, accumulation_steps=4, learning_rate=3e-5, min_learning_rate=3e-6,
+                warmup_steps=10, eval_interval=50, save_interval=50,
+            ),
         ),
     ),
     "gpt2-124m": (

@@ -70,6 +70,10 @@ class Interrupted(KeyboardInterrupt):
         self.how = how
 
 
+class ModelNote(UserWarning):
+    """What one should know of a model that was loaded, though nothing is wrong with it."""
+
+
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from minigpt.errors import CheckpointError, MissingFileError, first_line
 
+LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
 
 _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
@@ -89,6 +90,19 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with its line ends kept, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def check_unused(path: Path) -> None:
+    """Refuse a run directory that holds something already: no run overwrites another.
+
+    Raises:
+        CheckpointError: if the folder is not empty, or the path is a file.
+    """
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
+    if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
+        raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
 
 
 def first_bytes(path: Path) -> bytes:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.errors import CheckpointError, ConfigError
-from minigpt.files import atomic_folder, listed, read_json, write_text
+from minigpt.errors import CheckpointError, ConfigError, ModelNote
+from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
+from minigpt.gpt2_names import reference_views
 from minigpt.lora import (
     LoRAConfig,
     LowRank,
@@ -28,8 +29,6 @@ from minigpt.lora import (
     new_adapter,
 )
 from minigpt.model import GPT
-from minigpt.pretrained import ModelNote, reference_views
-from minigpt.training.checkpoint import check_unused
 from minigpt.weights import fill, open_weights, read_metadata, write_safetensors
 
 CONFIG = "adapter_config.json"
@@ -70,7 +69,13 @@ def fingerprint(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(model: GPT, folder: Path | str, name: str = "default", base: str | None = None) -> None:
+def save_adapter(
+    model: GPT,
+    folder: Path | str,
+    name: str = "default",
+    base: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write an adapter so that PEFT loads it: `PeftModel.from_pretrained(base_model, folder)`.
 
     Args:
@@ -78,6 +83,7 @@ def save_adapter(model: GPT, folder: Path | str, name: str = "default", base: st
         folder: must not exist yet, or be empty. Both files appear in it when they are whole.
         name: which adapter; the files do not tell it.
         base: where the base comes from, for the record.
+        metadata: texts for the header of the weights.
 
     Raises:
         ConfigError: if there is no such adapter, or one is merged.
@@ -102,7 +108,9 @@ def save_adapter(model: GPT, folder: Path | str, name: str = "default", base: st
     }
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(content, indent=2) + "\n")
-        write_safetensors(part / WEIGHTS, _peft_tensors(adapter), metadata={_BASE: fingerprint(model)})
+        write_safetensors(
+            part / WEIGHTS, _peft_tensors(adapter), metadata={**(metadata or {}), _BASE: fingerprint(model)}
+        )
 
 
 def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[str]:

@@ -2,7 +2,7 @@
 
 "The reference" is the transformers library. Most GPT-2 weights are published in its layout: a config.json, weights
 under its names, the files of the tokenizer. Its names and ours differ by prefixes, and its projections are stored
-transposed; `NAME_TABLE` is all there is to know about that, in both directions.
+transposed; `gpt2_names.NAME_TABLE` is all there is to know about that, in both directions.
 """
 
 import dataclasses
@@ -10,23 +10,26 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig, did_you_mean
 from minigpt.data.corpora import load_corpus
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError
-from minigpt.files import atomic_folder, listed, read_json, write_text
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
+from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
+from minigpt.gpt2_names import names, reference_views
 from minigpt.hub import CONFIG, TOKENIZER, WEIGHTS, fetch_model
+from minigpt.lora import merged
+from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import check_unused, check_vocabulary, read_run, run_at
+from minigpt.training.checkpoint import RunDirectory, check_vocabulary, read_config, read_run, run_at
 from minigpt.weights import (
     StoredTensor,
     empty_model,
@@ -42,75 +45,14 @@ HUB_NAMES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
 
-class ModelNote(UserWarning):
-    """What one should know of a model that was loaded, though nothing is wrong with it."""
-
-
 class AssumedHeads(ModelNote):
     """Weights came without a configuration, and do not show into how many heads their attention is split."""
 
 
-class Name(NamedTuple):
-    """A weight here and in the reference; {i} stands for the layer.
-
-    Attributes:
-        ours: our name.
-        theirs: the reference's.
-        conv1d: whether the reference keeps it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
-    """
-
-    ours: str
-    theirs: str
-    conv1d: bool = False
-
-
-NAME_TABLE = (
-    Name("wte.weight", "transformer.wte.weight"),
-    Name("wpe.weight", "transformer.wpe.weight"),
-    Name("h.{i}.ln_1.weight", "transformer.h.{i}.ln_1.weight"),
-    Name("h.{i}.ln_1.bias", "transformer.h.{i}.ln_1.bias"),
-    Name("h.{i}.attn.c_attn.weight", "transformer.h.{i}.attn.c_attn.weight", conv1d=True),
-    Name("h.{i}.attn.c_attn.bias", "transformer.h.{i}.attn.c_attn.bias"),
-    Name("h.{i}.attn.c_proj.weight", "transformer.h.{i}.attn.c_proj.weight", conv1d=True),
-    Name("h.{i}.attn.c_proj.bias", "transformer.h.{i}.attn.c_proj.bias"),
-    Name("h.{i}.ln_2.weight", "transformer.h.{i}.ln_2.weight"),
-    Name("h.{i}.ln_2.bias", "transformer.h.{i}.ln_2.bias"),
-    Name("h.{i}.mlp.c_fc.weight", "transformer.h.{i}.mlp.c_fc.weight", conv1d=True),
-    Name("h.{i}.mlp.c_fc.bias", "transformer.h.{i}.mlp.c_fc.bias"),
-    Name("h.{i}.mlp.c_proj.weight", "transformer.h.{i}.mlp.c_proj.weight", conv1d=True),
-    Name("h.{i}.mlp.c_proj.bias", "transformer.h.{i}.mlp.c_proj.bias"),
-    Name("ln_f.weight", "transformer.ln_f.weight"),
-    Name("ln_f.bias", "transformer.ln_f.bias"),
-    Name("lm_head.weight", "lm_head.weight"),
-)
 # What wrappers put before a name: torch.compile, data parallelism, and the reference itself or its bare trunk.
 _PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
 # Causal masks, which older files hold. c_attn.bias is none of them.
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
-
-
-def names(n_layer: int) -> Iterator[Name]:
-    """The rows of `NAME_TABLE` for a model of so many layers."""
-    for name in NAME_TABLE:
-        for i in range(n_layer if "{i}" in name.ours else 1):
-            yield Name(name.ours.format(i=i), name.theirs.format(i=i), name.conv1d)
-
-
-def reference_views(model: GPT, conv1d: bool = True) -> dict[str, Tensor]:
-    """The model's weights under the reference's names, a tied head left out.
-
-    They are views in the reference's orientation: what is written into them is in the model.
-
-    Args:
-        model: ours.
-        conv1d: False for the same names in nn.Linear's orientation, as nanoGPT has them.
-    """
-    own = own_tensors(model)
-    return {
-        name.theirs: own[name.ours].T if conv1d and name.conv1d else own[name.ours]
-        for name in names(model.config.n_layer)
-        if name.ours in own
-    }
 
 
 def load_model(
@@ -128,7 +70,8 @@ def load_model(
     Args:
         spec: which model. A path that exists is read, and the network is not asked for it:
 
-            - a run directory (its best weights), or the `last` folder inside one (its newest);
+            - a run directory (its best weights), or the `last` folder inside one (its newest); one that trained an
+              adapter gives the model it was trained on with the adapter merged into it;
             - a folder in the reference's layout, with a config.json: one .safetensors file, else several with their
               index, else the same as pytorch_model.bin;
             - one .safetensors or .bin file: of a run directory, or with a config.json beside it, or without, and then
@@ -155,7 +98,10 @@ def load_model(
         AssumedHeads: if the number of heads was not to be read anywhere.
         ModelNote: if the model computes a little differently from the program that trained it.
     """
-    source = _adjusted(_open(_locate(spec), dropout), block_size, dropout)
+    path = _locate(spec)
+    if _is_run(path) and read_config(run := run_at(path if path.is_dir() else path.parent)).train.lora_rank:
+        return _load_adapted(run, block_size, dropout)
+    source = _adjusted(_open(path, dropout), block_size, dropout)
     chosen = _tokenizer(source, tokenizer)
     check_vocabulary(chosen, source.config.vocab_size, source.path)
     model = empty_model(source.config)
@@ -164,6 +110,21 @@ def load_model(
     if source.note is not None:
         warnings.warn(source.note, stacklevel=2)
     return model.eval(), chosen
+
+
+def model_config(spec: str | Path) -> GPTConfig:
+    """The shape of a model, without its weights. Args and errors are those of `load_model`."""
+    path = _locate(spec)
+    if _is_run(path):
+        return read_config(run_at(path if path.is_dir() else path.parent)).model
+    return _open(path, None).config
+
+
+def _load_adapted(run: RunDirectory, block_size: int | None, dropout: float | None) -> tuple[GPT, Tokenizer]:
+    """The base that a run started from, with the run's best adapter merged into it."""
+    model, tokenizer = load_model(read_config(run).init_from, block_size=block_size, dropout=dropout)
+    load_adapter(model, run.adapter)
+    return merged(model), tokenizer
 
 
 def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from minigpt.config import GPTConfig, TrainConfig
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
+from minigpt.gpt2_names import reference_views
 from minigpt.lora import (
     LoRAConfig,
     LoRALinear,
@@ -32,7 +33,7 @@ from minigpt.lora import (
 )
 from minigpt.lora_files import fingerprint, load_adapter, save_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import ModelNote, load_model, reference_views, save_hf
+from minigpt.pretrained import load_model, save_hf
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training.optim import make_optimizers
 

@@ -22,9 +22,10 @@ from minigpt import pretrained
 from minigpt.config import GPTConfig, RunConfig
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
+from minigpt.gpt2_names import reference_views
 from minigpt.model import GPT, explicit_attention
-from minigpt.pretrained import AssumedHeads, ModelNote, load_model, reference_views, save_hf
+from minigpt.pretrained import AssumedHeads, load_model, save_hf
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from minigpt.training.checkpoint import RunDirectory, load_run, start_run
 from minigpt.training.evaluate import evaluate, next_token_loss, sequence_log_prob

@@ -10,11 +10,12 @@ import torch
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
+from minigpt.files import check_unused
 from minigpt.model import GPT
 from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
 from minigpt.pretrained import AssumedHeads, load_model, reference_folder, save_hf
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.checkpoint import check_unused, save_run
+from minigpt.training.checkpoint import save_run
 
 
 def make_parser() -> CommandParser:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from minigpt.cli.parser import CommandParser
 from minigpt.device import choose_device
 from minigpt.errors import InputError
+from minigpt.lora import merged
+from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer, Tokenizer
@@ -15,9 +17,13 @@ from minigpt.training.checkpoint import newest_run
 MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 
 
-def add_model_argument(parser: CommandParser) -> None:
-    """Add --model, whose default is the run that was trained last, and --tokenizer."""
+def add_model_argument(parser: CommandParser, weights: bool = True) -> None:
+    """Add --model, whose default is the run that was trained last, --tokenizer, and if `weights` count, --adapter."""
     parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
+    if weights:
+        parser.add_argument(
+            "--adapter", metavar="DIR", help="a LoRA adapter for --model: a run's adapter folder, or one of PEFT's"
+        )
     add_tokenizer_argument(parser)
 
 
@@ -51,6 +57,9 @@ def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """
     device = choose_device(values["device"])  # before the work of loading
     model, tokenizer = load_model(model_spec(values["model"]), tokenizer=values["tokenizer"])
+    if values["adapter"]:
+        load_adapter(model, values["adapter"])
+        model = merged(model)
     return model.to(device), reading(tokenizer, values["unknown"])
 
 

@@ -22,7 +22,7 @@ def make_parser() -> CommandParser:
         '  minigpt tokenize --model gpt2 "See you later, alligator."\n'
         '  minigpt tokenize --model checkpoints/shakespeare-quick "Wherefore?"',
     )
-    add_model_argument(parser)
+    add_model_argument(parser, weights=False)
     add_unknown_argument(parser)
     parser.add_argument("text", metavar="TEXT", help="the text")
     return parser

@@ -1,6 +1,7 @@
 """`minigpt train`."""
 
 import dataclasses
+import math
 import shlex
 import shutil
 import sys
@@ -9,7 +10,8 @@ from typing import Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, RunConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
+from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents
 from minigpt.errors import ConfigError
 
 CHECKPOINTS = Path("checkpoints")
@@ -26,12 +28,14 @@ def make_parser(config: RunConfig) -> CommandParser:
         "  minigpt train --preset shakespeare-cpu\n"
         "  minigpt train --data my-novel.txt --train.max_steps 2000\n"
         "  minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code\n"
+        "  minigpt train --preset gpt2-124m --data stdlib --plan\n"
         "  minigpt train --resume checkpoints/code\n"
         "  minigpt train --resume checkpoints/code --train.max_steps 9000",
     )
     parser.add_argument(
         "--resume", metavar="DIR", help="go on with an interrupted run, with its settings but for those given here"
     )
+    parser.add_argument("--plan", action="store_true", help="say what the run will need, and train nothing")
     parser.add_argument("--replay", metavar="REPORT", help="compute the step of a diverged/report.json once more")
     parser.add_argument(
         "--out", metavar="DIR", help="the run directory (default: checkpoints/<preset or corpus>, numbered)"
@@ -51,16 +55,24 @@ def add_settings(parser: CommandParser, config: RunConfig) -> None:
     parser.add_argument(
         "--val-fraction", type=float, default=config.data.val_fraction, help=field_help(DataConfig, "val_fraction")
     )
-    for name, kind in (("seed", int), ("device", str), ("dtype", str), ("compile", str)):
-        parser.add_argument(f"--{name}", type=kind, default=getattr(config, name), help=field_help(RunConfig, name))
+    parser.add_argument(
+        "--init-from", metavar="MODEL", default=config.init_from, help=field_help(RunConfig, "init_from")
+    )
+    for name, kind in (("seed", int), ("device", str), ("dtype", str), ("compile", str), ("report_to", str)):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=getattr(config, name), help=field_help(RunConfig, name))
     parser.add_section("model", config.model, skip=("vocab_size",))
+    parser.add_section("documents", config.documents)
     parser.add_section("train", config.train)
 
 
 def settings(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """A configuration with what the flags say on top of it."""
     data = {"source": values["data"], "tokenizer": values["tokenizer"], "val_fraction": values["val_fraction"]}
-    flags = {name: values[name] for name in ("seed", "device", "dtype", "compile", "model", "train")}
+    flags = {
+        name: values[name]
+        for name in ("seed", "device", "dtype", "compile", "report_to", "init_from", "model", "documents", "train")
+    }
     changed: RunConfig = updated(config, {"data": data, **flags})
     return changed
 
@@ -90,7 +102,7 @@ def run_to_continue(arguments: list[str]) -> Path | None:
     if resume := peek(arguments, "--resume"):
         return Path(resume)
     report = peek(arguments, "--replay")
-    return Path(report).parent.parent if report else None
+    return Path(report).absolute().parent.parent if report else None
 
 
 def run(arguments: list[str]) -> None:
@@ -98,11 +110,40 @@ def run(arguments: list[str]) -> None:
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
     config = settings(config, values)
+    if config.init_from and run_to_continue(arguments) is None:
+        config = shaped_as_base(config, arguments, content)
+    if values["plan"]:
+        plan_and_say(config, values["json"])
+        return
     if values["replay"]:
         replay_and_say(config, Path(values["replay"]), values["json"])
         return
     name = values["preset"] if config.data.source == preset(values["preset"]).data.source else None
     train_and_say(config, content, values["out"], name, values["json"], resume=values["resume"])
+
+
+def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> RunConfig:
+    """The settings with the shape of the model to start from, and its dropout and context if nothing else was said.
+
+    Raises:
+        ConfigError: if the arguments or the --config file want another shape.
+    """
+    from minigpt.pretrained import model_config
+
+    shape = model_config(config.init_from)
+    names = [field.name for field in dataclasses.fields(shape) if field.name != "vocab_size"]
+    said = {
+        name: getattr(config.model, name)
+        for name in names
+        if peek(arguments, f"--model.{name}") is not None or name in content.get("model", {})
+    }
+    for name, value in said.items():
+        if name not in ("block_size", "dropout") and value != getattr(shape, name):
+            raise ConfigError(
+                f"--model.{name} {value} is not the {getattr(shape, name)} of {config.init_from}",
+                "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
+            )
+    return dataclasses.replace(config, model=dataclasses.replace(shape, **said))
 
 
 def train_and_say(
@@ -125,56 +166,116 @@ def train_and_say(
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
         resume: the run directory to go on with, or None for a new one.
     """
-    from minigpt.data.corpora import load_corpus, load_quickstart_corpus
     from minigpt.data.tokens import split_at
-    from minigpt.training.checkpoint import check_unused, run_at, unused_directory
+    from minigpt.files import check_unused
+    from minigpt.training.checkpoint import run_at, unused_directory
+    from minigpt.training.distributed import joined
     from minigpt.training.loop import train
-    from minigpt.training.run_log import say_to_stderr, say_to_stdout
+    from minigpt.training.run_log import read_records, say_nothing, say_to_stderr, say_to_stdout
 
-    say = say_to_stderr if as_json else say_to_stdout
-    if out:
-        check_unused(Path(out))  # before a corpus is fetched for nothing
-    if quickstart:
-        corpus, why = load_quickstart_corpus()
-        say(why)
-        config = updated(config, {"data": {"source": corpus.name}})
-    else:
-        corpus = load_corpus(config.data.source)
-    if resume:
-        directory = run_at(Path(resume)).path
-    else:
-        directory = Path(out) if out else unused_directory(CHECKPOINTS, name or corpus.name)
-    promised = content.get("model", {}).get("vocab_size")
+    with joined() as processes, processes.one_voice():
+        say = say_to_stderr if as_json else say_to_stdout
+        say = say if processes.first else say_nothing
+        if out:
+            check_unused(Path(out))  # before a corpus is fetched for nothing
+        with processes.first_goes_ahead():  # it may be fetched, and that once
+            source, why = load_quickstart_corpus() if quickstart else (load_source(config), "")
+        name = name or (source.name if isinstance(source, Corpus) else Path(config.data.source).stem)
+        if quickstart:
+            say(why)
+            config = updated(config, {"data": {"source": name}})
+        directory = Path(out) if out else unused_directory(CHECKPOINTS, name)
+        directory = run_at(Path(resume)).path if resume else directory
+        promised = content.get("model", {}).get("vocab_size")
+        if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
+            check_promise(promised, source)
+        result = train(config, source, directory, say, resume=bool(resume))
+        say("")
+        say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+        say(f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}")
+        if config.train.epochs:
+            for line in epoch_table(read_records(directory / "metrics.jsonl")):
+                say(line)
+        say(f"written    {directory}")
+        best = "adapter" if config.train.lora_rank else "model.safetensors"
+        say(f"           {best} (the best), loss.png, samples.txt, metrics.jsonl")
+        say("")
+        say("next, let it write:")
+        if isinstance(source, Corpus):
+            prompt = opening(source.text, split_at(source, config.data))
+        else:
+            prompt = (
+                " ".join(source.items[0].text.split()[:3]) if not source.items[0].prompt else source.items[0].prompt
+            )
+        for line in next_steps(directory, prompt):
+            say(line)
+        if as_json and processes.first:
+            print_json(dataclasses.asdict(result))
+
+
+def epoch_table(records: list[dict[str, Any]]) -> list[str]:
+    """Training loss, validation loss and perplexity, an epoch a line."""
+    from minigpt.training.run_log import epochs_of
+
+    rows = [f"{epoch:>8.3g}{a:>16.4f}{b:>18.4f}{math.exp(b):>13.2f}" for epoch, a, b in epochs_of(records)]
+    return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
+
+
+def load_source(config: RunConfig) -> Corpus | Documents:
+    """The text, or the documents, that a configuration names."""
+    d, source = config.documents, config.data.source
+    if d.separate == "off" or (d.separate == "auto" and not source.lower().endswith(RECORD_SUFFIXES)):
+        return load_corpus(source)
+    return read_documents(
+        source,
+        text_field=d.text_field or None,
+        prompt_field=d.prompt_field or None,
+        completion_field=d.completion_field or None,
+        max_characters=d.max_characters or None,
+    )
+
+
+def check_promise(vocab_size: int, corpus: Corpus) -> None:
+    """Refuse a corpus that has not as many characters as a configuration file says."""
     found = len(set(corpus.text))
-    if promised is not None and config.data.tokenizer == "char" and promised != found:
+    if vocab_size != found:
         raise ConfigError(
-            f"the configuration file says vocab_size = {promised}, but {corpus.name} has {found} different characters",
+            f"the configuration file says vocab_size = {vocab_size}, but {corpus.name} has {found} different "
+            "characters",
             "leave vocab_size out of the file (it follows from the corpus), or train on the corpus it was made for",
         )
-    result = train(config, corpus, directory, say, resume=bool(resume))
-    say("")
-    say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    say(f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}")
-    say(f"written    {directory}")
-    say("           model.safetensors (the best), loss.png, samples.txt, metrics.jsonl")
-    say("")
-    say("next, let it write:")
-    for line in next_steps(directory, opening(corpus.text, split_at(corpus, config.data))):
-        say(line)
+
+
+def plan_and_say(config: RunConfig, as_json: bool) -> None:
+    """Predict memory and time of a run, and print them."""
+    from minigpt.data.feeds import TextFeed
+    from minigpt.device import choose_device, choose_dtype
+    from minigpt.training.loop import SAMPLE_TOKENS
+    from minigpt.training.plan import plan_run
+    from minigpt.training.run import new_tokenizer, read
+
+    device = choose_device(config.device)
+    dtype, _ = choose_dtype(config.dtype, device)
+    source = load_source(config)
+    feed = read(config, source, new_tokenizer(config, source))
+    if not isinstance(feed, TextFeed) or config.init_from:
+        raise ConfigError("--plan knows new models on texts", "leave --init-from out, and name a text")
+    plan = plan_run(config, feed.train, feed.val, device, dtype, SAMPLE_TOKENS)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(plan.to_dict())
+    else:
+        print(plan.table())
 
 
 def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
     """Compute a diverged step once more, and say whether it diverges in the same way."""
-    from minigpt.data.corpora import load_corpus
     from minigpt.training.divergence import read_report
     from minigpt.training.loop import replay
     from minigpt.training.run_log import say_to_stderr, say_to_stdout
 
     say = say_to_stderr if as_json else say_to_stdout
     before = read_report(report)
-    now = replay(config, load_corpus(config.data.source), report, say)
+    now = replay(config, load_source(config), report, say)
     say("")
     for name, value in dataclasses.asdict(now).items():
         differs = "" if value == getattr(before, name) else f"   (the report says {getattr(before, name)})"

@@ -32,6 +32,7 @@ from minigpt.tokenizers import Tokenizer
 MAGIC = b"MGPTTOKS"
 ALIGNMENT = 64
 IGNORED = -100  # a target that is no part of the loss
+TOKENS_PER_BATCH = 8192  # in evaluation: bounds the memory of the logits, and is large enough to be fast
 
 Ids = npt.NDArray[np.integer]  # (number of tokens,)
 

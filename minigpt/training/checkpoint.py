@@ -27,8 +27,6 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
 from minigpt.weights import empty_model, load_weights, save_weights
 
-LOCK = ".lock"  # held by the process that trains in a run directory
-
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -52,6 +50,11 @@ class RunDirectory:
         return self.path / "model.safetensors"
 
     @property
+    def adapter(self) -> Path:
+        """The best adapter so far, in the place of weights, of a run that trains one."""
+        return self.path / "adapter"
+
+    @property
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.path / "last"
@@ -65,6 +68,11 @@ class RunDirectory:
     def previous(self) -> Path:
         """The checkpoint before the newest one."""
         return self.path / "previous"
+
+    @property
+    def following(self) -> Path:
+        """A checkpoint that is whole and about to become the newest."""
+        return self.path / ".next"
 
     @property
     def diverged(self) -> Path:
@@ -82,22 +90,14 @@ class RunDirectory:
         return self.path / "loss.png"
 
     @property
+    def perplexity_plot(self) -> Path:
+        """Perplexity by epoch, of a run that counts in epochs."""
+        return self.path / "perplexity.png"
+
+    @property
     def samples(self) -> Path:
         """Text written at each evaluation."""
         return self.path / "samples.txt"
-
-
-def check_unused(path: Path) -> None:
-    """Refuse a run directory that holds something already: no run overwrites another.
-
-    Raises:
-        CheckpointError: if the folder is not empty, or the path is a file.
-    """
-    for part in (path, *path.parents):
-        if part.is_file():
-            raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
-    if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
-        raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
 
 
 def unused_directory(parent: Path, name: str) -> Path:

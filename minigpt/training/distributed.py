@@ -10,21 +10,31 @@ The batch of a step, `batch_size * accumulation_steps` sequences, is the same fo
 """
 
 import os
-from collections.abc import Iterator
+import signal
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError, PeerError
+from minigpt.errors import ConfigError, Interrupted, PeerError, first_line
 from minigpt.model import GPT
 from minigpt.weights import empty_model
 
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
 PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it takes it for dead
+LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment that torchrun makes, with WORLD_SIZE
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,12 @@ class Processes:
     Attributes:
         rank: this one's number, from 0.
         size: how many there are.
+        store: a few words that all of them can read, kept by the launcher, whoever of them has died.
     """
 
     rank: int = 0
     size: int = 1
+    store: "Store | None" = None
 
     @property
     def first(self) -> bool:
@@ -55,26 +67,42 @@ class Processes:
         if batch_size % self.size == 0:
             return batch_size // self.size, accumulation_steps
         raise ConfigError(
-            f"{self.size} processes cannot share out {accumulation_steps} micro-batches of {batch_size} sequences",
+            f"{self.size} processes cannot share out accumulation_steps = {accumulation_steps} micro-batches of "
+            f"batch_size = {batch_size} sequences",
             f"choose batch_size or accumulation_steps as a multiple of {self.size}",
         )
+
+    def device(self, device: torch.device) -> torch.device:
+        """Where this one computes, if all do on devices of that kind: of several GPUs each process takes its own."""
+        if self.size == 1 or device.type != "cuda":
+            return device
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+        return own
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, of any shape; every process must ask."""
         if self.size == 1:
             return values
-        total = values.detach().to(_device(), copy=True)
+        total = values.detach().to("cpu", copy=True)
         dist.all_reduce(total)
         return total.to(values.device) / self.size
+
+    def weighted_mean(self, value: float, weight: float) -> float:
+        """The mean over all processes, in float64, each with its weight; every process must ask."""
+        if self.size == 1:
+            return value
+        total, weights = self.mean(torch.tensor([value * weight, weight], dtype=torch.float64)).tolist()
+        return total / weights
 
     def gathered(self, values: Tensor) -> list[Tensor]:
         """Everybody's values, equal in shape, in the order of the ranks; on the CPU."""
         if self.size == 1:
             return [values]
-        mine = values.to(_device())
+        mine = values.cpu()
         everybody = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everybody, mine)
-        return [part.cpu() for part in everybody]
+        return everybody
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
@@ -85,42 +113,87 @@ class Processes:
         if self.size > 1 and self.first:
             dist.barrier()
 
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """A block with which a program ends, and after which one process speaks for all: the first to meet an error.
+
+        What the others then meet is the same error, or that a process has gone. They end without a word.
+        """
+        if self.size == 1:
+            yield
+            return
+        signal.signal(signal.SIGTERM, _leave)
+        with warnings.catch_warnings():
+            if not self.first:
+                warnings.simplefilter("ignore")  # the first one meets them too
+            try:
+                yield
+            except (Exception, KeyboardInterrupt) as error:
+                if not self._first_to_tell():
+                    raise SystemExit(128 + error.signal if isinstance(error, Interrupted) else 2) from None
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in _leave, until the two lines are written
+                raise
+
+    def _first_to_tell(self) -> bool:
+        assert self.store is not None
+        try:
+            told: int = self.store.add("minigpt/told", 1)
+        except RuntimeError:  # the launcher, which keeps the store, has gone too
+            return True
+        return told == 1
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at a SIGTERM, but not while an error is on its way to being told.
+
+    torchrun sends one to all others as soon as one process has left.
+    """
+    if sys.exception() is None:
+        raise SystemExit(128 + number)
+
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """The processes of this run and the device of this one, for as long as the block lasts.
+def joined() -> Iterator[Processes]:
+    """The processes of this run, for as long as the block lasts. A block inside another one has the same.
 
-    torchrun tells each process its number in the environment; without it the run has one process.
-
-    Args:
-        device: as `choose_device` gives it; of several GPUs each process takes its own.
+    torchrun tells each process its number in the environment; without it the run has one process. They speak through
+    gloo where tensors lie on the CPU, and through NCCL where they lie on GPUs.
 
     Raises:
+        ConfigError: if the environment has only a part of what torchrun puts there.
         PeerError: in place of the many errors that a process raises when another one has died.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Processes(), device
+        yield Processes()
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if device.type == "cuda":
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), size)
+        return
+    if missing := [name for name in LAUNCHER if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE = {size} promises several processes, but the environment lacks {', '.join(missing)}",
+            "start them with torchrun, which sets all of them, or unset WORLD_SIZE",
+        )
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Processes(rank, size), device
-    except (dist.DistError, RuntimeError) as error:
+        yield Processes(rank, size, store)
+    except RuntimeError as error:
         if isinstance(error, dist.DistError) or _tells_of_a_peer(error):
+            reason = first_line(error, 400).split("] ", 1)[-1].split(". ")[0]  # without a place in gloo, and advice
             raise PeerError(
-                f"process {rank} of {size} has lost another one: {str(error).splitlines()[0][:100]}",
-                "its own error stands above; go on from the last checkpoint with --resume",
+                f"process {rank} of {size} has lost another one: {reason}",
+                "look for its own error above; go on from the last checkpoint with --resume",
             ) from error
         raise
     finally:
         dist.destroy_process_group()
 
 
-def parallel(model: GPT, forward: nn.Module, how: Literal["ddp", "fsdp"], processes: Processes) -> nn.Module:
+def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes) -> nn.Module:
     """What to call in training in place of the model; its gradients are those of the whole batch.
 
     Args:
@@ -131,24 +204,34 @@ def parallel(model: GPT, forward: nn.Module, how: Literal["ddp", "fsdp"], proces
     """
     if processes.size == 1:
         return forward
+    device = next(model.parameters()).device
     if how == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        mesh = init_device_mesh(device.type, (processes.size,))
         for block in model.h:
-            fully_shard(block)
-        fully_shard(model)
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
         return model
-    device = next(model.parameters()).device
     ids = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(forward, device_ids=ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers gets another name, which torch 2.9 lacks
+        return nn.parallel.DistributedDataParallel(
+            forward,
+            device_ids=ids,
+            broadcast_buffers=False,  # they are the causal masks, and the same everywhere
+            gradient_as_bucket_view=True,  # the gradient lies in what is sent, and so in memory once
+        )
 
 
-def exchanging(forward: Any, now: bool) -> Any:
-    """A context for one micro-batch: gradients are exchanged only with the last one of a step."""
-    if isinstance(forward, nn.parallel.DistributedDataParallel):
-        return nullcontext() if now else forward.no_sync()
-    if hasattr(forward, "set_requires_gradient_sync"):
-        forward.set_requires_gradient_sync(now)
+def exchanging(forward: nn.Module, now: bool) -> Any:
+    """A context for one micro-batch: under ddp gradients are exchanged only with the last one of a step.
+
+    Under fsdp they are with each, for no process has room for a whole gradient.
+    """
+    if isinstance(forward, nn.parallel.DistributedDataParallel) and not now:
+        return forward.no_sync()
     return nullcontext()
 
 
@@ -170,18 +253,51 @@ def whole_model(model: GPT) -> GPT:
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, cut as `like` is; itself if that is not cut."""
+    """A whole tensor that every process has, cut as `like` is; itself if that is not cut."""
     if not hasattr(like, "full_tensor"):
         return values
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
-    return distribute_tensor(values, like.device_mesh, like.placements)
+    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)  # nothing is sent
 
 
-def _device() -> torch.device:
-    """Where the processes exchange tensors."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+def numbers_held(model: GPT, how: Parallel, size: int) -> int:
+    """Of the model's numbers, those that stay in the process that has most of them.
+
+    As many numbers has its gradient, and twice as many AdamW's state. See docs/several-processes.md.
+    """
+    return sum(_part(parameter, how, size) for parameter in model.parameters())
+
+
+def bytes_sent(model: GPT, how: Parallel, size: int, micro_batches: int = 1) -> int:
+    """What each process sends in a step, in bytes, if all pass their parts around a ring.
+
+    To gather n parts of a tensor in every process, or to add up n tensors and leave each process its part of the sum,
+    is n - 1 sendings of one part. DDP does both to the gradient, once a step. FSDP2, in each micro-batch, gathers the
+    blocks for the forward pass and once more for the backward pass, gathers what lies outside them once, and adds up
+    the gradient.
+
+    Args:
+        model: whole.
+        how: see the top of this file.
+        size: processes.
+        micro_batches: that each of them computes for a step.
+    """
+    if how == "ddp":
+        return round(2 * (size - 1) / size * _bytes(model.parameters(), how, 1))
+    everything, blocks = (_bytes(module.parameters(), how, size) for module in (model, model.h))
+    return micro_batches * (size - 1) * (2 * everything + blocks)
+
+
+def _bytes(parameters: Iterable[Tensor], how: Parallel, size: int) -> int:
+    return sum(_part(parameter, how, size) * parameter.element_size() for parameter in parameters)
+
+
+def _part(parameter: Tensor, how: Parallel, size: int) -> int:
+    """The numbers of one process's part of a tensor: under fsdp of n processes, every n-th row, rounded up."""
+    cut = size if how == "fsdp" else 1
+    return -(-parameter.size(0) // cut) * parameter[0].numel()
 
 
 def _tells_of_a_peer(error: RuntimeError) -> bool:

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigpt.data.batches import Batch
 from minigpt.device import autocast
 from minigpt.errors import CheckpointError, DivergenceError
 from minigpt.files import atomic_folder, read_json, write_text
 from minigpt.model import GPT
+from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.distributed import Processes, whole
 from minigpt.training.evaluate import next_token_loss
+from minigpt.training.packing import reading
 from minigpt.training.resume import (
     Progress,
     checkpoint_tensors,
@@ -23,7 +26,7 @@ from minigpt.training.resume import (
     restore_random_states,
     write_checkpoint,
 )  # fmt: skip
-from minigpt.training.run import Run, fingerprint
+from minigpt.training.run import Run
 
 REPORT = "report.json"
 MOST_SKIPPED = 10  # steps in a row: a run that skips more has nothing finite left to learn from
@@ -82,20 +85,42 @@ def leave_out(
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
-        progress.step, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.sequences_per_step,
+        progress.step, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.rows_per_step,
         culprit,
     )  # fmt: skip
     folder = run.directory.diverged
     if run.processes.first:
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder) as part:
-            write_checkpoint(part, *tensors, progress, {"corpus": fingerprint(run.corpus)})
+            write_checkpoint(part, *tensors, progress, run.origins)
             write_text(part / REPORT, json.dumps(asdict(report), indent=1))
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
         f"go on from the last checkpoint with --resume {run.directory.path} and a lower learning rate or a longer "
         f"warm-up; to repeat the step: minigpt train --replay {folder / REPORT}",
     )
+
+
+def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirectory) -> None:
+    """Stop at something that must be finite after a step and is not.
+
+    The step itself was: a learning rate far too large makes such weights from a finite gradient.
+
+    Args:
+        tensors: by what they are.
+        step: steps taken.
+        directory: of the run.
+
+    Raises:
+        DivergenceError: if one of them is infinite or not a number.
+    """
+    for name, tensor in tensors.items():
+        if not _all_finite(tensor):
+            raise DivergenceError(
+                f"training diverged: {name} is not finite after step {step}",
+                f"go on with --resume {directory.path} and a lower learning rate or a longer warm-up; if it ends here "
+                f"again, remove {directory.last} first: {directory.previous.name}/ is older",
+            )
 
 
 def read_report(path: Path) -> Divergence:
@@ -112,9 +137,7 @@ def read_report(path: Path) -> Divergence:
     return Divergence(**content)
 
 
-def find_nonfinite(
-    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype
-) -> str:
+def find_nonfinite(model: GPT, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> str:
     """Name the first tensor of a step that is infinite or not a number, in the order of computing.
 
     Weights come first, then for each micro-batch the outputs of the modules, the loss, and the gradients from the head
@@ -122,7 +145,7 @@ def find_nonfinite(
 
     Args:
         model: with the weights before the step, and in the random state before it.
-        batches: inputs and targets, (B, T) each.
+        batches: on the device.
         device: where to compute.
         dtype: of the matrix products.
 
@@ -133,13 +156,13 @@ def find_nonfinite(
     for name, parameter in parameters.items():
         if not _all_finite(parameter):
             return f"the weight {name}"
-    for number, (x, y) in enumerate(batches):
+    for number, batch in enumerate(batches):
         model.zero_grad(set_to_none=True)
         outputs: list[str] = []
         hooks = [module.register_forward_hook(_watch(name, outputs)) for name, module in model.named_modules() if name]
         try:
-            with autocast(device, dtype):
-                loss = next_token_loss(model(x.to(device)), y.to(device))
+            with autocast(device, dtype), reading(model, batch.positions) as cache:
+                loss = next_token_loss(model(batch.inputs, cache), batch.targets)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,7 +1,7 @@
 """How good a model is, in numbers: the loss of the next token, perplexity, bits per character, log-probability."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from minigpt.data.tokens import IGNORED, Ids, windows_in_order
+from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
 from minigpt.decoding.sampling import check_prompts, evaluating
 from minigpt.device import autocast
 from minigpt.errors import DataError, InputError
 from minigpt.model import GPT
-
-TOKENS_PER_BATCH = 8192  # in evaluation: bounds the memory of the logits, and is large enough to be fast
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -56,6 +54,27 @@ class Evaluation:
 
 
 @torch.no_grad()
+def evaluate_batches(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Evaluation:
+    """The loss over all targets of some batches that are not -100.
+
+    The model is in evaluation mode meanwhile, and in its former mode afterwards.
+
+    Args:
+        model: the model; its device is used.
+        batches: inputs and targets, int64 (B, T) each. Without a target, the loss is 0.
+        dtype: of the matrix products.
+    """
+    device, total, count = model.wte.weight.device, 0.0, 0
+    with evaluating(model):
+        for x, y in batches:
+            targets = int((y != IGNORED).sum())
+            with autocast(device, dtype):
+                logits = model(x.to(device))
+            total += next_token_loss(logits, y.to(device)).item() * targets
+            count += targets
+    return Evaluation(total / max(count, 1), count)
+
+
 def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: int | None = None) -> Evaluation:
     """The loss over a whole text, in order: every token but the first is predicted exactly once.
 
@@ -66,25 +85,19 @@ def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: i
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
         stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
+        share: (i, n) for the i-th of n parts of the work, dealt out in batches; a part may have no tokens, and loss 0.
 
     Raises:
         DataError: if there is nothing to predict: fewer than two tokens.
         InputError: if the stride does not lie in 1 .. `block_size`.
     """
-    block_size, device = model.config.block_size, model.wte.weight.device
+    block_size = model.config.block_size
     if len(ids) < 2:
         raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
     if stride is not None and not 1 <= stride <= block_size:
         raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
-    total, count = 0.0, 0
-    with evaluating(model):
-        for x, y in windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride):
-            targets = int((y != IGNORED).sum())
-            with autocast(device, dtype):
-                logits = model(x.to(device))
-            total += next_token_loss(logits, y.to(device)).item() * targets
-            count += targets
-    return Evaluation(total / count, count)
+    batches = windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride)
+    return evaluate_batches(model, batches, dtype)
 
 
 @torch.no_grad()

@@ -5,11 +5,12 @@
 There is no trainer class and no callback. To change how minigpt trains, change these lines.
 """
 
+import itertools
 import math
 import signal
 import statistics
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from torch import Tensor
 
 from minigpt.config import RunConfig
 from minigpt.data.corpora import Corpus
-from minigpt.data.tokens import split_at
+from minigpt.data.documents import Documents
+from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.device import autocast, choose_device
 from minigpt.errors import Interrupted
-from minigpt.training.checkpoint import RunDirectory, check_unused, read_config, start_run
+from minigpt.files import check_unused
+from minigpt.training.checkpoint import RunDirectory, read_config, start_run
 from minigpt.training.distributed import Processes, exchanging, joined, whole, whole_model
-from minigpt.training.divergence import Divergence, find_nonfinite, leave_out, read_report
-from minigpt.training.evaluate import evaluate, next_token_loss
+from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
+from minigpt.training.evaluate import evaluate_batches, next_token_loss
 from minigpt.training.optim import set_learning_rate
+from minigpt.training.packing import reading
 from minigpt.training.resume import (
     Progress,
     checkpoint_tensors,
@@ -44,6 +48,7 @@ from minigpt.training.resume import (
 from minigpt.training.run import Run, fingerprint, set_up
 from minigpt.training.run_log import RunLog, Say, read_records, say_nothing, say_to_stdout
 from minigpt.training.signals import StopRequest
+from minigpt.training.trackers import open_tracker, tracking_library
 
 LOG_INTERVAL = 10  # steps between records
 SAMPLE_TOKENS = 200
@@ -74,20 +79,22 @@ class TrainResult:
     parameters: int
 
 
-def train(config: RunConfig, corpus: Corpus, out: Path, say: Say = say_to_stdout, resume: bool = False) -> TrainResult:
-    """Train a GPT on a corpus and leave a run directory, or go on with one as if it had never been interrupted.
+def train(
+    config: RunConfig, source: Corpus | Documents, out: Path, say: Say = say_to_stdout, resume: bool = False
+) -> TrainResult:
+    """Train a GPT and leave a run directory, or go on with one as if it had never been interrupted.
 
     Args:
         config: the settings; `model.vocab_size` is replaced by the tokenizer's.
-        corpus: the text.
+        source: the text, or the documents.
         out: the run directory. A new one must not exist yet, or be empty, and is made only when all else is found in
             order.
         say: where the lines for people go.
         resume: go on from the newest whole checkpoint in `out`.
 
     Raises:
-        ConfigError: if the device or dtype cannot be had, or the processes cannot share out the batch.
-        DataError: if the corpus is too short for the block size.
+        ConfigError: if the device, the dtype or the tracker cannot be had, or the processes cannot share the batch.
+        DataError: if the text is too short for the block size, or there are too few documents.
         MissingFileError: to resume, if `out` holds no checkpoint.
         CheckpointError: if `out` holds something already; to resume, if it holds no whole checkpoint of this
             architecture and corpus; or if another training is at work in it.
@@ -97,19 +104,22 @@ def train(config: RunConfig, corpus: Corpus, out: Path, say: Say = say_to_stdout
     """
     directory, checkpoint, progress = RunDirectory(out), None, Progress()
     changed: dict[str, list[Any]] = {}
-    with joined(choose_device(config.device)) as (processes, device), ExitStack() as leaving:
+    with joined() as processes, ExitStack() as leaving:
+        device = processes.device(choose_device(config.device))
         say = say if processes.first else say_nothing
+        tracking = tracking_library(config.report_to) if processes.first else None
         if resume:
             read_config(directory)  # before a lock is left in a folder that is no run
-            if processes.first:
-                leaving.enter_context(locked(out))
-                clean(out)
-            checkpoint, changed = checkpoint_to_resume(directory, config, fingerprint(corpus), say)
+            with processes.first_goes_ahead():
+                if processes.first:
+                    leaving.enter_context(locked(out))
+                    clean(directory)
+            checkpoint, changed = checkpoint_to_resume(directory, config, fingerprint(source), say)
             progress = checkpoint.progress if checkpoint else progress
         elif processes.first:
             check_unused(out)
-        run = set_up(config, corpus, directory, processes, device, say, checkpoint)
         records = read_records(directory.metrics) if resume else []
+        run = set_up(config, source, directory, processes, device, say, checkpoint)
         if has_ended(run, progress, records):
             say(f"resume     nothing is left to do: the run has its {progress.step} steps. "
                 "--train.max_steps N goes on to N")  # fmt: skip
@@ -120,18 +130,18 @@ def train(config: RunConfig, corpus: Corpus, out: Path, say: Say = say_to_stdout
                 leaving.enter_context(locked(out))
                 check_unused(out)  # nobody may have come first
             start_run(directory, run.config, run.tokenizer)
-        floor = None
-        if corpus.floor is not None and config.data.tokenizer == "char":
-            floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
-        title = corpus.name if out.name == corpus.name else f"{corpus.name}: {out.name}"
+        name, floor, steps = run.feed.name, run.feed.floor, run.config.train.max_steps
+        title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
-        log = RunLog(directory if processes.first else None, config.train.max_steps, say, floor, title, marks)
+        tracker = open_tracker(tracking, out, run.config, progress.step, say) if tracking else None
+        written, by_epoch = directory if processes.first else None, run.config.train.epochs > 0
+        log = RunLog(written, steps, say, floor, title, marks, tracker, by_epoch)
         with log, StopRequest() as stop:
             if checkpoint:
-                log.record(progress.step, progress.sequences * config.model.block_size, resumed=changed)
+                log.record(progress.step, progress.tokens, resumed=changed)
                 checkpoint.restore_random(processes.rank, device)
             run_steps(run, progress, log, stop)
-            return result(run, progress, log.records)
+            return result(run, progress, log.records if processes.first else records + log.records)
 
 
 def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> None:
@@ -140,11 +150,11 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
     if assessment_due(run, progress):  # of a run that was killed after a save and before the evaluation
         assess(run, progress, log)
     model.train()
-    clock, since, stopping = time.perf_counter(), progress.step, False
+    clock, since, stopping = time.perf_counter(), progress.tokens, False
     while progress.step < t.max_steps and not (stopping or out_of_patience(run, progress)):
         states = random_states(run.device)  # from which the step can be repeated
         lr = set_learning_rate(run.optimizers, progress.step, t)
-        loss = gradients(run, progress.sequences, run.processes)
+        loss, num_tokens = gradients(run, progress.sequences, run.processes)
         loss, asked = run.processes.mean(torch.stack([loss, torch.full_like(loss, stop.signal is not None)]))
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
         grad_norm = whole(norm).item()
@@ -162,12 +172,13 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
                     f"{math.log(model.config.vocab_size):.3f}")  # fmt: skip
 
         progress.step += 1
-        progress.sequences += run.sequences_per_step
+        progress.sequences += run.rows_per_step
+        progress.tokens += num_tokens
         log.step(progress.step)
         if progress.step % LOG_INTERVAL == 0 or assessment_due(run, progress):
-            speed = (progress.step - since) * run.tokens_per_step / (time.perf_counter() - clock)
+            speed = (progress.tokens - since) / (time.perf_counter() - clock)
             record(run, progress, log, lr, grad_norm, speed)
-            clock, since = time.perf_counter(), progress.step
+            clock, since = time.perf_counter(), progress.tokens
         pause = time.perf_counter()
         stopping = asked.item() > 0
         if stopping or progress.step % t.save_interval == 0 or progress.step == t.max_steps:
@@ -187,18 +198,25 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         )
 
 
-def gradients(run: Run, first: int, processes: Processes) -> Tensor:
-    """Leave the gradient of the step that begins with window `first` in the parameters; its mean loss, a scalar."""
+def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
+    """Leave the gradient of the step that begins with row `first` in the parameters.
+
+    Returns:
+        Its loss, the mean over all targets of the step (a scalar; a process's share of it), and their number.
+    """
     batches = list(run.micro_batches(first, processes))
+    counts = [int((batch.targets != IGNORED).sum()) for batch in batches]
+    mean_count = processes.mean(torch.tensor(sum(counts), dtype=torch.float64)).item()  # of the processes
     total = torch.zeros((), device=run.device)
-    for number, (x, y) in enumerate(batches):  # (B, T), (B, T)
-        with exchanging(run.forward, now=number + 1 == len(batches)):
+    for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+        with exchanging(run.forward, now=number + 1 == len(batches)), reading(run.model, batch.positions) as cache:
             with autocast(run.device, run.dtype):
-                logits = run.forward(x)  # (B, T) -> (B, T, V)
-                loss = next_token_loss(logits, y) / len(batches)
+                logits = run.forward(batch.inputs, cache)  # (B, T) -> (B, T, V)
+                # Each target weighs the same, in whichever micro-batch or process it is.
+                loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))
             loss.backward()  # gradients add up over the micro-batches
         total += loss.detach()
-    return total
+    return total, round(mean_count * processes.size)
 
 
 def assessment_due(run: Run, progress: Progress) -> bool:
@@ -220,7 +238,7 @@ def record(run: Run, progress: Progress, log: RunLog, lr: float, grad_norm: floa
         values["skipped"] = progress.skipped
     log.record(
         progress.step,
-        progress.sequences * run.config.model.block_size,
+        progress.tokens,
         **{name: value for name, value in values.items() if math.isfinite(value)},  # a skipped step has none
     )
     progress.losses = []
@@ -230,49 +248,58 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
     """Make a new `last/`. A full disk costs this checkpoint and not the run, unless it is the one that the run needs.
 
     Raises:
+        DivergenceError: if a weight is not finite; the checkpoints before stay.
         OSError: if it cannot be written and `must` be.
     """
     states = gathered_states(random_states(run.device), run.processes)
-    tensors = checkpoint_tensors(run.model, run.optimizers, progress, states)
-    if run.processes.first:
-        try:
-            facts = {"corpus": fingerprint(run.corpus), "log": log.marks()}
-            replace_last(run.directory, *tensors, progress, facts)
-        except OSError as error:
-            if must:
-                raise
-            log.say(f"step {progress.step:<5} not saved, {error.strerror}: the checkpoint before it stays")
+    weights, state = checkpoint_tensors(run.model, run.optimizers, progress, states)
+    check_finite({f"the weight {name}": values for name, values in weights.items()}, progress.step, run.directory)
+    with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
+        if run.processes.first:
+            with nullcontext() if must else log.forgiving(f"step {progress.step:<5} not saved"):
+                facts = {**run.origins, "log": log.marks()}
+                replace_last(run.directory, weights, state, progress, facts)
 
 
 def assess(run: Run, progress: Progress, log: RunLog) -> None:
-    """Evaluate, keep the best weights, record it, say it, and let the model write a little."""
-    loss = torch.tensor(evaluate(run.model, run.val.ids, run.dtype).loss, dtype=torch.float64)
-    val_loss = run.processes.mean(loss).item()
+    """Evaluate, keep the best weights, record it, say it, and let the model write a little.
+
+    Raises:
+        DivergenceError: if the loss is not finite.
+    """
+    share, shares = run.evaluation_share
+    batches = ((b.inputs, b.targets) for b in itertools.islice(run.feed.validation(), share, None, shares))
+    part = evaluate_batches(run.model, batches, run.dtype)
+    val_loss = run.processes.weighted_mean(part.loss, part.tokens)
+    check_finite({"the validation loss": torch.tensor(val_loss)}, progress.step, run.directory)
     progress.evaluated, progress.stale = progress.step, progress.stale + 1
     model = whole_model(run.model)
     if val_loss < progress.best_loss:
         progress.best_loss, progress.stale = val_loss, 0
         if run.processes.first:
-            keep_best(run.directory, model, val_loss, progress.step)
-    log.record(progress.step, progress.sequences * run.config.model.block_size, val_loss=val_loss)
-    above = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
-    log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{above}")
+            with log.forgiving(f"step {progress.step:<5} best weights not kept"):
+                keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
+    epoch = progress.sequences / run.feed.rows_per_epoch
+    log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
+    more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
+    if run.config.train.epochs:
+        more += f", perplexity {math.exp(val_loss):.2f}, epoch {epoch:.3g}"
+    log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
     if run.processes.first:
-        start = run.tokenizer.start_token_id
-        prompt = [int(run.val.ids[0]) if start is None else start]
         written = generate(
-            model, [prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed, on_overflow="crop"
-        )
+            model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
+            eos_token_id=run.feed.eos_token_id, on_overflow="crop",
+        )  # fmt: skip
         log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()
 
 
-def replay(config: RunConfig, corpus: Corpus, path: Path, say: Say = say_to_stdout) -> Divergence:
+def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say = say_to_stdout) -> Divergence:
     """Compute a step that diverged once more, from the checkpoint that lies beside its report.
 
     Args:
         config: the run's settings.
-        corpus: the text it was trained on.
+        source: what it was trained on.
         path: the report.
         say: where the lines for people go.
 
@@ -284,16 +311,17 @@ def replay(config: RunConfig, corpus: Corpus, path: Path, say: Say = say_to_stdo
         CheckpointError: if one of them is damaged, or the checkpoint is of another corpus.
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
-    run = set_up(config, corpus, RunDirectory(path.parent.parent), Processes(), device, say, checkpoint)
+    checkpoint.check_corpus(fingerprint(source), config)
+    run = set_up(config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, say, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)
     lr = set_learning_rate(run.optimizers, report.step, config.train)
-    loss = gradients(run, report.first_sequence, Processes()).item()
+    loss, _ = gradients(run, report.first_sequence, Processes())
     grad_norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None).item()
     checkpoint.restore_random(0, device)
     batches = run.micro_batches(report.first_sequence, Processes())
     culprit = find_nonfinite(run.model, batches, device, run.dtype)
-    return replace(report, learning_rate=lr, loss=str(loss), grad_norm=str(grad_norm), first_nonfinite=culprit)
+    return replace(report, learning_rate=lr, loss=str(loss.item()), grad_norm=str(grad_norm), first_nonfinite=culprit)
 
 
 def has_ended(run: Run, progress: Progress, records: list[dict[str, Any]]) -> bool:
@@ -305,7 +333,7 @@ def result(run: Run, progress: Progress, records: list[dict[str, Any]]) -> Train
     """How a run stands, from what it recorded."""
 
     def values(key: str) -> list[float]:
-        return [record[key] for record in records if key in record]
+        return [record[key] for record in records if key in record] or [math.nan]  # as when every step was skipped
 
     return TrainResult(
         out=str(run.directory.path),

@@ -9,13 +9,14 @@ from torch.optim import AdamW, Optimizer
 
 from minigpt.config import TrainConfig
 from minigpt.model import GPT
+from minigpt.training.distributed import part_of, whole
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
     """AdamW's learning rate at a step, counted from 0.
 
-    Linear warm-up to `learning_rate` over `warmup_steps`, then half a cosine down to `min_learning_rate` at
-    `max_steps` (Loshchilov and Hutter, 2017, without restarts). Clamped at both ends, so a run that is continued
+    Linear warm-up to `learning_rate` over `warmup_steps`, then half a cosine (Loshchilov and Hutter, 2017, without
+    restarts) or a line down to `min_learning_rate` at `max_steps`. Clamped at both ends, so a run that is continued
     beyond its end never leaves the range.
     """
     if step < config.warmup_steps:
@@ -23,8 +24,8 @@ def lr_at(step: int, config: TrainConfig) -> float:
     if step >= config.max_steps:
         return config.min_learning_rate
     progress = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)  # 0 -> 1
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))  # 1 -> 0
-    return config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
+    share = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))  # 1 -> 0
+    return config.min_learning_rate + share * (config.learning_rate - config.min_learning_rate)
 
 
 def parameter_groups(model: GPT, config: TrainConfig) -> dict[str, list[nn.Parameter]]:
@@ -95,6 +96,9 @@ class Muon(Optimizer):
     reasons: torch's iteration is always in bfloat16, which costs a hundred times the time on a CPU without bfloat16
     units, and it takes one matrix at a time, where this one takes all matrices of a shape in one batched product.
 
+    Where each of several processes has a part of every matrix, all put the whole update together, make it orthogonal,
+    and keep their part.
+
     Args:
         params: matrices, or param groups of them. A group's "stacked" says how many matrices each of its parameters
             holds on top of each other; they are made orthogonal one by one.
@@ -137,7 +141,7 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(parameter.grad)
             mean = state["momentum_buffer"]
             mean.lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(mean, momentum))  # Nesterov: look one step ahead
+            updates.append(whole(parameter.grad.lerp(mean, momentum)))  # Nesterov: look one step ahead
         rows, columns = parameters[0].size(0) // group["stacked"], parameters[0].size(1)
         scale = math.sqrt(max(1.0, rows / columns))
         matrices = torch.stack(updates).view(-1, rows, columns)  # (parameters * stacked, rows, columns)
@@ -146,7 +150,7 @@ class Muon(Optimizer):
         orthogonal = orthogonalize(matrices).to(parameters[0].dtype).reshape(-1, *parameters[0].shape)
         for parameter, update in zip(parameters, orthogonal, strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(update, alpha=-lr * scale)
+            parameter.add_(part_of(update, parameter), alpha=-lr * scale)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

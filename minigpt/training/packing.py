@@ -15,7 +15,7 @@ where tokens stand, which it asks of a cache.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
 from torch import Tensor
@@ -39,6 +39,11 @@ class _NoPast:
 
     def advance(self, num_new: int) -> None:
         pass
+
+
+def reading(model: GPT, positions: Tensor | None) -> AbstractContextManager[KVCache | None]:
+    """What to give the model as its cache to read a batch: for rows of one text each, nothing."""
+    return nullcontext() if positions is None else confined(model, positions)
 
 
 @contextmanager

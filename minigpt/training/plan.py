@@ -19,11 +19,11 @@ import torch
 from minigpt.analysis.accounting import FLOAT, human, model_size
 from minigpt.analysis.plots import loss_curve, save_figure
 from minigpt.config import GPTConfig, RunConfig
-from minigpt.data.tokens import TokenFile
+from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile
 from minigpt.decoding.generate import generate
 from minigpt.device import keep_freed_memory
 from minigpt.model import GPT
-from minigpt.training.evaluate import TOKENS_PER_BATCH, evaluate
+from minigpt.training.evaluate import evaluate
 from minigpt.training.selfcheck import train_a_little
 
 # What the heap of glibc takes on top of the blocks in use: the freed ones between them, each too small for the next

@@ -12,7 +12,8 @@
       .lock                    held while a process trains here
 
 A checkpoint is written under another name, brought to the disk, and renamed; only then does the one before the last
-go. So a power cut at any moment leaves at least one whole checkpoint, and the checksums tell which.
+go. So a power cut at any moment leaves at least one whole checkpoint, and the checksums tell which. One that was whole
+but had not got its name yet gets it when the run goes on.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,18 @@ from torch.optim import Optimizer
 from minigpt.config import RunConfig
 from minigpt.downloads import sha256_of
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError
-from minigpt.files import FETCH_AGAIN, atomic_folder, read_json, sync_folder, write_text
+from minigpt.files import FETCH_AGAIN, LOCK, atomic_folder, listed, read_json, sync_folder, write_text
+from minigpt.lora import adapters
+from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
-from minigpt.training.checkpoint import LOCK, RunDirectory, read_config, versions
+from minigpt.training.checkpoint import RunDirectory, read_config, versions
 from minigpt.training.distributed import Processes, part_of, whole
-from minigpt.weights import load_weights, open_weights, own_tensors, read_metadata, save_weights, write_safetensors
+from minigpt.weights import mismatches, open_weights, own_tensors, read_metadata, save_weights, write_safetensors
 
+SECTIONS = ("model", "data", "documents", "train")
+LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_targets", "train.freeze",
+            "init_from")  # fmt: skip
 FORMAT = 1  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 
@@ -50,7 +58,8 @@ class Progress:
 
     Attributes:
         step: steps taken, skipped ones too.
-        sequences: windows of the corpus read.
+        sequences: rows read.
+        tokens: targets learned from.
         evaluated: the step of the last evaluation.
         best_loss: the lowest validation loss so far.
         stale: evaluations since then.
@@ -61,6 +70,7 @@ class Progress:
 
     step: int = 0
     sequences: int = 0
+    tokens: int = 0
     evaluated: int = 0
     best_loss: float = math.inf
     stale: int = 0
@@ -130,7 +140,7 @@ def checkpoint_tensors(
         progress: of the run.
         states: the random states by name, one of each rank.
     """
-    weights = {name: whole(tensor) for name, tensor in own_tensors(model).items()}
+    weights = {name: whole(tensor) for name, tensor in _kept(model).items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state = {
         f"{type(optimizer).__name__}/{names[id(parameter)]}/{key}": whole(value)
@@ -175,18 +185,29 @@ def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
     """Write a checkpoint (see `write_checkpoint`) that becomes `last/`, and make the former one `previous/`.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; `last/` and `previous/` are as they were.
+        OSError: if the disk is full or the folder cannot be written. Then `last/` and `previous/` are as they were, or
+            if only their names could not be changed, the new one waits for its name.
     """
-    following = run.path / ".next"
-    shutil.rmtree(following, ignore_errors=True)  # of a process that was killed here
-    with atomic_folder(following) as part:
+    make_last(run)  # of the one before, whose name could not be changed
+    with atomic_folder(run.following) as part:
         write_checkpoint(part, *checkpoint)
-    if run.last.exists():
-        if run.previous.exists():
-            shutil.rmtree(run.previous)
-        run.last.replace(run.previous)
-    following.replace(run.last)
-    sync_folder(run.path)
+    make_last(run)
+
+
+def make_last(run: RunDirectory) -> None:
+    """Give a whole checkpoint that waits for its name, if there is one, the name `last/`; the former is `previous/`.
+
+    Wherever this is cut off, at least one whole checkpoint is there, and another call ends what this one began.
+    """
+    if not run.following.exists():
+        return
+    with TemporaryDirectory(dir=run.path, prefix=".minigpt-") as rubbish:
+        if run.last.exists():
+            if run.previous.exists():
+                run.previous.replace(Path(rubbish) / run.previous.name)  # half removed, it must not have its name
+            run.last.replace(run.previous)
+        run.following.replace(run.last)
+        sync_folder(run.path)
 
 
 @dataclass(frozen=True)
@@ -203,9 +224,36 @@ class Checkpoint:
     progress: Progress
     manifest: dict[str, Any]
 
+    def check_corpus(self, corpus: str, config: RunConfig) -> None:
+        """Refuse to go on with another text, named by its sha256. Raises CheckpointError."""
+        if self.manifest["corpus"] != corpus:
+            raise CheckpointError(
+                f"the text of {config.data.source} has changed since {self.path} was trained on it",
+                "bring the former text back, or start a new run: a resumed one must read what it would have read",
+            )
+
+    def check_base(self, base: str | None, name: str) -> None:
+        """Refuse an adapter's checkpoint for another base, named by its fingerprint. Raises CheckpointError."""
+        if self.manifest.get("base") != base:
+            raise CheckpointError(
+                f"the model {name} is not the one that the adapter in {self.path} is trained for",
+                "bring the former one back: an adapter is worth nothing without its base",
+            )
+
     def restore_weights(self, model: GPT) -> None:
-        """Read the weights into a whole model. Raises CheckpointError if it is of another architecture."""
-        load_weights(model, self.path / WEIGHTS)
+        """Read the weights into a whole model, not finite ones too, for a diverged step to be repeated.
+
+        Raises:
+            CheckpointError: if the model is of another architecture.
+        """
+        stored, targets = open_weights(self.path / WEIGHTS), _kept(model)
+        if problems := mismatches(targets, stored):
+            raise CheckpointError(
+                f"{self.path / WEIGHTS} does not hold this model's weights: {listed(problems, '; ')}",
+                "use the config.yaml that the run was started with",
+            )
+        for name, target in targets.items():
+            target.copy_(stored[name].read())
 
     def restore_optimizers(self, model: GPT, optimizers: Sequence[Optimizer]) -> None:
         """Read the optimizers' state, each process its part of it."""
@@ -249,26 +297,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise MissingFileError(f"there is no checkpoint {path}", "training writes one every save_interval steps")
     manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
+    if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
+    if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} is a checkpoint of format {manifest.get('format')!r}; this minigpt reads format {FORMAT}",
+            f"{path} is a checkpoint of format {manifest['format']}; this minigpt reads format {FORMAT}",
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
-    seal = manifest.pop("sha256", None)
-    if seal != _seal(manifest):
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
     for name, promised in manifest["files"].items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else 0
-        if found != promised["bytes"]:
-            raise CheckpointError(f"{file} is damaged: {found:,} bytes instead of {promised['bytes']:,}", FETCH_AGAIN)
-        if sha256_of(file) != promised["sha256"]:
-            raise CheckpointError(f"{file} is damaged: it does not have its checksum", FETCH_AGAIN)
+        _check_file(path / name, promised["bytes"], promised["sha256"])
     counts = manifest["progress"]
     best = math.inf if counts["best_loss"] is None else counts["best_loss"]
     checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
     checkpoint.progress.losses = checkpoint.losses()
     return checkpoint
+
+
+def _check_file(file: Path, size: int, sha256: str) -> None:
+    found = file.stat().st_size if file.is_file() else 0
+    if found != size:
+        raise CheckpointError(f"{file} is damaged: {found:,} bytes instead of {size:,}", FETCH_AGAIN)
+    try:
+        checksum = sha256_of(file)
+    except OSError as error:  # a bad sector
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", FETCH_AGAIN) from None
+    if checksum != sha256:
+        raise CheckpointError(f"{file} is damaged: it does not have its checksum", FETCH_AGAIN)
 
 
 def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
@@ -291,12 +345,16 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
     return checkpoint, f"{last.what}; going on from {run.previous}, step {checkpoint.progress.step}"
 
 
-def clean(folder: Path) -> None:
-    """Remove what a killed process left half-written in a run directory that is locked by this one."""
-    for path in [*folder.glob(".minigpt-*"), *folder.glob(".next")]:
+def clean(run: RunDirectory) -> None:
+    """Tidy up after a killed process, in a run directory that is locked by this one.
+
+    What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`.
+    """
+    for path in run.path.glob(".minigpt-*"):
         shutil.rmtree(path)
-    for path in folder.glob(".*.tmp"):
+    for path in run.path.glob(".*.tmp"):
         path.unlink()
+    make_last(run)
 
 
 def checkpoint_to_resume(
@@ -311,23 +369,24 @@ def checkpoint_to_resume(
         say: where the lines for people go.
 
     Raises:
-        MissingFileError: if there is no run.
+        MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
         CheckpointError: if no checkpoint is whole, or the settings or the corpus are not those of the run.
     """
     changed = changes(read_config(run), config)
     for name, (before, now) in changed.items():
         say(f"changed    {name}: {before} before, {now} from now on")
     if not run.last.exists() and not run.previous.exists():
+        if run.best_weights.exists():  # they would be written over
+            raise MissingFileError(
+                f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
+                "start a new run in another folder",
+            )
         say(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
         return None, changed
     checkpoint, damage = newest_checkpoint(run)
     if damage:
         say(f"damaged    {damage}")
-    if checkpoint.manifest["corpus"] != corpus:
-        raise CheckpointError(
-            f"the text of {config.data.source} has changed since {run.path} was trained on it",
-            "bring the former text back, or start a new run: a resumed one must read what it would have read",
-        )
+    checkpoint.check_corpus(corpus, config)
     here = versions()
     for name, before in checkpoint.manifest["versions"].items():
         if here[name] != before:
@@ -344,17 +403,15 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     """
     found = {
         f"{section}.{name}" if section else name: [value, getattr(_section(now, section), name)]
-        for section in ("", "model", "data", "train")
+        for section in ("", *SECTIONS)
         for name, value in vars(_section(before, section)).items()
         # the vocabulary follows from the corpus, which is compared by itself
-        if name not in ("model", "data", "train", "vocab_size") and value != getattr(_section(now, section), name)
+        if name not in (*SECTIONS, "vocab_size") and value != getattr(_section(now, section), name)
     }
     fixed = [
         f"{name} is {before} in the run and {now} now"
         for name, (before, now) in found.items()
-        if name == "train.optimizer"
-        or name.startswith("data.")
-        or (name.startswith("model.") and name != "model.dropout")
+        if name.startswith(LIFELONG) and name != "model.dropout"
     ]
     if fixed:
         raise CheckpointError(
@@ -364,24 +421,49 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     return found
 
 
-def keep_best(run: RunDirectory, model: GPT, loss: float, step: int) -> None:
-    """Write the best weights of a run, unless those that lie there are better.
+def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> None:
+    """Write the best weights of a run, or its best adapter, unless what lies there is better.
 
-    They may be: a run that was killed and resumed comes again by a step whose evaluation it had already seen.
+    It may be: a run that was killed and resumed comes again by a step whose evaluation it had already seen.
+
+    Args:
+        run: its paths.
+        model: the model.
+        loss: its validation loss.
+        step: steps taken.
+        base: where an adapter's base comes from.
 
     Raises:
         OSError: if they cannot be written; those that lie there are as they were.
     """
-    if loss <= stored_loss(run):
-        save_weights(model, run.best_weights, metadata={"step": str(step), "val_loss": repr(loss)})
+    if loss > stored_loss(run):
+        return
+    metadata = {"step": str(step), "val_loss": repr(loss)}
+    if not adapters(model):
+        save_weights(model, run.best_weights, metadata)
+        return
+    following = run.path / ".adapter"
+    shutil.rmtree(following, ignore_errors=True)
+    save_adapter(model, following, base=base, metadata=metadata)
+    if run.adapter.exists():
+        shutil.rmtree(run.adapter)
+    following.replace(run.adapter)
 
 
 def stored_loss(run: RunDirectory) -> float:
     """The validation loss of a run's best weights; infinite if there are none, or they are damaged."""
-    try:
-        return float(read_metadata(run.best_weights)["val_loss"])
-    except (MiniGPTError, KeyError, ValueError):
-        return math.inf
+    for path in (run.best_weights, run.adapter / ADAPTER_WEIGHTS):
+        try:
+            return float(read_metadata(path)["val_loss"])
+        except (MiniGPTError, KeyError, ValueError):
+            continue
+    return math.inf
+
+
+def _kept(model: GPT) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: its weights, or if it has adapters, theirs alone."""
+    own = own_tensors(model)
+    return {name: tensor for name, tensor in own.items() if ".lora_" in name} if adapters(model) else own
 
 
 def _section(config: RunConfig, name: str) -> Any:

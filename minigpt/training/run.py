@@ -1,23 +1,34 @@
-"""A run: everything that the training loop works on, set up from a seed or from a checkpoint."""
+"""A run: everything that the training loop works on, set up from a seed, from a model, or from a checkpoint."""
 
 import hashlib
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
-from minigpt.config import RunConfig
+from minigpt.config import RunConfig, TrainConfig, did_you_mean
+from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
-from minigpt.data.tokens import TokenFile, prepare, random_batch
+from minigpt.data.documents import Documents
+from minigpt.data.feeds import Feed, document_feed, text_feed
+from minigpt.data.tokens import prepare
 from minigpt.device import autocast, choose_dtype, keep_freed_memory
-from minigpt.errors import first_line
+from minigpt.errors import ConfigError, first_line
+from minigpt.kv_cache import KVCache
+from minigpt.lora import LoRAConfig, adapters, add_lora, trainable_parameters
+from minigpt.lora_files import fingerprint as base_fingerprint
 from minigpt.model import GPT
-from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
-from minigpt.training.checkpoint import RunDirectory
+from minigpt.pretrained import load_model
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.training.checkpoint import RunDirectory, read_config
 from minigpt.training.distributed import Processes, parallel
 from minigpt.training.optim import make_optimizers
 from minigpt.training.resume import Checkpoint
@@ -32,10 +43,9 @@ class Run:
 
     config: RunConfig
     directory: RunDirectory
-    corpus: Corpus
     tokenizer: Tokenizer
-    train: TokenFile
-    val: TokenFile
+    feed: Feed
+    origins: dict[str, str]  # fingerprints of what was read, and of the model that an adapter is trained for
     model: GPT
     forward: nn.Module  # the model, or what stands for it in training: the same weights
     optimizers: list[torch.optim.Optimizer]
@@ -45,55 +55,88 @@ class Run:
     say: Say
 
     @property
-    def sequences_per_step(self) -> int:
-        """Windows that one optimizer step learns from, in all processes together."""
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step learns from, in all processes together."""
         return self.config.train.batch_size * self.config.train.accumulation_steps
 
     @property
-    def tokens_per_step(self) -> int:
-        """Targets that one optimizer step learns from."""
-        return self.sequences_per_step * self.config.model.block_size
+    def evaluation_share(self) -> tuple[int, int]:
+        """This process's part of an evaluation, and of how many; all of it under fsdp, where each needs the others."""
+        return (0, 1) if self.config.train.parallel == "fsdp" else (self.processes.rank, self.processes.size)
 
-    def micro_batches(self, first: int, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
-        """One process's share of the step that begins with window `first`: inputs and targets, (B, T) each."""
+    def micro_batches(self, first: int, processes: Processes) -> Iterator[Batch]:
+        """One process's share of the step that begins with row `first`."""
         t = self.config.train
         size, count = processes.share(t.batch_size, t.accumulation_steps)
         for number in range(count):
-            start = first + (number * processes.size + processes.rank) * size
-            x, y = random_batch(self.train, size, self.config.model.block_size, self.config.seed, start)
-            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            batch = self.feed.batch(first + (number * processes.size + processes.rank) * size, size)
+            positions = None if batch.positions is None else batch.positions.to(self.device, non_blocking=True)
+            inputs, targets = (part.to(self.device, non_blocking=True) for part in (batch.inputs, batch.targets))
+            yield Batch(inputs, targets, positions)
 
 
 def set_up(
     config: RunConfig,
-    corpus: Corpus,
+    source: Corpus | Documents,
     directory: RunDirectory,
     processes: Processes,
     device: torch.device,
     say: Say,
     checkpoint: Checkpoint | None,
 ) -> Run:
-    """Everything that a run needs, from a seed or from a checkpoint. Nothing is written but token files."""
-    t = config.train
-    processes.share(t.batch_size, t.accumulation_steps)
+    """Everything that a run needs, from a seed, from a model, or from a checkpoint. Only token files are written.
+
+    Args:
+        config: the settings.
+        source: a text, or documents.
+        directory: the run's.
+        processes: of this run.
+        device: this process's.
+        say: where the lines for people go.
+        checkpoint: to go on from, or None.
+    """
+    processes.share(config.train.batch_size, config.train.accumulation_steps)
     keep_freed_memory()
     dtype, reason = choose_dtype(config.dtype, device)
-    tokenizer: Tokenizer = CharTokenizer.from_text(corpus.text) if config.data.tokenizer == "char" else GPT2Tokenizer()
+    base = None
+    if config.init_from and (checkpoint is None or config.train.lora_rank):
+        base, tokenizer = load_model(config.init_from, block_size=config.model.block_size, dropout=config.model.dropout)
+        config = replace(config, model=base.config)
+    elif checkpoint is not None:
+        tokenizer = load_tokenizer(directory.tokenizer)
+        config = replace(config, model=replace(config.model, vocab_size=read_config(directory).model.vocab_size))
+    else:
+        tokenizer = new_tokenizer(config, source)
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     with processes.first_goes_ahead():
-        train_tokens, val_tokens = prepare(corpus, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
-    config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+        feed = read(config, source, tokenizer)
+    config = replace(config, train=counted(config.train, feed.rows_per_epoch))
 
+    t = config.train
     seed_everything(config.seed)
-    model = GPT(config.model)
+    model = GPT(config.model) if base is None else base
+    origins = {"corpus": fingerprint(source)}
+    if t.lora_rank:
+        origins["base"] = base_fingerprint(model)
+        targets = tuple(target.strip() for target in t.lora_targets.split(","))
+        add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
+    freeze(model, t.freeze)
     if checkpoint is not None:
+        checkpoint.check_base(origins.get("base"), config.init_from)
         checkpoint.restore_weights(model)
     model = model.to(device)
-    forward, compiled = _compiled(model, config, device, dtype)
-    m, num_tokens = config.model, f"{len(train_tokens.ids):,} to train on, {len(val_tokens.ids):,} to validate"
-    say(f"corpus     {corpus.origin}")
-    say(f"tokens     {num_tokens}, vocabulary {tokenizer.vocab_size:,}")
+    if t.gradient_checkpointing:
+        recompute_blocks(model)
+    forward, compiled = _compiled(model, config, processes, device, dtype)
+    m, trained = config.model, trainable_parameters(model)
+    for line in feed.described:
+        say(line)
     say(f"model      {model.num_parameters():,} parameters: "
         f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}")  # fmt: skip
+    if config.init_from:
+        say(
+            f"from       {config.init_from}; {trained:,} parameters are trained" + (", as adapters" * bool(t.lora_rank))
+        )
     say(f"computing  on {device.type}, {torch.get_num_threads()} threads, {str(dtype)[6:]} ({reason}), {compiled}"
         + (f", {processes.size} processes" if processes.size > 1 else ""))  # fmt: skip
     say(f"seed       {config.seed}")
@@ -104,9 +147,100 @@ def set_up(
     if processes.rank > 0:  # each process draws its own dropout
         torch.manual_seed(config.seed + processes.rank)
     return Run(
-        config, directory, corpus, tokenizer, train_tokens, val_tokens, model, forward, optimizers, device, dtype,
-        processes, say,
-    )  # fmt: skip
+        config,
+        directory,
+        tokenizer,
+        feed,
+        origins,
+        model,
+        forward,
+        optimizers,
+        device,
+        dtype,
+        processes,
+        say,
+    )
+
+
+def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
+    """The tokenizer of a new model. One of characters knows those of the source, and the line end behind documents."""
+    if config.data.tokenizer == "gpt2":
+        return GPT2Tokenizer()
+    if isinstance(source, Corpus):
+        return CharTokenizer.from_text(source.text)
+    return CharTokenizer.from_text("\n" + "".join(document.prompt + document.text for document in source.items))
+
+
+def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer) -> Feed:
+    """A source as the numbered rows that a run reads.
+
+    Raises:
+        ConfigError: if a setting contradicts the model or another.
+        DataError: if the source is too short.
+        InputError: if the tokenizer does not know a character of it.
+    """
+    if isinstance(source, Documents):
+        return document_feed(source, Path(config.data.source).stem, config, tokenizer)
+    return text_feed(
+        source, config, tokenizer, *prepare(source, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
+    )
+
+
+def counted(t: TrainConfig, rows_per_epoch: int) -> TrainConfig:
+    """The settings with epochs and shares turned into steps."""
+    if t.epochs:
+        per_epoch = math.ceil(rows_per_epoch / (t.batch_size * t.accumulation_steps))
+        t = replace(
+            t,
+            max_steps=max(1, math.ceil(t.epochs * per_epoch)),
+            warmup_steps=0,
+            eval_interval=per_epoch,
+            save_interval=per_epoch,
+        )
+    if t.warmup_ratio:
+        t = replace(t, warmup_steps=math.ceil(t.warmup_ratio * t.max_steps))
+    return t
+
+
+def freeze(model: GPT, patterns: str) -> None:
+    """Keep the parameters whose names match one of the globs, which stand between commas, from training.
+
+    Raises:
+        ConfigError: if a glob matches no parameter, or nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in filter(None, (pattern.strip() for pattern in patterns.split(","))):
+        matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(f"freeze = {pattern!r} matches no parameter", did_you_mean(pattern, list(parameters)[:9]))
+        for parameter in matching:
+            parameter.requires_grad_(False)
+    if trainable_parameters(model) == 0:
+        raise ConfigError(f"freeze = {patterns!r} leaves nothing to train", "freeze less")
+
+
+def recompute_blocks(model: GPT) -> None:
+    """Keep the inputs of the blocks alone for the backward pass, and compute the rest again (Chen et al., 2016)."""
+    for block in model.h:
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(x, positions, cache)
+    y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False)
+    return y
+
+
+def fingerprint(source: Corpus | Documents) -> str:
+    """The sha256 of all that a source holds."""
+    digest = hashlib.sha256()
+    if isinstance(source, Corpus):
+        digest.update(source.text.encode("utf-8"))
+    else:
+        for document in source.items:
+            digest.update(repr(document).encode("utf-8"))
+    return digest.hexdigest()
 
 
 def seed_everything(seed: int) -> None:
@@ -116,19 +250,22 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def fingerprint(corpus: Corpus) -> str:
-    """The sha256 of a corpus's text."""
-    return hashlib.sha256(corpus.text.encode("utf-8")).hexdigest()
-
-
-def _compiled(model: GPT, config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, str]:
+def _compiled(
+    model: GPT, config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype
+) -> tuple[nn.Module, str]:
     """What to call in the model's place, compiled if asked for and possible, and a word for the log."""
+    t = config.train
+    if processes.size > 1 and t.parallel == "fsdp":  # its tensors are not cut yet
+        return model, "eager (fsdp)"
     if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
         return model, "eager"
+    if config.documents.batching == "confined" or adapters(model):
+        return model, "eager (its layers are exchanged)"
+    rows, _ = processes.share(t.batch_size, t.accumulation_steps)
     try:
         forward: nn.Module = torch.compile(model)  # type: ignore[assignment]
         # Compilation happens at the first call: find out now whether there is a compiler, on a batch of the real shape.
-        x = torch.zeros(config.train.batch_size, config.model.block_size, dtype=torch.int64, device=device)
+        x = torch.zeros(rows, config.model.block_size, dtype=torch.int64, device=device)
         with torch.random.fork_rng(), autocast(device, dtype):  # and leave the random state as a run without has it
             forward(x).sum().backward()
         model.zero_grad(set_to_none=True)

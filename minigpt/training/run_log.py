@@ -1,18 +1,21 @@
 """What a run says while it runs: a line and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
 
 import json
+import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from minigpt.analysis.plots import loss_curve, save_figure
+from minigpt.analysis.plots import loss_curve, perplexity_curve, save_figure
 from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.trackers import Tracker
 
 SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
 
@@ -45,6 +48,8 @@ class RunLog:
         title: of the plot.
         marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
             after that is cut off, for it will be written again.
+        tracker: is told every record and every sample too.
+        by_epoch: draw the perplexity of the epochs as well.
     """
 
     def __init__(
@@ -55,8 +60,12 @@ class RunLog:
         floor: float | None,
         title: str,
         marks: Mapping[str, int] | None = None,
+        tracker: Tracker | None = None,
+        by_epoch: bool = False,
     ) -> None:
         self.run = run
+        self.by_epoch = by_epoch
+        self.tracker = tracker
         self.say = say
         self.floor = floor
         self.title = title
@@ -79,9 +88,12 @@ class RunLog:
     ) -> None:
         self._bar.close()
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # of what could not be written before, which was said then
+                file.close()
         if self._drawn < len(self.records) or not self.records:
             self.draw()
+        if self.tracker:
+            self.tracker.close()
 
     @property
     def seconds(self) -> float:
@@ -89,8 +101,13 @@ class RunLog:
         return time.perf_counter() - self._start
 
     def marks(self) -> dict[str, int]:
-        """How long each file is; all of that has reached the disk when this returns."""
+        """How long each file is; all of that has reached the disk when this returns.
+
+        Raises:
+            OSError: if it cannot be brought there.
+        """
         for file in self._files.values():
+            file.flush()
             os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
@@ -99,13 +116,15 @@ class RunLog:
         self._bar.update(step - self._bar.n)
 
     def record(self, step: int, tokens: int, **values: Any) -> None:
-        """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns."""
+        """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns, if there is room."""
         record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
         self.records.append(record)
         self._append("metrics.jsonl", json.dumps(record, allow_nan=False) + "\n")
         if "train_loss" in values:
             loss, speed = values["train_loss"], values["tokens_per_second"]
             self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
+        if self.tracker:
+            self.tracker.record(step, record)
 
     def values(self, key: str) -> list[tuple[int, Any]]:
         """The steps at which something was recorded, and its values."""
@@ -114,6 +133,8 @@ class RunLog:
     def sample(self, step: int, text: str) -> None:
         """Keep a sample in `samples.txt` and show its first lines."""
         self._append("samples.txt", f"--- step {step} ---\n{text}\n\n")
+        if self.tracker:
+            self.tracker.sample(step, text)
         for line in text.strip("\n").splitlines()[:SHOWN_LINES]:
             self.say(f"    {line[:74]}")
 
@@ -122,22 +143,49 @@ class RunLog:
         self._drawn = len(self.records)
         if self.run:
             training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
-            save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
+            with self.forgiving(f"{self.run.plot.name} not drawn"):
+                save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
+            if self.by_epoch and (epochs := epochs_of(self.records)):
+                save_figure(perplexity_curve(epochs, self.title), self.run.perplexity_plot)
+
+    @contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """A block whose failure to write, as on a full disk, costs a line that says so, and not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.say(f"{what}: {error.strerror or error}")
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:
-            self._files[name].write(text.encode("utf-8"))
-            self._files[name].flush()
+            with self.forgiving(f"{name} not written"):  # the next one that is takes it along, out of the file's buffer
+                self._files[name].write(text.encode("utf-8"))
+                self._files[name].flush()
+
+
+def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """For every evaluation: the epoch, the mean training loss since the one before, and the validation loss."""
+    found, losses, since, step = [], [], [], 0
+    for record in records:
+        if "train_loss" in record:
+            losses.append(record["train_loss"])
+            since.append(record["step"] - step)
+            step = record["step"]
+        if "val_loss" in record and losses:
+            mean = sum(map(operator.mul, losses, since)) / sum(since)
+            found.append((record["epoch"], mean, record["val_loss"]))
+            losses, since = [], []
+    return found
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; a last line that a crash has cut is left out."""
+    """The records of `metrics.jsonl`; lines that are damaged, as the last one is after a crash, are left out."""
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and {"step", "seconds"} <= record.keys():
+                records.append(record)
     return records
 
 

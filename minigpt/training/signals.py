@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -38,7 +39,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._restore()
-        os.write(2, _ANSWER)  # print is not safe here: the signal may have come in the middle of another print
+        with suppress(OSError):  # nobody may be listening any more
+            os.write(2, _ANSWER)  # print is not safe here: the signal may have come in the middle of another print
 
     def _restore(self) -> None:
         while self._before:

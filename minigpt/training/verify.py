@@ -41,10 +41,11 @@ class Comparison:
 
 
 def shortened(config: RunConfig, steps: int) -> RunConfig:
-    """The same run in a few steps, with a checkpoint after each and an evaluation on the way."""
+    """The same run in a few steps, with a checkpoint after each and an evaluation on the way, watched by nobody."""
     t = config.train
     return replace(
         config,
+        report_to="none",
         train=replace(
             t,
             max_steps=steps,
@@ -82,6 +83,7 @@ def run_interrupted(
         while process.poll() is None and not moment(run):
             time.sleep(0.001)
         if process.poll() is not None:
+            say("finished   before it could be killed once more")
             break
         process.kill()
         process.wait()

@@ -517,7 +517,7 @@ def lone(reference) -> Path:
     return Path("lone/model.safetensors")
 
 
-@pytest.mark.filterwarnings("default::minigpt.pretrained.ModelNote")
+@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")
 def test_assumed_heads_are_said_and_cannot_be_verified(lone, capsys):
     note = f"note: {lone} has no config.json beside it: 2 heads, each 64 wide, were assumed\n"
     for arguments in (

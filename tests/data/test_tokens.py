@@ -132,7 +132,10 @@ def test_an_epoch_reads_every_window_once(counting, batch_size):
     """101 tokens make 19 windows of 5 with room for an offset. Every epoch: 19 starts, one remainder, no repetition."""
     num_batches = -(-3 * 19 // batch_size)
     starts = np.concatenate(
-        [random_batch(counting, batch_size, 5, seed=3, first=batch_size * i)[0][:, 0].numpy() for i in range(num_batches)]
+        [
+            random_batch(counting, batch_size, 5, seed=3, first=batch_size * i)[0][:, 0].numpy()
+            for i in range(num_batches)
+        ]
     )
     epochs = [starts[19 * epoch : 19 * (epoch + 1)] for epoch in range(3)]
     for epoch in epochs:

@@ -108,13 +108,13 @@ def test_accumulation_is_exact(tmp_path, optimizer):
 def test_a_worse_evaluation_never_replaces_the_best_weights(tmp_path, monkeypatch):
     """nanoGPT overwrites its best loss with a worse one when it always saves (its train.py, line 274)."""
     losses = iter([2.0, 1.0, 3.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(next(losses), 10))
+    monkeypatch.setattr(loop, "evaluate_batches", lambda *_: Evaluation(next(losses), 10))
     config = updated(SMALL, {"train": {"eval_interval": 2, "save_interval": 1}})
     written = []
     real = loop.keep_best
 
-    def watch(run, model, loss, step):
-        real(run, model, loss, step)
+    def watch(run, model, loss, step, base):
+        real(run, model, loss, step, base)
         written.append((step, file_hash(run.best_weights)))
 
     monkeypatch.setattr(loop, "keep_best", watch)
@@ -133,7 +133,7 @@ def test_weights_are_saved_before_they_are_evaluated(tmp_path, monkeypatch):
     def dies(*_):
         raise MemoryError
 
-    monkeypatch.setattr(loop, "evaluate", dies)
+    monkeypatch.setattr(loop, "evaluate_batches", dies)
     with pytest.raises(MemoryError):
         train(updated(SMALL, {"train": {"eval_interval": 6}}), CORPUS, tmp_path / "run", quiet)
     run = RunDirectory(tmp_path / "run")
@@ -222,7 +222,7 @@ def test_the_speed_leaves_evaluations_out(tmp_path, monkeypatch):
     """A clock that only moves in evaluations and in batches: one second a step, 100 for an evaluation."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-    gradients, assess = loop.gradients, loop.evaluate
+    gradients, assess = loop.gradients, loop.evaluate_batches
 
     def slow_gradients(*arguments):
         now[0] += 1
@@ -233,7 +233,7 @@ def test_the_speed_leaves_evaluations_out(tmp_path, monkeypatch):
         return assess(*arguments)
 
     monkeypatch.setattr(loop, "gradients", slow_gradients)
-    monkeypatch.setattr(loop, "evaluate", slow_evaluation)
+    monkeypatch.setattr(loop, "evaluate_batches", slow_evaluation)
     config = updated(SMALL, {"train": {"max_steps": 20, "eval_interval": 5, "save_interval": 7}})
     result = train(config, CORPUS, tmp_path / "run", quiet)
     speeds = {r["tokens_per_second"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train_loss" in r}

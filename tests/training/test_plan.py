@@ -217,7 +217,7 @@ def test_memory_is_read_from_the_system():
 
     assert resident_bytes() < 1.1 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # no address space
     before = resident_bytes()
-    held = np.ones(2**26, dtype=np.uint8)  # 64 MiB, every page touched
+    held = np.ones(2**28, dtype=np.uint8)  # 256 MiB, every page touched
     assert resident_bytes() - before == pytest.approx(held.nbytes, rel=0.1)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free_bytes(CPU) < total

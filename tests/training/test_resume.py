@@ -1,15 +1,20 @@
 """Exact resume: a run that was interrupted is, byte for byte, the run that was not."""
 
+import hashlib
 import json
+import math
 import os
 import random
+import re
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.errors import CheckpointError, Interrupted, MissingFileError
 from minigpt.training import loop
@@ -25,7 +30,6 @@ from minigpt.training.resume import (
     restore_random_states,
     stored_loss,
 )
-from minigpt.training.run_log import RunLog
 from minigpt.training.verify import compare, losses
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
@@ -38,15 +42,11 @@ CONFIG = RunConfig(
 )
 
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
 def quiet(line: str) -> None:
     pass
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """They, and long samples, take longer than the training here."""
-    monkeypatch.setattr(RunLog, "draw", lambda log: None)
-    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 5)
 
 
 class PulledPlug(BaseException):
@@ -58,7 +58,7 @@ def die_at(monkeypatch, *steps):
     real, waiting = loop.gradients, list(steps)
 
     def gradients(run, first, processes):
-        if waiting and first == waiting[0] * run.sequences_per_step:
+        if waiting and first == waiting[0] * run.rows_per_step:
             waiting.pop(0)
             raise PulledPlug
         return real(run, first, processes)
@@ -101,6 +101,61 @@ def test_dying_and_going_on_changes_no_byte(tmp_path, monkeypatch, variant):
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_any_pattern_of_interruptions_changes_no_byte(tmp_path, monkeypatch, seed):
+    """Random intervals and settings; deaths in steps, in the middle of saves, and in evaluations."""
+    draw = random.Random(seed)
+    settings = {
+        "max_steps": 25,
+        "save_interval": draw.randint(1, 7),
+        "eval_interval": draw.randint(1, 9),
+        "accumulation_steps": draw.randint(1, 3),
+        "patience": draw.choice([0, 0, 1, 2, 3]),
+        "on_nonfinite": "skip",
+        "optimizer": draw.choice(["adamw", "muon"]),
+    }
+    config = updated(CONFIG, {"train": settings, "model": {"dropout": draw.choice([0.0, 0.1])}})
+    bad = set(draw.sample(range(25), draw.randint(0, 4)))
+    monkeypatch.setattr(loop, "LOG_INTERVAL", draw.randint(1, 6))
+    deaths = []  # a function, and how many calls of it are left until the process dies there
+    real = {name: getattr(loop, name) for name in ("gradients", "replace_last", "evaluate_batches", "keep_best")}
+
+    def dying(name):
+        def call(*arguments):
+            if deaths and deaths[0][0] == name:
+                deaths[0][1] -= 1
+                if deaths[0][1] == 0:
+                    if name == "replace_last" and draw.random() < 0.5:
+                        real[name](*arguments)
+                    raise PulledPlug
+            result = real[name](*arguments)
+            skipped = name == "gradients" and arguments[1] // arguments[0].rows_per_step in bad
+            return result * math.nan if skipped else result
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(loop, name, dying(name))
+    train(config, CORPUS, tmp_path / "straight", quiet)
+    out, number = tmp_path / "broken", draw.randint(1, 5)
+    while True:
+        if (out / "model.safetensors").exists() and not (out / "last").exists():
+            shutil.rmtree(out)  # evaluated and not saved yet: it cannot be resumed, and says so
+        name = draw.choice(list(real))
+        deaths = [[name, draw.randint(1, 9 if name == "gradients" else 3)]] * (number > 0)
+        number -= 1
+        try:
+            train(config, CORPUS, out, quiet, resume=out.exists())
+            break
+        except PulledPlug:
+            continue
+    found = compare(RunDirectory(tmp_path / "straight"), RunDirectory(out))
+    assert [c.name for c in found if not c.equal] == [], settings
+    samples = [(path / "samples.txt").read_text() for path in (tmp_path / "straight", out)]
+    assert samples[0] == samples[1]
+
+
 def test_a_comparison_sees_one_bit(tmp_path, monkeypatch):
     """The proof itself: another seed, and it must say that nothing is equal."""
     train(CONFIG, CORPUS, tmp_path / "a", quiet)
@@ -116,20 +171,20 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
     real = loop.gradients
 
     def gradients(run, first, processes):
-        if first == 6 * run.sequences_per_step:
+        if first == 6 * run.rows_per_step:
             os.kill(os.getpid(), number)
         return real(run, first, processes)
 
-    monkeypatch.setattr(loop, "gradients", gradients)
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted) as stop:
-        train(CONFIG, CORPUS, tmp_path / "broken", quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gradients", gradients)
+        with pytest.raises(Interrupted) as stop:
+            train(CONFIG, CORPUS, tmp_path / "broken", quiet)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert stop.value.signal == number
     assert stop.value.what == "stopped at step 7 of 20, and saved"
     assert stop.value.how.endswith(f"minigpt train --resume {tmp_path / 'broken'}")
     assert open_checkpoint(tmp_path / "broken" / "last").progress.step == 7
-    monkeypatch.undo()
     again = train(CONFIG, CORPUS, tmp_path / "broken", quiet, resume=True)
     assert again.train_loss == straight.train_loss
     assert losses(RunDirectory(tmp_path / "broken")) == losses(RunDirectory(tmp_path / "straight"))
@@ -158,7 +213,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
 def test_a_run_killed_between_its_last_save_and_its_evaluation(tmp_path, monkeypatch):
     """nanochat issue 446: the evaluation at the end dies. Its result is not lost but made up for."""
     straight = train(CONFIG, CORPUS, tmp_path / "straight", quiet)
-    real, calls = loop.evaluate, []
+    real, calls = loop.evaluate_batches, []
 
     def evaluate(*arguments):
         calls.append(1)
@@ -166,7 +221,7 @@ def test_a_run_killed_between_its_last_save_and_its_evaluation(tmp_path, monkeyp
             raise PulledPlug
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate_batches", evaluate)
     with pytest.raises(PulledPlug):
         train(CONFIG, CORPUS, tmp_path / "broken", quiet)
     broken = train(CONFIG, CORPUS, tmp_path / "broken", quiet, resume=True)
@@ -221,7 +276,7 @@ def test_another_architecture_is_refused_field_by_field(tmp_path):
 def test_patience_ends_a_run(tmp_path, monkeypatch):
     """Losses 3, 2, 2, 5, ...: the second evaluation is the best, and two worse ones are enough."""
     values = iter([3.0, 2.0, 2.0, 5.0, 1.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(next(values), 10))
+    monkeypatch.setattr(loop, "evaluate_batches", lambda *_: Evaluation(next(values), 10))
     config = updated(CONFIG, {"train": {"patience": 2, "eval_interval": 4}})
     lines = []
     result = train(config, CORPUS, tmp_path / "run", lines.append)
@@ -239,9 +294,9 @@ def test_better_weights_are_never_replaced_by_worse_ones(tmp_path):
     run = RunDirectory(tmp_path / "run")
     model, _, _ = load_run(run.path)
     before, best = run.best_weights.read_bytes(), stored_loss(run)
-    keep_best(run, model, best + 0.001, 5)
+    keep_best(run, model, best + 0.001, 5, "")
     assert run.best_weights.read_bytes() == before
-    keep_best(run, model, best - 0.001, 5)
+    keep_best(run, model, best - 0.001, 5, "")
     assert stored_loss(run) == best - 0.001
 
 
@@ -273,7 +328,7 @@ def test_every_random_state_comes_back(tmp_path):
 
 def test_what_was_left_half_written_is_removed(tmp_path):
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
-    for name in (".minigpt-abc", ".next"):
+    for name in (".minigpt-abc", ".minigpt-xyz"):
         (tmp_path / "run" / name).mkdir()
         (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
     (tmp_path / "run" / ".loss.png.xyz.tmp").write_bytes(b"half")
@@ -283,9 +338,30 @@ def test_what_was_left_half_written_is_removed(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
-    for folder in ("last", "previous"):
-        path = tmp_path / "run" / folder / "manifest.json"
-        if path.is_file():
-            path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path = tmp_path / "run" / "last" / "manifest.json"
+    content = {**json.loads(path.read_text()), "format": 2}
+    del content["sha256"]
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": seal}))
     with pytest.raises(CheckpointError, match="of format 2; this minigpt reads format 1"):
         newest_checkpoint(RunDirectory(tmp_path / "run"))
+
+
+PAGE = Path(loop.__file__).parent.parent.parent / "docs" / "resume.md"
+
+
+def commands() -> list[str]:
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    return sorted(set(re.findall(r"(?:^|`)(minigpt [a-z][^`\n]*)", text, re.MULTILINE)))
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="needs the checkout that minigpt was installed from")
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_page_is_accepted(command, accept, tmp_path):
+    """By the real parsers, in a folder that has the run which the page speaks of."""
+    write_yaml(CONFIG, tmp_path / "checkpoints" / "mine" / "config.yaml", versions={})
+    accept(command)
+
+
+def test_the_page_has_commands():
+    assert len(commands()) > 5 or not PAGE.is_file()

@@ -6,7 +6,7 @@ import pytest
 
 from minigpt.analysis.plots import loss_curve
 from minigpt.training.checkpoint import RunDirectory
-from minigpt.training.run_log import RunLog
+from minigpt.training.run_log import RunLog, read_records
 
 
 @pytest.fixture
@@ -54,3 +54,40 @@ def test_the_plot_shows_what_was_recorded():
     assert rates.get_lines()[0].get_ydata().tolist() == [0.1, 0.2]
     assert losses.get_ylabel() == "loss (nats per token)"
     assert rates.get_xlabel() == "step"
+
+
+def test_a_resumed_log_is_cut_where_its_checkpoint_was(run):
+    with RunLog(run, 10, lambda line: None, None, "title") as log:
+        log.record(1, 100, lr=0.1)
+        log.sample(1, "one")
+        marks = log.marks()
+        log.record(2, 200, lr=0.2)
+        log.sample(2, "two")
+    assert marks == {
+        "metrics.jsonl": run.metrics.read_bytes().index(b"\n") + 1,
+        "samples.txt": len("--- step 1 ---\none\n\n"),
+    }
+    with RunLog(run, 10, lambda line: None, None, "title", marks) as log:
+        assert [record["step"] for record in log.records] == [1]
+        log.record(3, 300, lr=0.3)
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 3]
+    assert "two" not in run.samples.read_text()
+    assert log.records[1]["seconds"] >= log.records[0]["seconds"]
+
+
+def test_a_picture_that_cannot_be_written_is_a_line(run, monkeypatch):
+    def full(figure, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minigpt.training.run_log.save_figure", full)
+    lines = []
+    with RunLog(run, 10, lines.append, None, "title") as log:
+        log.record(1, 100, train_loss=2.5, tokens_per_second=9.0, lr=0.1)
+    assert lines == ["loss.png not drawn: No space left on device"]
+
+
+def test_damaged_lines_are_left_out(run):
+    good = [{"step": 1, "seconds": 1.0}, {"step": 2, "seconds": 2.0, "val_loss": 2.5}]
+    lines = [json.dumps(good[0]), "[]", '"x"', "{", "\x00" * 20, json.dumps({"step": 3}), json.dumps(good[1]), '{"st']
+    run.metrics.write_text("\n".join(lines))
+    assert read_records(run.metrics) == good

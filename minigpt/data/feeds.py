@@ -1,0 +1,185 @@
+"""What a run reads: a text cut into windows, or documents, as one endless, numbered sequence of rows.
+
+Row i is a pure function of the seed and i, so a run needs to remember nothing but how many rows it has read, and
+processes that share a batch take their rows by number.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from minigpt.config import RunConfig
+from minigpt.data.batches import Batch, Encoded, Epoch, encode, packed, padded
+from minigpt.data.corpora import Corpus
+from minigpt.data.documents import Documents, split, with_keywords
+from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
+from minigpt.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextFeed:
+    """A text: windows of the training split in shuffled epochs, the whole validation split in order.
+
+    Attributes:
+        name: of the corpus, for titles.
+        described: where it comes from, and how much there is, each in a line.
+        floor: entropy of the validation split in nats per token, where it is known.
+        prompt: ids from which samples are written.
+        eos_token_id: the token that ends a document, and a sample: there is none.
+        train: what is learned.
+        val: what validates.
+        block_size: tokens of a window.
+        seed: of the run.
+    """
+
+    name: str
+    described: list[str]
+    floor: float | None
+    prompt: list[int]
+    eos_token_id: int | None
+    train: TokenFile
+    val: TokenFile
+    block_size: int
+    seed: int
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Windows of an epoch."""
+        return max(1, (len(self.train.ids) - self.block_size) // self.block_size)
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows `first` to `first + count - 1` of the run; see `data.tokens.random_batch`."""
+        return Batch(*random_batch(self.train, count, self.block_size, self.seed, first))
+
+    def validation(self) -> Iterator[Batch]:
+        """See `data.tokens.windows_in_order`."""
+        rows = max(1, TOKENS_PER_BATCH // self.block_size)
+        return (Batch(x, y) for x, y in windows_in_order(self.val.ids, rows, self.block_size))
+
+
+@dataclass(frozen=True)
+class DocumentFeed:
+    """Documents, in batches of like length or packed; see `data.batches`.
+
+    Attributes:
+        name: of the file, for titles.
+        described: as for a text.
+        floor: not known.
+        prompt: the end of a document, behind which another begins.
+        eos_token_id: the token that ends a document.
+        read: the epoch of a number.
+        val: what validates.
+        batch_size: rows of a batch, of which each process may take a part.
+    """
+
+    name: str
+    described: list[str]
+    floor: float | None
+    prompt: list[int]
+    eos_token_id: int | None
+    read: Callable[[int], Epoch]
+    val: Encoded
+    batch_size: int
+    _epochs: dict[int, Epoch] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of an epoch, those too that its last batch lacks."""
+        return len(self._epoch(0)) * self.batch_size
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows of one batch. What the last batch of an epoch lacks is filled with rows that count for nothing."""
+        number, offset = divmod(first, self.batch_size)
+        epoch, index = divmod(number, len(self._epoch(0)))
+        whole = self._epoch(epoch)[index]
+        rows = slice(offset, offset + count)
+        missing = count - len(whole.inputs[rows])
+        if missing == 0:
+            return Batch(
+                whole.inputs[rows], whole.targets[rows], None if whole.positions is None else whole.positions[rows]
+            )
+        filling = whole.inputs.new_zeros(missing, whole.inputs.size(1))  # (missing, T)
+        inputs = torch.cat([whole.inputs[rows], filling])
+        targets = torch.cat([whole.targets[rows], filling + IGNORED])
+        positions = None if whole.positions is None else torch.cat([whole.positions[rows], filling])
+        return Batch(inputs, targets, positions)
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation documents, each in a row of its own."""
+        return iter(padded(self.val, self.batch_size, seed=0, epoch=0))
+
+    def _epoch(self, number: int) -> Epoch:
+        if number not in self._epochs:
+            if len(self._epochs) > 1:  # the first is kept: its length is that of all
+                self._epochs.popitem()
+            self._epochs[number] = self.read(number)
+        return self._epochs[number]
+
+
+Feed = TextFeed | DocumentFeed
+
+
+def text_feed(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: TokenFile, val: TokenFile) -> TextFeed:
+    """A corpus whose tokens are `train` and `val`."""
+    start = tokenizer.start_token_id
+    floor = None
+    if corpus.floor is not None and config.data.tokenizer == "char":
+        floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
+    num_tokens = f"{len(train.ids):,} to train on, {len(val.ids):,} to validate"
+    return TextFeed(
+        name=corpus.name,
+        described=[f"corpus     {corpus.origin}", f"tokens     {num_tokens}, vocabulary {tokenizer.vocab_size:,}"],
+        floor=floor,
+        prompt=[int(val.ids[0]) if start is None else start],
+        eos_token_id=None,
+        train=train,
+        val=val,
+        block_size=config.model.block_size,
+        seed=config.seed,
+    )
+
+
+def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer) -> DocumentFeed:
+    """Documents as the settings want them read.
+
+    Args:
+        documents: all of them.
+        name: of the corpus.
+        config: the settings; `model.block_size` is the model's.
+        tokenizer: the model's.
+
+    Raises:
+        ConfigError: if a setting of `documents` contradicts the model or another.
+        DataError: if there are too few documents, or one of them leaves nothing to learn.
+        InputError: if the tokenizer cannot encode one.
+    """
+    d, block_size = config.documents, config.model.block_size
+    chosen, validating = split(documents.items, d.train_size or None, d.val_size or None, config.seed)
+    if d.keywords:
+        chosen, validating = (with_keywords(part, d.keywords, chosen) for part in (chosen, validating))
+    eos_id = tokenizer.encode("\n")[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    train, val = (
+        encode(part, tokenizer, eos_id, d.max_length or block_size, block_size) for part in (chosen, validating)
+    )
+    batch_size, seed = config.train.batch_size, config.seed
+    read: Callable[[int], Epoch] = partial(padded, train, batch_size, seed)
+    if d.batching != "padded":
+        read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
+    padding = read(0).padding
+    counts = f"{len(train):,} to train on, {len(val):,} to validate"
+    return DocumentFeed(
+        name=name,
+        described=[
+            f"documents  {documents.described}",
+            f"tokens     {counts}; {train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens, "
+            f"{padding:.1%} padding",
+        ],
+        floor=None,
+        prompt=[eos_id],
+        eos_token_id=eos_id,
+        read=read,
+        val=val,
+        batch_size=batch_size,
+    )

@@ -1,0 +1,157 @@
+"""Watching a run in TensorBoard or Weights & Biases: what goes into the run log goes there too.
+
+Both are extras, imported only when a run asks for one, and neither can do a training harm: an error of theirs is one
+line, and then they are left alone. `metrics.jsonl` has everything in any case.
+"""
+
+import html
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from minigpt.config import RunConfig
+from minigpt.errors import ConfigError, first_line
+from minigpt.files import read_text, write_text
+
+PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT goes before
+T = TypeVar("T")
+_LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+
+
+class Tracker(Protocol):
+    """What the run log tells of a run."""
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """One record of `metrics.jsonl`."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Text that the model wrote at an evaluation."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+def tracking_library(name: str) -> Any:
+    """The module that a run's `report_to` needs, or None for "none".
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    if name == "none":
+        return None
+    try:
+        return import_module(_LIBRARIES[name])
+    except ImportError as error:
+        raise ConfigError(
+            f"report_to = {name} needs a package that cannot be imported: {first_line(error, 100)}",
+            f'pip install "minigpt-torch[{name}]", or leave report_to out: metrics.jsonl has the same numbers',
+        ) from None
+
+
+def open_tracker(library: Any, out: Path, config: RunConfig, step: int, say: Callable[[str], None]) -> Tracker:
+    """Begin to track a run, or go on where it was tracked before.
+
+    Args:
+        library: as `tracking_library` gave it.
+        out: the run directory, where the tracker keeps what it needs.
+        config: the run's settings.
+        step: steps taken so far; what a killed run has told of later ones is told again.
+        say: is told, once, if the tracker fails.
+    """
+    kind = TensorBoard if config.report_to == "tensorboard" else WandB
+    return Forgiven(lambda: kind(library, out, config, step), say)
+
+
+class TensorBoard:
+    """Event files in the run directory. The arguments are those of `open_tracker`."""
+
+    def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
+        # From `purge_step` on, TensorBoard forgets what a killed run had written.
+        self._writer = library.SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """A point in one chart a number."""
+        for name, value in _numbers(values).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # what a checkpoint has, a kill must not take from the chart
+
+    def sample(self, step: int, text: str) -> None:
+        """A text, with its line ends."""
+        self._writer.add_text("sample", f"```text\n{text}\n```", step)
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of W&B, whose id lies in the run directory. The arguments are those of `open_tracker`.
+
+    Its own variables hold: WANDB_MODE=offline sends nothing. A step that was told before is not told again, but it
+    would be the same: a resumed run repeats it bit for bit.
+    """
+
+    def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
+        identity = out / "wandb-id"
+        if not identity.is_file():
+            write_text(identity, secrets.token_hex(4))
+        self._library = library
+        self._run = library.init(
+            project=PROJECT, name=out.name, id=read_text(identity), resume="allow", dir=str(out),
+            config=asdict(config), settings={"console": "off"},
+        )  # fmt: skip
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """A point in one chart a number."""
+        self._run.log(_numbers(values), step=step)
+
+    def sample(self, step: int, text: str) -> None:
+        """A text, with its line ends."""
+        self._run.log({"sample": self._library.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        self._run.finish()
+
+
+class Forgiven:
+    """A tracker whose first error is said, and who is asked nothing after it.
+
+    Args:
+        begin: makes the tracker.
+        say: where the line about the error goes.
+    """
+
+    def __init__(self, begin: Callable[[], Tracker], say: Callable[[str], None]) -> None:
+        self._say = say
+        self._tracker: Tracker | None = self._tried(begin)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """See `Tracker`."""
+        if tracker := self._tracker:
+            self._tried(lambda: tracker.record(step, values))
+
+    def sample(self, step: int, text: str) -> None:
+        """See `Tracker`."""
+        if tracker := self._tracker:
+            self._tried(lambda: tracker.sample(step, text))
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        if tracker := self._tracker:
+            self._tried(tracker.close)
+
+    def _tried(self, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except Exception as error:  # of any kind: these libraries write files, and talk to the network
+            self._tracker = None
+            self._say(f"report_to  failed, and training goes on without it: {first_line(error, 100)}")
+            return None
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}

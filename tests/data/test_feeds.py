@@ -1,0 +1,93 @@
+"""What a run reads, by the number of the row: the same rows for any number of processes, each once an epoch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.config import RunConfig, updated
+from minigpt.data.corpora import Corpus
+from minigpt.data.documents import Document, Documents
+from minigpt.data.feeds import DocumentFeed, document_feed, text_feed
+from minigpt.data.tokens import IGNORED, prepare
+from minigpt.errors import ConfigError, DataError
+from minigpt.tokenizers import CharTokenizer
+
+TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)}{i}" for i in range(31)]
+TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS) + "keywords: ,")
+
+
+def feed(**settings) -> DocumentFeed:
+    batch_size = settings.pop("batch_size", 4)
+    config = updated(
+        RunConfig(),
+        {"model": {"block_size": 13}, "train": {"batch_size": batch_size}, "documents": {"val_size": 5, **settings}},
+    )
+    documents = Documents([Document(text) for text in TEXTS], "31 texts", 0, 0)
+    return document_feed(documents, "texts", config, TOKENIZER)
+
+
+def learned(batch) -> list[str]:
+    """What the rows of a batch have as targets, as text."""
+    return [TOKENIZER.decode([t for t in row.tolist() if t != IGNORED]) for row in batch.targets]
+
+
+@pytest.mark.parametrize("batching", ["padded", "confined"])
+def test_every_document_is_read_once_an_epoch(batching):
+    source = feed(batching=batching)
+    for epoch in range(3):
+        first = epoch * source.rows_per_epoch
+        rows = [row for i in range(0, source.rows_per_epoch, 4) for row in learned(source.batch(first + i, 4))]
+        # Of each document its first character is no target, and the line end behind it is one.
+        validated = sum(int((batch.targets != IGNORED).sum()) for batch in source.validation())
+        assert sum(map(len, rows)) + validated == sum(map(len, TEXTS))
+        ends = sorted("".join(rows).split("\n"))
+        assert len(ends) == 26 + 1
+        assert all(any(text.endswith(end) for text in TEXTS) for end in ends)
+
+
+def test_processes_share_a_batch_by_rows():
+    """4 rows in one piece are the 2 + 2 rows of two processes, in the last and short batch of an epoch too."""
+    source = feed(batch_size=4)
+    assert source.rows_per_epoch == 28  # 26 documents: the last batch has two rows that count for nothing
+    for first in range(0, 2 * source.rows_per_epoch, 4):
+        whole = source.batch(first, 4)
+        parts = [source.batch(first + row, 2) for row in (0, 2)]
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+        assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+    short = [first for first in range(0, 28, 4) if (source.batch(first, 4).targets == IGNORED).all(1).sum() == 2]
+    assert len(short) == 1
+
+
+def test_any_row_can_be_had_without_those_before_it():
+    one, other = feed(), feed()
+    late = one.batch(5 * one.rows_per_epoch + 8, 4)
+    for first in range(0, 3 * other.rows_per_epoch, 4):
+        other.batch(first, 4)
+    again = other.batch(5 * other.rows_per_epoch + 8, 4)
+    assert torch.equal(late.inputs, again.inputs)
+    assert torch.equal(late.targets, again.targets)
+
+
+def test_settings_that_contradict_the_model_or_the_documents():
+    with pytest.raises(ConfigError, match="max_length = 14 does not lie between 2 and block_size = 13"):
+        feed(max_length=14)
+    with pytest.raises(DataError, match="train_size"):
+        feed(train_size=30)
+
+
+def test_a_text_is_read_in_windows(tmp_path):
+    corpus = Corpus("counting", "0123456789" * 40, "made up")
+    config = updated(RunConfig(), {"model": {"block_size": 7}, "seed": 3})
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    train, val = prepare(corpus, tokenizer, config.data, 7, tmp_path)
+    source = text_feed(corpus, config, tokenizer, train, val)
+    batch = source.batch(2, 5)
+    assert batch.inputs.shape == batch.targets.shape == (5, 7)
+    assert torch.equal((batch.inputs + 1) % 10, batch.targets)
+    assert batch.positions is None
+    assert source.rows_per_epoch == (360 - 7) // 7
+    targets = np.concatenate([b.targets[b.targets != IGNORED].numpy() for b in source.validation()])
+    assert np.array_equal(targets, val.ids[1:])
+    assert json.dumps(source.described)

@@ -1,0 +1,450 @@
+"""Several real processes against one: the same losses, the same files, one voice, and an end for all.
+
+The processes of a test are this file again, started by torchrun; what each of them then does is one of the functions
+called `worker_...`. All speak through gloo, on the CPU.
+"""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import minigpt
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.data.corpora import Corpus
+from minigpt.data.tokens import windows_in_order
+from minigpt.errors import ConfigError
+from minigpt.model import GPT
+from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, joined, numbers_held
+from minigpt.training.evaluate import evaluate, evaluate_batches
+from minigpt.training.loop import train
+from minigpt.training.resume import open_checkpoint
+from minigpt.training.run import set_up
+from minigpt.training.run_log import RunLog, say_nothing
+from minigpt.training.verify import compare
+from minigpt.weights import open_weights
+
+TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 150))
+CORPUS = Corpus("counting", TEXT, "made up for tests")
+CONFIG = RunConfig(  # every tensor has an odd number of rows, so that two processes never have parts of one size
+    model=GPTConfig(block_size=7, n_layer=2, n_head=3, n_embd=3 * 5),
+    train=TrainConfig(max_steps=20, batch_size=2, accumulation_steps=4, warmup_steps=3, learning_rate=0.01,
+                      eval_interval=1, save_interval=20),
+    device="cpu",
+    dtype="float32",
+)  # fmt: skip
+VARIANTS = {
+    "adamw": {},
+    "muon": {"train": {"optimizer": "muon", "batch_size": 4, "accumulation_steps": 1}},
+    "untied": {"model": {"tie_weights": False}, "train": {"optimizer": "muon"}},
+    "clipped": {"train": {"grad_clip": 0.1, "batch_size": 4, "accumulation_steps": 1}},
+    "not clipped": {"train": {"grad_clip": 0.0}},
+}
+UNASSESSED = updated(CONFIG, {"train": {"max_steps": 5, "eval_interval": 5}})
+BOTH = ("ddp", "fsdp")
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+FLAGS = (
+    "--data text.txt --device cpu --model.block_size 7 --model.n_layer 2 --model.n_head 3 --model.n_embd 15 "
+    "--train.batch_size 2 --train.warmup_steps 3"
+).split()
+LONG = "--train.max_steps 100000 --train.save_interval 3 --out run".split()
+
+
+# What the processes do
+
+
+class PulledPlug(BaseException):
+    """Nothing in the loop catches it, as nothing catches a power cut."""
+
+
+def pulled_plug(*arguments):
+    raise PulledPlug
+
+
+def without_decoration(monkeypatch=None):
+    """Samples and plots take longer than the training here."""
+    patch = monkeypatch.setattr if monkeypatch else setattr
+    patch(RunLog, "draw", lambda log: None)
+    patch(loop, "SAMPLE_TOKENS", 2)
+
+
+def variant(name, how="ddp"):
+    return updated(updated(CONFIG, VARIANTS[name]), {"train": {"parallel": how}})
+
+
+def train_until(step, config, out, resume=False):
+    """Train, and die in the middle of a step; the checkpoint before it is the one to go on from."""
+    real = loop.gradients
+
+    def gradients(run, first, processes):
+        if first == step * run.rows_per_step:
+            raise PulledPlug
+        return real(run, first, processes)
+
+    loop.gradients = gradients
+    try:
+        train(updated(config, {"train": {"save_interval": 1}}), CORPUS, out, say_nothing, resume)
+    except PulledPlug:
+        return
+    finally:
+        loop.gradients = real
+    raise AssertionError(f"step {step} was never reached")
+
+
+def worker_train(*names):
+    for name in names:
+        for how in BOTH if len(names) > 1 else BOTH[:1]:
+            train(variant(name, how), CORPUS, Path(name, how), say_nothing)
+
+
+def worker_begin():
+    """A run of each kind to its seventh step; and with dropout, straight through and with a death at 7 and 13."""
+    for how in BOTH:
+        train_until(7, variant("untied", how), Path("begun", how))
+        config = updated(variant("muon", how), {"model": {"dropout": 0.3}, "train": {"save_interval": 1}})
+        train(config, CORPUS, Path("straight", how), say_nothing)
+        train_until(7, config, Path("broken", how))
+        train_until(13, config, Path("broken", how), resume=True)
+        train(config, CORPUS, Path("broken", how), say_nothing, resume=True)
+
+
+def worker_go_on():
+    """Each run with what the other one began; and one that lacks nothing but its evaluation."""
+    result = train(UNASSESSED, CORPUS, Path("unassessed"), say_nothing, resume=True)
+    assert math.isfinite(result.train_loss), "each process knows what was recorded before"
+    for how, other in zip(BOTH, reversed(BOTH), strict=True):
+        train(variant("untied", how), CORPUS, Path("begun", other), say_nothing, resume=True)
+
+
+def worker_count():
+    """The bytes of the collectives of a step, and the numbers that lie here after it, written by the first process."""
+    from torch.profiler import profile
+
+    counted = {}
+    for how in BOTH:
+        run = set_up(variant("adamw", how), CORPUS, RunDirectory(Path()), ALL, torch.device("cpu"), say_nothing, None)
+        for _ in range(3):  # DDP rearranges its buffers in the second step
+            run.model.zero_grad(set_to_none=True)
+            with profile(record_shapes=True) as profiler:
+                loop.gradients(run, 0, ALL)
+            run.optimizers[0].step()
+        events = [(event.name, event.input_shapes) for event in profiler.events()]
+        parameters = list(run.model.parameters())
+        states = [run.optimizers[0].state[p] for p in parameters]
+        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
+        held = [parameters, [p.grad for p in parameters], *moments]
+        counted[how] = {
+            "all_reduce": [shapes[0][0] for name, shapes in events if name == "gloo:all_reduce"],
+            "all_gather": [shapes[1][0] for name, shapes in events if name == "c10d::_allgather_base_"],
+            "reduce_scatter": [shapes[0][0] for name, shapes in events if name == "c10d::_reduce_scatter_base_"],
+            "broadcast": [shapes[0][0] for name, shapes in events if name == "gloo:broadcast"],
+            "held": [sum(getattr(t, "_local_tensor", t).numel() for t in tensors) for tensors in held],
+        }  # fmt: skip
+    if ALL.first:
+        Path("counted.json").write_text(json.dumps(counted))
+
+
+# What is started, and what is found afterwards
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def work(*arguments):
+    """Two processes of this file."""
+    command = [*LAUNCH, __file__, *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def start(*flags, launch=LAUNCH):
+    """`torchrun ... -m minigpt train ...` on two processes."""
+    Path("text.txt").write_text(TEXT)
+    return subprocess.Popen(
+        [*launch, "-m", "minigpt", "train", *FLAGS, *flags],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def outcome(process):
+    """Exit status, standard output, standard error: once all have ended, which is within a minute."""
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def errors_of_ours(text):
+    """The lines of minigpt's errors: (what, how) of each."""
+    return re.findall(r"^error: (.*)\n       (.*)$", text, re.MULTILINE)
+
+
+def ranks(process):
+    """The process ids that torchrun started, by rank."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"PPid:\t{process.pid}\n" in status.read_text():
+                words = (status.parent / "environ").read_bytes().split(b"\0")
+                found |= {int(word[5:]): int(status.parent.name) for word in words if word.startswith(b"RANK=")}
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_steps(run, expected):
+    """Every record that training and evaluation made: 20 steps, 1e-5."""
+    keys = ("train_loss", "grad_norm", "val_loss", "lr")
+    mine, others = (
+        {(record["step"], key): record[key] for record in records(path) for key in keys if key in record}
+        for path in (run, expected)
+    )
+    assert len(others) == 4 * 20
+    assert mine == pytest.approx(others, abs=1e-5, rel=0)
+
+
+def shapes(path):
+    return {name: stored.shape for name, stored in open_weights(path).items()}
+
+
+def test_two_processes_take_the_steps_of_one(monkeypatch):
+    without_decoration(monkeypatch)
+    work("train", "adamw")
+    train(variant("adamw"), CORPUS, Path("one"), say_nothing)
+    assert_same_steps(Path("adamw", "ddp"), Path("one"))
+
+
+@pytest.mark.slow
+def test_every_kind_takes_the_steps_of_one(monkeypatch):
+    """Both ways to share the work, both optimizers, accumulation, clipping, and heads: the same losses and files."""
+    without_decoration(monkeypatch)
+    work("train", *VARIANTS)
+    for name in VARIANTS:
+        one = Path(name, "one")
+        train(variant(name), CORPUS, one, say_nothing)
+        for how in BOTH:
+            assert_same_steps(Path(name, how), one)
+            for file in ("model.safetensors", "last/model.safetensors"):
+                assert shapes(Path(name, how, file)) == shapes(one / file)
+            state, expected = (shapes(run / "last" / "state.safetensors") for run in (Path(name, how), one))
+            assert {key: shape for key, shape in state.items() if not key.endswith("/1")} == expected
+            model, _ = minigpt.load_model(str(Path(name, how)))
+            loss = evaluate(model, set_up_alone(variant(name)).feed.val.ids).loss
+            assert loss == pytest.approx(min(r["val_loss"] for r in records(one) if "val_loss" in r), abs=1e-5)
+
+
+def set_up_alone(config):
+    return set_up(config, CORPUS, RunDirectory(Path()), Processes(), torch.device("cpu"), say_nothing, None)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
+    """Two, one, two; DDP that becomes FSDP and the other way round. With dropout, two and two are equal in each bit."""
+    without_decoration(monkeypatch)
+    train(variant("untied"), CORPUS, Path("one"), say_nothing)
+    work("begin")
+    for how in BOTH:
+        train_until(13, variant("untied", how), Path("begun", how), resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "assess", pulled_plug)
+        with pytest.raises(PulledPlug):
+            train(UNASSESSED, CORPUS, Path("unassessed"), say_nothing)
+    work("go_on")
+    assert "val_loss" in records(Path("unassessed"))[-1]
+    for how in BOTH:
+        assert_same_steps(Path("begun", how), Path("one"))
+        found = compare(RunDirectory(Path("straight", how)), RunDirectory(Path("broken", how)))
+        assert [(c.name, c.equal) for c in found] == [(c.name, True) for c in found]
+        state = open_weights(Path("straight", how, "last", "state.safetensors"))
+        assert not state["random/torch/0"].read().equal(state["random/torch/1"].read())  # two dropouts, not one twice
+
+
+@pytest.mark.slow
+def test_one_process_speaks_and_chooses():
+    """One JSON object, each line once, one run directory, one folder of tokens."""
+    Path("checkpoints", "text").mkdir(parents=True)  # so that the name must be numbered
+    status, output, errors = outcome(start("--json", "--train.max_steps", "5"))
+    assert status == 0, errors
+    result = json.loads(output)  # which more than one object would not be
+    assert (result["out"], result["step"]) == ("checkpoints/text-2", 5)
+    for line in ("corpus     ", "computing  on cpu, 1 threads", "step 0     ", "step 5     val", "finished   5 steps"):
+        assert errors.count(line) == 1
+    assert "2 processes" in errors
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["text", "text-2"]
+    assert len(list(Path("data", "tokens").iterdir())) == 1
+    assert len(records(Path("checkpoints", "text-2"))) == 2  # of a step, and of an evaluation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_all(how, killed, monkeypatch):
+    """kill -9 in the middle. The survivor says so in two lines, and the last checkpoint is good."""
+    process = start(*LONG, "--train.parallel", how)
+    wait_for(Path("run", "last"), process)
+    pids = ranks(process)
+    assert sorted(pids) == [0, 1]
+    os.kill(pids[killed], signal.SIGKILL)
+    status, _, errors = outcome(process)
+    assert status == 1
+    ((what, mend),) = errors_of_ours(errors)
+    assert what.startswith(f"process {1 - killed} of 2 has lost another one: ")
+    assert mend.endswith("go on from the last checkpoint with --resume")
+    assert not [pid for pid in pids.values() if Path("/proc", str(pid)).exists()]
+    without_decoration(monkeypatch)
+    step = open_checkpoint(Path("run", "last")).progress.step
+    config = loop.read_config(RunDirectory(Path("run")))
+    config = updated(config, {"train": {"max_steps": step + 2, "eval_interval": step + 2}})
+    assert train(config, Corpus("text.txt", TEXT, ""), Path("run"), say_nothing, resume=True).step == step + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["torchrun", "one process"])
+def test_a_signal_stops_all_at_one_step(number, to):
+    process = start(*LONG)
+    wait_for(Path("run", "last"), process)
+    os.kill(process.pid if to == "torchrun" else ranks(process)[1], number)
+    status, _, errors = outcome(process)
+    assert status == 1  # torchrun has no other for a run that did not end well
+    ((step, mend),) = re.findall(r"^stopped at step (\d+) of 100000, and saved\n(.*)$", errors, re.MULTILINE)
+    assert mend == "go on with: minigpt train --resume run"
+    assert open_checkpoint(Path("run", "last")).progress.step == int(step)
+    assert errors_of_ours(errors) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", BOTH)
+def test_a_divergence_is_told_once(how):
+    flags = "--train.learning_rate 1e30 --train.max_steps 50 --train.save_interval 1000 --out run".split()
+    status, _, errors = outcome(start(*flags, "--train.parallel", how))
+    assert status == 1
+    ((what, _),) = errors_of_ours(errors)
+    assert what.startswith("training diverged in step ")
+    report = json.loads(Path("run", "diverged", "report.json").read_text())
+    assert f"step {report['step'] + 1}:" in what
+    assert report["first_nonfinite"] in what
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_out_is_refused_once():
+    status, _, errors = outcome(start("--train.batch_size", "3", "--train.accumulation_steps", "5", "--out", "run"))
+    assert status == 1
+    assert errors_of_ours(errors) == [
+        (
+            "2 processes cannot share out accumulation_steps = 5 micro-batches of batch_size = 3 sequences",
+            "choose batch_size or accumulation_steps as a multiple of 2",
+        )
+    ]
+    assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_two_launchers_meet():
+    """As on two machines, one process each, by torchrun's own rendezvous."""
+    meeting = "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29417 --rdzv-id 7".split()
+    launch = [*LAUNCH[:3], *meeting]
+    machines = [start("--train.max_steps", "5", "--out", "run", launch=launch) for _ in range(2)]
+    ends = [outcome(machine) for machine in machines]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert sum("finished   5 steps" in output for _, output, _ in ends) == 1
+    assert sum("2 processes" in output for _, output, _ in ends) == 1
+
+
+@pytest.mark.slow
+def test_the_formulae_are_what_is_counted():
+    """Two processes, four micro-batches: what torch's profiler saw, and what lies in the first process."""
+    work("count")
+    counted = json.loads(Path("counted.json").read_text())
+    model = set_up_alone(variant("adamw")).model
+    size, micro_batches, number = 2, 2, 4  # processes, micro-batches of each, bytes of a float32
+    for how, seen in counted.items():
+        in_a_ring = 2 * (size - 1) / size * sum(seen["all_reduce"]) if how == "ddp" else 0
+        in_a_ring += (size - 1) * sum(seen["all_gather"] + seen["reduce_scatter"])
+        assert seen["broadcast"] == []
+        assert bytes_sent(model, how, size, micro_batches) == number * in_a_ring
+        assert seen["held"] == [numbers_held(model, how, size)] * 4
+
+
+@pytest.mark.parametrize("size", [2, 8, 64])
+def test_what_a_ring_sends(size):
+    """Each process hands on what it received, until all have every part; added up, the same backwards."""
+    parts = [{rank} for rank in range(size)]
+    latest, sent = list(range(size)), 0
+    while any(len(part) < size for part in parts):
+        latest = [latest[rank - 1] for rank in range(size)]
+        sent += 1
+        for part, new in zip(parts, latest, strict=True):
+            part.add(new)
+    model = GPT(GPTConfig(vocab_size=64, block_size=64, n_layer=3, n_head=1, n_embd=64))  # nothing is rounded up
+    blocks, everything = (4 * sum(p.numel() for p in module.parameters()) for module in (model.h, model))
+    assert bytes_sent(model, "ddp", size) == 2 * sent * everything // size
+    assert bytes_sent(model, "fsdp", size, 5) == 5 * sent * (blocks + 2 * everything) // size
+    assert numbers_held(model, "fsdp", size) * 4 * size == numbers_held(model, "ddp", size) * 4 == everything
+
+
+@pytest.mark.parametrize(("size", "batch_size", "accumulation_steps"), [(2, 3, 4), (3, 6, 2), (5, 5, 5), (1, 7, 3)])
+def test_every_sequence_has_one_process(size, batch_size, accumulation_steps):
+    """Together the processes read the windows that one would, each once, in micro-batches of one size."""
+    config = updated(CONFIG, {"train": {"batch_size": batch_size, "accumulation_steps": accumulation_steps}})
+    run = set_up_alone(config)
+
+    def read(processes):
+        return [tuple(row) for batch in run.micro_batches(17, processes) for row in batch.inputs.tolist()]
+
+    shares = [read(Processes(rank, size)) for rank in range(size)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(row for share in shares for row in share) == sorted(read(Processes()))
+
+
+def test_parts_of_an_evaluation_are_the_whole(tiny_model):
+    ids = torch.randint(23, (13 * 11,), generator=torch.Generator().manual_seed(3)).numpy()
+    batches = list(windows_in_order(ids, 2, 13))
+    for size in (2, 3, 7):
+        parts = [evaluate_batches(tiny_model, batches[rank::size], torch.float32) for rank in range(size)]
+        whole = evaluate_batches(tiny_model, batches, torch.float32)
+        assert sum(part.tokens for part in parts) == whole.tokens
+        assert sum(part.loss * part.tokens for part in parts) / whole.tokens == pytest.approx(whole.loss, abs=1e-12)
+    assert parts[6].tokens == 0
+
+
+def test_fsdp_without_torchrun_is_one_process(monkeypatch):
+    without_decoration(monkeypatch)
+    for how in BOTH:
+        train(updated(variant("muon", how), {"train": {"max_steps": 4}}), CORPUS, Path(how), say_nothing)
+    weights = [Path(how, "last", "model.safetensors").read_bytes() for how in BOTH]
+    assert weights[0] == weights[1]
+
+
+def test_half_of_torchruns_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE = 2 .* lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"), joined():
+        pass
+
+
+if __name__ == "__main__":
+    without_decoration()
+    with joined() as ALL:
+        globals()[f"worker_{sys.argv[1]}"](*sys.argv[2:])

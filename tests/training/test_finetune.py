@@ -1,0 +1,251 @@
+"""Fine-tuning: whose weights move, by how much, and on which targets."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from minigpt.config import GPTConfig, RunConfig, updated
+from minigpt.data.documents import Document, Documents
+from minigpt.data.feeds import document_feed
+from minigpt.data.tokens import IGNORED
+from minigpt.errors import CheckpointError, ConfigError
+from minigpt.gpt2_names import reference_views
+from minigpt.lora_files import fingerprint
+from minigpt.model import GPT
+from minigpt.pretrained import load_model
+from minigpt.tokenizers import CharTokenizer
+from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory, read_config, save_run
+from minigpt.training.loop import train
+from minigpt.training.run_log import epochs_of, read_records
+from minigpt.training.verify import compare
+from minigpt.weights import save_weights
+
+TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
+TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS))  # 19 characters
+SHAPE = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=11, n_layer=2, n_head=3, n_embd=15)
+DOCUMENTS = Documents([Document(text) for text in TEXTS], "31 texts", 0, 0)
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A run directory of a random model, whose weights are large enough to matter."""
+    torch.manual_seed(3)
+    model = GPT(SHAPE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_run(model, TOKENIZER, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def config(base, **sections) -> RunConfig:
+    settings = {
+        "init_from": str(base), "device": "cpu", "dtype": "float32", "model": {"block_size": 11, "dropout": 0.0},
+        "documents": {"val_size": 5},
+        "train": {"batch_size": 4, "epochs": 2, "warmup_ratio": 0.1, "learning_rate": 0.01},
+    }  # fmt: skip
+    first = updated(RunConfig(model=SHAPE), settings)
+    return updated(first, sections)
+
+
+def test_one_step_is_the_reference_librarys_step(base, tmp_path):
+    """The same weights, the same documents, torch's own AdamW and clipping: the same weights afterwards."""
+    settings = config(base, train={"epochs": 0.0, "max_steps": 1, "weight_decay": 0.3, "warmup_ratio": 0.0,
+                                   "warmup_steps": 0, "accumulation_steps": 2})  # fmt: skip
+    model, _ = load_model(base)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=TOKENIZER.vocab_size, n_positions=11, n_embd=15, n_layer=2, n_head=3, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        )
+    ).train()  # fmt: skip
+    theirs.load_state_dict({**theirs.state_dict(), **reference_views(model)})
+    theirs.tie_weights()
+    matrices = [p for p in theirs.parameters() if p.dim() >= 2]
+    rest = [p for p in theirs.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.99)
+    )
+    feed = document_feed(DOCUMENTS, "texts", settings, TOKENIZER)
+    losses, count = 0.0, 0
+    for first in (0, 4):
+        batch = feed.batch(first, 4)
+        logits = theirs(batch.inputs).logits
+        losses = losses + torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        count += int((batch.targets != IGNORED).sum())
+    (losses / count).backward()
+    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    optimizer.step()
+
+    train(settings, DOCUMENTS, tmp_path / "run", quiet)
+    ours, _ = load_model(tmp_path / "run" / "last")
+    for name, view in reference_views(ours).items():
+        difference = (view - theirs.state_dict()[name]).abs()
+        if name.endswith("c_attn.bias"):
+            # A bias of the keys shifts all scores of a query alike: its gradient is 0 but for rounding, which AdamW's
+            # first step blows up to the size of the learning rate.
+            difference[15:30] = 0
+        assert difference.max() < 1e-5, name
+    (record,) = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "train_loss" in r]
+    assert record["train_loss"] == pytest.approx((losses / count).item(), abs=1e-5)
+    assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert record["tokens"] == count
+
+
+def test_epochs_decide_steps_evaluations_and_saves(base, tmp_path):
+    result = train(config(base), DOCUMENTS, tmp_path / "run", quiet)
+    assert result.step == 14  # 26 documents in batches of 4: 7 steps an epoch
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [(r["step"], r["epoch"]) for r in records if "val_loss" in r] == [(7, 1.0), (14, 2.0)]
+    assert [round(r["lr"], 9) for r in records if r["step"] == 14 and "lr" in r] == [
+        round(1e-4 + 0.5 * (1 + math.cos(math.pi * 11 / 12)) * (0.01 - 1e-4), 9)  # 2 steps of warm-up, then 12
+    ]
+    assert [(epoch, val) for epoch, _, val in epochs_of(records)] == [
+        (r["epoch"], r["val_loss"]) for r in records if "val_loss" in r
+    ]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"lora_rank": 3, "lora_dropout": 0.1}},
+        {"documents": {"batching": "confined"}, "model": {"dropout": 0.1}},
+        {"train": {"gradient_checkpointing": True, "freeze": "wte.*,h.0.*"}},
+    ],
+)
+def test_fine_tuning_resumes_exactly(base, tmp_path, monkeypatch, sections):
+    settings = config(base, **sections)
+    train(settings, DOCUMENTS, tmp_path / "straight", quiet)
+    real = loop.gradients
+
+    def dies(run, first, processes):
+        if first == 3 * run.rows_per_step:
+            raise KeyboardInterrupt
+        return real(run, first, processes)
+
+    monkeypatch.setattr(loop, "gradients", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, DOCUMENTS, tmp_path / "broken", quiet)
+    monkeypatch.undo()
+    # With the settings as the command line reads them: those of the run directory.
+    train(read_config(RunDirectory(tmp_path / "broken")), DOCUMENTS, tmp_path / "broken", quiet, resume=True)
+    straight, broken = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken")
+    if "lora_rank" in sections.get("train", {}):
+        assert load_file(straight.last_weights).keys() == load_file(broken.last_weights).keys()
+        for name, values in load_file(straight.last_weights).items():
+            assert torch.equal(values, load_file(broken.last_weights)[name])
+    else:
+        assert all(c.equal for c in compare(straight, broken))
+
+
+def test_an_adapter_is_all_that_is_trained_and_saved(base, tmp_path):
+    before, _ = load_model(base)
+    train(config(base, train={"lora_rank": 3}), DOCUMENTS, tmp_path / "run", quiet)
+    run = RunDirectory(tmp_path / "run")
+    assert not run.best_weights.exists()
+    assert all(".lora_" in name for name in load_file(run.last_weights))
+    assert sum(t.numel() for t in load_file(run.last_weights).values()) == 2 * 3 * (15 + 45)  # A and B of two c_attn
+    after, _ = load_model(base)
+    assert fingerprint(after) == fingerprint(before)
+    adapted, tokenizer = load_model(run.path)
+    assert tokenizer.vocab_size == TOKENIZER.vocab_size
+    idx = torch.tensor([[1, 2, 3, 5, 7]])
+    assert not torch.allclose(adapted(idx), before(idx), atol=1e-3)
+
+
+def test_an_adapters_checkpoint_knows_its_base(base, tmp_path):
+    settings = config(base, train={"lora_rank": 3, "epochs": 1})
+    train(settings, DOCUMENTS, tmp_path / "run", quiet)
+    model, _ = load_model(base)
+    with torch.no_grad():
+        model.h[1].mlp.c_fc.weight[2, 3] += 1
+    (tmp_path / "base" / "model.safetensors").unlink()
+    save_weights(model, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not the one that the adapter in"):
+        train(updated(settings, {"train": {"epochs": 2}}), DOCUMENTS, tmp_path / "run", quiet, resume=True)
+
+
+def test_what_is_frozen_does_not_move(base, tmp_path):
+    before, _ = load_model(base)
+    train(config(base, train={"freeze": "wte.weight, h.0.*", "weight_decay": 0.5}), DOCUMENTS, tmp_path / "run", quiet)
+    after, _ = load_model(tmp_path / "run" / "last")
+    moved = {
+        name
+        for (name, a), (_, b) in zip(before.named_parameters(), after.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert {name for name in moved if name == "wte.weight" or name.startswith("h.0.")} == set()
+    assert "h.1.mlp.c_fc.weight" in moved
+    with pytest.raises(ConfigError, match=r"freeze = 'h\.7\.\*' matches no parameter"):
+        train(config(base, train={"freeze": "h.7.*"}), DOCUMENTS, tmp_path / "other", quiet)
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        train(config(base, train={"freeze": "*"}), DOCUMENTS, tmp_path / "other", quiet)
+    assert not (tmp_path / "other").exists()
+
+
+def test_gradient_checkpointing_changes_no_number(base, tmp_path):
+    for name, on in (("on", True), ("off", False)):
+        settings = config(base, train={"gradient_checkpointing": on}, model={"dropout": 0.1})
+        train(settings, DOCUMENTS, tmp_path / name, quiet)
+    on, off = (load_file(RunDirectory(tmp_path / name).last_weights) for name in ("on", "off"))
+    assert all(torch.equal(on[name], off[name]) for name in off)
+
+
+def test_batching_leaves_the_first_loss_alone(base, tmp_path):
+    """Padded and confined see the same documents in other rows: before the first step, the same validation."""
+    losses = []
+    for batching in ("padded", "confined"):
+        settings = config(base, documents={"batching": batching}, train={"batch_size": 26, "learning_rate": 1e-9,
+                          "min_learning_rate": 0.0, "epochs": 1})  # fmt: skip
+        train(settings, DOCUMENTS, tmp_path / batching, quiet)
+        records = read_records(tmp_path / batching / "metrics.jsonl")
+        losses.append([r["train_loss"] for r in records if "train_loss" in r])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_fine_tuning_lowers_the_loss_on_held_out_documents(base, tmp_path):
+    first = train(config(base, train={"epochs": 1, "learning_rate": 1e-9, "min_learning_rate": 0.0}), DOCUMENTS,
+                  tmp_path / "none", quiet)  # fmt: skip
+    full = train(config(base, train={"epochs": 6}), DOCUMENTS, tmp_path / "full", quiet)
+    lora = train(config(base, train={"epochs": 6, "lora_rank": 3, "lora_targets": "c_attn,mlp.*"}), DOCUMENTS,
+                 tmp_path / "lora", quiet)  # fmt: skip
+    assert full.best_val_loss < first.val_loss - 0.3
+    assert lora.best_val_loss < first.val_loss - 0.1
+
+
+def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
+    from minigpt.cli import main
+
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
+    shared = ["train", "--init-from", str(base), "--data", str(tmp_path / "texts.jsonl"), "--preset"]
+    run = [*shared, "finetune-documents", "--documents.max_length", "11", "--documents.train_size", "20"]
+    small = ["--documents.val_size", "5", "--train.epochs", "1", "--device", "cpu"]
+    assert main.run([*run, *small, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "training loss   validation loss   perplexity" in printed
+    for flags, words in (
+        (["--model.n_layer", "5"], ["--model.n_layer 5 is not the 2 of", "leave it out"]),
+        (["--documents.max_length", "12"], ["max_length = 12 does not lie between 2 and block_size = 11"]),
+        (["--documents.text_field", "body"], ["body", "text"]),
+        (["--documents.train_size", "50"], ["50", "31"]),
+        (["--train.lora_rank", "3", "--train.lora_targets", "lm_head"], ["matches no linear layer"]),
+    ):
+        assert main.run([*run, *small, *flags, "--out", str(tmp_path / "bad")]) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        errors = said[next(i for i, line in enumerate(said) if line.startswith("error:")) :]
+        assert len(errors) == 2
+        assert all(word in " ".join(errors) for word in words), errors
+        assert not (tmp_path / "bad").exists()

@@ -1,0 +1,134 @@
+"""Ctrl-C and `kill`: noted once, obeyed the second time, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli.main import run as command
+from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.resume import open_checkpoint
+from minigpt.training.signals import StopRequest
+from minigpt.training.verify import at_step
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Whatever a test does to them, pytest has its own afterwards; and a SIGTERM that is not caught is no end."""
+    before = [signal.getsignal(number) for number in BOTH]
+    yield
+    for number, handler in zip(BOTH, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_first_is_noted_and_the_second_is_the_callers(number, capfd):
+    heard = []
+    for other in BOTH:
+        signal.signal(other, lambda number, frame: heard.append(number))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        assert (stop.signal, heard) == (number, [])
+        assert "stopping after this step" in capfd.readouterr().err
+        for other in BOTH:
+            os.kill(os.getpid(), other)
+        assert (stop.signal, heard) == (number, BOTH)
+
+
+def test_handlers_come_back_after_an_error():
+    before = [signal.getsignal(number) for number in BOTH]
+
+    def fails():
+        with StopRequest():
+            assert [signal.getsignal(number) for number in BOTH] != before
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fails()
+    assert [signal.getsignal(number) for number in BOTH] == before
+
+
+def test_a_job_in_the_background_hears_it_too():
+    """A shell without job control starts such a job with SIGINT ignored; `kill -INT` is still meant."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_nobody_needs_to_listen(monkeypatch):
+    """Standard error may be a pipe whose reader has gone; an error in a handler would end the step half-way."""
+
+    def gone(descriptor, data):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", gone)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signal == signal.SIGINT
+
+
+def test_another_thread_catches_nothing():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def enter():
+        with StopRequest() as stop:
+            found.append((stop.signal, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_is_the_shells(corpus, flags, monkeypatch, capsys, number, code):
+    Path("play.txt").write_text(corpus.text)
+    real = loop.gradients
+
+    def gradients(run, first, processes):
+        if first == 4 * run.rows_per_step:
+            os.kill(os.getpid(), number)
+        return real(run, first, processes)
+
+    monkeypatch.setattr(loop, "gradients", gradients)
+    assert command(["train", *flags, "--out", "run"]) == code
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "stopped at step 5 of 12, and saved",
+        "go on with: minigpt train --resume run",
+    ]
+    assert open_checkpoint(Path("run/last")).progress.step == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_real_process(corpus, flags, number, code, times):
+    """One signal: saved, and 130 or 143. Two: gone at once, by the signal itself or Python's way; whole either way."""
+    Path("play.txt").write_text(corpus.text)
+    arguments = [*flags, "--train.max_steps", "99999", "--train.eval_interval", "99999", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minigpt", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run, started = RunDirectory(Path("run")), at_step(5)
+    while process.poll() is None and not started(run):
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.1)
+    _, err = process.communicate()
+    assert process.returncode in ((code,) if times == 1 else (code, -number))
+    assert b"Traceback" not in err
+    assert open_checkpoint(run.last).progress.step >= 5
+    if times == 1:
+        assert b"and saved" in err

@@ -1,0 +1,137 @@
+"""The proof that a resume is exact, and that the proof would see it if it were not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli import verify_resume
+from minigpt.cli.main import run as command
+from minigpt.config import updated
+from minigpt.errors import CheckpointError
+from minigpt.training import verify
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.loop import train
+from minigpt.training.run_log import say_nothing
+from minigpt.training.verify import at_step, compare, run_straight, shortened, step_of
+
+
+def test_a_shortened_run_keeps_its_settings(config):
+    config = updated(config, {"report_to": "wandb", "train": {"warmup_steps": 9, "eval_interval": 4}})
+    short = shortened(config, 7)
+    assert short.model == config.model
+    assert short.report_to == "none"
+    t = short.train
+    assert (t.max_steps, t.warmup_steps, t.save_interval, t.eval_interval) == (7, 7, 1, 3)
+    assert updated(short, {"report_to": "wandb", "train": vars(config.train)}) == config
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_step_of_a_run_and_its_comparison(tmp_path, corpus, config):
+    config = updated(config, {"train": {"max_steps": 4}})
+    run = RunDirectory(tmp_path / "run")
+    assert step_of(run) == 0
+    assert not at_step(1)(run)
+    train(config, corpus, run.path, say_nothing)
+    assert step_of(run) == 4
+    assert at_step(4)(run)
+    assert not at_step(5)(run)
+    other = RunDirectory(tmp_path / "other")
+    shutil.copytree(run.path, other.path)
+    assert all(c.equal for c in compare(run, other))
+    for name, changed in {
+        "last/model.safetensors": "last weights",
+        "last/state.safetensors": "optimizer and random states",
+        "model.safetensors": "best weights",
+    }.items():
+        content = (other.path / name).read_bytes()
+        (other.path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert [c.name for c in compare(run, other) if not c.equal] == [changed]
+        (other.path / name).write_bytes(content)
+    lines = run.metrics.read_text().splitlines()
+    first = json.loads(lines[0])
+    other.metrics.write_text("\n".join([json.dumps({**first, "train_loss": first["train_loss"] + 1e-9}), *lines[1:]]))
+    assert [c.name for c in compare(run, other) if not c.equal] == ["logged losses"]
+    other.metrics.write_text("\n".join([json.dumps({**first, "tokens_per_second": 1.0, "seconds": 9}), *lines[1:]]))
+    assert all(c.equal for c in compare(run, other))
+    (run.last / "manifest.json").unlink()  # as between two renames
+    assert step_of(run) == open_step(run.previous)
+
+
+def open_step(folder: Path) -> int:
+    return json.loads((folder / "manifest.json").read_text())["progress"]["step"]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Two runs that need no time, of which the second differs if asked to."""
+    differing = []
+
+    def straight(config, folder):
+        return fake(folder / "straight", b"same")
+
+    def interrupted(config, folder, moments, say):
+        for _ in moments:
+            say("killed     at step 3, and resumed")
+        return fake(folder / "interrupted", b"other" if differing else b"same")
+
+    def fake(path, content):
+        run = RunDirectory(path)
+        run.last.mkdir(parents=True)
+        for file in (run.best_weights, run.last_weights, run.last / "state.safetensors"):
+            file.write_bytes(content)
+        return run
+
+    monkeypatch.setattr(verify, "run_straight", straight)
+    monkeypatch.setattr(verify, "run_interrupted", interrupted)
+    return differing
+
+
+def test_the_command_says_what_is_equal(stand_ins, capsys):
+    assert command(["verify-resume", "--kills", "3", "--steps", "9"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("killed ") == 3 + 1
+    assert "equal      optimizer and random states" in out
+    assert "byte for byte" in out
+    assert command(["verify-resume", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["steps"], printed["kills"]) == (20, 2)
+    assert set(printed["equal"].values()) == {True}
+
+
+def test_the_command_fails_on_a_difference(stand_ins, capsys):
+    stand_ins.append(True)
+    with pytest.raises(SystemExit) as ended:
+        command(["verify-resume"])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "DIFFERENT  best weights" in out
+    assert "equal      logged losses" in out
+
+
+@pytest.mark.parametrize("flags", [["--kills", "0"], ["--kills", "20"], ["--kills", "-1"], ["--steps", "1"]])
+def test_impossible_kills(flags, capsys):
+    assert command(["verify-resume", *flags]) == 2
+    assert "are not possible" in capsys.readouterr().err
+
+
+def test_the_parser_shows_what_it_takes(config):
+    values = verify_resume.make_parser(config).parse(["--steps", "7", "--model.dropout", "0.5", "--report-to", "none"])
+    assert (values["steps"], values["model"]["dropout"]) == (7, 0.5)
+
+
+@pytest.mark.slow
+def test_a_real_run_killed_twice(corpus, flags, capsys):
+    Path("play.txt").write_text(corpus.text)
+    assert command(["verify-resume", *flags, "--model.dropout", "0.1", "--steps", "15"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("killed     at step") == 2
+    assert out.count("\nequal      ") == 4
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_is_no_proof(tmp_path, config):
+    broken = updated(config, {"data": {"source": "nowhere.txt"}})
+    with pytest.raises(CheckpointError, match=r"ended with exit code 2: error: .*nowhere\.txt"):
+        run_straight(broken, tmp_path)
