@@ -1,16 +1,33 @@
-"""Arrays -> pictures. The only room that imports matplotlib, and only when a picture is asked for."""
+"""Arrays -> pictures. The only room that imports matplotlib, and only when a picture is asked for.
 
-from collections.abc import Sequence
+Every function gives a figure, which `save_figure` writes; no display is needed. Amounts are shown in viridis, what has
+a sign from blue through white to red, and both can be told apart with any kind of colour vision. Where there are more
+tokens than a picture can name or show, it leaves some out, and says so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.analysis.terminal import pooled, visible
 from minigpt.files import atomic_write
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Figure
 
 # Okabe and Ito's colours: told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+AMOUNT, SIGNED, HIDDEN = "viridis", "RdBu_r", "#EEEEEE"  # colour maps, and what is in no cell of a map
+SMALL, TINY = 8, 6.5  # points: labels, and numbers inside cells
+POINTS = 72  # an inch
+
+Array = npt.NDArray[Any]
 
 
 def loss_curve(
@@ -58,6 +75,33 @@ def loss_curve(
     return figure
 
 
+def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = "") -> "Figure":
+    """Perplexity by epoch: fine-tuning has gone on for too long where validation turns upwards.
+
+    Args:
+        epochs: (epoch, mean training loss since the one before, validation loss), losses in nats per token.
+        title: one line above.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    places, training, validation = zip(*epochs, strict=True)
+    for losses, colour, label in ((training, BLUE, "training"), (validation, ORANGE, "validation")):
+        perplexities = [math.exp(min(loss, 700.0)) for loss in losses]  # beyond that a float overflows
+        axes.plot(places, perplexities, color=colour, marker="o", markersize=4, label=label)
+        axes.annotate(f"{perplexities[-1]:.1f}", (places[-1], perplexities[-1]), textcoords="offset points",
+                      xytext=(6, 0), va="center", color=colour)  # fmt: skip
+    axes.set_xticks(places, [f"{place:.3g}" for place in places])
+    axes.margins(x=0.1)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("perplexity")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def probability_bars(
     panels: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str = "token", title: str = ""
 ) -> "Figure":
@@ -85,7 +129,501 @@ def probability_bars(
     return figure
 
 
+def runs_compared(runs: Sequence[tuple[str, Sequence[tuple[int, float]], Sequence[tuple[int, float]]]]) -> "Figure":
+    """The losses of several runs over their steps: thin lines in training, marks on the validation split.
+
+    Args:
+        runs: (name, (step, training loss) as recorded and not smoothed, (step, validation loss)) of each run.
+    """
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    colours, marks = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black"), "os^Dv"
+    for number, (name, train, validation) in enumerate(runs):
+        colour, mark = colours[number % len(colours)], marks[number % len(marks)]
+        axes.plot([step for step, _ in train], [loss for _, loss in train], color=colour, linewidth=0.8, alpha=0.5)
+        best = f", best {min(loss for _, loss in validation):.3f}" if validation else ""
+        steps, losses = [step for step, _ in validation], [loss for _, loss in validation]
+        axes.plot(steps, losses, color=colour, marker=mark, label=_drawable(name) + best)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title("thin: training, as recorded; marks: validation", fontsize=SMALL)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=SMALL)
+    return figure
+
+
+def heat_map(
+    values: npt.ArrayLike,
+    rows: Sequence[str],
+    names: Sequence[str],
+    what: str,
+    title: str = "",
+    texts: Sequence[Sequence[str]] | None = None,
+    signed: bool = False,
+    xlabel: str = "",
+    ylabel: str = "",
+) -> "Figure":
+    """A matrix (R, N) as colours, with numbers or texts inside its cells where these are large enough to be read.
+
+    Args:
+        values: the matrix; what is not a number stays grey.
+        rows: names of the R rows, the first on top.
+        names: of the N columns.
+        what: what a colour means, beside the scale.
+        title: one line above.
+        texts: what to write into the cells in the place of the numbers, (R, N).
+        signed: a scale from blue through white at 0 to red.
+        xlabel: what the columns are.
+        ylabel: what the rows are.
+    """
+    matrix = np.asarray(values, dtype=float)
+    R, N = matrix.shape
+    cell = min(0.8 if texts is not None else 0.5, max(12 / N, 0.05))  # inches
+    figure = _figure(min(14, max(4.5, 2.2 + cell * N)), min(14, 1.7 + max(0.2, min(cell, 0.4)) * R))
+    axes = figure.subplots()
+    top = float(np.nanmax(np.abs(matrix), initial=0.0)) or 1.0
+    limits = (-top, top) if signed else (min(0.0, float(np.nanmin(matrix))), max(top, 1e-12))
+    if texts is None:
+        digits = 2 if top < 10 else 1 if top < 100 else 0
+        texts = [[f"{value:.{digits}f}" for value in row] for row in matrix]
+    _draw_map(axes, matrix, limits, SIGNED if signed else AMOUNT, texts if cell >= 0.34 else None)
+    left_out = [] if cell >= 0.34 else ["too many columns to write into the cells"]
+    left_out += _name_places(axes, names, rows, figure)
+    figure.colorbar(axes.images[0], ax=axes, label=what, fraction=0.05)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _say(figure, title, left_out)
+    return figure
+
+
+def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "") -> "Figure":
+    """One head's pattern, large: how much each query, a row, takes from each key, a column.
+
+    Args:
+        pattern: (T, T), each row's sum 1; the future is not drawn.
+        tokens: the texts of the T tokens.
+        title: one line above.
+    """
+    matrix = _past(np.asarray(pattern, dtype=float))
+    T = len(matrix)
+    side = min(10.0, max(4.5, 2 + 0.36 * T))
+    figure = _figure(side + 0.8, side)
+    axes = figure.subplots()
+    texts = [[_share(value) for value in row] for row in matrix.data] if T <= 20 else None
+    _draw_map(axes, matrix, (0, 1), AMOUNT, texts)
+    left_out = _name_places(axes, tokens, tokens, figure)
+    figure.colorbar(axes.images[0], ax=axes, label="attention", fraction=0.05)
+    axes.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks")
+    _say(figure, title, left_out)
+    return figure
+
+
+def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Sequence[str], title: str = "") -> "Figure":
+    """Every head as a thumbnail, a row of them a layer.
+
+    Args:
+        patterns: (L, H, T, T).
+        layers: the numbers of the L layers.
+        tokens: the texts of the T tokens, named below the thumbnails.
+        title: one line above.
+    """
+    stack = np.asarray(patterns, dtype=float)
+    L, H, T, _ = stack.shape
+    side = min(1.6, 13 / H)
+    figure = _figure(max(4.5, side * H + 0.8), (side + 0.12) * L + 0.9)
+    rows = figure.subplots(L, H, squeeze=False)
+    n = 1
+    for layer, row, heads in zip(layers, rows, stack, strict=True):
+        for head, (axes, pattern) in enumerate(zip(row, heads, strict=True)):
+            cells, n = pooled(_past(pattern).filled(0.0), 100)
+            _draw_map(axes, _past(cells), (0, 1), AMOUNT)
+            axes.set(xticks=[], yticks=[], aspect="equal")
+            axes.set_title(f"{layer}.{head}", fontsize=SMALL, pad=2)
+    figure.colorbar(rows[0, 0].images[0], ax=rows, label="attention", fraction=0.03)
+    smaller = [f"each dot is the largest of {n} x {n} values"] if n > 1 else []
+    names = f"{T} tokens: {' '.join(map(_drawable, tokens))}"
+    most = int(figure.get_figwidth() * 10)  # letters in a line
+    names = names if len(names) <= most else names[: most - 1] + "…"
+    _say(figure, title, ["rows: queries, columns: keys", names, *smaller])
+    return figure
+
+
+def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Figure":
+    """One map for each score, layers from top to bottom, heads from left to right.
+
+    Args:
+        scores: kind -> (L, H), from 0 to 1.
+        title: one line above.
+    """
+    maps = {kind: np.asarray(values, dtype=float) for kind, values in scores.items()}
+    L, H = next(iter(maps.values())).shape
+    across = min(3, len(maps))
+    down = -(-len(maps) // across)
+    figure = _figure(across * max(2.2, 0.36 * H + 0.5) + 0.8, down * max(1.6, 0.3 * L + 0.9) + 0.4)
+    panels = figure.subplots(down, across, squeeze=False)
+    used, unused = panels.flat[: len(maps)], panels.flat[len(maps) :]
+    for axes in unused:
+        axes.remove()
+    for axes, (kind, values) in zip(used, maps.items(), strict=True):
+        texts = [[_share(value) for value in row] for row in values]
+        _draw_map(axes, values, (0, 1), AMOUNT, texts if H <= 16 else None)
+        axes.set_xticks(range(0, H, 1 if H <= 16 else 4))
+        axes.set_yticks(range(0, L, 1 if L <= 24 else 4))
+        axes.tick_params(labelsize=TINY, length=2)
+        axes.set_title(kind, fontsize=SMALL + 1)
+    figure.supxlabel("head", fontsize=SMALL)
+    figure.supylabel("layer", fontsize=SMALL)
+    figure.colorbar(used[0].images[0], ax=used, label="score", fraction=0.04)
+    _say(figure, title, [])
+    return figure
+
+
+def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title: str = "") -> "Figure":
+    """How parts add up to a number, from top to bottom: each bar begins where the one above ends.
+
+    Args:
+        parts: (name, value), whose sum is `total`.
+        total: the last bar.
+        what: what the numbers are.
+        title: one line above.
+    """
+    names, values = [name for name, _ in parts], np.array([value for _, value in parts])
+    ends = values.cumsum()
+    figure = _figure(8, 1.5 + 0.24 * len(parts))
+    axes = figure.subplots()
+    places = np.arange(len(parts))
+    colours = np.where(values >= 0, ORANGE, BLUE)
+    axes.barh(places, values, left=ends - values, color=colours, height=0.7)
+    axes.barh(len(parts), total, color=GREY, height=0.7)
+    low, high = min(0.0, total, *ends, *(ends - values)), max(0.0, total, *ends, *(ends - values))
+    room = 0.12 * ((high - low) or 1.0)
+    axes.set_xlim(low - (room if low < 0 else 0), high + room)
+    for place, (end, value) in enumerate([*zip(ends, values, strict=True), (total, total)]):
+        right = max(end, end - value)
+        axes.annotate(
+            f"{value:+.3f}", (right, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY
+        )
+    axes.set_yticks([*places, len(parts)], [*map(_drawable, names), "together"], fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(what, fontsize=SMALL)
+    _say(figure, title, [])
+    return figure
+
+
+def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") -> "Figure":
+    """A text, token by token, on a background that says how much each one surprised the model; wrapped like a page.
+
+    Args:
+        tokens: the texts of the T tokens.
+        losses: in nats, of the tokens from the second on: (T - 1,).
+        title: one line above.
+    """
+    labels = [_drawable(token) for token in tokens]
+    widest = min(10, max(map(len, labels)))
+    across = max(8, 64 // (widest + 1))
+    shown = [label if len(label) <= widest else label[: widest - 1] + "…" for label in labels]
+    R = -(-len(tokens) // across)
+    across = min(across, len(tokens))
+    cells = np.full(R * across, np.nan)
+    cells[1 : len(tokens)] = losses
+    figure = _figure(max(4.5, (0.2 + 0.08 * widest) * across + 1.2), 1.3 + 0.42 * R)
+    axes = figure.subplots()
+    top = max(1.0, float(np.nanmax(cells, initial=0.0)))
+    image = _draw_map(axes, cells.reshape(R, across), (0, top), AMOUNT)
+    for place, (label, value) in enumerate(zip(shown, cells, strict=False)):
+        y, x = divmod(place, across)
+        colour = "black" if np.isnan(value) or value > 0.55 * top else "white"
+        axes.text(x, y - 0.12, label, ha="center", va="center", fontsize=SMALL, color=colour)
+        if not np.isnan(value):
+            axes.text(x, y + 0.28, f"{value:.1f}", ha="center", va="center", fontsize=5.5, color=colour)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("auto")
+    figure.colorbar(image, ax=axes, label="loss (nats)", fraction=0.05)
+    _say(figure, title, ["read from left to right; the first token has nothing before it, and no loss"])
+    return figure
+
+
+def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]], title: str = "") -> "Figure":
+    """What each kind of module costs: one panel a quantity, each with its share of the whole.
+
+    Args:
+        modules: names.
+        quantities: what is counted -> a number for each module.
+        title: one line above.
+    """
+    figure = _figure(2.3 * len(quantities) + 1.4, 1.2 + 0.3 * len(modules))
+    panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    for axes, (what, numbers) in zip(panels, quantities.items(), strict=True):
+        whole = sum(numbers) or 1.0
+        bars = axes.barh([*modules], [100 * number / whole for number in numbers], color=BLUE)
+        axes.bar_label(bars, [f"{100 * number / whole:.1f}" for number in numbers], padding=2, fontsize=TINY)
+        axes.set(xlim=(0, 125), xticks=[])
+        axes.set_title(what, fontsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
+    panels[0].invert_yaxis()
+    figure.supxlabel("% of the whole", fontsize=SMALL)
+    _say(figure, title, [])
+    return figure
+
+
+def sampling_cuts(
+    tokens: Sequence[str], stages: Sequence[tuple[str, Sequence[float], int]], title: str = ""
+) -> "Figure":
+    """What each option of sampling leaves of the same tokens, from left to right in the order in which they act.
+
+    Args:
+        tokens: the texts of the N likeliest tokens, the best first.
+        stages: (what was done, the N probabilities after it, how many tokens of the whole vocabulary are left).
+        title: one line above.
+    """
+    figure = _figure(1.9 * len(stages) + 1.2, 1.5 + 0.22 * len(tokens))
+    panels = figure.subplots(1, len(stages), sharey=True, sharex=True, squeeze=False)[0]
+    most = max(max(probabilities) for _, probabilities, _ in stages)
+    places = range(len(tokens))
+    for axes, (name, probabilities, left) in zip(panels, stages, strict=True):
+        axes.barh(places, probabilities, color=BLUE)
+        for place, value in enumerate(probabilities):
+            text = f"{value:.3f}" if value else "× cut"
+            axes.annotate(
+                text, (value, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY,
+                color="black" if value else ORANGE,
+            )  # fmt: skip
+        axes.set_title(f"{name}\n{left:,} left", fontsize=SMALL)
+        axes.set(xlim=(0, 1.35 * most), xticks=[])
+    panels[0].set_yticks(places, [*map(_drawable, tokens)], fontsize=SMALL)
+    panels[0].invert_yaxis()
+    figure.supxlabel("probability", fontsize=SMALL)
+    _say(figure, title, [])
+    return figure
+
+
+class Branch(NamedTuple):
+    """A token that a beam search considered.
+
+    Attributes:
+        parent: the number of the branch that it continues; None at the first step.
+        text: the token's.
+        total: the sum of log-probabilities up to it.
+        kept: whether the search went on with it, or counted it as finished.
+        best: whether it belongs to the result.
+    """
+
+    parent: int | None
+    text: str
+    total: float
+    kept: bool
+    best: bool
+
+
+def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure":
+    """A beam search from left to right, a column a step: the result thick, what was dropped dashed and grey.
+
+    Args:
+        branches: parents before their children, best first.
+        root: what the search begins with.
+        title: one line above.
+    """
+    dropped = len(branches) > 160
+    shown = [number for number, branch in enumerate(branches) if branch.kept or not dropped]
+    places = _lay_out(branches, shown)
+    steps, lines = max(x for x, _ in places.values()), 1 + max(y for _, y in places.values())
+    texts = {number: f"{_drawable(branches[number].text)} {branches[number].total:.2f}" for number in shown}
+    column = 0.4 + 0.075 * max(map(len, texts.values()))  # inches
+    figure = _figure(min(60, 2.2 + column * steps), min(60, 1.2 + 0.22 * lines))
+    axes = figure.subplots()
+    for number in shown:
+        branch, (x, y), (_, from_y) = branches[number], places[number], places[branches[number].parent]
+        colour, width, style = (
+            ("black", 1.8, "-") if branch.best else (BLUE, 1.0, "-") if branch.kept else (GREY, 0.8, ":")
+        )
+        corners = [x - 0.3, x - 0.18, x - 0.18, x], [from_y, from_y, y, y]
+        axes.plot(*corners, color=colour, linewidth=width, linestyle=style, zorder=1 + branch.kept + branch.best)
+        axes.text(
+            x, y, texts[number], fontsize=SMALL if branch.best else TINY, va="center",
+            color=colour if branch.kept else "#666666", weight="bold" if branch.best else "normal",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=4,
+        )  # fmt: skip
+    axes.text(0.66, 0, _drawable(root[-16:]), fontsize=SMALL, ha="right", va="center")
+    axes.set(xlim=(0, steps + 0.8), ylim=(lines - 0.4, -0.6))
+    axes.axis("off")
+    legend = "numbers: sums of log-probabilities; thick: the result; dotted: dropped"
+    _say(figure, title, [legend, *(["what was dropped is left out: it is too much"] if dropped else [])])
+    return figure
+
+
+def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[float], title: str = "") -> "Figure":
+    """Points in the plane of the first two principal components, with their names where these are few enough.
+
+    Args:
+        points: (N, 2).
+        names: of the N points.
+        explained: the shares of the variance that the two axes have.
+        title: one line above.
+    """
+    plane = np.asarray(points, dtype=float)
+    figure = _figure(7.5, 6.5)
+    axes = figure.subplots()
+    axes.scatter(plane[:, 0], plane[:, 1], s=8, color=GREY)
+    n = -(-len(names) // 120)
+    for (x, y), name in list(zip(plane, names, strict=True))[::n]:
+        axes.annotate(_drawable(name), (x, y), textcoords="offset points", xytext=(2, 2), fontsize=SMALL)
+    axes.set_xlabel(f"first component: {explained[0]:.0%} of the variance", fontsize=SMALL)
+    axes.set_ylabel(f"second component: {explained[1]:.0%}", fontsize=SMALL)
+    axes.axhline(0, color=HIDDEN, zorder=0)
+    axes.axvline(0, color=HIDDEN, zorder=0)
+    _say(figure, title, [f"every {n}th point has its name"] if n > 1 else [])
+    return figure
+
+
+def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "Figure":
+    """A model from top to bottom: boxes, and between them what flows.
+
+    Args:
+        stages: (name, shape of what comes out, whether it stands on a branch beside the residual stream).
+        title: one line above.
+    """
+    figure = _figure(6.5, 0.9 + 0.36 * len(stages))
+    axes = figure.subplots()
+    for place, (name, shape, aside) in enumerate(stages):
+        x = 0.5 if aside else 0.0
+        axes.text(
+            x, -place, _drawable(name, spaces=False), fontsize=SMALL + 1, va="center", ha="left",
+            bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": BLUE if aside else "black"},
+        )  # fmt: skip
+        axes.text(2.3, -place, shape, fontsize=SMALL, va="center", color="#444444", family="monospace")
+    axes.annotate(
+        "", (-0.18, -len(stages) + 0.7), (-0.18, 0.3), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.5}
+    )
+    axes.set(xlim=(-0.4, 4.0), ylim=(-len(stages) + 0.5, 0.6))
+    axes.axis("off")
+    _say(figure, title, [])
+    return figure
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG or SVG, by the path's ending, whole or not at all. Needs no display."""
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches; it belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
+    """The title above, and in a line each below it what has to be known to read the picture."""
+    lines = [_drawable(line, spaces=False) for line in (title, *notes) if line]
+    figure.suptitle("\n".join(lines), fontsize=SMALL + 1)
+
+
+def _draw_map(
+    axes: "Axes",
+    matrix: Array,
+    limits: tuple[float, float],
+    colours: str,
+    texts: Sequence[Sequence[str]] | None = None,
+) -> Any:
+    """A matrix as colours, with texts inside its cells; what is masked or not a number has neither."""
+    from matplotlib import colormaps
+
+    image = axes.imshow(
+        matrix, cmap=colormaps[colours].with_extremes(bad=HIDDEN), vmin=limits[0], vmax=limits[1], aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    if texts is not None:
+        hidden = np.ma.getmaskarray(np.ma.masked_invalid(matrix))
+        for (y, x), value in np.ndenumerate(np.ma.getdata(matrix)):
+            if not hidden[y, x]:
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+                text = _drawable(texts[y][x])
+                axes.text(x, y, text, ha="center", va="center", fontsize=TINY, color="white" if dark else "black")
+    return image
+
+
+def _share(value: float) -> str:
+    """A number from 0 to 1 in three signs; what would be .00 is left out, for an empty cell is easier to overlook."""
+    return f"{value:.2f}".lstrip("0") if value >= 0.005 else ""
+
+
+def _past(pattern: Array) -> "np.ma.MaskedArray[Any, Any]":
+    """A square of attention without the cells of the future, where nothing can be."""
+    return np.ma.masked_array(pattern, mask=np.triu(np.ones(pattern.shape, dtype=bool), k=1))
+
+
+def _name_places(axes: "Axes", names: Sequence[str], rows: Sequence[str], figure: "Figure") -> list[str]:
+    """Name the columns and rows of a map, or every n-th of them where more would overlap; what to say of that."""
+    width, height = (figure.get_size_inches() - (2.0, 1.5)) * POINTS  # without scale, title and names
+    notes = []
+    for labels, room, kind, axis in ((names, width, "columns", axes.xaxis), (rows, height, "rows", axes.yaxis)):
+        n = max(1, -(-len(labels) * (SMALL + 2) // max(1, int(room))))
+        axis.set_ticks(range(0, len(labels), n), [_drawable(label) for label in labels[::n]], fontsize=SMALL)
+        notes += [f"one in {n} {kind} has its name"] if n > 1 else []
+    if any(len(label) > 2 for label in names):
+        axes.tick_params(axis="x", rotation=90)
+    return [", ".join(notes)]
+
+
+def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | None, tuple[int, int]]:
+    """Places (step, line) of these branches and of the root, None: a branch stands on the line of its first child."""
+    lines: dict[int | None, int] = {None: 0, **dict.fromkeys(shown, 0)}  # that a branch and what grows on it take
+    for number in reversed(shown):
+        lines[number] = lines[number] or 1
+        lines[branches[number].parent] += lines[number]
+    places: dict[int | None, tuple[int, int]] = {None: (0, 0)}
+    free: dict[int | None, int] = {None: 0}  # the next line of a branch that no child has yet
+    for number in shown:
+        parent = branches[number].parent
+        places[number] = (places[parent][0] + 1, free[parent])
+        free[number] = free[parent]
+        free[parent] += lines[number]
+    return places
+
+
+@cache
+def _known_signs() -> frozenset[int]:
+    """The code points that the font can draw."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def _drawable(text: str, spaces: bool = True) -> str:
+    """A text for a picture: spaces visible, what the font lacks as an escape, and no dollar begins a formula."""
+    shown = visible(text) if spaces else text
+    known = (c if ord(c) in _known_signs() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
+    return "".join(known).replace("$", "\\$")
+
+
+def interval_dots(
+    panels: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], labels: Sequence[str], title: str = ""
+) -> "Figure":
+    """Means with their intervals, one line a thing that was measured, one panel a measure.
+
+    Args:
+        panels: (measure, its (mean, low, high) for each label), from left to right. What is NaN is left out.
+        labels: what was measured, from the top down; the first has a grey line to compare the others with.
+        title: one line above.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels)), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    heights = range(len(labels))
+    for axes, (name, intervals) in zip(row, panels, strict=True):
+        means, lows, highs = zip(*intervals, strict=True)
+        axes.axvline(means[0], color=GREY, linewidth=1)
+        axes.hlines(heights, lows, highs, color=BLUE, linewidth=2)
+        axes.plot(means, heights, "o", color=BLUE, markersize=5)
+        axes.set_title(name, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=3)
+        axes.grid(alpha=0.3, axis="x")
+    row[0].set_yticks(heights, labels)
+    row[0].invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    return figure

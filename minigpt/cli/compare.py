@@ -1,0 +1,369 @@
+"""`minigpt compare`."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minigpt.analysis.comparison import (
+    MEASURES,
+    Completion,
+    Interval,
+    Values,
+    continue_prompts,
+    difference_interval,
+    mean_interval,
+    measured,
+)
+from minigpt.analysis.diversity import WORD_MEANING
+from minigpt.cli.evaluate_text import training_documents
+from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, prompt_texts
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
+from minigpt.cli.parser import CommandParser, print_json
+from minigpt.config import did_you_mean
+from minigpt.decoding.options import DecodingOptions
+from minigpt.errors import InputError
+from minigpt.files import write_text
+from minigpt.model import GPT
+from minigpt.tokenizers import Tokenizer, encode_prompt
+
+DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
+STRATEGIES = ("sample", "greedy", "beam")
+OPTIONS: dict[str, type] = {
+    **{name: kind for name, kind in FLAGS.items() if name != "num_return_sequences"},  # that is what --seeds is for
+    "early_stopping": str,
+}
+OUTPUTS = (".json", ".csv", ".png", ".svg")
+_MOST_COLUMNS = 3  # of text side by side
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to decode.
+
+    Attributes:
+        name: as --setting says it.
+        options: fields of `DecodingOptions`.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model with one setting, and what they wrote.
+
+    Attributes:
+        model: as --model says it.
+        setting: how it was decoded.
+        completions: [prompt][draw].
+        values: of each measure, one number a prompt.
+    """
+
+    model: str
+    setting: Setting
+    completions: list[list[Completion]]
+    values: dict[str, Values]
+
+
+def make_parser() -> CommandParser:
+    """The parser of `minigpt compare`."""
+    parser = CommandParser(
+        "compare",
+        """\
+Compare decoders, or models, on the same prompts with the same seeds.
+
+Every setting writes --seeds texts for each prompt. A measure is averaged over
+the texts of a prompt, then over the prompts. Beside the mean stands its 95 %
+interval: Efron's percentile bootstrap, 2,000 times as many prompts drawn from
+them with replacement. A star marks a line that differs from the first one by
+more than chance: the interval of the differences, prompt by prompt, excludes 0.
+Of many stars to be won, one in twenty comes by luck; with fewer than ten
+prompts, more. Greedy and beam search draw nothing: their one text of a prompt
+counts for each seed, and so distinct-n shows that they never vary.
+
+A setting is a strategy (sample, greedy, beam) and options, as in
+"sample temperature=0.8 top_k=50". Several values, as in temperature=0.5,0.8,
+make several settings; two such lists make all their combinations.""",
+        '  minigpt compare --prompts-file openings.txt --setting greedy --setting "beam num_beams=5"\n'
+        '  minigpt compare --prompts-file openings.txt --setting "sample temperature=0.5,0.8,1.1" --seeds 5\n'
+        "  minigpt compare --prompts-file openings.txt --training-data reviews.jsonl -o out.json -o out.png\n"
+        '  minigpt compare --model gpt2 --model checkpoints/tuned --prompt "The film" --prompt "The plot"',
+    )
+    parser.add_argument(
+        "--model", action="append", metavar="MODEL",
+        help=f"{MODEL_HELP} (default: the newest run); several are compared, and their texts shown side by side",
+    )  # fmt: skip
+    add_tokenizer_argument(parser)
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="a text to continue; may be given several times"
+    )
+    parser.add_argument(
+        "--prompts-file", metavar="FILE", help="a text file with one prompt a line; empty ones are left out"
+    )
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help=f"how to decode; may be given several times (default: {', '.join(DEFAULT_SETTINGS)}). "
+        f"Options: {', '.join(OPTIONS)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="texts of each prompt")
+    parser.add_argument("--seed", type=int, default=0, metavar="INT", help="the first of them, and of the bootstrap")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N",
+        help=f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts that are written side by side")
+    parser.add_argument("--training-data", metavar="SOURCE", help="measure what is copied from this file or corpus")
+    parser.add_argument("--text-field", metavar="NAME", help="the field of its .jsonl or .csv records that is the text")
+    parser.add_argument("--show", type=int, default=2, metavar="N", help="prompts whose texts are printed side by side")
+    parser.add_argument(
+        "-o", "--out", action="append", metavar="FILE",
+        help="keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg); may be given several times",
+    )  # fmt: skip
+    add_unknown_argument(parser)
+    parser.add_device()
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Let every model write with every setting, then print the measures."""
+    values = make_parser().parse(arguments)
+    _check(values)
+    settings = [setting for text in values["setting"] or DEFAULT_SETTINGS for setting in parse_setting(text)]
+    texts = prompt_texts(values["prompt"], values["prompts_file"])
+    training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
+    specs = values["model"] or [model_spec(None)]
+    models = [load({**values, "model": spec}) for spec in specs]
+    prompts = [[_encoded(tokenizer, *text) for text in texts] for _, tokenizer in models]
+    length = min(
+        _length(values["max_new_tokens"], model, [name for name, _ in texts], own)
+        for (model, _), own in zip(models, prompts, strict=True)
+    )
+    rows = []
+    total = len(models) * len(settings) * len(texts) * values["seeds"]
+    with tqdm(total=total, unit="text", leave=False, disable=None, delay=1) as bar:
+        for spec, (model, tokenizer), own in zip(specs, models, prompts, strict=True):
+            for setting in settings:
+                completions = continue_prompts(
+                    model, tokenizer, own, {**setting.options, "max_new_tokens": length},
+                    draws=values["seeds"], seed=values["seed"], batch_size=values["batch_size"], advance=bar.update,
+                )  # fmt: skip
+                rows.append(Row(spec, setting, completions, measured(completions, training)))
+    result = _result(rows, [text for _, text in texts], values["seed"])
+    for file in values["out"] or ():
+        _write(Path(file), result)
+    if values["json"]:
+        print_json(result)
+    else:
+        _show(result)
+        _show_texts(rows, [text for _, text in texts][: values["show"]])
+
+
+def parse_setting(text: str) -> list[Setting]:
+    """The settings that one --setting names: one for each combination of the values in its lists.
+
+    Raises:
+        InputError: if there is none in it, or an option is unknown, is given twice, has a value that it cannot have,
+            or contradicts another.
+    """
+    if not text.strip():
+        raise InputError(
+            f"--setting {text!r} names no setting", f"write --setting {DEFAULT_SETTINGS[1]!r}, for example"
+        )
+    strategies = [word for word in text.split() if "=" not in word]
+    if len(strategies) > 1 or not set(strategies) <= set(STRATEGIES):
+        wrong = next((word for word in strategies if word not in STRATEGIES), strategies[-1])
+        raise InputError(
+            f"--setting {text!r}: {wrong!r} is neither the one strategy nor an option with a value",
+            did_you_mean(wrong, [*STRATEGIES, *(f"{name}=" for name in OPTIONS)]),
+        )
+    choices: dict[str, list[Any]] = {"strategy": strategies or ["sample"]}
+    for name, _, listed in (word.partition("=") for word in text.split() if "=" in word):
+        if name in choices:
+            raise InputError(f"--setting {text!r} gives {name} twice", f"write {name}=A,B to compare two values")
+        choices[name] = [_value(text, name, value) for value in listed.split(",")]
+    combinations = [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
+    return [_checked(text, options) for options in combinations]
+
+
+def _value(text: str, name: str, value: str) -> Any:
+    """The value of an option, from what is written behind its name."""
+    if name not in OPTIONS:
+        raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, OPTIONS))
+    if name == "early_stopping":
+        if value not in EARLY_STOPPING:
+            raise InputError(f"--setting {text!r}: early_stopping={value}", f"choose {', '.join(EARLY_STOPPING)}")
+        return EARLY_STOPPING[value]
+    try:
+        return OPTIONS[name](value)
+    except ValueError:
+        kind = "whole number" if OPTIONS[name] is int else "number"
+        raise InputError(f"--setting {text!r}: {name}={value} is no {kind}", f"give {name} a {kind}") from None
+
+
+def _checked(text: str, options: dict[str, Any]) -> Setting:
+    """A setting whose options agree with each other."""
+    try:
+        DecodingOptions(**options, max_new_tokens=2**31, eos_token_id=0)  # both become known with the model
+    except InputError as error:
+        raise InputError(f"--setting {text!r}: {error.what}", error.how) from error
+    words = [options["strategy"], *(f"{name}={value}" for name, value in options.items() if name != "strategy")]
+    return Setting(" ".join(words), options)
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Refuse, before a model is loaded, what cannot be compared."""
+    if not values["prompt"] and not values["prompts_file"]:
+        raise InputError("there is no prompt to continue", "give --prompt several times, or --prompts-file")
+    for name, least in (("seeds", 1), ("seed", 0), ("batch_size", 1), ("show", 0)):
+        if values[name] < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} {values[name]} is too small", f"{flag} must be at least {least}")
+    if values["max_new_tokens"] is not None and values["max_new_tokens"] < 1:
+        raise InputError(f"--max-new-tokens {values['max_new_tokens']} writes nothing to compare", "choose at least 1")
+    for file in values["out"] or ():
+        if Path(file).suffix.lower() not in OUTPUTS:
+            raise InputError(f"--out {file} does not say what to write", f"end it in one of {' '.join(OUTPUTS)}")
+
+
+def _encoded(tokenizer: Tokenizer, name: str, text: str) -> list[int]:
+    """Ids of a prompt; an error says which."""
+    try:
+        return encode_prompt(tokenizer, text)
+    except InputError as error:
+        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
+
+
+def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens every prompt can be given: texts that stop at a full block would be of different lengths."""
+    block_size = model.config.block_size
+    longest, name = max((len(prompt), name) for prompt, name in zip(prompts, names, strict=True))
+    room = block_size - longest
+    if room < 1 or (wanted is not None and wanted > room):
+        raise InputError(
+            f"{name} has {longest} tokens, and {wanted or 1} more do not fit block_size = {block_size}",
+            (f"lower --max-new-tokens to {room}, or " if room > 0 else "") + "shorten the longest prompts",
+        )
+    return wanted or min(DEFAULT_LENGTH, room)
+
+
+def _result(rows: Sequence[Row], prompts: Sequence[str], seed: int) -> dict[str, Any]:
+    """Everything there is to keep, as one JSON object."""
+    return {
+        "num_prompts": len(prompts),
+        "rows": [
+            {
+                "model": row.model,
+                "setting": row.setting.name,
+                "measures": {name: _measure(row, rows[0], name, seed) for name in row.values},
+            }
+            for row in rows
+        ],
+        "completions": [
+            {"model": row.model, "setting": row.setting.name, "prompt_index": place, "prompt": prompts[place]}
+            | {"seed": one.seed, "completion": one.text, "num_tokens": one.num_tokens, "log_prob": one.log_prob}
+            for row in rows
+            for place, completions in enumerate(row.completions)
+            for one in completions
+        ],
+        "word": WORD_MEANING,
+    }
+
+
+def _measure(row: Row, first: Row, name: str, seed: int) -> dict[str, Any]:
+    difference = difference_interval(row.values[name], first.values[name], seed)
+    return {
+        **_numbers(mean_interval(row.values[name], seed)),
+        "difference_to_first": _numbers(difference),
+        "differs": difference.excludes_zero,
+    }
+
+
+def _numbers(interval: Interval) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in vars(interval).items()}
+
+
+def _labels(result: dict[str, Any]) -> list[str]:
+    """What the rows are called: their settings, after the numbers of their models if there are several."""
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    which = {model: f"{number}: " if len(models) > 1 else "" for number, model in enumerate(models, 1)}
+    return [which[row["model"]] + row["setting"] for row in result["rows"]]
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    match path.suffix.lower():
+        case ".json":
+            write_text(path, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        case ".csv":
+            table = io.StringIO()
+            writer = csv.DictWriter(table, list(result["completions"][0]))
+            writer.writeheader()
+            writer.writerows(result["completions"])
+            write_text(path, table.getvalue())
+        case _:
+            from minigpt.analysis.plots import interval_dots, save_figure
+
+            rows = [row["measures"] for row in result["rows"]]
+            panels = [(name, [_triple(measures[name]) for measures in rows]) for name in rows[0]]
+            title = f"mean and 95 % interval over {result['num_prompts']} prompts"
+            save_figure(interval_dots(panels, _labels(result), title), path)
+
+
+def _triple(measure: dict[str, Any]) -> tuple[float, float, float]:
+    mean, low, high = (math.nan if measure[name] is None else measure[name] for name in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def _show(result: dict[str, Any]) -> None:
+    """One block a measure, one line a row."""
+    rows = result["rows"]
+    for number, model in enumerate(dict.fromkeys(row["model"] for row in rows), 1):
+        print(f"model {number}    {model}")
+    texts = len(result["completions"]) // len(rows)
+    print(f"{texts} texts a line, from {result['num_prompts']} prompts; mean and 95 % interval over prompts")
+    for name in rows[0]["measures"]:
+        print(f"\n{name}: {MEASURES[name]}")
+        for label, row in zip(_labels(result), rows, strict=True):
+            measure = row["measures"][name]
+            mark = "*" if measure["differs"] else " "
+            print(f"{mark} {shortened(label, 44):<44}{_decimals(measure['mean']):>10}  {_range(measure)}".rstrip())
+    print("\n* differs from the first line by more than chance (paired bootstrap, 95 %)")
+    if result["num_prompts"] < 10:
+        print(f"  of {result['num_prompts']} prompts little can be said: the intervals are too narrow, or missing")
+    print(textwrap.fill(result["word"], _WIDTH))
+
+
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _range(measure: dict[str, Any]) -> str:
+    return "" if measure["low"] is None else f"{measure['low']:.3f} to {measure['high']:.3f}"
+
+
+def _show_texts(rows: Sequence[Row], prompts: Sequence[str]) -> None:
+    """The first text of each prompt side by side: of every model with the first setting, else of every setting."""
+    several = len({row.model for row in rows}) > 1
+    chosen = [row for row in rows if not several or row.setting == rows[0].setting][:_MOST_COLUMNS]
+    width = (_WIDTH + 2) // len(chosen) - 2
+    for place, prompt in enumerate(prompts):
+        print(f"\n--- {shortened(repr(prompt), _WIDTH - 8)} ---")
+        _print_columns([row.model if several else row.setting.name for row in chosen], width)
+        _print_columns(["-" * width] * len(chosen), width)
+        _print_columns([row.completions[place][0].text for row in chosen], width)
+
+
+def _print_columns(texts: Sequence[str], width: int) -> None:
+    columns = [[part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]] for text in texts]
+    for parts in itertools.zip_longest(*columns, fillvalue=""):
+        print("  ".join(f"{part:<{width}}" for part in parts).rstrip())

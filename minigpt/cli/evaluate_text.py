@@ -1,0 +1,306 @@
+"""`minigpt evaluate-text`."""
+
+import json
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.analysis.diversity import WORD_MEANING, distinct_n, repeated_n, words
+from minigpt.analysis.overlap import copied_share, overlaps
+from minigpt.analysis.references import nearness
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, framed, load, shortened
+from minigpt.cli.parser import CommandParser, print_json
+from minigpt.data.corpora import NAMED_SOURCES, load_corpus
+from minigpt.data.documents import RECORD_SUFFIXES, read_documents
+from minigpt.errors import DataError, InputError, MiniGPTError
+from minigpt.files import read_json
+from minigpt.training.evaluate import Evaluation, evaluate
+
+STDIN = "-"
+MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
+_FILES_PER_TABLE = 4
+_LONGEST_QUOTE = 480  # characters of a copied span that are printed
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is evaluated: the texts of one file.
+
+    Attributes:
+        name: the file.
+        items: the texts; none is blank.
+        blank: number of blank ones, left out.
+    """
+
+    name: str
+    items: list[str]
+    blank: int
+
+
+def make_parser() -> CommandParser:
+    """The parser of `minigpt evaluate-text`."""
+    parser = CommandParser(
+        "evaluate-text",
+        f"""\
+Measure written texts. Each FILE is a column of the table, so that texts from
+before and after a fine-tuning stand side by side.
+
+distinct-n        different n-grams of words, as a share of all n-grams of the
+                  file. It falls with the amount of text: compare equal amounts.
+repeated 4-grams  four words in a row that the same text had before (seq-rep-4).
+                  People: below 0.01. Near 0.1 a text turns in circles.
+perplexity        under --model, of the texts alone, without their prompts. Near
+                  that of real text is good; far below it, the text is dull.
+n-grams copied    n-grams that stand in --training-data, word for word.
+longest copy      the longest span that stands there. Up to 10 words or so are
+                  phrases that people share; {MEMORISED} words have been memorised.
+BLEU, chrF        nearness to --reference, 0 to 100.
+
+{textwrap.fill(WORD_MEANING, 80)}""",
+        "  minigpt generate --prompts-file openings.txt --json > out.json\n"
+        "  minigpt evaluate-text out.json --training-data reviews.jsonl\n"
+        "  minigpt evaluate-text before.json after.json --model gpt2 --model checkpoints/tuned\n"
+        "  minigpt generate --prompt ROMEO: --json | minigpt evaluate-text - --training-data shakespeare\n"
+        "  minigpt evaluate-text out.json --reference real-endings.jsonl",
+    )
+    parser.add_argument(
+        "file", nargs="+", metavar="FILE",
+        help="texts: .txt (parts between blank lines, else lines), .jsonl, .csv, a folder, what generate --json "
+        f"prints, or {STDIN} for standard input",
+    )  # fmt: skip
+    parser.add_argument("--text-field", metavar="NAME", help="the field of .jsonl and .csv records that is the text")
+    parser.add_argument("--model", action="append", metavar="MODEL", help=f"{MODEL_HELP}; may be given several times")
+    add_tokenizer_argument(parser)
+    parser.add_argument(
+        "--training-data", metavar="SOURCE",
+        help=f"what the texts may have been copied from: a file or folder, or one of {', '.join(NAMED_SOURCES)}",
+    )  # fmt: skip
+    parser.add_argument("--reference", metavar="FILE", help="what should have been written: as many texts, in order")
+    add_unknown_argument(parser)
+    parser.add_device()
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Measure each file and print the table."""
+    values = make_parser().parse(arguments)
+    if [*values["file"], values["reference"]].count(STDIN) > 1:
+        raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
+    columns = [read_texts(file, values["text_field"]) for file in values["file"]]
+    training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
+    results = [_variety(texts) for texts in columns]
+    if values["reference"]:
+        references = read_texts(values["reference"], values["text_field"])
+        for texts, result in zip(columns, results, strict=True):
+            result |= _nearness(texts, references)
+    if training is not None:
+        for texts, result in zip(columns, results, strict=True):
+            result["copied"] = _copied(texts, training)
+    for spec in values["model"] or ():
+        perplexity = _perplexity_under(spec, values)
+        for texts, result in zip(columns, results, strict=True):
+            result["models"].append({"model": spec, **perplexity(texts)})
+    if values["json"]:
+        print_json({"files": results, "word": WORD_MEANING})
+    else:
+        _show(results)
+
+
+def read_texts(file: str, field: str | None) -> Texts:
+    """The texts of a file of documents, of the JSON that `generate` prints, or of standard input.
+
+    Raises:
+        MiniGPTError: if there is no such file, or no text in it.
+    """
+    if file == STDIN:
+        return _from_stdin()
+    if Path(file).suffix.lower() == ".json":
+        return _completions(file, read_json(Path(file)))
+    found = read_documents(file, text_field=field)
+    return Texts(file, [document.text for document in found.items], found.blank)
+
+
+def training_documents(source: str, field: str | None) -> list[str]:
+    """The training set: a corpus as one long text, or the documents of a .jsonl or .csv.
+
+    Raises:
+        MissingFileError: if there is no such corpus or path.
+        DataError: if there is no text in it.
+    """
+    if source.lower().endswith(RECORD_SUFFIXES):
+        return [document.text for document in read_documents(source, text_field=field).items]
+    return [load_corpus(source).text]
+
+
+def _from_stdin() -> Texts:
+    content = sys.stdin.buffer.read()
+    answer = None
+    with suppress(ValueError, RecursionError):  # it is text, then
+        answer = json.loads(content)
+    if isinstance(answer, dict):
+        return _completions("standard input", answer)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "input.txt")
+        path.write_bytes(content)
+        try:
+            found = read_documents(path)
+        except MiniGPTError as error:
+            raise DataError(error.what.replace(str(path), "standard input"), "send it UTF-8 text") from None
+    return Texts("standard input", [document.text for document in found.items], found.blank)
+
+
+def _completions(name: str, content: dict[str, Any]) -> Texts:
+    """The completions in what `generate --json` printed."""
+    rows = content.get("completions")
+    rows = rows if isinstance(rows, list) else []
+    found = [row.get("completion") for row in rows if isinstance(row, dict)]
+    texts = [text for text in found if isinstance(text, str)]
+    if not texts or len(texts) < len(rows):
+        raise DataError(
+            f'{name} has no list "completions" of objects that each have a text "completion"',
+            "give what minigpt generate --json prints, or texts as .txt, .jsonl or .csv",
+        )
+    items = [text for text in texts if text.strip()]
+    if not items:
+        raise DataError(f"all {len(texts)} completions in {name} are blank", "let the model write some text first")
+    return Texts(name, items, len(texts) - len(items))
+
+
+def _variety(texts: Texts) -> dict[str, Any]:
+    counted = [words(text) for text in texts.items]
+    return {
+        "file": texts.name,
+        "texts": len(texts.items),
+        "blank": texts.blank,
+        "words_per_text": sum(map(len, counted)) / len(counted),
+        "characters_per_text": sum(map(len, texts.items)) / len(counted),
+        **{f"distinct_{n}": _or_none(distinct_n, counted, n) for n in (1, 2, 3)},
+        "repeated_4": _or_none(repeated_n, counted, 4),
+        "models": [],
+    }
+
+
+def _nearness(texts: Texts, references: Texts) -> dict[str, Any]:
+    for each in (texts, references):
+        if each.blank:
+            raise DataError(
+                f"{each.blank} of the texts in {each.name} are blank, and without them texts and references are no "
+                "longer pairs",
+                "take these pairs out of both files",
+            )
+    found = nearness(texts.items, references.items)
+    return {"bleu": found.bleu, "chrf": found.chrf, "signatures": list(found.signatures)}
+
+
+def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
+    found = overlaps(texts.items, training)
+    number, longest = max(enumerate(found, 1), key=lambda one: one[1].longest)  # the first, of several
+    return {
+        "share_8": _or_none(copied_share, found, 8),
+        "share_13": _or_none(copied_share, found, 13),
+        "longest_words": longest.longest,
+        "longest_characters": len(longest.longest_text),
+        "longest_text": longest.longest_text,
+        "longest_in": number,
+        "whole": sum(overlap.longest == len(overlap.lengths) for overlap in found),
+        "mean_longest_words": sum(overlap.longest for overlap in found) / len(found),
+    }
+
+
+def _perplexity_under(spec: str, values: dict[str, Any]) -> Callable[[Texts], dict[str, Any]]:
+    """Load a model; gives what measures texts under it, each text by itself, from the opening token if it has one."""
+    model, tokenizer = load({**values, "model": spec})
+    has_bos = tokenizer.bos_token_id is not None
+
+    def measure(texts: Texts) -> dict[str, Any]:
+        total, tokens, characters = 0.0, 0, 0
+        for text in texts.items:
+            ids = framed(tokenizer.encode(text), tokenizer, bos=has_bos)
+            if len(ids) > 1:  # else there is nothing to predict
+                result = evaluate(model, np.array(ids))
+                total += result.loss * result.tokens
+                tokens += result.tokens
+                characters += len(tokenizer.decode(ids[1:]))
+        if not tokens:
+            raise DataError(
+                f"no text in {texts.name} has a second token for {spec} to predict", "give texts of several characters"
+            )
+        pooled = Evaluation(total / tokens, tokens)
+        return {
+            "perplexity": pooled.perplexity, "bits_per_character": pooled.bits_per_character(characters),
+            "tokens": tokens,
+        }  # fmt: skip
+
+    return measure
+
+
+def _or_none(measure: Callable[[Any, int], float], texts: Sequence[Any], n: int) -> float | None:
+    """The measure, or None where no text is long enough for it."""
+    with suppress(InputError):
+        return measure(texts, n)
+    return None
+
+
+def _show(results: Sequence[dict[str, Any]]) -> None:
+    for start in range(0, len(results), _FILES_PER_TABLE):
+        columns = [_cells(result) for result in results[start : start + _FILES_PER_TABLE]]
+        for label in columns[0]:
+            print(f"{shortened(label, 27):<27}" + "".join(f"{shortened(cells[label], 12):>13}" for cells in columns))
+        print()
+    for result in results:
+        if result.get("copied", {}).get("longest_words"):
+            _show_copy(result)
+    for label, measured in zip(_model_labels(results[0]), results[0]["models"], strict=True):
+        print(f"perplexity{label}: under {measured['model']}")
+    for signature in results[0].get("signatures", ()):
+        print(signature)
+    print(textwrap.fill(WORD_MEANING, 80))
+
+
+def _show_copy(result: dict[str, Any]) -> None:
+    copied = result["copied"]
+    verdict = ": memorised" if copied["longest_words"] >= MEMORISED else ""
+    heading = f"{result['file']}, text {copied['longest_in']}, copies {copied['longest_words']} words{verdict}:"
+    quote = shortened(" ".join(copied["longest_text"].split()), _LONGEST_QUOTE)
+    print(f"{heading}\n{textwrap.indent(textwrap.fill(quote, 76), '    ')}\n")
+
+
+def _cells(result: dict[str, Any]) -> dict[str, str]:
+    """The column of a file: label -> number. The same labels for all files."""
+    cells = {
+        "": Path(result["file"]).name,
+        "texts": f"{result['texts']:,}",
+        "blank, left out": f"{result['blank']:,}",
+        "words a text": f"{result['words_per_text']:.1f}",
+        "characters a text": f"{result['characters_per_text']:.1f}",
+        **{f"distinct-{n}": _number(result[f"distinct_{n}"], 3) for n in (1, 2, 3)},
+        "repeated 4-grams": _number(result["repeated_4"], 3),
+    }
+    for label, measured in zip(_model_labels(result), result["models"], strict=True):
+        cells[f"perplexity{label}"] = _number(measured["perplexity"], 2)
+        cells[f"bits per character{label}"] = _number(measured["bits_per_character"], 3)
+    if copied := result.get("copied"):
+        cells["8-grams copied"] = _number(copied["share_8"], 3)
+        cells["13-grams copied"] = _number(copied["share_13"], 3)
+        cells["texts copied whole"] = f"{copied['whole']:,}"
+        cells["longest copy, words"] = f"{copied['longest_words']:,}"
+        cells["longest copy, characters"] = f"{copied['longest_characters']:,}"
+        cells["mean longest copy, words"] = f"{copied['mean_longest_words']:.1f}"
+    if "bleu" in result:
+        cells |= {"BLEU": _number(result["bleu"], 2), "chrF": _number(result["chrf"], 2)}
+    return cells
+
+
+def _model_labels(result: dict[str, Any]) -> list[str]:
+    return [f", {place}" if len(result["models"]) > 1 else "" for place, _ in enumerate(result["models"], 1)]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

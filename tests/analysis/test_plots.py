@@ -1,0 +1,219 @@
+"""The pictures hold the numbers that they were given, name the tokens, and say what they leave out."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from minigpt.analysis import plots
+
+WORDS = ["The", " cat", "\n", " $x$", " $5", "中", "\x1b", " sat"]  # formulas, signs that the font lacks, an escape
+LONG = [chr(97 + n % 26) for n in range(211)]
+random = np.random.default_rng(5)
+
+
+def causal(*shape: int) -> np.ndarray:
+    """Attention patterns (..., T, T)."""
+    weights = np.tril(random.random((*shape, shape[-1])))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def names(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def overlapping(figure, axis) -> list[tuple[str, str]]:
+    """Pairs of neighbouring names of an axis that cover each other in the picture."""
+    figure.canvas.draw()
+    boxes = [(label.get_text(), label.get_window_extent()) for label in axis.get_ticklabels()]
+    pairs = itertools.pairwise(boxes)
+    return [(one, other) for (one, box), (other, next_box) in pairs if box.overlaps(next_box)]
+
+
+def test_one_head_shows_its_numbers_and_not_the_future():
+    pattern = causal(len(WORDS))
+    figure = plots.attention_head(pattern, WORDS, "head 4.11")
+    axes = figure.axes[0]
+    image = axes.images[0].get_array()
+    np.testing.assert_array_equal(image.data, pattern)
+    np.testing.assert_array_equal(image.mask, np.triu(np.ones_like(pattern), k=1).astype(bool))
+    shown = ["The", "␣cat", "↵", "␣\\$x\\$", "␣\\$5", "\\u4e2d", "\\x1b", "␣sat"]
+    assert names(axes.xaxis) == names(axes.yaxis) == shown
+    assert len(axes.texts) == len(WORDS) * (len(WORDS) + 1) // 2
+    assert texts(axes)[0] == "1.00"
+    assert "head 4.11" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("tokens", [WORDS, LONG], ids=len)
+def test_names_do_not_cover_each_other(tokens):
+    figure = plots.attention_head(causal(len(tokens)), tokens)
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        assert overlapping(figure, axis) == []
+        shown = names(axis)
+        n = -(-len(tokens) // len(shown))
+        assert len(shown) > 30 or n == 1
+        assert (f"one in {n}" in figure.get_suptitle()) == (n > 1)
+    assert bool(figure.axes[0].texts) == (len(tokens) < 20)
+
+
+def test_the_grid_has_a_thumbnail_a_head():
+    L, H, T = 2, 3, 7
+    patterns = causal(L, H, T)
+    figure = plots.attention_grid(patterns, [5, 8], list("abcdefg"), "all")
+    panels = figure.axes[: L * H]
+    assert [axes.get_title() for axes in panels] == ["5.0", "5.1", "5.2", "8.0", "8.1", "8.2"]
+    for axes, pattern in zip(panels, patterns.reshape(-1, T, T), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array().filled(0), pattern)
+    assert "7 tokens: a b c d e f g" in figure.get_suptitle()
+
+
+def test_thumbnails_of_many_tokens_are_smaller_and_keep_their_lines():
+    T = len(LONG)
+    previous = np.eye(T, k=-1)
+    previous[0, 0] = 1
+    figure = plots.attention_grid(previous[None, None], [0], LONG)
+    cells = figure.axes[0].images[0].get_array().filled(0)
+    assert cells.shape == (71, 71)
+    assert (cells.diagonal()[:-1] == 1).all()  # the mean of each cell would be at most a third
+    assert "3 x 3 values" in figure.get_suptitle()
+    assert "211 tokens" in figure.get_suptitle()
+
+
+def test_the_scoreboard_has_a_map_a_kind():
+    scores = {kind: random.random((3, 5)) for kind in ("previous", "induction", "first", "self")}
+    figure = plots.head_scoreboard(scores)
+    for axes, (kind, values) in zip(figure.axes, scores.items(), strict=False):
+        assert axes.get_title() == kind
+        np.testing.assert_array_equal(axes.images[0].get_array(), values)
+        assert texts(axes) == [f"{value:.2f}".lstrip("0") for value in values.flat]
+
+
+def test_a_map_of_texts_and_one_too_wide_for_them():
+    values = random.random((3, 5))
+    cells = [[f"{row}{column}" for column in range(5)] for row in range(3)]
+    figure = plots.heat_map(values, list("abc"), list("vwxyz"), "p", "lens", texts=cells)
+    assert texts(figure.axes[0]) == [text for row in cells for text in row]
+    assert names(figure.axes[0].yaxis) == ["a", "b", "c"]
+    assert figure.axes[1].get_ylabel() == "p"
+    wide = plots.heat_map(random.random((3, 211)), list("abc"), LONG, "p")
+    assert texts(wide.axes[0]) == []
+    assert "too many columns" in wide.get_suptitle()
+    assert overlapping(wide, wide.axes[0].xaxis) == []
+
+
+def test_a_scale_with_a_sign_is_white_at_0():
+    figure = plots.heat_map([[-2.0, 0.0, 1.0, np.nan]], ["r"], list("abcd"), "change", signed=True)
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (-2.0, 2.0)
+    colours = [to_hex(colour) for colour in image.to_rgba(np.array([-2.0, 0.0, 2.0]))]
+    assert colours[1] == "#f7f6f6"
+    assert int(colours[0][5:], 16) > int(colours[0][1:3], 16)  # more blue than red
+    assert int(colours[2][5:], 16) < int(colours[2][1:3], 16)
+    assert texts(figure.axes[0]) == ["-2.00", "0.00", "1.00"]
+
+
+def test_the_waterfall_adds_up():
+    parts = [("embed", 1.5), ("0.attn", -2.25), ("0.mlp", 3.0)]
+    figure = plots.waterfall(parts, 2.25, "logit", "why")
+    axes = figure.axes[0]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    assert bars == [(0, 1.5), (1.5, -0.75), (-0.75, 2.25), (0, 2.25)]
+    assert names(axes.yaxis) == ["embed", "0.attn", "0.mlp", "together"]
+    assert texts(axes) == ["+1.500", "-2.250", "+3.000", "+2.250"]
+
+
+def test_the_strip_names_every_token_once():
+    losses = random.random(len(LONG) - 1) * 7
+    figure = plots.loss_strip(LONG, losses)
+    cells = figure.axes[0].images[0].get_array()
+    assert cells.mask.ravel().nonzero()[0].tolist() == [0, *range(len(LONG), cells.size)]
+    np.testing.assert_array_equal(cells.compressed(), losses)
+    shown = texts(figure.axes[0])
+    assert [text for text in shown if text.isalpha()] == LONG
+    assert [text for text in shown if not text.isalpha()] == [f"{loss:.1f}" for loss in losses]
+
+
+def test_the_size_chart_is_in_shares():
+    figure = plots.size_chart(["wte", "mlp"], {"parameters": [1, 3], "kept": [0, 0]})
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [25, 75]
+    assert [bar.get_width() for bar in figure.axes[1].patches] == [0, 0]
+
+
+def test_a_cut_token_says_so():
+    figure = plots.sampling_cuts(["a", " b"], [("the model", [0.7, 0.3], 50257), ("top-k 1", [1.0, 0.0], 1)])
+    first, second = figure.axes
+    assert texts(first) == ["0.700", "0.300"]
+    assert texts(second) == ["1.000", "× cut"]
+    assert [axes.get_title() for axes in figure.axes] == ["the model\n50,257 left", "top-k 1\n1 left"]
+
+
+TREE = [
+    plots.Branch(None, "a", -1.0, True, False),
+    plots.Branch(None, " b", -1.5, True, True),
+    plots.Branch(None, "c", -9.0, False, False),
+    plots.Branch(1, "d", -1.75, True, True),
+    plots.Branch(1, "e", -2.0, True, False),
+    plots.Branch(0, "f", -8.0, False, False),
+]
+
+
+def test_the_tree_has_a_line_a_leaf_and_marks_the_result():
+    figure = plots.beam_tree(TREE, "Once", "4 beams")
+    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert places == {
+        "a -1.00": (1, 0), "f -8.00": (2, 0),
+        "␣b -1.50": (1, 1), "d -1.75": (2, 1), "e -2.00": (2, 2),
+        "c -9.00": (1, 3), "Once": (0.66, 0),
+    }  # fmt: skip
+    bold = [text.get_text() for text in figure.axes[0].texts if text.get_weight() == "bold"]
+    assert bold == ["␣b -1.50", "d -1.75"]
+    styles = [line.get_linestyle() for line in figure.axes[0].get_lines()]
+    assert styles == ["-", "-", ":", "-", "-", ":"]
+
+
+def test_a_tree_too_large_leaves_out_what_was_dropped():
+    chain = [plots.Branch(n - 1 if n else None, "x", -float(n), True, True) for n in range(163)]
+    figure = plots.beam_tree([*chain, plots.Branch(3, "dropped", -9.0, False, False)], "Once")
+    assert "left out" in figure.get_suptitle()
+    assert not any("dropped" in text for text in texts(figure.axes[0]))
+    assert figure.axes[0].texts[-2].get_position() == (163, 0)
+
+
+def test_runs_are_drawn_as_they_were_recorded():
+    runs = [("one", [(1, 4.0), (2, 3.0)], [(2, 3.5)]), ("two", [(1, 5.0)], [])]
+    axes = plots.runs_compared(runs).axes[0]
+    lines = [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()]
+    assert lines == [[(1, 4.0), (2, 3.0)], [(2, 3.5)], [(1, 5.0)], []]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one, best 3.500", "two"]
+    marks = [line.get_marker() for line in axes.get_lines()[1::2]]
+    assert len(set(marks)) == 2  # not by colour alone
+
+
+def test_points_have_their_names_or_one_in_several():
+    plane = random.random((7, 2))
+    figure = plots.scatter(plane, list("abcdefg"), [0.3, 0.2])
+    assert texts(figure.axes[0]) == list("abcdefg")
+    np.testing.assert_array_equal(figure.axes[0].collections[0].get_offsets(), plane)
+    assert "30% of the variance" in figure.axes[0].get_xlabel()
+    assert len(texts(plots.scatter(random.random((211, 2)), LONG, [0.3, 0.2]).axes[0])) == 106
+
+
+def test_boxes_beside_the_stream_are_set_in():
+    axes = plots.block_diagram([("wte", "(B, T, C)", False), ("ln_1", "(B, T, C)", True)]).axes[0]
+    places = {text.get_text(): text.get_position() for text in axes.texts if text.get_text() in ("wte", "ln_1")}
+    assert places == {"wte": (0.0, 0), "ln_1": (0.5, -1)}
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_every_sign_can_be_drawn(tmp_path, suffix, monkeypatch):
+    """Any warning is an error here: no glyph is missing, no dollar begins a formula, and no display is asked for."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    path = tmp_path / f"picture.{suffix}"
+    plots.save_figure(plots.heat_map(random.random((8, 8)), WORDS, WORDS, "p", "中 $ $", texts=[WORDS] * 8), path)
+    assert path.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

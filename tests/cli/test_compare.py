@@ -1,0 +1,217 @@
+"""`minigpt compare` as people type it: settings, a sweep, what it keeps, and what it says of mistakes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.analysis.comparison import difference_interval, mean_interval
+from minigpt.cli import compare as command
+from minigpt.cli.parser import CommandParser
+from minigpt.config import GPTConfig
+from minigpt.decoding.generate import generate
+from minigpt.errors import InputError, MiniGPTError
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
+
+TOKENIZER = CharTokenizer.from_text("abcde \n")
+PROMPTS = ["ab", "c", "de a"]
+BLOCK_SIZE = 19
+SETTINGS = ["--setting", "greedy", "--setting", "sample temperature=0.7,1.3", "--setting", "beam num_beams=3"]
+SWEEP = ["--prompts-file", "openings.txt", *SETTINGS, "--seeds", "2", "--seed", "5", "--max-new-tokens", "11"]
+
+
+@pytest.fixture(scope="module")
+def parser() -> CommandParser:
+    return command.make_parser()
+
+
+@pytest.fixture(autouse=True)
+def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
+    """It takes longer to make than all else that is done here."""
+    monkeypatch.setattr(command, "make_parser", lambda: parser)
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT]:
+    """What --model loads: two random models of characters, and one with a small block."""
+
+    def random_model(seed: int, block_size: int = BLOCK_SIZE) -> GPT:
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(TOKENIZER.vocab_size, block_size, n_layer=2, n_head=1, n_embd=7)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        return model
+
+    known = {"one": random_model(3), "two": random_model(4), "small": random_model(5, block_size=7)}
+    monkeypatch.setattr(command, "load", lambda values: (known[values["model"]], TOKENIZER))
+    Path("openings.txt").write_text("\n".join(PROMPTS) + "\n\n", encoding="utf-8")
+    return known
+
+
+def sweep(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    command.run(["--model", "one", *SWEEP, *arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_settings_are_parsed():
+    (one,) = command.parse_setting("beam num_beams=5 early_stopping=never length_penalty=0.6")
+    assert one.options == {"strategy": "beam", "num_beams": 5, "early_stopping": "never", "length_penalty": 0.6}
+    assert one.name == "beam num_beams=5 early_stopping=never length_penalty=0.6"
+    grid = command.parse_setting("temperature=0.5,1 top_k=3,0")
+    assert [setting.name for setting in grid] == [
+        "sample temperature=0.5 top_k=3", "sample temperature=0.5 top_k=0",
+        "sample temperature=1.0 top_k=3", "sample temperature=1.0 top_k=0",
+    ]  # fmt: skip
+    for text in command.DEFAULT_SETTINGS:
+        assert command.parse_setting(text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "how"),
+    [
+        ("sample temprature=1", "there is no option 'temprature'", "did you mean temperature?"),
+        ("  ", "names no setting", "write --setting 'sample temperature=0.8'"),
+        ("gready", "'gready' is neither the one strategy", "did you mean greedy?"),
+        ("sample greedy", "'greedy' is neither the one strategy", "sample, greedy"),
+        ("sample top_k", "'top_k' is neither", "did you mean top_k=?"),
+        ("top_k=many", "top_k=many is no whole number", "give top_k a whole number"),
+        ("top_k=5.5", "top_k=5.5 is no whole number", "give top_k a whole number"),
+        ("temperature=", "temperature= is no number", "give temperature a number"),
+        ("temperature=1 temperature=2", "gives temperature twice", "temperature=A,B"),
+        ("strategy=greedy", "gives strategy twice", "strategy=A,B"),
+        ("greedy temperature=0.5", "strategy = 'greedy' draws nothing", "leave temperature out"),
+        ("sample top_p=0.9,1.5", "top_p = 1.5 cannot be used", "above 0 and at most 1"),
+        ("beam num_beams=0", "num_beams = 0 cannot be used", "from 1 to"),
+        ("beam num_beams=2 early_stopping=maybe", "early_stopping=maybe", "choose no, yes, never"),
+        ("sample num_return_sequences=2", "there is no option 'num_return_sequences'", "known: temperature"),
+    ],
+)
+def test_settings_that_cannot_be(setting, what, how):
+    with pytest.raises(InputError) as caught:
+        command.parse_setting(setting)
+    assert what in caught.value.what
+    assert repr(setting) in caught.value.what
+    assert how in caught.value.how
+
+
+def test_a_sweep_writes_what_generate_writes(capsys, models):
+    result = sweep(capsys)
+    names = ["greedy", "sample temperature=0.7", "sample temperature=1.3", "beam num_beams=3"]
+    assert [row["setting"] for row in result["rows"]] == names
+    assert len(result["completions"]) == 4 * 3 * 2
+    for setting, options in zip(
+        names,
+        [
+            {"strategy": "greedy"}, {"temperature": 0.7}, {"temperature": 1.3}, {"strategy": "beam", "num_beams": 3},
+        ],
+        strict=True,
+    ):  # fmt: skip
+        own = [one for one in result["completions"] if one["setting"] == setting]
+        assert [one["prompt"] for one in own] == [prompt for prompt in PROMPTS for _ in range(2)]
+        for one in own:
+            ids = TOKENIZER.encode(one["prompt"])
+            out = generate(models["one"], [ids], max_new_tokens=11, seed=one["seed"], **options)
+            assert one["completion"] == TOKENIZER.decode(out.sequences[0][len(ids) :])
+    drawn = [one["seed"] for one in result["completions"] if one["setting"] == names[1]]
+    assert drawn == list(range(5, 11))
+
+
+def test_the_numbers_are_those_of_the_texts(capsys):
+    Path("training.txt").write_text("a b a\nc d", encoding="utf-8")
+    Path("openings.txt").write_text("\n".join("abcdeab"[:n] for n in range(1, 8)), encoding="utf-8")
+    result = sweep(capsys, "--training-data", "training.txt")
+    logs = {}
+    for row in result["rows"]:
+        own = [one for one in result["completions"] if one["setting"] == row["setting"]]
+        logs[row["setting"]] = np.array([sum(o["log_prob"] for o in own[at : at + 2]) / 22 for at in range(0, 14, 2)])
+        assert list(row["measures"]) == list(command.MEASURES)
+        measure, expected = row["measures"]["log p"], mean_interval(logs[row["setting"]], 5)
+        assert (measure["mean"], measure["low"], measure["high"]) == pytest.approx(tuple(vars(expected).values()))
+        difference = difference_interval(logs[row["setting"]], logs["greedy"], 5)
+        assert measure["differs"] == difference.excludes_zero
+        assert row["measures"]["tokens"]["mean"] == 11
+    assert result["rows"][3]["measures"]["log p"]["mean"] >= result["rows"][0]["measures"]["log p"]["mean"]
+
+
+def test_two_models_stand_side_by_side(capsys):
+    command.run(["--model", "one", "--model", "two", *SWEEP, "--show", "1"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "model 1    one\nmodel 2    two\n" in out
+    assert out.count("2: sample temperature=1.3") == len(command.MEASURES) - 1  # nothing was said of training data
+    (shown,) = out.split("--- 'ab' ---\n")[1:]
+    assert shown.startswith("one" + " " * 38 + "two\n" + "-" * 39 + "  " + "-" * 39 + "\n")
+    assert "--- 'c' ---" not in out
+    assert "of 3 prompts little can be said" in out
+
+
+def test_columns_keep_the_lines_of_their_texts(capsys):
+    command._print_columns(["one\n\ntwo words", "x" * 9], 5)
+    assert capsys.readouterr().out == "one    xxxxx\n       xxxx\ntwo\nwords\n"
+
+
+def test_one_prompt_has_no_interval(capsys):
+    command.run(["--model", "one", "--prompt", "ab", *SETTINGS, "--max-new-tokens", "5", "--json"])
+    measures = json.loads(capsys.readouterr().out)["rows"][1]["measures"]
+    assert measures["tokens"]["mean"] == 5
+    assert measures["tokens"]["low"] is measures["tokens"]["high"] is None
+    assert not any(measure["differs"] for measure in measures.values())
+
+
+def test_texts_and_numbers_are_kept(capsys):
+    command.run(["--model", "one", *SWEEP, "-o", "kept/out.json", "-o", "out.csv"])
+    kept = json.loads(Path("kept/out.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    assert kept == sweep(capsys)
+    with Path("out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["completion"] for row in rows] == [one["completion"] for one in kept["completions"]]
+
+
+def test_a_picture_is_drawn():
+    command.run(["--model", "one", "--prompt", "ab", "--setting", "greedy", "--max-new-tokens", "5", "-o", "o.png"])
+    command.run(["--model", "one", *SWEEP, "-o", "o.svg"])
+    assert Path("o.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in Path("o.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("--model one", "there is no prompt to continue"),
+        ("--model one --prompts-file missing.txt", "there is no file missing.txt"),
+        ("--model one --prompts-file blank.txt", "there is no text in blank.txt"),
+        ("--model one --prompt ab --prompt a!b", "prompt 1: "),
+        ("--model one --prompt ab --seeds 0", "--seeds 0 is too small"),
+        ("--model one --prompt ab --seed -1", "--seed -1 is too small"),
+        ("--model one --prompt ab --batch-size 0", "--batch-size 0 is too small"),
+        ("--model one --prompt ab --show -1", "--show -1 is too small"),
+        ("--model one --prompt ab --max-new-tokens 0", "--max-new-tokens 0 writes nothing"),
+        ("--model one --prompt ab --max-new-tokens 18", "has 2 tokens, and 18 more do not fit block_size = 19"),
+        ("--model one --model small --prompt a --prompt abcdeab", "prompt 1 has 7 tokens, and 1 more do not fit"),
+        ("--model one --prompt ab --training-data nowhere", "there is no corpus, file or folder named 'nowhere'"),
+        ("--model one --prompt ab -o out.txt", "--out out.txt does not say what to write"),
+    ],
+)
+def test_mistakes_are_two_lines_and_nothing_is_written(arguments, what):
+    Path("blank.txt").write_text(" \n\n", encoding="utf-8")
+    before = sorted(Path().iterdir())
+    with pytest.raises(MiniGPTError) as caught:
+        command.run(arguments.split())
+    assert what in caught.value.what
+    assert caught.value.how
+    assert sorted(Path().iterdir()) == before
+
+
+def test_the_length_fits_every_model(capsys):
+    command.run(
+        ["--model", "one", "--model", "small", "--prompts-file", "openings.txt", "--setting", "greedy", "--json"]
+    )
+    completions = json.loads(capsys.readouterr().out)["completions"]
+    assert {one["num_tokens"] for one in completions} == {7 - 4}  # the longest prompt has 4 of the 7 places

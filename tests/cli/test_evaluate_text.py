@@ -1,0 +1,210 @@
+"""`minigpt evaluate-text` as people type it: numbers by hand or by other means, and what it says of mistakes."""
+
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.cli import evaluate_text as command
+from minigpt.cli.parser import CommandParser
+from minigpt.config import GPTConfig
+from minigpt.errors import MiniGPTError
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+
+TRAINING = "the rain in Spain stays mainly in the plain, and nobody knows why it does"
+TEXTS = ["a b a b a b", "in Spain stays mainly, a b"]
+BLOCK_SIZE = 13
+Evaluate = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def parser() -> CommandParser:
+    return command.make_parser()
+
+
+@pytest.fixture(autouse=True)
+def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
+    """It takes longer to make than all else that is done here."""
+    monkeypatch.setattr(command, "make_parser", lambda: parser)
+
+
+@pytest.fixture
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """The columns that --json prints."""
+
+    def run(*arguments: str) -> list[dict[str, Any]]:
+        command.run([*arguments, "--json"])
+        return json.loads(capsys.readouterr().out)["files"]
+
+    return run
+
+
+@pytest.fixture
+def texts() -> str:
+    Path("texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    Path("training.txt").write_text(TRAINING, encoding="utf-8")
+    return "texts.txt"
+
+
+def from_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def random_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> GPT:
+    """What every --model loads."""
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
+    monkeypatch.setattr(command, "load", lambda values: (model, tokenizer))
+    return model
+
+
+def test_variety_by_hand(texts, evaluate):
+    (found,) = evaluate(texts)
+    assert (found["texts"], found["blank"]) == (2, 0)
+    assert found["words_per_text"] == (6 + 7) / 2  # the comma is one
+    assert found["characters_per_text"] == sum(map(len, TEXTS)) / 2
+    assert found["distinct_1"] == 7 / 13
+    assert found["distinct_2"] == 7 / 11  # ab ba | in-Spain .. mainly-, ,-a; a-b was there
+    assert found["repeated_4"] == pytest.approx((1 / 3 + 0) / 2)
+
+
+def test_copies_by_hand(texts, evaluate):
+    (found,) = evaluate(texts, "--training-data", "training.txt")
+    copied = found["copied"]
+    assert copied["longest_text"] == "in Spain stays mainly"
+    assert (copied["longest_words"], copied["longest_characters"], copied["longest_in"]) == (4, 21, 2)
+    assert copied["mean_longest_words"] == (0 + 4) / 2
+    assert (copied["share_8"], copied["share_13"], copied["whole"]) == (None, None, 0)  # no text has eight words
+
+
+def test_a_copy_of_the_training_set_is_called_so(evaluate, capsys):
+    lines = [" ".join(f"w{line}x{at}" for at in range(53)) for line in range(3)]
+    Path("training.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
+    Path("copy.txt").write_text(f"new {lines[1]}\n{lines[2]}", encoding="utf-8")
+    (found,) = evaluate("copy.txt", "--training-data", "training.jsonl")
+    assert found["copied"]["share_13"] == (41 + 41) / (42 + 41)  # only the 13-gram with "new" is new
+    assert found["copied"]["share_8"] == (46 + 46) / (47 + 46)
+    assert (found["copied"]["longest_words"], found["copied"]["longest_in"], found["copied"]["whole"]) == (53, 1, 1)
+    command.run(["copy.txt", "--training-data", "training.jsonl"])
+    assert "copy.txt, text 1, copies 53 words: memorised:\n    w1x0 w1x1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["generate", "jsonl", "csv", "stdin text", "stdin json"])
+def test_every_form_is_read_alike(kind, texts, evaluate, monkeypatch):
+    answer = json.dumps({"completions": [{"text": "Once: " + text, "completion": text} for text in TEXTS]})
+    expected = evaluate(texts)[0]
+    arguments = ["other"]
+    match kind:
+        case "generate":
+            arguments = ["other.json"]
+            Path("other.json").write_text(answer, encoding="utf-8")
+        case "jsonl":
+            arguments = ["other.jsonl", "--text-field", "said"]
+            rows = [json.dumps({"n": "x", "said": text}) for text in TEXTS]
+            Path("other.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        case "csv":
+            arguments = ["other.csv"]
+            Path("other.csv").write_text("text\n" + "\n".join(f'"{text}"' for text in TEXTS), encoding="utf-8")
+        case _:
+            arguments = ["-"]
+            from_stdin(monkeypatch, ("\n".join(TEXTS) if kind == "stdin text" else answer).encode())
+    (found,) = evaluate(*arguments)
+    assert {**found, "file": ""} == {**expected, "file": ""}
+
+
+@pytest.mark.parametrize("kind", ["characters", "gpt2"])
+def test_perplexity_is_the_exponential_of_the_mean_surprise(kind, evaluate, monkeypatch):
+    """By a loop in float64. GPT-2 opens each text with its own token, so that the first is predicted too."""
+    lines = ["abca", "bc", "a", "ccab" * 7]  # the last is longer than the block, so it is read in two windows or three
+    Path("t.txt").write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = CharTokenizer.from_text("abc") if kind == "characters" else GPT2Tokenizer(["c a"])
+    model = random_model(tokenizer, monkeypatch)
+    surprises, characters = [], 0
+    for line in lines:
+        ids = ([] if kind == "characters" else [tokenizer.bos_token_id]) + tokenizer.encode(line)
+        characters += len(line) - (kind == "characters")
+        for start in range(0, len(ids) - 1, BLOCK_SIZE):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[start : start + BLOCK_SIZE]]))[0].double()
+            targets = ids[start + 1 : start + BLOCK_SIZE + 1]
+            surprises += [-row.log_softmax(-1)[target].item() for row, target in zip(logits, targets)]  # noqa: B905
+    (found,) = evaluate("t.txt", "--model", "one", "--model", "two")
+    assert [measured["model"] for measured in found["models"]] == ["one", "two"]
+    for measured in found["models"]:
+        assert measured["tokens"] == len(surprises)
+        assert measured["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
+        assert measured["bits_per_character"] == pytest.approx(sum(surprises) / math.log(2) / characters, rel=1e-5)
+
+
+def test_references(texts, evaluate):
+    sacrebleu = pytest.importorskip("sacrebleu", reason="needs sacrebleu: pip install 'minigpt-torch[metrics]'")
+    references = ["a b c a b a", "in Spain stays nothing, a b"]
+    Path("references.txt").write_text("\n".join(references), encoding="utf-8")
+    (found,) = evaluate(texts, "--reference", "references.txt")
+    assert found["bleu"] == sacrebleu.corpus_bleu(TEXTS, [references]).score > 0
+    assert found["chrf"] == sacrebleu.corpus_chrf(TEXTS, [references]).score > 0
+
+
+def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatch):
+    random_model(CharTokenizer.from_text("".join(TEXTS)), monkeypatch)
+    names = [f"{texts[:5]}-{number}-of-a-long-name.txt" for number in range(5)]
+    for number, name in enumerate(names):
+        Path(name).write_text("\n".join([*TEXTS, "a"][: 1 + number % 3]), encoding="utf-8")
+    command.run([*names, "--training-data", "training.txt", "--model", "m", "--model", "n"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert [row.split()[1:] for row in out.splitlines() if row.startswith("texts  ")] == [list("1231"), ["2"]]
+    assert len(re.findall(r"^perplexity, 2 +\d+\.\d\d", out, re.MULTILINE)) == 2
+    assert "perplexity, 1: under m\nperplexity, 2: under n\n" in out
+    assert re.search(r"^13-grams copied( +-){4}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "what"),
+    [
+        ("", "t.txt", "there are no documents in t.txt"),
+        ("  \n\n \t\n", "t.txt", "there are no documents in t.txt: all 1 are blank"),
+        ("a b", "missing.txt", "there is no file or folder missing.txt"),
+        ("a b", "t.txt --training-data nowhere.txt", "there is no corpus, file or folder named 'nowhere.txt'"),
+        ("a b", "t.txt --training-data nowhere.jsonl", "there is no file or folder nowhere.jsonl"),
+        ("a\nb", "t.txt --reference one.txt", "2 texts and 1 references are no pairs"),
+        ("a\nb", "t.txt --text-field said", "t.txt does not end in .jsonl or .csv"),
+        ("a", "- -", "- is given twice"),
+        ("a", "- --reference -", "- is given twice"),
+        ("a", "x.json", 'x.json has no list "completions"'),
+        ("a", "y.json", "all 2 completions in y.json are blank"),
+        ("a", "one.txt --reference z.json", "1 of the texts in z.json are blank"),
+        ("a", "t.txt --model m", "no text in t.txt has a second token for m to predict"),
+    ],
+)
+def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
+    random_model(CharTokenizer.from_text("ab \n"), monkeypatch)
+    Path("t.txt").write_text(content, encoding="utf-8")
+    Path("one.txt").write_text("only one", encoding="utf-8")
+    Path("x.json").write_text('{"completions": [{"completion": "a"}, {"text": "b"}]}', encoding="utf-8")
+    Path("y.json").write_text('{"completions": [{"completion": ""}, {"completion": " "}]}', encoding="utf-8")
+    Path("z.json").write_text('{"completions": [{"completion": "a"}, {"completion": ""}]}', encoding="utf-8")
+    with pytest.raises(MiniGPTError) as caught:
+        command.run(arguments.split())
+    assert what in caught.value.what
+    assert caught.value.how
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe", b'{"completions": []}', b'{"a": '])
+def test_standard_input_is_named_in_its_errors(content, monkeypatch):
+    from_stdin(monkeypatch, content)
+    if content.endswith(b": "):  # JSON that is cut off is text
+        assert command.read_texts("-", None).items == ['{"a":']
+        return
+    with pytest.raises(MiniGPTError) as caught:
+        command.read_texts("-", None)
+    assert "standard input" in str(caught.value)
+    assert "input.txt" not in str(caught.value)
