@@ -1,0 +1,235 @@
+"""Why this token: a logit taken apart into what each part of the model has added to it.
+
+Direct logit attribution (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits"). The residual stream
+is a sum, the last norm divides it by one number a position, and the head is linear: with that number held as it was,
+
+    logit = bias + sum over parts of part . read,    read = centred(weight of ln_f * row of lm_head) / scale
+
+exactly. It says what was written into the logit directly, and nothing of what a part does through later ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.recording import Trace
+from minigpt.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """The parts of a logit, or of the difference of two.
+
+    Attributes:
+        target: the token's id.
+        against: the id of the token whose logit is taken off, or None.
+        by: how fine the parts are.
+        row: of the batch.
+        position: the absolute position.
+        labels: the parts: "embed", "pos_embed", and by kind "3" a layer, "3.attn", "3.mlp", "3.7" a head, "3.mlp.611" a
+            neuron.
+        values: float64, what each adds.
+        constants: what is added whatever the text: biases, by the names of the parameters.
+        logit: what the model gave, the target's minus the other's.
+    """
+
+    target: int
+    against: int | None
+    by: str
+    row: int
+    position: int
+    labels: list[str]
+    values: Tensor
+    constants: dict[str, float]
+    logit: float
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts and constants."""
+        return float(self.values.sum()) + sum(self.constants.values())
+
+    @property
+    def remainder(self) -> float:
+        """What the parts and constants leave unexplained: the rounding of the model's pass."""
+        return self.logit - self.total
+
+    def top(self, k: int | None = None) -> list[tuple[str, float]]:
+        """The k parts that add or take most, with their values, the largest first; all by default."""
+        order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()
+        return [(self.labels[place], float(self.values[place])) for place in order]
+
+    def check(self) -> list[Check]:
+        """That nothing is missing."""
+        name = "the logit" if self.against is None else "the difference of the logits"
+        return [
+            check(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            "target": self.target,
+            "against": self.against,
+            "by": self.by,
+            "row": self.row,
+            "position": self.position,
+            "labels": self.labels,
+            "values": self.values.tolist(),
+            "constants": self.constants,
+            "logit": self.logit,
+            "total": self.total,
+            "remainder": self.remainder,
+        }
+
+
+@torch.no_grad()
+def attribute(
+    t: Trace, target: int, against: int | None = None, by: str = "component", position: int = -1, row: int = 0
+) -> Attribution:
+    """Take the logit of a token apart.
+
+    A head's part holds its share of the value bias, which the pattern, whose rows sum to 1, passes on whole.
+
+    Args:
+        t: a trace of the whole pass; needed are the embeddings, the outputs of the sublayers (by head: z; by neuron:
+            mlp.post), the last norm's scale and the logits. The weights are the model's as they are now.
+        target: the token's id.
+        against: another token; then it is the difference of the two logits that is taken apart, from which everything
+            that raises both alike is gone.
+        by: how fine. "component": the embeddings, and attention and MLP of each layer with their biases; "layer": the
+            two together; "head": attention as heads and a bias; "neuron": the MLP as neurons and a bias.
+        position: which position's next token: absolute, or from the end of the recording if negative.
+        row: of the batch.
+
+    Raises:
+        PointError: if a point was not recorded.
+        InputError: if there is no such split, token, position or row.
+    """
+    _check_choice(t, [token for token in (target, against) if token is not None], by, row)
+    place = _place(t, position)
+    weights = t.model.lm_head.weight
+    direction = weights[target].double() - (0 if against is None else weights[against].double())  # (C,)
+    parts = _Parts(t, row, place, direction)
+    _SPLITS[by](parts)
+    logits = t["logits"][row, t.positions("logits").index(place)].double()  # (V,)
+    logit = float(logits[target]) - (0.0 if against is None else float(logits[against]))
+    return Attribution(
+        target, against, by, row, place, parts.labels, torch.cat(parts.values).cpu(), parts.constants, logit
+    )
+
+
+class _Parts:
+    """What has been read of a logit so far.
+
+    Attributes:
+        t: the trace.
+        read: (C,) in float64; the product with what a part wrote is its share of the logit.
+        labels: of the parts.
+        values: their shares, in pieces.
+        constants: the shares of the biases.
+    """
+
+    def __init__(self, t: Trace, row: int, place: int, direction: Tensor) -> None:
+        """`direction`: the sum of rows of the head (C,) that makes the logit."""
+        self.t = t
+        self.labels: list[str] = []
+        self.values: list[Tensor] = []
+        self.constants: dict[str, float] = {}
+        self._row, self._place = row, place
+        self._parameters = dict(t.model.named_parameters())
+        scaled = self._parameters["ln_f.weight"].double() * direction
+        self.read = (scaled - scaled.mean()) / self.vector("ln_f.scale")
+        self.constant("ln_f.bias", direction)
+
+    def vector(self, point: str) -> Tensor:
+        """The point's values at the place, float64: (C,), (4C,), (H, D) or (1,)."""
+        x = self.t[point][..., self.t.positions(point).index(self._place), :]  # (B, [H,] T, ...) -> (B, [H,] ...)
+        x = x if point == "pos_embed" else x[self._row]
+        return x.to(self.t.model.wte.weight.device, torch.float64)
+
+    def constant(self, parameter: str, read: Tensor) -> None:
+        """Add a bias, if the model has it."""
+        if parameter in self._parameters:
+            self.constants[parameter] = float(self._parameters[parameter].double() @ read)
+
+    def add(self, label: str, *points: str) -> None:
+        """Add the sum of some points as one part."""
+        self.labels.append(label)
+        self.values.append(torch.stack([self.vector(point) for point in points]).sum(0)[None] @ self.read)  # (1,)
+
+    def add_heads(self, layer: int) -> None:
+        """Add every head of a layer, and the bias that they share."""
+        z = self.vector(f"blocks.{layer}.attn.z")  # (H, D)
+        back = self._parameters[f"h.{layer}.attn.c_proj.weight"].double().T @ self.read  # (H * D,)
+        self.labels += [f"{layer}.{head}" for head in range(len(z))]
+        self.values.append((z * back.view_as(z)).sum(-1))  # (H,)
+        self.constant(f"h.{layer}.attn.c_proj.bias", self.read)
+
+    def add_neurons(self, layer: int) -> None:
+        """Add every neuron of a layer, and the bias that they share."""
+        post = self.vector(f"blocks.{layer}.mlp.post")  # (4C,)
+        back = self._parameters[f"h.{layer}.mlp.c_proj.weight"].double().T @ self.read  # (4C,)
+        self.labels += [f"{layer}.mlp.{neuron}" for neuron in range(len(post))]
+        self.values.append(post * back)
+        self.constant(f"h.{layer}.mlp.c_proj.bias", self.read)
+
+    def add_attention(self, layer: int) -> None:
+        """Add what attention wrote, as one part."""
+        self.add(f"{layer}.attn", f"blocks.{layer}.attn.out")
+
+    def add_mlp(self, layer: int) -> None:
+        """Add what the MLP wrote, as one part."""
+        self.add(f"{layer}.mlp", f"blocks.{layer}.mlp.out")
+
+    def add_layer(self, layer: int) -> None:
+        """Add what a layer wrote, as one part."""
+        self.add(f"{layer}", f"blocks.{layer}.attn.out", f"blocks.{layer}.mlp.out")
+
+
+def _split(*kinds: Callable[[_Parts, int], None]) -> Callable[[_Parts], None]:
+    """The embeddings, and of every layer these kinds of parts."""
+
+    def add_all(parts: _Parts) -> None:
+        parts.add("embed", "embed")
+        parts.add("pos_embed", "pos_embed")
+        for layer in range(parts.t.config.n_layer):
+            for kind in kinds:
+                kind(parts, layer)
+
+    return add_all
+
+
+_SPLITS = {
+    "component": _split(_Parts.add_attention, _Parts.add_mlp),
+    "layer": _split(_Parts.add_layer),
+    "head": _split(_Parts.add_heads, _Parts.add_mlp),
+    "neuron": _split(_Parts.add_attention, _Parts.add_neurons),
+}
+
+
+def _check_choice(t: Trace, tokens: list[int], by: str, row: int) -> None:
+    if by not in _SPLITS:
+        raise InputError(f"a logit cannot be split by {by!r}", f"choose {', '.join(_SPLITS)}")
+    V, B = t.config.vocab_size, len(t["logits"])
+    for token in tokens:
+        if not 0 <= token < V:
+            raise InputError(f"there is no token {token}", f"choose an id from 0 to {V - 1}")
+    if not 0 <= row < B:
+        raise InputError(f"there is no row {row}: the trace has {B}", f"choose one from 0 to {B - 1}")
+
+
+def _place(t: Trace, position: int) -> int:
+    """The absolute position."""
+    recorded = t.positions("logits")
+    if -len(recorded) <= position < 0:
+        return recorded[position]
+    if position not in recorded:
+        raise InputError(
+            f"the logits of position {position} were not recorded",
+            f"choose one from {recorded[0]} to {recorded[-1]}, or from -1 backwards for the last ones",
+        )
+    return position

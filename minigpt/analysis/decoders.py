@@ -1,0 +1,271 @@
+"""What a decoder considered: where each option of sampling cuts, every step's candidates, the tree of a beam search.
+
+Letters as in `model.py`, and N for the stages of a cut.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.analysis.checks import Check, check
+from minigpt.decoding.beam_search import BeamCandidate
+from minigpt.decoding.filters import apply_filters
+from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
+from minigpt.decoding.options import DecodingOptions
+from minigpt.errors import InputError
+from minigpt.model import GPT
+from minigpt.training.evaluate import token_log_probs
+
+# --- where sampling cuts
+
+_CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order of `apply_filters`
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """One distribution before and after each option of sampling, in the order in which they act.
+
+    Attributes:
+        stages: N - 1 pairs (option, value), after the model's own distribution.
+        probabilities: (N, V).
+    """
+
+    stages: list[tuple[str, float]]
+    probabilities: Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """What was done at each of the N stages."""
+        return ["the model", *(f"{name.replace('_', '-')} {value:g}" for name, value in self.stages)]
+
+    @property
+    def kept(self) -> list[int]:
+        """How many tokens are left at each stage."""
+        return (self.probabilities > 0).sum(-1).tolist()
+
+    @property
+    def entropy(self) -> list[float]:
+        """In nats, at each stage."""
+        return torch.special.entr(self.probabilities.double()).sum(-1).tolist()
+
+    def top(self, k: int) -> list[int]:
+        """The k tokens that the model finds likeliest, the best first.
+
+        Raises:
+            InputError: if the vocabulary has no k tokens.
+        """
+        V = self.probabilities.size(-1)
+        if not 1 <= k <= V:
+            raise InputError(f"there are no {k} likeliest of {V} tokens", f"choose from 1 to {V}")
+        return self.probabilities[0].topk(k).indices.tolist()
+
+    def check(self) -> list[Check]:
+        """Sums of 1; and each cut against its definition, on the distribution that it was given, in float64."""
+        sums = self.probabilities.double().sum(-1)
+        checks = [check("the probabilities of a stage sum to 1", float((sums - 1).abs().max()), 1e-5)]
+        for (name, value), (before, after) in zip(
+            self.stages, itertools.pairwise(self.probabilities.double()), strict=True
+        ):
+            left = before[after > 0]
+            if name == "temperature":
+                powers = before.log().div(value).softmax(-1)
+                checks.append(check("temperature: p ** (1 / T), normalised", float((powers - after).abs().max()), 1e-5))
+            elif name == "top_k":
+                better = int((before > left.min()).sum())
+                checks.append(check("top-k: fewer than k are better than the last", max(0, better - value + 1), 0))
+            elif name == "top_p":
+                lacking, surplus = value - float(left.sum()), float(left.sum() - left.min()) - value
+                checks.append(check("top-p: what is left reaches p", max(0.0, lacking), 1e-5))
+                checks.append(check("top-p: without its last token it would not", max(0.0, surplus), 1e-5))
+            else:
+                gap = value * float(before.max()) - float(left.min())
+                checks.append(check("min-p: the last token has its share of the best", max(0.0, gap), 1e-6))
+        return checks
+
+
+def sampling_cuts(
+    logits: Tensor,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Cuts:
+    """What each option leaves of a distribution; the last stage is what `generate` draws from.
+
+    Args:
+        logits: of the next token, (V,).
+        temperature: as in `DecodingOptions`, but above 0, and so are the others; what is not given is no stage.
+        top_k: see there.
+        top_p: see there.
+        min_p: see there.
+
+    Raises:
+        InputError: if an option cannot be used.
+    """
+    if temperature == 0:
+        raise InputError("temperature = 0 draws nothing: the best token is taken", "choose a temperature above 0")
+    given = zip(_CUTS, (temperature, top_k, top_p, min_p), strict=True)
+    stages = [(name, value) for name, value in given if value is not None]
+    scores = logits.float()[None]  # (V,) -> (1, V)
+    chosen: list[dict[str, Any]] = [{"temperature": 1.0} | dict(stages[:n]) for n in range(len(stages) + 1)]
+    rows = [apply_filters(scores, [[]], DecodingOptions(**values), [0]) for values in chosen]
+    return Cuts(stages, torch.cat(rows).softmax(-1))
+
+
+# --- step by step
+
+
+@dataclass(frozen=True)
+class Written:
+    """A continuation, and what was considered for each of its tokens.
+
+    Attributes:
+        ids: prompt and continuation.
+        choices: one a new token; the sum of their log-probabilities is `score`.
+        score: the log-probability of the continuation.
+        checks: identities, observed along the way.
+    """
+
+    ids: list[int]
+    choices: list[Choice]
+    score: float
+    checks: tuple[Check, ...]
+
+    def check(self) -> list[Check]:
+        """What was observed along the way."""
+        return list(self.checks)
+
+
+def write_steps(
+    model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
+) -> Written:
+    """Continue a prompt by greedy decoding or sampling, and keep what was seen.
+
+    Args:
+        model: used in evaluation mode.
+        prompt: ids.
+        tokenizer: the model's.
+        num_candidates: how many tokens to keep of each step.
+        **options: fields of `DecodingOptions`, for one sequence.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    steps: list[Step] = []
+    out = generate(model, [prompt], tokenizer=tokenizer, on_step=steps.append, num_candidates=num_candidates, **options)
+    choices = [choice for step in steps for choice in step.choices]
+    (ids,), (score,) = out.sequences, out.scores
+    summed = math.fsum(choice.log_prob for choice in choices)
+    checks = [check("the log-probabilities of the steps sum to the score", abs(summed - score), 1e-4)]
+    if len(ids) <= model.config.block_size:  # else the model saw only the end of it
+        again = math.fsum(token_log_probs(model, ids)[len(prompt) - 1 :])
+        checks.append(check("with the cache = in one pass without it", abs(again - score), 1e-3))
+    return Written(ids, choices, score, tuple(checks))
+
+
+# --- beams
+
+
+@dataclass(frozen=True)
+class Node:
+    """A token that a beam search considered.
+
+    Attributes:
+        step: from 0 on.
+        parent: the number of the node that it continues; None at the first step.
+        candidate: what the search knew of it.
+        best: whether it belongs to the result.
+    """
+
+    step: int
+    parent: int | None
+    candidate: BeamCandidate
+    best: bool
+
+
+@dataclass(frozen=True)
+class BeamTree:
+    """Everything that a beam search considered for one prompt.
+
+    Attributes:
+        nodes: step after step, in each the best first.
+        ids: the result's, prompt included.
+        score: the result's.
+        checks: identities, observed along the way.
+    """
+
+    nodes: list[Node]
+    ids: list[int]
+    score: float
+    checks: tuple[Check, ...]
+
+    def path(self, number: int) -> list[int]:
+        """The new tokens of a node's sequence, its own the last."""
+        at: int | None = number
+        tokens: list[int] = []
+        while at is not None:
+            tokens.append(self.nodes[at].candidate.id)
+            at = self.nodes[at].parent
+        return tokens[::-1]
+
+    def check(self) -> list[Check]:
+        """What was observed along the way."""
+        return list(self.checks)
+
+
+def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **options: Any) -> BeamTree:
+    """Search for the best continuation of a prompt, and keep what was considered.
+
+    Args:
+        model: used in evaluation mode.
+        prompt: ids.
+        tokenizer: the model's.
+        **options: fields of `DecodingOptions`; the strategy is beam search.
+
+    Raises:
+        InputError: as `generate`, and if no token may be written.
+    """
+    chosen = DecodingOptions(strategy="beam", **options)
+    if not chosen.max_new_tokens:
+        raise InputError("max_new_tokens = 0 leaves nothing to search", "choose at least 1")
+    steps: list[Step] = []
+    out = generate(model, [prompt], tokenizer=tokenizer, on_step=steps.append, strategy="beam", **options)
+    (ids, *_), (score, *_) = out.sequences, out.scores
+    nodes = _nodes([step.beams for step in steps], ids[len(prompt) :])
+    parents = [(node, nodes[node.parent]) for node in nodes if node.parent is not None]
+    gains = [node.candidate.total - parent.candidate.total for node, parent in parents]
+    summed = max((node for node in nodes if node.best), key=lambda node: node.step).candidate.total
+    expected = summed / (len(ids) - len(prompt)) ** chosen.length_penalty
+    checks = [
+        check("no branch is likelier than what it continues", max([0.0, *gains]), 1e-4),
+        check("score = sum of log-probabilities / length ** penalty", abs(score - expected), 1e-4),
+    ]
+    if len(ids) <= model.config.block_size:
+        again = math.fsum(token_log_probs(model, ids)[len(prompt) - 1 :])
+        checks.append(check("with the cache = in one pass without it", abs(again - summed), 1e-3))
+    return BeamTree(nodes, ids, score, tuple(checks))
+
+
+def _nodes(steps: Sequence[Sequence[BeamCandidate]], result: Sequence[int]) -> list[Node]:
+    """The tree: `place` of one step is `parent` of the next."""
+    nodes: list[Node] = []
+    beams: dict[int, int | None] = {0: None}  # place -> the node that stands there
+    on_path: int | None = None  # the last node of the result so far
+    for step, candidates in enumerate(steps):
+        following: dict[int, int | None] = {}
+        continued = on_path
+        for candidate in candidates:
+            parent = beams[candidate.parent]
+            best = step < len(result) and parent == continued and candidate.id == result[step]
+            if best:
+                on_path = len(nodes)
+            if candidate.place is not None:
+                following[candidate.place] = len(nodes)
+            nodes.append(Node(step, parent, candidate, best))
+        beams = following
+    return nodes

@@ -1,0 +1,393 @@
+"""Changes of what a model computes: made here, done by `tracing.edit`, kept as JSON.
+
+    ablate           nothing, the mean, or somebody else's values in the place of a component's
+    patch            values of another pass, or any others
+    knockout         one query of one head no longer sees one key
+
+Letters as in `model.py`, P for the positions that a value has, R for the rows of a reference.
+"""
+
+import base64
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import minigpt.analysis.taps as taps
+from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
+from minigpt.analysis.recording import Trace, as_numpy
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError, first_line
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """A change of one point. Made by `ablate`, `patch` and `knockout`, and kept as JSON by `to_dict`.
+
+    Attributes:
+        point: its name.
+        at: the positions that are changed, all by default. Of scores and patterns, these are the queries.
+        head: which head is changed, all by default.
+    """
+
+    point: str
+    at: At = None
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.point, str) and isinstance(self.head, int | None)):
+            raise InputError(
+                f"point = {self.point!r} and head = {self.head!r} name no place",
+                "give a point's name and a head's number",
+            )
+        object.__setattr__(self, "at", normal(self.at))
+
+    @property
+    def places(self) -> Places:
+        """`at`, in one form."""
+        return cast(Places, self.at)
+
+    @property
+    def from_end(self) -> bool:
+        """Whether it counts positions from the end of a pass."""
+        return counts_from_end(self.places)
+
+    @property
+    def needed(self) -> Sequence[int]:
+        """The positions that it names one by one."""
+        return self.places if isinstance(self.places, tuple) else ()
+
+    def check(self, config: GPTConfig) -> None:
+        """See that a model of this shape has what is to be changed.
+
+        Raises:
+            InputError: if it has not.
+        """
+        tap = taps.row(taps.find(self.point, config))
+        if not tap.editable:
+            instead = "attn.z" if tap.where == "product" else "the norm's .out"
+            raise InputError(f"{self.point} is worked out from other points and cannot be edited", f"edit {instead}")
+        if self.head is not None and "H" not in tap.shape:
+            raise InputError(f"{self.point} is not split into heads", "leave head out, or edit attn.z")
+        if self.head is not None and not 0 <= self.head < config.n_head:
+            raise InputError(
+                f"there is no head {self.head}: the model has {config.n_head} a layer",
+                f"choose a head from 0 to {config.n_head - 1}",
+            )
+        check_in_block(self.places, config)
+
+    def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
+        """What comes in the place of `old` (B, [H,] len(places), ...), or what broadcasts to it."""
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, positions: range, places: Sequence[int]) -> Tensor:
+        """The point's tensor, which stands at `positions`, changed at `places`; `x` itself stays as it is."""
+        rows = [place - positions.start for place in places]
+        values = self.new_values(x[..., rows, :], places).to(x)
+        changed = x.clone()
+        if self.head is None:
+            changed[..., rows, :] = values
+        else:
+            changed[:, self.head, rows] = values[:, self.head]
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types; numbers of tensors are exact."""
+        kind = next(kind for kind, made in _KINDS.items() if made is type(self))
+        return {"edit": kind} | {field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> "Edit":
+        """The edit that `to_dict` has written.
+
+        Raises:
+            InputError: if it is none.
+        """
+        try:
+            fields = {name: _from_json(name, value) for name, value in content.items() if name != "edit"}
+            return _KINDS[content["edit"]](**fields)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"this is no edit: {first_line(error)}",
+                f"give what to_dict() wrote; `edit` is one of {', '.join(_KINDS)}",
+            ) from None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ablation(Edit):
+    """See `ablate`.
+
+    Attributes:
+        mode: what takes the component's place.
+        reference: "mean": the mean (1, ..., P, ...); "resample": the rows to draw from (R, ..., P, ...); "zero": None.
+        seed: which rows are drawn.
+    """
+
+    mode: str
+    reference: Tensor | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("zero", "mean", "resample"):
+            raise InputError(f"there is no mode {self.mode!r} of ablation", "choose zero, mean or resample")
+        if (self.reference is None) != (self.mode == "zero"):
+            raise InputError(
+                f"mode = {self.mode!r} and reference = {'None' if self.reference is None else 'a tensor'} do not match",
+                "mean and resample need a reference, a trace or a tensor; zero needs none",
+            )
+        if self.mode == "resample" and self.reference is not None and len(self.reference) < 2:
+            raise InputError(
+                "the reference has 1 row, and resample takes another row than one's own",
+                "give a reference of at least 2 rows, or patch with the one",
+            )
+
+    def check(self, config: GPTConfig) -> None:
+        """As every edit's; the positions' embeddings have no rows to take a mean of."""
+        super().check(config)
+        if self.mode != "zero" and "B" not in taps.row(taps.find(self.point, config)).shape:
+            raise InputError(f"{self.point} is the same for every row", 'ablate it with mode="zero", or patch it')
+
+    def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
+        """Zeros, or the reference's values at these positions."""
+        if self.reference is None:
+            return torch.zeros_like(old)
+        reference = self.reference
+        if self.mode == "resample":
+            R, B = len(reference), len(old)
+            generator = torch.Generator().manual_seed(self.seed)  # anew, so that every pass and point draws the same
+            steps = torch.randint(1, R, (B,), generator=generator)
+            reference = reference[(torch.arange(B) + steps).to(reference.device) % R]  # (R, ...) -> (B, ...)
+        return _at_places(self.point, reference, old, places)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Patch(Edit):
+    """See `patch`.
+
+    Attributes:
+        value: the point's whole tensor (B or 1, ..., P, ...), of the positions from 0 on.
+    """
+
+    value: Tensor
+
+    @property
+    def needed(self) -> Sequence[int]:
+        """The positions that it names one by one; with none chosen, all that the value has."""
+        return range(self.value.size(-2)) if self.places is None else super().needed
+
+    def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
+        """The value at these positions."""
+        return _at_places(self.point, self.value, old, places)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Knockout(Edit):
+    """See `knockout`.
+
+    Attributes:
+        key: the position that is no longer seen.
+    """
+
+    key: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        normal(self.key)
+
+    @property
+    def from_end(self) -> bool:
+        """Whether it counts the query or the key from the end of a pass."""
+        return super().from_end or self.key < 0
+
+    def check(self, config: GPTConfig) -> None:
+        """As every edit's; the key must be in the block too."""
+        super().check(config)
+        check_in_block((self.key,), config)
+
+    def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
+        """The scores (B, H, 1, S) with that of the key at -inf."""
+        (query,) = places
+        key = self.key if self.key >= 0 else self.key + old.size(-1)
+        if not 0 <= key <= query:
+            raise InputError(
+                f"query {query} does not see key {key} in any case: the mask hides what comes after it",
+                f"choose a key from 0 to {query}",
+            )
+        scores = old.clone()
+        scores[..., key] = -math.inf
+        return scores
+
+
+_KINDS: dict[str, Callable[..., Edit]] = {"ablate": Ablation, "patch": Patch, "knockout": Knockout}
+
+
+def ablate(
+    what: str,
+    mode: str = "zero",
+    reference: Trace | Tensor | None = None,
+    at: At = None,
+    seed: int = 0,
+) -> Ablation:
+    """Take a component's contribution away.
+
+    Args:
+        what: "9.6", head 6 of layer 9, which means its z; "9.attn" or "9.mlp", which means its out; or any point.
+        mode: what comes in its place. "zero": zeros; of scores, this makes every visible key alike. "mean": the mean
+            over the reference's rows, position by position. "resample": the values of a row of the reference that is
+            drawn anew for each row of the batch, never its own number.
+        reference: a trace that has recorded the point from position 0 on, or such a tensor.
+        at: which positions.
+        seed: which rows "resample" draws.
+
+    Raises:
+        InputError: if mode and reference do not belong together, or the reference lacks the point.
+    """
+    head = None
+    if found := re.fullmatch(r"(\d+)\.(\d+|attn|mlp)", what):
+        layer, part = found.groups()
+        head = int(part) if part.isdecimal() else None
+        what = f"blocks.{layer}." + (f"{part}.out" if head is None else "attn.z")
+    values = None if reference is None else _values(reference, what)
+    if mode == "mean" and values is not None:
+        # The mean of copies must be the copy itself, to the bit: 3 x and its third are exact in float64.
+        values = values.double().mean(0, keepdim=True).to(values.dtype)  # (R, ..., P, ...) -> (1, ..., P, ...)
+    return Ablation(point=what, mode=mode, reference=values, at=at, head=head, seed=seed)
+
+
+def patch(point: str, source: Trace | Tensor, at: At = None, head: int | None = None) -> Patch:
+    """Put values of another pass, or any others, in the place of a point's.
+
+    Args:
+        point: its name.
+        source: a trace that has recorded the point from position 0 on, or a tensor of the point's shape with all its
+            positions. A single row serves every row of the batch.
+        at: which positions of the pass get the same positions of the source; by default all that the source has, and
+            then the pass must have as many.
+        head: which head of q, k, v, scores, pattern or z; all by default.
+
+    Raises:
+        InputError: if the source lacks the point.
+    """
+    return Patch(point=point, value=_values(source, point), at=at, head=head)
+
+
+def knockout(layer: int, head: int, query: int, key: int) -> Knockout:
+    """Remove one edge: this query of this head no longer sees this key, and what it took from there goes to the others.
+
+    The score becomes -inf before the softmax. The query must keep at least one key.
+    """
+    if query == 0:
+        raise InputError("query 0 sees nothing but key 0 and must keep one key", "choose a query from 1 on")
+    return Knockout(point=f"blocks.{layer}.attn.scores", at=query, head=head, key=key)
+
+
+class Editing:
+    """The edits of one block, and what they have touched.
+
+    Attributes:
+        points: the names of the points that they change.
+    """
+
+    def __init__(self, edits: Sequence[Edit], config: GPTConfig) -> None:
+        for one in edits:
+            one.check(config)
+        self._edits = [dataclasses.replace(one, point=taps.find(one.point, config)) for one in edits]
+        self._touched: list[set[int]] = [set() for _ in edits]  # positions, counted from both ends
+        self._longest = 0
+        self.points = frozenset(one.point for one in self._edits)
+
+    def change(self, name: str, x: Tensor, positions: range, continued: bool) -> Tensor:
+        """A point's tensor, which stands at `positions`, after the edits of that point."""
+        self._longest = max(self._longest, positions.stop)
+        for one, touched in zip(self._edits, self._touched, strict=True):
+            if one.point != name:
+                continue
+            check_fixed(one.from_end, continued, f"the edit of {name}")
+            if places := chosen(one.places, positions):
+                x = one.apply(x, positions, places)
+                touched.update(places, [place - positions.stop for place in places])
+        return x
+
+    def check_done(self) -> None:
+        """See that no edit was silent.
+
+        Raises:
+            InputError: naming the first that was.
+        """
+        for one, touched in zip(self._edits, self._touched, strict=True):
+            missing = [place for place in one.needed if place not in touched]
+            if touched and not missing:
+                continue
+            if not self._longest:
+                raise InputError(
+                    f"the edit of {one.point} touched nothing: no pass of the model was run inside the block",
+                    "call the model inside it; of a compiled model, the original, which is its `_orig_mod`",
+                )
+            raise InputError(
+                f"the edit of {one.point} did not touch {f'position {missing[0]}' if missing else 'anything'}:"
+                f" the passes inside the block reached positions 0 to {self._longest - 1}",
+                "choose positions that are computed there, with `at`",
+            )
+
+
+def _values(source: Trace | Tensor, point: str) -> Tensor:
+    """A point's values from position 0 on."""
+    if isinstance(source, Tensor):
+        return source
+    values, positions = source[point], source.positions(point)
+    if positions != list(range(len(positions))):
+        raise InputError(
+            f"the trace has {point} at {len(positions)} positions from {positions[0]} on, and not all from 0 on",
+            "record it without `positions`, in one pass",
+        )
+    return values
+
+
+def _at_places(point: str, value: Tensor, old: Tensor, places: Sequence[int]) -> Tensor:
+    """A value (B or 1, [H,] P, ...) at these positions, for the place of `old` (B, [H,] len(places), ...)."""
+    lead, width = tuple(old.shape[:-2]), old.size(-1)
+    fits = value.dim() == old.dim() and tuple(value.shape[:-2]) in (lead, (1, *lead[1:]))
+    # A pass with a cache sees only the keys so far: of the others, the value has more.
+    fits = fits and (value.size(-1) == width or (value.size(-1) > width and taps.row(point).shape.endswith("S")))
+    if not fits:
+        raise InputError(
+            f"the value for {point} has the shape {tuple(value.shape)}",
+            f"give one of {(*lead, max(places) + 1, width)}; the first size may be 1, and there may be more positions",
+        )
+    if max(places) >= value.size(-2):
+        raise InputError(
+            f"the value for {point} has {value.size(-2)} positions, and position {max(places)} is to be changed",
+            f"give a value of at least {max(places) + 1} positions, or choose fewer with `at`",
+        )
+    return value[..., list(places), :width]
+
+
+# --- JSON
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, Tensor):
+        array = np.ascontiguousarray(as_numpy(value))
+        data = base64.b64encode(array.tobytes()).decode("ascii")
+        return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": data}
+    if isinstance(value, slice):
+        return {"slice": [value.start, value.stop, value.step]}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_json(name: str, value: Any) -> object:
+    if name == "at" and isinstance(value, dict):
+        return slice(*value["slice"])
+    if name not in ("value", "reference") or (name == "reference" and value is None):
+        return value
+    array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=np.dtype(value["dtype"]))
+    return torch.from_numpy(array.reshape(value["shape"]).copy())

@@ -1,0 +1,287 @@
+"""What the embeddings look like, and how the residual stream grows from them.
+
+Letters as in `model.py`, N for the rows of a table, and P for the points of the stream: P = 1 + 2 n_layer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.lens import stream_points
+from minigpt.analysis.recording import Trace
+from minigpt.errors import InputError
+from minigpt.model import GPT
+
+# --- neighbours
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest rows of an embedding table.
+
+    Attributes:
+        token_id: whose: a token, or a position.
+        kind: of the similarity.
+        ids: the others, the most similar first.
+        similarities: theirs.
+        own: its similarity with itself: 1, or its squared norm.
+    """
+
+    token_id: int
+    kind: str
+    ids: list[int]
+    similarities: list[float]
+    own: float
+
+    def check(self) -> list[Check]:
+        """Similarities in order; of cosines, all within -1 to 1 and one's own 1."""
+        rises = [after - before for before, after in zip(self.similarities, self.similarities[1:], strict=False)]
+        checks = [check("similarities never rise", max([0.0, *rises]), 0.0)]
+        if self.kind == "cosine":
+            largest = max(map(abs, self.similarities))
+            checks.append(check("similarity with itself = 1", abs(self.own - 1), 1e-5))
+            checks.append(check("no cosine beyond 1", max(0.0, largest - 1), 1e-5))
+        return checks
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        pairs = {"ids": self.ids, "similarities": self.similarities}
+        return {"token_id": self.token_id, "kind": self.kind, **pairs, "own": self.own}
+
+
+@torch.no_grad()
+def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", table: str = "wte") -> Neighbours:
+    """The rows of an embedding table that are most similar to one of them, which is itself left out.
+
+    Args:
+        model: whose tables.
+        token_id: a token; with "wpe", a position.
+        k: how many; at most N - 1.
+        kind: "cosine", or "dot", which long rows win.
+        table: "wte" or "wpe".
+
+    Raises:
+        InputError: if there is no such table, row or similarity, or not as many others.
+    """
+    if table not in ("wte", "wpe") or kind not in ("cosine", "dot"):
+        raise InputError(f"there is no {kind!r} similarity in {table!r}", "choose cosine or dot, in wte or wpe")
+    rows: Tensor = model.get_parameter(f"{table}.weight")  # (N, C)
+    N = len(rows)
+    if not 0 <= token_id < N:
+        raise InputError(f"{table} has no row {token_id}", f"choose one from 0 to {N - 1}")
+    if not 1 <= k < N:
+        raise InputError(f"row {token_id} of {table} has no {k} neighbours", f"choose k from 1 to {N - 1}")
+    if kind == "cosine":
+        rows = F.normalize(rows, dim=1)
+    similarities = rows @ rows[token_id]  # (N, C) @ (C,) -> (N,)
+    own = float(similarities[token_id])
+    similarities[token_id] = -torch.inf
+    best = similarities.topk(k)
+    return Neighbours(token_id, kind, best.indices.tolist(), best.values.tolist(), own)
+
+
+# --- principal components
+
+
+@dataclass(frozen=True, eq=False)
+class PCA:
+    """The k directions along which the rows of a matrix differ most.
+
+    Attributes:
+        mean: of the rows, (C,).
+        components: the directions, orthonormal, (k, C); the entry of each with the largest size is positive.
+        explained: their shares of the variance, (k,), the largest first.
+        projected: the rows' coordinates, (N, k): row = mean + projected @ components, if k is full.
+    """
+
+    mean: Tensor
+    components: Tensor
+    explained: Tensor
+    projected: Tensor
+
+    def check(self) -> list[Check]:
+        """Directions orthonormal, coordinates centred and uncorrelated, shares in order and no more than everything."""
+        products = self.projected.T @ self.projected  # (k, k)
+        lengths = products.diagonal().sqrt()
+        identity = torch.eye(len(lengths)).to(products)
+        checks = {
+            "the components are orthonormal": self.components @ self.components.T - identity,
+            "the coordinates are uncorrelated": (products - lengths.square().diag()) / lengths[0] ** 2,
+            "the coordinates are centred": self.projected.mean(0) / lengths[0],
+            "the shares never rise": self.explained.diff().clamp(min=0).sum(),
+            "the shares sum to at most 1": (self.explained.sum() - 1).clamp(min=0),
+        }
+        return [check(name, float(error.abs().max()), 1e-9) for name, error in checks.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shares and the coordinates, as JSON can hold them."""
+        return {"explained": self.explained.tolist(), "projected": self.projected.tolist()}
+
+
+@torch.no_grad()
+def pca(matrix: Tensor, k: int = 2) -> PCA:
+    """Principal components of the rows, by the singular values of what is left without their mean, in float64.
+
+    Args:
+        matrix: (N, C): an embedding table, or chosen rows of it.
+        k: how many, at most N or C.
+
+    Raises:
+        InputError: if there are not as many, or all rows are the same.
+    """
+    if matrix.dim() != 2 or not 1 <= k <= min(matrix.shape):
+        raise InputError(
+            f"a tensor of the shape {tuple(matrix.shape)} has no {k} principal components",
+            "give a matrix (N, C), and k from 1 to the smaller of its sizes",
+        )
+    rows = matrix.double()
+    mean = rows.mean(0)
+    rows = rows - mean
+    R = torch.linalg.qr(rows, mode="r").R  # (n, C) with n = min(N, C): of the same singular values, and much smaller
+    _, sizes, directions = torch.linalg.svd(R, full_matrices=False)  # (n,), (n, C)
+    if not sizes[0] > 1e-12 * mean.abs().max():
+        raise InputError("all rows are the same, and differ in no direction", "give rows that differ")
+    components = directions[:k]
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))  # either sign would do: take one
+    components = components * largest.sign()
+    return PCA(mean, components, (sizes.square() / sizes.square().sum())[:k], rows @ components.T)
+
+
+# --- positions
+
+
+@dataclass(frozen=True, eq=False)
+class PositionSimilarity:
+    """How similar the embeddings of the positions are.
+
+    Attributes:
+        cosines: (block_size, block_size).
+    """
+
+    cosines: Tensor
+
+    def check(self) -> list[Check]:
+        """1 on the diagonal, symmetric, and nothing beyond 1."""
+        return [
+            check("similarity with itself = 1", float((self.cosines.diagonal() - 1).abs().max()), 1e-5),
+            check("symmetric", float((self.cosines - self.cosines.T).abs().max()), 1e-5),
+            check("no cosine beyond 1", float((self.cosines.abs() - 1).clamp(min=0).max()), 1e-5),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {"cosines": self.cosines.tolist()}
+
+
+@torch.no_grad()
+def position_similarity(model: GPT) -> PositionSimilarity:
+    """The cosine between the embeddings of any two positions."""
+    rows = F.normalize(model.wpe.weight, dim=1)
+    return PositionSimilarity(rows @ rows.T)
+
+
+# --- the residual stream
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualNorms:
+    """The residual stream, and what was written into it.
+
+    Attributes:
+        points: the names of its states: the embeddings, and after every sublayer; P of them.
+        positions: the absolute positions, T of them.
+        stream: the states (P, B, T, C).
+        writes: what each sublayer added (P, B, T, C); the first is the sum of the embeddings.
+    """
+
+    points: list[str]
+    positions: list[int]
+    stream: Tensor
+    writes: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """Length of the stream at every point (P, B, T)."""
+        return self.stream.norm(dim=-1)
+
+    @property
+    def cosine_to_final(self) -> Tensor:
+        """Cosine between the stream at every point and at the last (P, B, T)."""
+        return F.cosine_similarity(self.stream, self.stream[-1:], dim=-1)
+
+    @property
+    def shares(self) -> Tensor:
+        """How much of the final stream each write makes, along its direction (P, B, T): they sum to 1 over P.
+
+        Some are negative: that write points the other way.
+        """
+        final = self.stream[-1].double()
+        return ((self.writes.double() * final).sum(-1) / final.square().sum(-1)).to(self.stream.dtype)
+
+    @property
+    def attention_shares(self) -> Tensor:
+        """Those of attention (n_layer, B, T)."""
+        return self.shares[1::2]
+
+    @property
+    def mlp_shares(self) -> Tensor:
+        """Those of the MLPs (n_layer, B, T)."""
+        return self.shares[2::2]
+
+    def largest(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k dimensions with the largest size: int64 numbers and their values, both (P, B, T, k).
+
+        Raises:
+            InputError: if the stream has no k dimensions.
+        """
+        C = self.stream.size(-1)
+        if not 1 <= k <= C:
+            raise InputError(f"the stream has no {k} dimensions", f"choose k from 1 to {C}")
+        dimensions = self.stream.abs().topk(k).indices
+        return dimensions, self.stream.gather(-1, dimensions)
+
+    def check(self) -> list[Check]:
+        """Every state is the one before and what was written, to the bit; the last is the sum of all writes."""
+        steps = self.stream[:-1] + self.writes[1:] - self.stream[1:]
+        final = self.stream[-1]
+        total = (self.writes.sum(0) - final).abs().max() / final.abs().max()
+        return [
+            check("resid_mid = resid_pre + attn.out", float(steps[::2].abs().max()), 0.0),
+            check("resid_post = resid_mid + mlp.out", float(steps[1::2].abs().max()), 0.0),
+            check("embed + pos_embed + all writes = the final stream", float(total), 1e-5),
+            check("the shares sum to 1", float((self.shares.sum(0) - 1).abs().max()), 1e-5),
+        ]
+
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """Norms, cosines, shares and the k largest dimensions, as JSON can hold them."""
+        dimensions, values = self.largest(min(k, self.stream.size(-1)))
+        return {
+            "points": self.points,
+            "positions": self.positions,
+            "norms": self.norms.tolist(),
+            "cosine_to_final": self.cosine_to_final.tolist(),
+            "shares": self.shares.tolist(),
+            "largest": {"dimensions": dimensions.tolist(), "values": values.tolist()},
+        }
+
+
+@torch.no_grad()
+def residual_norms(t: Trace) -> ResidualNorms:
+    """How the residual stream grows.
+
+    Args:
+        t: a trace that has recorded the embeddings, the stream, and what attention and MLPs write.
+
+    Raises:
+        PointError: if one of these points was not recorded.
+        InputError: if they were recorded at different positions.
+    """
+    points = stream_points(t.config)
+    sublayers = [f"blocks.{layer}.{part}.out" for layer in range(t.config.n_layer) for part in ("attn", "mlp")]
+    positions = t.shared_positions([*points, "embed", "pos_embed", *sublayers])
+    writes = [t["embed"] + t["pos_embed"], *(t[name] for name in sublayers)]
+    return ResidualNorms(points, positions, torch.stack([t[name] for name in points]), torch.stack(writes))

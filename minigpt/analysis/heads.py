@@ -1,0 +1,194 @@
+"""What each attention head looks at, as six numbers, and the identities that attention satisfies.
+
+The scores are means of a pattern over its queries, each between 0 and 1:
+
+    previous     weight on the token before (queries from 2 on, where that is not the first)
+    first        weight on position 0 (queries from 2 on)
+    self         weight on the token itself (queries from 1 on)
+    entropy      of the weights, as a share of ln of the number of keys (queries from 1 on): 1 is looking everywhere
+    duplicate    in a text that repeats itself, weight on the same token one period earlier
+    induction    in such a text, weight on the token that followed it then (Olsson et al., 2022)
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.recording import Trace
+from minigpt.analysis.tracing import trace
+from minigpt.config import GPTConfig
+from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.errors import InputError
+from minigpt.model import GPT
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """The scores of all heads on one text.
+
+    Attributes:
+        scores: by kind, (n_layer, n_head).
+        ids: the text.
+        period: after how many tokens it repeats itself, or None if that is unknown.
+    """
+
+    scores: dict[str, Tensor]
+    ids: list[int]
+    period: int | None
+
+    def sorted(self, kind: str) -> list[tuple[str, float]]:
+        """All heads as "layer.head" with their scores, the highest first.
+
+        Raises:
+            InputError: if there is no such score.
+        """
+        if kind not in self.scores:
+            raise InputError(f"there is no score {kind!r} of this text", f"choose {', '.join(self.scores)}")
+        scores = self.scores[kind]
+        order = scores.flatten().argsort(descending=True, stable=True).tolist()
+        heads = [divmod(place, scores.size(1)) for place in order]
+        return [(f"{layer}.{head}", float(scores[layer, head])) for layer, head in heads]
+
+    def best(self, kind: str, k: int = 5) -> list[tuple[str, float]]:
+        """The first k of `sorted`."""
+        return self.sorted(kind)[:k]
+
+    def check(self) -> list[Check]:
+        """That every score is a share."""
+        return [
+            check(f"0 <= {kind} <= 1", float((scores - scores.clamp(0, 1)).abs().max()), 1e-5)
+            for kind, scores in self.scores.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        scores = {kind: scores.tolist() for kind, scores in self.scores.items()}
+        return {"scores": scores, "ids": self.ids, "period": self.period}
+
+
+@torch.no_grad()
+def head_scores(
+    model: GPT, ids: Sequence[int] | None = None, seed: int = 0, length: int = 50, start_token_id: int | None = None
+) -> HeadScores:
+    """Score every head: on random tokens that are repeated once, or on a text.
+
+    Args:
+        model: used in evaluation mode.
+        ids: a text of at least 3 tokens, without the scores of repetition; by default `repeated_tokens`.
+        seed: which random tokens.
+        length: how many; fewer if the block has no room for them twice, or the vocabulary has fewer.
+        start_token_id: the token before them, for models that begin every text with one; a random one by default.
+
+    Raises:
+        InputError: if the text or the model is too short, or an id lies outside the vocabulary.
+    """
+    period = None
+    if ids is None:
+        ids = repeated_tokens(model.config, length, seed, start_token_id)
+        period = len(ids) // 2
+    (row,) = check_prompts([ids], model.config.vocab_size)
+    with evaluating(model), trace(model, "*.attn.pattern") as t:
+        model(torch.tensor([row], device=model.wte.weight.device))
+    pattern = torch.cat(list(t.values())).cpu()  # n_layer x (1, H, T, T) -> (n_layer, H, T, T)
+    return HeadScores(scores_of_pattern(pattern, period), row, period)
+
+
+def repeated_tokens(config: GPTConfig, length: int, seed: int, start_token_id: int | None = None) -> list[int]:
+    """One token, and then `length` others twice; no two of these are alike, so nothing else repeats.
+
+    The token in front keeps the first copy from position 0, on which heads rest that find nothing to do.
+
+    Args:
+        config: of the model: fewer tokens are taken where the block or the vocabulary has not room for as many.
+        length: how many.
+        seed: which ones.
+        start_token_id: the token in front; a random one by default.
+
+    Raises:
+        InputError: if there is room for less than 3, or the token in front is not in the vocabulary.
+    """
+    length = min(length, (config.block_size - 1) // 2, config.vocab_size - 1)
+    if length < 3:
+        raise InputError(
+            f"{length} tokens that are repeated show no induction",
+            "take at least 3, and a model whose block holds 7 tokens and whose vocabulary 4",
+        )
+    if start_token_id is not None and not 0 <= start_token_id < config.vocab_size:
+        raise InputError(f"there is no token {start_token_id}", f"choose an id from 0 to {config.vocab_size - 1}")
+    drawn: list[int] = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(seed)).tolist()
+    if start_token_id is not None:
+        drawn.remove(start_token_id)
+        drawn.insert(0, start_token_id)
+    return [*drawn[: length + 1], *drawn[1 : length + 1]]
+
+
+def scores_of_pattern(pattern: Tensor, period: int | None = None) -> dict[str, Tensor]:
+    """The scores of attention patterns; see the top of this file.
+
+    Args:
+        pattern: (..., T, T), row = query, at least 3 tokens; (H, T, T) for the heads of a layer.
+        period: from position 1 on, every token occurs again after so many. The scores of repetition are means over
+            the queries after this one; None leaves them out.
+
+    Returns:
+        By kind, what the leading dimensions leave: (H,) for the heads of a layer.
+
+    Raises:
+        InputError: if there are fewer than 3 tokens, or not one of them is a repetition.
+    """
+    T = pattern.size(-1)
+    if T < 3:
+        raise InputError(f"{T} tokens show no habit of a head", "give a text of at least 3 tokens")
+    before, itself = (pattern.diagonal(-n, -2, -1) for n in (1, 0))  # (..., T - n), from query n on
+    keys = torch.arange(2, T + 1).to(pattern)  # how many of them queries 1, 2, ... see
+    scores = {
+        "previous": before[..., 1:].mean(-1),
+        "first": pattern[..., 2:, 0].mean(-1),
+        "self": itself[..., 1:].mean(-1),
+        "entropy": (torch.special.entr(pattern[..., 1:, :]).sum(-1) / keys.log()).mean(-1),
+    }
+    return scores if period is None else scores | _scores_of_repetition(pattern, period)
+
+
+def _scores_of_repetition(pattern: Tensor, period: int) -> dict[str, Tensor]:
+    T = pattern.size(-1)
+    if not 3 <= period < T - 1:
+        raise InputError(
+            f"a period of {period} is not to be seen in {T} tokens",
+            "choose it from 3 to 2 less than the number of tokens",
+        )
+    return {
+        "duplicate": pattern.diagonal(-period, -2, -1)[..., 1:].mean(-1),  # begins at query = period
+        "induction": pattern.diagonal(1 - period, -2, -1)[..., 2:].mean(-1),  # begins one query earlier
+    }
+
+
+def attention_checks(t: Trace, layer: int) -> list[Check]:
+    """The identities of attention in one layer of a trace that has recorded everything there, from position 0 on.
+
+    Raises:
+        PointError: if there is no such layer, or a point of it was not recorded.
+    """
+    q, k, v, scores, pattern, z = (
+        t[f"blocks.{layer}.attn.{name}"] for name in ("q", "k", "v", "scores", "pattern", "z")
+    )
+    T, S, D = pattern.size(-2), pattern.size(-1), q.size(-1)
+    future = torch.ones(T, S, dtype=torch.bool, device=pattern.device).triu(1)
+    by_hand = (q @ k.transpose(-2, -1) / math.sqrt(D)).masked_fill(future, -math.inf)
+    entropy = torch.special.entr(pattern).sum(-1)
+    highest = torch.arange(1, T + 1).to(pattern).log()
+    errors = {
+        "the weights of a query sum to 1": pattern.sum(-1) - 1,
+        "no weight on the future": pattern.masked_fill(~future, 0),
+        "softmax of the scores = pattern": scores.softmax(-1) - pattern,
+        "softmax(mask(q k^T / sqrt(D))) = pattern": by_hand.softmax(-1) - pattern,
+        "pattern @ v = z": (pattern @ v - z) / z.abs().max(),
+        "0 <= entropy <= ln(number of keys)": entropy - entropy.clamp(min=0).minimum(highest),
+    }
+    exact = "no weight on the future"
+    return [check(name, float(error.abs().max()), 0.0 if name == exact else 1e-5) for name, error in errors.items()]

@@ -1,0 +1,248 @@
+"""What the model would say at every depth, and how surprised it is by a text.
+
+`logit_lens` reads the residual stream between the sublayers with the model's own last norm and output head
+(nostalgebraist, 2020); that norm's statistics are recomputed at every point. `token_losses` is the loss of every token.
+Letters as in `model.py`, and P for the points of a lens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+import minigpt.analysis.taps as taps
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.recording import Trace
+from minigpt.config import GPTConfig
+from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.errors import InputError
+from minigpt.model import GPT
+
+# --- the logit lens
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """The residual stream, read at several points as if it were the last.
+
+    Attributes:
+        points: their names, P of them.
+        positions: the absolute positions, T of them.
+        logits: (P, B, T, V), with the norm of each point's own statistics.
+        final: the model's own logits (B, T, V).
+    """
+
+    points: list[str]
+    positions: list[int]
+    logits: Tensor
+    final: Tensor
+
+    def probs(self) -> Tensor:
+        """The probabilities (P, B, T, V); they take as much memory as the logits."""
+        return _log_probs(self.logits).exp()
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k likeliest tokens: int64 ids and their probabilities, both (P, B, T, k), the likeliest first.
+
+        Raises:
+            InputError: if the vocabulary has no k tokens.
+        """
+        _check_k(k, self.logits.size(-1))
+        ids = self.logits.topk(k).indices
+        tops = [_log_probs(logits).gather(-1, at).exp() for logits, at in zip(self.logits, ids, strict=True)]
+        return ids, torch.stack(tops)
+
+    def rank_of(self, token_id: int) -> Tensor:
+        """How many tokens are likelier than this one, at every point and position: int64 (P, B, T), 0 for the best.
+
+        Raises:
+            InputError: if the vocabulary has no such token.
+        """
+        V = self.logits.size(-1)
+        if not 0 <= token_id < V:
+            raise InputError(f"there is no token {token_id}", f"choose an id from 0 to {V - 1}")
+        return (self.logits > self.logits[..., token_id, None]).sum(-1)  # (P, B, T, V) -> (P, B, T)
+
+    def kl_to_final(self) -> Tensor:
+        """KL(the model's own distribution || the point's) in nats, (P, B, T): what is lost by reading so early."""
+        final = _log_probs(self.final)
+        return torch.stack([(final.exp() * (final - _log_probs(logits))).sum(-1) for logits in self.logits])
+
+    def check(self) -> list[Check]:
+        """Probabilities that sum to 1; and at the last point, if it is among them, the model's own logits."""
+        sums, kl = torch.stack([_log_probs(logits).exp().sum(-1) for logits in self.logits]), self.kl_to_final()
+        checks = [
+            check("the probabilities of a point sum to 1", _largest(sums - 1), 1e-5),
+            check("no KL divergence is negative", _largest(kl.clamp(max=0)), 1e-5),
+        ]
+        if self.points[-1].endswith("resid_post"):
+            checks.append(check("the last point = the model's logits", _largest(self.logits[-1] - self.final), 1e-4))
+            checks.append(check("KL of the last point = 0", _largest(kl[-1]), 1e-5))
+        return checks
+
+    def to_dict(self, k: int = 10) -> dict[str, Any]:
+        """The k likeliest tokens of every cell and the divergences, as JSON can hold them."""
+        ids, probs = self.top(min(k, self.logits.size(-1)))
+        return {
+            "points": self.points,
+            "positions": self.positions,
+            "ids": ids.tolist(),
+            "probs": probs.tolist(),
+            "kl_to_final": self.kl_to_final().tolist(),
+        }
+
+
+@torch.no_grad()
+def logit_lens(t: Trace, points: str | Sequence[str] | None = None) -> Lens:
+    """Read the residual stream at several depths with the model's last norm and its output head.
+
+    Args:
+        t: a trace that has recorded the points, and the logits. The weights are the model's as they are now.
+        points: states of the residual stream, by name or glob, in the order of the forward pass whatever the order
+            here; by default the embeddings, and the stream after every sublayer. All V logits of all points are kept:
+            for GPT-2 small 5 MB a token.
+
+    Raises:
+        PointError: if a point does not exist, or was not recorded.
+        InputError: if a point is no state of the stream, or they were recorded at different positions.
+    """
+    names = stream_points(t.config) if points is None else taps.resolve(points, t.config)
+    for name in names:
+        if ".resid_" not in name:
+            raise InputError(
+                f"{name} is no state of the residual stream, and the output head cannot read it",
+                "choose among *.resid_pre, *.resid_mid and *.resid_post",
+            )
+    positions = t.shared_positions([*names, "logits"])
+    # One point after the other, in the shapes of the model's pass: so the last is the model's own to the bit.
+    rows = [t.model.lm_head(t.model.ln_f(t[name].to(t.model.wte.weight))).to(t[name].device) for name in names]
+    return Lens(names, positions, torch.stack(rows), t["logits"])
+
+
+def stream_points(config: GPTConfig) -> list[str]:
+    """The states of the residual stream: the embeddings, and after every sublayer."""
+    after = [f"blocks.{layer}.{name}" for layer in range(config.n_layer) for name in ("resid_mid", "resid_post")]
+    return ["blocks.0.resid_pre", *after]
+
+
+# --- the loss of every token
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLosses:
+    """How surprising a text is, token by token. The first token is not predicted, and has no loss.
+
+    Attributes:
+        ids: the text, T tokens.
+        log_probs: (T - 1, V): row t - 1 is the distribution over token t.
+    """
+
+    ids: list[int]
+    log_probs: Tensor
+
+    @property
+    def losses(self) -> Tensor:
+        """-log p(ids[t] | ids[:t]) in nats for t >= 1: (T - 1,)."""
+        following = torch.tensor(self.ids[1:], device=self.log_probs.device)
+        return -self.log_probs.gather(-1, following[:, None])[:, 0]
+
+    @property
+    def cumulative(self) -> Tensor:
+        """The losses' running sum (T - 1,); the last is minus the log-probability of the sequence."""
+        return self.losses.cumsum(0)
+
+    @property
+    def entropy(self) -> Tensor:
+        """The loss in nats that the model expected of each, (T - 1,): between 0 and ln V."""
+        return -torch.xlogy(self.log_probs.exp(), self.log_probs.exp()).sum(-1)
+
+    @property
+    def mean(self) -> float:
+        """Mean loss in nats a token."""
+        return float(self.losses.double().mean())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean): among how many equally likely tokens the model seems to choose."""
+        return math.exp(min(self.mean, 700.0))  # beyond that a float overflows
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """All losses in bits, spread over the bytes that the predicted tokens stand for.
+
+        Raises:
+            InputError: if there are no bytes.
+        """
+        if num_bytes < 1:
+            raise InputError(f"{num_bytes} bytes cannot share a loss", "give the number of bytes of the text")
+        return float(self.losses.double().sum()) / math.log(2) / num_bytes
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k tokens that the model found likeliest: int64 ids and their probabilities, both (T - 1, k).
+
+        Raises:
+            InputError: if the vocabulary has no k tokens.
+        """
+        _check_k(k, self.log_probs.size(-1))
+        best = self.log_probs.topk(k)
+        return best.indices, best.values.exp()
+
+    def check(self) -> list[Check]:
+        """The mean against torch's cross-entropy; probabilities that sum to 1; entropies in their bounds."""
+        following = torch.tensor(self.ids[1:], device=self.log_probs.device)
+        expected = float(F.cross_entropy(self.log_probs, following))
+        highest = math.log(self.log_probs.size(-1))
+        return [
+            check("mean = cross-entropy", abs(self.mean - expected), 1e-4),
+            check("the probabilities of a token sum to 1", _largest(self.log_probs.exp().sum(-1) - 1), 1e-5),
+            check("0 <= entropy <= ln V", _largest(self.entropy - self.entropy.clamp(0, highest)), 1e-4),
+        ]
+
+    def to_dict(self, k: int = 10) -> dict[str, Any]:
+        """The losses, and the k likeliest tokens in the place of each, as JSON can hold them."""
+        ids, probs = self.top(min(k, self.log_probs.size(-1)))
+        return {
+            "ids": self.ids,
+            "losses": self.losses.tolist(),
+            "entropy": self.entropy.tolist(),
+            "mean": self.mean,
+            "perplexity": self.perplexity,
+            "alternatives": {"ids": ids.tolist(), "probs": probs.tolist()},
+        }
+
+
+@torch.no_grad()
+def token_losses(model: GPT, ids: Sequence[int]) -> TokenLosses:
+    """The loss of every token of a text but the first.
+
+    Args:
+        model: used in evaluation mode.
+        ids: the text, from 2 to `block_size` + 1 tokens.
+
+    Raises:
+        InputError: if the text is shorter or longer, or holds an id outside the vocabulary.
+    """
+    (row,) = check_prompts([ids], model.config.vocab_size)
+    if len(row) < 2:
+        raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
+    with evaluating(model):
+        logits = model(torch.tensor([row[:-1]], device=model.wte.weight.device))[0]  # (1, T - 1, V) -> (T - 1, V)
+    return TokenLosses(row, _log_probs(logits))
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """In float32 or better, of the same shape."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_k(k: int, V: int) -> None:
+    if not 1 <= k <= V:
+        raise InputError(f"there are no {k} likeliest of {V} tokens", f"choose k from 1 to {V}")
+
+
+def _largest(x: Tensor) -> float:
+    """The largest absolute value."""
+    return float(x.abs().max())

@@ -1,0 +1,70 @@
+"""Token positions as a caller names them: one, several, a slice or all, and from the end of a pass too."""
+
+import operator
+from collections.abc import Iterable, Sequence
+
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError
+
+# Which token positions: one, several, a slice, or None for all; negative ones count from the end of a pass.
+At = int | Sequence[int] | slice | None
+Places = tuple[int, ...] | slice | None  # the same, with one form for each
+
+
+def normal(at: object) -> Places:
+    """What a caller gave for positions, in one form.
+
+    Raises:
+        InputError: if it names none.
+    """
+    try:
+        if at is None or (isinstance(at, slice) and range(0)[at] is not None):
+            return at
+        places = tuple(map(operator.index, at if isinstance(at, Iterable) else [at]))
+    except (TypeError, ValueError):
+        places = ()
+    if not places:
+        raise InputError(f"{at!r} names no positions", "give a number, a list of numbers, a slice, or None for all")
+    return places
+
+
+def check_in_block(at: Places, config: GPTConfig) -> None:
+    """See that a model of this shape has the positions that are named one by one.
+
+    Raises:
+        InputError: if it has not.
+    """
+    for place in at if isinstance(at, tuple) else ():
+        if not -config.block_size <= place < config.block_size:
+            raise InputError(
+                f"there is no position {place}: the model's block_size is {config.block_size}",
+                f"choose one from 0 to {config.block_size - 1}, or from -1 backwards for the end of a pass",
+            )
+
+
+def counts_from_end(at: Places) -> bool:
+    """Whether a position is meant from the end of a pass."""
+    numbers = at if isinstance(at, tuple) else () if at is None else (at.start or 0, at.stop or 0)
+    return min(numbers, default=0) < 0
+
+
+def check_fixed(from_end: bool, continued: bool, what: str) -> None:
+    """See that positions do not count from an end that moves.
+
+    Raises:
+        InputError: if they do: the pass continues a cache, and `what` counts from the end.
+    """
+    if from_end and continued:
+        raise InputError(
+            f"{what} counts from the end, and a pass that continues a cache has no end of its own",
+            "give the positions themselves, from 0 on, or go without a cache",
+        )
+
+
+def chosen(at: Places, positions: range) -> list[int]:
+    """Those of the positions that are meant, where the tokens so far end with the last of them."""
+    if at is None:
+        return list(positions)
+    so_far = range(positions.stop)
+    meant = so_far[at] if isinstance(at, slice) else [place if place >= 0 else place + len(so_far) for place in at]
+    return [place for place in positions if place in meant]

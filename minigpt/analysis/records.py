@@ -1,0 +1,112 @@
+"""What `minigpt inspect` found, as other programs read it: the schema `minigpt-trace/1`, in JSON or as arrays.
+
+docs/trace-schema.md explains every field. A reader may count on this: fields are added under the same version, and
+only a new version takes one away or changes what it means.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.analysis.checks import Check
+from minigpt.config import GPTConfig
+from minigpt.files import atomic_write, write_text
+
+SCHEMA = "minigpt-trace/1"
+
+
+class Numbers(NamedTuple):
+    """Named axes, and the numbers.
+
+    Attributes:
+        axes: one name a dimension; none for a single number.
+        values: an array of that many dimensions, or what numpy makes one of.
+    """
+
+    axes: tuple[str, ...]
+    values: npt.ArrayLike
+
+
+@dataclass(frozen=True)
+class Record:
+    """One view of one model.
+
+    Attributes:
+        view: its name on the command line.
+        model: the name under which the model was asked for.
+        config: its shape; None for a view that needs none.
+        numbers: every quantity by name.
+        prompt: the text that was read; None for a view of the model alone.
+        bos: whether the token that opens a document was put in front; None without a prompt.
+        tokens: (id, text) of each token of the prompt.
+        labels: what the places of an axis are called.
+        settings: what else was asked for.
+        checks: the identities that were looked at; None if nobody asked.
+    """
+
+    view: str
+    model: str
+    config: GPTConfig | None
+    numbers: Mapping[str, Numbers]
+    prompt: str | None = None
+    bos: bool | None = None
+    tokens: Sequence[tuple[int, str]] = ()
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[Check] | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Everything but the numbers."""
+        about: dict[str, Any] = {
+            "schema": SCHEMA,
+            "view": self.view,
+            "model": {"name": self.model} | (dataclasses.asdict(self.config) if self.config else {}),
+            "prompt": self.prompt,
+            "bos": self.bos,
+            "tokens": [{"id": token_id, "text": text} for token_id, text in self.tokens],
+            "labels": {axis: list(names) for axis, names in self.labels.items()},
+            "settings": dict(self.settings),
+        }
+        if self.checks is not None:
+            about["checks"] = [{**check._asdict(), "error": _json_values(check.error)} for check in self.checks]
+        return about
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it. Where a number is infinite or not a number, JSON has null."""
+        return self.about() | {
+            "numbers": {
+                name: {"axes": list(axes), "shape": list(np.shape(values)), "values": _json_values(values)}
+                for name, (axes, values) in self.numbers.items()
+            }
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a .json file, or an .npz file with `about` among its arrays: the rest, as JSON text.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        if path.suffix == ".json":
+            write_text(path, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+            return
+        axes = {"axes": {name: list(numbers.axes) for name, numbers in self.numbers.items()}}
+        about = np.array(json.dumps(self.about() | axes, ensure_ascii=False, allow_nan=False))
+        arrays = {name: np.asarray(numbers.values) for name, numbers in self.numbers.items()}
+        with atomic_write(path) as file:
+            np.savez(file, allow_pickle=False, about=about, **arrays)
+
+
+def _json_values(values: npt.ArrayLike) -> Any:
+    """Nested lists, each number with as many digits as its type has: 0.1 in float32 is 0.1, not 0.10000000149."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        return array.tolist()
+    spelled = zip(array.astype(str).ravel().tolist(), np.isfinite(array).ravel(), strict=True)
+    flat = [float(text) if finite else None for text, finite in spelled]
+    return np.array(flat, dtype=object).reshape(array.shape).tolist()

@@ -1,0 +1,252 @@
+"""One number for every change of one kind: which parts of a model matter for what it does here.
+
+`ablation_sweep` takes each part away in turn. `patching_sweep` puts each part of a clean pass into a corrupt one (Meng
+et al., 2022, "causal tracing"; Wang et al., 2022). What is measured is a function of the logits (B, T, V).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.edits import Edit, ablate, patch
+from minigpt.analysis.recording import Trace
+from minigpt.analysis.tracing import edit, trace
+from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.errors import InputError
+from minigpt.model import GPT
+from minigpt.training.evaluate import next_token_loss
+
+Metric = Callable[[Tensor], float]  # of logits (B, T, V)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A metric after each change of a grid.
+
+    Attributes:
+        rows: what the rows are: the layers' numbers.
+        columns: what the columns are: heads, positions, or the one kind of part that is changed.
+        values: float64 (rows, columns), the metric with that one change.
+        baseline: the metric without a change.
+        checks: identities, observed along the way.
+    """
+
+    rows: list[str]
+    columns: list[str]
+    values: Tensor
+    baseline: float
+    checks: tuple[Check, ...]
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """Of each value: "9.6"."""
+        return [[f"{row}.{column}" for column in self.columns] for row in self.rows]
+
+    @property
+    def effects(self) -> Tensor:
+        """By how much each change raises the metric, (rows, columns)."""
+        return self.values - self.baseline
+
+    def top(self, k: int | None = None) -> list[tuple[str, float]]:
+        """The k changes with the largest effects either way, the largest first; all by default."""
+        labels, effects = [label for row in self.labels for label in row], self.effects.flatten()
+        order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
+        return [(labels[place], float(effects[place])) for place in order]
+
+    def check(self) -> list[Check]:
+        """What was observed along the way."""
+        return list(self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the checks, as JSON can hold it."""
+        return {
+            "rows": self.rows,
+            "columns": self.columns,
+            "values": self.values.tolist(),
+            "baseline": self.baseline,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PatchingSweep(Sweep):
+    """A sweep whose baseline is the corrupt pass.
+
+    Attributes:
+        clean: the metric of the clean pass.
+    """
+
+    clean: float
+
+    @property
+    def normalised(self) -> Tensor:
+        """How much of the way from the corrupt pass (0) to the clean one (1) each patch goes, (rows, columns)."""
+        return self.effects / (self.clean - self.baseline)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the checks, as JSON can hold it."""
+        return super().to_dict() | {"clean": self.clean, "normalised": self.normalised.tolist()}
+
+
+# --- what is measured
+
+
+def logit_difference(target: int | Sequence[int], against: int | Sequence[int], position: int = -1) -> Metric:
+    """The metric logit(target) - logit(against) at a position, in the mean over the rows; a token for all, or one each.
+
+    The metric raises InputError where there is no such token, row or position.
+    """
+
+    def metric(logits: Tensor) -> float:
+        if not -logits.size(1) <= position < logits.size(1):
+            raise InputError(f"there is no position {position}: the logits have {logits.size(1)}", "choose one of them")
+        chosen = logits[:, position].double()  # (B, T, V) -> (B, V)
+        return float((_of_each_row(chosen, target) - _of_each_row(chosen, against)).mean())
+
+    return metric
+
+
+def loss_of(ids: Sequence[Sequence[int]] | Tensor) -> Metric:
+    """The metric: mean loss in nats of these tokens (B, T), each predicted from those before it."""
+    targets = torch.as_tensor(ids)[:, 1:]
+    return lambda logits: next_token_loss(logits[:, :-1], targets.to(logits.device)).item()
+
+
+def _of_each_row(logits: Tensor, token: int | Sequence[int]) -> Tensor:
+    """One logit a row: (B, V) -> (B,)."""
+    B, V = logits.shape
+    tokens = torch.as_tensor(token, device=logits.device).reshape(-1)
+    if len(tokens) not in (1, B) or not bool(((tokens >= 0) & (tokens < V)).all()):
+        raise InputError(
+            f"{token} names no token of {V} for each of {B} rows", f"give one id from 0 to {V - 1}, or one for each row"
+        )
+    return logits.gather(1, tokens.expand(B)[:, None])[:, 0]
+
+
+# --- the sweeps
+
+_PARTS = ("heads", "mlps", "layers")
+_PATCHES = ("resid_pre", "attn.out", "mlp.out", "attn.z")
+
+
+def ablation_sweep(
+    model: GPT,
+    ids: Sequence[Sequence[int]] | Tensor,
+    metric: Metric,
+    mode: str = "zero",
+    reference: Trace | None = None,
+    what: str = "heads",
+) -> Sweep:
+    """Take each part away in turn, at all positions, and measure.
+
+    A part that later ones make up for looks as if it mattered little; see `attribute` for what it writes.
+
+    Args:
+        model: used in evaluation mode.
+        ids: rows of one length (B, T).
+        metric: of the logits.
+        mode: what comes in the part's place, as for `ablate`.
+        reference: for "mean" and "resample": a trace of other rows that has recorded the parts.
+        what: "heads" (n_layer, n_head), "mlps" (n_layer, 1), or "layers" (n_layer, 1), attention and MLP together.
+
+    Raises:
+        PointError: if the reference lacks a part.
+        InputError: if the rows, the mode or the kind of part cannot be used.
+    """
+    if what not in _PARTS:
+        raise InputError(f"there is no sweep over {what!r}", f"choose {', '.join(_PARTS)}")
+    columns = [str(head) for head in range(model.config.n_head)] if what == "heads" else [what.removesuffix("s")]
+
+    def edits(layer: int, column: str) -> list[Edit]:
+        parts = ["attn", "mlp"] if what == "layers" else [column]
+        return [ablate(f"{layer}.{part}", mode, reference) for part in parts]
+
+    with _measuring(model, ids, metric) as (idx, measure):
+        baseline = measure()
+        with trace(model, "blocks.0.attn.z") as t:
+            model(idx)
+        itself = measure(patch("blocks.0.attn.z", t))
+        values = [[measure(*edits(layer, column)) for column in columns] for layer in range(model.config.n_layer)]
+    unchanged = check("a patch of layer 0's heads with themselves changes nothing", abs(itself - baseline), 0.0)
+    return Sweep(_layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
+
+
+def patching_sweep(
+    model: GPT,
+    clean: Sequence[Sequence[int]] | Tensor,
+    corrupt: Sequence[Sequence[int]] | Tensor,
+    metric: Metric,
+    point: str = "resid_pre",
+) -> PatchingSweep:
+    """Run the corrupt rows with one part of the clean pass at a time, and measure.
+
+    Args:
+        model: used in evaluation mode.
+        clean: rows (B, T) on which the model does what is studied.
+        corrupt: as many rows, of the same length, on which it does not.
+        metric: of the logits.
+        point: "resid_pre", "attn.out" or "mlp.out", one position at a time: (n_layer, T); or "attn.z", one head at a
+            time and all positions: (n_layer, n_head).
+
+    Raises:
+        InputError: if the rows cannot be used or do not match, the metric does not tell them apart, or there is no such
+            sweep.
+    """
+    if point not in _PATCHES:
+        raise InputError(f"there is no sweep over {point!r}", f"choose {', '.join(_PATCHES)}")
+    first = "blocks.0.resid_pre"
+    with _measuring(model, clean, metric) as (idx, measure), trace(model, [f"blocks.*.{point}", first]) as t:
+        expected = measure()
+    with _measuring(model, corrupt, metric) as (other, measure):
+        if other.shape != idx.shape:
+            raise InputError(
+                f"the clean rows are {tuple(idx.shape)} tokens and the corrupt ones {tuple(other.shape)}",
+                "give as many rows of the same length: a patch goes from a position to the same position",
+            )
+        baseline = measure()
+        if baseline == expected:
+            raise InputError(
+                f"the metric is {baseline:g} for the clean rows and for the corrupt ones, and tells nothing",
+                "choose rows or a metric that differ",
+            )
+        whole = measure(patch(first, t))
+        places = range(model.config.n_head if point == "attn.z" else idx.size(1))
+        place = "head" if point == "attn.z" else "at"
+        values = [
+            [measure(patch(f"blocks.{layer}.{point}", t, **{place: n})) for n in places]
+            for layer in range(model.config.n_layer)
+        ]
+    same = check(f"{first} patched at all positions gives the clean metric", abs(whole - expected), 0.0)
+    columns = [str(n) for n in places]
+    return PatchingSweep(
+        _layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (same,), expected
+    )
+
+
+@contextmanager
+def _measuring(
+    model: GPT, ids: Sequence[Sequence[int]] | Tensor, metric: Metric
+) -> Iterator[tuple[Tensor, Callable[..., float]]]:
+    """The rows as a tensor (B, T), and the metric of their logits as a function of edits."""
+    rows = check_prompts(ids, model.config.vocab_size)  # type: ignore[arg-type]
+    if len({len(row) for row in rows}) != 1:
+        raise InputError(
+            f"the rows have {', '.join(str(len(row)) for row in rows) or 'no'} tokens",
+            "give at least one row, and rows of one length",
+        )
+    idx = torch.tensor(rows, device=model.wte.weight.device)
+
+    def measure(*edits: Edit) -> float:
+        with edit(model, *edits):
+            return metric(model(idx))
+
+    with evaluating(model), torch.no_grad(), edit(model):  # the outer block keeps the hooks from pass to pass
+        yield idx, measure
+
+
+def _layers(model: GPT) -> list[str]:
+    return [str(layer) for layer in range(model.config.n_layer)]

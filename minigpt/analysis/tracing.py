@@ -1,0 +1,303 @@
+"""Reading and changing what a model computes, from outside: `with trace(...)`, `with edit(...)`.
+
+The points are those of `taps`. Both contexts hang ordinary hooks on the model's modules and stand in for the attention
+core of its layers; outside them nothing is left, and the model's code knows nothing of this. At every point the value
+goes through the open edits first, in the order in which they were opened, then the open traces record it, and then the
+model goes on with it: a trace shows what the model used, whichever of the two contexts is the inner one.
+
+    trace            records points while the model runs
+    plan             how many bytes that takes, before anything runs (`recording`)
+    edit             changes points while the model runs, by what `ablate`, `patch` and `knockout` make (`edits`)
+
+Positions are absolute, and with a KV-cache too: a pass that begins at position p replaces what was recorded from p on,
+and an edit changes its positions in the pass that computes them. The rows of a batch must stand at one position and
+stay the same rows; calls of single modules by hand, outside a pass, are neither recorded nor changed.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+import minigpt.analysis.taps as taps
+from minigpt.analysis.edits import Edit, Editing
+from minigpt.analysis.positions import At
+from minigpt.analysis.recording import Trace
+from minigpt.errors import InputError
+from minigpt.model import GPT, AttentionCore, CausalSelfAttention, explicit_attention
+
+
+@contextmanager
+def trace(
+    model: nn.Module,
+    points: str | Sequence[str] = "*",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    positions: At = None,
+    grad: bool = False,
+) -> Iterator[Trace]:
+    """Record what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
+
+    Several passes with a cache make one recording; see the top of this file. Nothing about the model changes.
+
+    Args:
+        model: a GPT. Of a compiled one, the original is traced, and only calls of the original are seen.
+        points: names or globs, as `taps.resolve` takes them.
+        device: where to keep what is recorded; by default where it is.
+        dtype: how to keep it; by default as it is.
+        positions: which token positions to keep; of scores and patterns, these are the queries.
+        grad: whether to keep the very tensors of the pass, for `torch.autograd.grad`, in the place of copies.
+
+    Raises:
+        PointError: if there is no such point.
+        InputError: if the model is none of ours, an option cannot be used, the rows of a batch stand at different
+            positions, or a compiled model was given and its original never called.
+    """
+    gpt = _original(model)
+    if gpt.training:
+        warnings.warn("the model is in training mode: dropout is traced too", stacklevel=3)
+    recording = Trace(gpt, points, device, dtype, positions, grad)
+    with _listening(gpt, recording):
+        yield recording
+    if gpt is not model and not recording._num_passes:
+        raise InputError(
+            "only the original of a compiled model is traced, and it was not called inside the block",
+            "call the trace's `model` there, in the place of the compiled one",
+        )
+
+
+@contextmanager
+def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
+    """Change what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
+
+    Edits of one point are done in the order given, those of an outer block before those of an inner one.
+
+    Args:
+        model: a GPT in evaluation mode. Of a compiled one, the original is edited: call that.
+        *edits: what `ablate`, `patch` and `knockout` made.
+
+    Raises:
+        InputError: at once, if the model has no such point, head or position, or is in training mode; during a pass, if
+            values do not fit, a query is left without a key, or the rows of a batch stand at different positions; when
+            the block ends, if an edit has touched nothing, or not all positions that it names.
+    """
+    gpt = _original(model)
+    if gpt.training:
+        raise InputError(
+            "the model is in training mode, where dropout would blur what an edit does", "call model.eval() first"
+        )
+    listener = Editing(edits, gpt.config)
+    with _listening(gpt, listener):
+        yield
+    listener.check_done()
+
+
+# --- the hooks
+
+
+class _Wiring:
+    """The hooks on one model, shared by all blocks that are open on it.
+
+    Attributes:
+        edits: those of the open `edit` blocks, the outermost first.
+        traces: the open traces.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.edits: list[Editing] = []
+        self.traces: list[Trace] = []
+        self._model = model
+        self._span = range(0)  # the positions of the pass under way
+        self._attentions = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+        self._usual = [attention.core for attention in self._attentions]
+        self._hooks = ExitStack()
+        self._running = False  # from the positions' embeddings to the last norm: what is called by hand is no pass
+        layers = range(model.config.n_layer)
+        # The model adds two pairs of points whose first it takes before a hook can change it: they are added again.
+        self._sums = {"embed": "pos_embed"} | {f"blocks.{i}.resid_mid": f"blocks.{i}.mlp.out" for i in layers}
+        self._terms = {*self._sums, *self._sums.values(), "ln_f.out"}
+        self._kept: dict[str, Tensor] = {}  # what the pass has of them; the head is about to read the last one
+
+    def connect(self) -> None:
+        """Hang the hooks. Those of one module run in the order in which they come here."""
+        model = self._model
+        self._on_output(model.wte, partial(self._keep, "embed"))  # which positions these are is known only at wpe
+        self._on_input(model.wpe, self._begin)
+        self._on_input(model.drop, partial(self._sum, "embed"))
+        for layer, block in enumerate(model.h):
+            self._on_output(block, partial(self._sum, f"blocks.{layer}.resid_mid"))
+        for layer, (attention, usual) in enumerate(zip(self._attentions, self._usual, strict=True)):
+            attention.core = partial(self._core, f"blocks.{layer}.attn", usual)
+            self._hooks.callback(setattr, attention, "core", usual)
+        for name in taps.points(model.config)[1:-1]:  # all but embed and logits
+            self._connect_point(name)
+        self._hooks.callback(model.lm_head.register_forward_hook(self._logits).remove)
+
+    def disconnect(self) -> None:
+        """Take away what `connect` has hung."""
+        self._hooks.close()
+
+    def _connect_point(self, name: str) -> None:
+        module = self._model.get_submodule(taps.module_path(name))
+        match taps.row(name).where:
+            case "output":
+                self._on_output(module, partial(self._tap, name))
+            case "input":
+                self._on_input(module, partial(self._tap, name))
+            case "heads":
+                self._on_input(module, partial(self._tap_heads, name))
+            case "scale":
+                self._on_input(module, partial(self._tap_scale, name, cast(nn.LayerNorm, module).eps))
+            case "argument" | "inside" | "product":
+                pass  # the core sees to the first two; the last is worked out when it is read
+
+    def _on_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        hook = module.register_forward_pre_hook(lambda _module, args: (change(args[0]), *args[1:]))
+        self._hooks.callback(hook.remove)
+
+    def _on_output(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        hook = module.register_forward_hook(lambda _module, _args, output: change(output))
+        self._hooks.callback(hook.remove)
+
+    def _begin(self, positions: Tensor) -> Tensor:
+        """A pass begins: it is at the embeddings of its positions, (T,) if all rows agree."""
+        if "embed" not in self._kept:
+            return positions
+        if positions.dim() == 2:
+            raise InputError(
+                "the rows of the batch stand at different positions, and cannot be traced or edited together",
+                "give prompts of one length, or one prompt at a time",
+            )
+        first = int(positions[0])
+        self._span = range(first, first + len(positions))
+        self._running = True
+        for one in self.traces:
+            one.begin(first, "explicit" if self._any_explicit() else "fused")
+        self._keep("embed", self._tap("embed", self._kept["embed"]))
+        return positions
+
+    def _any_explicit(self) -> bool:
+        """Whether attention is computed in the open in some layer, for us or because the model does so anyway."""
+        inside = any(taps.row(name).where == "inside" for name in self._points())
+        return inside or explicit_attention in self._usual
+
+    def _points(self) -> frozenset[str]:
+        return frozenset().union(*(edits.points for edits in self.edits), *(one.points for one in self.traces))
+
+    def _keep(self, name: str, x: Tensor) -> Tensor:
+        self._kept[name] = x
+        return x
+
+    def _sum(self, first: str, usual: Tensor) -> Tensor:
+        """The sum of two points as the hooks have left them, in the place of the model's."""
+        return self._kept.pop(first) + self._kept.pop(self._sums[first]) if self._running else usual
+
+    def _tap(self, name: str, x: Tensor) -> Tensor:
+        """A point on the model's way: what comes in is changed, recorded, and goes on."""
+        if not self._running:
+            return x
+        x = self._record(name, self._change(name, x))
+        if name in self._terms:
+            self._keep(name, x)
+        if name == "ln_f.out":
+            self._running = False
+        return x
+
+    def _change(self, name: str, x: Tensor) -> Tensor:
+        for edits in self.edits:
+            x = edits.change(name, x, self._positions(x), self._span.start > 0)
+        return x
+
+    def _record(self, name: str, x: Tensor) -> Tensor:
+        for one in self.traces:
+            one.record(name, x, self._positions(x), self._span.start > 0)
+        return x
+
+    def _positions(self, x: Tensor) -> range:
+        """Where a point's tensor stands: at the last positions. Keys and values have all, logits often only one."""
+        return range(self._span.stop - x.size(-2), self._span.stop)
+
+    def _tap_heads(self, name: str, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        z = x.view(B, T, self._model.config.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
+        return self._tap(name, z).transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
+
+    def _tap_scale(self, name: str, eps: float, x: Tensor) -> Tensor:
+        if self._running and name in self._points():
+            self._record(name, (x.var(-1, correction=0, keepdim=True) + eps).sqrt())  # (B, T, C) -> (B, T, 1)
+        return x
+
+    def _logits(self, _module: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor | None:
+        """The head's output, if it reads the final hidden states of the pass, or those of its last positions."""
+        (read,), hidden = args, self._kept.get("ln_f.out")
+        if hidden is None:
+            return None
+        B, _, C = hidden.shape
+        n = read.numel() // (B * C)
+        if read is not hidden and (read.numel() != B * n * C or not torch.equal(read.reshape(B, n, C), hidden[:, -n:])):
+            return None
+        rows = logits.view(B, n, -1)  # already (B, n, V), unless the head was given single positions without axis n
+        return self._record("logits", self._change("logits", rows)).view(logits.shape)
+
+    def _core(
+        self, name: str, usual: AttentionCore, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float
+    ) -> Tensor:
+        """The attention core of a layer: the usual one, or the explicit one if somebody wants to see inside."""
+        q, k, v = (self._tap(f"{name}.{letter}", x) for letter, x in zip("qkv", (q, k, v), strict=True))
+        if not {f"{name}.scores", f"{name}.pattern"} & self._points():
+            return usual(q, k, v, mask, dropout)
+        # As `explicit_attention`, to the bit, with two points in it.
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+        scores = self._change(f"{name}.scores", scores.masked_fill(~mask, -math.inf))
+        scores = self._record(f"{name}.scores", scores.masked_fill(~mask, -math.inf))  # no edit shows the future
+        if self.edits:
+            _check_keys(name, scores)
+        pattern = self._tap(f"{name}.pattern", F.softmax(scores, dim=-1))
+        return F.dropout(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+
+
+def _check_keys(name: str, scores: Tensor) -> None:
+    """A query without a key would take nothing from nowhere: 0 / 0."""
+    blind = (scores == -math.inf).all(-1).nonzero()  # (B, H, T, S) -> (number, 3)
+    if len(blind):
+        _, head, row = blind[0].tolist()
+        query = row + scores.size(-1) - scores.size(-2)
+        raise InputError(
+            f"an edit of {name}.scores leaves query {query} of head {head} without any key",
+            "leave it at least one, or ablate the head to take all away",
+        )
+
+
+_wirings: dict[GPT, _Wiring] = {}  # of the models on which a block is open
+
+
+@contextmanager
+def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
+    """The hooks are there, and tell this listener too."""
+    if model not in _wirings:
+        _wirings[model] = _Wiring(model)
+        _wirings[model].connect()
+    wiring = _wirings[model]
+    own: list[Any] = wiring.traces if isinstance(listener, Trace) else wiring.edits
+    own.append(listener)
+    try:
+        yield
+    finally:
+        own[:] = [other for other in own if other is not listener]
+        if not wiring.edits and not wiring.traces:
+            _wirings.pop(model).disconnect()
+
+
+def _original(model: nn.Module) -> GPT:
+    """The model itself, of a compiled one too: hooks that come after the compilation are not run there."""
+    gpt = getattr(model, "_orig_mod", model)
+    if not isinstance(gpt, GPT):
+        raise InputError(f"a {type(model).__name__} has none of the points", "give a minigpt.GPT")
+    return gpt

@@ -1,0 +1,95 @@
+"""`minigpt inspect VIEW`: find the view's module, answer, and hand the answer out."""
+
+from importlib import import_module
+from typing import Any
+
+from minigpt.cli.parser import CommandParser
+from minigpt.config import did_you_mean
+from minigpt.errors import ConfigError
+
+# view -> (its module in this folder, what it shows). The numbers are worked out in minigpt/analysis.
+VIEWS = {
+    "size": ("inspect_shape", "parameters, FLOPs and memory, a module a row; what if"),
+    "arch": ("inspect_shape", "the way through the model, with shapes; differences of two"),
+    "tokens": ("inspect_text", "ids, texts and bytes of a text"),
+    "next": ("inspect_decoding", "the next token, and where temperature, top-k, top-p cut"),
+    "attn": ("inspect_heads", "attention: all heads, or the pattern of one"),
+    "heads": ("inspect_heads", "what each head looks at: previous, induction, first, ..."),
+    "lens": ("inspect_stream", "what the model would say at every depth; the stream's norms"),
+    "why": ("inspect_stream", "a logit as a sum of what each part has added"),
+    "loss": ("inspect_text", "how surprising each token of a text is"),
+    "ablate": ("inspect_edits", "take heads, MLPs or layers away, one or each in turn"),
+    "patch": ("inspect_edits", "put parts of one pass into another: where an answer is made"),
+    "embed": ("inspect_shape", "neighbours of a token, principal components, positions"),
+    "steps": ("inspect_decoding", "generation step by step, with the candidates of each"),
+    "beams": ("inspect_decoding", "the tree of a beam search"),
+    "runs": ("inspect_runs", "losses of several trainings side by side"),
+}
+
+
+def usage() -> str:
+    """The text of `minigpt inspect --help`."""
+    lines = "\n".join(f"  {name:<8}{what}" for name, (_, what) in VIEWS.items())
+    return f"""usage: minigpt inspect VIEW [TEXT] [--help] [arguments]
+
+Look inside a model: every number that it computes, by name.
+
+views:
+{lines}
+
+examples:
+  minigpt inspect heads --by induction
+  minigpt inspect attn "To be, or not to be" --layer 1 --head 0
+  minigpt inspect lens "To be, or not to b" --check
+  minigpt inspect why --model gpt2 "The capital of France is" --token " Paris"
+  minigpt inspect loss - -o loss.png < my-text.txt
+  minigpt inspect size --preset gpt2-124m --tokens 1024
+
+Every view has --help. --model names the model, by default the run that was
+trained last. --json prints one object of the schema minigpt-trace/1, -o FILE
+writes a picture (.png, .svg) or data (.json, .npz), and --check prints the
+identities that the numbers satisfy, with their errors, and exits 1 if one
+fails. Points inside the model are listed in docs/internals.md."""
+
+
+def make_view_parser(name: str) -> CommandParser:
+    """The parser of one view.
+
+    Raises:
+        ConfigError: if there is no such view.
+    """
+    from minigpt.cli.inspect_frame import parser_of
+
+    return parser_of(name, _view(name))
+
+
+class InspectParser:
+    """The parser of `minigpt inspect`: that of the view which is named first."""
+
+    def parse(self, arguments: list[str]) -> dict[str, Any]:
+        """The values of the view's flags."""
+        name, *rest = arguments or [""]
+        return make_view_parser(name).parse(rest)
+
+
+def make_parser() -> InspectParser:
+    """The parser of `minigpt inspect`."""
+    return InspectParser()
+
+
+def run(arguments: list[str]) -> None:
+    """Print the answer of a view; exit code 1 if an identity fails."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(usage())
+        return
+    name, *rest = arguments
+    view = _view(name)
+    from minigpt.cli.inspect_frame import parser_of, show
+
+    show(view, parser_of(name, view).parse(rest))
+
+
+def _view(name: str) -> Any:
+    if name not in VIEWS:
+        raise ConfigError(f"there is no view {name!r}", did_you_mean(name, VIEWS))
+    return import_module(f"minigpt.cli.{VIEWS[name][0]}").VIEWS[name]

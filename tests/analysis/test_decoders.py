@@ -1,0 +1,147 @@
+"""What a decoder considered, against brute force in float64, and against what `generate` does."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.analysis.decoders import beam_tree, sampling_cuts, write_steps
+from minigpt.decoding.generate import generate
+from minigpt.errors import InputError
+from minigpt.tokenizers import CharTokenizer
+
+PROMPT = [3, 1, 4, 1, 5]
+TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvw")  # 23, as the model has
+
+
+def log_probs(model, ids) -> np.ndarray:
+    """log p of every next token after `ids`, by one pass in float64."""
+    with torch.no_grad():
+        return model.double()(torch.tensor([ids]))[0, -1].log_softmax(-1).numpy()
+
+
+def by_definition(logits: np.ndarray, temperature: float, k: int, p: float, share: float) -> list[np.ndarray]:
+    """The stages, each from its definition, in float64."""
+    stages = []
+    scores = logits.astype(np.float64)
+
+    def softmax(scores):
+        powers = np.exp(scores - scores.max())
+        return powers / powers.sum()
+
+    stages.append(softmax(scores))
+    stages.append(softmax(scores / temperature))
+    order = np.argsort(-stages[-1])
+    probabilities = np.where(np.isin(np.arange(len(scores)), order[:k]), stages[-1], 0)
+    stages.append(probabilities / probabilities.sum())
+    total, nucleus = 0.0, []
+    for token in order:
+        nucleus.append(token)
+        total += stages[-1][token]
+        if total >= p:
+            break
+    probabilities = np.where(np.isin(np.arange(len(scores)), nucleus), stages[-1], 0)
+    stages.append(probabilities / probabilities.sum())
+    probabilities = np.where(stages[-1] >= share * stages[-1].max(), stages[-1], 0)
+    stages.append(probabilities / probabilities.sum())
+    return stages
+
+
+def test_the_stages_are_those_of_the_definitions():
+    logits = torch.randn(997, generator=torch.Generator().manual_seed(11)) * 2 - 130  # of GPT-2's size
+    cuts = sampling_cuts(logits, temperature=0.8, top_k=101, top_p=0.87, min_p=0.05)
+    expected = by_definition(logits.numpy(), 0.8, 101, 0.87, 0.05)
+    assert cuts.names == ["the model", "temperature 0.8", "top-k 101", "top-p 0.87", "min-p 0.05"]
+    for found, stage in zip(cuts.probabilities.numpy(), expected, strict=True):
+        np.testing.assert_allclose(found, stage, rtol=2e-5)  # float32 has 1.5e-5 between neighbours at -130 / 0.8
+    assert cuts.kept == [(stage > 0).sum() for stage in expected]
+    assert cuts.kept[0] == 997 > cuts.kept[2] > cuts.kept[3] > cuts.kept[4] > 1
+    entropies = [-(stage[stage > 0] * np.log(stage[stage > 0])).sum() for stage in expected]
+    np.testing.assert_allclose(cuts.entropy, entropies, atol=1e-5)
+    assert cuts.top(3) == np.argsort(-expected[0])[:3].tolist()
+    assert all(check.ok for check in cuts.check())
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 11, "min_p": 0.2}]
+)
+def test_the_last_stage_is_what_generate_draws_from(tiny_model, options):
+    steps = []
+    drawn = {"temperature": 1.0} | options
+    generate(tiny_model, [PROMPT], max_new_tokens=1, on_step=steps.append, num_candidates=23, **drawn)
+    with torch.no_grad():
+        cuts = sampling_cuts(tiny_model(torch.tensor([PROMPT]))[0, -1], **options)
+    ((choice,),) = [step.choices for step in steps]
+    for candidate in choice.candidates:
+        assert cuts.probabilities[-1, candidate.id].item() == pytest.approx(candidate.probability, abs=1e-6)
+
+
+def test_a_cut_in_the_wrong_place_is_seen():
+    logits = torch.randn(37, generator=torch.Generator().manual_seed(2))
+    cuts = sampling_cuts(logits, top_p=0.7)
+    best = cuts.probabilities[1].argmax()
+    cuts.probabilities[1, best] = 0  # the nucleus without its best token
+    assert not all(check.ok for check in cuts.check())
+
+
+def test_sampling_at_temperature_0_has_no_stages(tiny_model):
+    with pytest.raises(InputError, match="draws nothing"):
+        sampling_cuts(torch.zeros(5), temperature=0)
+    with pytest.raises(InputError, match="no 6 likeliest of 5"):
+        sampling_cuts(torch.zeros(5)).top(6)
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"temperature": 1.1, "top_k": 7, "seed": 5}])
+def test_the_steps_sum_to_the_score(tiny_model, options):
+    found = write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=7, **options)
+    assert found.ids[:5] == PROMPT
+    assert [choice.id for choice in found.choices] == found.ids[5:]
+    assert len(found.choices) == 7
+    assert all(check.ok for check in found.check())
+    assert len(found.check()) == 2
+    expected = [log_probs(tiny_model, found.ids[:n])[found.ids[n]] for n in range(5, 12)]
+    np.testing.assert_allclose([choice.log_prob for choice in found.choices], expected, atol=1e-4)
+    assert found.score == pytest.approx(sum(expected), abs=1e-4)
+
+
+def test_two_steps_of_all_beams_are_the_exhaustive_search(tiny_model):
+    V = 23
+    tree = beam_tree(tiny_model, PROMPT, TOKENIZER, num_beams=V, max_new_tokens=2)
+    totals = {}
+    first = log_probs(tiny_model, PROMPT)
+    for one in range(V):
+        second = log_probs(tiny_model, [*PROMPT, one])
+        totals |= {(one,): first[one]} | {(one, two): first[one] + second[two] for two in range(V)}
+    best = max(itertools.product(range(V), repeat=2), key=totals.__getitem__)
+    assert tuple(tree.ids[5:]) == best
+    assert tree.score == pytest.approx(totals[best] / 2, abs=1e-5)
+    for number, node in enumerate(tree.nodes):
+        path = tree.path(number)
+        assert len(path) == node.step + 1
+        assert node.candidate.total == pytest.approx(totals[tuple(path)], abs=1e-4)
+    assert [tree.path(number) for number, node in enumerate(tree.nodes) if node.best] == [[best[0]], [*best]]
+    assert all(check.ok for check in tree.check())
+
+
+def test_a_tree_with_forks_is_connected(tiny_model):
+    tree = beam_tree(tiny_model, PROMPT, TOKENIZER, num_beams=3, max_new_tokens=6, length_penalty=0.5)
+    kept = [sum(n.step == step and n.candidate.kept for n in tree.nodes) for step in range(6)]
+    assert kept == [3] * 6
+    for number, node in enumerate(tree.nodes):
+        if node.parent is not None:
+            parent = tree.nodes[node.parent]
+            assert parent.candidate.kept
+            assert parent.step == node.step - 1
+            own = log_probs(tiny_model, PROMPT + tree.path(number)[:-1])[node.candidate.id]
+            expected = parent.candidate.total + own
+            assert node.candidate.total == pytest.approx(expected, abs=1e-4)
+    last = [number for number, node in enumerate(tree.nodes) if node.best][-1]
+    assert tree.path(last) == tree.ids[5:]
+    assert tree.score == pytest.approx(tree.nodes[last].candidate.total / math.sqrt(6), abs=1e-5)
+
+
+def test_a_search_for_nothing_is_refused(tiny_model):
+    with pytest.raises(InputError, match="leaves nothing to search"):
+        beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=0)

@@ -1,0 +1,210 @@
+"""Each kind of edit against what it says it does, its JSON form, and what cannot be done."""
+
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from minigpt.analysis.edits import Edit, ablate, knockout, patch
+from minigpt.analysis.taps import PointError, points
+from minigpt.analysis.tracing import edit, trace
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError
+
+CONFIG = GPTConfig(vocab_size=19, block_size=13, n_layer=3, n_head=5, n_embd=35)
+B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
+POINTS = points(CONFIG)
+
+
+# --- ablate
+
+
+def test_a_head_without_contribution_is_a_head_without_weights(model, idx, distance, logits_of):
+    without = copy.deepcopy(model)
+    with torch.no_grad():
+        without.h[2].attn.c_proj.weight[:, 3 * D : 4 * D] = 0
+        assert distance(logits_of(model, idx, ablate("2.3")), without(idx)) < 1e-5
+
+
+def test_without_any_contribution_the_head_reads_the_embeddings(model, idx, logits_of):
+    edits = [ablate(f"{layer}.{part}") for layer in range(L) for part in ("attn", "mlp")]
+    with torch.no_grad():
+        embedded = model.wte(idx) + model.wpe(torch.arange(T))
+        assert torch.equal(logits_of(model, idx, *edits), model.lm_head(model.ln_f(embedded)))
+
+
+@pytest.mark.parametrize(
+    "what", ["1.2", "0.mlp", "2.attn", "blocks.1.attn.pattern", "embed", "blocks.2.hook_resid_mid"]
+)
+def test_the_mean_over_copies_changes_nothing(model, idx, what, traced):
+    copies = idx[:1].expand(3, T)
+    reference = traced(model, copies)
+    with torch.no_grad(), trace(model), edit(model, ablate(what, "mean", reference)):
+        assert torch.equal(model(copies), reference["logits"])
+
+
+def test_the_mean_is_over_rows_and_for_each_position(model, idx, distance, traced):
+    reference = traced(model, torch.randint(V, (7, T)))
+    with torch.no_grad(), edit(model, ablate("1.2", "mean", reference, at=slice(3, 8))):
+        t = traced(model, idx)
+    z, mean = t["blocks.1.attn.z"], reference["blocks.1.attn.z"].mean(0)
+    for b, place in itertools.product(range(B), range(3, 8)):
+        assert distance(z[b, 2, place], mean[2, place]) < 1e-6
+    plain = traced(model, idx)["blocks.1.attn.z"]
+    assert torch.equal(z[:, :, :3], plain[:, :, :3])
+    assert torch.equal(z[:, [0, 1, 3, 4]], plain[:, [0, 1, 3, 4]])
+
+
+def test_resample_takes_other_rows_and_the_same_ones_for_a_seed(model, traced):
+    batch = torch.randint(V, (5, T), generator=torch.Generator().manual_seed(1))
+    reference, drawn = traced(model, batch), set()
+    for seed in range(6):
+        with torch.no_grad(), edit(model, ablate("0.mlp", "resample", reference, seed=seed)):
+            t, again = (traced(model, batch, ["blocks.0.mlp.out", "logits"]) for _ in range(2))
+        rows = []
+        for row in t["blocks.0.mlp.out"]:
+            (found,) = [n for n in range(5) if torch.equal(reference["blocks.0.mlp.out"][n], row)]
+            rows.append(found)
+        assert all(found != row for row, found in enumerate(rows))
+        assert torch.equal(again["logits"], t["logits"])
+        drawn.add(tuple(rows))
+    assert len(drawn) > 3
+
+
+# --- knockout
+
+
+@pytest.mark.parametrize(("query", "key"), [(6, 2), (10, 10), (-1, 0), (-3, -4)])
+def test_a_knockout_is_a_softmax_without_that_key(model, idx, query, key, by_hand, distance):
+    model.double()
+    row, column = query % T, key % T
+
+    def change(name, x):
+        if name == "blocks.1.attn.scores":
+            x[:, 3, row, column] = -math.inf
+        return x
+
+    expected = by_hand(model, idx, change)
+    with torch.no_grad(), edit(model, knockout(1, 3, query, key)), trace(model) as t:
+        model(idx)
+    for name in POINTS:
+        assert distance(t[name], expected[name]) < 1e-10, name
+    assert t["blocks.1.attn.pattern"][:, 3, row, column].count_nonzero() == 0
+
+
+def test_a_query_keeps_at_least_one_key(model, idx, as_it_was, logits_of):
+    with pytest.raises(InputError, match="query 0"):
+        knockout(0, 0, query=0, key=0)
+    with pytest.raises(InputError, match="leaves query 2 of head 1 without any key"):
+        logits_of(model, idx, *[knockout(0, 1, query=2, key=key) for key in range(3)])
+    with pytest.raises(InputError, match="query 0 of head 4"):
+        logits_of(model, idx, knockout(0, 4, query=-T, key=0))
+    with pytest.raises(InputError, match="query 2 does not see key 3"):
+        logits_of(model, idx, knockout(0, 1, query=2, key=3))
+    as_it_was(model)
+
+
+# --- JSON
+
+
+def test_edits_survive_json_to_the_bit(model, idx, logits_of, traced):
+    source = traced(model, (idx + 1) % V)
+    edits = [
+        ablate("0.1", at=[3, -1]),
+        ablate("1.mlp", "mean", source, at=slice(2, None, 3)),
+        ablate("2.attn", "resample", source, seed=5),
+        patch("blocks.1.attn.hook_z", source, head=2),
+        patch("blocks.2.attn.scores", source, at=4, head=1),
+        patch("ln_f.out", source["ln_f.out"].double(), at=0),
+        knockout(1, 4, -2, 3),
+    ]
+    again = [Edit.from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False))) for one in edits]
+    for one, other in zip(edits, again, strict=True):
+        assert type(one) is type(other)
+        assert one.to_dict() == other.to_dict()
+        plain = logits_of(model, idx)
+        assert torch.equal(logits_of(model, idx, one), logits_of(model, idx, other))
+        assert not torch.equal(logits_of(model, idx, one), plain)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"edit": "melt", "point": "embed"},
+        {"edit": "ablate"},
+        {"edit": "ablate", "point": "embed", "mode": "zero", "colour": "red"},
+        {"edit": "ablate", "point": 5, "mode": "zero"},
+        {"edit": "ablate", "point": "embed", "mode": "zero", "at": "3"},
+        {"edit": "patch", "point": "embed", "value": {"dtype": "O", "shape": [1], "base64": "AAAAAAAAAAA="}},
+        {"edit": "patch", "point": "embed", "value": {"dtype": "<f4", "shape": [3], "base64": "AAAA"}},
+        {"edit": "patch", "point": "embed", "value": 7},
+        {"edit": "patch", "point": "embed", "value": None},
+        {"edit": "ablate", "point": "embed", "mode": "zero", "at": {"slice": [1, 2, 3, 4]}},
+        {"edit": "ablate", "point": "embed", "mode": "mean", "reference": [1.0]},
+        {"edit": "knockout", "point": "blocks.0.attn.scores", "at": 3, "head": 1, "key": "x"},
+    ],
+)
+def test_what_is_no_edit_is_refused_in_two_lines(content):
+    with pytest.raises(InputError) as caught:
+        Edit.from_dict(content)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: ablate("0.5"), "no head 5: the model has 5"),
+        (lambda t: ablate("3.0"), "3 layers"),
+        (lambda t: ablate("0.mpl"), "no point '0.mpl'"),
+        (lambda t: ablate("blocks.0.mlp.uot"), "no point 'blocks.0.mlp.uot'"),
+        (lambda t: ablate("0.0", "median"), "no mode 'median'"),
+        (lambda t: ablate("0.0", "mean"), "do not match"),
+        (lambda t: ablate("0.0", "zero", t), "do not match"),
+        (lambda t: ablate("0.0", "resample", t["blocks.0.attn.z"][:1]), "1 row"),
+        (lambda t: ablate("pos_embed", "mean", t), "same for every row"),
+        (lambda t: ablate("0.0", at=13), "no position 13"),
+        (lambda t: ablate("0.0", at=-14), "no position -14"),
+        (lambda t: ablate("0.0", at=12), "did not touch position 12: .* 0 to 10"),
+        (lambda t: ablate("0.0", at=[3, 12]), "did not touch position 12"),
+        (lambda t: ablate("0.0", at=-12), "did not touch position -12"),
+        (lambda t: ablate("0.0", at=slice(11, None)), "did not touch anything"),
+        (lambda t: ablate("0.0", at=[]), "names no positions"),
+        (lambda t: ablate("0.0", at="last"), "names no positions"),
+        (lambda t: ablate("0.0", at=slice(0, 3, 0)), "names no positions"),
+        (lambda t: ablate("0.0", at=1.5), "names no positions"),
+        (lambda t: patch("blocks.0.ln_1.scale", t), "cannot be edited"),
+        (lambda t: patch("blocks.0.attn.head_out", t), "cannot be edited"),
+        (lambda t: patch("embed", t, head=1), "not split into heads"),
+        (lambda t: patch("blocks.0.attn.z", t, head=-1), "no head -1"),
+        (lambda t: patch("embed", t["embed"][:, :6]), "6 positions, and position 10"),
+        (lambda t: patch("embed", torch.zeros(B, 12, C)), "did not touch position 11"),
+        (lambda t: patch("embed", t["embed"][..., 1:]), r"\(2, 11, 34\)"),
+        (lambda t: patch("embed", torch.zeros(3, T, C)), r"\(3, 11, 35\)"),
+        (lambda t: patch("embed", torch.zeros(T, C)), r"\(11, 35\)"),
+        (lambda t: patch("blocks.0.attn.z", torch.zeros(B, T, C)), r"\(2, 11, 35\)"),
+        (lambda t: patch("blocks.0.attn.pattern", torch.zeros(B, H, T, 9)), r"\(2, 5, 11, 9\)"),
+        (lambda t: knockout(0, 7, 3, 1), "no head 7"),
+        (lambda t: knockout(4, 0, 3, 1), "3 layers"),
+        (lambda t: knockout(0, 0, 3, 13), "no position 13"),
+        (lambda t: knockout(0, 0, 12, 1), "did not touch position 12"),
+    ],
+)
+def test_edits_that_cannot_be_done_say_so_in_two_lines(model, idx, make, message, as_it_was, logits_of, traced):
+    with pytest.raises(InputError, match=message) as caught:
+        logits_of(model, idx, make(traced(model, idx, ["*embed", "blocks.0.*"])))
+    assert len(str(caught.value).splitlines()) == 2
+    as_it_was(model)
+
+
+def test_a_reference_must_have_the_positions_from_the_first_on(model, idx, traced):
+    with pytest.raises(InputError, match="not all from 0 on"):
+        patch("embed", traced(model, idx, positions=[3, 4]))
+    with pytest.raises(PointError, match="embed was not recorded"):
+        patch("embed", traced(model, idx, "logits"))
