@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 
-from minigpt.config import GPTConfig, RunConfig, updated
+from minigpt.config import GPTConfig, RunConfig, preset, updated
 from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
@@ -249,3 +252,16 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
         assert len(errors) == 2
         assert all(word in " ".join(errors) for word in words), errors
         assert not (tmp_path / "bad").exists()
+
+
+def test_the_commands_of_the_page_are_accepted(accept):
+    page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?:^|`)(minigpt [a-z][^`\n]*)", page, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        accept(command)
+    yaml_block = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert yaml_block
+    settings = yaml.safe_load(yaml_block[1])
+    from_page = updated(preset("finetune-documents"), settings)
+    assert from_page == preset("finetune-documents")  # the page says what the preset is
