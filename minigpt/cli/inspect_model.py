@@ -1,5 +1,6 @@
 """`minigpt inspect VIEW`: find the view's module, answer, and hand the answer out."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -79,9 +80,12 @@ def make_parser() -> InspectParser:
 
 def run(arguments: list[str]) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
-    if not arguments or arguments[0] in ("--help", "-h"):
+    if not arguments:
         print(usage())
         return
+    if arguments[0] in ("--help", "-h"):
+        print(usage())
+        sys.exit(0)  # as every parser does
     name, *rest = arguments
     view = _view(name)
     from minigpt.cli.inspect_frame import parser_of, show

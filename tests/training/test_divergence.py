@@ -223,6 +223,31 @@ def test_a_gradient_that_overflows_where_the_loss_does_not(tmp_path, corpus, con
     assert all(largest[n] < limit for n in below)
 
 
+def test_the_step_is_repeated_with_its_dropout(tmp_path, corpus, config, monkeypatch):
+    """The loss is finite, and every mask is in it; the search begins in the random state of the step too."""
+    seen, states = watch_batches(monkeypatch), []
+    scaled_losses(monkeypatch, lambda y: 1e38 if len(seen) >= 15 and torch.equal(y, seen[14]) else 1.0)
+
+    def noted(call):
+        def noting(*arguments):
+            states.append(torch.get_rng_state())
+            return call(*arguments)
+
+        return noting
+
+    monkeypatch.setattr(loop, "gradients", noted(loop.gradients))
+    for module in (loop, divergence):
+        monkeypatch.setattr(module, "find_nonfinite", noted(module.find_nonfinite))
+    diverging(updated(config, {"model": {"dropout": 0.3}}), corpus, tmp_path / "run")
+    report, now = replayed(corpus, tmp_path / "run")
+    assert report.step == 4
+    assert math.isfinite(float(report.loss))
+    assert now == report
+    # Five steps, the search; and in the replay the step and the search again.
+    assert all(torch.equal(state, states[4]) for state in states[5:])
+    assert len(states) == 8
+
+
 def batches_of(report, corpus: Corpus, config):
     """The micro-batches of a step from its report alone, and the corpus."""
     tokens, _ = prepare(corpus, CharTokenizer.from_text(corpus.text), config.data, config.model.block_size, Path("tok"))
@@ -231,14 +256,19 @@ def batches_of(report, corpus: Corpus, config):
         yield random_batch(tokens, size, config.model.block_size, report.seed, first)
 
 
-def test_one_gradient_alone(tmp_path, corpus, config, monkeypatch):
-    """A hook makes just one of them infinite. A replay has no such hook: it must say that it found nothing."""
-    name = "h.0.attn.c_proj.weight"
+def test_two_gradients_alone(tmp_path, corpus, config, monkeypatch):
+    """Hooks make just two of them infinite, and the nearer to the head was the first. A replay has no such hooks."""
+    names = ["h.0.attn.c_proj.weight", "h.1.mlp.c_fc.weight"]
+
+    def poison(model):
+        for name in names:
+            model.get_parameter(name).register_hook(lambda g: g * math.inf)
+
     with monkeypatch.context() as patch:
-        at_step(4, patch, lambda model: model.get_parameter(name).register_hook(lambda g: g * math.inf))
+        at_step(4, patch, poison)
         diverging(config, corpus, tmp_path / "run")
     report, now = replayed(corpus, tmp_path / "run")
-    assert report.first_nonfinite == f"the gradient of {name} in micro-batch 0"
+    assert report.first_nonfinite == f"the gradient of {names[1]} in micro-batch 0"
     assert now.first_nonfinite == "none alone: only the sum over the step is not finite"
     assert now != report
 
