@@ -6,6 +6,7 @@ tokens than a picture can name or show, it leaves some out, and says so.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -178,7 +179,7 @@ def heat_map(
     matrix = np.asarray(values, dtype=float)
     R, N = matrix.shape
     cell = min(0.8 if texts is not None else 0.5, max(12 / N, 0.05))  # inches
-    figure = _figure(min(14, max(4.5, 2.2 + cell * N)), min(14, 1.7 + max(0.2, min(cell, 0.4)) * R))
+    figure = _figure(min(14, max(4.5, 2.2 + cell * N)), min(14, 1.8 + max(0.2, min(cell, 0.4)) * R))
     axes = figure.subplots()
     top = float(np.nanmax(np.abs(matrix), initial=0.0)) or 1.0
     limits = (-top, top) if signed else (min(0.0, float(np.nanmin(matrix))), max(top, 1e-12))
@@ -188,7 +189,7 @@ def heat_map(
     _draw_map(axes, matrix, limits, SIGNED if signed else AMOUNT, texts if cell >= 0.34 else None)
     left_out = [] if cell >= 0.34 else ["too many columns to write into the cells"]
     left_out += _name_places(axes, names, rows, figure)
-    figure.colorbar(axes.images[0], ax=axes, label=what, fraction=0.05)
+    _scale(figure, axes, axes.images[0], what)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _say(figure, title, left_out)
     return figure
@@ -210,7 +211,7 @@ def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "
     texts = [[_share(value) for value in row] for row in matrix.data] if T <= 20 else None
     _draw_map(axes, matrix, (0, 1), AMOUNT, texts)
     left_out = _name_places(axes, tokens, tokens, figure)
-    figure.colorbar(axes.images[0], ax=axes, label="attention", fraction=0.05)
+    _scale(figure, axes, axes.images[0], "attention")
     axes.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks")
     _say(figure, title, left_out)
     return figure
@@ -237,7 +238,7 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
             _draw_map(axes, _past(cells), (0, 1), AMOUNT)
             axes.set(xticks=[], yticks=[], aspect="equal")
             axes.set_title(f"{layer}.{head}", fontsize=SMALL, pad=2)
-    figure.colorbar(rows[0, 0].images[0], ax=rows, label="attention", fraction=0.03)
+    _scale(figure, list(rows.flat), rows[0, 0].images[0], "attention")
     smaller = [f"each dot is the largest of {n} x {n} values"] if n > 1 else []
     names = f"{T} tokens: {' '.join(map(_drawable, tokens))}"
     most = int(figure.get_figwidth() * 10)  # letters in a line
@@ -271,7 +272,7 @@ def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Fi
         axes.set_title(kind, fontsize=SMALL + 1)
     figure.supxlabel("head", fontsize=SMALL)
     figure.supylabel("layer", fontsize=SMALL)
-    figure.colorbar(used[0].images[0], ax=used, label="score", fraction=0.04)
+    _scale(figure, list(used), used[0].images[0], "score")
     _say(figure, title, [])
     return figure
 
@@ -339,7 +340,7 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
             axes.text(x, y + 0.28, f"{value:.1f}", ha="center", va="center", fontsize=5.5, color=colour)
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("auto")
-    figure.colorbar(image, ax=axes, label="loss (nats)", fraction=0.05)
+    _scale(figure, axes, image, "loss (nats)")
     _say(figure, title, ["read from left to right; the first token has nothing before it, and no loss"])
     return figure
 
@@ -516,8 +517,15 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
     """The title above, and in a line each below it what has to be known to read the picture."""
-    lines = [_drawable(line, spaces=False) for line in (title, *notes) if line]
+    letters = int(figure.get_figwidth() * 12)  # in a line
+    lines = [part for line in (title, *notes) for part in textwrap.wrap(_drawable(line, spaces=False), letters)]
     figure.suptitle("\n".join(lines), fontsize=SMALL + 1)
+
+
+def _scale(figure: "Figure", axes: "Axes | Sequence[Axes]", image: Any, what: str) -> None:
+    """A colour scale beside the axes, and what it means, in lines that fit their height."""
+    letters = max(12, int(figure.get_figheight() * 7))
+    figure.colorbar(image, ax=axes, fraction=0.05).set_label("\n".join(textwrap.wrap(what, letters)), fontsize=SMALL)
 
 
 def _draw_map(

@@ -228,6 +228,10 @@ def _options(
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
     ids = _encode(tokenizer.encode, f"{flag} {text!r}", text)
+    if tokenizer.decode(ids) != text:  # as --unknown skip leaves it; another text was not asked for
+        raise InputError(
+            f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"
+        )
     if not ids:
         raise InputError(f"{flag} {text!r} is no token", f"give {flag} a text of at least one character")
     return ids
@@ -349,7 +353,7 @@ def _score_name(options: dict[str, Any]) -> str:
     """What the scores of `generate` are, for a line of output."""
     if not _uses_beams(options):
         return "log-probability"
-    return f"score (log-probability / length ** {options['length_penalty']:g})"
+    return f"score (sum of the filtered log-probabilities / length ** {options['length_penalty']:g})"
 
 
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any]) -> None:
@@ -381,7 +385,7 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[s
         write("\n")  # after an error too: its lines begin on the left
         sys.stdout.flush()
     _say_speed(num_new, time.perf_counter() - start, num_drafted, num_accepted)
-    if reason == "context":
+    if reason == "context" or (reason is None and options["max_new_tokens"] != 0):  # there was no room at all
         print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)
 
 

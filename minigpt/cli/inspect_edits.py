@@ -80,7 +80,7 @@ def _ablate(values: dict[str, Any]) -> Answer:
         *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+.3f}"),
         "largest: " + "  ".join(f"{label} {value:+.4f}" for label, value in sweep.top(5)),
     ]
-    return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", " ".join(head)))
+    return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", ", ".join(head)))
 
 
 def _without(

@@ -117,7 +117,7 @@ def _heads(values: dict[str, Any]) -> Answer:
         rows.append((label, *(f"{float(found.scores[one][layer, number]):.3f}" for one in kinds)))
     marked = [f"{one} *" if one == kind else one for one in kinds]
     lines = [*head, *terminal.table(("head", *marked), rows)]
-    title = " ".join(head)
+    title = ", ".join(head)
     return Answer(record, lines, found.check, lambda: plots.head_scoreboard({k: found.scores[k] for k in kinds}, title))
 
 

@@ -158,9 +158,9 @@ class DecodingOptions:
         )
         for text in self.stop_strings:
             _refuse(
-                not isinstance(text, str) or not text,
+                not isinstance(text, str) or not text or any("\ud800" <= sign <= "\udfff" for sign in text),
                 f"stop = {text!r} cannot be used",
-                "stop must be a string of at least one character, or several",
+                "stop must be a string of at least one character, or several, and of whole characters",
             )
         for name in _ID_LISTS:
             ids = getattr(self, name)
@@ -191,7 +191,7 @@ class DecodingOptions:
         )
         for seed in _as_tuple(self.seed):
             _refuse(
-                not isinstance(seed, int) or not 0 <= seed < 2**63,
+                not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63,
                 f"seed = {reprlib.repr(seed)} cannot be used",
                 "a seed is a whole number from 0 to 2**63 - 1; give one, or a list with one for each prompt",
             )

@@ -29,7 +29,7 @@ def names(axis) -> list[str]:
 
 def overlapping(figure, axis) -> list[tuple[str, str]]:
     """Pairs of neighbouring names of an axis that cover each other in the picture."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [(label.get_text(), label.get_window_extent()) for label in axis.get_ticklabels()]
     pairs = itertools.pairwise(boxes)
     return [(one, other) for (one, box), (other, next_box) in pairs if box.overlaps(next_box)]
@@ -104,6 +104,18 @@ def test_a_map_of_texts_and_one_too_wide_for_them():
     assert texts(wide.axes[0]) == []
     assert "too many columns" in wide.get_suptitle()
     assert overlapping(wide, wide.axes[0].xaxis) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13])
+def test_nothing_is_cut_off(rows):
+    what, title = "change of the loss on the second copy", "16 rows of 45 random tokens that come twice " * 3
+    figure = plots.heat_map(random.random((rows, 2)), [f"layer {n}" for n in range(rows)], ["0", "1"], what, title)
+    figure.draw_without_rendering()
+    for text in (*figure.texts, figure.axes[1].yaxis.label, *figure.axes[0].get_yticklabels()):
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text.get_text()
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text.get_text()
+    assert figure.get_suptitle().replace("\n", " ") == title.strip()
 
 
 def test_a_scale_with_a_sign_is_white_at_0():

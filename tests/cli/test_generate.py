@@ -14,6 +14,7 @@ from minigpt.cli.main import run
 from minigpt.cli.parser import CommandParser
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate
+from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -254,8 +255,11 @@ def test_a_score_says_what_it_is(characters: CharModel, written: Callable[..., A
     flags = ("--prompt", "ROMEO", "--max-new-tokens", "4")
     for more, name in (
         (("--num-return-sequences", "2"), "log-probability"),
-        (BEAM, "score (log-probability / length ** 1)"),
-        (("--num-beams", "2", "--length-penalty", "0.5"), "score (log-probability / length ** 0.5)"),
+        (BEAM, "score (sum of the filtered log-probabilities / length ** 1)"),
+        (
+            ("--num-beams", "2", "--length-penalty", "0.5"),
+            "score (sum of the filtered log-probabilities / length ** 0.5)",
+        ),
     ):
         score = json.loads(written(*flags, *more, "--json")[0])["completions"][0]["score"]
         assert f"--- {name} {score:.3f}, ended by: length ---" in written(*flags, *more)[0]
@@ -322,3 +326,20 @@ def test_an_end_of_sequence_can_be_put_off(monkeypatch: pytest.MonkeyPatch, comp
                             "2", "--max-new-tokens", "9")  # fmt: skip
         lengths[least] = min(len(row["token_ids"]) for row in found if row["finish_reason"] == "eos")
     assert lengths["0"] < 1 + 6 + 1 <= lengths["6"]
+
+
+def test_what_a_review_found(characters: CharModel, refused: Callable[..., str], written: Callable[..., Any]) -> None:
+    """Half a character as a stop, a ban that --unknown skip would turn into another, a prompt that fills the block."""
+    assert "of whole characters" in refused("--prompt", "ROMEO", "--stop", "\udcff")
+    with pytest.raises(InputError, match="has characters that the model does not know"):
+        command._ids(CharTokenizer(LETTERS, unknown="skip"), "--ban", "R\U0001f600")
+    model, _ = characters
+    full = "ROMEO" * (model.config.block_size // 5 + 1)
+    out, err = written("--prompt", full, "--on-overflow", "stop")
+    assert out == full + "\n"
+    assert "the model's block is full" in err
+
+
+def test_a_seed_is_a_number() -> None:
+    with pytest.raises(InputError, match="seed = True cannot be used"):
+        DecodingOptions(seed=True)

@@ -144,7 +144,8 @@ def worker_count():
         moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
         held = [parameters, [p.grad for p in parameters], *moments]
         counted[how] = {
-            "all_reduce": [shapes[0][0] for name, shapes in events if name == "gloo:all_reduce"],
+            # a gradient; the loop's count of targets, which is exchanged too, is a scalar
+            "all_reduce": [shapes[0][0] for name, shapes in events if name == "gloo:all_reduce" and shapes[0]],
             "all_gather": [shapes[1][0] for name, shapes in events if name == "c10d::_allgather_base_"],
             "reduce_scatter": [shapes[0][0] for name, shapes in events if name == "c10d::_reduce_scatter_base_"],
             "broadcast": [shapes[0][0] for name, shapes in events if name == "gloo:broadcast"],
