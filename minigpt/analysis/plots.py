@@ -63,7 +63,7 @@ def loss_curve(
     if floor is not None:
         losses.axhline(floor, color=GREEN, linestyle="--", linewidth=1, label=f"entropy of the corpus, {floor:.3f}")
     losses.set_ylabel("loss (nats per token)")
-    losses.set_title(title)
+    losses.set_title(_drawable(title, spaces=False))
     losses.grid(alpha=0.3)
     if losses.get_legend_handles_labels()[0]:  # a run that ended before its first record has nothing to explain
         losses.legend()
@@ -97,7 +97,7 @@ def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = 
     axes.margins(x=0.1)
     axes.set_xlabel("epoch")
     axes.set_ylabel("perplexity")
-    axes.set_title(title)
+    axes.set_title(_drawable(title, spaces=False))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -125,8 +125,8 @@ def probability_bars(
         axes.set_ylim(0, 1.1)
         axes.tick_params(labelsize=8)
     row[0].set_ylabel("probability")
-    figure.supxlabel(xlabel, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(_drawable(xlabel, spaces=False), fontsize=9)
+    figure.suptitle(_drawable(title, spaces=False), fontsize=10)
     return figure
 
 
@@ -190,7 +190,7 @@ def heat_map(
     left_out = [] if cell >= 0.34 else ["too many columns to write into the cells"]
     left_out += _name_places(axes, names, rows, figure)
     _scale(figure, axes, axes.images[0], what)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=_drawable(xlabel, spaces=False), ylabel=_drawable(ylabel, spaces=False))
     _say(figure, title, left_out)
     return figure
 
@@ -307,7 +307,7 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
     axes.axvline(0, color="black", linewidth=0.6)
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(what, fontsize=SMALL)
+    axes.set_xlabel(_drawable(what, spaces=False), fontsize=SMALL)
     _say(figure, title, [])
     return figure
 
@@ -525,7 +525,9 @@ def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
 def _scale(figure: "Figure", axes: "Axes | Sequence[Axes]", image: Any, what: str) -> None:
     """A colour scale beside the axes, and what it means, in lines that fit their height."""
     letters = max(12, int(figure.get_figheight() * 7))
-    figure.colorbar(image, ax=axes, fraction=0.05).set_label("\n".join(textwrap.wrap(what, letters)), fontsize=SMALL)
+    figure.colorbar(image, ax=axes, fraction=0.05).set_label(
+        "\n".join(textwrap.wrap(_drawable(what, spaces=False), letters)), fontsize=SMALL
+    )
 
 
 def _draw_map(
@@ -633,5 +635,5 @@ def interval_dots(
         axes.grid(alpha=0.3, axis="x")
     row[0].set_yticks(heights, labels)
     row[0].invert_yaxis()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_drawable(title, spaces=False), fontsize=10)
     return figure
