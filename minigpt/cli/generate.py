@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
-from minigpt.data.corpora import load_corpus
+from minigpt.data.corpora import read_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import InputError, MissingFileError
+from minigpt.errors import DataError, InputError, MissingFileError
 from minigpt.model import GPT
 from minigpt.pretrained import load_model
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt
@@ -172,15 +172,22 @@ def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[st
 
     Raises:
         MissingFileError: if there is no such file.
-        DataError: if it is not UTF-8, or has no text.
+        DataError: if it is a folder, is not UTF-8, or has no text.
     """
     texts = [(f"prompt {number}", text) for number, text in enumerate(given or ())]
     if file is None:
         return texts if len(texts) > 1 else [("the prompt", text) for text in given or [""]]
-    if not Path(file).is_file():
-        raise MissingFileError(f"there is no file {file}", "name a text file with one prompt a line")
-    lines = load_corpus(Path(file)).text.split("\n")
-    return texts + [(f"line {number} of {file}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    advice = "name a text file with one prompt a line"
+    if Path(file).is_dir():
+        raise DataError(f"{file} is a folder", advice)
+    if not Path(file).exists():
+        raise MissingFileError(f"there is no file {file}", advice)
+    lines = [
+        (f"line {n} of {file}", line) for n, line in enumerate(read_text(Path(file)).split("\n"), 1) if line.strip()
+    ]
+    if not lines:
+        raise DataError(f"there is no prompt in {file}", advice)
+    return texts + lines
 
 
 def _encode(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:

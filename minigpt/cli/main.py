@@ -86,6 +86,15 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # `minigpt ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and Python must not complain when it flushes
         return 141 if command in ("train", "quickstart") else 0  # but a training that it ended is not done
+    except (MemoryError, RuntimeError) as error:
+        if "--debug" in rest or not _lacks_memory(error):
+            raise
+        print("error: there is not enough memory for this", file=sys.stderr)
+        print(
+            "       ask for less at once: fewer sequences or beams, a smaller batch or model; --debug shows where",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         if "--debug" in rest:
             raise
@@ -102,6 +111,12 @@ def run(arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether this is Python's or torch's way to say so; the errors of a GPU and of a CPU have no class in common."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:

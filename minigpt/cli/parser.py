@@ -16,6 +16,8 @@ from minigpt.errors import CheckpointError, ConfigError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # for errors
+
 
 class CommandParser(jsonargparse.ArgumentParser):
     """Parses a command's arguments; a mistake becomes a `ConfigError` that names the nearest right flag."""
@@ -40,7 +42,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
         if wrong := re.match(r"Parser key \"(.+?)\": Expected a (.+?)\. Got value: (.*)", what):
             flag = flags.get(wrong[1], f"--{wrong[1]}")
-            expected = re.sub(r"<class '(\w+)'>|typing\.Literal\[(.+)\]", lambda m: m[1] or f"one of {m[2]}", wrong[2])
+            expected = re.sub(r"<class '(\w+)'>", lambda kind: KINDS.get(kind[1], kind[1]), wrong[2])
+            expected = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", expected)
             what = f"{flag} {wrong[3]}: expected {expected}"
         elif unknown := re.match(r"unrecognized arguments: (.*)", what):
             words = unknown[1].split()

@@ -241,6 +241,8 @@ class _Job:
     ) -> None:
         self.vocab_size = model.config.vocab_size
         if tokenizer is not None:
+            if not hasattr(tokenizer, "token_bytes"):
+                raise InputError(f"tokenizer = {tokenizer!r} is none", "give the one that load_model returns")
             self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
         options.check_ids(self.vocab_size)
         self.model = model
@@ -302,7 +304,7 @@ class _Job:
             room = limit - (self.options.force_eos and limit == self.options.max_new_tokens)
             if room < needed:
                 raise InputError(
-                    f"required_sequences hold {needed} tokens, but prompt {number} gets {room} that are free",
+                    f"the required sequences hold {needed} tokens, but prompt {number} gets {room} that are free",
                     "raise max_new_tokens, shorten the prompt, or require less",
                 )
         for ids, stop in itertools.product(required, self.options.stop_strings):

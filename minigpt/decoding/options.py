@@ -152,7 +152,7 @@ class DecodingOptions:
 
     def _check_sequences(self) -> None:
         _refuse(
-            not all(isinstance(token_id, int) for token_id in self.eos),
+            not all(_is_number(token_id, whole=True) for token_id in self.eos),
             f"eos_token_id = {self.eos_token_id!r} cannot be used",
             "eos_token_id must be a token id, or a list of them",
         )
@@ -354,11 +354,11 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     """None, one value or several, as a tuple."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+    return (value,) if isinstance(value, str | bytes) or not isinstance(value, Sequence) else tuple(value)
 
 
 def _made_of_ids(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(token_id, int) for token_id in value)
+    return isinstance(value, list | tuple) and all(_is_number(token_id, whole=True) for token_id in value)
 
 
 def _is_number(value: object, whole: bool = False) -> bool:

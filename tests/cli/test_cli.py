@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,9 @@ def test_texts_that_are_banned_or_required(trained, capsys):
     (["--require", "", "--strategy", "beam"], ["--require '' is no token", "at least one character"]),
     (["--ban", "?"], ["'?' (U+003F)"]),
     (["--prompts-file", "nowhere.txt"], ["there is no file nowhere.txt", "one prompt a line"]),
+    (["--prompts-file", "."], [". is a folder", "one prompt a line"]),
+    (["--temperature", "nan"], ["--temperature nan: expected a number"]),
+    (["--num-beams", "2.5"], ["--num-beams 2.5: expected a whole number"]),
     (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
 ])  # fmt: skip
 def test_wrong_ways_to_guide_a_decoder(trained, capsys, options, parts):
@@ -206,7 +210,32 @@ def test_a_draft_of_other_tokens(trained, tmp_path, capsys):
 def test_a_file_without_prompts(trained, capsys):
     Path("empty.txt").write_text(" \n\n\n")
     err = failing(["generate", "--model", str(trained), "--prompts-file", "empty.txt"], capsys)
-    assert "there is no text in empty.txt" in err
+    assert "there is no prompt in empty.txt" in err
+
+
+def test_prompts_from_a_pipe(trained, capsys):
+    """As a shell gives them: minigpt generate --prompts-file <(head openings.txt)."""
+    options = ["generate", "--model", str(trained), "--max-new-tokens", "5"]
+    Path("p.txt").write_text("To be\nor not\n")
+    expected = result_of([*options, "--prompts-file", "p.txt"], capsys)["completions"]
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as writer:
+        writer.submit(Path("pipe").write_text, "To be\nor not\n")
+        assert result_of([*options, "--prompts-file", "pipe"], capsys)["completions"] == expected
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+])  # fmt: skip
+def test_no_memory_is_said_in_two_lines(trained, capsys, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("minigpt.cli.generate.generate", full)
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--json"], capsys)
+    assert "not enough memory" in err
 
 
 def test_overflow_is_declared(trained, capsys):
@@ -849,7 +878,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
     ("flags", "parts"),
     [
         (["--train.max_step", "3"], ["--train.max_step", "did you mean --train.max_steps?"]),  # case 24
-        (["--train.max_steps", "many"], ["max_steps", "int", "many"]),
+        (["--train.max_steps", "many"], ["--train.max_steps many", "a whole number"]),
         (["--train.max_steps", "2.5"], ["max_steps", "2.5"]),
         (["--model.n_head", "3"], ["n_embd = 8", "n_head = 3"]),
         (["--model.n_layer", "0"], ["n_layer = 0"]),

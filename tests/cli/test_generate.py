@@ -120,7 +120,7 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         (["--require", "me"], ["--require ['me'] concerns beams"]),
         ([*BEAM, "--require", "me", "--ban", "e"], ["--require wants 'me', but --ban forbids 'e' in it"]),
         ([*BEAM, "--require", "me.", "--stop", "."], ["--require wants 'me.', but --stop '.' ends the text"]),
-        ([*BEAM, "--require", "Romeo"], ["--require hold 5 tokens, but the prompt gets 4"]),
+        ([*BEAM, "--require", "Romeo"], ["the required sequences hold 5 tokens, but the prompt gets 4"]),
         ([*BEAM, "--require", "oeoe", "--no-repeat-ngram-size", "2"], ["all of --require", "--no-repeat-ngram-size"]),
         ([*BEAM, "--num-return-sequences", "3", "--require", "mmmm"], ["--num-beams 3 found 1", "raise --num-beams"]),
         ([*BEAM, "--draft", "lookup"], ["--num-beams 3 changes sequences", "leave --draft out"]),

@@ -427,9 +427,13 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": 23}, "eos_token_id names token 23, outside the vocabulary of 23"),
     ({"eos_token_id": "."}, "eos_token_id = '.'"),
     ({"eos_token_id": 1.5}, "eos_token_id = 1.5"),
+    ({"eos_token_id": True}, "eos_token_id = True"),
+    ({"suppress_tokens": [True]}, r"suppress_tokens = \[True\]"),
     ({"stop": ""}, "stop = ''"),
     ({"stop": ["a", ""]}, "stop = "),
     ({"stop": 7}, "stop = 7"),
+    ({"stop": b"x"}, "stop = b'x'"),
+    ({"tokenizer": 5}, "tokenizer = 5"),
     ({"stop": "a"}, "stop = 'a' is text"),
     ({"banned_sequences": [1]}, "banned_sequences holds 1"),
     ({"banned_sequences": [[]]}, r"banned_sequences holds \[\]"),
@@ -454,11 +458,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "beam", "required_sequences": [[1, 23]]}, "required_sequences names token 23"),
     (
         {"strategy": "beam", "required_sequences": [[1, 2], [3, 4]]},
-        "required_sequences hold 4 tokens, but prompt 0 gets 3 that are free",
+        "the required sequences hold 4 tokens, but prompt 0 gets 3 that are free",
     ),
     (
         {"strategy": "beam", "required_sequences": [[1, 2]], "eos_token_id": 3, "force_eos": True, "max_new_tokens": 2},
-        "required_sequences hold 2 tokens, but prompt 0 gets 1 that are free",
+        "the required sequences hold 2 tokens, but prompt 0 gets 1 that are free",
     ),
     (
         {"strategy": "beam", "required_sequences": [[4], [1, 2]], "stop": ["x", "ab"], "tokenizer": Letters()},
