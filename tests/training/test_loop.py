@@ -66,6 +66,7 @@ def test_a_run_leaves_a_complete_directory(tmp_path):
     assert "--- step 3 ---" in run.samples.read_text()
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_same_seed_gives_the_same_bytes(tmp_path, optimizer):
     config = updated(SMALL, {"train": {"optimizer": optimizer}, "model": {"dropout": 0.1}})
@@ -84,6 +85,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_accumulation_is_exact(tmp_path, optimizer):
@@ -185,6 +187,7 @@ def test_a_device_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_training_goes_on_where_compilation_does_not_work(tmp_path, monkeypatch):
     def no_compiler(model):
         def forward(x):
@@ -200,6 +203,7 @@ def test_training_goes_on_where_compilation_does_not_work(tmp_path, monkeypatch)
     assert file_hash(RunDirectory(tmp_path / "a").last_weights) == file_hash(RunDirectory(tmp_path / "b").last_weights)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_that_diverges_stops_before_it_saves(tmp_path, monkeypatch):
     """A gradient of NaN at step 5: the weights saved at step 4 stay, and the error says when."""
     real, calls = loop.next_token_loss, []
@@ -218,6 +222,7 @@ def test_a_run_that_diverges_stops_before_it_saves(tmp_path, monkeypatch):
     assert all("NaN" not in line for line in run.metrics.read_text().splitlines())
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_speed_leaves_evaluations_out(tmp_path, monkeypatch):
     """A clock that only moves in evaluations and in batches: one second a step, 100 for an evaluation."""
     now = [0.0]
@@ -265,6 +270,7 @@ def test_ten_seeds_of_a_short_quick_preset_stay_finite(tmp_path, seed):
     assert result.val_loss < 2.6
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_newest_run_is_found(tmp_path):
     config = updated(SMALL, {"train": {"max_steps": 2, "warmup_steps": 1}})
     for name in ("z", "a"):
@@ -282,6 +288,7 @@ def test_a_damaged_part_of_a_run_is_named(tmp_path, name):
         load_run(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_parts_of_different_runs_are_refused(tmp_path):
     config = updated(SMALL, {"train": {"max_steps": 2, "warmup_steps": 1}})
     train(config, CORPUS, tmp_path / "a", quiet)
