@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Tiny tensors on spinning threads: where another program wants a core too, the tests would take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each with a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -25,7 +25,7 @@ def test_there_are_two_setup_commands_that_stand_alone(monkeypatch):
 
     first, second = setup_commands()
     assert first.endswith("minigpt quickstart")
-    assert second.endswith("pytest")
+    assert second.endswith("pytest -n logical")
     for command in (first, second):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
         assert "-c constraints.txt" in command
