@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt.errors import CheckpointError, MissingFileError, first_line
+from minigpt.errors import CheckpointError, InputError, MissingFileError, first_line
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
@@ -103,6 +103,30 @@ def check_unused(path: Path) -> None:
             raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
     if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
         raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
+
+
+def check_output(path: Path, endings: Sequence[str]) -> None:
+    """See before long work that its result can be written here; the folders that it needs are made later.
+
+    Args:
+        path: of the result.
+        endings: those that say in which format, such as ".png".
+
+    Raises:
+        InputError: if the path ends otherwise, is a folder, or lies where no file can be made.
+    """
+    if path.suffix.lower() not in endings:
+        raise InputError(
+            f"{path} ends in {path.suffix or 'nothing'}, which says no format",
+            f"choose a name that ends in {', '.join(endings)}",
+        )
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", "name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, and {path} cannot be in it", "name a file in a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written to the folder {folder}", "choose another, or mend its permissions")
 
 
 def first_bytes(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minigpt.analysis.checks import Check, check
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 
@@ -57,23 +58,6 @@ class Row:
     def gradient_bytes(self) -> int:
         """Of the parameters' gradients."""
         return FLOAT * self.parameters
-
-
-@dataclass(frozen=True)
-class Check:
-    """An identity, and how far the numbers are from it.
-
-    Attributes:
-        name: what must be equal.
-        error: the observed distance, relative to the expected value.
-        tolerance: the largest distance allowed.
-        ok: whether it is within that.
-    """
-
-    name: str
-    error: float
-    tolerance: float
-    ok: bool
 
 
 @dataclass(frozen=True)
@@ -139,7 +123,7 @@ class ModelSize:
         return sum(row.kv_cache_bytes for row in self.rows)
 
     def check(self) -> list[Check]:
-        """The identities that the sums must satisfy: the closed forms that books and papers give."""
+        """The identities that the sums must satisfy: the closed forms that books and papers give; relative errors."""
         c, B, T = self.config, self.batch_size, self.tokens
         L, C, V = c.n_layer, c.n_embd, c.vocab_size
         heads = 1 if c.tie_weights else 2
@@ -155,8 +139,7 @@ class ModelSize:
             "optimizer = 4 bytes a state": (self.optimizer_bytes, 4 * states),
             "KV-cache = 2 L B T C numbers": (self.kv_cache_bytes, 2 * L * B * T * C * self.bytes_per_value),
         }
-        errors = {name: abs(found - expected) / expected for name, (found, expected) in identities.items()}
-        return [Check(name, error, 0.0, error == 0.0) for name, error in errors.items()]
+        return [check(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""

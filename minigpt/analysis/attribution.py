@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
-from minigpt.analysis.recording import Trace
+from minigpt.analysis.recording import Trace, weight_in_use
 from minigpt.errors import InputError
 
 
@@ -164,7 +164,7 @@ class _Parts:
     def add_heads(self, layer: int) -> None:
         """Add every head of a layer, and the bias that they share."""
         z = self.vector(f"blocks.{layer}.attn.z")  # (H, D)
-        back = self._parameters[f"h.{layer}.attn.c_proj.weight"].double().T @ self.read  # (H * D,)
+        back = weight_in_use(self.t.model, f"h.{layer}.attn.c_proj").double().T @ self.read  # (H * D,)
         self.labels += [f"{layer}.{head}" for head in range(len(z))]
         self.values.append((z * back.view_as(z)).sum(-1))  # (H,)
         self.constant(f"h.{layer}.attn.c_proj.bias", self.read)
@@ -172,7 +172,7 @@ class _Parts:
     def add_neurons(self, layer: int) -> None:
         """Add every neuron of a layer, and the bias that they share."""
         post = self.vector(f"blocks.{layer}.mlp.post")  # (4C,)
-        back = self._parameters[f"h.{layer}.mlp.c_proj.weight"].double().T @ self.read  # (4C,)
+        back = weight_in_use(self.t.model, f"h.{layer}.mlp.c_proj").double().T @ self.read  # (4C,)
         self.labels += [f"{layer}.mlp.{neuron}" for neuron in range(len(post))]
         self.values.append(post * back)
         self.constant(f"h.{layer}.mlp.c_proj.bias", self.read)
@@ -218,6 +218,8 @@ def _check_choice(t: Trace, tokens: list[int], by: str, row: int) -> None:
     for token in tokens:
         if not 0 <= token < V:
             raise InputError(f"there is no token {token}", f"choose an id from 0 to {V - 1}")
+    if len(set(tokens)) < len(tokens):
+        raise InputError(f"token {tokens[0]} against itself differs by 0 whatever the model", "choose two tokens")
     if not 0 <= row < B:
         raise InputError(f"there is no row {row}: the trace has {B}", f"choose one from 0 to {B - 1}")
 

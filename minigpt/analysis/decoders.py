@@ -154,8 +154,9 @@ def write_steps(
         **options: fields of `DecodingOptions`, for one sequence.
 
     Raises:
-        InputError: as `generate`.
+        InputError: as `generate`, and if no token may be written.
     """
+    _check_length(DecodingOptions(**options))
     steps: list[Step] = []
     out = generate(model, [prompt], tokenizer=tokenizer, on_step=steps.append, num_candidates=num_candidates, **options)
     choices = [choice for step in steps for choice in step.choices]
@@ -231,8 +232,7 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
         InputError: as `generate`, and if no token may be written.
     """
     chosen = DecodingOptions(strategy="beam", **options)
-    if not chosen.max_new_tokens:
-        raise InputError("max_new_tokens = 0 leaves nothing to search", "choose at least 1")
+    _check_length(chosen)
     steps: list[Step] = []
     out = generate(model, [prompt], tokenizer=tokenizer, on_step=steps.append, strategy="beam", **options)
     (ids, *_), (score, *_) = out.sequences, out.scores
@@ -249,6 +249,11 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
         again = math.fsum(token_log_probs(model, ids)[len(prompt) - 1 :])
         checks.append(check("with the cache = in one pass without it", abs(again - summed), 1e-3))
     return BeamTree(nodes, ids, score, tuple(checks))
+
+
+def _check_length(options: DecodingOptions) -> None:
+    if not options.max_new_tokens:
+        raise InputError("max_new_tokens = 0 leaves nothing to consider", "choose at least 1")
 
 
 def _nodes(steps: Sequence[Sequence[BeamCandidate]], result: Sequence[int]) -> list[Node]:

@@ -143,7 +143,7 @@ def scores_of_pattern(pattern: Tensor, period: int | None = None) -> dict[str, T
     """
     T = pattern.size(-1)
     if T < 3:
-        raise InputError(f"{T} tokens show no habit of a head", "give a text of at least 3 tokens")
+        raise InputError(f"a head shows no habit on so few tokens: {T}", "give a text of at least 3 tokens")
     before, itself = (pattern.diagonal(-n, -2, -1) for n in (1, 0))  # (..., T - n), from query n on
     keys = torch.arange(2, T + 1).to(pattern)  # how many of them queries 1, 2, ... see
     scores = {

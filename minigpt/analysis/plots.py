@@ -5,6 +5,7 @@ a sign from blue through white to red, and both can be told apart with any kind 
 tokens than a picture can name or show, it leaves some out, and says so.
 """
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.analysis.terminal import pooled, visible
+from minigpt.analysis.terminal import cut, pooled, visible
 from minigpt.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Figure
+    from matplotlib.text import Annotation
 
 # Okabe and Ito's colours: told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -146,7 +148,7 @@ def runs_compared(runs: Sequence[tuple[str, Sequence[tuple[int, float]], Sequenc
         steps, losses = [step for step, _ in validation], [loss for _, loss in validation]
         axes.plot(steps, losses, color=colour, marker=mark, label=_drawable(name) + best)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.set_title("thin: training, as recorded; marks: validation", fontsize=SMALL)
+    axes.set_title("losses: thin lines in training, as recorded; marks on the validation split", fontsize=SMALL)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=SMALL)
     return figure
@@ -168,27 +170,36 @@ def heat_map(
     Args:
         values: the matrix; what is not a number stays grey.
         rows: names of the R rows, the first on top.
-        names: of the N columns.
+        names: of the N columns, which may be tokens.
         what: what a colour means, beside the scale.
         title: one line above.
-        texts: what to write into the cells in the place of the numbers, (R, N).
+        texts: what to write into the cells in the place of the numbers, (R, N); cut where a cell is too narrow.
         signed: a scale from blue through white at 0 to red.
         xlabel: what the columns are.
         ylabel: what the rows are.
     """
     matrix = np.asarray(values, dtype=float)
     R, N = matrix.shape
-    cell = min(0.8 if texts is not None else 0.5, max(12 / N, 0.05))  # inches
-    figure = _figure(min(14, max(4.5, 2.2 + cell * N)), min(14, 1.8 + max(0.2, min(cell, 0.4)) * R))
+    across = 11 if N <= 80 else 8  # inches; of more columns than that, not each can have its name in any case
+    cell = min(0.5 if texts is None else 0.8, across / N)
+    columns, lines = [_drawable(name) for name in names], [_drawable(row, spaces=False) for row in rows]
+    below = 0.08 * max(map(len, columns))  # inches, where names stand upright
+    figure = _figure(max(4.5, 2.2 + cell * N), min(9.5, 1.8 + below + max(0.2, min(cell, 0.4)) * R))
     axes = figure.subplots()
     top = float(np.nanmax(np.abs(matrix), initial=0.0)) or 1.0
     limits = (-top, top) if signed else (min(0.0, float(np.nanmin(matrix))), max(top, 1e-12))
-    if texts is None:
+    left_out = []
+    if cell < 0.34:
+        left_out = ["too many columns to write into the cells"] if texts is not None else []
+        cells = None
+    elif texts is None:
         digits = 2 if top < 10 else 1 if top < 100 else 0
-        texts = [[f"{value:.{digits}f}" for value in row] for row in matrix]
-    _draw_map(axes, matrix, limits, SIGNED if signed else AMOUNT, texts if cell >= 0.34 else None)
-    left_out = [] if cell >= 0.34 else ["too many columns to write into the cells"]
-    left_out += _name_places(axes, names, rows, figure)
+        cells = [[f"{value:z.{digits}f}" for value in row] for row in matrix]
+    else:
+        letters = int(cell * POINTS / (0.62 * TINY))
+        cells = [[cut(_drawable(text), letters) for text in row] for row in texts]
+    _draw_map(axes, matrix, limits, SIGNED if signed else AMOUNT, cells)
+    left_out += _name_places(axes, columns, lines, figure)
     _scale(figure, axes, axes.images[0], what)
     axes.set(xlabel=_drawable(xlabel, spaces=False), ylabel=_drawable(ylabel, spaces=False))
     _say(figure, title, left_out)
@@ -205,12 +216,13 @@ def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "
     """
     matrix = _past(np.asarray(pattern, dtype=float))
     T = len(matrix)
-    side = min(10.0, max(4.5, 2 + 0.36 * T))
+    texts = [[_share(value) for value in row] for row in matrix.data] if T <= 20 else None
+    side = max(4.5, 2 + 0.36 * T) if texts else min(9.5, 2 + 0.24 * T)
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
-    texts = [[_share(value) for value in row] for row in matrix.data] if T <= 20 else None
     _draw_map(axes, matrix, (0, 1), AMOUNT, texts)
-    left_out = _name_places(axes, tokens, tokens, figure)
+    names = [_drawable(token) for token in tokens]
+    left_out = _name_places(axes, names, names, figure)
     _scale(figure, axes, axes.images[0], "attention")
     axes.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks")
     _say(figure, title, left_out)
@@ -228,8 +240,8 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
     """
     stack = np.asarray(patterns, dtype=float)
     L, H, T, _ = stack.shape
-    side = min(1.6, 13 / H)
-    figure = _figure(max(4.5, side * H + 0.8), (side + 0.12) * L + 0.9)
+    side = min(1.6, 11 / H)
+    figure = _figure(max(4.5, side * H + 1.6), (side + 0.2) * L + 0.9)
     rows = figure.subplots(L, H, squeeze=False)
     n = 1
     for layer, row, heads in zip(layers, rows, stack, strict=True):
@@ -240,7 +252,7 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
             axes.set_title(f"{layer}.{head}", fontsize=SMALL, pad=2)
     _scale(figure, list(rows.flat), rows[0, 0].images[0], "attention")
     smaller = [f"each dot is the largest of {n} x {n} values"] if n > 1 else []
-    names = f"{T} tokens: {' '.join(map(_drawable, tokens))}"
+    names = f"{T} tokens: {' '.join(map(visible, tokens))}"
     most = int(figure.get_figwidth() * 10)  # letters in a line
     names = names if len(names) <= most else names[: most - 1] + "…"
     _say(figure, title, ["rows: queries, columns: keys", names, *smaller])
@@ -258,7 +270,7 @@ def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Fi
     L, H = next(iter(maps.values())).shape
     across = min(3, len(maps))
     down = -(-len(maps) // across)
-    figure = _figure(across * max(2.2, 0.36 * H + 0.5) + 0.8, down * max(1.6, 0.3 * L + 0.9) + 0.4)
+    figure = _figure(across * max(2.2, 0.3 * H + 0.4) + 0.8, down * max(1.6, 0.26 * L + 0.9) + 0.4)
     panels = figure.subplots(down, across, squeeze=False)
     used, unused = panels.flat[: len(maps)], panels.flat[len(maps) :]
     for axes in unused:
@@ -302,7 +314,8 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
         axes.annotate(
             f"{value:+.3f}", (right, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY
         )
-    axes.set_yticks([*places, len(parts)], [*map(_drawable, names), "together"], fontsize=SMALL)
+    labels = [_drawable(name, spaces=False) for name in names]
+    axes.set_yticks([*places, len(parts)], [*labels, "together"], fontsize=SMALL)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.tick_params(axis="x", labelsize=SMALL)
@@ -346,23 +359,28 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
 
 
 def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]], title: str = "") -> "Figure":
-    """What each kind of module costs: one panel a quantity, each with its share of the whole.
+    """What each kind of module costs: one panel a quantity, three side by side, with each module's share of the whole.
 
     Args:
         modules: names.
         quantities: what is counted -> a number for each module.
         title: one line above.
     """
-    figure = _figure(2.3 * len(quantities) + 1.4, 1.2 + 0.3 * len(modules))
-    panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
-    for axes, (what, numbers) in zip(panels, quantities.items(), strict=True):
+    across = min(3, len(quantities))
+    down = -(-len(quantities) // across)
+    figure = _figure(2.5 * across + 1.4, down * (0.4 + 0.26 * len(modules)) + 0.6)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axes, (what, numbers) in zip(panels.flat, quantities.items(), strict=False):
         whole = sum(numbers) or 1.0
         bars = axes.barh([*modules], [100 * number / whole for number in numbers], color=BLUE)
-        axes.bar_label(bars, [f"{100 * number / whole:.1f}" for number in numbers], padding=2, fontsize=TINY)
+        labels = [f"{100 * number / whole:.1f}" if number else "" for number in numbers]
+        axes.bar_label(bars, labels, padding=2, fontsize=TINY)
         axes.set(xlim=(0, 125), xticks=[])
         axes.set_title(what, fontsize=SMALL)
         axes.tick_params(labelsize=SMALL)
-    panels[0].invert_yaxis()
+    for axes in panels.flat[len(quantities) :]:
+        axes.remove()
+    panels[0, 0].invert_yaxis()
     figure.supxlabel("% of the whole", fontsize=SMALL)
     _say(figure, title, [])
     return figure
@@ -438,7 +456,8 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
         colour, width, style = (
             ("black", 1.8, "-") if branch.best else (BLUE, 1.0, "-") if branch.kept else (GREY, 0.8, ":")
         )
-        corners = [x - 0.3, x - 0.18, x - 0.18, x], [from_y, from_y, y, y]
+        begin = x - 1 if branch.parent is not None else 0.68  # behind the parent's text, which covers it
+        corners = [begin, x - 0.18, x - 0.18, x], [from_y, from_y, y, y]
         axes.plot(*corners, color=colour, linewidth=width, linestyle=style, zorder=1 + branch.kept + branch.best)
         axes.text(
             x, y, texts[number], fontsize=SMALL if branch.best else TINY, va="center",
@@ -454,7 +473,7 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
 
 
 def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[float], title: str = "") -> "Figure":
-    """Points in the plane of the first two principal components, with their names where these are few enough.
+    """Points in the plane of the first two principal components, with as many names as do not cover each other.
 
     Args:
         points: (N, 2).
@@ -465,15 +484,19 @@ def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[flo
     plane = np.asarray(points, dtype=float)
     figure = _figure(7.5, 6.5)
     axes = figure.subplots()
-    axes.scatter(plane[:, 0], plane[:, 1], s=8, color=GREY)
-    n = -(-len(names) // 120)
-    for (x, y), name in list(zip(plane, names, strict=True))[::n]:
+    axes.scatter(plane[:, 0], plane[:, 1], s=8 if len(names) <= 300 else 1, color=GREY)
+    n = -(-len(names) // 300)
+    texts = [
         axes.annotate(_drawable(name), (x, y), textcoords="offset points", xytext=(2, 2), fontsize=SMALL)
+        for (x, y), name in list(zip(plane, names, strict=True))[::n]
+    ]
     axes.set_xlabel(f"first component: {explained[0]:.0%} of the variance", fontsize=SMALL)
     axes.set_ylabel(f"second component: {explained[1]:.0%}", fontsize=SMALL)
     axes.axhline(0, color=HIDDEN, zorder=0)
     axes.axvline(0, color=HIDDEN, zorder=0)
-    _say(figure, title, [f"every {n}th point has its name"] if n > 1 else [])
+    _say(figure, title, [f"{len(names):,} points"])  # a line, as later: the names are measured where they will stand
+    kept = _uncovered(figure, texts)
+    _say(figure, title, [f"{kept:,} of {len(names):,} points have their names"])
     return figure
 
 
@@ -484,7 +507,7 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
         stages: (name, shape of what comes out, whether it stands on a branch beside the residual stream).
         title: one line above.
     """
-    figure = _figure(6.5, 0.9 + 0.36 * len(stages))
+    figure = _figure(5.5, 0.9 + 0.32 * len(stages))
     axes = figure.subplots()
     for place, (name, shape, aside) in enumerate(stages):
         x = 0.5 if aside else 0.0
@@ -492,20 +515,20 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
             x, -place, _drawable(name, spaces=False), fontsize=SMALL + 1, va="center", ha="left",
             bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": BLUE if aside else "black"},
         )  # fmt: skip
-        axes.text(2.3, -place, shape, fontsize=SMALL, va="center", color="#444444", family="monospace")
+        axes.text(2.2, -place, shape, fontsize=SMALL, va="center", color="#444444", family="monospace")
     axes.annotate(
         "", (-0.18, -len(stages) + 0.7), (-0.18, 0.3), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.5}
     )
-    axes.set(xlim=(-0.4, 4.0), ylim=(-len(stages) + 0.5, 0.6))
+    axes.set(xlim=(-0.4, 3.2), ylim=(-len(stages) + 0.5, 0.6))
     axes.axis("off")
-    _say(figure, title, [])
+    _say(figure, title, ["blue: reads the stream and adds to it at the next +"])
     return figure
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG or SVG, by the path's ending, whole or not at all. Needs no display."""
     with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150)
+        figure.savefig(file, format=path.suffix.lower().lstrip(".") or "png", dpi=150)
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -537,7 +560,7 @@ def _draw_map(
     colours: str,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> Any:
-    """A matrix as colours, with texts inside its cells; what is masked or not a number has neither."""
+    """A matrix as colours, with drawable texts inside its cells; what is masked or not a number has neither."""
     from matplotlib import colormaps
 
     image = axes.imshow(
@@ -550,8 +573,8 @@ def _draw_map(
             if not hidden[y, x]:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                text = _drawable(texts[y][x])
-                axes.text(x, y, text, ha="center", va="center", fontsize=TINY, color="white" if dark else "black")
+                colour = "white" if dark else "black"
+                axes.text(x, y, texts[y][x], ha="center", va="center", fontsize=TINY, color=colour)
     return image
 
 
@@ -566,16 +589,35 @@ def _past(pattern: Array) -> "np.ma.MaskedArray[Any, Any]":
 
 
 def _name_places(axes: "Axes", names: Sequence[str], rows: Sequence[str], figure: "Figure") -> list[str]:
-    """Name the columns and rows of a map, or every n-th of them where more would overlap; what to say of that."""
+    """Name the columns and rows of a map, or every n-th of them where more would overlap; what to say of that.
+
+    The names are drawable; n is 1, 2, 5, 10, 20 and so on.
+    """
     width, height = (figure.get_size_inches() - (2.0, 1.5)) * POINTS  # without scale, title and names
-    notes = []
+    left_out: dict[int, list[str]] = {}
     for labels, room, kind, axis in ((names, width, "columns", axes.xaxis), (rows, height, "rows", axes.yaxis)):
-        n = max(1, -(-len(labels) * (SMALL + 2) // max(1, int(room))))
-        axis.set_ticks(range(0, len(labels), n), [_drawable(label) for label in labels[::n]], fontsize=SMALL)
-        notes += [f"one in {n} {kind} has its name"] if n > 1 else []
-    if any(len(label) > 2 for label in names):
+        least = len(labels) * (SMALL + 2) / room
+        n = next(m * 10**k for k in itertools.count() for m in (1, 2, 5) if m * 10**k >= least)
+        axis.set_ticks(range(0, len(labels), n), labels[::n], fontsize=SMALL)
+        if n > 1:
+            left_out.setdefault(n, []).append(kind)
+    if any(len(name) > 2 for name in names):
         axes.tick_params(axis="x", rotation=90)
-    return [", ".join(notes)]
+    return [f"one in {n} {' and '.join(kinds)} has its name" for n, kinds in left_out.items()]
+
+
+def _uncovered(figure: "Figure", texts: "Sequence[Annotation]") -> int:
+    """Take away the texts that would cover an earlier one; how many are left."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # or all would move when some go
+    kept: list[Any] = []  # their boxes
+    for text in texts:
+        box = text.get_window_extent()
+        if box.count_overlaps(kept):
+            text.remove()
+        else:
+            kept.append(box)
+    return len(kept)
 
 
 def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | None, tuple[int, int]]:

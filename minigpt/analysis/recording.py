@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -199,7 +199,7 @@ class Trace(Mapping[str, Tensor]):
 
     def _head_out(self, name: str) -> Tensor:
         z = self[name.replace("head_out", "z")]  # (B, H, T, D)
-        weight = cast(nn.Linear, self.model.get_submodule(taps.module_path(name))).weight  # (C, H * D)
+        weight = weight_in_use(self.model, taps.module_path(name))  # (C, H * D)
         weight = (weight if self._grad else weight.detach()).to(device=z.device, dtype=z.dtype)
         return z @ weight.view(len(weight), *z.shape[1::2]).permute(1, 2, 0)  # (B, H, T, D) @ (H, D, C) -> (B, H, T, C)
 
@@ -271,6 +271,13 @@ def plan(
 def stored(names: Sequence[str]) -> list[str]:
     """The points whose values are kept in order to have these."""
     return [re.sub(r"head_out$", "z", name) for name in names]
+
+
+def weight_in_use(model: GPT, path: str) -> Tensor:
+    """The weight (out, in) that a linear layer computes with: of one with an adapter, that of both together."""
+    layer = model.get_submodule(path)
+    merged: Callable[[], Tensor] | None = getattr(layer, "merged_weight", None)  # a LoRALinear's
+    return cast(nn.Linear, layer).weight if merged is None else merged()
 
 
 def as_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":

@@ -92,7 +92,7 @@ class Record:
         Raises:
             OSError: if the file cannot be written.
         """
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             write_text(path, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
             return
         axes = {"axes": {name: list(numbers.axes) for name, numbers in self.numbers.items()}}

@@ -41,14 +41,23 @@ def fitted(text: str, width: int, right: bool = False) -> str:
     return spaces + text if right else text + spaces
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[int] = (0,),
+    pieces: Sequence[Sequence[str]] = (),
+) -> list[str]:
     """Columns as wide as what is in them, two spaces apart; numbers are set to the right.
 
     Args:
         headings: one a column.
         rows: the cells.
         left: which columns are text, set to the left.
+        pieces: of a last column, the texts of each row: as many of them are shown as 80 columns have room for.
     """
+    if pieces:
+        used = sum(2 + max(map(columns, cells)) for cells in zip(headings[:-1], *rows, strict=True))
+        rows = [(*row, joined(texts, WIDTH - used)) for row, texts in zip(rows, pieces, strict=True)]
     widths = [max(map(columns, cells)) for cells in zip(headings, *rows, strict=True)]
     return [
         "  ".join(

@@ -57,7 +57,7 @@ def _next(values: dict[str, Any]) -> Answer:
         (name, cuts.probabilities[stage, best].tolist(), left)
         for stage, (name, left) in enumerate(zip(cuts.names, cuts.kept, strict=True))
     ]
-    title = f"after {it.prompt[-60:]!r}"
+    title = f"next token of {it.name} after {it.prompt[-60:]!r}"
     return Answer(
         record,
         [it.header("next"), *_next_lines(it, logits, cuts, best)],
@@ -74,7 +74,6 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
             terminal.cut(name, 12),
             f"{logits[token]:.3f}",
             *("cut" if not stage[place] else f"{stage[place]:.4f}" for stage in shown),
-            terminal.bar(shown[-1][place] / max(shown[-1]), 10),
         )
         for place, (token, name) in enumerate(zip(best, it.names(best), strict=True))
     ]
@@ -83,8 +82,12 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
         (name, f"{left:,}", f"{float(cuts.probabilities[0][row > 0].sum()):.4f}", f"{nats:.3f}")
         for name, left, row, nats in zip(cuts.names, cuts.kept, cuts.probabilities, cuts.entropy, strict=True)
     ]
+    heading, *lines = terminal.table(("id", "token", "logit", *short), rows, left=(1,))
+    room = min(10, terminal.WIDTH - 2 - terminal.columns(heading))  # for bars, if there is any
+    bars = [terminal.bar(share / max(shown[-1]), room) for share in shown[-1]]
     return [
-        *terminal.table(("id", "token", "logit", *short, ""), rows, left=(1, len(short) + 3)),
+        heading,
+        *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
         "",
         *terminal.table(("stage", "tokens left", "of the model's probability", "entropy in nats"), stages),
     ]
@@ -130,15 +133,16 @@ def _steps_lines(it: Subject, found: Written) -> list[str]:
             str(number),
             terminal.cut(it.shown(choice.id), 10),
             f"{choice.log_prob:.3f}",
-            terminal.joined(
-                [f"{terminal.fitted(it.shown(c.id), 5)} {c.probability:.3f}" for c in choice.candidates], 54
-            ),
         )
         for number, choice in enumerate(found.choices, start=1)
     ]
+    candidates = [
+        [f"{terminal.fitted(it.shown(c.id), 5)} {c.probability:.3f}" for c in choice.candidates]
+        for choice in found.choices
+    ]
     return [
         it.header("steps"),
-        *terminal.table(("step", "token", "log p", "candidates, with what they were drawn with"), rows, left=(1, 3)),
+        *terminal.table(("step", "token", "log p", "candidates and their probabilities"), rows, (1, 3), candidates),
         f"log-probability {found.score:.4f} in all, by the model alone",
         terminal.cut(repr(it.tokenizer.decode(found.ids[len(it.ids) :])), terminal.WIDTH),
     ]
@@ -152,7 +156,7 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
         ranks,
         it.names([choice.id for choice in found.choices]),
         "probability of the draw",
-        f"after {it.prompt[-60:]!r}",
+        f"steps of {it.name} after {it.prompt[-60:]!r}",
         texts=[it.names([row[rank].id for row in seen]) for rank in range(len(ranks))],
         xlabel="chosen, step by step",
         ylabel="the model's ranks",
@@ -194,7 +198,7 @@ def _beams(values: dict[str, Any]) -> Answer:
         plots.Branch(node.parent, it.shown(node.candidate.id), node.candidate.total, node.candidate.kept, node.best)
         for node in tree.nodes
     ]
-    title = f"{values['beams']} beams, score {tree.score:.4f}"
+    title = f"{values['beams']} beams of {it.name}, score {tree.score:.4f}"
     root = terminal.visible(it.prompt)
     return Answer(record, _beams_lines(it, tree), tree.check, lambda: plots.beam_tree(branches, root, title))
 

@@ -74,13 +74,15 @@ def _ablate(values: dict[str, Any]) -> Answer:
         settings=_settings(values) | {"metric": what, "sweep": kind},
     )
     head = _ablate_header(values, it)
+    largest = [f"{label} {value:+.4f}" for label, value in sweep.top(5)]
     lines = [
         *head,
         f"{what}: {sweep.baseline:.4f} with everything; below, by how much it changes",
-        *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+.3f}"),
-        "largest: " + "  ".join(f"{label} {value:+.4f}" for label, value in sweep.top(5)),
+        *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+z.3f}"),
+        terminal.joined([f"largest: {largest[0]}", *largest[1:]], terminal.WIDTH),
     ]
-    return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", ", ".join(head)))
+    title = f"{', '.join(head)}; {what} {sweep.baseline:.4f} with everything"
+    return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", title))
 
 
 def _without(
@@ -94,8 +96,9 @@ def _without(
         with edit(it.model, *edits):
             after = it.model(idx)
     numbers = {"baseline": Numbers((), measure(before)), "value": Numbers((), measure(after))}
-    parts = ", ".join(values["part"])
+    parts = terminal.cut(", ".join(values["part"]), 30)
     lines = [*_ablate_header(values, it), f"{what}: {measure(before):.4f}, without {parts} {measure(after):.4f}"]
+    title = "; ".join(lines)
     best = before[0, -1].topk(8).indices.tolist()
     shares = [logits[0, -1].float().softmax(-1)[best].tolist() for logits in (before, after)]
     if values["repeated"] is None:
@@ -108,8 +111,7 @@ def _without(
         record, lines,
         lambda: ablation_sweep(it.model, rows, measure, what="mlps").check(),
         lambda: plots.heat_map(
-            shares, ["with everything", f"without {parts}"], it.names(best), "probability", " ".join(lines[:2]),
-            xlabel="next token",
+            shares, ["with everything", f"without {parts}"], it.names(best), "probability", title, xlabel="next token",
         ),
     )  # fmt: skip
 
@@ -143,14 +145,19 @@ def _difference(values: dict[str, Any], it: Subject) -> tuple[Metric, str]:
     if values["token"] is None or values["against"] is None:
         raise InputError("a difference of logits needs two tokens", "give both --token and --against")
     target, against = (one_token(it.tokenizer, values[flag], f"--{flag}") for flag in ("token", "against"))
+    if target == against:
+        raise InputError("--token and --against are one token, and differ by 0 whatever the model", "choose two")
     return logit_difference(target, against), "logit of " + " minus ".join(it.names([target, against]))
 
 
 def _reference(values: dict[str, Any], it: Subject, rows: list[list[int]]) -> Trace | None:
     """A trace of other texts, or of the rows themselves where there are several."""
     if values["mode"] == "zero":
+        if values["reference"] is not None:
+            raise InputError("--mode zero needs no --reference", "leave it out, or choose --mode mean or resample")
         return None
-    others = rows if values["reference"] is None else [it.read(text, f"{text!r}") for text in values["reference"]]
+    texts = values["reference"]
+    others = rows if texts is None else [it.read(text, terminal.cut(f"--reference {text!r}", 40)) for text in texts]
     T = len(rows[0])
     short = next((row for row in others if len(row) < T), None)
     if len(others) < 2 or short is not None:
@@ -202,7 +209,8 @@ def _patch(values: dict[str, Any]) -> Answer:
     measure, what = _difference(values, it)
     sweep = patching_sweep(it.model, [it.ids], [other], measure, values["point"])
     by_head = values["point"] == "attn.z"
-    columns = sweep.columns if by_head else [f"{name}@{place}" for place, name in enumerate(it.names(it.ids))]
+    names = [terminal.cut(name, 12) for name in it.names(it.ids)]
+    columns = sweep.columns if by_head else [f"{name}@{place}" for place, name in enumerate(names)]
     axis = "head" if by_head else "position"
     record = it.record(
         "patch",
@@ -222,10 +230,11 @@ def _patch(values: dict[str, Any]) -> Answer:
         *terminal.grid(
             sweep.normalised,
             [f"layer {row}" for row in sweep.rows],
-            [terminal.cut(name, 8) for name in columns],
+            columns,
+            "{:z.2f}",
         ),
     ]
-    title = f"{values['point']} put in; {what}"
+    title = f"{it.header('patch')}; {values['point']} put into the corrupt pass; {what}"
     return Answer(
         record, lines, sweep.check,
         lambda: plots.heat_map(

@@ -22,6 +22,7 @@ from minigpt.cli.models import add_model_argument, add_unknown_argument, counted
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
+from minigpt.files import check_output
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 
@@ -81,13 +82,8 @@ def parser_of(name: str, view: View) -> CommandParser:
 def show(view: View, values: dict[str, Any]) -> None:
     """Answer, and hand the answer out as the flags ask."""
     output: Path | None = values["output"]
-    if output is not None and output.suffix not in (*PICTURES, *DATA):
-        raise InputError(
-            f"{output} ends in {output.suffix or 'nothing'}, which says no format",
-            f"choose a name that ends in {', '.join((*PICTURES, *DATA))}",
-        )
-    if output is not None and output.is_dir():
-        raise InputError(f"{output} is a folder", "name a file in it")
+    if output is not None:
+        check_output(output, (*PICTURES, *DATA))
     answer = view.answer(values)
     checks = answer.check() if values["check"] else []
     record = dataclasses.replace(answer.record, checks=checks if values["check"] else None)
@@ -104,7 +100,7 @@ def show(view: View, values: dict[str, Any]) -> None:
 
 
 def _save(answer: Answer, record: Record, path: Path) -> None:
-    if path.suffix in DATA:
+    if path.suffix.lower() in DATA:
         record.save(path)
     elif answer.draw is None:
         raise InputError(f"this view has no picture, and {path} would be one", f"choose {' or '.join(DATA)}")
@@ -307,6 +303,16 @@ def check_place(place: int, count: int, what: str) -> None:
     """
     if not 0 <= place < count:
         raise InputError(f"there is no {what} {place}: the model has {count}", f"choose one from 0 to {count - 1}")
+
+
+def check_count(number: int | None, flag: str) -> None:
+    """Refuse to show less than one of something.
+
+    Raises:
+        InputError: if the flag was given, and is not at least 1.
+    """
+    if number is not None and number < 1:
+        raise InputError(f"{flag} {number} shows nothing", "choose at least 1, or leave it out")
 
 
 def _checked(ids: list[int], model: GPT, what: str) -> list[int]:

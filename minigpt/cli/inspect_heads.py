@@ -8,7 +8,17 @@ from minigpt.analysis import plots, terminal
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import attention_checks, head_scores
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, check_place, load_reader, subject, traced
+from minigpt.cli.inspect_frame import (
+    Answer,
+    Subject,
+    View,
+    add_prompt,
+    check_count,
+    check_place,
+    load_reader,
+    subject,
+    traced,
+)
 from minigpt.cli.parser import CommandParser
 from minigpt.errors import InputError
 
@@ -69,7 +79,7 @@ def _one_head(it: Subject, record: Record, pattern: torch.Tensor, name: str, che
 
 def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: torch.Tensor) -> list[str]:
     """What the last token looks at, a line a head."""
-    rows = []
+    rows, looked_at = [], []
     names = it.names(it.ids)
     for number, heads, nats in zip(layers, pattern[:, :, -1], entropy[:, :, -1], strict=True):
         for head, weights in enumerate(heads):
@@ -78,8 +88,10 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
                 f"{terminal.cut(names[key], 8)}@{key} {weight:.2f}"
                 for weight, key in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-            rows.append((f"{number}.{head}", f"{nats[head]:.2f}", terminal.joined(keys, 62)))
-    return terminal.table(("head", "entropy", f"what the last token, {names[-1]}, looks at"), rows, left=(0, 2))
+            rows.append((f"{number}.{head}", f"{nats[head]:.2f}"))
+            looked_at.append(keys)
+    heading = f"what the last token, {terminal.cut(names[-1], 20)}, looks at"
+    return terminal.table(("head", "entropy", heading), rows, left=(0, 2), pieces=looked_at)
 
 
 # --- heads
@@ -94,6 +106,7 @@ def _add_heads(parser: CommandParser) -> None:
 
 
 def _heads(values: dict[str, Any]) -> Answer:
+    check_count(values["top"], "--top")
     if values["prompt"] is None:
         reader = load_reader(values)
         found = head_scores(reader.model, None, values["seed"], values["length"], reader.start_token_id)

@@ -39,10 +39,8 @@ def _runs(values: dict[str, Any]) -> Answer:
         },
         settings={"runs": [*records]},
     )
-    rows = [_row(name, run) for name, run in records.items()]
-    headings = ("run", "steps", "tokens", "seconds", "train loss", "best val", "at step")
     drawn = [(name, curves[f"{name} train_loss"], curves[f"{name} val_loss"]) for name in records]
-    lines = [*terminal.table(headings, rows), "losses in nats a token; train loss as last recorded"]
+    lines = [*_table(records), "losses in nats a token; train loss as last recorded"]
     return Answer(record, lines, lambda: _checks(records), lambda: plots.runs_compared(drawn))
 
 
@@ -55,12 +53,21 @@ def _read(name: str) -> Records:
     return records
 
 
-def _row(name: str, run: Records) -> tuple[str, ...]:
+def _table(records: dict[str, Records]) -> list[str]:
+    """A line a run. Of a name too long for 80 columns, the end is shown: it is what tells paths apart."""
+    headings = ("steps", "tokens", "seconds", "train loss", "best val", "at step")
+    numbers = terminal.table(headings, [_row(run) for run in records.values()], left=())
+    room = terminal.WIDTH - 2 - terminal.columns(numbers[0])
+    names = ["run", *(name if len(name) <= room else "…" + name[1 - room :] for name in records)]
+    width = max(map(terminal.columns, names))
+    return [f"{terminal.fitted(name, width)}  {line}" for name, line in zip(names, numbers, strict=True)]
+
+
+def _row(run: Records) -> tuple[str, ...]:
     train = [record["train_loss"] for record in run if "train_loss" in record]
     validation = [(record["val_loss"], record["step"]) for record in run if "val_loss" in record]
     best = min(validation, default=None)
     return (
-        name if len(name) <= 24 else "…" + name[-23:],
         f"{run[-1]['step']:,}",
         f"{run[-1]['tokens']:,}",
         f"{run[-1]['seconds']:,.0f}",

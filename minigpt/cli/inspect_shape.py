@@ -8,7 +8,6 @@ from typing import Any
 
 from minigpt.analysis import plots, terminal
 from minigpt.analysis.accounting import ModelSize, human, model_size
-from minigpt.analysis.checks import Check, check
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.inspect_frame import Answer, View, add_model_flags, load_reader, one_token, token_text
@@ -22,8 +21,8 @@ from minigpt.training.checkpoint import read_config, run_at
 
 COUNTED = {
     "parameters": "parameters",
-    "forward_flops": "FLOPs, forward",
-    "activation_bytes": "kept for the backward pass",
+    "forward_flops": "forward pass",
+    "activation_bytes": "kept for backward",
     "gradient_bytes": "gradients",
     "optimizer_bytes": "optimizer",
     "kv_cache_bytes": "KV-cache",
@@ -66,19 +65,13 @@ def _size(values: dict[str, Any]) -> Answer:
         labels={"module": [row.name for row in size.rows]},
         settings=settings | {"tokens": size.tokens},
     )
-    head = f"{terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {values['dtype']}"
+    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {values['dtype']}"
     sums = (
         f"{size.parameters:,} parameters; a step of training is {human(size.training_flops)}FLOPs",
         f"at least {human(_training_bytes(size))}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
         "decode with a full cache",
     )
-    return Answer(
-        record, [head, *sums, "", *size.table().splitlines()], lambda: _checks(size), lambda: _size_chart(size, head)
-    )
-
-
-def _checks(size: ModelSize) -> list[Check]:
-    return [check(one.name, one.error, one.tolerance) for one in size.check()]
+    return Answer(record, [head, *sums, "", *size.table().splitlines()], size.check, lambda: _size_chart(size, head))
 
 
 def _training_bytes(size: ModelSize) -> int:
@@ -88,11 +81,13 @@ def _training_bytes(size: ModelSize) -> int:
 def _size_chart(size: ModelSize, title: str) -> "plots.Figure":
     kinds = ("wte", "wpe", "attn", "mlp", "ln_", "lm_head", "loss")
     rows = {kind: [row for row in size.rows if kind in row.name] for kind in kinds}
-    quantities = {
-        name: [sum(getattr(row, what) for row in rows[kind]) for kind in kinds] for what, name in COUNTED.items()
-    }
+    quantities = {what: [sum(getattr(row, what) for row in rows[kind]) for kind in kinds] for what in COUNTED}
     names = ["wte", "wpe", "attention", "MLPs", "norms", "lm_head", "loss"]
-    return plots.size_chart(names, quantities, title)
+    units = {"parameters": "", "forward_flops": "FLOPs"}  # all others are bytes
+    named = {
+        f"{COUNTED[what]}: {human(sum(numbers), units.get(what, 'B'))}": numbers for what, numbers in quantities.items()
+    }
+    return plots.size_chart(names, named, title)
 
 
 # --- arch
@@ -120,11 +115,14 @@ def _arch(values: dict[str, Any]) -> Answer:
         ("    " * aside + stage, shape, f"{number:,}" if number else "")
         for (_, stage, shape, aside), number in zip(stages, parameters, strict=True)
     ]
-    lines = [f"{name}: {size.parameters:,} parameters", *terminal.table(("", "shape", "parameters"), rows, left=(0, 1))]
+    lines = [
+        f"arch of {name}: {size.parameters:,} parameters",
+        *terminal.table(("", "shape", "parameters"), rows, left=(0, 1)),
+    ]
     if values["diff"]:
         lines += ["", *_differences(config, _config_of(values["diff"], values["tokenizer"]), values["diff"])]
     drawn = [(stage, shape, aside) for _, stage, shape, aside in stages]
-    return Answer(record, lines, lambda: _checks(size), lambda: plots.block_diagram(drawn, lines[0]))
+    return Answer(record, lines, size.check, lambda: plots.block_diagram(drawn, lines[0]))
 
 
 def _stages(config: GPTConfig) -> list[tuple[str, str, str, bool]]:
@@ -205,8 +203,11 @@ def _near(values: dict[str, Any]) -> Answer:
     head = f"near {values['text']!r} in wte of {name}, by {values['kind']}"
     lines = [terminal.cut(head, 80), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
     return Answer(
-        record, lines, found.check, lambda: plots.heat_map([found.similarities], [values["text"]], texts, "similarity")
-    )
+        record, lines, found.check,
+        lambda: plots.heat_map(
+            [found.similarities], [terminal.visible(values["text"])], texts, values["kind"], head, xlabel="neighbours",
+        ),
+    )  # fmt: skip
 
 
 def _pca(values: dict[str, Any]) -> Answer:
@@ -248,6 +249,8 @@ def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]
 
 
 def _positions(values: dict[str, Any]) -> Answer:
+    if values["text"] is not None:
+        raise InputError(f"positions have no text, and {values['text']!r} is one", "leave it out")
     reader = load_reader(values)
     found = position_similarity(reader.model)
     cosines = found.cosines.cpu()

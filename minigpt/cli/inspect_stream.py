@@ -7,7 +7,7 @@ from minigpt.analysis.attribution import Attribution, attribute
 from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.records import Numbers
-from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, one_token, subject, traced
+from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, check_count, one_token, subject, traced
 from minigpt.cli.parser import CommandParser
 from minigpt.errors import InputError
 
@@ -37,6 +37,8 @@ def _add_lens(parser: CommandParser) -> None:
 
 
 def _lens(values: dict[str, Any]) -> Answer:
+    if values["norms"] and (values["points"] or values["rank_of"] is not None):
+        raise InputError("--norms shows no tokens, and --points and --rank-of are about these", "leave them out")
     it = subject(values)
     place = _check_position(values["position"], it)
     if values["norms"]:
@@ -58,27 +60,21 @@ def _lens(values: dict[str, Any]) -> Answer:
         settings={"rank_of": it.shown(token), "position": place},
     )
     rows = [
-        (
-            point,
-            f"{divergence[n, 0, place]:.3f}",
-            f"{int(ranks[n, 0, place]):,}",
-            _tokens(it, ids[n, 0, place].tolist(), probs[n, 0, place].tolist()),
-        )
-        for n, point in enumerate(lens.points)
+        (point, f"{divergence[n, 0, place]:.3f}", f"{int(ranks[n, 0, place]):,}") for n, point in enumerate(lens.points)
     ]
+    likeliest = [_tokens(it, *(x[n, 0, place].tolist() for x in (ids, probs))) for n in range(len(lens.points))]
     shown = terminal.cut(it.shown(token), 10)
     lines = [
         it.header("lens"),
         f"after position {place}, {it.shown(it.ids[place])}",
-        *terminal.table(("read at", "KL", f"rank of {shown}", "likeliest tokens"), rows, left=(0, 3)),
+        *terminal.table(("read at", "KL", f"rank of {shown}", "likeliest tokens"), rows, (0, 3), likeliest),
         "KL in nats, from the model's own distribution",
     ]
     return Answer(record, lines, lens.check, lambda: _lens_chart(it, lens))
 
 
-def _tokens(it: Subject, ids: list[int], probs: list[float]) -> str:
-    pairs = zip(it.names(ids), probs, strict=True)
-    return terminal.joined([f"{terminal.cut(name, 9)} {p:.2f}" for name, p in pairs], 36)
+def _tokens(it: Subject, ids: list[int], probs: list[float]) -> list[str]:
+    return [f"{terminal.cut(name, 9)} {p:.2f}" for name, p in zip(it.names(ids), probs, strict=True)]
 
 
 def _lens_chart(it: Subject, lens: Lens) -> "plots.Figure":
@@ -112,14 +108,17 @@ def _norms(it: Subject, place: int) -> Answer:
             f"{norms[n, place]:.2f}",
             f"{cosines[n, place]:+.3f}",
             f"{shares[n, place]:+.3f}",
-            "  ".join(f"{d}: {x:+.1f}" for d, x in zip(dimensions[n, place], sizes[n, place], strict=True)),
         )
         for n, point in enumerate(found.points)
     ]  # fmt: skip
+    largest = [
+        [f"{d}: {x:+.1f}" for d, x in zip(dimensions[n, place], sizes[n, place], strict=True)] for n in range(len(rows))
+    ]
     lines = [
         it.header("norms"),
-        f"at position {place}, {it.shown(it.ids[place])}; share: of the final stream, by what was written last",
-        *terminal.table(("point", "norm", "cosine to final", "share", "largest dimensions"), rows, left=(0, 4)),
+        f"at position {place}, {it.shown(it.ids[place])}",
+        *terminal.table(("point", "norm", "cosine", "share", "largest dimensions"), rows, left=(0, 4), pieces=largest),
+        "cosine: to the final stream; share: of it, by what was written last",
     ]
     title = it.header("norms of the stream")
     return Answer(
@@ -143,6 +142,7 @@ def _add_why(parser: CommandParser) -> None:
 
 
 def _why(values: dict[str, Any]) -> Answer:
+    check_count(values["top"], "--top")
     it = subject(values)
     place = _check_position(values["position"], it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
@@ -175,7 +175,8 @@ def _why(values: dict[str, Any]) -> Answer:
         *terminal.table(("part", "adds", ""), [*rows, ("together", f"{found.total:+.4f}", "")], left=(0, 2)),
         f"the model says {found.logit:.4f}; the remainder is {found.remainder:.1e}",
     ]
-    return Answer(record, lines, found.check, lambda: plots.waterfall(parts, found.total, what, it.header("why")))
+    title = f"{it.header('why')}; {lines[1]}"
+    return Answer(record, lines, found.check, lambda: plots.waterfall(parts, found.total, what, title))
 
 
 def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:

@@ -6,7 +6,7 @@ from minigpt.analysis import plots, terminal
 from minigpt.analysis.checks import check
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.inspect_frame import Answer, View, add_prompt, from_stdin, subject, token_text
+from minigpt.cli.inspect_frame import Answer, View, add_prompt, check_count, from_stdin, subject, token_text
 from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, reading
 from minigpt.cli.parser import CommandParser
 from minigpt.cli.tokens import tokenizer_of
@@ -67,6 +67,7 @@ def _add_loss(parser: CommandParser) -> None:
 
 
 def _loss(values: dict[str, Any]) -> Answer:
+    check_count(values["worst"], "--worst")
     it = subject(values)
     found = token_losses(it.model, it.ids)
     losses = found.losses.tolist()
@@ -88,32 +89,24 @@ def _loss(values: dict[str, Any]) -> Answer:
     )
     names = it.names(it.ids)
     order = sorted(range(len(losses)), key=lambda place: -losses[place])[: values["worst"]]
-    rows = [
-        (
-            str(place + 1),
-            terminal.cut(names[place + 1], 12),
-            f"{losses[place]:.3f}",
-            _expected(it.names(ids[place]), probs[place]),
-        )
-        for place in order
-    ]
+    rows = [(str(place + 1), terminal.cut(names[place + 1], 12), f"{losses[place]:.3f}") for place in order]
+    expected = [_expected(it.names(ids[place]), probs[place]) for place in order]
     lines = [
         it.header("loss"),
-        f"mean {found.mean:.4f} nats a token, perplexity {found.perplexity:.2f}, "
+        f"mean {found.mean:.4f} nats a token, perplexity {found.perplexity:.4g}, "
         f"{found.bits_per_byte(num_bytes):.3f} bits a byte",
         "",
         *_strip(names, losses),
         "",
         "the costliest:",
-        *terminal.table(("position", "token", "loss", "the model expected"), rows, left=(1, 3)),
+        *terminal.table(("position", "token", "loss", "the model expected"), rows, left=(1, 3), pieces=expected),
     ]
     title = f"{it.header('loss')}, mean {found.mean:.3f} nats"
     return Answer(record, lines, found.check, lambda: plots.loss_strip(it.texts, losses, title))
 
 
-def _expected(names: list[str], probabilities: list[float]) -> str:
-    pairs = zip(names, probabilities, strict=True)
-    return terminal.joined([f"{terminal.cut(name, 12)} {value:.3f}" for name, value in pairs], 44)
+def _expected(names: list[str], probabilities: list[float]) -> list[str]:
+    return [f"{terminal.cut(name, 12)} {value:.3f}" for name, value in zip(names, probabilities, strict=True)]
 
 
 def _strip(names: list[str], losses: list[float]) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from minigpt.analysis.tracing import edit, trace
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
+from minigpt.lora import LoRAConfig, add_lora, lora_layers, merge, merged, set_adapter
 from minigpt.model import GPT
 
 B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
@@ -120,6 +122,31 @@ def test_a_part_that_is_taken_away_adds_nothing(model, idx):
     assert a.check()[0].ok
 
 
+@pytest.mark.parametrize("state", ["in use", "merged", "not in use"])
+def test_an_adapter_is_a_part_of_what_heads_and_neurons_write(model, idx, traced, distance, state):
+    """The oracle is what the modules gave; a model with W + BA written into plain weights says what each head did."""
+    add_lora(model, LoRAConfig(rank=3, targets=("c_proj",)), seed=1)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_default.B.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
+    plain = merged(model)
+    if state == "merged":
+        merge(model)
+    elif state == "not in use":
+        set_adapter(model, None)
+        plain = merged(model)
+    t, expected = traced(model, idx), traced(plain, idx)
+    for layer in range(3):
+        heads = t[f"blocks.{layer}.attn.head_out"]  # (B, H, T, C)
+        assert distance(heads, expected[f"blocks.{layer}.attn.head_out"]) < 1e-4
+        whole = heads.sum(1) + model.h[layer].attn.c_proj.bias
+        assert distance(whole, t[f"blocks.{layer}.attn.out"]) < 1e-4
+    for by in ("head", "neuron"):
+        found = attribute(t, 5, by=by)
+        assert abs(found.remainder) < 1e-4
+        np.testing.assert_allclose(found.values, attribute(expected, 5, by=by).values, atol=1e-4)
+
+
 def test_without_biases_there_are_no_constants(traced):
     torch.manual_seed(3)
     model = GPT(GPTConfig(vocab_size=V, block_size=13, n_layer=L, n_head=H, n_embd=C, bias=False)).eval()
@@ -150,6 +177,11 @@ def test_the_largest_parts_come_first(whole):
     assert len(sizes) == len(a.labels)
     assert a.top(7) == a.top()[:7]
     assert all(value == a.values[a.labels.index(label)] for label, value in a.top(7))
+
+
+def test_a_token_against_itself_is_refused(whole):
+    with pytest.raises(InputError, match="differs by 0"):
+        attribute(whole, 3, 3)
 
 
 def test_a_missing_part_is_seen(whole):

@@ -64,6 +64,22 @@ def test_the_stages_are_those_of_the_definitions():
     assert all(check.ok for check in cuts.check())
 
 
+def test_the_ends_of_every_option():
+    """Cold is the best token, hot is uniform; k = 1 is greedy; p = 1 and k = V leave the softmax, worked in float64."""
+    logits = torch.randn(997, generator=torch.Generator().manual_seed(11)) * 2 - 135
+    best, softmax = int(logits.argmax()), logits.double().softmax(-1)
+
+    def last(**options):
+        return sampling_cuts(logits, **options).probabilities[-1].double()
+
+    for options in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert last(**options).tolist() == torch.eye(997, dtype=torch.float64)[best].tolist()
+    np.testing.assert_allclose(last(temperature=1e6), 1 / 997, rtol=1e-4)
+    np.testing.assert_allclose(last(top_k=997, top_p=1.0), softmax, rtol=2e-5)
+    gap = (logits.double() - logits.double().max()) / 0.05  # -2700 and so: each power alone is 0 in float32
+    np.testing.assert_allclose(last(temperature=0.05), gap.exp() / gap.exp().sum(), rtol=1e-3, atol=1e-30)
+
+
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 11, "min_p": 0.2}]
 )
@@ -125,6 +141,14 @@ def test_two_steps_of_all_beams_are_the_exhaustive_search(tiny_model):
     assert all(check.ok for check in tree.check())
 
 
+def test_one_beam_is_greedy(tiny_model):
+    tree = beam_tree(tiny_model, PROMPT, TOKENIZER, num_beams=1, max_new_tokens=6)
+    ids = [*PROMPT]
+    for _ in range(6):
+        ids.append(int(np.argmax(log_probs(tiny_model, ids))))
+    assert tree.ids == ids
+
+
 def test_a_tree_with_forks_is_connected(tiny_model):
     tree = beam_tree(tiny_model, PROMPT, TOKENIZER, num_beams=3, max_new_tokens=6, length_penalty=0.5)
     kept = [sum(n.step == step and n.candidate.kept for n in tree.nodes) for step in range(6)]
@@ -143,5 +167,7 @@ def test_a_tree_with_forks_is_connected(tiny_model):
 
 
 def test_a_search_for_nothing_is_refused(tiny_model):
-    with pytest.raises(InputError, match="leaves nothing to search"):
+    with pytest.raises(InputError, match="leaves nothing to consider"):
         beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=0)
+    with pytest.raises(InputError, match="leaves nothing to consider"):
+        write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=0)

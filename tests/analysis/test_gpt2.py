@@ -23,7 +23,8 @@ from minigpt.tokenizers import GPT2Tokenizer
 pytestmark = pytest.mark.network
 
 BOS = 50256
-# The prompts of TransformerLens's exploratory notebook: two names, then one of them again; the other one is wanted.
+# The prompts of TransformerLens's exploratory notebook, which its tests use too: two names, then one of them again; the
+# other one is wanted.
 FORMS = [
     ("When John and Mary went to the shops,{} gave the bag to", " Mary", " John"),
     ("When Tom and James went to the park,{} gave the ball to", " Tom", " James"),

@@ -49,7 +49,7 @@ def test_one_head_shows_its_numbers_and_not_the_future():
     assert "head 4.11" in figure.get_suptitle()
 
 
-@pytest.mark.parametrize("tokens", [WORDS, LONG], ids=len)
+@pytest.mark.parametrize("tokens", [WORDS, ["a", "中", "b"] * 8, WORDS * 9, LONG], ids=len)
 def test_names_do_not_cover_each_other(tokens):
     figure = plots.attention_head(causal(len(tokens)), tokens)
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
@@ -57,8 +57,17 @@ def test_names_do_not_cover_each_other(tokens):
         shown = names(axis)
         n = -(-len(tokens) // len(shown))
         assert len(shown) > 30 or n == 1
+        assert n in (1, 2, 5)
         assert (f"one in {n}" in figure.get_suptitle()) == (n > 1)
     assert bool(figure.axes[0].texts) == (len(tokens) < 20)
+
+
+def test_as_few_names_are_left_out_as_must_be_and_at_round_numbers():
+    figure = plots.heat_map(causal(256), [str(n) for n in range(256)], [str(n) for n in range(256)], "cosine")
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        assert names(axis)[:3] == ["0", "5", "10"]
+        assert overlapping(figure, axis) == []
+    assert figure.get_suptitle() == "one in 5 columns and rows has its name"
 
 
 def test_the_grid_has_a_thumbnail_a_head():
@@ -70,6 +79,8 @@ def test_the_grid_has_a_thumbnail_a_head():
     for axes, pattern in zip(panels, patterns.reshape(-1, T, T), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array().filled(0), pattern)
     assert "7 tokens: a b c d e f g" in figure.get_suptitle()
+    signs = plots.attention_grid(causal(1, 1, 3), [0], [" $", "\n", "$5"]).get_suptitle()
+    assert signs.endswith("3 tokens: ␣\\$ ↵ \\$5")  # a dollar is escaped once
 
 
 def test_thumbnails_of_many_tokens_are_smaller_and_keep_their_lines():
@@ -100,10 +111,31 @@ def test_a_map_of_texts_and_one_too_wide_for_them():
     assert texts(figure.axes[0]) == [text for row in cells for text in row]
     assert names(figure.axes[0].yaxis) == ["a", "b", "c"]
     assert figure.axes[1].get_ylabel() == "p"
-    wide = plots.heat_map(random.random((3, 211)), list("abc"), LONG, "p")
-    assert texts(wide.axes[0]) == []
-    assert "too many columns" in wide.get_suptitle()
-    assert overlapping(wide, wide.axes[0].xaxis) == []
+    for cells in (None, [LONG] * 3):
+        wide = plots.heat_map(random.random((3, 211)), list("abc"), LONG, "p", texts=cells)
+        assert texts(wide.axes[0]) == []
+        assert ("too many columns to write" in wide.get_suptitle()) == (cells is not None)
+        assert overlapping(wide, wide.axes[0].xaxis) == []
+
+
+@pytest.mark.parametrize("N", [3, 29])
+def test_what_is_written_into_a_cell_stays_in_it(N):
+    cells = [["␣internationalisation"] * N, ["WWWWWWWWWWWWWWWW"] * N]
+    figure = plots.heat_map(random.random((2, N)), ["embed", "1.5 ± 2"], ["中中"] * N, "p", texts=cells)
+    figure.draw_without_rendering()
+    edges = figure.axes[0].transData.transform([(n - 0.5, 0) for n in range(N + 1)])[:, 0]
+    shown = figure.axes[0].texts
+    assert len(shown) == 2 * N
+    for place, text in enumerate(shown[:N]):
+        box = text.get_window_extent()
+        assert edges[place] <= box.x0 < box.x1 <= edges[place + 1], text.get_text()
+        assert text.get_text().startswith("␣int")
+    assert names(figure.axes[0].yaxis) == ["embed", "1.5 ± 2"]  # a row's name is no token
+
+
+def test_nothing_is_not_less_than_nothing():
+    figure = plots.heat_map([[-0.001, -0.01, 0.0]], ["r"], list("abc"), "change", signed=True)
+    assert texts(figure.axes[0]) == ["0.00", "-0.01", "0.00"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13])
@@ -137,6 +169,7 @@ def test_the_waterfall_adds_up():
     assert bars == [(0, 1.5), (1.5, -0.75), (-0.75, 2.25), (0, 2.25)]
     assert names(axes.yaxis) == ["embed", "0.attn", "0.mlp", "together"]
     assert texts(axes) == ["+1.500", "-2.250", "+3.000", "+2.250"]
+    assert names(plots.waterfall([("7 other parts", 1.0)], 1.0, "logit").axes[0].yaxis)[0] == "7 other parts"
 
 
 def test_the_strip_names_every_token_once():
@@ -151,9 +184,11 @@ def test_the_strip_names_every_token_once():
 
 
 def test_the_size_chart_is_in_shares():
-    figure = plots.size_chart(["wte", "mlp"], {"parameters": [1, 3], "kept": [0, 0]})
+    figure = plots.size_chart(["wte", "mlp"], {"parameters": [1, 3], "kept": [0, 0], "c": [1, 0], "d": [0, 1]})
+    assert [axes.get_title() for axes in figure.axes] == ["parameters", "kept", "c", "d"]
     assert [bar.get_width() for bar in figure.axes[0].patches] == [25, 75]
     assert [bar.get_width() for bar in figure.axes[1].patches] == [0, 0]
+    assert [texts(axes) for axes in figure.axes] == [["25.0", "75.0"], ["", ""], ["100.0", ""], ["", "100.0"]]
 
 
 def test_a_cut_token_says_so():
@@ -186,6 +221,8 @@ def test_the_tree_has_a_line_a_leaf_and_marks_the_result():
     assert bold == ["␣b -1.50", "d -1.75"]
     styles = [line.get_linestyle() for line in figure.axes[0].get_lines()]
     assert styles == ["-", "-", ":", "-", "-", ":"]
+    begins = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].get_lines()]
+    assert begins[3:] == [(1, 1), (1, 1), (1, 0)]  # where the parents' texts stand
 
 
 def test_a_tree_too_large_leaves_out_what_was_dropped():
@@ -206,13 +243,19 @@ def test_runs_are_drawn_as_they_were_recorded():
     assert len(set(marks)) == 2  # not by colour alone
 
 
-def test_points_have_their_names_or_one_in_several():
-    plane = random.random((7, 2))
+def test_points_have_their_names_where_these_do_not_cover_each_other():
+    plane = np.array([[n, (3 * n) % 7] for n in range(7)])
     figure = plots.scatter(plane, list("abcdefg"), [0.3, 0.2])
     assert texts(figure.axes[0]) == list("abcdefg")
     np.testing.assert_array_equal(figure.axes[0].collections[0].get_offsets(), plane)
     assert "30% of the variance" in figure.axes[0].get_xlabel()
-    assert len(texts(plots.scatter(random.random((211, 2)), LONG, [0.3, 0.2]).axes[0])) == 106
+    many = plots.scatter(random.random((307, 2)), [f"␣word{n}" for n in range(307)], [0.3, 0.2], "wte")
+    many.draw_without_rendering()
+    kept = many.axes[0].texts
+    assert 30 < len(kept) < 150
+    boxes = [text.get_window_extent() for text in kept]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert many.get_suptitle() == f"wte\n{len(kept)} of 307 points have their names"
 
 
 def test_boxes_beside_the_stream_are_set_in():

@@ -37,6 +37,18 @@ def test_a_table_by_hand():
     ]
 
 
+def test_a_last_column_holds_as_many_texts_as_there_is_room_for():
+    """Of 80 columns, the first two take 2 + 2 and 11 + 2: 63 are left, and six texts with their gaps take 64."""
+    texts = ["中文 0.25"] * 7  # of 9 columns each
+    lines = table(("a", "b", "found"), [("7", "x" * 11), ("13", "y")], left=(1, 2), pieces=[texts, texts[:2]])
+    assert lines[1] == " 7  xxxxxxxxxxx  " + "  ".join(texts[:5])
+    assert lines[2] == "13  y            " + "  ".join(texts[:2])
+    assert columns(lines[1]) <= 80
+    (_, line) = table(("a", "found"), [("7" * 11,)], pieces=[["w" * 90]])
+    assert columns(line) == 80
+    assert line.endswith("w…")
+
+
 def test_a_grid_too_wide_goes_on_below():
     values = np.arange(2 * 37).reshape(2, 37) - 30.0
     values[1, 36] = np.nan

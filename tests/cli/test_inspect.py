@@ -298,7 +298,8 @@ def test_heads_are_sorted_by_what_was_asked(model, capsys, monkeypatch):
 
 
 def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
-    for number, name in enumerate(["one", "two"]):
+    long = "path" * 22
+    for number, name in enumerate(["one", "two", long]):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.yaml").write_text((model / "config.yaml").read_text())
@@ -311,6 +312,10 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
     out = printed(["inspect", "runs", "one", "two", "--check"], capsys).splitlines()
     assert out[1].split() == ["one", "30", "270", "4", "3.0000", "2.5000", "20"]
     assert out[2].split() == ["two", "30", "270", "4", "4.0000", "3.5000", "20"]
+    out = printed(["inspect", "runs", "one", long], capsys).splitlines()
+    assert max(map(len, out)) == 80
+    assert out[2].startswith("…")
+    assert out[2].split()[:2] == ["…" + "path" * 6, "30"]
     record = record_of(["inspect", "runs", "one", "two", "-o", "runs.png"], capsys)
     assert numbers_of(record)["two val_loss value"].tolist() == [3.5, 3.75]
     assert numbers_of(record)["two val_loss step"].tolist() == [20, 30]
@@ -356,7 +361,17 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("embed pca ab {model}", "2 different tokens make no plane"),
         ("embed far e {model}", "invalid choice"),
         ("steps 'to' {model} -n 99", "do not fit"),
-        ("beams 'to' {model} -n 0", "leaves nothing to search"),
+        ("beams 'to' {model} -n 0", "leaves nothing to consider"),
+        ("steps 'to' {model} -n 0", "leaves nothing to consider"),
+        ("why 'to' {model} --top 0", "--top 0 shows nothing"),
+        ("why 'to' {model} --token a --against a", "differs by 0 whatever the model"),
+        ("heads 'to be' {model} --top -1", "--top -1 shows nothing"),
+        ("loss 'to' {model} --worst 0", "--worst 0 shows nothing"),
+        ("lens 'to' {model} --norms --rank-of a", "--norms shows no tokens"),
+        ("lens 'to' {model} --norms --points *.resid_pre", "--norms shows no tokens"),
+        ("ablate 'to' {model} --reference ab cd", "--mode zero needs no --reference"),
+        ("ablate 'to' {model} --token a --against a", "differ by 0 whatever the model"),
+        ("embed positions e {model}", "positions have no text"),
         ("size {model} --tokens 99", "rows of 99 tokens"),
         ("size {model} --what-if n_layers=3", "unknown setting 'n_layers'"),
         ("size {model} --what-if n_layer", "it has no ="),
@@ -367,7 +382,8 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("attn 'to' {model} -o a.gif", "a.gif ends in .gif"),
         ("attn 'to' {model} -o a", "a ends in nothing"),
         ("tokens 'to' {model} -o a.png", "this view has no picture"),
-        ("attn 'to' {model} -o {path}/config.yaml/a.png", "exist"),
+        ("attn 'to' {model} -o {path}/config.yaml/deep/a.png", "config.yaml is a file"),
+        ("attn 'to' --model nowhere/run -o {path}/config.yaml/a.png", "config.yaml is a file"),  # seen before the work
         ("attn 'to' --model nowhere/run", "nowhere/run"),
     ],
 )
@@ -390,6 +406,12 @@ def test_the_nearest_views_and_points_are_named(model, capsys):
     assert "did you mean lens?" in capsys.readouterr().err
     assert run(words("lens 'to' {model} --points blocks.0.resid_pots", model)) == 2
     assert "blocks.0.resid_post" in capsys.readouterr().err
+
+
+def test_a_folder_without_permission_is_seen_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # whoever is root may write anywhere
+    assert run(["inspect", "attn", "to", "--model", "nowhere/run", "-o", str(tmp_path / "new" / "a.png")]) == 2
+    assert f"nothing can be written to the folder {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_keeps_its_files(model, tmp_path, capsys):
@@ -415,7 +437,7 @@ needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the checkout th
 
 
 @needs_docs
-@pytest.mark.parametrize("name", ["internals.md", "trace-schema.md"])
+@pytest.mark.parametrize("name", ["internals.md", "trace-schema.md", "induction-study.md"])
 def test_every_command_of_the_pages_is_accepted(name, accept):
     commands = commands_of(document(name))
     assert commands
