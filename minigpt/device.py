@@ -8,6 +8,8 @@ import torch
 
 from minigpt.errors import ConfigError
 
+LARGEST_IN_HEAP = 2**25  # bytes of a block; a larger one is mapped alone, and returned. glibc allows no more
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -89,7 +91,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or Windows
         return False
-    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, 2**25))  # the largest allowed
+    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, LARGEST_IN_HEAP))
 
 
 def matmul_seconds(dtype: torch.dtype, device: torch.device, size: int = 256, repeats: int = 5) -> float:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.cli.train import add_settings, settings, starting_config
+from minigpt.cli.train import add_settings, settings, shaped_as_base, starting_config
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError
 
@@ -32,12 +32,15 @@ def run(arguments: list[str]) -> None:
     from minigpt.training.run_log import say_to_stderr, say_to_stdout
     from minigpt.training.verify import at_step, compare, run_interrupted, run_straight, shortened
 
-    config, _ = starting_config(arguments)
+    config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
     steps, kills = values["steps"], values["kills"]
     if not 0 < kills < steps:
         raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")
-    config = shortened(settings(config, values), steps)
+    config = settings(config, values)
+    if config.init_from:
+        config = shaped_as_base(config, arguments, content)
+    config = shortened(config, steps)
     say = say_to_stderr if values["json"] else say_to_stdout
     moments = [at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]
     with tempfile.TemporaryDirectory(prefix="minigpt-") as name:

@@ -13,19 +13,24 @@ Every file is written under another name first and renamed when it is whole.
 """
 
 import dataclasses
+import hashlib
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
-from minigpt.files import atomic_folder, write_text
+from minigpt.files import FETCH_AGAIN, atomic_folder, described, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
-from minigpt.weights import empty_model, load_weights, save_weights
+from minigpt.weights import empty_model, load_weights, open_weights, read_metadata, save_weights
+
+CHECKSUM = "sha256"  # in the header of the best weights; a checkpoint has its own in its manifest
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class RunDirectory:
     def adapter(self) -> Path:
         """The best adapter so far, in the place of weights, of a run that trains one."""
         return self.path / "adapter"
+
+    @property
+    def following_adapter(self) -> Path:
+        """An adapter that is whole and about to become the best."""
+        return self.path / ".adapter"
 
     @property
     def last(self) -> Path:
@@ -179,13 +189,37 @@ def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
 def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
     """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
 
-    Args and errors are those of `load_run`, but that nothing has looked into the weights yet.
+    Args and errors are those of `load_run`, but that nobody has asked yet whether the weights fit the settings.
     """
     run = run_at(path)
     config = read_config(run)
     tokenizer = load_tokenizer(run.tokenizer)
     check_vocabulary(tokenizer, config.model.vocab_size, run.path)
-    return config, tokenizer, run.best_weights if run.path == path else run.last_weights
+    weights = run.best_weights if run.path == path else run.last_weights
+    check_values(weights)
+    return config, tokenizer, weights
+
+
+def checksum(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors, and of what is said of them; one tensor at a time is copied."""
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_values(path: Path) -> None:
+    """Refuse weights whose header has a checksum that is not theirs. Others, such as imported ones, have none.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged.
+    """
+    stored, metadata = open_weights(path), read_metadata(path)
+    promised, said = metadata.pop(CHECKSUM, None), {name: metadata[name] for name in metadata if name != "format"}
+    if promised and promised != checksum(said, ((name, tensor.read()) for name, tensor in stored.items())):
+        raise CheckpointError(f"{described(path)} is damaged: it does not have its checksum", FETCH_AGAIN)
 
 
 def read_config(run: RunDirectory) -> RunConfig:

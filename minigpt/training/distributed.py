@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from minigpt.errors import ConfigError, Interrupted, PeerError, first_line
 from minigpt.model import GPT
-from minigpt.weights import empty_model
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -239,17 +238,6 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may have a part, put together; every process must ask."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
-
-
-def whole_model(model: GPT) -> GPT:
-    """The model itself, or if each process has only a part of it, a whole copy; every process must ask."""
-    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        return model
-    copy = empty_model(model.config)
-    with torch.no_grad():
-        for mine, parameter in zip(copy.parameters(), model.parameters(), strict=True):
-            mine.copy_(whole(parameter))
-    return copy
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def leave_out(
 
     Raises:
         DivergenceError: unless it is to be skipped. The report lies in `diverged/`, with a checkpoint of the moment
-            before.
+            before, if there was room for them.
     """
     progress.skipped += 1
     progress.skipped_in_a_row += 1
@@ -89,15 +89,20 @@ def leave_out(
         culprit,
     )  # fmt: skip
     folder = run.directory.diverged
-    if run.processes.first:
-        shutil.rmtree(folder, ignore_errors=True)
-        with atomic_folder(folder) as part:
-            write_checkpoint(part, *tensors, progress, run.origins)
-            write_text(part / REPORT, json.dumps(asdict(report), indent=1))
+    repeat = f"to repeat the step: minigpt train --replay {folder / REPORT}"
+    with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
+        if run.processes.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                with atomic_folder(folder) as part:
+                    write_checkpoint(part, *tensors, progress, run.origins)
+                    write_text(part / REPORT, json.dumps(asdict(report), indent=1))
+            except OSError as error:  # a full disk must not hide what has happened
+                repeat = f"no report could be written: {error.strerror or error}"
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
         f"go on from the last checkpoint with --resume {run.directory.path} and a lower learning rate or a longer "
-        f"warm-up; to repeat the step: minigpt train --replay {folder / REPORT}",
+        f"warm-up; {repeat}",
     )
 
 

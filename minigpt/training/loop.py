@@ -27,7 +27,7 @@ from minigpt.device import autocast, choose_device
 from minigpt.errors import Interrupted
 from minigpt.files import check_unused
 from minigpt.training.checkpoint import RunDirectory, read_config, start_run
-from minigpt.training.distributed import Processes, exchanging, joined, whole, whole_model
+from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
 from minigpt.training.evaluate import evaluate_batches, next_token_loss
 from minigpt.training.optim import set_learning_rate
@@ -45,7 +45,7 @@ from minigpt.training.resume import (
     replace_last,
     stored_loss,
 )  # fmt: skip
-from minigpt.training.run import Run, fingerprint, set_up
+from minigpt.training.run import Run, fingerprint, set_up, whole_model
 from minigpt.training.run_log import RunLog, Say, read_records, say_nothing, say_to_stdout
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
@@ -63,7 +63,7 @@ class TrainResult:
         step: optimizer steps taken.
         train_loss: mean loss of the last recorded steps, nats per token.
         val_loss: loss over the whole validation split at the end.
-        best_val_loss: the lowest one of the run; the weights in `model.safetensors` are those.
+        best_val_loss: of the weights in `model.safetensors`: the lowest one of the run, if they could be written.
         tokens_per_second: median over the run, evaluations and pauses left out.
         seconds: wall time of the loop, with its evaluations.
         parameters: of the model, a tied head counted once.
@@ -147,6 +147,8 @@ def train(
 def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> None:
     """The loop: from where `progress` stands to the last step, or until patience ends or somebody asks to stop."""
     t, model = run.config.train, run.model
+    if progress.step == 0 and run.config.init_from:
+        record_validation(run, progress, log, validation_loss(run, progress))  # of the base, to compare with
     if assessment_due(run, progress):  # of a run that was killed after a save and before the evaluation
         assess(run, progress, log)
     model.train()
@@ -267,24 +269,15 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
     Raises:
         DivergenceError: if the loss is not finite.
     """
-    share, shares = run.evaluation_share
-    batches = ((b.inputs, b.targets) for b in itertools.islice(run.feed.validation(), share, None, shares))
-    part = evaluate_batches(run.model, batches, run.dtype)
-    val_loss = run.processes.weighted_mean(part.loss, part.tokens)
-    check_finite({"the validation loss": torch.tensor(val_loss)}, progress.step, run.directory)
+    val_loss = validation_loss(run, progress)
     progress.evaluated, progress.stale = progress.step, progress.stale + 1
     model = whole_model(run.model)
     if val_loss < progress.best_loss:
         progress.best_loss, progress.stale = val_loss, 0
-        if run.processes.first:
-            with log.forgiving(f"step {progress.step:<5} best weights not kept"):
-                keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
-    epoch = progress.sequences / run.feed.rows_per_epoch
-    log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
-    more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
-    if run.config.train.epochs:
-        more += f", perplexity {math.exp(val_loss):.2f}, epoch {epoch:.3g}"
-    log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
+    if run.processes.first:
+        with log.forgiving(f"step {progress.step:<5} best weights not kept"):
+            keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
+    record_validation(run, progress, log, val_loss)
     if run.processes.first:
         written = generate(
             model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
@@ -292,6 +285,30 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
         )  # fmt: skip
         log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()
+
+
+def validation_loss(run: Run, progress: Progress) -> float:
+    """The loss over the whole validation split, each process computing its share.
+
+    Raises:
+        DivergenceError: if it is not finite.
+    """
+    share, shares = run.evaluation_share
+    batches = ((b.inputs, b.targets) for b in itertools.islice(run.feed.validation(), share, None, shares))
+    part = evaluate_batches(run.model, batches, run.dtype)
+    loss = run.processes.weighted_mean(part.loss, part.tokens)
+    check_finite({"the validation loss": torch.tensor(loss)}, progress.step, run.directory)
+    return loss
+
+
+def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float) -> None:
+    """Record a validation loss, and say it."""
+    epoch = progress.sequences / run.feed.rows_per_epoch
+    log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
+    more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
+    if run.config.train.epochs:
+        more += f", perplexity {math.exp(val_loss):.2f}, epoch {epoch:.3g}"
+    log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
 
 
 def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say = say_to_stdout) -> Divergence:
@@ -335,12 +352,13 @@ def result(run: Run, progress: Progress, records: list[dict[str, Any]]) -> Train
     def values(key: str) -> list[float]:
         return [record[key] for record in records if key in record] or [math.nan]  # as when every step was skipped
 
+    kept = stored_loss(run.directory)
     return TrainResult(
         out=str(run.directory.path),
         step=progress.step,
         train_loss=values("train_loss")[-1],
         val_loss=values("val_loss")[-1],
-        best_val_loss=min(progress.best_loss, stored_loss(run.directory)),
+        best_val_loss=kept if math.isfinite(kept) else progress.best_loss,
         tokens_per_second=statistics.median(values("tokens_per_second")),
         seconds=records[-1]["seconds"],
         parameters=run.model.num_parameters(),

@@ -21,15 +21,14 @@ from minigpt.analysis.plots import loss_curve, save_figure
 from minigpt.config import GPTConfig, RunConfig
 from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile
 from minigpt.decoding.generate import generate
-from minigpt.device import keep_freed_memory
+from minigpt.device import LARGEST_IN_HEAP, keep_freed_memory
 from minigpt.model import GPT
 from minigpt.training.evaluate import evaluate
 from minigpt.training.selfcheck import train_a_little
 
 # What the heap of glibc takes on top of the blocks in use: the freed ones between them, each too small for the next
-# that is asked for. A share of them, measured on Linux (docs/memory.md). A larger block is mapped alone, and returned.
+# that is asked for. A share of them, measured on Linux (docs/memory.md).
 HEAP_OVERHEAD = 0.6
-LARGEST_IN_HEAP = 2**25  # bytes of a block; `keep_freed_memory` asks for it
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from minigpt.lora import adapters
 from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
-from minigpt.training.checkpoint import RunDirectory, read_config, versions
+from minigpt.training.checkpoint import CHECKSUM, RunDirectory, checksum, read_config, versions
 from minigpt.training.distributed import Processes, part_of, whole
 from minigpt.weights import mismatches, open_weights, own_tensors, read_metadata, save_weights, write_safetensors
 
@@ -201,13 +201,22 @@ def make_last(run: RunDirectory) -> None:
     """
     if not run.following.exists():
         return
-    with TemporaryDirectory(dir=run.path, prefix=".minigpt-") as rubbish:
-        if run.last.exists():
-            if run.previous.exists():
-                run.previous.replace(Path(rubbish) / run.previous.name)  # half removed, it must not have its name
-            run.last.replace(run.previous)
-        run.following.replace(run.last)
-        sync_folder(run.path)
+    if run.last.exists():
+        _take_name(run.last, run.previous)
+    _take_name(run.following, run.last)
+
+
+def _take_name(folder: Path, name: Path) -> None:
+    """Rename a folder, and remove the one that had the name."""
+    with TemporaryDirectory(dir=name.parent, prefix=".minigpt-") as rubbish:
+        if name.exists():
+            name.replace(Path(rubbish) / name.name)  # half removed, it must not have its name
+        folder.replace(name)
+        sync_folder(name.parent)
+
+
+class _FormatError(CheckpointError):
+    """A checkpoint of another format, which is no damaged one."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +309,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
     if manifest["format"] != FORMAT:
-        raise CheckpointError(
+        raise _FormatError(
             f"{path} is a checkpoint of format {manifest['format']}; this minigpt reads format {FORMAT}",
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
@@ -330,10 +339,13 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
 
     Raises:
         MissingFileError: if the run has no checkpoint yet.
-        CheckpointError: if neither is whole; both are named.
+        CheckpointError: if neither is whole; both are named. Or if `last/` is of another format: to go on from an older
+            one would lose what a newer minigpt has done.
     """
     try:
         return open_checkpoint(run.last), ""
+    except _FormatError:
+        raise
     except MiniGPTError as error:
         if not run.previous.exists():
             raise
@@ -348,13 +360,15 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
 def clean(run: RunDirectory) -> None:
     """Tidy up after a killed process, in a run directory that is locked by this one.
 
-    What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`.
+    What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`, and a whole adapter
+    the best.
     """
     for path in run.path.glob(".minigpt-*"):
         shutil.rmtree(path)
     for path in run.path.glob(".*.tmp"):
         path.unlink()
     make_last(run)
+    make_best(run)
 
 
 def checkpoint_to_resume(
@@ -436,18 +450,21 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
     Raises:
         OSError: if they cannot be written; those that lie there are as they were.
     """
-    if loss > stored_loss(run):
+    make_best(run)  # an adapter whose name could not be changed
+    if loss >= stored_loss(run):
         return
     metadata = {"step": str(step), "val_loss": repr(loss)}
-    if not adapters(model):
-        save_weights(model, run.best_weights, metadata)
-        return
-    following = run.path / ".adapter"
-    shutil.rmtree(following, ignore_errors=True)
-    save_adapter(model, following, base=base, metadata=metadata)
-    if run.adapter.exists():
-        shutil.rmtree(run.adapter)
-    following.replace(run.adapter)
+    if adapters(model):
+        save_adapter(model, run.following_adapter, base=base, metadata=metadata)
+        make_best(run)
+    else:
+        save_weights(model, run.best_weights, {**metadata, CHECKSUM: checksum(metadata, own_tensors(model).items())})
+
+
+def make_best(run: RunDirectory) -> None:
+    """Give a whole adapter that waits for its name, if there is one, the name of the best."""
+    if run.following_adapter.exists():
+        _take_name(run.following_adapter, run.adapter)
 
 
 def stored_loss(run: RunDirectory) -> float:

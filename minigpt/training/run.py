@@ -29,10 +29,11 @@ from minigpt.model import GPT
 from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import RunDirectory, read_config
-from minigpt.training.distributed import Processes, parallel
+from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.optim import make_optimizers
 from minigpt.training.resume import Checkpoint
 from minigpt.training.run_log import Say
+from minigpt.weights import empty_model
 
 TOKEN_FOLDER = Path("data") / "tokens"
 
@@ -160,6 +161,19 @@ def set_up(
         processes,
         say,
     )
+
+
+def whole_model(model: GPT) -> GPT:
+    """The model itself, or if each process has only a part of it, a whole copy; every process must ask."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return model
+    copy = empty_model(model.config)
+    for name, adapter in adapters(model).items():
+        add_lora(copy, adapter, seed=0, name=name)
+    with torch.no_grad():
+        for mine, parameter in zip(copy.parameters(), model.parameters(), strict=True):
+            mine.copy_(whole(parameter))
+    return copy
 
 
 def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What a run says while it runs: a line and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
 
 import json
+import math
 import operator
 import os
 import sys
@@ -164,15 +165,18 @@ class RunLog:
 
 
 def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
-    """For every evaluation: the epoch, the mean training loss since the one before, and the validation loss."""
+    """For every evaluation: the epoch, the mean training loss since the one before, and the validation loss.
+
+    Where no step was recorded in between, as before the first of a fine-tuning, the training loss is not a number.
+    """
     found, losses, since, step = [], [], [], 0
     for record in records:
         if "train_loss" in record:
             losses.append(record["train_loss"])
             since.append(record["step"] - step)
             step = record["step"]
-        if "val_loss" in record and losses:
-            mean = sum(map(operator.mul, losses, since)) / sum(since)
+        if "val_loss" in record:
+            mean = sum(map(operator.mul, losses, since)) / sum(since) if losses else math.nan
             found.append((record["epoch"], mean, record["val_loss"]))
             losses, since = [], []
     return found

@@ -1,13 +1,15 @@
-"""Ctrl-C and `kill`, heard between two steps: the first asks training to stop, the second ends it."""
+"""Ctrl-C, `kill` and a closed terminal, heard between two steps: the first asks training to stop, a second ends it."""
 
 import os
 import signal
+import stat
 import threading
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
 _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
 
 
@@ -17,6 +19,9 @@ class StopRequest:
     A handler runs between any two lines, half-way through a step or a write. So it only takes a note, and whoever
     asks does so where the state is whole. Python lets the main thread alone handle signals: in another, nothing is
     caught.
+
+    SIGHUP, a terminal that was closed, is noted too, unless it is ignored, as under `nohup`. The kernel and the shell
+    may both send it, so a second one is no second wish.
 
     Attributes:
         signal: the number of the signal that came, or None.
@@ -29,19 +34,28 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _HEARD}
+            if _HANGUP and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+                self._before[_HANGUP] = signal.signal(_HANGUP, self._hang_up)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        self._restore(tuple(self._before))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        self._restore(_HEARD)
         with suppress(OSError):  # nobody may be listening any more
             os.write(2, _ANSWER)  # print is not safe here: the signal may have come in the middle of another print
 
-    def _restore(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or number
+        for output in (1, 2):  # to write to a terminal that has gone is an error
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(output).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+
+    def _restore(self, numbers: tuple[signal.Signals, ...]) -> None:
+        for number in numbers:
+            signal.signal(number, self._before.pop(number))

@@ -12,6 +12,7 @@ from minigpt.config import RunConfig
 from minigpt.downloads import sha256_of
 from minigpt.errors import CheckpointError, MiniGPTError
 from minigpt.files import read_json, write_text
+from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.resume import MANIFEST, STATE, WEIGHTS
 from minigpt.training.run_log import read_records
@@ -110,11 +111,12 @@ def step_of(run: RunDirectory) -> int:
 
 
 def compare(straight: RunDirectory, interrupted: RunDirectory) -> list[Comparison]:
-    """Weights, the best weights, all state of the last checkpoint, and the logged losses of two runs."""
+    """Weights, the best weights or adapter, all state of the last checkpoint, and the logged losses of two runs."""
+    best = straight.adapter / ADAPTER_WEIGHTS if straight.adapter.exists() else straight.best_weights
     files = {
         "last weights": f"last/{WEIGHTS}",
         "optimizer and random states": f"last/{STATE}",
-        "best weights": straight.best_weights.name,
+        "best weights": str(best.relative_to(straight.path)),
     }
     found = [
         Comparison(name, *(sha256_of(run.path / path) for run in (straight, interrupted)))

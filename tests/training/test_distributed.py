@@ -16,16 +16,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import minigpt
-from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
+from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import windows_in_order
 from minigpt.errors import ConfigError
+from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
-from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory
-from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, joined, numbers_held
+from minigpt.tokenizers import CharTokenizer
+from minigpt.training import divergence, loop
+from minigpt.training.checkpoint import RunDirectory, save_run
+from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, exchanging, joined, numbers_held, parallel
 from minigpt.training.evaluate import evaluate, evaluate_batches
 from minigpt.training.loop import train
 from minigpt.training.resume import open_checkpoint
@@ -52,6 +56,7 @@ VARIANTS = {
 }
 UNASSESSED = updated(CONFIG, {"train": {"max_steps": 5, "eval_interval": 5}})
 BOTH = ("ddp", "fsdp")
+PAGE = (Path(__file__).parents[2] / "docs" / "several-processes.md").read_text(encoding="utf-8")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FLAGS = (
     "--data text.txt --device cpu --model.block_size 7 --model.n_layer 2 --model.n_head 3 --model.n_embd 15 "
@@ -80,6 +85,21 @@ def without_decoration(monkeypatch=None):
 
 def variant(name, how="ddp"):
     return updated(updated(CONFIG, VARIANTS[name]), {"train": {"parallel": how}})
+
+
+def tuned():
+    """Runs on documents, some of all weights and some of an adapter; each batching, and unlike numbers of targets."""
+    texts = [f"{'abcdefg'[number % 7] * (1 + number % 5)} {number}" for number in range(31)]
+    documents = Documents([Document(text) for text in texts], "31 texts", 0, 0)
+    shared = {"train": {"max_steps": 12, "eval_interval": 3, "save_interval": 6}, "model": {"block_size": 11}}
+    config = updated(CONFIG, shared)
+    adapted = updated(config, {"init_from": "base", "train": {"lora_rank": 3, "lora_targets": "c_attn,mlp.*"}})
+    return {
+        "padded": (config, documents),
+        "confined": (updated(config, {"documents": {"batching": "confined"}}), documents),
+        "adapted": (adapted, Corpus("texts", "\n".join(9 * texts), "made up for tests")),
+        "adapted packed": (updated(adapted, {"documents": {"batching": "packed"}}), documents),
+    }
 
 
 def train_until(step, config, out, resume=False):
@@ -155,6 +175,25 @@ def worker_count():
         Path("counted.json").write_text(json.dumps(counted))
 
 
+def worker_fine_tune():
+    for name, (config, source) in tuned().items():
+        for how in BOTH:
+            train(updated(config, {"train": {"parallel": how}}), source, Path(name, how), say_nothing)
+
+
+def worker_diverge():
+    """The first process writes its report for longer than the 30 seconds after which torchrun kills it."""
+    real = divergence.write_checkpoint
+
+    def slowly(*arguments):
+        time.sleep(35)
+        real(*arguments)
+
+    divergence.write_checkpoint = slowly
+    large = {"train": {"learning_rate": 1e30, "save_interval": 50, "eval_interval": 50, "max_steps": 50}}
+    train(updated(CONFIG, large), CORPUS, Path("run"), say_nothing)
+
+
 # What is started, and what is found afterwards
 
 
@@ -178,9 +217,9 @@ def start(*flags, launch=LAUNCH):
     )  # fmt: skip
 
 
-def outcome(process):
-    """Exit status, standard output, standard error: once all have ended, which is within a minute."""
-    output, errors = process.communicate(timeout=60)
+def outcome(process, patience=60):
+    """Exit status, standard output, standard error: once all have ended, which is within that many seconds."""
+    output, errors = process.communicate(timeout=patience)
     return process.returncode, output, errors
 
 
@@ -212,14 +251,14 @@ def records(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_steps(run, expected):
-    """Every record that training and evaluation made: 20 steps, 1e-5."""
+def assert_same_steps(run, expected, number=4 * 20):
+    """Every record that training and evaluation made: four numbers of each of 20 steps, or as many; 1e-5."""
     keys = ("train_loss", "grad_norm", "val_loss", "lr")
     mine, others = (
         {(record["step"], key): record[key] for record in records(path) for key in keys if key in record}
         for path in (run, expected)
     )
-    assert len(others) == 4 * 20
+    assert len(others) == number
     assert mine == pytest.approx(others, abs=1e-5, rel=0)
 
 
@@ -251,6 +290,44 @@ def test_every_kind_takes_the_steps_of_one(monkeypatch):
             model, _ = minigpt.load_model(str(Path(name, how)))
             loss = evaluate(model, set_up_alone(variant(name)).feed.val.ids).loss
             assert loss == pytest.approx(min(r["val_loss"] for r in records(one) if "val_loss" in r), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_documents_and_adapters_take_the_steps_of_one(monkeypatch):
+    """Rows differ in how many targets they have; and an adapter is whole where each process has a part of it."""
+    without_decoration(monkeypatch)
+    tokenizer = CharTokenizer.from_text("\nabcdefg 0123456789")
+    save_run(GPT(GPTConfig(tokenizer.vocab_size, 11, 2, 3, 15)), tokenizer, Path("base"))
+    work("fine_tune")
+    for name, (config, source) in tuned().items():
+        one = Path(name, "one")
+        train(config, source, one, say_nothing)
+        first = 1 if config.init_from else 0  # the base is evaluated too
+        for how in BOTH:
+            run = Path(name, how)
+            assert_same_steps(run, one, first + 4 + 3 * 5)  # evaluations at 3, 6, 9, 12, and records there and at 10
+            for file in ("last/model.safetensors", "last/state.safetensors"):
+                own, expected = shapes(run / file), shapes(one / file)
+                assert {key: shape for key, shape in own.items() if not key.endswith("/1")} == expected
+            assert torch.allclose(best_logits(run), best_logits(one), rtol=0, atol=1e-4)
+    config, source = tuned()["adapted"]
+    longer = updated(config, {"train": {"max_steps": 14}})
+    assert train(longer, source, Path("adapted", "fsdp"), say_nothing, resume=True).step == 14
+
+
+def best_logits(run):
+    """Of the weights that are kept, on tokens of their own, and without what cannot be seen from outside.
+
+    A bias of the keys is such: no score depends on it, so that its gradient is rounding alone.
+    """
+    if Path(run, "adapter").exists():
+        model, _ = minigpt.load_model("base")
+        load_adapter(model, run / "adapter")
+    else:
+        model, _ = minigpt.load_model(str(run))
+    idx = torch.randint(model.config.vocab_size, (5, 11), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return model(idx)
 
 
 def set_up_alone(config):
@@ -347,6 +424,21 @@ def test_a_divergence_is_told_once(how):
 
 
 @pytest.mark.slow
+def test_nobody_leaves_while_a_report_is_written():
+    """torchrun asks all processes to end as soon as one of them has left, and 30 seconds later it kills them."""
+    process = subprocess.Popen(
+        [*LAUNCH, __file__, "diverge"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    status, _, errors = outcome(process, patience=120)
+    assert status == 1
+    assert "training diverged in step " in errors
+    assert (
+        open_checkpoint(Path("run", "diverged")).progress.step
+        == json.loads(Path("run", "diverged", "report.json").read_text())["step"]
+    )
+
+
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out_is_refused_once():
     status, _, errors = outcome(start("--train.batch_size", "3", "--train.accumulation_steps", "5", "--out", "run"))
     assert status == 1
@@ -384,6 +476,87 @@ def test_the_formulae_are_what_is_counted():
         assert seen["broadcast"] == []
         assert bytes_sent(model, how, size, micro_batches) == number * in_a_ring
         assert seen["held"] == [numbers_held(model, how, size)] * 4
+
+
+@pytest.fixture
+def pretended():
+    """Makes this process the first of many that do not exist: what it hands to the others can be counted."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    yield lambda size: dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("size", [2, 4, 8, 16, 32, 64])
+def test_the_formulae_hold_up_to_64(how, size, pretended):
+    """Two micro-batches of one of 64 processes: the parts that go around a ring, and the numbers that lie here."""
+    from torch.profiler import profile
+
+    pretended(size)
+    config, micro_batches, buckets = updated(CONFIG.model, {"vocab_size": 61}), 2, []
+    model = GPT(config)
+    forward = parallel(model, model, how, Processes(0, size))
+    if how == "ddp":
+
+        def exchange(state, bucket):
+            buckets.append(bucket.buffer().numel())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        forward.register_comm_hook(None, exchange)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with profile(record_shapes=True) as profiler:
+        for number in range(micro_batches):
+            with exchanging(forward, now=number + 1 == micro_batches):
+                forward(torch.zeros(2, 7, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    events = [(event.name, event.input_shapes) for event in profiler.events()]
+    parts = [shapes[1][0] for name, shapes in events if name == "c10d::_allgather_base_"]
+    parts += [shapes[0][0] for name, shapes in events if name == "c10d::_reduce_scatter_base_"]
+    whole = GPT(config)
+    assert bytes_sent(whole, how, size, micro_batches) == round(4 * (2 * (size - 1) / size * sum(buckets))) + (
+        4 * (size - 1) * sum(parts)
+    )
+    parameters = list(model.parameters())
+    states = [optimizer.state[parameter] for parameter in parameters]
+    for held in (
+        parameters,
+        [p.grad for p in parameters],
+        *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")),
+    ):
+        assert sum(getattr(t, "_local_tensor", t).numel() for t in held) == numbers_held(whole, how, size)
+
+
+def test_every_command_of_the_page_is_accepted(accept):
+    """What torchrun starts, by the real parser; in a folder that has the run which the page speaks of."""
+    write_yaml(CONFIG, Path("checkpoints", "my-run", "config.yaml"), versions={})
+    commands = re.findall(r"^torchrun .* -m (minigpt .*)$", PAGE.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        accept(command)
+
+
+def test_the_tables_of_the_page():
+    """Each number for 1 to 64 GPUs is that of the formulae, which the tests above have counted."""
+    rows = [
+        [int(cell.replace(",", "")) for cell in row.strip("| ").split("|")]
+        for row in re.findall(r"^\| \d+ \|.*$", PAGE, re.MULTILINE)
+    ]
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    assert [row[0] for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    for size, *cells in rows:
+        held = [16 * numbers_held(model, how, size) for how in BOTH]
+        assert cells == [round(number / 1e6) for number in held + [bytes_sent(model, how, size) for how in BOTH]]
+    block = sum(parameter.nbytes for parameter in model.h[0].parameters())
+    outside = sum(parameter.nbytes for parameter in model.parameters()) - 12 * block
+    borrowed = [round(number / 1e6) for number in (2 * outside + 2 * block, outside, outside, block)]
+    assert "borrows another {} MB here: {} MB for the embeddings, {} for their gradient, {} for each".format(
+        *borrowed
+    ) in " ".join(PAGE.split())
 
 
 @pytest.mark.parametrize("size", [2, 8, 64])

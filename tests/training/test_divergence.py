@@ -256,6 +256,21 @@ def batches_of(report, corpus: Corpus, config):
         yield random_batch(tokens, size, config.model.block_size, report.seed, first)
 
 
+def test_a_full_disk_does_not_hide_what_has_happened(tmp_path, corpus, config, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    at_step(7, monkeypatch, lambda model: model.wte.weight.data.fill_(math.inf))
+    monkeypatch.setattr(divergence, "write_checkpoint", full)
+    error = diverging(config, corpus, tmp_path / "run")
+    assert "training diverged in step 8" in error.what
+    assert "the weight wte.weight" in error.what
+    assert "no report could be written: No space left on device" in error.how
+    assert "--replay" not in error.how
+    assert open_checkpoint(tmp_path / "run" / "last").progress.step == 6
+    assert not (tmp_path / "run" / "diverged").exists()
+
+
 def test_two_gradients_alone(tmp_path, corpus, config, monkeypatch):
     """Hooks make just two of them infinite, and the nearer to the head was the first. A replay has no such hooks."""
     names = ["h.0.attn.c_proj.weight", "h.1.mlp.c_fc.weight"]

@@ -24,17 +24,28 @@ from minigpt.cli.main import run as command
 from minigpt.config import updated
 from minigpt.data.tokens import open_tokens
 from minigpt.errors import CheckpointError, ConfigError, DataError, MiniGPTError, MissingFileError
+from minigpt.lora import LoRAConfig, add_lora
+from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory, load_run, save_run
 from minigpt.training.divergence import read_report
 from minigpt.training.loop import train
-from minigpt.training.resume import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
+from minigpt.training.resume import (
+    Progress,
+    clean,
+    keep_best,
+    newest_checkpoint,
+    open_checkpoint,
+    replace_last,
+    stored_loss,
+)
 from minigpt.training.run_log import read_records, say_nothing
 from minigpt.training.verify import compare, losses
-from minigpt.weights import open_weights, read_metadata
+from minigpt.weights import open_weights, read_metadata, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
 FILES = ["model.safetensors", "state.safetensors", "manifest.json"]
 
 
@@ -158,6 +169,29 @@ def test_the_best_weights_cut_at_every_sixteenth(run):
         load_run(run.last)
 
 
+def test_the_best_weights_with_one_bit_flipped(run):
+    """A value that is still a number; or in the header, where a flipped bit may leave it with the same meaning."""
+    whole = run.best_weights.read_bytes()
+    header, bits = 8 + int.from_bytes(whole[:8], "little"), 8 * len(whole)
+    model, _, _ = load_run(run.path)
+    unseen = []
+    for bit in {*range(0, bits, bits // 61), *range(0, 8 * header, 8 * header // 61)}:
+        run.best_weights.write_bytes(flipped(whole, bit))
+        with suppress(CheckpointError):
+            other, _, _ = load_run(run.path)
+            unseen.append(bit)
+            assert all(a.equal(b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(bit < 8 * header for bit in unseen)
+    assert len(unseen) < 10  # of 122
+
+
+def test_weights_without_a_checksum_are_read(run):
+    """Imported ones, and those of an older run."""
+    stored = {name: tensor.read() for name, tensor in open_weights(run.best_weights).items()}
+    write_safetensors(run.best_weights, stored, metadata={"val_loss": "2.5"})
+    load_run(run.path)
+
+
 def test_damaged_best_weights_stop_no_resume(run, corpus, longer):
     run.best_weights.write_bytes(run.best_weights.read_bytes()[:11])
     train(longer, corpus, run.path, say_nothing, resume=True)
@@ -233,9 +267,6 @@ class Faults:
         self.count, self.failing = 0, number
 
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.mark.parametrize(
     ("error", "for_good"),
     [(FULL, False), (FULL, True), (KeyboardInterrupt(), False)],
@@ -297,6 +328,34 @@ def test_a_checkpoint_that_waits_for_its_name_gets_it_before_the_next_is_written
     with pytest.raises(OSError, match="No space left"):
         replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {})
     assert newest_checkpoint(run)[0].progress.step == 7
+
+
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["one write fails", "interrupted"])
+def test_an_adapter_that_cannot_be_kept_leaves_the_one_before(run, monkeypatch, error):
+    """At each write, fsync, rename and new folder; what was whole and had no name yet gets it."""
+    model, _, _ = load_run(run.path)
+    add_lora(model, LoRAConfig(3), seed=0)
+    run.best_weights.unlink()
+    failures, faults = 0, Faults(monkeypatch, error, for_good=False)
+    for number in itertools.count(1):
+        faults.at(0)
+        shutil.rmtree(run.adapter, ignore_errors=True)
+        keep_best(run, model, 3.0, 3, "")
+        faults.at(number)
+        try:
+            keep_best(run, model, 2.0, 4, "")
+        except type(error):
+            failures += 1
+        calls = faults.count
+        faults.at(0)
+        clean(run)
+        assert stored_loss(run) in (2.0, 3.0)
+        assert sorted(path.name for path in run.adapter.iterdir()) == ["adapter_config.json", ADAPTER_WEIGHTS]
+        keep_best(run, model, 1.0, 5, "")
+        assert stored_loss(run) == 1.0
+        if calls < number:
+            break
+    assert failures > 10
 
 
 def test_training_goes_on_after_a_save_that_failed(tmp_path, corpus, config, monkeypatch):

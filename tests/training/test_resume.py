@@ -1,5 +1,6 @@
 """Exact resume: a run that was interrupted is, byte for byte, the run that was not."""
 
+import errno
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import torch
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.errors import CheckpointError, Interrupted, MissingFileError
-from minigpt.training import loop
+from minigpt.training import loop, resume
 from minigpt.training.checkpoint import RunDirectory, load_run
 from minigpt.training.evaluate import Evaluation
 from minigpt.training.loop import train
@@ -31,6 +32,7 @@ from minigpt.training.resume import (
     stored_loss,
 )
 from minigpt.training.verify import compare, losses
+from minigpt.weights import read_metadata
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
 CORPUS = Corpus("counting", TEXT, "made up for tests")
@@ -300,6 +302,26 @@ def test_better_weights_are_never_replaced_by_worse_ones(tmp_path):
     assert stored_loss(run) == best - 0.001
 
 
+def test_best_weights_that_could_not_be_kept_are_not_promised(tmp_path, monkeypatch):
+    """Losses 3, 2, 2.5, 4, and no room for the second: the third is the best that there is."""
+    values, real = iter([3.0, 2.0, 2.5, 4.0]), resume.save_weights
+
+    def save_weights(model, path, metadata):
+        if float(metadata["val_loss"]) == 2.0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(model, path, metadata)
+
+    monkeypatch.setattr(loop, "evaluate_batches", lambda *_: Evaluation(next(values), 10))
+    monkeypatch.setattr(resume, "save_weights", save_weights)
+    lines = []
+    result = train(CONFIG, CORPUS, tmp_path / "run", lines.append)
+    assert "step 10    best weights not kept: No space left on device" in lines
+    assert result.best_val_loss == stored_loss(RunDirectory(tmp_path / "run")) == 2.5
+    progress = open_checkpoint(tmp_path / "run" / "last").progress
+    assert (progress.best_loss, progress.stale) == (2.0, 1)  # patience goes by what was seen; the last save was before
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["step"] == "15"
+
+
 def test_one_training_a_folder(tmp_path):
     """Two trainings would replace each other's checkpoints: the second is refused, and changes nothing."""
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
@@ -337,12 +359,13 @@ def test_what_was_left_half_written_is_removed(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    train(updated(CONFIG, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", quiet)
     path = tmp_path / "run" / "last" / "manifest.json"
     content = {**json.loads(path.read_text()), "format": 2}
     del content["sha256"]
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**content, "sha256": seal}))
+    assert open_checkpoint(tmp_path / "run" / "previous").progress.step == 3  # an older one is not taken instead
     with pytest.raises(CheckpointError, match="of format 2; this minigpt reads format 1"):
         newest_checkpoint(RunDirectory(tmp_path / "run"))
 

@@ -1,6 +1,7 @@
-"""Ctrl-C and `kill`: noted once, obeyed the second time, and nothing left behind."""
+"""Ctrl-C, `kill`, and a closed terminal: noted once, obeyed the second time, and nothing left behind."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ BOTH = [signal.SIGINT, signal.SIGTERM]
 @pytest.fixture(autouse=True)
 def handlers():
     """Whatever a test does to them, pytest has its own afterwards; and a SIGTERM that is not caught is no end."""
-    before = [signal.getsignal(number) for number in BOTH]
+    numbers = [*BOTH, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
     yield
-    for number, handler in zip(BOTH, before, strict=True):
+    for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
 
@@ -75,6 +77,41 @@ def test_nobody_needs_to_listen(monkeypatch):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.signal == signal.SIGINT
+
+
+def test_a_closed_terminal_is_noted_however_often(monkeypatch):
+    """The kernel tells it, and the shell once more; neither is a wish to leave at once, and a Ctrl-C before was one."""
+    heard, silenced = [], []
+    signal.signal(signal.SIGHUP, lambda number, frame: heard.append(number))
+    monkeypatch.setattr(os, "dup2", lambda source, target: silenced.append(target))
+    monkeypatch.setattr("stat.S_ISCHR", lambda mode: True)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (stop.signal, heard, silenced) == (signal.SIGHUP, [], [1, 2, 1, 2])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (stop.signal, heard) == (signal.SIGTERM, [])
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert heard == [signal.SIGHUP]
+
+
+def test_nohup_is_meant():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_file_is_no_terminal(capfd):
+    """What the run says after its terminal was closed still goes there, if it goes to a file."""
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+        os.write(1, b"still here")
+    assert capfd.readouterr().out == "still here"
 
 
 def test_another_thread_catches_nothing():
@@ -132,3 +169,20 @@ def test_a_real_process(corpus, flags, number, code, times):
     assert open_checkpoint(run.last).progress.step >= 5
     if times == 1:
         assert b"and saved" in err
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed(corpus, flags):
+    """Its kernel says so, writing to it fails from then on, and the run is saved all the same."""
+    Path("play.txt").write_text(corpus.text)
+    arguments = [*flags, "--train.max_steps", "99999", "--train.eval_interval", "50", "--train.save_interval", "1000"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "minigpt", "train", *arguments, "--out", "run"])
+    run, said = RunDirectory(Path("run")), b""
+    while b"step 50 " not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert open_checkpoint(run.last).progress.step > 50

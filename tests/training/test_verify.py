@@ -135,3 +135,14 @@ def test_a_training_that_fails_is_no_proof(tmp_path, config):
     broken = updated(config, {"data": {"source": "nowhere.txt"}})
     with pytest.raises(CheckpointError, match=r"ended with exit code 2: error: .*nowhere\.txt"):
         run_straight(broken, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_proved_too(corpus, flags, capsys):
+    """Its base is named and not kept; what is best is the adapter."""
+    Path("play.txt").write_text(corpus.text)
+    assert command(["train", *flags, "--out", "base"]) == 0
+    arguments = "--init-from base --data play.txt --train.lora_rank 2 --train.optimizer adamw --device cpu".split()
+    assert command(["verify-resume", *arguments, "--steps", "6", "--kills", "1", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (len(printed["equal"]), set(printed["equal"].values())) == (4, {True})
