@@ -98,7 +98,7 @@ class DataConfig:
     """
 
     source: str = "shakespeare"
-    """a named corpus, or a path to a text file or to a folder of them"""
+    """a named corpus, a text file, a folder of them, or records: .jsonl, .csv"""
     tokenizer: Literal["char", "gpt2"] = "char"
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
     val_fraction: float = 0.1
@@ -115,32 +115,32 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DocumentsConfig:
-    """How to read separate documents, where a source holds them.
+    """Fine-tuning on documents: how the source is cut into them, and they into batches.
 
     Raises:
         ConfigError: if a value is out of range.
     """
 
     separate: Literal["auto", "on", "off"] = "auto"
-    """read the source as separate documents and not as one text; auto does with a .jsonl or .csv"""
+    """read separate documents, each with an end to learn, and not one text; auto does so with .jsonl and .csv"""
     text_field: str = ""
-    """the field of a record that is its text; by default `text`, or the only one that holds text"""
+    """the field of a .jsonl or .csv that is the text; if empty, `text`, or the only one that holds text"""
     prompt_field: str = ""
-    """for pairs: the field that is given; the loss is that of the completion alone"""
+    """for pairs, such as a question and its answer: the field that is given and not learned"""
     completion_field: str = ""
-    """for pairs: the field that is learned"""
+    """for pairs: the field that is learned; the loss counts nothing else"""
     max_characters: int = 0
     """longer documents are cut to this many characters; 0 for no limit"""
     max_length: int = 0
-    """longer documents are cut to this many tokens; 0 for the model's block_size"""
+    """longer documents are cut to this many tokens, and what is cut has no end to learn; 0 for block_size"""
     train_size: int = 0
     """documents to train on, chosen by the seed; 0 for all that do not validate"""
     val_size: int = 0
-    """documents to validate on, chosen by the seed; 0 for a tenth"""
+    """documents to hold out and validate on, chosen by the seed; 0 for a tenth"""
     batching: Literal["padded", "packed", "confined"] = "padded"
-    """one document a row; or back to back, which wastes nothing; or back to back without seeing each other"""
+    """padded: one document a row; packed: back to back, no room wasted; confined: so too, and none sees another"""
     keywords: int = 0
-    """put a line with this many telling words of each document in front of it, to ask for them afterwards"""
+    """open each document with a line of its most telling words, so many, that a prompt can then ask for"""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -31,7 +31,7 @@ from minigpt.cli.parser import CommandParser, print_json
 from minigpt.config import did_you_mean
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
-from minigpt.files import write_text
+from minigpt.files import check_output, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, encode_prompt
 
@@ -64,7 +64,7 @@ class Row:
     """One model with one setting, and what they wrote.
 
     Attributes:
-        model: as --model says it.
+        model: as --model says it, and --adapter.
         setting: how it was decoded.
         completions: [prompt][draw].
         values: of each measure, one number a prompt.
@@ -98,11 +98,16 @@ make several settings; two such lists make all their combinations.""",
         '  minigpt compare --prompts-file openings.txt --setting greedy --setting "beam num_beams=5"\n'
         '  minigpt compare --prompts-file openings.txt --setting "sample temperature=0.5,0.8,1.1" --seeds 5\n'
         "  minigpt compare --prompts-file openings.txt --training-data reviews.jsonl -o out.json -o out.png\n"
-        '  minigpt compare --model gpt2 --model checkpoints/tuned --prompt "The film" --prompt "The plot"',
+        '  minigpt compare --model gpt2 --model checkpoints/tuned --prompt "The film" --prompt "The plot"\n'
+        '  minigpt compare --model gpt2 --adapter reviews/adapter --adapter news/adapter --prompt "The film"',
     )
     parser.add_argument(
         "--model", action="append", metavar="MODEL",
         help=f"{MODEL_HELP} (default: the newest run); several are compared, and their texts shown side by side",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapter", action="append", metavar="DIR",
+        help="a LoRA adapter, to compare the one --model with and without it; several are compared with each other too",
     )  # fmt: skip
     add_tokenizer_argument(parser)
     parser.add_argument(
@@ -142,8 +147,8 @@ def run(arguments: list[str]) -> None:
     settings = [setting for text in values["setting"] or DEFAULT_SETTINGS for setting in parse_setting(text)]
     texts = prompt_texts(values["prompt"], values["prompts_file"])
     training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
-    specs = values["model"] or [model_spec(None)]
-    models = [load({**values, "model": spec}) for spec in specs]
+    specs = _specs(values)
+    models = [load({**values, "model": model, "adapter": adapter}) for model, adapter in specs]
     prompts = [[_encoded(tokenizer, *text) for text in texts] for _, tokenizer in models]
     length = min(
         _length(values["max_new_tokens"], model, [name for name, _ in texts], own)
@@ -152,7 +157,7 @@ def run(arguments: list[str]) -> None:
     rows = []
     total = len(models) * len(settings) * len(texts) * values["seeds"]
     with tqdm(total=total, unit="text", leave=False, disable=None, delay=1) as bar:
-        for spec, (model, tokenizer), own in zip(specs, models, prompts, strict=True):
+        for spec, (model, tokenizer), own in zip(map(_name, specs), models, prompts, strict=True):
             for setting in settings:
                 completions = continue_prompts(
                     model, tokenizer, own, {**setting.options, "max_new_tokens": length},
@@ -167,6 +172,18 @@ def run(arguments: list[str]) -> None:
     else:
         _show(result)
         _show_texts(rows, [text for _, text in texts][: values["show"]])
+
+
+def _specs(values: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """What is compared: models without an adapter, then the one model with each adapter."""
+    models, adapters = values["model"] or [model_spec(None)], values["adapter"] or []
+    return [*((model, None) for model in models), *((models[0], adapter) for adapter in adapters)]
+
+
+def _name(spec: tuple[str, str | None]) -> str:
+    """What a model and its adapter are called."""
+    model, adapter = spec
+    return f"{model} + {adapter}" if adapter else model
 
 
 def parse_setting(text: str) -> list[Setting]:
@@ -231,9 +248,13 @@ def _check(values: dict[str, Any]) -> None:
             raise InputError(f"{flag} {values[name]} is too small", f"{flag} must be at least {least}")
     if values["max_new_tokens"] is not None and values["max_new_tokens"] < 1:
         raise InputError(f"--max-new-tokens {values['max_new_tokens']} writes nothing to compare", "choose at least 1")
+    if values["adapter"] and len(values["model"] or ()) > 1:
+        raise InputError(
+            f"--adapter {values['adapter'][0]} could belong to each of {len(values['model'])} models",
+            "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
+        )
     for file in values["out"] or ():
-        if Path(file).suffix.lower() not in OUTPUTS:
-            raise InputError(f"--out {file} does not say what to write", f"end it in one of {' '.join(OUTPUTS)}")
+        check_output(Path(file), OUTPUTS)
 
 
 def _encoded(tokenizer: Tokenizer, name: str, text: str) -> list[int]:

@@ -57,7 +57,7 @@ def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """
     device = choose_device(values["device"])  # before the work of loading
     model, tokenizer = load_model(model_spec(values["model"]), tokenizer=values["tokenizer"])
-    if values["adapter"]:
+    if values.get("adapter"):  # which commands without --adapter do not have
         load_adapter(model, values["adapter"])
         model = merged(model)
     return model.to(device), reading(tokenizer, values["unknown"])

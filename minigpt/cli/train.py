@@ -6,13 +6,16 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, RunConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
-from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents
+from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents, with_keywords
 from minigpt.errors import ConfigError
+
+if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
+    from minigpt.training.loop import TrainResult
 
 CHECKPOINTS = Path("checkpoints")
 
@@ -166,12 +169,11 @@ def train_and_say(
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
         resume: the run directory to go on with, or None for a new one.
     """
-    from minigpt.data.tokens import split_at
     from minigpt.files import check_unused
     from minigpt.training.checkpoint import run_at, unused_directory
     from minigpt.training.distributed import joined
     from minigpt.training.loop import train
-    from minigpt.training.run_log import read_records, say_nothing, say_to_stderr, say_to_stdout
+    from minigpt.training.run_log import say_nothing, say_to_stderr, say_to_stdout
 
     with joined() as processes, processes.one_voice():
         say = say_to_stderr if as_json else say_to_stdout
@@ -190,34 +192,37 @@ def train_and_say(
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)
         result = train(config, source, directory, say, resume=bool(resume))
-        say("")
-        say(f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-        say(f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}")
-        if config.train.epochs:
-            for line in epoch_table(read_records(directory / "metrics.jsonl")):
-                say(line)
-        say(f"written    {directory}")
-        best = "adapter" if config.train.lora_rank else "model.safetensors"
-        say(f"           {best} (the best), loss.png, samples.txt, metrics.jsonl")
-        say("")
-        say("next, let it write:")
-        if isinstance(source, Corpus):
-            prompt = opening(source.text, split_at(source, config.data))
-        else:
-            prompt = (
-                " ".join(source.items[0].text.split()[:3]) if not source.items[0].prompt else source.items[0].prompt
-            )
-        for line in next_steps(directory, prompt):
+        for line in [*summary(result, config, directory), *next_steps(directory, prompt_to_try(source, config))]:
             say(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))
 
 
+def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[str]:
+    """How the run ended, and what it has left."""
+    from minigpt.training.run_log import read_records
+
+    table = epoch_table(read_records(directory / "metrics.jsonl")) if config.train.epochs else []
+    best = "adapter" if config.train.lora_rank else "model.safetensors"
+    return [
+        "",
+        f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
+        f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
+        *table,
+        f"written    {directory}",
+        f"           {best} (the best), loss.png, samples.txt, metrics.jsonl",
+        "",
+    ]
+
+
 def epoch_table(records: list[dict[str, Any]]) -> list[str]:
-    """Training loss, validation loss and perplexity, an epoch a line."""
+    """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
     from minigpt.training.run_log import epochs_of
 
-    rows = [f"{epoch:>8.3g}{a:>16.4f}{b:>18.4f}{math.exp(b):>13.2f}" for epoch, a, b in epochs_of(records)]
+    rows = []
+    for epoch, training, validation in epochs_of(records):
+        shown = "-" if math.isnan(training) else f"{training:.4f}"
+        rows.append(f"{epoch:>8.3g}{shown:>16}{validation:>18.4f}{math.exp(validation):>13.2f}")
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 
@@ -259,7 +264,10 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     source = load_source(config)
     feed = read(config, source, new_tokenizer(config, source))
     if not isinstance(feed, TextFeed) or config.init_from:
-        raise ConfigError("--plan knows new models on texts", "leave --init-from out, and name a text")
+        raise ConfigError(
+            "--plan predicts new models on a text, and neither documents nor a model to start from",
+            "leave --plan out, or name a text without --init-from",
+        )
     plan = plan_run(config, feed.train, feed.val, device, dtype, SAMPLE_TOKENS)
     if as_json:
         print_json(plan.to_dict())
@@ -285,6 +293,17 @@ def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
         print_json({**dataclasses.asdict(now), "reproduced": now == before})
 
 
+def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
+    """What the model can be given to go on from: a line of its text, or how a document of its source begins."""
+    from minigpt.data.tokens import split_at
+
+    if isinstance(source, Corpus):
+        return opening(source.text, split_at(source, config.data))
+    first, k = source.items[:1], config.documents.keywords
+    (document,) = with_keywords(first, k, source.items) if k else first
+    return document.prompt or " ".join(document.text.split()[:3])
+
+
 def opening(text: str, border: int) -> str:
     """A line soon after `border` that is long enough to continue; in a play, somebody's name."""
     lines = [line.strip() for line in text[border:].split("\n", 100)[1:-1]]  # the first may be cut in the middle
@@ -296,6 +315,7 @@ def opening(text: str, border: int) -> str:
 def next_steps(directory: Path, prompt: str) -> list[str]:
     """The next command to type, and three lines of Python that do the same."""
     return [
+        "next, let it write:",
         f"  {program()} generate --model {shlex.quote(str(directory))} \\",
         f"    --prompt {shlex.quote(prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",

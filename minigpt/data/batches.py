@@ -27,7 +27,7 @@ from torch import Tensor
 
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
-from minigpt.errors import ConfigError, DataError
+from minigpt.errors import ConfigError, DataError, InputError
 from minigpt.tokenizers import IdArray, Tokenizer
 
 POOL = 50  # batches' worth of documents that are sorted by length together: more waste less, and mix the lengths less
@@ -104,7 +104,13 @@ def encode(
         )
     rows, masks, truncated = [], [], 0
     for number, document in enumerate(documents, start=1):
-        prompt, text = tokenizer.encode_array(document.prompt), tokenizer.encode_array(document.text)
+        try:
+            prompt, text = tokenizer.encode_array(document.prompt), tokenizer.encode_array(document.text)
+        except InputError as error:
+            raise InputError(
+                f"the document that begins {document.text[:30]!r}: {error.what}",
+                "leave such documents out, or start from a model that knows these characters",
+            ) from error
         end = np.array([eos_id] if document.whole else [], dtype=text.dtype)
         row = np.concatenate([prompt, text, end])
         mask = np.arange(min(len(row), max_length)) >= len(prompt)

@@ -11,12 +11,17 @@ import torch
 
 from minigpt.analysis.comparison import difference_interval, mean_interval
 from minigpt.cli import compare as command
+from minigpt.cli.models import load
 from minigpt.cli.parser import CommandParser
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError, MiniGPTError
+from minigpt.lora import LoRAConfig, add_lora
+from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
+from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training.checkpoint import save_run
 
 TOKENIZER = CharTokenizer.from_text("abcde \n")
 PROMPTS = ["ab", "c", "de a"]
@@ -151,6 +156,33 @@ def test_two_models_stand_side_by_side(capsys):
     assert "of 3 prompts little can be said" in out
 
 
+def test_adapters_stand_beside_their_base(capsys, models, monkeypatch):
+    """By the real `load`: the base alone, then the base with each adapter, merged here by a product of matrices."""
+    monkeypatch.setattr(command, "load", load)
+    save_run(models["one"], TOKENIZER, Path("base"))
+    expected = {"base": models["one"]}
+    for seed, name in enumerate(("first", "second")):
+        adapted, _ = load_model("base")
+        add_lora(adapted, LoRAConfig(rank=2, alpha=6.0), seed)
+        layers = [block.attn.c_attn for block in adapted.h]
+        own, _ = load_model("base")
+        for layer, target in zip(layers, (block.attn.c_attn for block in own.h), strict=True):
+            part = layer.adapters()["default"]
+            with torch.no_grad():
+                part.B.copy_(torch.randn(part.B.shape))
+                target.weight += part.B @ part.A * 3
+        save_adapter(adapted, name)
+        expected[f"base + {name}"] = own
+    command.run(["--model", "base", "--adapter", "first", "--adapter", "second", *SWEEP[:4], "--seeds", "1", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in result["rows"]] == list(expected)
+    for one in result["completions"]:
+        ids = TOKENIZER.encode(one["prompt"])
+        written = generate(expected[one["model"]], [ids], max_new_tokens=one["num_tokens"], strategy="greedy")
+        assert one["completion"] == TOKENIZER.decode(written.sequences[0][len(ids) :])
+    assert len({one["log_prob"] for one in result["completions"] if one["prompt_index"] == 0}) == 3
+
+
 def test_columns_keep_the_lines_of_their_texts(capsys):
     command._print_columns(["one\n\ntwo words", "x" * 9], 5)
     assert capsys.readouterr().out == "one    xxxxx\n       xxxx\ntwo\nwords\n"
@@ -186,7 +218,7 @@ def test_a_picture_is_drawn():
     [
         ("--model one", "there is no prompt to continue"),
         ("--model one --prompts-file missing.txt", "there is no file missing.txt"),
-        ("--model one --prompts-file blank.txt", "there is no text in blank.txt"),
+        ("--model one --prompts-file blank.txt", "there is no prompt in blank.txt"),
         ("--model one --prompt ab --prompt a!b", "prompt 1: "),
         ("--model one --prompt ab --seeds 0", "--seeds 0 is too small"),
         ("--model one --prompt ab --seed -1", "--seed -1 is too small"),
@@ -196,11 +228,15 @@ def test_a_picture_is_drawn():
         ("--model one --prompt ab --max-new-tokens 18", "has 2 tokens, and 18 more do not fit block_size = 19"),
         ("--model one --model small --prompt a --prompt abcdeab", "prompt 1 has 7 tokens, and 1 more do not fit"),
         ("--model one --prompt ab --training-data nowhere", "there is no corpus, file or folder named 'nowhere'"),
-        ("--model one --prompt ab -o out.txt", "--out out.txt does not say what to write"),
+        ("--model one --prompt ab -o out.txt", "out.txt ends in .txt, which says no format"),
+        ("--model one --prompt ab -o folder.csv", "folder.csv is a folder"),
+        ("--model one --prompt ab -o blank.txt/out.json", "blank.txt is a file, and blank.txt/out.json cannot"),
+        ("--model one --model two --adapter a --prompt ab", "--adapter a could belong to each of 2 models"),
     ],
 )
 def test_mistakes_are_two_lines_and_nothing_is_written(arguments, what):
     Path("blank.txt").write_text(" \n\n", encoding="utf-8")
+    Path("folder.csv").mkdir()
     before = sorted(Path().iterdir())
     with pytest.raises(MiniGPTError) as caught:
         command.run(arguments.split())

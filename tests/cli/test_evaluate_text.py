@@ -18,6 +18,8 @@ from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+from minigpt.training.checkpoint import save_run
+from minigpt.training.evaluate import sequence_log_prob
 
 TRAINING = "the rain in Spain stays mainly in the plain, and nobody knows why it does"
 TEXTS = ["a b a b a b", "in Spain stays mainly, a b"]
@@ -64,6 +66,18 @@ def random_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> GPT:
     model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
     monkeypatch.setattr(command, "load", lambda values: (model, tokenizer))
     return model
+
+
+def test_a_model_is_found_by_its_folder(evaluate):
+    """By the real `load`."""
+    tokenizer = CharTokenizer.from_text("abc")
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
+    save_run(model, tokenizer, Path("saved"))
+    Path("t.txt").write_text("abcab", encoding="utf-8")
+    (found,) = evaluate("t.txt", "--model", "saved")
+    expected = math.exp(-sequence_log_prob(model, tokenizer.encode("abcab")) / 4)
+    assert found["models"][0]["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_variety_by_hand(texts, evaluate):

@@ -2,7 +2,9 @@
 
 import pytest
 
-from minigpt.cli.train import opening
+from minigpt.cli.train import opening, prompt_to_try
+from minigpt.config import DocumentsConfig, RunConfig
+from minigpt.data.documents import Document, Documents
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,18 @@ from minigpt.cli.train import opening
 )
 def test_the_opening_is_a_line_that_can_be_continued(text, expected):
     assert opening(text, 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "keywords", "expected"),
+    [
+        (Document("a film that is long"), 0, "a film that"),
+        (Document(" 4", prompt="2 + 2 ="), 0, "2 + 2 ="),
+        (Document("a film that is long"), 2, "keywords: that, is\n"),  # the other document has the other words
+        (Document(" 4", prompt="2 + 2 ="), 2, "keywords: \n2 + 2 ="),
+    ],
+)
+def test_a_document_is_opened_as_in_training(document, keywords, expected):
+    documents = Documents([document, Document("a long film")], "2 texts", 0, 0)
+    config = RunConfig(documents=DocumentsConfig(keywords=keywords))
+    assert prompt_to_try(documents, config) == expected

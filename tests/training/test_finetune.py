@@ -3,20 +3,24 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-import yaml
 from safetensors.torch import load_file
 
-from minigpt.config import GPTConfig, RunConfig, preset, updated
+from minigpt.analysis.plots import perplexity_curve, save_figure
+from minigpt.cli import main
+from minigpt.cli.train import epoch_table
+from minigpt.config import GPTConfig, RunConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import CheckpointError, ConfigError
+from minigpt.errors import CheckpointError, ConfigError, DownloadError
 from minigpt.gpt2_names import reference_views
+from minigpt.hub import fetch_model
 from minigpt.lora_files import fingerprint
 from minigpt.model import GPT
 from minigpt.pretrained import load_model
@@ -31,6 +35,8 @@ from minigpt.weights import save_weights
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
 TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS))  # 19 characters
 SHAPE = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=11, n_layer=2, n_head=3, n_embd=15)
+DOCS = Path(__file__).parents[2] / "docs"
+PRESET = "finetune-documents"
 DOCUMENTS = Documents([Document(text) for text in TEXTS], "31 texts", 0, 0)
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -112,13 +118,40 @@ def test_epochs_decide_steps_evaluations_and_saves(base, tmp_path):
     result = train(config(base), DOCUMENTS, tmp_path / "run", quiet)
     assert result.step == 14  # 26 documents in batches of 4: 7 steps an epoch
     records = read_records(tmp_path / "run" / "metrics.jsonl")
-    assert [(r["step"], r["epoch"]) for r in records if "val_loss" in r] == [(7, 1.0), (14, 2.0)]
+    assert [(r["step"], r["epoch"]) for r in records if "val_loss" in r] == [(0, 0.0), (7, 1.0), (14, 2.0)]
     assert [round(r["lr"], 9) for r in records if r["step"] == 14 and "lr" in r] == [
         round(1e-4 + 0.5 * (1 + math.cos(math.pi * 11 / 12)) * (0.01 - 1e-4), 9)  # 2 steps of warm-up, then 12
     ]
     assert [(epoch, val) for epoch, _, val in epochs_of(records)] == [
         (r["epoch"], r["val_loss"]) for r in records if "val_loss" in r
     ]
+
+
+def test_the_base_is_measured_before_the_first_step(base, tmp_path, capsys):
+    """By a loop over held-out documents in float64; it is recorded, and its weights are not kept as a result."""
+    settings = config(base, train={"epochs": 1, "learning_rate": 3.0, "warmup_ratio": 0.0})  # which does harm
+    result = train(settings, DOCUMENTS, tmp_path / "run", quiet)
+    model = load_model(base)[0].double()
+    held_out = document_feed(DOCUMENTS, "texts", settings, TOKENIZER).val
+    losses = []
+    for inputs, targets in map(held_out.example, range(len(held_out))):
+        log_probs = model(torch.from_numpy(inputs.astype("int64"))[None])[0].log_softmax(-1)  # (T, V)
+        losses += [-log_probs[place, target].item() for place, target in enumerate(targets) if target != IGNORED]
+    (_, training, before), (_, _, after) = epochs_of(read_records(tmp_path / "run" / "metrics.jsonl"))
+    assert before == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert math.isnan(training)
+    assert after == result.val_loss == result.best_val_loss > before
+    _, zero, one, _ = epoch_table(read_records(tmp_path / "run" / "metrics.jsonl"))[1:]
+    assert zero.split() == ["0", "-", f"{before:.4f}", f"{math.exp(before):.2f}"]
+    assert one.split()[0] == "1"
+
+
+def test_the_perplexity_of_the_base_is_drawn(tmp_path):
+    figure = perplexity_curve([(0, math.nan, math.log(5)), (1, math.log(3), math.log(2))])
+    training, validation = (line.get_xydata().tolist() for line in figure.axes[0].lines)
+    assert validation == [[0, pytest.approx(5)], [1, pytest.approx(2)]]
+    assert training[1] == [1, pytest.approx(3)]
+    save_figure(figure, tmp_path / "perplexity.png")  # without a warning of what is not a number
 
 
 @pytest.mark.parametrize(
@@ -146,6 +179,7 @@ def test_fine_tuning_resumes_exactly(base, tmp_path, monkeypatch, sections):
     # With the settings as the command line reads them: those of the run directory.
     train(read_config(RunDirectory(tmp_path / "broken")), DOCUMENTS, tmp_path / "broken", quiet, resume=True)
     straight, broken = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken")
+    assert epochs_of(read_records(straight.metrics))[1:] == epochs_of(read_records(broken.metrics))[1:]
     if "lora_rank" in sections.get("train", {}):
         assert load_file(straight.last_weights).keys() == load_file(broken.last_weights).keys()
         for name, values in load_file(straight.last_weights).items():
@@ -220,18 +254,16 @@ def test_batching_leaves_the_first_loss_alone(base, tmp_path):
 
 
 def test_fine_tuning_lowers_the_loss_on_held_out_documents(base, tmp_path):
-    first = train(config(base, train={"epochs": 1, "learning_rate": 1e-9, "min_learning_rate": 0.0}), DOCUMENTS,
-                  tmp_path / "none", quiet)  # fmt: skip
     full = train(config(base, train={"epochs": 6}), DOCUMENTS, tmp_path / "full", quiet)
     lora = train(config(base, train={"epochs": 6, "lora_rank": 3, "lora_targets": "c_attn,mlp.*"}), DOCUMENTS,
                  tmp_path / "lora", quiet)  # fmt: skip
-    assert full.best_val_loss < first.val_loss - 0.3
-    assert lora.best_val_loss < first.val_loss - 0.1
+    before = {epochs_of(read_records(tmp_path / name / "metrics.jsonl"))[0][2] for name in ("full", "lora")}
+    assert len(before) == 1  # an adapter begins as the base, to the bit
+    assert full.best_val_loss < min(before) - 0.3
+    assert lora.best_val_loss < min(before) - 0.1
 
 
 def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
-    from minigpt.cli import main
-
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
     shared = ["train", "--init-from", str(base), "--data", str(tmp_path / "texts.jsonl"), "--preset"]
     run = [*shared, "finetune-documents", "--documents.max_length", "11", "--documents.train_size", "20"]
@@ -254,14 +286,82 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
         assert not (tmp_path / "bad").exists()
 
 
-def test_the_commands_of_the_page_are_accepted(accept):
-    page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
-    commands = re.findall(r"(?:^|`)(minigpt [a-z][^`\n]*)", page, re.MULTILINE)
-    assert len(commands) >= 6
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "words"),
+    [
+        ("a.jsonl", '{"text": "a 0"}\n{"text": ', [], ["a.jsonl, line 2 is not JSON"]),
+        ("a.jsonl", '{"text": "a 0"}\n{"body": "b 1"}', [], ["a.jsonl, line 2 has no field 'text'", "body"]),
+        ("a.csv", "title,body\na 0,b 1\n", ["--documents.text_field", "text"], ["no field 'text'", "title, body"]),
+        ("a.txt", " \n\n \t\n", [], ["a.txt", "blank"]),
+        ("a.txt", "a 0\n\nabc!\n", [], ["the document that begins 'abc!'", "'!' (U+0021)"]),
+        (
+            "a.csv", "q,a\nabcdefgabcdefg,1\n2,3\n",
+            ["--documents.prompt_field", "q", "--documents.completion_field", "a", "--documents.max_length", "7"],
+            ["leave", "nothing"],
+        ),
+    ],
+)  # fmt: skip
+def test_documents_that_cannot_be_learned(base, tmp_path, capsys, name, content, flags, words):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    fine_tune = ["train", "--preset", "finetune-documents", "--init-from", str(base), "--data", str(tmp_path / name)]
+    sizes = ["--documents.max_length", "11", "--documents.train_size", "1", "--documents.val_size", "1"]
+    before = sorted(tmp_path.rglob("*"))
+    assert main.run([*fine_tune, *sizes, *flags, "--device", "cpu"]) == 2
+    error, advice = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert advice.startswith("       ")
+    for word in words:
+        assert word in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_adapter_for_another_base_is_refused(base, tmp_path, capsys):
+    train(config(base, train={"lora_rank": 3, "epochs": 1}), DOCUMENTS, tmp_path / "run", quiet)
+    save_run(GPT(SHAPE), TOKENIZER, tmp_path / "other")
+    adapted = ["generate", "--model", str(tmp_path / "other"), "--adapter", str(tmp_path / "run" / "adapter")]
+    assert main.run([*adapted, "--prompt", "a"]) == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert "adapts another base" in error
+    assert str(base) in advice
+
+
+def test_the_yaml_file_is_the_preset(base, tmp_path):
+    assert updated(RunConfig(), read_yaml(DOCS / "fine-tuning.yaml")) == preset("finetune-documents")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    data = ["--init-from", str(base), "--data", str(tmp_path / "texts.txt"), "--documents.max_length", "11"]
+    few = ["--documents.train_size", "13", "--documents.val_size", "5", "--device", "cpu"]
+    for name, where in (("yaml", ["--config", str(DOCS / "fine-tuning.yaml")]), ("preset", ["--preset", PRESET])):
+        assert main.run(["train", *where, *data, *few, "--out", str(tmp_path / name)]) == 0
+    assert all(c.equal for c in compare(RunDirectory(tmp_path / "yaml"), RunDirectory(tmp_path / "preset")))
+
+
+def test_the_page(accept):
+    page = (DOCS / "fine-tuning.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?:^|`)(minigpt [a-z][^`\n>]*)", page.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) >= 13
+    Path("docs").mkdir()
+    shutil.copy(DOCS / "fine-tuning.yaml", "docs")
+    write_yaml(preset(PRESET), Path("checkpoints/keywords/config.yaml"), versions={})  # which the page leaves
     for command in commands:
         accept(command)
-    yaml_block = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert yaml_block
-    settings = yaml.safe_load(yaml_block[1])
-    from_page = updated(preset("finetune-documents"), settings)
-    assert from_page == preset("finetune-documents")  # the page says what the preset is
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert shown == (DOCS / "fine-tuning.yaml").read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        compile(code, "fine-tuning.md", "exec")
+
+
+@pytest.mark.network
+def test_the_well_known_lesson(tmp_path, shared_cache):
+    """GPT-2 itself and real reviews, with every number of the lesson: held-out reviews become likelier."""
+    reviews = shared_cache / "movie-reviews" / "pos.txt"
+    if not reviews.is_file():
+        pytest.skip("needs MINIGPT_CACHE to name a folder that holds movie-reviews/{pos,neg}.txt")
+    try:
+        fetch_model("gpt2")
+    except DownloadError as error:
+        pytest.skip(f"needs GPT-2's weights, in the hub's cache or from the network: {error.what}")
+    lesson = ["train", "--preset", PRESET, "--data", str(reviews), "--out", str(tmp_path / "run")]
+    assert main.run(lesson) == 0
+    (start, _, before), *epochs = epochs_of(read_records(tmp_path / "run" / "metrics.jsonl"))
+    assert (start, len(epochs)) == (0, 3)
+    assert all(validation < before for _, _, validation in epochs)
