@@ -261,13 +261,14 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
 
     device = choose_device(config.device)
     dtype, _ = choose_dtype(config.dtype, device)
-    source = load_source(config)
-    feed = read(config, source, new_tokenizer(config, source))
-    if not isinstance(feed, TextFeed) or config.init_from:
+    source, t = load_source(config), config.train
+    if isinstance(source, Documents) or config.init_from or t.freeze or t.lora_rank or t.gradient_checkpointing:
         raise ConfigError(
-            "--plan predicts new models on a text, and neither documents nor a model to start from",
-            "leave --plan out, or name a text without --init-from",
+            "--plan predicts a new model on a text: no documents, no --init-from, nothing frozen or computed twice",
+            "plan a new model of the same shape on a text, such as --data verse: your run can take no more than that",
         )
+    feed = read(config, source, new_tokenizer(config, source))
+    assert isinstance(feed, TextFeed), "a corpus is read as text"
     plan = plan_run(config, feed.train, feed.val, device, dtype, SAMPLE_TOKENS)
     if as_json:
         print_json(plan.to_dict())
