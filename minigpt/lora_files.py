@@ -29,7 +29,7 @@ from minigpt.lora import (
     new_adapter,
 )
 from minigpt.model import GPT
-from minigpt.weights import fill, open_weights, read_metadata, write_safetensors
+from minigpt.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -106,11 +106,11 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
+    tensors = _peft_tensors(adapter)
+    header = with_checksum({**(metadata or {}), _BASE: fingerprint(model)}, tensors)
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(content, indent=2) + "\n")
-        write_safetensors(
-            part / WEIGHTS, _peft_tensors(adapter), metadata={**(metadata or {}), _BASE: fingerprint(model)}
-        )
+        write_safetensors(part / WEIGHTS, tensors, metadata=header)
 
 
 def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[str]:
@@ -140,6 +140,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         )
     content = read_json(config_path)
     config = _config_from_peft(content, config_path, model)
+    check_values(weights)
     stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
     if recorded is not None and recorded != (own := fingerprint(model)):
         raise CheckpointError(

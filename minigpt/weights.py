@@ -10,13 +10,14 @@ read in pieces, straight into the model, so that the model and one piece are all
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_CHECKSUM = "sha256"  # the key in the header
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -250,6 +252,33 @@ def read_metadata(path: Path) -> dict[str, str]:
     header, _ = _read_header(path)
     metadata: dict[str, str] = header.get("__metadata__", {})
     return metadata
+
+
+def with_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Texts for a header, and a SHA-256 of them and of the file's content, which `check_values` compares."""
+    return {**metadata, _CHECKSUM: _checksum(metadata, tensors.items())}
+
+
+def check_values(path: Path) -> None:
+    """Refuse a file whose header has a checksum that is not its own. Others, such as imported ones, have none.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged.
+    """
+    stored, metadata = open_weights(path), read_metadata(path)
+    promised, said = metadata.pop(_CHECKSUM, None), {name: metadata[name] for name in metadata if name != "format"}
+    if promised and promised != _checksum(said, ((name, tensor.read()) for name, tensor in stored.items())):
+        raise CheckpointError(f"{described(path)} is damaged: it does not have its checksum", FETCH_AGAIN)
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """One tensor at a time is copied."""
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:

@@ -528,6 +528,14 @@ def change_tensors(folder: Path, change) -> None:
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
 
 
+def flip_a_bit(folder: Path) -> None:
+    """In a value, which stays a finite number: the lowest bit of the last one."""
+    path = folder / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
 KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_B.weight"
 DAMAGE = {
     "not JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json .* is not JSON"),
@@ -541,6 +549,7 @@ DAMAGE = {
         lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-4]),
         "is damaged",
     ),
+    "one bit": (flip_a_bit, "adapter_model.safetensors .* does not have its checksum"),
     "rank": (lambda f: change_config(f, r=4), r"has shape \(5, 15\), expected \(4, 15\)"),
     "vast rank": (lambda f: change_config(f, r=10**12), "rank = 1000000000000 is more than"),
     "endless rank": (lambda f: change_config(f, r=10**400), "rank = 10+ is more than"),

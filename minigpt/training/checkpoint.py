@@ -13,24 +13,19 @@ Every file is written under another name first and renamed when it is whole.
 """
 
 import dataclasses
-import hashlib
 import platform
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
-from minigpt.files import FETCH_AGAIN, atomic_folder, described, write_text
+from minigpt.files import atomic_folder, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
-from minigpt.weights import empty_model, load_weights, open_weights, read_metadata, save_weights
-
-CHECKSUM = "sha256"  # in the header of the best weights; a checkpoint has its own in its manifest
+from minigpt.weights import check_values, empty_model, load_weights, save_weights
 
 
 @dataclass(frozen=True)
@@ -198,28 +193,6 @@ def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
     weights = run.best_weights if run.path == path else run.last_weights
     check_values(weights)
     return config, tokenizer, weights
-
-
-def checksum(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of named tensors, and of what is said of them; one tensor at a time is copied."""
-    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def check_values(path: Path) -> None:
-    """Refuse weights whose header has a checksum that is not theirs. Others, such as imported ones, have none.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        CheckpointError: if it is damaged.
-    """
-    stored, metadata = open_weights(path), read_metadata(path)
-    promised, said = metadata.pop(CHECKSUM, None), {name: metadata[name] for name in metadata if name != "format"}
-    if promised and promised != checksum(said, ((name, tensor.read()) for name, tensor in stored.items())):
-        raise CheckpointError(f"{described(path)} is damaged: it does not have its checksum", FETCH_AGAIN)
 
 
 def read_config(run: RunDirectory) -> RunConfig:

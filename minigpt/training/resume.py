@@ -41,9 +41,17 @@ from minigpt.lora import adapters
 from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
-from minigpt.training.checkpoint import CHECKSUM, RunDirectory, checksum, read_config, versions
+from minigpt.training.checkpoint import RunDirectory, read_config, versions
 from minigpt.training.distributed import Processes, part_of, whole
-from minigpt.weights import mismatches, open_weights, own_tensors, read_metadata, save_weights, write_safetensors
+from minigpt.weights import (
+    mismatches,
+    open_weights,
+    own_tensors,
+    read_metadata,
+    save_weights,
+    with_checksum,
+    write_safetensors,
+)
 
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_targets", "train.freeze",
@@ -458,7 +466,7 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
         save_adapter(model, run.following_adapter, base=base, metadata=metadata)
         make_best(run)
     else:
-        save_weights(model, run.best_weights, {**metadata, CHECKSUM: checksum(metadata, own_tensors(model).items())})
+        save_weights(model, run.best_weights, with_checksum(metadata, own_tensors(model)))
 
 
 def make_best(run: RunDirectory) -> None:
