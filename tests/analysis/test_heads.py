@@ -232,7 +232,7 @@ def test_the_best_come_first_and_json_keeps_everything():
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [([], "empty"), ([1, 2], "2 tokens"), ([1, 2, 19], "id 19"), ([1] * 14, "block_size")]
+    ("ids", "message"), [([], "empty"), ([1, 2], "so few tokens: 2"), ([1, 2, 19], "id 19"), ([1] * 14, "block_size")]
 )
 def test_texts_that_cannot_be_scored(model, ids, message):
     with pytest.raises(InputError, match=message):
