@@ -1,6 +1,7 @@
-"""A folder that the reference library wrote, and a run directory, for the commands that take any model."""
+"""What the tests of commands share: how a mistake is told, and a folder that the reference library wrote."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from minigpt.cli.main import run
 from minigpt.tokenizers import GPT2Tokenizer
 
+Failing = Callable[[list[str]], str]
 MERGES = ["t h", "th e", "Ġ the", "e r", "l a", "la t", "lat er", "Ġ s", "o u", "y ou"]
 BLOCK_SIZE = 29
 
@@ -27,6 +30,27 @@ class Reference:
         with torch.no_grad():
             logits = self.theirs(torch.tensor([ids[:-1]])).logits[0].double()  # (T - 1, V)
         return [(row[token] - row.exp().sum().log()).item() for row, token in zip(logits, ids[1:], strict=True)]
+
+
+@pytest.fixture
+def failing(capsys: pytest.CaptureFixture[str]) -> Failing:
+    """The two lines of a refused command; nothing on standard output, no traceback, nothing new on disk."""
+
+    def lines_of(arguments: list[str]) -> str:
+        before = sorted(Path().rglob("*"))
+        capsys.readouterr()
+        assert run(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        lines = err.rstrip("\n").split("\n")
+        assert len(lines) == 2, err
+        assert lines[0].startswith("error: ")
+        assert lines[1].startswith("       ")
+        assert "Traceback" not in err
+        assert sorted(Path().rglob("*")) == before
+        return err
+
+    return lines_of
 
 
 @pytest.fixture(scope="session")

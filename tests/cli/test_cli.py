@@ -32,22 +32,6 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def failing(arguments: list[str], capsys) -> str:
-    """The two lines of a refused command; nothing on standard output, no traceback, nothing new on disk."""
-    before = sorted(Path().rglob("*"))
-    capsys.readouterr()
-    assert run(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.rstrip("\n").split("\n")
-    assert len(lines) == 2, err
-    assert lines[0].startswith("error: ")
-    assert lines[1].startswith("       ")
-    assert "Traceback" not in err
-    assert sorted(Path().rglob("*")) == before
-    return err
-
-
 def result_of(arguments: list[str], capsys) -> dict:
     capsys.readouterr()
     assert run([*arguments, "--json"]) == 0
@@ -194,22 +178,22 @@ def test_texts_that_are_banned_or_required(trained, capsys):
     (["--num-beams", "2.5"], ["--num-beams 2.5: expected a whole number"]),
     (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
 ])  # fmt: skip
-def test_wrong_ways_to_guide_a_decoder(trained, capsys, options, parts):
-    err = failing(["generate", "--model", str(trained), "--prompt", "To", *options, "--json"], capsys)
+def test_wrong_ways_to_guide_a_decoder(trained, failing, options, parts):
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", *options, "--json"])
     for part in parts:
         assert part in err
 
 
-def test_a_draft_of_other_tokens(trained, tmp_path, capsys):
+def test_a_draft_of_other_tokens(trained, tmp_path, failing):
     Path("other.txt").write_text("completely different words, 1 2 3\n" * 60)
     assert run(["train", "--data", "other.txt", "--out", "other", *SMALL_FLAGS]) == 0
-    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--draft", "other"], capsys)
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--draft", "other"])
     assert "has other tokens than the model" in err
 
 
-def test_a_file_without_prompts(trained, capsys):
+def test_a_file_without_prompts(trained, failing):
     Path("empty.txt").write_text(" \n\n\n")
-    err = failing(["generate", "--model", str(trained), "--prompts-file", "empty.txt"], capsys)
+    err = failing(["generate", "--model", str(trained), "--prompts-file", "empty.txt"])
     assert "there is no prompt in empty.txt" in err
 
 
@@ -229,18 +213,18 @@ def test_prompts_from_a_pipe(trained, capsys):
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
 ])  # fmt: skip
-def test_no_memory_is_said_in_two_lines(trained, capsys, monkeypatch, error):
+def test_no_memory_is_said_in_two_lines(trained, failing, monkeypatch, error):
     def full(*_, **__):
         raise error
 
     monkeypatch.setattr("minigpt.cli.generate.generate", full)
-    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--json"], capsys)
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", "--json"])
     assert "not enough memory" in err
 
 
-def test_overflow_is_declared(trained, capsys):
+def test_overflow_is_declared(trained, capsys, failing):
     arguments = ["generate", "--model", str(trained), "--prompt", "To be", "--max-new-tokens", "50"]
-    err = failing(arguments, capsys)
+    err = failing(arguments)
     assert all(number in err for number in ("5", "50", "11"))
     assert len(result_of([*arguments, "--on-overflow", "crop"], capsys)["completions"][0]["token_ids"]) == 55
     stopped = result_of([*arguments, "--on-overflow", "stop"], capsys)["completions"][0]
@@ -276,12 +260,12 @@ def test_eval(trained, capsys, monkeypatch):
     assert "bits per character" in capsys.readouterr().out
 
 
-def test_eval_with_overlapping_windows(trained, capsys, monkeypatch):
+def test_eval_with_overlapping_windows(trained, capsys, failing, monkeypatch):
     monkeypatch.chdir(trained.parent)
     result = result_of(["eval", "--model", "run", "--stride", "3"], capsys)
     assert result["tokens"] == len(TEXT) - int(0.9 * len(TEXT)) - 1
     assert result["bits_per_character"] == pytest.approx(result["loss"] / math.log(2))  # a token is a character
-    assert "stride = 12" in failing(["eval", "--model", "run", "--stride", "12"], capsys)
+    assert "stride = 12" in failing(["eval", "--model", "run", "--stride", "12"])
     assert result_of(["eval", "--model", str(Path("run") / "last")], capsys)["tokens"] == result["tokens"]
 
 
@@ -314,12 +298,12 @@ def test_tokenize_with_the_vocabulary_of_gpt2(capsys, monkeypatch):
     assert [row["bytes"] for row in result["tokens"]][-2:] == ["20 f0 9f 98", "80"]
 
 
-def test_a_tokenizer_is_named_for_weights_without_one(reference, capsys):
+def test_a_tokenizer_is_named_for_weights_without_one(reference, capsys, failing):
     import shutil
 
     shutil.copy(reference.folder / "model.safetensors", "alone.safetensors")
     shutil.copy(reference.folder / "config.json", "config.json")
-    assert "--tokenizer" in failing(["next", "--model", "alone.safetensors", "--prompt", "you"], capsys)
+    assert "--tokenizer" in failing(["next", "--model", "alone.safetensors", "--prompt", "you"])
     reference.tokenizer.save(Path("ours/tokenizer.json"))
     for command in (["next", "--prompt", "you"], ["score", "you the"], ["tokenize", "you the"]):
         alone = result_of([*command, "--model", "alone.safetensors", "--tokenizer", "ours/tokenizer.json"], capsys)
@@ -410,8 +394,8 @@ def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference,
         (["--tokeniser", "gpt2"], ["did you mean --tokenizer?"]),
     ],
 )
-def test_wrong_questions_about_the_next_token(trained, capsys, flags, parts):
-    err = failing(["next", "--model", str(trained), "--prompt", "To", *flags], capsys)
+def test_wrong_questions_about_the_next_token(trained, failing, flags, parts):
+    err = failing(["next", "--model", str(trained), "--prompt", "To", *flags])
     assert all(part in err for part in parts), err
 
 
@@ -461,15 +445,15 @@ def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
         (["what?"], ["U+003F", "--unknown skip"]),
     ],
 )
-def test_texts_that_cannot_be_scored(trained, capsys, arguments, parts):
-    err = failing(["score", "--model", str(trained), *arguments], capsys)
+def test_texts_that_cannot_be_scored(trained, failing, arguments, parts):
+    err = failing(["score", "--model", str(trained), *arguments])
     assert all(part in err for part in parts), err
 
 
-def test_eval_of_a_model_that_was_not_trained_here(reference, capsys):
+def test_eval_of_a_model_that_was_not_trained_here(reference, capsys, failing):
     """Sliding windows, token by token against the reference."""
     model = str(reference.folder)
-    err = failing(["eval", "--model", model], capsys)
+    err = failing(["eval", "--model", model])
     assert all(part in err for part in (model, "--data"))
     Path("text.txt").write_text("you other the later " * 12)
     ids = reference.tokenizer.encode("you other the later " * 12)
@@ -485,7 +469,7 @@ def test_eval_of_a_model_that_was_not_trained_here(reference, capsys):
         assert result["loss"] == pytest.approx(-sum(scored) / len(scored), abs=1e-5)
 
 
-def test_import_makes_a_run_that_every_command_takes(reference, capsys):
+def test_import_makes_a_run_that_every_command_takes(reference, capsys, failing):
     result = result_of(["import", str(reference.folder), "runs/mine"], capsys)
     assert result == {"out": str(Path("runs/mine")), "parameters": reference.theirs.num_parameters(), "parity": None}
     assert sorted(path.name for path in Path("runs/mine").iterdir()) == [
@@ -505,15 +489,15 @@ def test_import_makes_a_run_that_every_command_takes(reference, capsys):
         )
         assert from_run == from_source
     assert run(["generate", "--model", "runs/mine", "--prompt", "you", "--max-new-tokens", "3"]) == 0
-    assert "--data" in failing(["eval", "--model", "runs/mine"], capsys)
+    assert "--data" in failing(["eval", "--model", "runs/mine"])
 
 
-def test_import_with_a_shorter_context(reference, capsys):
+def test_import_with_a_shorter_context(reference, capsys, failing):
     Path("empty").mkdir()  # may exist
     result_of(["import", str(reference.folder), "empty", "--block-size", "7", "--verify"], capsys)
     assert "block_size: 7\n" in Path("empty/config.yaml").read_text()
-    assert "block_size = 7" in failing(["score", "--model", "empty", "you the later other"], capsys)
-    assert "31" in failing(["import", str(reference.folder), "long", "--block-size", "31"], capsys)
+    assert "block_size = 7" in failing(["score", "--model", "empty", "you the later other"])
+    assert "31" in failing(["import", str(reference.folder), "long", "--block-size", "31"])
 
 
 def test_import_verified(reference, trained, capsys):
@@ -547,7 +531,7 @@ def lone(reference) -> Path:
 
 
 @pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")
-def test_assumed_heads_are_said_and_cannot_be_verified(lone, capsys):
+def test_assumed_heads_are_said_and_cannot_be_verified(lone, capsys, failing):
     note = f"note: {lone} has no config.json beside it: 2 heads, each 64 wide, were assumed\n"
     for arguments in (
         ["next", "--model", str(lone), "--prompt", "you"],
@@ -558,7 +542,7 @@ def test_assumed_heads_are_said_and_cannot_be_verified(lone, capsys):
     ):
         assert run(arguments) == 0
         assert capsys.readouterr().err.startswith(note)
-    err = failing(["import", str(lone), "proved", "--verify"], capsys)
+    err = failing(["import", str(lone), "proved", "--verify"])
     assert all(part in err for part in ("2 heads, each 64 wide, were assumed", "put the model's config.json beside"))
 
 
@@ -571,25 +555,25 @@ def test_a_run_is_a_run_whatever_else_lies_there(reference, trained, capsys):
     assert result["parity"]["reference"].startswith("an export of both")
 
 
-def test_import_chooses_one_dropout_of_three(reference, capsys):
+def test_import_chooses_one_dropout_of_three(reference, capsys, failing):
     import shutil
 
     shutil.copytree(reference.folder, "rates")
     content = json.loads(Path("rates/config.json").read_text()) | {"attn_pdrop": 0.25}
     Path("rates/config.json").write_text(json.dumps(content))
-    assert "--dropout" in failing(["import", "rates", "mine"], capsys)
+    assert "--dropout" in failing(["import", "rates", "mine"])
     result_of(["import", "rates", "mine", "--dropout", "0.125"], capsys)
     assert "dropout: 0.125\n" in Path("mine/config.yaml").read_text()
     assert result_of(["tokenize", "--model", "rates", "you"], capsys)["tokens"]  # which needs no dropout
 
 
-def test_tokenize_refuses_another_models_tokenizer(reference, capsys):
+def test_tokenize_refuses_another_models_tokenizer(reference, failing):
     import shutil
 
     shutil.copytree(reference.folder, "mixed")
     content = json.loads(Path("mixed/config.json").read_text()) | {"vocab_size": 251}
     Path("mixed/config.json").write_text(json.dumps(content))
-    assert "the tokenizer has 267 tokens, the model 251" in failing(["tokenize", "--model", "mixed", "you"], capsys)
+    assert "the tokenizer has 267 tokens, the model 251" in failing(["tokenize", "--model", "mixed", "you"])
 
 
 def test_json_has_no_nan():
@@ -619,7 +603,7 @@ def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(referenc
     assert result["parity"]["reference"] == str(reference.folder)
 
 
-def test_import_of_a_damaged_model_is_refused(reference, capsys, monkeypatch):
+def test_import_of_a_damaged_model_is_refused(reference, failing, monkeypatch):
     from minigpt.pretrained import load_model
 
     def damaged(*arguments, **options):
@@ -629,34 +613,34 @@ def test_import_of_a_damaged_model_is_refused(reference, capsys, monkeypatch):
         return model, tokenizer
 
     monkeypatch.setattr("minigpt.cli.import_model.load_model", damaged)
-    err = failing(["import", str(reference.folder), "mine", "--verify"], capsys)
+    err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("differ by", "at block 1,", "1.0e-03", "nothing was written"))
 
 
-def test_import_verify_without_the_reference_library(reference, capsys, monkeypatch):
+def test_import_verify_without_the_reference_library(reference, failing, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setattr("minigpt.cli.import_model.load_model", None)  # known before the work of loading
-    err = failing(["import", str(reference.folder), "mine", "--verify"], capsys)
+    err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("not installed", "pip install"))
 
 
 @pytest.mark.parametrize("command", ["import", "export"])
-def test_folders_that_are_taken(reference, trained, capsys, monkeypatch, command):
+def test_folders_that_are_taken(reference, trained, failing, monkeypatch, command):
     monkeypatch.chdir(trained.parent)
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    assert "run is not empty" in failing([command, str(reference.folder), "run"], capsys)
-    assert "is a file" in failing([command, str(reference.folder), "play.txt"], capsys)
-    assert "nowhere" in failing([command, "nowhere/x", "new"], capsys)
+    assert "run is not empty" in failing([command, str(reference.folder), "run"])
+    assert "is a file" in failing([command, str(reference.folder), "play.txt"])
+    assert "nowhere" in failing([command, "nowhere/x", "new"])
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
-def test_an_import_that_fails_half_way_leaves_nothing(reference, capsys, monkeypatch):
+def test_an_import_that_fails_half_way_leaves_nothing(reference, failing, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "model.safetensors")
 
     monkeypatch.setattr("minigpt.training.checkpoint.save_weights", full)
     Path("runs").mkdir()
-    assert "No space left" in failing(["import", str(reference.folder), "runs/mine"], capsys)
+    assert "No space left" in failing(["import", str(reference.folder), "runs/mine"])
 
 
 def test_export_is_what_the_reference_library_loads(reference, trained, capsys):
@@ -774,18 +758,18 @@ def test_a_reader_that_leaves_early_is_no_error(trained):
 # Bad input: two lines, exit 2, nothing half-written. Numbers are those of the project's list of failure cases.
 
 
-def test_case_1_unknown_characters(trained, capsys):
-    err = failing(["generate", "--model", str(trained), "--prompt", "Wha\U0001f600?", "--max-new-tokens", "2"], capsys)
+def test_case_1_unknown_characters(trained, capsys, failing):
+    err = failing(["generate", "--model", str(trained), "--prompt", "Wha\U0001f600?", "--max-new-tokens", "2"])
     assert all(part in err for part in ("U+1F600", "U+003F", "--unknown skip", f"vocabulary of {len(set(TEXT))}"))
     arguments = ["generate", "--model", str(trained), "--prompt", "T\U0001f600o", "--unknown", "skip",
                  "--max-new-tokens", "2"]  # fmt: skip
     assert result_of(arguments, capsys)["completions"][0]["text"].startswith("To")
 
 
-def test_case_2_an_empty_prompt_without_a_start(tmp_path, capsys):
+def test_case_2_an_empty_prompt_without_a_start(tmp_path, failing):
     Path("one.txt").write_text("abc" * 100)
     assert run(["train", "--data", "one.txt", "--out", "run", *SMALL_FLAGS]) == 0
-    assert "prompt is empty" in failing(["generate", "--model", "run", "--prompt", ""], capsys)
+    assert "prompt is empty" in failing(["generate", "--model", "run", "--prompt", ""])
 
 
 @pytest.mark.parametrize(
@@ -807,8 +791,8 @@ def test_case_2_an_empty_prompt_without_a_start(tmp_path, capsys):
         (["--device", "cuda:99"], ["cuda"]),  # case 20
     ],
 )
-def test_wrong_decoding_options(trained, capsys, flags, parts):
-    err = failing(["generate", "--model", str(trained), "--prompt", "To", *flags], capsys)
+def test_wrong_decoding_options(trained, failing, flags, parts):
+    err = failing(["generate", "--model", str(trained), "--prompt", "To", *flags])
     assert all(part in err for part in parts), err
 
 
@@ -833,29 +817,29 @@ def test_case_6_values_that_are_allowed(trained, capsys):
         ("abc".encode("utf-16"), ["UTF-16"]),
     ],
 )
-def test_case_8_data_that_is_no_text(capsys, content, parts):
+def test_case_8_data_that_is_no_text(failing, content, parts):
     if content is not None:
         Path("data.txt").write_bytes(content)
-    err = failing(["train", "--data", "data.txt", "--out", "run", *SMALL_FLAGS], capsys)
+    err = failing(["train", "--data", "data.txt", "--out", "run", *SMALL_FLAGS])
     assert all(part in err for part in parts), err
 
 
-def test_case_8_an_empty_folder(capsys):
+def test_case_8_an_empty_folder(failing):
     Path("folder").mkdir()
-    assert "folder" in failing(["train", "--data", "folder", "--out", "run", *SMALL_FLAGS], capsys)
+    assert "folder" in failing(["train", "--data", "folder", "--out", "run", *SMALL_FLAGS])
 
 
-def test_case_9_a_text_that_is_too_short(capsys):
+def test_case_9_a_text_that_is_too_short(failing):
     Path("short.txt").write_text("to be or not to be " * 5)
-    err = failing(["train", "--data", "short.txt", "--out", "run", *SMALL_FLAGS], capsys)
+    err = failing(["train", "--data", "short.txt", "--out", "run", *SMALL_FLAGS])
     assert all(part in err for part in ("val split: 10 tokens", "block_size = 11 needs 12", "--model.block_size 4"))
 
 
-def test_case_11_another_text_than_the_model_knows(trained, capsys):
+def test_case_11_another_text_than_the_model_knows(trained, failing):
     Path("other.txt").write_text("QUITE ANOTHER ALPHABET" * 20)
-    assert "vocabulary" in failing(["eval", "--model", str(trained), "--data", "other.txt"], capsys)
+    assert "vocabulary" in failing(["eval", "--model", str(trained), "--data", "other.txt"])
     Path("c.yaml").write_text("model: {vocab_size: 99}\n")
-    err = failing(["train", "--config", "c.yaml", "--data", "other.txt", "--out", "x", *SMALL_FLAGS], capsys)
+    err = failing(["train", "--config", "c.yaml", "--data", "other.txt", "--out", "x", *SMALL_FLAGS])
     assert "vocab_size = 99" in err
 
 
@@ -900,9 +884,9 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
         (["--plan", "--documents.separate", "on"], ["--plan predicts a new model on a text"]),
     ],
 )
-def test_case_24_wrong_settings(trained, capsys, flags, parts):
+def test_case_24_wrong_settings(trained, failing, flags, parts):
     data = str(trained.parent / "play.txt")
-    err = failing(["train", "--data", data, "--out", "run", *SMALL_FLAGS, *flags], capsys)
+    err = failing(["train", "--data", data, "--out", "run", *SMALL_FLAGS, *flags])
     assert all(part in err for part in parts), err
 
 
@@ -913,34 +897,34 @@ def test_whole_numbers_are_accepted_for_floats(trained, capsys):
     assert result_of(["train", "--data", data, "--out", "run", *SMALL_FLAGS, *flags], capsys)["step"] == 4
 
 
-def test_the_output_folder_is_taken(trained, capsys, monkeypatch):
+def test_the_output_folder_is_taken(trained, failing, monkeypatch):
     monkeypatch.chdir(trained.parent)
-    assert "is not empty" in failing(["train", "--data", "play.txt", "--out", "run", *SMALL_FLAGS], capsys)
-    assert "is a file" in failing(["train", "--data", "play.txt", "--out", "play.txt", *SMALL_FLAGS], capsys)
+    assert "is not empty" in failing(["train", "--data", "play.txt", "--out", "run", *SMALL_FLAGS])
+    assert "is a file" in failing(["train", "--data", "play.txt", "--out", "play.txt", *SMALL_FLAGS])
 
 
-def test_models_that_are_not_there(capsys):
+def test_models_that_are_not_there(failing):
     Path("checkpoints").mkdir()
     for command in (["generate", "--prompt", "To"], ["next", "--prompt", "To"], ["score", "To"], ["tokenize", "To"]):
-        assert "no trained run" in failing(command, capsys)
-        assert "there is no model 'gtp2'" in failing([*command, "--model", "gtp2"], capsys)
-        assert "did you mean gpt2?" in failing([*command, "--model", "gtp2"], capsys)
-        assert "checkpoints/typo does not exist" in failing([*command, "--model", "checkpoints/typo"], capsys)
-    assert "checkpoints/typo does not exist" in failing(["eval", "--model", "checkpoints/typo"], capsys)
-    assert "there is no model 'gtp2'" in failing(["eval", "--model", "gtp2"], capsys)
+        assert "no trained run" in failing(command)
+        assert "there is no model 'gtp2'" in failing([*command, "--model", "gtp2"])
+        assert "did you mean gpt2?" in failing([*command, "--model", "gtp2"])
+        assert "checkpoints/typo does not exist" in failing([*command, "--model", "checkpoints/typo"])
+    assert "checkpoints/typo does not exist" in failing(["eval", "--model", "checkpoints/typo"])
+    assert "there is no model 'gtp2'" in failing(["eval", "--model", "gtp2"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX paths")
-def test_paths_that_cannot_be_written_or_read(trained, capsys):
+def test_paths_that_cannot_be_written_or_read(trained, failing):
     data = str(trained.parent / "play.txt")
     Path("file").write_text("x")
     Path("folder").mkdir()
-    assert "file" in failing(["train", "--data", data, "--out", "file/run", *SMALL_FLAGS], capsys)
-    assert "folder" in failing(["train", "--data", data, "--config", "folder", "--out", "run", *SMALL_FLAGS], capsys)
+    assert "file" in failing(["train", "--data", data, "--out", "file/run", *SMALL_FLAGS])
+    assert "folder" in failing(["train", "--data", data, "--config", "folder", "--out", "run", *SMALL_FLAGS])
 
 
-def test_an_unknown_command(capsys):
-    assert "did you mean train?" in failing(["trian"], capsys)
+def test_an_unknown_command(failing):
+    assert "did you mean train?" in failing(["trian"])
 
 
 def test_debug_shows_where(trained):
@@ -950,7 +934,7 @@ def test_debug_shows_where(trained):
         run(["generate", "--model", str(trained), "--prompt", "To", "--temperature", "-1", "--debug"])
 
 
-def test_case_22_offline_without_a_cache(capsys, monkeypatch):
+def test_case_22_offline_without_a_cache(failing, monkeypatch):
     """No network: the error names the file, the URL and the folder, at once."""
     import socket
 
@@ -958,7 +942,7 @@ def test_case_22_offline_without_a_cache(capsys, monkeypatch):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    err = failing(["train", "--data", "shakespeare", "--out", "run", *SMALL_FLAGS], capsys)
+    err = failing(["train", "--data", "shakespeare", "--out", "run", *SMALL_FLAGS])
     assert "https://raw.githubusercontent.com/karpathy/char-rnn" in err
     assert "input.txt" in err
 

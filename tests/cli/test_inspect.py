@@ -387,18 +387,8 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("attn 'to' --model nowhere/run", "nowhere/run"),
     ],
 )
-def test_a_mistake_is_two_lines(command, what, model, capsys, tmp_path):
-    arguments = words(command, model)
-    capsys.readouterr()
-    assert run(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.rstrip("\n").split("\n")
-    assert len(lines) == 2, err
-    assert lines[0].startswith("error: ")
-    assert lines[1].startswith("       ")
-    assert what in err
-    assert list(tmp_path.iterdir()) == []
+def test_a_mistake_is_two_lines(command, what, model, failing):
+    assert what in failing(words(command, model))
 
 
 def test_the_nearest_views_and_points_are_named(model, capsys):
