@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
-from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, RunConfig, preset, read_yaml, updated
+from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents, with_keywords
 from minigpt.errors import ConfigError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
     from minigpt.training.loop import TrainResult
 
 CHECKPOINTS = Path("checkpoints")
+COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interval")
 
 
 def make_parser(config: RunConfig) -> CommandParser:
@@ -49,7 +50,10 @@ def make_parser(config: RunConfig) -> CommandParser:
 
 def add_settings(parser: CommandParser, config: RunConfig) -> None:
     """Add a flag for every setting of a run, with a configuration as their defaults."""
-    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the settings to start from")
+    parser.add_argument(
+        "--preset", default=DEFAULT_PRESET, choices=list(PRESETS),
+        help="the settings to start from; with --init-from, finetune-documents or finetune-text if none is named",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
     parser.add_argument("--data", default=config.data.source, metavar="SOURCE", help=field_help(DataConfig, "source"))
     parser.add_argument(
@@ -83,8 +87,10 @@ def settings(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 def starting_config(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
     """The preset, or the settings of the run to go on with, and the --config file on top; and that file's content."""
     run = run_to_continue(arguments)
+    path = peek(arguments, "--config")
+    content = read_yaml(Path(path)) if path else {}
     if run is None:
-        config = preset(peek(arguments, "--preset") or DEFAULT_PRESET)
+        config = preset(peek(arguments, "--preset") or fitting_preset(arguments, content))
     else:
         from minigpt.training.checkpoint import read_config, run_at
 
@@ -95,9 +101,17 @@ def starting_config(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
                     f"leave {flag} out, or start a new run without --resume",
                 )
         config = read_config(run_at(run))
-    path = peek(arguments, "--config")
-    content = read_yaml(Path(path)) if path else {}
     return updated(config, content), content
+
+
+def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
+    """The preset where none is named. The rates of the quick one are for a new model, and would spoil a trained one."""
+    config = updated(preset(DEFAULT_PRESET), content)
+    if not (peek(arguments, "--init-from") or config.init_from):
+        return DEFAULT_PRESET
+    separate = peek(arguments, "--documents.separate") or config.documents.separate
+    source = peek(arguments, "--data") or config.data.source
+    return "finetune-documents" if are_documents(separate, source) else "finetune-text"
 
 
 def run_to_continue(arguments: list[str]) -> Path | None:
@@ -113,6 +127,12 @@ def run(arguments: list[str]) -> None:
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
     config = settings(config, values)
+    check_effect(config, arguments)
+    if config.train.lora_rank and not config.init_from:
+        raise ConfigError(
+            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
+            "name it with --init-from, or leave --train.lora_rank out to train a new one",
+        )
     if config.init_from and run_to_continue(arguments) is None:
         config = shaped_as_base(config, arguments, content)
     if values["plan"]:
@@ -125,8 +145,21 @@ def run(arguments: list[str]) -> None:
     train_and_say(config, content, values["out"], name, values["json"], resume=values["resume"])
 
 
+def check_effect(config: RunConfig, arguments: list[str]) -> None:
+    """Refuse a flag that epochs overrule: who asks for 20 steps is not to wait for three epochs."""
+    for name in COUNTED_BY_EPOCHS:
+        if config.train.epochs and peek(arguments, f"--train.{name}") is not None:
+            raise ConfigError(
+                f"--train.{name} {getattr(config.train, name)} would change nothing: "
+                f"--train.epochs {config.train.epochs:g} decides it",
+                "choose other --train.epochs, or 0 to count in steps",
+            )
+
+
 def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> RunConfig:
-    """The settings with the shape of the model to start from, and its dropout and context if nothing else was said.
+    """The settings with the shape of the model to start from, its dropout too if nothing else was said.
+
+    Its context is the preset's if that is shorter.
 
     Raises:
         ConfigError: if the arguments or the --config file want another shape.
@@ -146,7 +179,8 @@ def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, A
                 f"--model.{name} {value} is not the {getattr(shape, name)} of {config.init_from}",
                 "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
             )
-    return dataclasses.replace(config, model=dataclasses.replace(shape, **said))
+    context = {"block_size": min(config.model.block_size, shape.block_size)}
+    return dataclasses.replace(config, model=dataclasses.replace(shape, **context | said))
 
 
 def train_and_say(
@@ -229,7 +263,13 @@ def epoch_table(records: list[dict[str, Any]]) -> list[str]:
 def load_source(config: RunConfig) -> Corpus | Documents:
     """The text, or the documents, that a configuration names."""
     d, source = config.documents, config.data.source
-    if d.separate == "off" or (d.separate == "auto" and not source.lower().endswith(RECORD_SUFFIXES)):
+    if not are_documents(d.separate, source):
+        if d.separate == "auto" and d != DocumentsConfig():
+            name = next(name for name, value in vars(d).items() if value != getattr(DocumentsConfig(), name))
+            raise ConfigError(
+                f"documents.{name} = {getattr(d, name)!r} is for separate documents, and {source} is read as one text",
+                f"add --documents.separate on, or leave --documents.{name} out",
+            )
         return load_corpus(source)
     return read_documents(
         source,
@@ -238,6 +278,11 @@ def load_source(config: RunConfig) -> Corpus | Documents:
         completion_field=d.completion_field or None,
         max_characters=d.max_characters or None,
     )
+
+
+def are_documents(separate: str, source: str) -> bool:
+    """Whether a source is read as separate documents, and not as one text."""
+    return separate == "on" or (separate == "auto" and source.lower().endswith(RECORD_SUFFIXES))
 
 
 def check_promise(vocab_size: int, corpus: Corpus) -> None:

@@ -98,7 +98,8 @@ def read_documents(
         ConfigError: if the fields contradict each other, or `max_characters` is below 1.
         DataError: if the text is of another encoding; on a line that is no JSON object, a CSV row of another length
             than the header, or a record without the field or with half a character in it, with the line's number; if
-            several fields could be the text; if all documents are blank.
+            a CSV is parted by semicolons or tabs, or names two columns alike; if several fields could be the text; if
+            all documents are blank.
     """
     path = Path(path)
     _check_settings(text_field, prompt_field, completion_field, max_characters)
@@ -213,6 +214,7 @@ def _csv_records(file: Path) -> dict[int, dict[str, object]]:
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         header = next(reader, [])
+        _check_header(header, file)
         for row in reader:
             if row and len(row) != len(header):  # one that is empty is a blank line
                 raise DataError(
@@ -229,6 +231,18 @@ def _csv_records(file: Path) -> dict[int, dict[str, object]]:
     finally:
         csv.field_size_limit(limit)
     return records
+
+
+def _check_header(header: list[str], file: Path) -> None:
+    """Refuse what would be read without a word as other texts than are meant."""
+    if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
+        raise DataError(
+            f"{file} has one column, {header[0]!r:.60}: its cells seem to be parted by {separator[0]!r}",
+            "save it as CSV with commas, or rename that column if it is one",
+        )
+    for name, number in Counter(header).items():
+        if name and number > 1:
+            raise DataError(f"{file} has {number} columns called {name!r}", "give each column a name of its own")
 
 
 def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
@@ -291,7 +305,8 @@ def split(
     """Choose documents to train on and others to validate, without replacement.
 
     The choice is the same on every machine. Validation is drawn first: with another `train_size` it stays what it was,
-    and the smaller training set is the beginning of the larger.
+    and the smaller training set is the beginning of the larger. Of equal documents one alone is chosen, so that none
+    validates what has been learned.
 
     Args:
         documents: all there are.
@@ -302,6 +317,7 @@ def split(
     Raises:
         DataError: if a size is below 1, or there are not enough documents.
     """
+    documents = list(dict.fromkeys(documents))
     if val_size is None:
         val_size = max(1, len(documents) // 10)
     if train_size is None:
@@ -312,8 +328,8 @@ def split(
     if train_size + val_size > len(documents):
         raise DataError(
             f"train_size = {train_size:,} and val_size = {val_size:,} need {train_size + val_size:,} documents, "
-            f"and there are {len(documents):,}",
-            "choose smaller sizes, or give more documents",
+            f"and there are {len(documents):,} that differ",
+            "choose smaller sizes, or give more documents; --documents.train_size 0 takes all that do not validate",
         )
     order = generator(seed, stream=0).permutation(len(documents)).tolist()
     chosen = [documents[place] for place in order[: val_size + train_size]]

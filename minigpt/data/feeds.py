@@ -15,7 +15,7 @@ from minigpt.data.batches import Batch, Encoded, Epoch, encode, packed, padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents, split, with_keywords
 from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def text_feed(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: To
     """A corpus whose tokens are `train` and `val`."""
     start = tokenizer.start_token_id
     floor = None
-    if corpus.floor is not None and config.data.tokenizer == "char":
+    if corpus.floor is not None and isinstance(tokenizer, CharTokenizer):  # whatever a new model would have had
         floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
     num_tokens = f"{len(train.ids):,} to train on, {len(val.ids):,} to validate"
     return TextFeed(
@@ -168,11 +168,12 @@ def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer:
     if d.batching != "padded":
         read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
     padding = read(0).padding
+    copies = len(documents.items) - len(set(documents.items))
     counts = f"{len(train):,} to train on, {len(val):,} to validate"
     return DocumentFeed(
         name=name,
         described=[
-            f"documents  {documents.described}",
+            f"documents  {documents.described}" + (f"; {copies:,} copies of others left out" if copies else ""),
             f"tokens     {counts}; {train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens, "
             f"{padding:.1%} padding",
         ],

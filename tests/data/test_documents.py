@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,9 @@ def test_what_the_json_module_writes_is_read(written, mark, ascii_only, end):
          "no field 'text', and 2 others that hold text; its fields: title, body"),
         ("r.csv", 'text\n"x\ny\n', {}, "line 3 is not CSV: unexpected end of data"),
         ("r.csv", "text,n\nx,1\ny,z,2\n", {}, "line 3 has 3 cells where the header has 2"),
+        ("r.csv", "text;n\nx;1\n", {}, "r.csv has one column, 'text;n': its cells seem to be parted by ';'"),
+        ("r.csv", "id\ttext\n1\tx, y\n", {}, "its cells seem to be parted by '\\t'"),
+        ("r.csv", "text,n,text\nx,1,y\n", {}, "r.csv has 2 columns called 'text'"),
         ("r.csv", "text\n", {}, "has no records"),
         ("r.jsonl", '{"text": " "}\n{"text": "\\n\\t"}\n', {}, "there are no documents in .*: all 2 are blank"),
         ("r.txt", " \n\n \t\n", {}, "there are no documents in .*: all 1 are blank"),
@@ -226,6 +230,17 @@ def test_sizes_are_kept_and_change_nothing_else():
     smaller, same = split(MANY, 7, 11, seed=3)
     assert smaller == train[:7]
     assert same == val
+
+
+def test_no_copy_of_what_is_learned_validates():
+    """Two copies of each and of the first a third; a prompt of its own makes a pair another document."""
+    documents = [*MANY, *MANY, MANY[0], replace(MANY[0], prompt="Q: ")]
+    for seed in range(5):
+        train, val = split(documents, None, None, seed)
+        assert (len(train), len(val)) == (92, 10)
+        assert set(train) | set(val) == set(documents)
+    with pytest.raises(DataError, match="need 103 documents, and there are 102 that differ"):
+        split(documents, 93, 10, seed=0)
 
 
 def test_every_document_is_chosen_equally_often():

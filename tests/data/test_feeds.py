@@ -12,7 +12,7 @@ from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import DocumentFeed, document_feed, text_feed
 from minigpt.data.tokens import IGNORED, prepare
 from minigpt.errors import ConfigError, DataError
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)}{i}" for i in range(31)]
 TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS) + "keywords: ,")
@@ -75,6 +75,24 @@ def test_settings_that_contradict_the_model_or_the_documents():
         feed(max_length=14)
     with pytest.raises(DataError, match="train_size"):
         feed(train_size=30)
+
+
+def test_copies_are_left_out_and_said():
+    config = updated(RunConfig(), {"model": {"block_size": 13}, "train": {"batch_size": 4}})
+    documents = Documents([Document(text) for text in [*TEXTS, *TEXTS[:7]]], "38 texts", 0, 0)
+    source = document_feed(documents, "texts", config, TOKENIZER)
+    assert source.described[0] == "documents  38 texts; 7 copies of others left out"
+    assert source.described[1].startswith("tokens     28 to train on, 3 to validate; ")
+
+
+@pytest.mark.parametrize("setting", ["char", "gpt2"])
+def test_a_floor_for_each_character_needs_tokens_that_are_characters(tmp_path, setting):
+    """A model to start from brings its tokenizer, whatever the settings say of new ones."""
+    corpus = Corpus("counting", "0123456789" * 40, "made up", floor=lambda start, stop: stop - start)
+    config = updated(RunConfig(), {"model": {"block_size": 7}, "data": {"tokenizer": setting}})
+    for tokenizer, floor in ((CharTokenizer.from_text(corpus.text), 40), (GPT2Tokenizer(["0 1"]), None)):
+        train, val = prepare(corpus, tokenizer, config.data, 7, tmp_path)
+        assert text_feed(corpus, config, tokenizer, train, val).floor == floor
 
 
 def test_a_text_is_read_in_windows(tmp_path):

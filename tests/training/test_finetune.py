@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from minigpt.analysis.plots import perplexity_curve, save_figure
 from minigpt.cli import main
-from minigpt.cli.train import epoch_table
+from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
 from minigpt.config import GPTConfig, RunConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
@@ -313,6 +314,76 @@ def test_documents_that_cannot_be_learned(base, tmp_path, capsys, name, content,
     for word in words:
         assert word in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def settings_of(*arguments: str) -> RunConfig:
+    """As `minigpt train` reads them."""
+    config, content = starting_config(list(arguments))
+    return shaped_as_base(settings(config, make_parser(config).parse(list(arguments))), list(arguments), content)
+
+
+@pytest.mark.parametrize(
+    ("flags", "lesson"),
+    [
+        (["--data", "reviews.jsonl"], PRESET),
+        (["--data", "reviews.txt", "--documents.separate", "on"], PRESET),
+        (["--data", "reviews.CSV", "--config", "some.yaml"], PRESET),
+        (["--data", "novel.txt"], "finetune-text"),
+        (["--data", "reviews.jsonl", "--documents.separate", "off"], "finetune-text"),
+    ],
+)
+def test_without_a_preset_a_trained_model_gets_the_rates_of_a_lesson(base, flags, lesson):
+    """Those of the quick preset, Muon's above all, would undo what it has learned."""
+    Path("some.yaml").write_text(f"init_from: {base}\ntrain: {{epochs: 7}}\n", encoding="utf-8")
+    start = [] if "--config" in flags else ["--init-from", str(base)]
+    found, expected = settings_of(*start, *flags).train, preset(lesson).train
+    assert found == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
+    assert starting_config(["--data", "novel.txt"])[0] == preset("shakespeare-quick")
+    assert starting_config(["--preset", "shakespeare-cpu", *start])[0] == preset("shakespeare-cpu")
+
+
+@pytest.mark.parametrize(
+    ("own", "flags", "expected"), [(307, [], 256), (11, [], 11), (307, ["--model.block_size", "293"], 293)]
+)
+def test_the_context_is_the_presets_or_the_models(tmp_path, own, flags, expected):
+    save_run(GPT(replace(SHAPE, block_size=own)), TOKENIZER, tmp_path / "base")
+    start = ["--preset", "finetune-text", "--init-from", str(tmp_path / "base")]
+    assert settings_of(*start, *flags).model == replace(SHAPE, block_size=expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--train.lora_rank", "3"], "lora_rank = 3 adapts a trained model, and there is none to start from"),
+        (["--documents.keywords", "3"], "documents.keywords = 3 is for separate documents, and a.txt is read as one"),
+        (["--documents.text_field", "body"], "documents.text_field = 'body' is for separate documents"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_or_leave_nothing_is_refused(capsys, flags, words):
+    Path("a.txt").write_text("a text\n" * 300, encoding="utf-8")
+    quick = ["train", "--data", "a.txt", "--train.optimizer", "adamw", "--train.max_steps", "1"]
+    assert main.run([*quick, "--train.warmup_steps", "0", "--out", "run", *flags]) == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert words in error
+    assert "--" in advice
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--train.max_steps", "307"], "--train.max_steps 307 would change nothing: --train.epochs 3 decides it"),
+        (["--train.eval_interval=1"], "--train.eval_interval 1 would change nothing: --train.epochs 3 decides it"),
+        (["--train.warmup_steps", "2"], "--train.warmup_steps 2 would change nothing: --train.epochs 3 decides it"),
+    ],
+)
+def test_a_flag_that_epochs_overrule_is_refused(base, capsys, flags, words):
+    Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    lesson = ["train", "--preset", PRESET, "--init-from", str(base), "--data", "a.txt", "--out", "run"]
+    sizes = ["--documents.max_length", "11", "--documents.train_size", "7", "--documents.val_size", "5"]
+    assert main.run([*lesson, *sizes, *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("run").exists()
 
 
 def test_an_adapter_for_another_base_is_refused(base, tmp_path, capsys):
