@@ -71,20 +71,24 @@ class Cuts:
         for (name, value), (before, after) in zip(
             self.stages, itertools.pairwise(self.probabilities.double()), strict=True
         ):
-            left = before[after > 0]
+            left, cut = before[after > 0], before[after == 0]
             if name == "temperature":
                 powers = before.log().div(value).softmax(-1)
                 checks.append(check("temperature: p ** (1 / T), normalised", float((powers - after).abs().max()), 1e-5))
             elif name == "top_k":
+                k = min(value or len(before), int((before > 0).sum()))  # 0 is off
                 better = int((before > left.min()).sum())
-                checks.append(check("top-k: fewer than k are better than the last", max(0, better - value + 1), 0))
+                checks.append(check("top-k: fewer than k are better than the last", max(0, better - k + 1), 0))
+                checks.append(check("top-k: no fewer than k are left, if there were k", max(0, k - len(left)), 0))
             elif name == "top_p":
                 lacking, surplus = value - float(left.sum()), float(left.sum() - left.min()) - value
                 checks.append(check("top-p: what is left reaches p", max(0.0, lacking), 1e-5))
                 checks.append(check("top-p: without its last token it would not", max(0.0, surplus), 1e-5))
             else:
-                gap = value * float(before.max()) - float(left.min())
-                checks.append(check("min-p: the last token has its share of the best", max(0.0, gap), 1e-6))
+                least = value * float(before.max())
+                lacking, surplus = least - float(left.min()), max([0.0, *cut.tolist()]) - least
+                checks.append(check("min-p: the last token has its share of the best", max(0.0, lacking), 1e-6))
+                checks.append(check("min-p: what was cut has not", max(0.0, surplus), 1e-6))
         return checks
 
 

@@ -23,6 +23,7 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace, as_numpy
 from minigpt.config import GPTConfig
+from minigpt.decoding.options import check_seed
 from minigpt.errors import InputError, first_line
 
 
@@ -62,6 +63,11 @@ class Edit:
     def needed(self) -> Sequence[int]:
         """The positions that it names one by one."""
         return self.places if isinstance(self.places, tuple) else ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is drawn for each row, and a row's number decides what."""
+        return False
 
     def check(self, config: GPTConfig) -> None:
         """See that a model of this shape has what is to be changed.
@@ -144,11 +150,17 @@ class Ablation(Edit):
                 f"mode = {self.mode!r} and reference = {'None' if self.reference is None else 'a tensor'} do not match",
                 "mean and resample need a reference, a trace or a tensor; zero needs none",
             )
+        check_seed(self.seed)
         if self.mode == "resample" and self.reference is not None and len(self.reference) < 2:
             raise InputError(
                 "the reference has 1 row, and resample takes another row than one's own",
                 "give a reference of at least 2 rows, or patch with the one",
             )
+
+    @property
+    def draws(self) -> bool:
+        """Whether it resamples."""
+        return self.mode == "resample"
 
     def check(self, config: GPTConfig) -> None:
         """As every edit's; the positions' embeddings have no rows to take a mean of."""
@@ -303,6 +315,7 @@ class Editing:
         self._edits = [dataclasses.replace(one, point=taps.find(one.point, config)) for one in edits]
         self._touched: list[set[int]] = [set() for _ in edits]  # positions, counted from both ends
         self._longest = 0
+        self._num_rows = 0  # of the batch, as the pass began that the later ones continue
         self.points = frozenset(one.point for one in self._edits)
 
     def change(self, name: str, x: Tensor, positions: range, continued: bool) -> Tensor:
@@ -312,10 +325,22 @@ class Editing:
             if one.point != name:
                 continue
             check_fixed(one.from_end, continued, f"the edit of {name}")
+            if one.draws:
+                self._check_rows(name, len(x), continued)
             if places := chosen(one.places, positions):
                 x = one.apply(x, positions, places)
                 touched.update(places, [place - positions.stop for place in places])
         return x
+
+    def _check_rows(self, name: str, num_rows: int, continued: bool) -> None:
+        if not continued or not self._num_rows:
+            self._num_rows = num_rows
+        if num_rows != self._num_rows:
+            raise InputError(
+                f"the edit of {name} draws for each row, and there are {self._num_rows} rows before, and {num_rows}"
+                " after: rows came or went",
+                "resample in one prompt at a time, without beams and without further sequences",
+            )
 
     def check_done(self) -> None:
         """See that no edit was silent.

@@ -22,6 +22,7 @@ from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import trace
 from minigpt.config import GPTConfig
+from minigpt.decoding.options import check_seed
 from minigpt.decoding.sampling import check_prompts, evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -110,8 +111,9 @@ def repeated_tokens(config: GPTConfig, length: int, seed: int, start_token_id: i
         start_token_id: the token in front; a random one by default.
 
     Raises:
-        InputError: if there is room for less than 3, or the token in front is not in the vocabulary.
+        InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.
     """
+    check_seed(seed)
     length = min(length, (config.block_size - 1) // 2, config.vocab_size - 1)
     if length < 3:
         raise InputError(

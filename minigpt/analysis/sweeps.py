@@ -140,6 +140,7 @@ def ablation_sweep(
     mode: str = "zero",
     reference: Trace | None = None,
     what: str = "heads",
+    seed: int = 0,
 ) -> Sweep:
     """Take each part away in turn, at all positions, and measure.
 
@@ -152,6 +153,7 @@ def ablation_sweep(
         mode: what comes in the part's place, as for `ablate`.
         reference: for "mean" and "resample": a trace of other rows that has recorded the parts.
         what: "heads" (n_layer, n_head), "mlps" (n_layer, 1), or "layers" (n_layer, 1), attention and MLP together.
+        seed: which rows "resample" draws; the same for every part.
 
     Raises:
         PointError: if the reference lacks a part.
@@ -163,7 +165,7 @@ def ablation_sweep(
 
     def edits(layer: int, column: str) -> list[Edit]:
         parts = ["attn", "mlp"] if what == "layers" else [column]
-        return [ablate(f"{layer}.{part}", mode, reference) for part in parts]
+        return [ablate(f"{layer}.{part}", mode, reference, seed=seed) for part in parts]
 
     with _measuring(model, ids, metric) as (idx, measure):
         baseline = measure()

@@ -62,7 +62,7 @@ def _ablate(values: dict[str, Any]) -> Answer:
     if values["part"]:
         return _without(values, it, rows, measure, what, reference)
     kind = values["sweep"] or "heads"
-    sweep = ablation_sweep(it.model, rows, measure, values["mode"], reference, kind)
+    sweep = ablation_sweep(it.model, rows, measure, values["mode"], reference, kind, values["seed"])
     record = it.record(
         "ablate",
         {
@@ -166,6 +166,8 @@ def _reference(values: dict[str, Any], it: Subject, rows: list[list[int]]) -> Tr
             f"--mode {values['mode']} has a reference of {found}, and the prompt has {T} tokens",
             "give --reference at least two texts, each with as many tokens as the prompt",
         )
+    if values["mode"] == "resample" and texts is not None and len(rows) == 1:
+        others = [*rows, *others]  # row 0 draws no row 0: that is the prompt itself, and no text is left out
     return traced(it.model, [row[:T] for row in others], ["*.attn.z", "*.attn.out", "*.mlp.out"])
 
 

@@ -190,11 +190,7 @@ class DecodingOptions:
             f"{LARGEST:g}; 1.05 is mild",
         )
         for seed in _as_tuple(self.seed):
-            _refuse(
-                not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63,
-                f"seed = {reprlib.repr(seed)} cannot be used",
-                "a seed is a whole number from 0 to 2**63 - 1; give one, or a list with one for each prompt",
-            )
+            check_seed(seed, "; give one, or a list with one for each prompt")
 
     def _check_contradictions(self) -> None:
         """An option that would have no effect is a misunderstanding, so it is refused, not ignored."""
@@ -273,6 +269,23 @@ class DecodingOptions:
                         f"required_sequences wants {list(required)}, but {name} forbids {list(ids)} in it",
                         "take it out of one of the two",
                     )
+
+
+def check_seed(seed: object, more: str = "") -> None:
+    """See that torch can draw by it.
+
+    Args:
+        seed: what a caller gave for one.
+        more: of the advice.
+
+    Raises:
+        InputError: if it is none.
+    """
+    _refuse(
+        not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63,
+        f"seed = {reprlib.repr(seed)} cannot be used",
+        f"a seed is a whole number from 0 to 2**63 - 1{more}",
+    )
 
 
 class _Number(NamedTuple):

@@ -1,5 +1,6 @@
 """What a decoder considered, against brute force in float64, and against what `generate` does."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.analysis.decoders import beam_tree, sampling_cuts, write_steps
+from minigpt.analysis import decoders
+from minigpt.analysis.decoders import Cuts, beam_tree, sampling_cuts, write_steps
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError
 from minigpt.tokenizers import CharTokenizer
@@ -100,6 +102,44 @@ def test_a_cut_in_the_wrong_place_is_seen():
     best = cuts.probabilities[1].argmax()
     cuts.probabilities[1, best] = 0  # the nucleus without its best token
     assert not all(check.ok for check in cuts.check())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("temperature", 0.7, 0.9),
+        ("top_k", 5, 4),
+        ("top_k", 4, 5),
+        ("top_k", 4, 0),
+        ("top_p", 0.6, 0.9),
+        ("top_p", 0.9, 0.6),
+        ("min_p", 0.1, 0.3),
+        ("min_p", 0.3, 0.1),
+    ],
+)
+def test_a_cut_that_is_not_what_it_is_called_is_seen(name, value, told):
+    cuts = sampling_cuts(torch.randn(37, generator=torch.Generator().manual_seed(2)), **{name: value})
+    assert all(check.ok for check in cuts.check())
+    assert not all(check.ok for check in Cuts([(name, told)], cuts.probabilities).check())
+
+
+def test_an_option_that_is_off_cuts_nothing_and_holds():
+    cuts = sampling_cuts(torch.randn(37), top_k=0, top_p=1.0, min_p=0.0)
+    assert cuts.kept == [37] * 4
+    assert all(check.ok for check in cuts.check())
+
+
+def test_wrong_scores_are_seen(tiny_model, monkeypatch):
+    def wrong(*args, **options):
+        out = generate(*args, **options)
+        return dataclasses.replace(out, scores=[score + 1 for score in out.scores])
+
+    monkeypatch.setattr(decoders, "generate", wrong)
+    monkeypatch.setattr(decoders, "token_log_probs", lambda model, ids: [2.0] * (len(ids) - 1))
+    found = write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=3, strategy="greedy")
+    assert [check.ok for check in found.check()] == [False, False]
+    tree = beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=3, num_beams=2)
+    assert [check.ok for check in tree.check()] == [True, False, False]
 
 
 def test_sampling_at_temperature_0_has_no_stages(tiny_model):

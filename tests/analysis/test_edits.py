@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+import minigpt
 from minigpt.analysis.edits import Edit, ablate, knockout, patch
 from minigpt.analysis.taps import PointError, points
 from minigpt.analysis.tracing import edit, trace
@@ -72,6 +73,24 @@ def test_resample_takes_other_rows_and_the_same_ones_for_a_seed(model, traced):
         assert torch.equal(again["logits"], t["logits"])
         drawn.add(tuple(rows))
     assert len(drawn) > 3
+
+
+def test_resample_follows_no_rows_that_come_or_go(model, traced, as_it_was):
+    """A row that ends would leave its number, and so its draw, to the next one."""
+    reference = traced(model, torch.randint(V, (7, 13), generator=torch.Generator().manual_seed(1)), "*.mlp.out")
+    edited, prompts = ablate("1.mlp", "resample", reference, seed=3), [[3, 1, 4], [1, 5, 9], [2, 6, 5]]
+
+    def written(**options):
+        with edit(model, edited):
+            return minigpt.generate(model, prompts, max_new_tokens=9, **options).sequences
+
+    rows = [set(row[3:]) for row in written(strategy="greedy")]
+    some = set.union(*rows) - set.intersection(*rows)  # tokens with which some rows end, and others do not
+    with pytest.raises(InputError, match=r"3 rows before, and [12] after"):
+        written(strategy="greedy", eos_token_id=min(some))
+    with pytest.raises(InputError, match="3 rows before, and 6 after"):
+        written(strategy="beam", num_beams=2)
+    as_it_was(model)
 
 
 # --- knockout
@@ -169,6 +188,7 @@ def test_what_is_no_edit_is_refused_in_two_lines(content):
         (lambda t: ablate("0.0", "zero", t), "do not match"),
         (lambda t: ablate("0.0", "resample", t["blocks.0.attn.z"][:1]), "1 row"),
         (lambda t: ablate("pos_embed", "mean", t), "same for every row"),
+        (lambda t: ablate("0.0", "resample", t, seed=2**63), "a seed is a whole number"),
         (lambda t: ablate("0.0", at=13), "no position 13"),
         (lambda t: ablate("0.0", at=-14), "no position -14"),
         (lambda t: ablate("0.0", at=12), "did not touch position 12: .* 0 to 10"),

@@ -109,6 +109,12 @@ def test_random_tokens_come_twice_and_nothing_else_does():
     assert repeated_tokens(config, 50, seed=3) != repeated_tokens(config, 50, seed=4)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0])
+def test_what_is_no_seed(model, seed):
+    with pytest.raises(InputError, match="a seed is a whole number"):
+        repeated_tokens(model.config, 5, seed)
+
+
 def test_as_many_as_there_is_room_for(model):
     assert len(repeated_tokens(model.config, 50, 0)) == 13  # the block holds 1 + 2 * 6
     few = dataclasses.replace(model.config, vocab_size=5)

@@ -1,6 +1,7 @@
 """Sweeps against single edits and models whose weights were changed by hand."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -95,6 +96,15 @@ def test_the_mean_over_copies_changes_nothing_and_other_modes_are_the_edits(mode
         ablation_sweep(model, idx, metric, "mean", traced(model, idx, "logits"))
 
 
+def test_a_seed_says_which_rows_a_sweep_draws(model, idx, traced, logits_of):
+    reference, drawn = traced(model, torch.randint(V, (7, T)), ["*.z"]), set()
+    for seed in range(5):
+        values = ablation_sweep(model, idx, METRIC, "resample", reference, seed=seed).values
+        assert float(values[1, 2]) == METRIC(logits_of(model, idx, ablate("1.2", "resample", reference, seed=seed)))
+        drawn.add(float(values[1, 2]))
+    assert len(drawn) > 2
+
+
 def test_a_mean_ablated_head_gives_the_mean_of_its_outputs_and_not_of_the_logits(model, idx, traced):
     """What is linear is the way through W_O; the logits are not."""
     reference = traced(model, torch.randint(V, (7, T)))
@@ -155,6 +165,17 @@ def test_patching_heads(model, idx, traced, logits_of):
 
 
 # --- both
+
+
+def test_a_sweep_sees_that_its_identity_fails(model, idx):
+    calls = itertools.count()
+
+    def drifting(logits):
+        return float(next(calls))
+
+    for sweep in (ablation_sweep(model, idx, drifting), patching_sweep(model, idx, (idx + 1) % V, drifting)):
+        (check,) = sweep.check()
+        assert not check.ok
 
 
 def test_the_model_is_left_as_it_was(model, idx, as_it_was):

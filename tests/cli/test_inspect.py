@@ -227,6 +227,16 @@ def test_the_loss_on_the_second_copy_is_of_the_tokens_that_can_be_known(model, c
     assert numbers_of(record)["baseline"] == pytest.approx(losses[6:].mean(), abs=1e-5)
 
 
+def test_a_sweep_draws_from_all_reference_texts_by_the_seed(model, capsys):
+    found = []
+    for seed in range(6):
+        command = f"ablate 'to be' {{model}} --mode resample --seed {seed} --reference 'be to' 'or be'"
+        swept, alone = (record_of(words(command + flag, model), capsys) for flag in ("", " --part 1.2"))
+        assert numbers_of(swept)["value"][1, 2] == numbers_of(alone)["value"]
+        found.append(float(numbers_of(alone)["value"]))
+    assert len(set(found)) == 2
+
+
 def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.inspect_shape import VIEWS as SHAPES
