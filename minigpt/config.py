@@ -245,7 +245,7 @@ class TrainConfig:
             "the schedule falls: choose min_learning_rate <= learning_rate, for example a tenth of it",
         )
         _require(
-            self.warmup_steps <= self.max_steps,
+            self.warmup_steps <= self.max_steps or self.epochs > 0 or self.warmup_ratio > 0,  # which decide them
             f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
             "choose warmup_steps <= max_steps, for example 2 % of it",
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.errors import CheckpointError, ConfigError, ModelNote
+from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import reference_views
 from minigpt.lora import (
@@ -138,13 +138,17 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
             f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",
             "load it with a newer PEFT and save it again, as .safetensors",
         )
+    if not config_path.exists() and Path(folder, "adapter", CONFIG).exists():
+        raise MissingFileError(
+            f"{folder} is a run, and no adapter", f"name the adapter in it: {Path(folder, 'adapter')}"
+        )
     content = read_json(config_path)
     config = _config_from_peft(content, config_path, model)
     check_values(weights)
     stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
     if recorded is not None and recorded != (own := fingerprint(model)):
         raise CheckpointError(
-            f"{folder} adapts another base: the fingerprint of its is {recorded[:12]}, of this model {own[:12]}",
+            f"{folder} adapts another base, with the fingerprint {recorded[:12]}; this model has {own[:12]}",
             f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}",
         )
     adapter = new_adapter(model, config, config.targets, name)

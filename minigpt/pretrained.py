@@ -29,7 +29,7 @@ from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import RunDirectory, check_vocabulary, read_config, read_run, run_at
+from minigpt.training.checkpoint import check_vocabulary, read_config, read_run, run_at
 from minigpt.weights import (
     StoredTensor,
     empty_model,
@@ -99,8 +99,8 @@ def load_model(
         ModelNote: if the model computes a little differently from the program that trained it.
     """
     path = _locate(spec)
-    if _is_run(path) and read_config(run := run_at(path if path.is_dir() else path.parent)).train.lora_rank:
-        return _load_adapted(run, block_size, dropout)
+    if _is_run(path) and read_config(run_at(path if path.is_dir() else path.parent)).train.lora_rank:
+        return _load_adapted(path, block_size, dropout)
     source = _adjusted(_open(path, dropout), block_size, dropout)
     chosen = _tokenizer(source, tokenizer)
     check_vocabulary(chosen, source.config.vocab_size, source.path)
@@ -120,9 +120,32 @@ def model_config(spec: str | Path) -> GPTConfig:
     return _open(path, None).config
 
 
-def _load_adapted(run: RunDirectory, block_size: int | None, dropout: float | None) -> tuple[GPT, Tokenizer]:
+def lasting_spec(spec: str) -> str:
+    """A model's path as it is found from any folder; the name of one on the hub as it is."""
+    path = Path(spec).expanduser()
+    return str(path.absolute()) if spec and path.exists() else spec
+
+
+def _load_adapted(path: Path, block_size: int | None, dropout: float | None) -> tuple[GPT, Tokenizer]:
     """The base that a run started from, with the run's best adapter merged into it."""
-    model, tokenizer = load_model(read_config(run).init_from, block_size=block_size, dropout=dropout)
+    run = run_at(path if path.is_dir() else path.parent)
+    base = read_config(run).init_from
+    if path != run.path:
+        raise CheckpointError(
+            f"{path} is part of a run that trains an adapter: it is there to go on from, and no model",
+            f"name {run.path}, which means its best adapter, or go on with minigpt train --resume {run.path}",
+        )
+    if not run.adapter.exists():
+        raise MissingFileError(
+            f"{run.path} has no adapter yet: its first evaluation makes it",
+            f"go on with minigpt train --resume {run.path}",
+        )
+    if _looks_like_a_path(base) and not Path(base).exists():
+        raise MissingFileError(
+            f"{run.adapter} adapts {base}, which is not there any more",
+            f"put it back, or name the base where it is now, with --adapter {run.adapter}",
+        )
+    model, tokenizer = load_model(base, block_size=block_size, dropout=dropout)
     load_adapter(model, run.adapter)
     return merged(model), tokenizer
 

@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from minigpt.analysis.comparison import (
 )
 from minigpt.analysis.diversity import WORD_MEANING
 from minigpt.cli.evaluate_text import training_documents
-from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, prompt_texts
+from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, encoded, prompt_texts
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.config import did_you_mean
@@ -33,7 +34,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
 from minigpt.files import check_output, write_text
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer, encode_prompt
+from minigpt.tokenizers import encode_prompt
 
 DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
 STRATEGIES = ("sample", "greedy", "beam")
@@ -149,7 +150,7 @@ def run(arguments: list[str]) -> None:
     training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
     specs = _specs(values)
     models = [load({**values, "model": model, "adapter": adapter}) for model, adapter in specs]
-    prompts = [[_encoded(tokenizer, *text) for text in texts] for _, tokenizer in models]
+    prompts = [[encoded(partial(encode_prompt, own), *text) for text in texts] for _, own in models]
     length = min(
         _length(values["max_new_tokens"], model, [name for name, _ in texts], own)
         for (model, _), own in zip(models, prompts, strict=True)
@@ -255,14 +256,6 @@ def _check(values: dict[str, Any]) -> None:
         )
     for file in values["out"] or ():
         check_output(Path(file), OUTPUTS)
-
-
-def _encoded(tokenizer: Tokenizer, name: str, text: str) -> list[int]:
-    """Ids of a prompt; an error says which."""
-    try:
-        return encode_prompt(tokenizer, text)
-    except InputError as error:
-        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
 
 
 def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> int:

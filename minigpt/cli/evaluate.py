@@ -2,10 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load, model_spec
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.train import are_documents, load_source
 from minigpt.config import DataConfig, RunConfig, read_yaml, updated
+from minigpt.data.documents import Documents
 from minigpt.errors import InputError
 from minigpt.pretrained import find
 from minigpt.training.checkpoint import run_at
@@ -51,7 +56,8 @@ def run(arguments: list[str]) -> None:
 
     values["model"] = model_spec(values["model"])
     find(values["model"])  # before it is asked what it was trained on
-    trained_on = training_data(values["model"])
+    trained = training_config(values["model"])
+    trained_on = trained.data if trained else None
     if values["data"] is None and trained_on is None:
         raise InputError(
             f"{values['model']} is no run that was trained here, so there is no text that belongs to it",
@@ -59,6 +65,15 @@ def run(arguments: list[str]) -> None:
         )
     data = trained_on or DataConfig()
     source = values["data"] or data.source
+    own = trained is not None and source == data.source
+    if are_documents(trained.documents.separate if trained and own else "auto", source):
+        if trained is None or not own or values["split"] not in (None, "val") or values["stride"] is not None:
+            raise InputError(
+                f"{source} holds separate documents, of which eval knows those alone that a run has held out",
+                "leave --data, --split and --stride out; evaluate-text --model measures any documents",
+            )
+        evaluate_held_out(trained, values)
+        return
     split = values["split"] or ("val" if trained_on and source == trained_on.source else "all")
     model, tokenizer = load(values)
     corpus = load_corpus(source)
@@ -79,8 +94,26 @@ def run(arguments: list[str]) -> None:
         print(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
 
 
-def training_data(spec: str) -> DataConfig | None:
-    """What a model was trained on: known of a run of our own, and not of an imported one."""
+def evaluate_held_out(config: RunConfig, values: dict[str, Any]) -> None:
+    """Evaluate a run on the documents that it has held out, and print."""
+    from minigpt.data.feeds import document_feed
+    from minigpt.training.evaluate import evaluate_batches
+
+    documents = load_source(config)
+    assert isinstance(documents, Documents), "are_documents has said so"
+    model, tokenizer = load(values)
+    name = Path(config.data.source).stem
+    feed = document_feed(documents, name, config, tokenizer)
+    result = evaluate_batches(model, ((batch.inputs, batch.targets) for batch in feed.validation()), torch.float32)
+    if values["json"]:
+        print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})
+        return
+    print(f"{name}: {result.tokens:,} tokens of {len(feed.val):,} held-out documents predicted, each once")
+    print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
+
+
+def training_config(spec: str) -> RunConfig | None:
+    """What a model was trained on, and how: known of a run of our own, and not of an imported one."""
     path = run_at(Path(spec).expanduser()).config
     content = read_yaml(path) if path.is_file() else {}
-    return updated(RunConfig(), content).data if "data" in content else None
+    return updated(RunConfig(), content) if "data" in content else None

@@ -141,7 +141,7 @@ def run(arguments: list[str]) -> None:
     texts = prompt_texts(values["prompt"], values["prompts_file"])
     model, tokenizer = load(values)
     names = [name for name, _ in texts]
-    prompts = [_encode(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
+    prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
     options = _options(values, model, tokenizer, prompts)
     with _in_flags(tokenizer, names):
         check_request(model, prompts, **options)
@@ -190,7 +190,7 @@ def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[st
     return texts + lines
 
 
-def _encode(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
+def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
     """Ids of a text; an error says which text it is, if there are others."""
     try:
         return encode(text)
@@ -234,7 +234,7 @@ def _options(
 
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
-    ids = _encode(tokenizer.encode, f"{flag} {text!r}", text)
+    ids = encoded(tokenizer.encode, f"{flag} {text!r}", text)
     if tokenizer.decode(ids) != text:  # as --unknown skip leaves it; another text was not asked for
         raise InputError(
             f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"

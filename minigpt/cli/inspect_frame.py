@@ -17,7 +17,7 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.records import Numbers, Record
 from minigpt.analysis.terminal import WIDTH, cut, visible
 from minigpt.analysis.tracing import trace
-from minigpt.cli.evaluate import training_data
+from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, model_spec
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.sampling import evaluating
@@ -258,7 +258,7 @@ def load_reader(values: dict[str, Any]) -> Reader:
     name = model_spec(values["model"])
     model, tokenizer = load({**values, "model": name})
     # A model trained here has read one long text, in which no document begins.
-    usual = tokenizer.bos_token_id is not None and training_data(name) is None
+    usual = tokenizer.bos_token_id is not None and training_config(name) is None
     return Reader(name, model, tokenizer, usual if values["bos"] is None else values["bos"])
 
 

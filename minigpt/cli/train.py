@@ -146,7 +146,12 @@ def run(arguments: list[str]) -> None:
 
 
 def check_effect(config: RunConfig, arguments: list[str]) -> None:
-    """Refuse a flag that epochs overrule: who asks for 20 steps is not to wait for three epochs."""
+    """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs."""
+    if config.init_from and peek(arguments, "--tokenizer") is not None:
+        raise ConfigError(
+            f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
+            "leave --tokenizer out",
+        )
     for name in COUNTED_BY_EPOCHS:
         if config.train.epochs and peek(arguments, f"--train.{name}") is not None:
             raise ConfigError(

@@ -26,6 +26,7 @@ from minigpt.decoding.generate import generate
 from minigpt.device import autocast, choose_device
 from minigpt.errors import Interrupted
 from minigpt.files import check_unused
+from minigpt.pretrained import lasting_spec
 from minigpt.training.checkpoint import RunDirectory, read_config, start_run
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
@@ -102,6 +103,7 @@ def train(
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
+    config = replace(config, init_from=lasting_spec(config.init_from))
     directory, checkpoint, progress = RunDirectory(out), None, Progress()
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
@@ -121,8 +123,9 @@ def train(
         records = read_records(directory.metrics) if resume else []
         run = set_up(config, source, directory, processes, device, say, checkpoint)
         if has_ended(run, progress, records):
+            counted = "epochs" if run.config.train.epochs else "max_steps"
             say(f"resume     nothing is left to do: the run has its {progress.step} steps. "
-                "--train.max_steps N goes on to N")  # fmt: skip
+                f"--train.{counted} N goes on to N")  # fmt: skip
             return result(run, progress, records)
         if processes.first:
             if not resume:

@@ -54,8 +54,8 @@ from minigpt.weights import (
 )
 
 SECTIONS = ("model", "data", "documents", "train")
-LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_targets", "train.freeze",
-            "init_from")  # fmt: skip
+LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
+            "train.lora_targets", "train.freeze", "init_from")  # fmt: skip
 FORMAT = 1  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 

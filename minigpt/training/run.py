@@ -119,7 +119,7 @@ def set_up(
     origins = {"corpus": fingerprint(source)}
     if t.lora_rank:
         origins["base"] = base_fingerprint(model)
-        targets = tuple(target.strip() for target in t.lora_targets.split(","))
+        targets = tuple(_listed(t.lora_targets))
         add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
     freeze(model, t.freeze)
     if checkpoint is not None:
@@ -203,14 +203,9 @@ def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer) ->
 def counted(t: TrainConfig, rows_per_epoch: int) -> TrainConfig:
     """The settings with epochs and shares turned into steps."""
     if t.epochs:
-        per_epoch = math.ceil(rows_per_epoch / (t.batch_size * t.accumulation_steps))
-        t = replace(
-            t,
-            max_steps=max(1, math.ceil(t.epochs * per_epoch)),
-            warmup_steps=0,
-            eval_interval=per_epoch,
-            save_interval=per_epoch,
-        )
+        per_epoch = rows_per_epoch / (t.batch_size * t.accumulation_steps)  # steps, and perhaps a part of one
+        interval, max_steps = max(1, round(per_epoch)), max(1, math.ceil(t.epochs * per_epoch))
+        t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=interval, save_interval=interval)
     if t.warmup_ratio:
         t = replace(t, warmup_steps=math.ceil(t.warmup_ratio * t.max_steps))
     return t
@@ -223,7 +218,7 @@ def freeze(model: GPT, patterns: str) -> None:
         ConfigError: if a glob matches no parameter, or nothing is left to train.
     """
     parameters = dict(model.named_parameters())
-    for pattern in filter(None, (pattern.strip() for pattern in patterns.split(","))):
+    for pattern in _listed(patterns):
         matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
         if not matching:
             raise ConfigError(f"freeze = {pattern!r} matches no parameter", did_you_mean(pattern, list(parameters)[:9]))
@@ -231,6 +226,11 @@ def freeze(model: GPT, patterns: str) -> None:
             parameter.requires_grad_(False)
     if trainable_parameters(model) == 0:
         raise ConfigError(f"freeze = {patterns!r} leaves nothing to train", "freeze less")
+
+
+def _listed(globs: str) -> list[str]:
+    """What stands between commas."""
+    return [glob.strip() for glob in globs.split(",") if glob.strip()]
 
 
 def recompute_blocks(model: GPT) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from minigpt.analysis.plots import perplexity_curve, save_figure
 from minigpt.cli import main
 from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
-from minigpt.config import GPTConfig, RunConfig, preset, read_yaml, updated, write_yaml
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import CheckpointError, ConfigError, DownloadError
+from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
 from minigpt.gpt2_names import reference_views
 from minigpt.hub import fetch_model
 from minigpt.lora_files import fingerprint
@@ -29,6 +29,7 @@ from minigpt.tokenizers import CharTokenizer
 from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory, read_config, save_run
 from minigpt.training.loop import train
+from minigpt.training.run import counted
 from minigpt.training.run_log import epochs_of, read_records
 from minigpt.training.verify import compare
 from minigpt.weights import save_weights
@@ -278,6 +279,7 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
         (["--documents.text_field", "body"], ["body", "text"]),
         (["--documents.train_size", "50"], ["50", "31"]),
         (["--train.lora_rank", "3", "--train.lora_targets", "lm_head"], ["matches no linear layer"]),
+        (["--tokenizer", "gpt2"], ["--tokenizer gpt2 would change nothing", "brings its own"]),
     ):
         assert main.run([*run, *small, *flags, "--out", str(tmp_path / "bad")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
@@ -394,6 +396,68 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, capsys):
     error, advice = capsys.readouterr().err.splitlines()
     assert "adapts another base" in error
     assert str(base) in advice
+
+
+def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(config("base", train={"lora_rank": 3, "epochs": 1}), DOCUMENTS, Path("run"), quiet)
+    here, _ = load_model("run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there, _ = load_model("../run")
+    idx = torch.tensor([[1, 2, 3, 5, 7]])
+    assert torch.equal(here(idx), there(idx))
+    with pytest.raises(CheckpointError, match=r"run/last is part of a run that trains an adapter.*\n.*--resume"):
+        load_model("../run/last")
+    write = ["generate", "--model", str(base), "--prompt", "a", "--adapter", "../run"]
+    assert main.run(write) == 2
+    assert "run is a run, and no adapter\n       name the adapter in it: ../run/adapter" in capsys.readouterr().err
+    (tmp_path / "run" / "adapter").rename(tmp_path / "moved")
+    with pytest.raises(MissingFileError, match=r"has no adapter yet.*\n.*--resume"):
+        load_model("../run")
+    (tmp_path / "moved").rename(tmp_path / "run" / "adapter")
+    base.rename(tmp_path / "other")
+    with pytest.raises(MissingFileError, match=f"adapts {base}, which is not there any more\n.*--adapter"):
+        load_model("../run")
+
+
+def test_an_adapters_scale_stays_for_a_runs_whole_life(base, tmp_path):
+    settings = config(base, train={"lora_rank": 3, "epochs": 1})
+    train(settings, DOCUMENTS, tmp_path / "run", quiet)
+    with pytest.raises(CheckpointError, match=r"train\.lora_alpha"):
+        train(updated(settings, {"train": {"lora_alpha": 97.0}}), DOCUMENTS, tmp_path / "run", quiet, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "epochs", "steps", "interval"),
+    [(28, 1, 2.0, 14, 7), (180, 32, 3.0, 5, 1), (3008, 2, 3.0, 1128, 376), (100, 2, 0.5, 7, 12)],
+)
+def test_epochs_in_steps_are_never_more_than_one_too_many(rows, accumulation, epochs, steps, interval):
+    t = TrainConfig(epochs=epochs, batch_size=4, accumulation_steps=accumulation)
+    found = counted(t, rows)
+    assert (found.max_steps, found.eval_interval, found.save_interval) == (steps, interval, interval)
+    assert 0 <= steps * 4 * accumulation - epochs * rows < 4 * accumulation
+
+
+def test_a_warm_up_that_is_a_share_is_not_compared_with_the_steps():
+    assert counted(TrainConfig(max_steps=20, warmup_ratio=0.1), 1).warmup_steps == 2
+
+
+def test_held_out_documents_are_evaluated_as_in_training(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
+    lesson = ["train", "--init-from", str(base), "--data", "a.jsonl", "--out", "run", "--device", "cpu", "--json"]
+    sizes = ["--documents.max_length", "11", "--documents.train_size", "20", "--documents.val_size", "5"]
+    assert main.run([*lesson, *sizes, "--train.epochs", "1", "--train.learning_rate", "0.01"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert main.run(["eval", "--model", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(trained["best_val_loss"], abs=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(trained["best_val_loss"]), rel=1e-5)
+    Path("b.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
+    for flags in (["--data", "b.jsonl"], ["--split", "train"], ["--stride", "5"]):
+        assert main.run(["eval", "--model", "run", *flags]) == 2
+        assert "holds separate documents" in capsys.readouterr().err
 
 
 def test_the_yaml_file_is_the_preset(base, tmp_path):
