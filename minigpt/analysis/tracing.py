@@ -48,7 +48,7 @@ def trace(
     Several passes with a cache make one recording; see the top of this file. Nothing about the model changes.
 
     Args:
-        model: a GPT. Of a compiled one, the original is traced, and only calls of the original are seen.
+        model: a GPT. Of a compiled one, the original is traced: call that, for the compiled one would compile anew.
         points: names or globs, as `taps.resolve` takes them.
         device: where to keep what is recorded; by default where it is.
         dtype: how to keep it; by default as it is.
