@@ -247,7 +247,7 @@ class TrainConfig:
         _require(
             self.warmup_steps <= self.max_steps or self.epochs > 0 or self.warmup_ratio > 0,  # which decide them
             f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
-            "choose warmup_steps <= max_steps, for example 2 % of it",
+            "lower warmup_steps too, or give warmup_ratio, a share of all steps, which follows max_steps",
         )
 
 

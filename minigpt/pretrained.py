@@ -538,7 +538,7 @@ def _adjusted(source: _Source, block_size: int | None, dropout: float | None) ->
 def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
     """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
     if named is not None:
-        chosen = _named_tokenizer(named)
+        chosen = named_tokenizer(named)
         try:
             own = _own_tokenizer(source)
         except MiniGPTError:
@@ -567,7 +567,8 @@ def _own_tokenizer(source: _Source) -> Tokenizer | None:
     return source.trained_with
 
 
-def _named_tokenizer(name: str | Path) -> Tokenizer:
+def named_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer that --tokenizer names; see `load_model`."""
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return load_hf_tokenizer(path)

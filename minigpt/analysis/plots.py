@@ -375,7 +375,7 @@ def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]]
         bars = axes.barh([*modules], [100 * number / whole for number in numbers], color=BLUE)
         labels = [f"{100 * number / whole:.1f}" if number else "" for number in numbers]
         axes.bar_label(bars, labels, padding=2, fontsize=TINY)
-        axes.set(xlim=(0, 125), xticks=[])
+        axes.set(xlim=(0, 125), xticks=[0, 50, 100])
         axes.set_title(what, fontsize=SMALL)
         axes.tick_params(labelsize=SMALL)
     for axes in panels.flat[len(quantities) :]:
@@ -409,7 +409,8 @@ def sampling_cuts(
                 color="black" if value else ORANGE,
             )  # fmt: skip
         axes.set_title(f"{name}\n{left:,} left", fontsize=SMALL)
-        axes.set(xlim=(0, 1.35 * most), xticks=[])
+        axes.set_xlim(0, 1.35 * most)
+        axes.set_xticks([0, most], ["0", f"{most:.2g}"], fontsize=TINY)
     panels[0].set_yticks(places, [*map(_drawable, tokens)], fontsize=SMALL)
     panels[0].invert_yaxis()
     figure.supxlabel("probability", fontsize=SMALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.hub import CONFIG
-from minigpt.pretrained import HUB_NAMES, config_from_reference, load_model
+from minigpt.pretrained import HUB_NAMES, config_from_reference, load_model, named_tokenizer
 from minigpt.tokenizer_files import load_hf_tokenizer
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import check_vocabulary, run_at
@@ -31,7 +31,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    tokenizer = reading(tokenizer_of(model_spec(values["model"]), values["tokenizer"]), values["unknown"])
+    tokenizer = reading(_tokenizer(values["model"], values["tokenizer"]), values["unknown"])
     rows = [
         {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
         for token_id in tokenizer.encode(values["text"])
@@ -43,6 +43,11 @@ def run(arguments: list[str]) -> None:
     for row in rows:
         print(f"{row['id']:>6}  {row['text']!r:<16}  {row['bytes']}")
     print(f"{len(rows)} tokens, {len(values['text'])} characters, vocabulary {tokenizer.vocab_size:,}")
+
+
+def _tokenizer(spec: str | None, chosen: str | None) -> Tokenizer:
+    """That of --model, or the one that --tokenizer names, which needs no model here."""
+    return tokenizer_of(model_spec(spec), chosen) if spec or not chosen else named_tokenizer(chosen)
 
 
 def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:

@@ -12,7 +12,7 @@ from minigpt.cli.parser import CommandParser, field_help, peek, print_json
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents, with_keywords
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
     from minigpt.training.loop import TrainResult
@@ -124,6 +124,9 @@ def run_to_continue(arguments: list[str]) -> Path | None:
 
 def run(arguments: list[str]) -> None:
     """Train, and say what to type next."""
+    report = peek(arguments, "--replay")
+    if report and not Path(report).is_file():
+        raise MissingFileError(f"there is no file {report}", "name a run's diverged/report.json")
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
     config = settings(config, values)
@@ -221,11 +224,11 @@ def train_and_say(
             check_unused(Path(out))  # before a corpus is fetched for nothing
         with processes.first_goes_ahead():  # it may be fetched, and that once
             source, why = load_quickstart_corpus() if quickstart else (load_source(config), "")
-        name = name or (source.name if isinstance(source, Corpus) else Path(config.data.source).stem)
+        read = source.name if isinstance(source, Corpus) else Path(config.data.source).stem
         if quickstart:
             say(why)
-            config = updated(config, {"data": {"source": name}})
-        directory = Path(out) if out else unused_directory(CHECKPOINTS, name)
+            config = updated(config, {"data": {"source": read}})
+        directory = Path(out) if out else unused_directory(CHECKPOINTS, name or read)
         directory = run_at(Path(resume)).path if resume else directory
         promised = content.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":

@@ -103,14 +103,13 @@ def encode(
             "choose a token of this tokenizer, for example its eos_token_id",
         )
     rows, masks, truncated = [], [], 0
+    strange = []  # documents that cannot be encoded
     for number, document in enumerate(documents, start=1):
         try:
             prompt, text = tokenizer.encode_array(document.prompt), tokenizer.encode_array(document.text)
-        except InputError as error:
-            raise InputError(
-                f"the document that begins {document.text[:30]!r}: {error.what}",
-                "leave such documents out, or start from a model that knows these characters",
-            ) from error
+        except InputError:
+            strange.append(document)
+            continue
         end = np.array([eos_id] if document.whole else [], dtype=text.dtype)
         row = np.concatenate([prompt, text, end])
         mask = np.arange(min(len(row), max_length)) >= len(prompt)
@@ -123,9 +122,24 @@ def encode(
         rows.append(row[:max_length])
         masks.append(mask)
         truncated += len(row) > max_length
+    if strange:
+        raise _refused(strange, len(documents), tokenizer)
     stops = np.cumsum([len(row) for row in rows])
     starts = np.concatenate([[0], stops[:-1]])
     return Encoded(np.concatenate(rows), np.concatenate(masks), starts, stops, eos_id, truncated)
+
+
+def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> InputError:
+    """The error that names, of all documents at once, what the tokenizer does not know."""
+    what = "they cannot be encoded"
+    try:
+        tokenizer.encode_array("".join(document.prompt + document.text for document in strange))
+    except InputError as error:
+        what = error.what
+    return InputError(
+        f"{len(strange):,} of {count:,} documents, such as the one that begins {strange[0].text[:30]!r}: {what}",
+        "leave these documents out, or start from a model that knows these characters",
+    )
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer:
         read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
     padding = read(0).padding
     copies = len(documents.items) - len(set(documents.items))
-    counts = f"{len(train):,} to train on, {len(val):,} to validate"
+    counts = f"{len(train):,} documents to train on, {len(val):,} to validate"
     return DocumentFeed(
         name=name,
         described=[

@@ -115,15 +115,16 @@ def unused_directory(parent: Path, name: str) -> Path:
 
 
 def newest_run(parent: Path) -> Path:
-    """The run below `parent` whose weights were written last.
+    """The run below `parent` whose best weights, or whose best adapter, were written last.
 
     Raises:
         MissingFileError: if there is none.
     """
-    runs = [path for path in parent.glob("*") if RunDirectory(path).best_weights.is_file()]
-    if not runs:
+    runs = [RunDirectory(path) for path in parent.glob("*")]
+    best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
+    if not best:
         raise MissingFileError(f"there is no trained run in {parent}", "train one first: minigpt quickstart")
-    return max(runs, key=lambda path: RunDirectory(path).best_weights.stat().st_mtime)
+    return max(best, key=lambda path: path.stat().st_mtime).parent
 
 
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -191,6 +192,11 @@ def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
     tokenizer = load_tokenizer(run.tokenizer)
     check_vocabulary(tokenizer, config.model.vocab_size, run.path)
     weights = run.best_weights if run.path == path else run.last_weights
+    if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
+        raise MissingFileError(
+            f"{run.path} has no {weights.name} yet: its first evaluation makes it",
+            f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
+        )
     check_values(weights)
     return config, tokenizer, weights
 

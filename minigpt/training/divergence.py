@@ -37,7 +37,7 @@ class Divergence:
     """A step whose loss or gradient was infinite or not a number; it was not taken.
 
     Attributes:
-        step: counted from 0.
+        step: counted from 1, as in all that is said of a run.
         learning_rate: of the step.
         loss: of the step; a text such as "nan", for JSON has no such number.
         grad_norm: likewise.
@@ -85,7 +85,7 @@ def leave_out(
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
-        progress.step, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.rows_per_step,
+        progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.rows_per_step,
         culprit,
     )  # fmt: skip
     folder = run.directory.diverged

@@ -24,7 +24,7 @@ from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.device import autocast, choose_device
-from minigpt.errors import Interrupted
+from minigpt.errors import ConfigError, Interrupted
 from minigpt.files import check_unused
 from minigpt.pretrained import lasting_spec
 from minigpt.training.checkpoint import RunDirectory, read_config, start_run
@@ -94,7 +94,8 @@ def train(
         resume: go on from the newest whole checkpoint in `out`.
 
     Raises:
-        ConfigError: if the device, the dtype or the tracker cannot be had, or the processes cannot share the batch.
+        ConfigError: if the device, the dtype or the tracker cannot be had, or the processes cannot share the batch; to
+            resume, if more steps are done than are asked for.
         DataError: if the text is too short for the block size, or there are too few documents.
         MissingFileError: to resume, if `out` holds no checkpoint.
         CheckpointError: if `out` holds something already; to resume, if it holds no whole checkpoint of this
@@ -122,8 +123,13 @@ def train(
             check_unused(out)
         records = read_records(directory.metrics) if resume else []
         run = set_up(config, source, directory, processes, device, say, checkpoint)
+        counted = "epochs" if run.config.train.epochs else "max_steps"
+        if progress.step > run.config.train.max_steps:
+            raise ConfigError(
+                f"the run has taken {progress.step} steps, more than the {run.config.train.max_steps} asked for",
+                f"choose a larger --train.{counted}; what has been learned cannot be taken back",
+            )
         if has_ended(run, progress, records):
-            counted = "epochs" if run.config.train.epochs else "max_steps"
             say(f"resume     nothing is left to do: the run has its {progress.step} steps. "
                 f"--train.{counted} N goes on to N")  # fmt: skip
             return result(run, progress, records)
@@ -335,7 +341,7 @@ def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say =
     run = set_up(config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, say, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)
-    lr = set_learning_rate(run.optimizers, report.step, config.train)
+    lr = set_learning_rate(run.optimizers, report.step - 1, config.train)
     loss, _ = gradients(run, report.first_sequence, Processes())
     grad_norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None).item()
     checkpoint.restore_random(0, device)

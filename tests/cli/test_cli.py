@@ -296,6 +296,9 @@ def test_tokenize_with_the_vocabulary_of_gpt2(capsys, monkeypatch):
     result = result_of(["tokenize", "--model", "gpt2-xl", "See you later, \U0001f600"], capsys)
     assert [row["id"] for row in result["tokens"]] == [6214, 345, 1568, 11, 30325, 222]
     assert [row["bytes"] for row in result["tokens"]][-2:] == ["20 f0 9f 98", "80"]
+    assert (
+        result_of(["tokenize", "--tokenizer", "gpt2", "See you later, \U0001f600"], capsys) == result
+    )  # no model at all
 
 
 def test_a_tokenizer_is_named_for_weights_without_one(reference, capsys, failing):
@@ -958,6 +961,10 @@ def test_quickstart_falls_back_to_what_this_machine_has(capsys, monkeypatch):
     flags = "--train.max_steps 2 --train.warmup_steps 1 --train.batch_size 2 --train.eval_interval 2".split()
     result = result_of(["quickstart", *flags], capsys)
     assert result["out"] == str(Path("checkpoints") / "shakespeare-quick")
+    monkeypatch.setattr("minigpt.data.corpora.write_verse", lambda seed: short_verse(seed))
+    assert result_of(["eval"], capsys)["loss"] == pytest.approx(result["best_val_loss"], abs=1e-6)
+    assert run(["train", "--resume", result["out"]]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 def short_verse(seed):

@@ -82,7 +82,7 @@ def test_copies_are_left_out_and_said():
     documents = Documents([Document(text) for text in [*TEXTS, *TEXTS[:7]]], "38 texts", 0, 0)
     source = document_feed(documents, "texts", config, TOKENIZER)
     assert source.described[0] == "documents  38 texts; 7 copies of others left out"
-    assert source.described[1].startswith("tokens     28 to train on, 3 to validate; ")
+    assert source.described[1].startswith("tokens     28 documents to train on, 3 to validate; ")
 
 
 @pytest.mark.parametrize("setting", ["char", "gpt2"])

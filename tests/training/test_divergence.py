@@ -139,7 +139,7 @@ def test_a_learning_rate_far_too_large(tmp_path, corpus, config, monkeypatch):
             if expected is None and not output[:, 1:].isfinite().all():
                 expected = name
     assert report.first_nonfinite == f"the output of {expected} in micro-batch 0"
-    assert (report.step, report.first_sequence, report.num_sequences) == (1, 6, 6)
+    assert (report.step, report.first_sequence, report.num_sequences) == (2, 6, 6)
     assert "training diverged in step 2: loss nan" in error.what
     assert str(run.diverged / "report.json") in error.how
     assert hashes(run.last)["model.safetensors"] == hashes(run.diverged)["model.safetensors"]
@@ -158,7 +158,7 @@ def test_one_weight_that_is_not_a_number(tmp_path, corpus, config, monkeypatch, 
     assert now == report
     assert open_checkpoint(tmp_path / "run" / "last").progress.step == 6
     checkpoint = open_checkpoint(tmp_path / "run" / "diverged")
-    assert (checkpoint.progress.step, report.step) == (7, 7)
+    assert (checkpoint.progress.step, report.step) == (7, 8)
 
 
 def test_what_was_saved_before_stays(tmp_path, corpus, config, monkeypatch):
@@ -190,7 +190,7 @@ def test_the_loss_of_one_micro_batch(tmp_path, corpus, config, monkeypatch):
     diverging(config, corpus, tmp_path / "run")
     report, now = replayed(corpus, tmp_path / "run")
     assert report.first_nonfinite == "the loss of micro-batch 1"  # the 14th micro-batch of all, three a step
-    assert (report.step, report.loss, report.first_sequence) == (4, "nan", 4 * 3 * 2)
+    assert (report.step, report.loss, report.first_sequence) == (5, "nan", 4 * 3 * 2)
     assert now == report
 
 
@@ -240,7 +240,7 @@ def test_the_step_is_repeated_with_its_dropout(tmp_path, corpus, config, monkeyp
         monkeypatch.setattr(module, "find_nonfinite", noted(module.find_nonfinite))
     diverging(updated(config, {"model": {"dropout": 0.3}}), corpus, tmp_path / "run")
     report, now = replayed(corpus, tmp_path / "run")
-    assert report.step == 4
+    assert report.step == 5
     assert math.isfinite(float(report.loss))
     assert now == report
     # Five steps, the search; and in the replay the step and the search again.
@@ -451,5 +451,7 @@ def test_a_report_without_its_checkpoint(diverged, capsys):
     (diverged.parent / "manifest.json").unlink()
     assert command(["train", "--replay", str(diverged)]) == 2
     assert "there is no file" in capsys.readouterr().err
+    assert command(["train", "--replay", "nowhere.json"]) == 2
+    assert "there is no file nowhere.json" in capsys.readouterr().err
     assert command(["train", "--replay", "elsewhere/diverged/report.json"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2

@@ -278,6 +278,8 @@ def test_the_newest_run_is_found(tmp_path):
         train(config, CORPUS, tmp_path / name, quiet)
     (tmp_path / "not-a-run").mkdir()
     assert newest_run(tmp_path).name == "a"
+    (tmp_path / "adapted" / "adapter").mkdir(parents=True)
+    assert newest_run(tmp_path).name == "adapted"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "model.safetensors"])

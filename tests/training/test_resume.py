@@ -17,7 +17,7 @@ import torch
 
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
-from minigpt.errors import CheckpointError, Interrupted, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
 from minigpt.training import loop, resume
 from minigpt.training.checkpoint import RunDirectory, load_run
 from minigpt.training.evaluate import Evaluation
@@ -156,6 +156,25 @@ def test_any_pattern_of_interruptions_changes_no_byte(tmp_path, monkeypatch, see
     assert [c.name for c in found if not c.equal] == [], settings
     samples = [(path / "samples.txt").read_text() for path in (tmp_path / "straight", out)]
     assert samples[0] == samples[1]
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    config = updated(CONFIG, {"train": {"max_steps": 7}})
+    train(config, CORPUS, tmp_path / "run", quiet)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    shorter = updated(config, {"train": {"max_steps": 5}})
+    with pytest.raises(ConfigError, match=r"has taken 7 steps, more than the 5 asked for\n.*--train\.max_steps"):
+        train(shorter, CORPUS, tmp_path / "run", quiet, resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_without_an_evaluation_says_which_weights_it_has(tmp_path):
+    """Stopped before its first one."""
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"has no model\.safetensors yet.*\n.*--resume .*run/last"):
+        load_run(tmp_path / "run")
+    load_run(tmp_path / "run" / "last")
 
 
 def test_a_comparison_sees_one_bit(tmp_path, monkeypatch):

@@ -23,9 +23,11 @@ BOTH = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Whatever a test does to them, pytest has its own afterwards; and a SIGTERM that is not caught is no end."""
+    """As in a terminal, even if nohup or a shell in the background started the tests; pytest has its own afterwards."""
     numbers = [*BOTH, signal.SIGHUP]
     before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
