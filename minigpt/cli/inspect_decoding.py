@@ -224,7 +224,7 @@ VIEWS = {
         "Show what the model expects next, and what each option of sampling leaves of that: the probabilities after "
         "temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are left.",
         '  minigpt inspect next "To be, or not to b"\n'
-        '  minigpt inspect next "ROMEO:" --temperature 0.8 --top-k 20 --top-p 0.9 -o cuts.png\n'
+        '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 -o cuts.png\n'
         '  minigpt inspect next --model gpt2 "See you" --no-bos --check',
         _add_next,
         _next,

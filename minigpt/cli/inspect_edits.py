@@ -260,7 +260,7 @@ VIEWS = {
     "patch": View(
         "Run a corrupt text with one part of the clean text's pass at a time, and measure how much of the clean answer "
         "comes back: where in the model the answer is made.",
-        '  minigpt inspect patch --clean "To be, or not to b" --corrupt "To be, or not to m" --token e --against y\n'
+        '  minigpt inspect patch --clean "And thou ha" --corrupt "And they ha" --token s --against v\n'
         '  minigpt inspect patch --model gpt2 --clean "John and Mary went home. John gave it to" \\\n'
         '    --corrupt "John and Mary went home. Mary gave it to" --token " Mary" --against " John" --point attn.z',
         _add_patch,

@@ -42,7 +42,8 @@ start here:
   minigpt generate --prompt "ROMEO:"
 
 Every command has --help, answers --json with one JSON object, and exits
-0 (done), 2 (a mistake in what was asked) or 1 (a mistake of ours)."""
+0 (done), 2 (a mistake in what was asked), 1 (a mistake of ours, or a check
+that found a difference) or 128 + a signal's number (stopped by it)."""
 
 
 def main(arguments: list[str] | None = None) -> None:

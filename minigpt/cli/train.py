@@ -246,13 +246,14 @@ def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[s
 
     table = epoch_table(read_records(directory / "metrics.jsonl")) if config.train.epochs else []
     best = "adapter" if config.train.lora_rank else "model.safetensors"
+    plots = "loss.png, perplexity.png" if config.train.epochs else "loss.png"
     return [
         "",
         f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
         f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
         *table,
         f"written    {directory}",
-        f"           {best} (the best), loss.png, samples.txt, metrics.jsonl",
+        f"           {best} (the best), {plots}, samples.txt, metrics.jsonl",
         "",
     ]
 
