@@ -6,7 +6,7 @@ imports torch: `minigpt --help` and the checking of a configuration are instant.
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,9 @@ def _matches(value: object, hint: object) -> bool:
     if get_origin(hint) in (Union, types.UnionType):
         return any(_matches(value, part) for part in get_args(hint))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return abs(value) <= sys.float_info.max  # which neither NaN is nor an int that no float can hold
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) if isinstance(hint, type) else False
@@ -249,6 +251,38 @@ class TrainConfig:
             f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
             "lower warmup_steps too, or give warmup_ratio, a share of all steps, which follows max_steps",
         )
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What an adapter looks like.
+
+    Raises:
+        ConfigError: if a value cannot be used.
+    """
+
+    rank: int = 8
+    """inner size of an adapter's pairs of matrices: its parameters grow with it"""
+    alpha: float = 16.0
+    """an adapter's output is scaled by alpha / rank"""
+    dropout: float = 0.0
+    """share of an adapter's inputs zeroed in training"""
+    targets: tuple[str, ...] = ("attn.c_attn",)
+    """linear layers of the blocks: ends of their names, as globs, such as attn.c_attn, c_proj or h.0.*"""
+
+    def __post_init__(self) -> None:
+        for name, allowed, advice in (
+            ("rank", _matches(self.rank, int) and self.rank >= 1, "a whole number above 0"),
+            ("alpha", _matches(self.alpha, float) and self.alpha > 0, "above 0; 1 to 4 times the rank is usual"),
+            ("dropout", _matches(self.dropout, float) and 0 <= self.dropout < 1, "a number in [0, 1)"),
+            ("targets", isinstance(self.targets, tuple) and are_texts(self.targets), "a tuple of at least one name"),
+        ):
+            _require(allowed, f"{name} = {getattr(self, name)!r} cannot be used", f"{name} must be {advice}")
+
+
+def are_texts(values: list[object] | tuple[object, ...]) -> bool:
+    """Whether there is something, and all of it is text."""
+    return bool(values) and all(isinstance(value, str) and value for value in values)
 
 
 @dataclass(frozen=True)

@@ -18,55 +18,16 @@ keep their names.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import did_you_mean
+from minigpt.config import LoRAConfig, did_you_mean
 from minigpt.errors import ConfigError
 from minigpt.files import listed
 from minigpt.model import GPT
 from minigpt.weights import empty_model, own_tensors
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """What an adapter looks like.
-
-    Raises:
-        ConfigError: if a value cannot be used.
-    """
-
-    rank: int = 8
-    """inner size of an adapter's pairs of matrices: its parameters grow with it"""
-    alpha: float = 16.0
-    """an adapter's output is scaled by alpha / rank"""
-    dropout: float = 0.0
-    """share of an adapter's inputs zeroed in training"""
-    targets: tuple[str, ...] = ("attn.c_attn",)
-    """linear layers of the blocks: ends of their names, as globs, such as attn.c_attn, c_proj or h.0.*"""
-
-    def __post_init__(self) -> None:
-        for name, allowed, advice in (
-            ("rank", _is_number(self.rank) and isinstance(self.rank, int) and self.rank >= 1, "a whole number above 0"),
-            ("alpha", _is_number(self.alpha) and 0 < self.alpha < math.inf, "above 0; 1 to 4 times the rank is usual"),
-            ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)"),
-            ("targets", isinstance(self.targets, tuple) and are_texts(self.targets), "a tuple of at least one name"),
-        ):
-            if not allowed:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} cannot be used", f"{name} must be {advice}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def are_texts(values: list[object] | tuple[object, ...]) -> bool:
-    """Whether there is something, and all of it is text."""
-    return bool(values) and all(isinstance(value, str) and value for value in values)
-
 
 # --- a layer
 

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.config import LoRAConfig, are_texts
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import reference_views
 from minigpt.lora import (
-    LoRAConfig,
     LowRank,
     adaptable,
     adapters,
-    are_texts,
     attach,
     check_known,
     check_unmerged,

@@ -39,6 +39,7 @@ from minigpt.errors import ConfigError, MissingFileError
         (lambda: DataConfig(tokenizer="bpe"), "must be one of char, gpt2"),
         (lambda: TrainConfig(learning_rate=-1e-3), "learning_rate = -0.001 would not learn"),
         (lambda: TrainConfig(learning_rate=float("inf")), "learning_rate = inf"),
+        (lambda: TrainConfig(learning_rate=10**400), "learning_rate = 10+ is of the wrong type"),
         (lambda: TrainConfig(max_steps=10, warmup_steps=11), r"warmup_steps = 11 is more than max_steps = 10"),
         (lambda: TrainConfig(learning_rate=1e-4, min_learning_rate=1e-3), r"min_learning_rate = 0.001 is above"),
         (lambda: TrainConfig(weight_decay=-1), "weight_decay = -1 is negative"),

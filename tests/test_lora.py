@@ -15,12 +15,11 @@ import transformers
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from minigpt.config import GPTConfig, TrainConfig
+from minigpt.config import GPTConfig, LoRAConfig, TrainConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.gpt2_names import reference_views
 from minigpt.lora import (
-    LoRAConfig,
     LoRALinear,
     adapters,
     add_lora,

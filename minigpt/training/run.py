@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minigpt.config import RunConfig, TrainConfig, did_you_mean
+from minigpt.config import LoRAConfig, RunConfig, TrainConfig, did_you_mean
 from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
@@ -23,7 +23,7 @@ from minigpt.data.tokens import prepare
 from minigpt.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.errors import ConfigError, first_line
 from minigpt.kv_cache import KVCache
-from minigpt.lora import LoRAConfig, adapters, add_lora, trainable_parameters
+from minigpt.lora import adapters, add_lora, trainable_parameters
 from minigpt.lora_files import fingerprint as base_fingerprint
 from minigpt.model import GPT
 from minigpt.pretrained import load_model

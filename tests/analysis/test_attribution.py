@@ -11,10 +11,10 @@ from minigpt.analysis.attribution import attribute
 from minigpt.analysis.edits import ablate
 from minigpt.analysis.taps import PointError
 from minigpt.analysis.tracing import edit, trace
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
-from minigpt.lora import LoRAConfig, add_lora, lora_layers, merge, merged, set_adapter
+from minigpt.lora import add_lora, lora_layers, merge, merged, set_adapter
 from minigpt.model import GPT
 
 B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19

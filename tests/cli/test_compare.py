@@ -13,10 +13,10 @@ from minigpt.analysis.comparison import difference_interval, mean_interval
 from minigpt.cli import compare as command
 from minigpt.cli.models import load
 from minigpt.cli.parser import CommandParser
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError, MiniGPTError
-from minigpt.lora import LoRAConfig, add_lora
+from minigpt.lora import add_lora
 from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
 from minigpt.pretrained import load_model

@@ -21,10 +21,10 @@ import torch
 
 import minigpt.files
 from minigpt.cli.main import run as command
-from minigpt.config import updated
+from minigpt.config import LoRAConfig, updated
 from minigpt.data.tokens import open_tokens
 from minigpt.errors import CheckpointError, ConfigError, DataError, MiniGPTError, MissingFileError
-from minigpt.lora import LoRAConfig, add_lora
+from minigpt.lora import add_lora
 from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory, load_run, save_run
