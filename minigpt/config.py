@@ -308,7 +308,7 @@ class RunConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off elsewhere"""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    """where to watch the run besides its own files; each needs the extra of its name"""
+    """where to watch the run besides its own files: none, tensorboard or wandb; both need the extra of their name"""
 
     def __post_init__(self) -> None:
         _check_types(self)
