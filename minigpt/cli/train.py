@@ -144,7 +144,8 @@ def run(arguments: list[str]) -> None:
     if values["replay"]:
         replay_and_say(config, Path(values["replay"]), values["json"])
         return
-    name = values["preset"] if config.data.source == preset(values["preset"]).data.source else None
+    used = peek(arguments, "--preset") or fitting_preset(arguments, content)
+    name = used if config.data.source == preset(used).data.source else None
     train_and_say(config, content, values["out"], name, values["json"], resume=values["resume"])
 
 

@@ -16,6 +16,7 @@ from minigpt.analysis.plots import perplexity_curve, save_figure
 from minigpt.cli import main
 from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
+from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
@@ -423,6 +424,15 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
     base.rename(tmp_path / "other")
     with pytest.raises(MissingFileError, match=f"adapts {base}, which is not there any more\n.*--adapter"):
         load_model("../run")
+
+
+def test_a_run_is_called_after_the_preset_that_it_has(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    corpus = Corpus("shakespeare", "\n".join(TEXTS) * 5, "made up for tests")
+    monkeypatch.setattr("minigpt.cli.train.load_corpus", lambda source: corpus)
+    begin = ["train", "--init-from", str(base), "--data", "shakespeare", "--device", "cpu", "--json"]
+    assert main.run([*begin, "--train.max_steps", "1", "--train.warmup_steps", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "checkpoints/finetune-text"
 
 
 def test_an_adapters_scale_stays_for_a_runs_whole_life(base, tmp_path):
