@@ -18,7 +18,7 @@ from minigpt.tokenizers import Tokenizer
 
 def _add_tokens(parser: CommandParser) -> None:
     parser.add_argument("prompt", metavar="TEXT", help="the text; - reads it from standard input")
-    add_model_argument(parser)
+    add_model_argument(parser, weights=False)
     add_unknown_argument(parser)
 
 
