@@ -17,7 +17,10 @@ from hypothesis import settings
 
 from minigpt.cli.main import COMMANDS
 from minigpt.config import GPTConfig
+from minigpt.errors import MiniGPTError
 from minigpt.model import GPT
+from minigpt.pretrained import load_model
+from minigpt.tokenizers import GPT2Tokenizer
 
 settings.register_profile("minigpt", deadline=None)  # no test is a timing test
 settings.load_profile("minigpt")
@@ -39,6 +42,17 @@ def tiny_model() -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> tuple[GPT, GPT2Tokenizer]:
+    """The published model, from the cache or the hub. No test may change it."""
+    try:
+        model, tokenizer = load_model("gpt2")
+    except MiniGPTError as error:
+        pytest.skip(f"needs the weights of GPT-2: {error.what}")
+    assert isinstance(tokenizer, GPT2Tokenizer)
+    return model.eval(), tokenizer
 
 
 @pytest.fixture(autouse=True)

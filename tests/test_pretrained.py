@@ -862,16 +862,6 @@ def test_a_trained_model_sorts_every_input(nano_sort):
 BOS = EOS = 50256
 
 
-@pytest.fixture(scope="module")
-def gpt2() -> tuple[GPT, GPT2Tokenizer]:
-    try:
-        model, tokenizer = load_model("gpt2")
-    except MiniGPTError as error:
-        pytest.skip(f"needs the weights of GPT-2: {error.what}")
-    assert isinstance(tokenizer, GPT2Tokenizer)
-    return model, tokenizer
-
-
 @pytest.mark.network
 def test_gpt2_has_its_parameters(gpt2):
     assert gpt2[0].num_parameters() == 124_439_808

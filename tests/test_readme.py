@@ -78,6 +78,11 @@ def test_the_file_map_is_the_house():
     }
     assert set(mapped) == files
     assert len(mapped) == len(set(mapped))
+    rooms = [name.replace("/", ".") for name in mapped]
+    for place, room in enumerate(rooms):
+        source = (ROOT / "minigpt" / f"{mapped[place]}.py").read_text(encoding="utf-8")
+        below = set(re.findall(r"^ *(?:from|import) minigpt\.([\w.]+)", source, re.MULTILINE)) & set(rooms[place:])
+        assert not below, f"the map promises imports from rows above only, and {room} has {below}"
 
 
 def test_links_lead_somewhere():

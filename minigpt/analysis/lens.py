@@ -21,6 +21,7 @@ from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import check_prompts, evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
+from minigpt.training.evaluate import perplexity
 
 # --- the logit lens
 
@@ -168,7 +169,7 @@ class TokenLosses:
     @property
     def perplexity(self) -> float:
         """exp(mean): among how many equally likely tokens the model seems to choose."""
-        return math.exp(min(self.mean, 700.0))  # beyond that a float overflows
+        return perplexity(self.mean)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """All losses in bits, spread over the bytes that the predicted tokens stand for.

@@ -49,9 +49,7 @@ def loss_curve(
         floor: the corpus's own entropy, where it is known: no model gets below it.
         title: one line above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = _figure(8, 5.5)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     if train:
         losses.plot(*zip(*train, strict=True), color=BLUE, linewidth=1, alpha=0.8, label="training")
@@ -85,9 +83,7 @@ def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = 
         epochs: (epoch, mean training loss since the one before, validation loss), losses in nats per token.
         title: one line above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.subplots()
     places, training, validation = zip(*epochs, strict=True)
     for losses, colour, label in ((training, BLUE, "training"), (validation, ORANGE, "validation")):
@@ -116,9 +112,7 @@ def probability_bars(
         xlabel: what the labels are.
         title: one line above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.9 * len(panels), 2.8), layout="constrained")
+    figure = _figure(1.9 * len(panels), 2.8)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, probabilities) in zip(row, panels, strict=True):
         bars = axes.bar(labels, probabilities, color=BLUE)
@@ -662,9 +656,7 @@ def interval_dots(
         labels: what was measured, from the top down; the first has a grey line to compare the others with.
         title: one line above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels)), layout="constrained")
+    figure = _figure(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels))
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     heights = range(len(labels))
     for axes, (name, intervals) in zip(row, panels, strict=True):

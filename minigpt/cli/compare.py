@@ -26,7 +26,7 @@ from minigpt.analysis.comparison import (
 )
 from minigpt.analysis.diversity import WORD_MEANING
 from minigpt.cli.evaluate_text import training_documents
-from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, encoded, prompt_texts
+from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, add_prompts, encoded, prompt_texts
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.config import did_you_mean
@@ -111,12 +111,7 @@ make several settings; two such lists make all their combinations.""",
         help="a LoRA adapter, to compare the one --model with and without it; several are compared with each other too",
     )  # fmt: skip
     add_tokenizer_argument(parser)
-    parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="a text to continue; may be given several times"
-    )
-    parser.add_argument(
-        "--prompts-file", metavar="FILE", help="a text file with one prompt a line; empty ones are left out"
-    )
+    add_prompts(parser)
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
         help=f"how to decode; may be given several times (default: {', '.join(DEFAULT_SETTINGS)}). "

@@ -69,12 +69,7 @@ def make_parser() -> CommandParser:
         "  minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json",
     )
     add_model_argument(parser)
-    parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="the text to continue; may be given several times"
-    )
-    parser.add_argument(
-        "--prompts-file", metavar="FILE", help="a text file with one prompt a line; empty ones are left out"
-    )
+    add_prompts(parser)
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts that are continued side by side"
     )
@@ -162,6 +157,16 @@ def run(arguments: list[str]) -> None:
         print(f"--- {which}{_score_name(options)} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         print(row["text"])
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
+
+
+def add_prompts(parser: CommandParser) -> None:
+    """Add --prompt and --prompts-file, which `prompt_texts` reads."""
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="the text to continue; may be given several times"
+    )
+    parser.add_argument(
+        "--prompts-file", metavar="FILE", help="a text file with one prompt a line; empty ones are left out"
+    )
 
 
 def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[str, str]]:

@@ -95,9 +95,10 @@ def _without(
         before = it.model(idx)
         with edit(it.model, *edits):
             after = it.model(idx)
-    numbers = {"baseline": Numbers((), measure(before)), "value": Numbers((), measure(after))}
+    baseline, value = measure(before), measure(after)
+    numbers = {"baseline": Numbers((), baseline), "value": Numbers((), value)}
     parts = terminal.cut(", ".join(values["part"]), 30)
-    lines = [*_ablate_header(values, it), f"{what}: {measure(before):.4f}, without {parts} {measure(after):.4f}"]
+    lines = [*_ablate_header(values, it), f"{what}: {baseline:.4f}, without {parts} {value:.4f}"]
     title = "; ".join(lines)
     best = before[0, -1].topk(8).indices.tolist()
     shares = [logits[0, -1].float().softmax(-1)[best].tolist() for logits in (before, after)]

@@ -131,11 +131,6 @@ def run(arguments: list[str]) -> None:
     values = make_parser(config).parse(arguments)
     config = settings(config, values)
     check_effect(config, arguments)
-    if config.train.lora_rank and not config.init_from:
-        raise ConfigError(
-            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
-            "name it with --init-from, or leave --train.lora_rank out to train a new one",
-        )
     if config.init_from and run_to_continue(arguments) is None:
         config = shaped_as_base(config, arguments, content)
     if values["plan"]:
@@ -261,12 +256,13 @@ def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[s
 
 def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
+    from minigpt.training.evaluate import perplexity
     from minigpt.training.run_log import epochs_of
 
     rows = []
     for epoch, training, validation in epochs_of(records):
         shown = "-" if math.isnan(training) else f"{training:.4f}"
-        rows.append(f"{epoch:>8.3g}{shown:>16}{validation:>18.4f}{math.exp(validation):>13.2f}")
+        rows.append(f"{epoch:>8.3g}{shown:>16}{validation:>18.4f}{perplexity(validation):>13.2f}")
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 

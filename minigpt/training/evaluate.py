@@ -31,6 +31,11 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return total / (targets != IGNORED).sum().clamp(min=1)
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean loss in nats per token."""
+    return math.exp(min(loss, 700.0))  # beyond that a float overflows
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The result of an evaluation.
@@ -46,7 +51,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss): among how many equally likely tokens the model seems to choose."""
-        return math.exp(min(self.loss, 700.0))  # beyond that a float overflows
+        return perplexity(self.loss)
 
     def bits_per_character(self, num_characters: int) -> float:
         """The loss of all tokens in bits, spread over the characters they stand for: comparable across tokenizers."""
@@ -85,7 +90,6 @@ def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: i
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
         stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
-        share: (i, n) for the i-th of n parts of the work, dealt out in batches; a part may have no tokens, and loss 0.
 
     Raises:
         DataError: if there is nothing to predict: fewer than two tokens.

@@ -30,7 +30,7 @@ from minigpt.pretrained import lasting_spec
 from minigpt.training.checkpoint import RunDirectory, read_config, start_run
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
-from minigpt.training.evaluate import evaluate_batches, next_token_loss
+from minigpt.training.evaluate import evaluate_batches, next_token_loss, perplexity
 from minigpt.training.optim import set_learning_rate
 from minigpt.training.packing import reading
 from minigpt.training.resume import (
@@ -316,7 +316,7 @@ def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float
     log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
     more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
     if run.config.train.epochs:
-        more += f", perplexity {math.exp(val_loss):.2f}, epoch {epoch:.3g}"
+        more += f", perplexity {perplexity(val_loss):.2f}, epoch {epoch:.3g}"
     log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
 
 

@@ -97,6 +97,11 @@ def set_up(
         checkpoint: to go on from, or None.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)
+    if config.train.lora_rank and not config.init_from:
+        raise ConfigError(
+            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
+            "name it with --init-from, or leave --train.lora_rank out to train a new one",
+        )
     keep_freed_memory()
     dtype, reason = choose_dtype(config.dtype, device)
     base = None
@@ -119,7 +124,7 @@ def set_up(
     origins = {"corpus": fingerprint(source)}
     if t.lora_rank:
         origins["base"] = base_fingerprint(model)
-        targets = tuple(_listed(t.lora_targets))
+        targets = tuple(_globs(t.lora_targets))
         add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
     freeze(model, t.freeze)
     if checkpoint is not None:
@@ -218,7 +223,7 @@ def freeze(model: GPT, patterns: str) -> None:
         ConfigError: if a glob matches no parameter, or nothing is left to train.
     """
     parameters = dict(model.named_parameters())
-    for pattern in _listed(patterns):
+    for pattern in _globs(patterns):
         matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
         if not matching:
             raise ConfigError(f"freeze = {pattern!r} matches no parameter", did_you_mean(pattern, list(parameters)[:9]))
@@ -228,9 +233,9 @@ def freeze(model: GPT, patterns: str) -> None:
         raise ConfigError(f"freeze = {patterns!r} leaves nothing to train", "freeze less")
 
 
-def _listed(globs: str) -> list[str]:
+def _globs(words: str) -> list[str]:
     """What stands between commas."""
-    return [glob.strip() for glob in globs.split(",") if glob.strip()]
+    return [glob.strip() for glob in words.split(",") if glob.strip()]
 
 
 def recompute_blocks(model: GPT) -> None:

@@ -15,10 +15,7 @@ from minigpt.analysis.heads import attention_checks, head_scores
 from minigpt.analysis.lens import logit_lens, token_losses
 from minigpt.analysis.sweeps import logit_difference
 from minigpt.analysis.tracing import edit, trace
-from minigpt.errors import MiniGPTError
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
-from minigpt.tokenizers import GPT2Tokenizer
 
 pytestmark = pytest.mark.network
 
@@ -31,16 +28,6 @@ FORMS = [
     ("When Dan and Sid went to the shops,{} gave an apple to", " Dan", " Sid"),
     ("After Martin and Amy went to the park,{} gave a drink to", " Martin", " Amy"),
 ]
-
-
-@pytest.fixture(scope="module")
-def gpt2() -> tuple[GPT, GPT2Tokenizer]:
-    try:
-        model, tokenizer = load_model("gpt2")
-    except MiniGPTError as error:
-        pytest.skip(f"needs the weights of GPT-2: {error.what}")
-    assert isinstance(tokenizer, GPT2Tokenizer)
-    return model.eval(), tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 from minigpt.analysis.comparison import difference_interval, mean_interval
 from minigpt.cli import compare as command
 from minigpt.cli.models import load
-from minigpt.cli.parser import CommandParser
 from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError, MiniGPTError
@@ -23,22 +22,13 @@ from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training.checkpoint import save_run
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 TOKENIZER = CharTokenizer.from_text("abcde \n")
 PROMPTS = ["ab", "c", "de a"]
 BLOCK_SIZE = 19
 SETTINGS = ["--setting", "greedy", "--setting", "sample temperature=0.7,1.3", "--setting", "beam num_beams=3"]
 SWEEP = ["--prompts-file", "openings.txt", *SETTINGS, "--seeds", "2", "--seed", "5", "--max-new-tokens", "11"]
-
-
-@pytest.fixture(scope="module")
-def parser() -> CommandParser:
-    return command.make_parser()
-
-
-@pytest.fixture(autouse=True)
-def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
-    """It takes longer to make than all else that is done here."""
-    monkeypatch.setattr(command, "make_parser", lambda: parser)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from minigpt.cli import evaluate_text as command
-from minigpt.cli.parser import CommandParser
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
 from minigpt.model import GPT
@@ -21,21 +20,12 @@ from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 from minigpt.training.checkpoint import save_run
 from minigpt.training.evaluate import sequence_log_prob
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 TRAINING = "the rain in Spain stays mainly in the plain, and nobody knows why it does"
 TEXTS = ["a b a b a b", "in Spain stays mainly, a b"]
 BLOCK_SIZE = 13
 Evaluate = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def parser() -> CommandParser:
-    return command.make_parser()
-
-
-@pytest.fixture(autouse=True)
-def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
-    """It takes longer to make than all else that is done here."""
-    monkeypatch.setattr(command, "make_parser", lambda: parser)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 
 from minigpt.cli import generate as command
 from minigpt.cli.main import run
-from minigpt.cli.parser import CommandParser
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate
 from minigpt.decoding.options import DecodingOptions
@@ -19,6 +18,8 @@ from minigpt.decoding.speculative import PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_parser")
 
 BLOCK_SIZE = 19
 LETTERS = "\nabcdefghijklmnopqrstuvwxyz :.EMOR"
@@ -32,17 +33,6 @@ def random_model(tokenizer: Tokenizer, seed: int = 3) -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
-
-
-@pytest.fixture(scope="module")
-def parser() -> CommandParser:
-    return command.make_parser()
-
-
-@pytest.fixture(autouse=True)
-def one_parser(monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
-    """It takes longer to make than all else that is done here."""
-    monkeypatch.setattr(command, "make_parser", lambda: parser)
 
 
 @pytest.fixture
