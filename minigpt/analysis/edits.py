@@ -96,7 +96,9 @@ class Edit:
         """The point's tensor, which stands at `positions`, changed at `places`; `x` itself stays as it is."""
         rows = [place - positions.start for place in places]
         values = self.new_values(x[..., rows, :], places).to(x)
-        changed = x.clone()
+        # With the strides of x, so that what reads it runs the kernel that it would have run: `clone` makes them others
+        # of q, k and v, which are views of one product.
+        changed = x.new_empty_strided(x.size(), x.stride()).copy_(x)
         if self.head is None:
             changed[..., rows, :] = values
         else:
@@ -270,7 +272,7 @@ def ablate(
         what = f"blocks.{layer}." + (f"{part}.out" if head is None else "attn.z")
     values = None if reference is None else _values(reference, what)
     if mode == "mean" and values is not None:
-        # The mean of copies must be the copy itself, to the bit: 3 x and its third are exact in float64.
+        # The mean of copies must be the copy itself, to the bit: in float64, 3 x and its third are exact.
         values = values.double().mean(0, keepdim=True).to(values.dtype)  # (R, ..., P, ...) -> (1, ..., P, ...)
     return Ablation(point=what, mode=mode, reference=values, at=at, head=head, seed=seed)
 

@@ -238,6 +238,9 @@ def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
     In the MLP: the block's input, the stream after attention, its norm, twice the wide layer, and the logits of the
     batch before, which are there until the new ones are. The new ones join them while the head's input is held, or are
     joined by their log-softmax and, if not float32, by a copy that is.
+
+    In bfloat16 the MLP is counted as float32's, and holds at most that: without units for bfloat16, a processor's
+    products may take float32 copies of what they multiply.
     """
     narrow, logits = FLOAT * tokens * m.n_embd, tokens * m.vocab_size
     in_mlp = [narrow, narrow, narrow, 4 * narrow, 4 * narrow, value * logits]

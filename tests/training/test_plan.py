@@ -83,23 +83,35 @@ def test_training_and_updating_allocate_what_is_predicted(changes, dtype, phase)
     assert predicted == pytest.approx(most_allocated(train), rel=0.02 if dtype == torch.float32 else 0.06)
 
 
-@pytest.mark.parametrize(
-    ("changes", "dtype", "tolerance"),
-    [
-        ({}, torch.float32, 0.01),
-        ({"model": {"vocab_size": 1009}}, torch.float32, 0.01),
-        ({"model": {"vocab_size": 1009}}, torch.bfloat16, 0.03),
-        ({}, torch.bfloat16, 0.2),  # counted as float32's: attention is, the wide layers are not
-    ],
-)
-def test_an_evaluation_allocates_what_is_predicted(monkeypatch, changes, dtype, tolerance):
+def evaluation_bytes(monkeypatch, changes, dtype) -> tuple[int, int]:
+    """What an evaluation of 15 rows of 67 tokens is predicted to allocate, and what it allocates."""
     for module in ("evaluate", "plan"):
         monkeypatch.setattr(f"minigpt.training.{module}.TOKENS_PER_BATCH", 1021)
     config = updated(SMALL, changes)
     ids = tokens(3001).ids
     predicted = predict_memory(config, CPU, dtype, len(ids)).phases["evaluating"].parts["activations and logits"]
     model = GPT(config.model)
-    assert predicted == pytest.approx(most_allocated(lambda: evaluate(model, ids, dtype)), rel=tolerance)
+    return predicted, most_allocated(lambda: evaluate(model, ids, dtype))
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "tolerance"),
+    [
+        ({}, torch.float32, 0.01),
+        ({"model": {"vocab_size": 1009}}, torch.float32, 0.01),
+        ({"model": {"vocab_size": 1009}}, torch.bfloat16, 0.03),
+    ],
+)
+def test_an_evaluation_allocates_what_is_predicted(monkeypatch, changes, dtype, tolerance):
+    predicted, allocated = evaluation_bytes(monkeypatch, changes, dtype)
+    assert predicted == pytest.approx(allocated, rel=tolerance)
+
+
+def test_an_evaluation_in_bfloat16_allocates_at_most_what_is_predicted(monkeypatch):
+    """The prediction has float32 copies of two wide layers, which products make on some processors only."""
+    predicted, allocated = evaluation_bytes(monkeypatch, {}, torch.bfloat16)
+    copies = 2 * (4 - 2) * 15 * 67 * 4 * SMALL.model.n_embd  # two layers; bytes more; rows; tokens; 4 C
+    assert predicted - copies <= allocated <= predicted
 
 
 def test_causal_masks_are_the_models():
