@@ -18,6 +18,16 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
+# The sizes of GPT-2, and the names under which the hub has them since it gave every model an owner: the same files.
+HUB_NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+OTHER_NAME = HUB_NAMES | {owned: name for name, owned in HUB_NAMES.items()}
+
 _TIMEOUT = 10.0  # seconds until the hub answers
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -25,8 +35,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 def fetch_model(name: str) -> Path:
     """The folder with the files of a model on the hub: from the cache, or fetched into it.
 
-    Only what a model needs is fetched: its configuration, its weights once, its tokenizer. The variables of
-    huggingface_hub hold: HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+    Only what a model needs is fetched: its configuration, its weights once, its tokenizer. What was fetched as gpt2 is
+    found as openai-community/gpt2 too, and so for each of `HUB_NAMES`, either way. The variables of huggingface_hub
+    hold: HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
 
     Args:
         name: as on the hub: ORG/NAME, or gpt2 and the like.
@@ -39,35 +50,40 @@ def fetch_model(name: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    cached = _cached_folder(name)
-    if cached is not None and not _missing(cached):
+    folders = [_cached_folder(alias) for alias in (name, OTHER_NAME.get(name)) if alias]
+    # The fewest files lacking, of two alike the one that was asked for.
+    cached = min((folder for folder in folders if folder), key=lambda folder: len(_missing(folder)), default=None)
+    lacking = [CONFIG, WEIGHTS[0], TOKENIZER[0]] if cached is None else _missing(cached)
+    if cached is not None and not lacking:
         return cached
     try:
         return _download(name)
     except MissingFileError:
         raise
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise DownloadError(
             f"the hub gives {name} only to people who have agreed to its terms",
             f"agree on its page, https://huggingface.co/{name}, and set HF_TOKEN to a token of your account",
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
         raise MissingFileError(
             f"the hub has no model {name!r}, or it is private",
             "check the spelling of ORG/NAME; for a private model, set HF_TOKEN to a token of your account",
-        ) from error
+        ) from None
     except Exception as error:  # the network's come from whichever HTTP library this version of huggingface_hub uses
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise DownloadError(
                 f"cannot write {name} into the cache {HF_HUB_CACHE}: {os.strerror(error.errno)}",
                 "make room there, or set HF_HUB_CACHE to another folder",
-            ) from error
-        lacking = ", ".join(_missing(cached) if cached else (CONFIG, WEIGHTS[0], TOKENIZER[0]))
+            ) from None
+        if cached is not None and set(lacking) <= set(TOKENIZER):  # the hub may well have no others
+            return cached
+        files = ", ".join(lacking)
         raise DownloadError(
-            f"the hub did not give {name} ({first_line(error, 120)}), and the cache {HF_HUB_CACHE} lacks {lacking}",
-            f"connect to the network, set HF_ENDPOINT to a mirror, or copy the files {lacking} from a machine that has "
+            f"the hub did not give {name} ({first_line(error, 120)}), and the cache {HF_HUB_CACHE} lacks {files}",
+            f"connect to the network, set HF_ENDPOINT to a mirror, or copy the files {files} from a machine that has "
             "them into a folder, and name that folder",
-        ) from error
+        ) from None  # what went wrong inside that library is 80 lines, and the first of them is said
 
 
 def _cached_folder(name: str) -> Path | None:

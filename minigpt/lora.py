@@ -210,16 +210,18 @@ def unmerge(model: GPT) -> None:
 
 @torch.no_grad()
 def merged(model: GPT) -> GPT:
-    """A plain GPT with weights of its own that computes the same, in evaluation mode.
-
-    This is what to export: of the model itself, `save_hf` would write the base without an adapter.
-    """
+    """A plain GPT with weights of its own that computes the same, in evaluation mode."""
     weights = own_tensors(model)
     weights |= {f"{name}.weight": layer.merged_weight() for name, layer in lora_layers(model).items()}
     plain = empty_model(model.config).to(model.wte.weight)
     for name, target in own_tensors(plain).items():
         target.copy_(weights[name])
     return plain.eval()
+
+
+def plain(model: GPT) -> GPT:
+    """What to write as a model: the model itself, or if it has adapters, `merged` of it."""
+    return merged(model) if lora_layers(model) else model
 
 
 def adaptable(model: GPT) -> dict[str, nn.Linear]:

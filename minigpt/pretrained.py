@@ -23,8 +23,8 @@ from minigpt.data.corpora import load_corpus
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import names, reference_views
-from minigpt.hub import CONFIG, TOKENIZER, WEIGHTS, fetch_model
-from minigpt.lora import merged
+from minigpt.hub import CONFIG, HUB_NAMES, TOKENIZER, WEIGHTS, fetch_model
+from minigpt.lora import merged, plain
 from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
@@ -41,7 +41,6 @@ from minigpt.weights import (
     write_safetensors,
 )
 
-HUB_NAMES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
 
@@ -154,7 +153,7 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
     """Write a model so that the reference loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
 
     The weights are written in float32. The reference has no switch for biases: where the model has none, zeros are
-    written, which compute the same.
+    written, which compute the same. An adapter in use is merged into what is written, and not into `model`.
 
     Args:
         model: any of ours, on any device.
@@ -167,6 +166,7 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
     folder = Path(folder)
     check_unused(folder)
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    model = plain(model)
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(reference_config(model.config, tokenizer), indent=2) + "\n")
         save_hf_tokenizer(tokenizer, part, model.config.block_size)
@@ -213,6 +213,20 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "quantization_config": (None,),
     "pruned_heads": (None, {}, []),
+}
+# What this model does not depend on, and readers of GPT-2's configurations look for; as OpenAI's own has it, or as the
+# reference fills it in. llama.cpp takes the length of the context from n_ctx.
+_UNUSED: dict[str, object] = {
+    "n_inner": None,  # which is 4 n_embd
+    "initializer_range": 0.02,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "torch_dtype": "float32",
+    "use_cache": True,
 }
 
 
@@ -265,7 +279,9 @@ def reference_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, objec
         "architectures": ["GPT2LMHeadModel"],
         **{key: same[0] for key, same in _FIXED.items() if same[0] is not None},
         **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
+        "n_ctx": config.block_size,
         **dict.fromkeys(_DROPOUTS, config.dropout),
+        **_UNUSED,
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -322,7 +338,7 @@ def find(spec: str | Path) -> Path | None:
         raise MissingFileError(f"{name} does not exist", "check the path; trained runs lie in checkpoints/")
     if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
-    hint = did_you_mean(name, HUB_NAMES)
+    hint = did_you_mean(name, list(HUB_NAMES))
     raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
 
 

@@ -215,6 +215,48 @@ def test_no_network_and_all_in_the_cache(nowhere, offline):
     assert Path(fetch("gpt2", nowhere, HF_HUB_OFFLINE=offline)["folder"]) == folder
 
 
+@pytest.mark.parametrize("name", hub.OTHER_NAME)
+def test_one_model_under_two_names(nowhere, name):
+    other = hub.OTHER_NAME[name]
+    assert hub.OTHER_NAME[other] == name
+    assert "/" in name + other
+    cache_model(other, {"config.json": b"{}"})
+    assert_says_what_to_do(fetch(name, nowhere), "model.safetensors, vocab.json, merges.txt")
+    folder = cache_model(name, MODEL)
+    assert [Path(fetch(alias, nowhere)["folder"]) for alias in (name, other)] == [folder, folder]
+
+
+def test_what_is_fetched_under_one_name_is_found_under_the_other(little_hub, nowhere):
+    little_hub.files["openai-community/gpt2"] = MODEL
+    folder = fetch("openai-community/gpt2", little_hub.url)["folder"]
+    assert fetch("gpt2", nowhere)["folder"] == str(Path(folder).absolute().relative_to(Path.cwd()))
+
+
+def test_a_model_without_a_tokenizer(little_hub, nowhere):
+    weights = {"config.json": b"{}", "model.safetensors": b"weights"}
+    little_hub.files["org/bare"] = weights
+    folder = Path(fetch("org/bare", little_hub.url)["folder"])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == weights
+    assert Path(fetch("org/bare", nowhere)["folder"]).samefile(folder)
+    cache_model("gpt2", weights)
+    little_hub.files["gpt2"] = MODEL
+    assert (Path(fetch("gpt2", little_hub.url)["folder"]) / "tokenizer.json").is_file()  # if the hub has one, after all
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_no_network_is_said_in_a_few_lines(nowhere, offline):
+    variables = {"HF_ENDPOINT": nowhere, "HF_HUB_CACHE": "cache", "HF_HOME": "home", "HF_HUB_OFFLINE": offline}
+    done = subprocess.run(
+        [sys.executable, "-c", "from minigpt import hub; hub.fetch_model('gpt2')"],
+        env=os.environ | variables, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) < 10
+    assert lines[0] == "Traceback (most recent call last):"  # and nothing before it
+    assert lines[-2].startswith("minigpt.errors.DownloadError: the hub did not give gpt2")
+
+
 def test_a_hub_that_never_answers():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -34,6 +34,7 @@ from minigpt.lora_files import fingerprint, load_adapter, save_adapter
 from minigpt.model import GPT
 from minigpt.pretrained import load_model, save_hf
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training.checkpoint import save_run
 from minigpt.training.optim import make_optimizers
 
 # torch's own notice of a name that PEFT still uses
@@ -41,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futu
 
 ALL = ("c_attn", "c_proj", "c_fc")
 CONFIG = LoRAConfig(rank=5, alpha=11.0, targets=ALL)
+CHAR = CharTokenizer("".join(map(chr, range(65, 88))))
 SHAPE = GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=15)
 
 
@@ -316,7 +318,7 @@ def test_the_merged_export_is_pefts(already):
     assert not lora_layers(plain)
     assert all(parameter.requires_grad for parameter in plain.parameters())
     assert plain.lm_head.weight is plain.wte.weight
-    save_hf(plain, CharTokenizer("".join(map(chr, range(65, 88)))), "exported")
+    save_hf(plain, CHAR, "exported")
     exported = transformers.GPT2LMHeadModel.from_pretrained("exported").eval()
     assert (logits(exported) - logits(expected)).abs().max() < 1e-5
     assert (logits(load_model("exported")[0]) - logits(expected)).abs().max() < 1e-5
@@ -335,9 +337,25 @@ def test_merged_keeps_the_dtype_and_without_an_adapter_is_the_base():
     assert same(state(merged(model)), state(ours(reference()).double()))
 
 
-def test_what_is_exported_unmerged_is_the_base():
-    save_hf(with_adapter(ours(reference())), CharTokenizer("".join(map(chr, range(65, 88)))), "exported")
-    assert same(state(load_model("exported")[0]), state(ours(reference())))
+@pytest.mark.parametrize("form", ["reference", "run"])
+@pytest.mark.parametrize("use", ["in use", "merged", "two", "none"])
+def test_a_writer_of_models_writes_what_the_model_computes(form, use):
+    theirs, model = reference(), with_adapter(ours(reference()))
+    save_adapter(model, "adapter")
+    expected = logits(theirs if use == "none" else peft.PeftModel.from_pretrained(theirs, "adapter"))
+    if use == "two":
+        with_adapter(model, name="other", seed=5)
+        set_adapter(model, "default")
+    if use == "none":
+        set_adapter(model, None)
+    if use == "merged":
+        merge(model)
+    before = state(model)
+    (save_hf if form == "reference" else save_run)(model, CHAR, Path("out"))
+    assert same(state(model), before)
+    written, _ = load_model("out")
+    assert not lora_layers(written)
+    assert (logits(written) - expected).abs().max() < 1e-5
 
 
 def test_cached_generation_is_that_of_the_merged_model():

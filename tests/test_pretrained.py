@@ -19,7 +19,7 @@ import transformers
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt import pretrained
-from minigpt.config import GPTConfig, RunConfig
+from minigpt.config import GPTConfig, RunConfig, preset
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
@@ -727,6 +727,34 @@ def test_the_ends_of_documents_are_the_tokenizers():
     save_hf(model, tokenizer, "out")
     config = load_there(Path("out")).config
     assert config.bos_token_id == config.eos_token_id == tokenizer.eos_token_id == 257
+
+
+# openai-community/gpt2, config.json
+OPENAI = """{
+  "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
+  "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+  "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+  "resid_pdrop": 0.1, "summary_activation": null, "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
+  "summary_type": "cls_index", "summary_use_proj": true,
+  "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}}, "vocab_size": 50257
+}"""
+
+
+def test_a_configuration_says_all_that_openais_own_says(monkeypatch, tiny_model):
+    gpt2 = GPT2Tokenizer([])
+    monkeypatch.setattr(gpt2, "eos_token_id", 50256)
+    monkeypatch.setattr(gpt2, "bos_token_id", 50256)
+    written = pretrained.reference_config(dataclasses.replace(preset("gpt2-124m").model, dropout=0.1), gpt2)
+    openai = json.loads(OPENAI)
+    assert {key: written.get(key, "missing") for key in openai} == openai
+    assert {*transformers.GPT2Config().to_dict()} & {*written} >= {*openai} - {"n_ctx", "task_specific_params"}
+    save_hf(tiny_model, CHAR, "out")
+    theirs = load_there(Path("out"))  # which knows what each of them means
+    said = json.loads(Path("out/config.json").read_text())
+    assert {key: getattr(theirs.config, key) for key in openai} == {key: said[key] for key in openai}
+    theirs.save_pretrained("again")
+    CHAR.save(Path("again/tokenizer.json"))
+    assert load_model("again")[0].config == load_model("out")[0].config == tiny_model.config
 
 
 def test_a_model_in_float64_is_written_in_float32(tiny_model):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.hub import CONFIG
-from minigpt.pretrained import HUB_NAMES, config_from_reference, load_model, named_tokenizer
+from minigpt.hub import CONFIG, OTHER_NAME
+from minigpt.pretrained import config_from_reference, load_model, named_tokenizer
 from minigpt.tokenizer_files import load_hf_tokenizer
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import check_vocabulary, run_at
@@ -61,6 +61,6 @@ def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:
         shape = config_from_reference(folder / CONFIG, dropout=0.0)  # whatever its own rates are
         check_vocabulary(tokenizer, shape.vocab_size, folder)
         return tokenizer
-    if chosen is None and spec in HUB_NAMES and not folder.exists():
+    if chosen is None and spec in OTHER_NAME and not folder.exists():
         return GPT2Tokenizer()  # which all of these share
     return load_model(spec, tokenizer=chosen)[1]

@@ -23,6 +23,7 @@ import torch
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
 from minigpt.files import atomic_folder, write_text
+from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, load_tokenizer
 from minigpt.weights import check_values, empty_model, load_weights, save_weights
@@ -147,6 +148,8 @@ def versions() -> dict[str, str]:
 def save_run(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
     """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
 
+    An adapter in use is merged into what is written, and not into `model`.
+
     Raises:
         OSError: if the folder cannot be written.
     """
@@ -157,7 +160,7 @@ def save_run(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
         # No data or training settings: they are not known.
         write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
         tokenizer.save(run.tokenizer)
-        save_weights(model, run.best_weights)
+        save_weights(plain(model), run.best_weights)
 
 
 def run_at(path: Path) -> RunDirectory:
