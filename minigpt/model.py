@@ -150,6 +150,24 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def check_ids(idx: Tensor, vocab_size: int) -> None:
+    """See that idx is int64 (B, T), and its ids lie in the vocabulary: a GPU that looks up others ends the process.
+
+    Raises:
+        InputError: if they do not. A pass that is being compiled has no values yet, and they are taken as they are.
+    """
+    if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.dim() != 2 or not idx.numel():
+        found = f"{idx.dtype} {tuple(idx.shape)}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"
+        raise InputError(f"ids are {found}, not int64 (B, T)", "give one row of ids as torch.tensor([ids])")
+    if not torch.compiler.is_compiling():
+        lowest, highest = (int(bound) for bound in torch.func.debug_unwrap(idx).aminmax())  # as vmap sees no values
+        if lowest < 0 or highest >= vocab_size:
+            raise InputError(
+                f"ids from {lowest} to {highest} are not all in the vocabulary of {vocab_size}",
+                f"use ids from 0 to {vocab_size - 1}, made by the tokenizer that belongs to this model",
+            )
+
+
 class GPT(nn.Module):
     """The whole model.
 
@@ -229,8 +247,9 @@ class GPT(nn.Module):
         sequence into calls gives the same logits as one call.
 
         Raises:
-            InputError: if the tokens do not fit the block, or the cache.
+            InputError: if the tokens are no ids of the vocabulary, or do not fit the block, or the cache.
         """
+        check_ids(idx, self.config.vocab_size)  # here and not in the trunk: decoders have checked theirs
         return self.lm_head(self.trunk(idx, cache))  # (B, T, C) -> (B, T, V)
 
     def num_parameters(self) -> int:

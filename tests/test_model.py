@@ -234,3 +234,38 @@ def test_one_batch_can_be_overfitted():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("idx", "said"),
+    [
+        ([1, 2], r"ids are a list"),
+        (torch.tensor([1, 2]), r"ids are torch.int64 \(2,\)"),
+        (torch.ones(2, 3), r"ids are torch.float32 \(2, 3\)"),
+        (torch.ones(2, 3, dtype=torch.int32), r"ids are torch.int32 \(2, 3\)"),
+        (torch.ones(2, 3, 5, dtype=torch.int64), r"ids are torch.int64 \(2, 3, 5\)"),
+        (torch.ones(2, 0, dtype=torch.int64), r"ids are torch.int64 \(2, 0\)"),
+        (torch.tensor([[3, 23]]), r"ids from 3 to 23 .* vocabulary of 23"),
+        (torch.tensor([[3, 5], [-1, 7]]), r"ids from -1 to 7 .* vocabulary of 23"),
+        (torch.tensor([[2**62]]), r"ids from \d+ to \d+ .* vocabulary of 23"),
+    ],
+)
+def test_what_is_no_ids_is_refused_before_it_is_looked_up(tiny_model, idx, said):
+    looked_up = []
+    tiny_model.wte.register_forward_pre_hook(lambda *_: looked_up.append(1))
+    with pytest.raises(InputError, match=said):
+        tiny_model(idx)
+    assert not looked_up  # on a GPU the lookup itself would end the process
+
+
+def test_ids_are_checked_without_getting_in_anybodys_way(tiny_model):
+    """A compiled pass reads no values, so it stays one piece; under vmap no single value can be read."""
+    idx = torch.randint(23, (3, 7))
+    expected = tiny_model(idx)
+    compiled = torch.compile(tiny_model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(idx), expected)
+    with_core(tiny_model, explicit_attention)
+    rows = torch.vmap(lambda row: tiny_model(row[None])[0])
+    torch.testing.assert_close(rows(idx), expected)
+    with pytest.raises(InputError, match="ids from"):
+        rows(idx + 23)
