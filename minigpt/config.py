@@ -5,7 +5,6 @@ imports torch: `minigpt --help` and the checking of a configuration are instant.
 """
 
 import dataclasses
-import difflib
 import sys
 import types
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from minigpt.errors import ConfigError, MissingFileError
+from minigpt.errors import ConfigError, MissingFileError, did_you_mean
 from minigpt.files import write_text
 
 
@@ -381,12 +380,6 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
     ),
 }  # fmt: skip
 DEFAULT_PRESET = "shakespeare-quick"
-
-
-def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
-    """The end of an error's second line: the nearest known name if there is one, and all of them."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return (f"did you mean {near[0]}? " if near else "") + "known: " + ", ".join(known)
 
 
 def preset(name: str) -> RunConfig:

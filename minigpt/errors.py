@@ -4,6 +4,9 @@ The command line prints those two lines and exits 2; a library user catches `Min
 each child also is. `assert` is kept for our own invariants: a failed one is our bug, never the user's.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MiniGPTError(Exception):
     """A mistake that the user can mend.
@@ -77,3 +80,14 @@ class ModelNote(UserWarning):
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]
+
+
+def near(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The beginning of a second line: the known names that resemble this one, as a question; "" if none does."""
+    found = difflib.get_close_matches(name, list(known), n=most)
+    return f"did you mean {' or '.join(found)}? " if found else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A second line: the nearest known name if there is one, and all of them."""
+    return f"{near(name, known)}known: {', '.join(known)}"

@@ -23,8 +23,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import LoRAConfig, did_you_mean
-from minigpt.errors import ConfigError
+from minigpt.config import LoRAConfig
+from minigpt.errors import ConfigError, did_you_mean
 from minigpt.files import listed
 from minigpt.model import GPT
 from minigpt.weights import empty_model, own_tensors

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.config import GPTConfig, did_you_mean
+from minigpt.config import GPTConfig
 from minigpt.data.corpora import load_corpus
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, did_you_mean
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import names, reference_views
 from minigpt.hub import CONFIG, HUB_NAMES, TOKENIZER, WEIGHTS, fetch_model

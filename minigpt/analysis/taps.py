@@ -4,7 +4,6 @@
 Letters as in `model.py`; whatever the shape, axis -2 is the position: column by column in the table, a token's values.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import cache
 from typing import Literal
 
 from minigpt.config import GPTConfig
-from minigpt.errors import InputError
+from minigpt.errors import InputError, near
 
 Where = Literal["output", "input", "heads", "argument", "inside", "scale", "product"]
 
@@ -193,9 +192,7 @@ def _unknown(pattern: str, config: GPTConfig) -> PointError:
             f"{pattern!r} asks for layer {layer[1]}, and the model has {config.n_layer} layers",
             f"choose a layer from 0 to {config.n_layer - 1}",
         )
-    near = difflib.get_close_matches(pattern, list(_names(config.n_layer)), n=3)
     return PointError(
         f"there is no point {pattern!r}",
-        (f"did you mean {' or '.join(near)}? " if near else "")
-        + "minigpt.analysis.points(model.config) lists them all",
+        near(pattern, _names(config.n_layer), most=3) + "minigpt.analysis.points(model.config) lists them all",
     )

@@ -29,9 +29,8 @@ from minigpt.cli.evaluate_text import training_documents
 from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, add_prompts, encoded, prompt_texts
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.config import did_you_mean
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, did_you_mean
 from minigpt.files import check_output, write_text
 from minigpt.model import GPT
 from minigpt.tokenizers import encode_prompt

@@ -5,8 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from minigpt.cli.parser import CommandParser
-from minigpt.config import did_you_mean
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, did_you_mean
 
 # view -> (its module in this folder, what it shows). The numbers are worked out in minigpt/analysis.
 VIEWS = {

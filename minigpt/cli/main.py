@@ -6,7 +6,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from minigpt.errors import Interrupted, MiniGPTError
+from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
 COMMANDS = {
@@ -71,9 +71,6 @@ def run(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     try:
         if command not in COMMANDS:
-            from minigpt.config import did_you_mean
-            from minigpt.errors import ConfigError
-
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
         with warnings.catch_warnings():
             warnings.showwarning = _show_note

@@ -1,7 +1,6 @@
 """The argument parser of all commands: typed flags, help from the settings' docstrings, two-line errors."""
 
 import argparse
-import difflib
 import itertools
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from minigpt.config import RunConfig
-from minigpt.errors import CheckpointError, ConfigError
+from minigpt.errors import CheckpointError, ConfigError, near
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -49,8 +48,7 @@ class CommandParser(jsonargparse.ArgumentParser):
             words = unknown[1].split()
             flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
             what = f"unknown argument {flag}"
-            near = difflib.get_close_matches(flag, flags.values(), n=1)
-            how = f"did you mean {near[0]}? {how}" if near else how
+            how = near(flag, flags.values()) + how
         raise ConfigError(what.removeprefix("argument "), how) from ex
 
     def add_section(self, name: str, values: object, skip: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,6 @@ that table always means the named corpus; `./shakespeare` means the file or fold
 
 import codecs
 import contextlib
-import difflib
 import hashlib
 import os
 import platform
@@ -27,7 +26,7 @@ from minigpt.downloads import (
     mismatch,
     read_archive,
 )
-from minigpt.errors import DataError, DownloadError, MissingFileError
+from minigpt.errors import DataError, DownloadError, MissingFileError, near
 from minigpt.files import write_text
 
 NAMED_SOURCES = {
@@ -110,11 +109,9 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
         case "stdlib":
             return _stdlib()
     if not os.path.exists(source):
-        near = difflib.get_close_matches(str(source).lower(), NAMED_SOURCES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise MissingFileError(
             f"there is no corpus, file or folder named '{source}'",
-            f"{hint}give a path, or one of: {', '.join(NAMED_SOURCES)}",
+            f"{near(str(source).lower(), NAMED_SOURCES)}give a path, or one of: {', '.join(NAMED_SOURCES)}",
         )
     return _from_path(Path(source))
 

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, near
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
 LARGEST = 1e30
+
+
+class UnknownOptionError(InputError, TypeError):
+    """There is no option of that name."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,19 @@ class DecodingOptions:
     """The options of `generate` and `stream`.
 
     Raises:
+        UnknownOptionError: if there is no such option.
         InputError: if a value is out of its range, or contradicts another.
     """
+
+    def __new__(cls, *_: object, **options: object) -> "DecodingOptions":
+        """Where every caller's options pass, a misspelt one is answered with the right one."""
+        for name in options.keys() - cls.__dataclass_fields__.keys():
+            raise UnknownOptionError(
+                f"there is no option {name!r}",
+                near(name, [*cls.__dataclass_fields__, *_BESIDE])
+                + "help(minigpt.decoding.options.DecodingOptions) lists them all",
+            )
+        return super().__new__(cls)
 
     max_new_tokens: int = 40
     """the most tokens to add to a prompt; 0 gives the prompt back"""
@@ -342,6 +357,7 @@ _SEQUENCE_LISTS: dict[str, tuple[type, str]] = {
     "sequence_bias": (Mapping, "a dict: tuple of token ids -> bias"),
     "required_sequences": (Sequence, "a list of lists of token ids"),
 }
+_BESIDE = ("tokenizer", "draft", "on_step", "num_candidates")  # what else `generate` takes by name
 _BANS = ("banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", *_ID_LISTS)
 
 

@@ -5,6 +5,7 @@ that repeat this step are in `generate` and `beam_search`. R rows, T tokens fed 
 """
 
 import operator
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -235,13 +236,14 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     if not isinstance(prompts, Iterable):
         raise InputError(f"prompts = {prompts!r} cannot be used", "give a list of prompts, each a list of token ids")
     checked = []
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts):
         try:
             ids = [operator.index(token) for token in prompt]  # also numpy's and torch's integers
         except TypeError:
             raise InputError(
-                f"prompt {number} is {prompt!r}, not a list of token ids",
-                "encode text with the model's tokenizer, and put a single prompt in a list: [ids]",
+                f"prompt {number} is {reprlib.repr(prompt)}, not a list of token ids",
+                "encode text first, tokenizer.encode(text), or call minigpt.complete(model, tokenizer, text); and put "
+                "a single prompt in a list: [ids]",
             ) from None
         if not ids:
             raise InputError(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minigpt.config import LoRAConfig, RunConfig, TrainConfig, did_you_mean
+from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.data.feeds import Feed, document_feed, text_feed
 from minigpt.data.tokens import prepare
 from minigpt.device import autocast, choose_dtype, keep_freed_memory
-from minigpt.errors import ConfigError, first_line
+from minigpt.errors import ConfigError, did_you_mean, first_line
 from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora, trainable_parameters
 from minigpt.lora_files import fingerprint as base_fingerprint

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+import minigpt
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST
-from minigpt.decoding.sampling import Noise
+from minigpt.decoding.sampling import Noise, next_token_table
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -360,7 +361,7 @@ def test_the_mode_is_restored_after_an_error(tiny_model: GPT, monkeypatch: pytes
         ([[1], [2, 23]], "prompt 1 has id 23 at position 1, outside the vocabulary of 23"),
         ([[-1]], "prompt 0 has id -1 at position 0, outside the vocabulary of 23"),
         ([1, 2], "prompt 0 is 1, not a list of token ids"),
-        ("text", "prompt 0 is 't', not a list of token ids"),
+        ("text", "prompt 0 is 'text', not a list of token ids"),
         ([[1.5]], r"prompt 0 is \[1.5\], not a list of token ids"),
         ([[10**400]], "prompt 0 has id 1000"),
         ([None], "prompt 0 is None, not a list of token ids"),
@@ -523,9 +524,31 @@ def test_sampling_has_a_temperature_of_its_own(tiny_model: GPT) -> None:
     assert default != generate(tiny_model, PROMPTS, max_new_tokens=8, temperature=1.0)
 
 
-def test_unknown_options_are_refused(tiny_model: GPT) -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        generate(tiny_model, [[1]], temprature=0.5)
+@pytest.mark.parametrize("call", [generate, check_request, lambda model, prompts, **o: stream(model, *prompts, **o)])
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"temprature": 0.5}, "there is no option 'temprature'\ndid you mean temperature[?]"),
+        ({"max_tokens": 7}, "there is no option 'max_tokens'\ndid you mean max_new_tokens[?]"),
+        ({"tokeniser": None}, "there is no option 'tokeniser'\ndid you mean tokenizer[?]"),
+        ({"xyzzy": 1}, "there is no option 'xyzzy'\nhelp"),
+    ],
+)
+def test_unknown_options_are_refused(
+    tiny_model: GPT, call: Callable[..., object], options: dict[str, Any], answer: str
+) -> None:
+    with pytest.raises(InputError, match=answer) as caught:
+        call(tiny_model, [[1]], **options)
+    assert isinstance(caught.value, TypeError)  # what Python says of an argument that it does not know
+
+
+@pytest.mark.parametrize("prompts", ["ROMEO:", ["ROMEO:"], [[1], "ROMEO:"], ("ROMEO:",)])
+def test_text_is_no_prompt(tiny_model: GPT, prompts: Any) -> None:
+    calls = (generate, check_request, stream, next_token_table, minigpt.token_log_probs, minigpt.sequence_log_prob)
+    for call in calls:
+        said = r"prompt \d is .*'ROMEO:'.*, not a list of token ids\nencode text first.*minigpt\.complete"
+        with pytest.raises(InputError, match=said):
+            call(tiny_model, prompts)  # type: ignore[operator]
 
 
 def test_beams_are_not_streamed(tiny_model: GPT) -> None:
