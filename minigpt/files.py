@@ -1,9 +1,16 @@
-"""Writing a file so that it is either whole or not there, and reading one that may be something else than it seems."""
+"""Writing a file so that it is either whole or not there, and reading one that may be something else than it seems.
+
+A folder may come from somebody else, with links in it that lead to files of ours. So what is written below a folder
+never follows a link there: a file or a folder gets its name by a rename, which replaces a link, and a file that is
+appended to is looked at after it was opened, when nobody can exchange it any more.
+"""
 
 import codecs
 import errno
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,24 +22,31 @@ from minigpt.errors import CheckpointError, InputError, MissingFileError, first_
 LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
 
+_UNFINISHED = ".minigpt-"  # how a folder's name begins while it is written
 _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes its name only when the block ends well.
 
     The bytes go to a temporary file in the same folder, reach the disk, and then replace `path` in one step: whoever
     reads `path` at any moment, or after a crash, finds the old content or the new, never a part.
 
+    Args:
+        path: of the file.
+        root: a folder above it, such as a cache, between which and the file no link is followed.
+
     Raises:
-        OSError: if the folder cannot be written; `path` is as it was, and nothing is left behind.
+        OSError: if the folder cannot be written, or a link leads out of `root`; `path` is as it was, and nothing is
+            left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.parent / Path(name).name  # as relative as `path` is
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _check_place(file.fileno(), temporary, root or path.parent)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,34 +57,111 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def open_to_append(path: Path) -> IO[bytes]:
+    """A file to write at its end, made if it is not there, and which may be cut.
+
+    Raises:
+        OSError: if it cannot be written, or is not a regular file that lies in this folder alone: a link, or a second
+            name of a file elsewhere. It was looked at after it was opened, so nothing can take its place in between.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    for careful in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # as far as the system has them
+        flags |= getattr(os, careful, 0)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        _check_place(descriptor, path, path.parent)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(errno.EPERM, "it is no file, or has a second name elsewhere, which is not written", str(path))
+        return open(descriptor, "a+b")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_place(descriptor: int, path: Path, root: Path) -> None:
+    """Refuse an open file that is not the one at `path`, no link followed below `root`."""
+    place = root.resolve() / path.relative_to(root)
+    if place.parent.resolve() != place.parent or not os.path.samestat(os.fstat(descriptor), os.lstat(place)):
+        raise OSError(errno.ELOOP, f"a link leads out of {root}, and is not followed", str(path))
+
+
+def check_no_links(folder: Path) -> None:
+    """Refuse a folder to work in that has a link in it: what is written there would land elsewhere.
+
+    Raises:
+        CheckpointError: with the link, and where it leads.
+    """
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}: what is written there would land outside {folder}",
+                "put what it leads to in its place, or remove it",
+            )
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write into, whose files appear in `folder` only when the block ends well.
 
     Args:
-        folder: must not exist, and then it appears in one step, or be empty.
+        folder: must not exist, and then it appears in one step, or be empty. It may be a link, or on another disk.
 
     Raises:
         OSError: if the folder cannot be written; neither it nor its parents are then new.
     """
+    folder = folder.resolve()  # the target of a link need not be there yet
+    if folder.exists():  # it may be a mount, or all that can be written: so it stays, and the work is done in it
+        with _temporary_folder(folder) as part:
+            yield part
+            for file in sorted(part.iterdir()):
+                file.replace(folder / file.name)
+            sync_folder(folder)
+        return
     new_parents = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".minigpt-") as temporary:
-            part = Path(temporary) / "part"  # as open as any other folder, which the temporary one is not
-            part.mkdir()
+        with new_folder(folder) as part:
             yield part
-            if folder.exists():  # it may be a link or a mount, so it stays
-                for file in sorted(part.iterdir()):
-                    file.replace(folder / file.name)
-            else:
-                part.replace(folder)
-            sync_folder(folder.parent)
     except BaseException:
         with suppress(OSError):  # somebody else may have written there meanwhile
             for parent in new_parents:
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `folder` in one step when the block ends well.
+
+    Raises:
+        OSError: if it cannot be written, or something has the name already, a link too, which stays as it is.
+    """
+    with _temporary_folder(folder.parent) as part:
+        yield part
+        part.replace(folder)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
+        part = Path(temporary) / "part"  # as open as any other folder, which the temporary one is not
+        part.mkdir()
+        yield part
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a process that was killed while it wrote in a folder has left half-written there."""
+    return [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(".*.tmp")]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (and not what it leads to), or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,12 @@
 """A file is whole, or as it was."""
 
 import os
+import shutil
 import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +85,42 @@ def test_a_folder_that_fails_leaves_no_parents_behind(tmp_path, error):
 def test_long_lists_are_cut():
     assert listed([str(n) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert listed([str(n) for n in range(67)], "; ") == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9 and 57 more"
+
+
+@contextmanager
+def another_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    call = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(call, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system (root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["mounted", "linked", "linked to nothing yet", "all else is read-only"])
+def test_a_folder_on_another_disk_is_filled(tmp_path, kind):
+    """No rename goes from one file system to another, or through a folder that cannot be written."""
+    with another_disk(tmp_path / "disk") as disk:
+        (disk / "there").mkdir()
+        out = {"mounted": disk / "there" / "m", "linked": disk / "there", "linked to nothing yet": disk / "not" / "yet"}
+        if kind == "all else is read-only":
+            with another_disk(disk / "there" / "m"):
+                (disk / "there" / "m").chmod(0o777)
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+                fill(disk / "there" / "m")
+        elif kind == "mounted":
+            with another_disk(out[kind]):
+                fill(out[kind])
+        else:
+            (tmp_path / "link").symlink_to(out[kind])
+            fill(tmp_path / "link")
+            assert (tmp_path / "link").is_symlink()
+
+
+def fill(folder: Path) -> None:
+    with atomic_folder(folder) as part:
+        (part / "a").write_text("1")
+        assert not (folder / "a").exists()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "1"}

@@ -1,7 +1,6 @@
 """When training loses its numbers: which tensor was the first, and a report from which the step can be repeated."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from minigpt.data.batches import Batch
 from minigpt.device import autocast
 from minigpt.errors import CheckpointError, DivergenceError
-from minigpt.files import atomic_folder, read_json, write_text
+from minigpt.files import new_folder, read_json, remove, write_text
 from minigpt.model import GPT
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.distributed import Processes, whole
@@ -92,9 +91,9 @@ def leave_out(
     repeat = f"to repeat the step: minigpt train --replay {folder / REPORT}"
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
-            shutil.rmtree(folder, ignore_errors=True)
             try:
-                with atomic_folder(folder) as part:
+                remove(folder)
+                with new_folder(folder) as part:
                     write_checkpoint(part, *tensors, progress, run.origins)
                     write_text(part / REPORT, json.dumps(asdict(report), indent=1))
             except OSError as error:  # a full disk must not hide what has happened

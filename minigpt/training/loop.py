@@ -116,7 +116,7 @@ def train(
             with processes.first_goes_ahead():
                 if processes.first:
                     leaving.enter_context(locked(out))
-                    clean(directory)
+                    clean(directory, say)
             checkpoint, changed = checkpoint_to_resume(directory, config, fingerprint(source), say)
             progress = checkpoint.progress if checkpoint else progress
         elif processes.first:

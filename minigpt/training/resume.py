@@ -19,8 +19,8 @@ but had not got its name yet gets it when the run goes on.
 import hashlib
 import json
 import math
+import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,19 @@ from torch.optim import Optimizer
 from minigpt.config import RunConfig
 from minigpt.downloads import sha256_of
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError
-from minigpt.files import FETCH_AGAIN, LOCK, atomic_folder, listed, read_json, sync_folder, write_text
+from minigpt.files import (
+    FETCH_AGAIN,
+    LOCK,
+    check_no_links,
+    leftovers,
+    listed,
+    new_folder,
+    open_to_append,
+    read_json,
+    remove,
+    sync_folder,
+    write_text,
+)
 from minigpt.lora import adapters
 from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.lora_files import save_adapter
@@ -119,10 +131,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other training out of a run directory. The lock ends with the process, however that ends.
 
     Raises:
-        CheckpointError: if another process trains there.
+        CheckpointError: if another process trains there, or a link would lead what is written out of it.
     """
     from filelock import FileLock, Timeout
 
+    check_no_links(folder)
+    open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
     lock = FileLock(folder / LOCK, blocking=False)
     try:
         lock.acquire()
@@ -197,18 +211,38 @@ def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
             if only their names could not be changed, the new one waits for its name.
     """
     make_last(run)  # of the one before, whose name could not be changed
-    with atomic_folder(run.following) as part:
+    run.path.mkdir(parents=True, exist_ok=True)
+    with new_folder(run.following) as part:
         write_checkpoint(part, *checkpoint)
-    make_last(run)
+    _rotate(run)
 
 
-def make_last(run: RunDirectory) -> None:
-    """Give a whole checkpoint that waits for its name, if there is one, the name `last/`; the former is `previous/`.
+def make_last(run: RunDirectory) -> str:
+    """Give a checkpoint that waits for its name, if there is one and it is whole, the name `last/`.
 
     Wherever this is cut off, at least one whole checkpoint is there, and another call ends what this one began.
+
+    Returns:
+        A line that says what was wrong with one that is not whole, and was removed; empty if there is nothing to say.
+
+    Raises:
+        CheckpointError: if it is of another format.
     """
-    if not run.following.exists():
-        return
+    if not os.path.lexists(run.following):
+        return ""
+    try:
+        open_checkpoint(run.following)
+    except _FormatError:
+        raise
+    except MiniGPTError as error:  # it is nobody's last word: a whole one waits only from one rename to the next
+        remove(run.following)
+        return f"{error.what}; it was removed"
+    _rotate(run)
+    return ""
+
+
+def _rotate(run: RunDirectory) -> None:
+    """Give the checkpoint that waits for its name the name `last/`; the former is `previous/`."""
     if run.last.exists():
         _take_name(run.last, run.previous)
     _take_name(run.following, run.last)
@@ -365,17 +399,16 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
     return checkpoint, f"{last.what}; going on from {run.previous}, step {checkpoint.progress.step}"
 
 
-def clean(run: RunDirectory) -> None:
+def clean(run: RunDirectory, say: Callable[[str], None]) -> None:
     """Tidy up after a killed process, in a run directory that is locked by this one.
 
     What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`, and a whole adapter
-    the best.
+    the best. What waited and is damaged is said, and goes.
     """
-    for path in run.path.glob(".minigpt-*"):
-        shutil.rmtree(path)
-    for path in run.path.glob(".*.tmp"):
-        path.unlink()
-    make_last(run)
+    for path in leftovers(run.path):
+        remove(path)
+    if damage := make_last(run):
+        say(f"damaged    {damage}")
     make_best(run)
 
 
@@ -463,7 +496,8 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
         return
     metadata = {"step": str(step), "val_loss": repr(loss)}
     if adapters(model):
-        save_adapter(model, run.following_adapter, base=base, metadata=metadata)
+        with new_folder(run.following_adapter) as part:
+            save_adapter(model, part, base=base, metadata=metadata)
         make_best(run)
     else:
         save_weights(model, run.best_weights, with_checksum(metadata, own_tensors(model)))

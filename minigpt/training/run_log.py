@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from minigpt.analysis.plots import loss_curve, perplexity_curve, save_figure
+from minigpt.files import open_to_append
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.trackers import Tracker
 
@@ -71,7 +72,11 @@ class RunLog:
         self.floor = floor
         self.title = title
         paths = (run.metrics, run.samples) if run else ()
-        self._files = {path.name: _opened(path, (marks or {}).get(path.name, 0)) for path in paths}
+        with ExitStack() as opening:  # if one cannot be opened, the other is closed
+            self._files = {
+                path.name: opening.enter_context(_opened(path, (marks or {}).get(path.name, 0), say)) for path in paths
+            }
+            opening.pop_all()
         self.records = read_records(run.metrics) if run else []
         self._drawn = 0  # how many records the plot on disk shows
         self._start = time.perf_counter() - (self.records[-1]["seconds"] if self.records else 0.0)
@@ -193,10 +198,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _opened(path: Path, length: int) -> IO[bytes]:
-    """A file to append to, of which only the first bytes are kept."""
-    file = path.open("ab")
-    if length < file.tell():
+def _opened(path: Path, length: int, say: Say) -> IO[bytes]:
+    """A file to append to, of which only the first bytes are kept, if a record ends there."""
+    file = open_to_append(path)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, min(length, size) - 1))
+    if length == 0 or (length <= size and file.read(1) == b"\n"):
         file.truncate(length)
-        file.seek(length)
+    else:  # somebody has edited or removed it since
+        say(f"{path.name} is not as the checkpoint left it: nothing of it was cut, so steps may occur twice")
+    file.seek(0, os.SEEK_END)
     return file

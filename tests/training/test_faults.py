@@ -315,7 +315,7 @@ def test_a_whole_checkpoint_without_its_name_gets_it(run, monkeypatch):
     run.last.replace(run.following)
     shutil.copytree(run.previous, run.last)
     (run.last / "state.safetensors").write_bytes(b"half")
-    clean(run)
+    clean(run, say_nothing)
     assert open_checkpoint(run.last).progress.step == 7
     assert not run.following.exists()
 
@@ -348,7 +348,7 @@ def test_an_adapter_that_cannot_be_kept_leaves_the_one_before(run, monkeypatch, 
             failures += 1
         calls = faults.count
         faults.at(0)
-        clean(run)
+        clean(run, say_nothing)
         assert stored_loss(run) in (2.0, 3.0)
         assert sorted(path.name for path in run.adapter.iterdir()) == ["adapter_config.json", ADAPTER_WEIGHTS]
         keep_best(run, model, 1.0, 5, "")

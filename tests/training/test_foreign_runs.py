@@ -1,0 +1,202 @@
+"""A run directory from somebody else: nothing is written outside of it, and no mark in it is trusted."""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt import files
+from minigpt.config import updated
+from minigpt.errors import MiniGPTError
+from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.loop import train
+from minigpt.training.resume import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
+from minigpt.training.run_log import RunLog, read_records, say_nothing
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+PRECIOUS = b"nobody may touch this\n" * 11
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus, config) -> RunDirectory:
+    """A run of 7 steps. Nobody changes it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out.parent)
+        patch.setattr(loop, "SAMPLE_TOKENS", 5)
+        train(updated(config, {"train": {"max_steps": 7}}), corpus, out, say_nothing)
+    return RunDirectory(out)
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> RunDirectory:
+    shutil.copytree(finished.path, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture
+def longer(config):
+    return updated(config, {"train": {"max_steps": 11}})
+
+
+@pytest.fixture
+def outside(tmp_path) -> Path:
+    """What lies outside: a file, an empty folder, a folder with a file, and a name that is free."""
+    folder = tmp_path / "outside"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "full").mkdir()
+    for path in (folder / "file", folder / "full" / "model.safetensors"):
+        path.write_bytes(PRECIOUS)
+    return folder
+
+
+def found_in(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+NAMES = ["config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl", "samples.txt", "loss.png", ".lock",
+         "perplexity.png", "last", "previous", ".next", "diverged", "adapter", ".adapter", "tensorboard", "wandb-id",
+         ".minigpt-abc", ".metrics.jsonl.x.tmp"]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["file", "empty", "full", "free"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_link_out_of_a_run_is_never_followed(run, outside, corpus, longer, name, target):
+    """Every name that a run writes, and every kind of thing that a link may lead to."""
+    files.remove(run.path / name)
+    (run.path / name).symlink_to(outside / target, target_is_directory=target in ("empty", "full"))
+    before = found_in(outside)
+    expected = "config.yaml" if name == "config.yaml" else f"{run.path / name} is a link to"  # which is read first
+    with pytest.raises(MiniGPTError, match=re.escape(expected)):
+        train(longer, corpus, run.path, say_nothing, resume=True)
+    assert found_in(outside) == before
+    assert (run.path / name).is_symlink()  # what it was, for its owner to look at
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", ".lock"])
+def test_a_second_name_of_a_file_elsewhere_is_never_written(run, outside, corpus, longer, name):
+    (run.path / name).unlink()
+    os.link(outside / "file", run.path / name)
+    with pytest.raises(OSError, match="second name"):
+        train(longer, corpus, run.path, say_nothing, resume=True)
+    assert (outside / "file").read_bytes() == PRECIOUS
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", ".lock"])
+def test_a_pipe_in_the_place_of_a_log_does_not_hang(run, corpus, longer, name):
+    (run.path / name).unlink()
+    os.mkfifo(run.path / name)
+    with pytest.raises(OSError, match=r"it is no file|No such device"):
+        train(longer, corpus, run.path, say_nothing, resume=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", ".lock"])
+def test_a_link_that_comes_between_check_and_write_is_not_followed(run, outside, corpus, longer, monkeypatch, name):
+    """It is put there in the last moment: when the file is opened."""
+    real = os.open
+
+    def late(path, *arguments, **options):
+        if Path(path).name == name and not Path(path).is_symlink():
+            Path(path).unlink()
+            Path(path).symlink_to(outside / "file")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(OSError, match=r"symbolic|link") as refused:
+        train(longer, corpus, run.path, say_nothing, resume=True)
+    assert refused.value.errno == errno.ELOOP
+    assert (outside / "file").read_bytes() == PRECIOUS
+
+
+@pytest.mark.parametrize("name", [".next", ".adapter", "diverged"])
+@pytest.mark.parametrize("target", ["empty", "full", "free"])
+def test_a_folder_never_takes_the_place_that_a_link_leads_to(run, outside, name, target):
+    before = found_in(outside)
+
+    def write():
+        with files.new_folder(run.path / name) as part:
+            (part / "model.safetensors").write_bytes(b"new")
+            (run.path / name).symlink_to(outside / target)  # in the last moment
+
+    with pytest.raises(OSError, match=name):
+        write()
+    assert found_in(outside) == before
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".minigpt")]
+
+
+def test_a_link_below_a_cache_is_not_followed(tmp_path, outside):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "corpus").symlink_to(outside / "full")
+    before = found_in(outside)
+    with pytest.raises(OSError, match="a link leads out of") as refused:  # noqa: SIM117
+        with files.atomic_write(tmp_path / "cache" / "corpus" / "model.safetensors", tmp_path / "cache") as file:
+            file.write(b"new")
+    assert refused.value.errno == errno.ELOOP
+    assert found_in(outside) == before
+    (tmp_path / "linked").symlink_to(tmp_path / "cache")  # the cache itself may lie anywhere
+    with files.atomic_write(tmp_path / "linked" / "other" / "file", tmp_path / "linked") as file:
+        file.write(b"new")
+    assert (tmp_path / "cache" / "other" / "file").read_bytes() == b"new"
+
+
+# --- a checkpoint that waits for its name ---
+
+
+def damaged(folder: Path, how: str) -> None:
+    """A checkpoint that is not whole."""
+    if how == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif how == "file":
+        shutil.rmtree(folder)
+        folder.write_bytes(PRECIOUS)
+    else:
+        (folder / how).write_bytes((folder / how).read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("how", ["empty", "file", "model.safetensors", "state.safetensors", "manifest.json"])
+def test_only_a_whole_checkpoint_becomes_the_last(run, how):
+    shutil.copytree(run.previous, run.following)
+    damaged(run.following, how)
+    before = {folder: found_in(folder) for folder in (run.last, run.previous)}
+    lines = []
+    clean(run, lines.append)
+    assert {folder: found_in(folder) for folder in (run.last, run.previous)} == before
+    assert not run.following.exists()
+    assert [line.startswith("damaged ") and ".next" in line for line in lines] == [True]
+
+
+def test_a_damaged_one_is_in_the_way_of_no_save(run):
+    shutil.copytree(run.previous, run.following)
+    damaged(run.following, "state.safetensors")
+    replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {})
+    assert newest_checkpoint(run)[0].progress.step == 100
+    assert open_checkpoint(run.previous).progress.step == 7
+
+
+# --- marks ---
+
+
+@pytest.mark.parametrize("mark", [1, 100, 10**6, 2**62])
+def test_a_mark_that_is_no_end_of_a_record_cuts_nothing(run, mark):
+    before = {path: path.read_bytes() for path in (run.metrics, run.samples)}
+    lines = []
+    with RunLog(run, 10, lines.append, None, "", dict.fromkeys(("metrics.jsonl", "samples.txt"), mark)):
+        pass
+    assert {path: path.read_bytes() for path in before} == before
+    assert [line.split()[0] for line in lines] == ["metrics.jsonl", "samples.txt"]
+
+
+def test_a_mark_at_the_end_of_a_record_cuts_there(run):
+    first = run.metrics.read_bytes().index(b"\n") + 1
+    with RunLog(run, 10, say_nothing, None, "", {"metrics.jsonl": first, "samples.txt": 0}) as log:
+        assert len(log.records) == 1
+    assert len(run.metrics.read_bytes()) == first
+    assert run.samples.read_bytes() == b""
+    assert len(read_records(run.metrics)) == 1
