@@ -167,7 +167,7 @@ def difference_interval(values: Values, base: Values, seed: int = 0) -> Interval
 def _completion(model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int, seed: int) -> Completion:
     new = ids[num_given:]
     shown = new[:-1] if new[-1] == tokenizer.eos_token_id else new
-    log_probs = token_log_probs(model, ids)[num_given - 1 :]
+    log_probs = token_log_probs(model, ids, tokenizer.vocab_size)[num_given - 1 :]
     return Completion(seed, tokenizer.decode(shown), len(new), math.fsum(log_probs))
 
 

@@ -168,7 +168,7 @@ def write_steps(
     summed = math.fsum(choice.log_prob for choice in choices)
     checks = [check("the log-probabilities of the steps sum to the score", abs(summed - score), 1e-4)]
     if len(ids) <= model.config.block_size:  # else the model saw only the end of it
-        again = math.fsum(token_log_probs(model, ids)[len(prompt) - 1 :])
+        again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
         checks.append(check("with the cache = in one pass without it", abs(again - score), 1e-3))
     return Written(ids, choices, score, tuple(checks))
 
@@ -250,7 +250,7 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
         check("score = sum of log-probabilities / length ** penalty", abs(score - expected), 1e-4),
     ]
     if len(ids) <= model.config.block_size:
-        again = math.fsum(token_log_probs(model, ids)[len(prompt) - 1 :])
+        again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
         checks.append(check("with the cache = in one pass without it", abs(again - summed), 1e-3))
     return BeamTree(nodes, ids, score, tuple(checks))
 

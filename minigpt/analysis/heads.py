@@ -23,7 +23,7 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import trace
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
-from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text
 from minigpt.errors import InputError
 from minigpt.model import GPT
 
@@ -74,7 +74,12 @@ class HeadScores:
 
 @torch.no_grad()
 def head_scores(
-    model: GPT, ids: Sequence[int] | None = None, seed: int = 0, length: int = 50, start_token_id: int | None = None
+    model: GPT,
+    ids: Sequence[int] | None = None,
+    seed: int = 0,
+    length: int = 50,
+    start_token_id: int | None = None,
+    vocab_size: int | None = None,
 ) -> HeadScores:
     """Score every head: on random tokens that are repeated once, or on a text.
 
@@ -84,22 +89,25 @@ def head_scores(
         seed: which random tokens.
         length: how many; fewer if the block has no room for them twice, or the vocabulary has fewer.
         start_token_id: the token before them, for models that begin every text with one; a random one by default.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Raises:
         InputError: if the text or the model is too short, or an id lies outside the vocabulary.
     """
     period = None
     if ids is None:
-        ids = repeated_tokens(model.config, length, seed, start_token_id)
+        ids = repeated_tokens(model.config, length, seed, start_token_id, vocab_size)
         period = len(ids) // 2
-    (row,) = check_prompts([ids], model.config.vocab_size)
+    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
     with evaluating(model), trace(model, "*.attn.pattern") as t:
         model(torch.tensor([row], device=model.wte.weight.device))
     pattern = torch.cat(list(t.values())).cpu()  # n_layer x (1, H, T, T) -> (n_layer, H, T, T)
     return HeadScores(scores_of_pattern(pattern, period), row, period)
 
 
-def repeated_tokens(config: GPTConfig, length: int, seed: int, start_token_id: int | None = None) -> list[int]:
+def repeated_tokens(
+    config: GPTConfig, length: int, seed: int, start_token_id: int | None = None, vocab_size: int | None = None
+) -> list[int]:
     """One token, and then `length` others twice; no two of these are alike, so nothing else repeats.
 
     The token in front keeps the first copy from position 0, on which heads rest that find nothing to do.
@@ -109,20 +117,22 @@ def repeated_tokens(config: GPTConfig, length: int, seed: int, start_token_id: i
         length: how many.
         seed: which ones.
         start_token_id: the token in front; a random one by default.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Raises:
         InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.
     """
     check_seed(seed)
-    length = min(length, (config.block_size - 1) // 2, config.vocab_size - 1)
+    V = num_with_text(config, vocab_size)
+    length = min(length, (config.block_size - 1) // 2, V - 1)
     if length < 3:
         raise InputError(
             f"{length} tokens that are repeated show no induction",
             "take at least 3, and a model whose block holds 7 tokens and whose vocabulary 4",
         )
-    if start_token_id is not None and not 0 <= start_token_id < config.vocab_size:
-        raise InputError(f"there is no token {start_token_id}", f"choose an id from 0 to {config.vocab_size - 1}")
-    drawn: list[int] = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(seed)).tolist()
+    if start_token_id is not None and not 0 <= start_token_id < V:
+        raise InputError(f"there is no token {start_token_id}", f"choose an id from 0 to {V - 1}")
+    drawn: list[int] = torch.randperm(V, generator=torch.Generator().manual_seed(seed)).tolist()
     if start_token_id is not None:
         drawn.remove(start_token_id)
         drawn.insert(0, start_token_id)

@@ -18,7 +18,7 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig
-from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.training.evaluate import perplexity
@@ -98,7 +98,7 @@ class Lens:
 
 
 @torch.no_grad()
-def logit_lens(t: Trace, points: str | Sequence[str] | None = None) -> Lens:
+def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: int | None = None) -> Lens:
     """Read the residual stream at several depths with the model's last norm and its output head.
 
     Args:
@@ -106,6 +106,7 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None) -> Lens:
         points: states of the residual stream, by name or glob, in the order of the forward pass whatever the order
             here; by default the embeddings, and the stream after every sublayer. All V logits of all points are kept:
             for GPT-2 small 5 MB a token.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Raises:
         PointError: if a point does not exist, or was not recorded.
@@ -121,7 +122,7 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None) -> Lens:
     positions = t.shared_positions([*names, "logits"])
     # One point after the other, in the shapes of the model's pass: so the last is the model's own to the bit.
     rows = [t.model.lm_head(t.model.ln_f(t[name].to(t.model.wte.weight))).to(t[name].device) for name in names]
-    return Lens(names, positions, torch.stack(rows), t["logits"])
+    return Lens(names, positions, with_text(torch.stack(rows), vocab_size), with_text(t["logits"], vocab_size))
 
 
 def stream_points(config: GPTConfig) -> list[str]:
@@ -216,22 +217,23 @@ class TokenLosses:
 
 
 @torch.no_grad()
-def token_losses(model: GPT, ids: Sequence[int]) -> TokenLosses:
+def token_losses(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> TokenLosses:
     """The loss of every token of a text but the first.
 
     Args:
         model: used in evaluation mode.
         ids: the text, from 2 to `block_size` + 1 tokens.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Raises:
         InputError: if the text is shorter or longer, or holds an id outside the vocabulary.
     """
-    (row,) = check_prompts([ids], model.config.vocab_size)
+    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
     if len(row) < 2:
         raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
     with evaluating(model):
         logits = model(torch.tensor([row[:-1]], device=model.wte.weight.device))[0]  # (1, T - 1, V) -> (T - 1, V)
-    return TokenLosses(row, _log_probs(logits))
+    return TokenLosses(row, _log_probs(with_text(logits, vocab_size)))
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from minigpt.analysis.checks import Check, check
 from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
-from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.decoding.sampling import check_prompts, evaluating, with_text
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.training.evaluate import next_token_loss
@@ -110,10 +110,15 @@ def logit_difference(target: int | Sequence[int], against: int | Sequence[int], 
     return metric
 
 
-def loss_of(ids: Sequence[Sequence[int]] | Tensor) -> Metric:
-    """The metric: mean loss in nats of these tokens (B, T), each predicted from those before it."""
+def loss_of(ids: Sequence[Sequence[int]] | Tensor, vocab_size: int | None = None) -> Metric:
+    """The metric: mean loss in nats of these tokens (B, T), each predicted from those before it.
+
+    Args:
+        ids: the tokens; -100 is not predicted.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+    """
     targets = torch.as_tensor(ids)[:, 1:]
-    return lambda logits: next_token_loss(logits[:, :-1], targets.to(logits.device)).item()
+    return lambda logits: next_token_loss(with_text(logits[:, :-1], vocab_size), targets.to(logits.device)).item()
 
 
 def _of_each_row(logits: Tensor, token: int | Sequence[int]) -> Tensor:

@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> None:
     border = split_at(corpus, data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
     ids = tokenizer.encode_array(text)
-    result = evaluate(model, ids, stride=values["stride"])
+    result = evaluate(model, ids, stride=values["stride"], vocab_size=tokenizer.vocab_size)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     if values["json"]:
         print_json(
@@ -104,7 +104,8 @@ def evaluate_held_out(config: RunConfig, values: dict[str, Any]) -> None:
     model, tokenizer = load(values)
     name = Path(config.data.source).stem
     feed = document_feed(documents, name, config, tokenizer)
-    result = evaluate_batches(model, ((batch.inputs, batch.targets) for batch in feed.validation()), torch.float32)
+    batches = ((batch.inputs, batch.targets) for batch in feed.validation())
+    result = evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
     if values["json"]:
         print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})
         return

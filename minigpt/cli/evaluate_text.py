@@ -224,7 +224,7 @@ def _perplexity_under(spec: str, values: dict[str, Any]) -> Callable[[Texts], di
         for text in texts.items:
             ids = framed(tokenizer.encode(text), tokenizer, bos=has_bos)
             if len(ids) > 1:  # else there is nothing to predict
-                result = evaluate(model, np.array(ids))
+                result = evaluate(model, np.array(ids), vocab_size=tokenizer.vocab_size)
                 total += result.loss * result.tokens
                 tokens += result.tokens
                 characters += len(tokenizer.decode(ids[1:]))

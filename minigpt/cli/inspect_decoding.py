@@ -10,7 +10,7 @@ from minigpt.analysis.records import Numbers
 from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, subject
 from minigpt.cli.parser import CommandParser, field_help
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import evaluating
+from minigpt.decoding.sampling import evaluating, with_text
 
 SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
 
@@ -38,7 +38,7 @@ def _next(values: dict[str, Any]) -> Answer:
     it = subject(values)
     with torch.no_grad(), evaluating(it.model):
         logits = it.model(torch.tensor([it.ids], device=it.model.wte.weight.device))[0, -1]  # (1, T, V) -> (V,)
-    logits = logits[: it.tokenizer.vocab_size].float().cpu()
+    logits = with_text(logits, it.tokenizer.vocab_size).float().cpu()
     cuts = sampling_cuts(logits, **_sampling(values))
     best = cuts.top(values["top"])
     record = it.record(

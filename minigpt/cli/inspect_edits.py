@@ -25,7 +25,7 @@ from minigpt.cli.inspect_frame import (
 )
 from minigpt.cli.parser import CommandParser
 from minigpt.data.tokens import IGNORED
-from minigpt.decoding.sampling import evaluating
+from minigpt.decoding.sampling import evaluating, with_text
 from minigpt.errors import InputError
 
 # --- ablate
@@ -92,9 +92,9 @@ def _without(
     edits = [ablate(part, values["mode"], reference, seed=values["seed"]) for part in values["part"]]
     idx = torch.tensor(rows, device=it.model.wte.weight.device)
     with torch.no_grad(), evaluating(it.model):
-        before = it.model(idx)
+        before = with_text(it.model(idx), it.tokenizer.vocab_size)
         with edit(it.model, *edits):
-            after = it.model(idx)
+            after = with_text(it.model(idx), it.tokenizer.vocab_size)
     baseline, value = measure(before), measure(after)
     numbers = {"baseline": Numbers((), baseline), "value": Numbers((), value)}
     parts = terminal.cut(", ".join(values["part"]), 30)
@@ -126,18 +126,19 @@ def _measured(values: dict[str, Any]) -> tuple[Subject, list[list[int]], Metric,
             raise InputError("--repeated measures a loss, and --token and --against a logit", "leave one of them out")
         reader = load_reader(values)
         seeds = range(values["seed"], values["seed"] + values["rows"])
-        rows = [repeated_tokens(reader.model.config, values["repeated"], seed, reader.start_token_id) for seed in seeds]
+        config, V = reader.model.config, reader.tokenizer.vocab_size
+        rows = [repeated_tokens(config, values["repeated"], seed, reader.start_token_id, V) for seed in seeds]
         if not rows:
             raise InputError(f"--rows {values['rows']} leaves nothing to read", "choose at least 1")
         half = len(rows[0]) // 2
         # The first token of the second copy cannot be known: nothing says that a copy begins.
         targets = [[IGNORED] * (half + 2) + row[half + 2 :] for row in rows]
-        return reader.reading(rows[0]), rows, loss_of(targets), "loss on the second copy"
+        return reader.reading(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
     it = subject(values)
     if values["token"] is None and values["against"] is None:
         if len(it.ids) < 2:
             raise InputError("1 token has no loss", "give a longer text, or --token and --against")
-        return it, [it.ids], loss_of([it.ids]), "loss"
+        return it, [it.ids], loss_of([it.ids], it.tokenizer.vocab_size), "loss"
     measure, what = _difference(values, it)
     return it, [it.ids], measure, what
 

@@ -109,7 +109,8 @@ def _heads(values: dict[str, Any]) -> Answer:
     check_count(values["top"], "--top")
     if values["prompt"] is None:
         reader = load_reader(values)
-        found = head_scores(reader.model, None, values["seed"], values["length"], reader.start_token_id)
+        V = reader.tokenizer.vocab_size
+        found = head_scores(reader.model, None, values["seed"], values["length"], reader.start_token_id, V)
         half = len(found.ids) // 2
         it = reader.reading(found.ids)
         head = [it.header("heads"), f"on {half} random tokens, seed {values['seed']}, that come twice"]

@@ -9,6 +9,7 @@ from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.records import Numbers
 from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, check_count, one_token, subject, traced
 from minigpt.cli.parser import CommandParser
+from minigpt.decoding.sampling import with_text
 from minigpt.errors import InputError
 
 STREAM = ["embed", "pos_embed", "*.resid_*", "*.attn.out", "*.mlp.out"]
@@ -43,7 +44,8 @@ def _lens(values: dict[str, Any]) -> Answer:
     place = _check_position(values["position"], it)
     if values["norms"]:
         return _norms(it, place)
-    lens = logit_lens(traced(it.model, [it.ids], [*(values["points"] or STREAM), "logits"]), values["points"])
+    t = traced(it.model, [it.ids], [*(values["points"] or STREAM), "logits"])
+    lens = logit_lens(t, values["points"], it.tokenizer.vocab_size)
     best = int(lens.final[0, place].argmax())
     token = best if values["rank_of"] is None else one_token(it.tokenizer, values["rank_of"], "--rank-of")
     ids, probs = lens.top(values["top"])
@@ -151,7 +153,7 @@ def _why(values: dict[str, Any]) -> Answer:
         for flag in ("token", "against")
     )
     if target is None:
-        target = int(t["logits"][0, place, : it.tokenizer.vocab_size].argmax())
+        target = int(with_text(t["logits"][0, place], it.tokenizer.vocab_size).argmax())
     found = attribute(t, target, against, by=values["by"], position=place)
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
     record = it.record(

@@ -69,7 +69,7 @@ def _add_loss(parser: CommandParser) -> None:
 def _loss(values: dict[str, Any]) -> Answer:
     check_count(values["worst"], "--worst")
     it = subject(values)
-    found = token_losses(it.model, it.ids)
+    found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(values["top"]))
     num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])

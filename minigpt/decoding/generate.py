@@ -21,7 +21,16 @@ from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
 from minigpt.decoding.options import DecodingOptions, check_count
-from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts, choose, evaluating
+from minigpt.decoding.sampling import (
+    FinishReason,
+    Noise,
+    NoiseTape,
+    Rows,
+    check_prompts,
+    choose,
+    evaluating,
+    num_with_text,
+)
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -31,7 +40,7 @@ class TokenBytes(Protocol):
     """What a decoder needs of a tokenizer.
 
     Attributes:
-        vocab_size: number of ids. A model may have more, for a size that computes faster; those are never chosen.
+        vocab_size: number of ids. A model may have more, which have no text; see `sampling.with_text`.
     """
 
     vocab_size: int
@@ -239,11 +248,9 @@ class _Job:
         draft: PromptLookup | DraftModel | None,
         options: DecodingOptions,
     ) -> None:
-        self.vocab_size = model.config.vocab_size
-        if tokenizer is not None:
-            if not hasattr(tokenizer, "token_bytes"):
-                raise InputError(f"tokenizer = {tokenizer!r} is none", "give the one that load_model returns")
-            self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
+        if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
+            raise InputError(f"tokenizer = {tokenizer!r} is none", "give the one that load_model returns")
+        self.vocab_size = num_with_text(model.config, None if tokenizer is None else tokenizer.vocab_size)
         options.check_ids(self.vocab_size)
         self.model = model
         self.draft = draft

@@ -1,7 +1,8 @@
 """One step of decoding: the scores of the next token of each row, and the choice of one.
 
 `Rows` holds the sequences being written and the model's logits after each; `greedy` and `sample` choose. The loops
-that repeat this step are in `generate` and `beam_search`. R rows, T tokens fed at once, V tokens in the vocabulary.
+that repeat this step are in `generate` and `beam_search`. `with_text` is the rule for ids that text never gives.
+R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
 import operator
@@ -13,12 +14,31 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_count
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 
 FinishReason = Literal["eos", "stop", "length", "context"]
+
+
+def with_text(logits: Tensor, vocab_size: int | None) -> Tensor:
+    """The logits of the ids that have text: (..., V) -> (..., vocab_size).
+
+    A model may have more ids than its tokenizer, so that V is a round number, or for special tokens that were added.
+    Text never gives these ids, so wherever the tokenizer is known, they are never drawn, and no part of a probability.
+
+    Args:
+        logits: of all ids of the model. They come back as they are, and no copy, if all of them have text.
+        vocab_size: the tokenizer's; None if there is no tokenizer, and every id counts.
+    """
+    return logits if vocab_size is None or vocab_size >= logits.size(-1) else logits[..., :vocab_size]
+
+
+def num_with_text(config: GPTConfig, vocab_size: int | None) -> int:
+    """How many of a model's ids `with_text` leaves: 0 to that number - 1."""
+    return config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
 
 
 class Rows:
@@ -33,7 +53,7 @@ class Rows:
         copies: rows per prompt, side by side. A prompt is fed once, however many.
         max_length: the most tokens a row will have.
         use_cache: whether to keep keys and values.
-        vocab_size: how many of the model's tokens there are to choose from: V.
+        vocab_size: how many of the model's tokens there are to choose from: V; see `with_text`.
 
     Attributes:
         ids: the R rows, prompts included.
@@ -114,7 +134,7 @@ class Rows:
             first = torch.tensor([length - new for length, new in zip(lengths, num_new, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
-        logits: Tensor = self._model.lm_head(hidden)[..., : self._vocab_size].float()  # (R, T, V)
+        logits = with_text(self._model.lm_head(hidden), self._vocab_size).float()  # (R, T, V)
         asked = torch.arange(T) < torch.tensor(num_new)[:, None]  # (R, T): the others are those of filling
         if not logits[asked.to(self._device)].isfinite().all():
             raise InputError(
@@ -212,18 +232,18 @@ def next_token_table(
         model: used in evaluation mode.
         ids: what came before, at most the block.
         k: rows of the table.
-        vocab_size: how many of the model's tokens are real, where the others only pad its vocabulary; all by default.
+        vocab_size: the tokenizer's; see `with_text`.
 
     Raises:
         InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
     """
     check_count("k", k)
-    (ids,) = check_prompts([ids], model.config.vocab_size)
+    (ids,) = check_prompts([ids], num_with_text(model.config, vocab_size))
     with evaluating(model):
         hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
-        logits: Tensor = model.lm_head(hidden[0, -1])[:vocab_size]  # (V,)
-    probabilities = logits.float().softmax(-1)
-    best = logits.float().topk(min(k, logits.numel()))
+        logits = with_text(model.lm_head(hidden[0, -1]), vocab_size).float()  # (V,)
+    probabilities = logits.softmax(-1)
+    best = logits.topk(min(k, logits.numel()))
     return list(zip(best.indices.tolist(), best.values.tolist(), probabilities[best.indices].tolist(), strict=True))
 
 

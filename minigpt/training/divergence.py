@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.data.batches import Batch
+from minigpt.decoding.sampling import with_text
 from minigpt.device import autocast
 from minigpt.errors import CheckpointError, DivergenceError
 from minigpt.files import new_folder, read_json, remove, write_text
@@ -81,7 +82,7 @@ def leave_out(
         return
     restore_random_states(states, run.device)
     batches = run.micro_batches(progress.sequences, Processes())
-    culprit = find_nonfinite(run.model, batches, run.device, run.dtype)
+    culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
         progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.rows_per_step,
@@ -141,7 +142,9 @@ def read_report(path: Path) -> Divergence:
     return Divergence(**content)
 
 
-def find_nonfinite(model: GPT, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> str:
+def find_nonfinite(
+    model: GPT, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype, vocab_size: int | None = None
+) -> str:
     """Name the first tensor of a step that is infinite or not a number, in the order of computing.
 
     Weights come first, then for each micro-batch the outputs of the modules, the loss, and the gradients from the head
@@ -152,6 +155,7 @@ def find_nonfinite(model: GPT, batches: Iterable[Batch], device: torch.device, d
         batches: on the device.
         device: where to compute.
         dtype: of the matrix products.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Returns:
         A few words, such as "the output of h.2.mlp.c_fc in micro-batch 0".
@@ -166,7 +170,8 @@ def find_nonfinite(model: GPT, batches: Iterable[Batch], device: torch.device, d
         hooks = [module.register_forward_hook(_watch(name, outputs)) for name, module in model.named_modules() if name]
         try:
             with autocast(device, dtype), reading(model, batch.positions) as cache:
-                loss = next_token_loss(model(batch.inputs, cache), batch.targets)
+                logits = with_text(model(batch.inputs, cache), vocab_size)
+                loss = next_token_loss(logits, batch.targets)
         finally:
             for hook in hooks:
                 hook.remove()

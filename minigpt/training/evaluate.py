@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
-from minigpt.decoding.sampling import check_prompts, evaluating
+from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.device import autocast
 from minigpt.errors import DataError, InputError
 from minigpt.model import GPT
@@ -59,7 +59,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate_batches(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Evaluation:
+def evaluate_batches(
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: int | None = None
+) -> Evaluation:
     """The loss over all targets of some batches that are not -100.
 
     The model is in evaluation mode meanwhile, and in its former mode afterwards.
@@ -68,19 +70,26 @@ def evaluate_batches(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype
         model: the model; its device is used.
         batches: inputs and targets, int64 (B, T) each. Without a target, the loss is 0.
         dtype: of the matrix products.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
     """
     device, total, count = model.wte.weight.device, 0.0, 0
     with evaluating(model):
         for x, y in batches:
             targets = int((y != IGNORED).sum())
             with autocast(device, dtype):
-                logits = model(x.to(device))
+                logits = with_text(model(x.to(device)), vocab_size)
             total += next_token_loss(logits, y.to(device)).item() * targets
             count += targets
     return Evaluation(total / max(count, 1), count)
 
 
-def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: int | None = None) -> Evaluation:
+def evaluate(
+    model: GPT,
+    ids: Ids,
+    dtype: torch.dtype = torch.float32,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+) -> Evaluation:
     """The loss over a whole text, in order: every token but the first is predicted exactly once.
 
     The model is in evaluation mode meanwhile, and in its former mode afterwards.
@@ -90,6 +99,7 @@ def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: i
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
         stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Raises:
         DataError: if there is nothing to predict: fewer than two tokens.
@@ -101,16 +111,17 @@ def evaluate(model: GPT, ids: Ids, dtype: torch.dtype = torch.float32, stride: i
     if stride is not None and not 1 <= stride <= block_size:
         raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
     batches = windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride)
-    return evaluate_batches(model, batches, dtype)
+    return evaluate_batches(model, batches, dtype, vocab_size)
 
 
 @torch.no_grad()
-def token_log_probs(model: GPT, ids: Sequence[int]) -> list[float]:
+def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> list[float]:
     """The terms log p(ids[t] | ids[:t]) for t >= 1, in nats.
 
     Args:
         model: the model; used in evaluation mode.
         ids: one sequence of T token ids.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Returns:
         T - 1 numbers, in order. Their sum is `sequence_log_prob`.
@@ -118,20 +129,23 @@ def token_log_probs(model: GPT, ids: Sequence[int]) -> list[float]:
     Raises:
         InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    (row,) = check_prompts([ids], model.config.vocab_size)
+    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
     with evaluating(model):
         idx = torch.tensor([row], device=model.wte.weight.device)  # (1, T)
-        log_probs = _at_least_float32(model(idx)[0, :-1]).log_softmax(-1)  # (T - 1, V)
+        log_probs = _at_least_float32(with_text(model(idx)[0, :-1], vocab_size)).log_softmax(-1)  # (T - 1, V)
     chosen: list[float] = log_probs.gather(1, idx[0, 1:, None])[:, 0].tolist()
     return chosen
 
 
-def sequence_log_prob(model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> float | list[float]:
+def sequence_log_prob(
+    model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor, vocab_size: int | None = None
+) -> float | list[float]:
     """Sum of log p(ids[t] | ids[:t]) over t >= 1, in nats.
 
     Args:
         model: the model; used in evaluation mode.
         ids: one sequence of token ids, or several, which may differ in length.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
 
     Returns:
         One number, or one for each sequence. A sequence of one token predicts nothing: 0.
@@ -140,8 +154,8 @@ def sequence_log_prob(model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] |
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
     single = len(ids) > 0 and np.ndim(ids[0]) == 0
-    rows = check_prompts([ids] if single else ids, model.config.vocab_size)  # type: ignore[list-item, arg-type]
-    sums = [math.fsum(token_log_probs(model, row)) for row in rows]
+    rows = check_prompts([ids] if single else ids, num_with_text(model.config, vocab_size))  # type: ignore[list-item, arg-type]
+    sums = [math.fsum(token_log_probs(model, row, vocab_size)) for row in rows]
     return sums[0] if single else sums
 
 

@@ -23,6 +23,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
+from minigpt.decoding.sampling import with_text
 from minigpt.device import autocast, choose_device
 from minigpt.errors import ConfigError, Interrupted
 from minigpt.files import check_unused
@@ -179,8 +180,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             leave_out(run, progress, lr, loss.item(), grad_norm, states)
         model.zero_grad(set_to_none=True)
         if progress.step == 0:
-            log.say(f"step 0     loss {loss.item():.3f}; a model that knows nothing has ln {model.config.vocab_size} = "
-                    f"{math.log(model.config.vocab_size):.3f}")  # fmt: skip
+            V = run.tokenizer.vocab_size
+            log.say(f"step 0     loss {loss.item():.3f}; a model that knows nothing has ln {V} = {math.log(V):.3f}")
 
         progress.step += 1
         progress.sequences += run.rows_per_step
@@ -222,7 +223,7 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         with exchanging(run.forward, now=number + 1 == len(batches)), reading(run.model, batch.positions) as cache:
             with autocast(run.device, run.dtype):
-                logits = run.forward(batch.inputs, cache)  # (B, T) -> (B, T, V)
+                logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
                 # Each target weighs the same, in whichever micro-batch or process it is.
                 loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))
             loss.backward()  # gradients add up over the micro-batches
@@ -290,7 +291,7 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
     if run.processes.first:
         written = generate(
             model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
-            eos_token_id=run.feed.eos_token_id, on_overflow="crop",
+            tokenizer=run.tokenizer, eos_token_id=run.feed.eos_token_id, on_overflow="crop",
         )  # fmt: skip
         log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()
@@ -304,7 +305,7 @@ def validation_loss(run: Run, progress: Progress) -> float:
     """
     share, shares = run.evaluation_share
     batches = ((b.inputs, b.targets) for b in itertools.islice(run.feed.validation(), share, None, shares))
-    part = evaluate_batches(run.model, batches, run.dtype)
+    part = evaluate_batches(run.model, batches, run.dtype, run.tokenizer.vocab_size)
     loss = run.processes.weighted_mean(part.loss, part.tokens)
     check_finite({"the validation loss": torch.tensor(loss)}, progress.step, run.directory)
     return loss
@@ -346,7 +347,7 @@ def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say =
     grad_norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None).item()
     checkpoint.restore_random(0, device)
     batches = run.micro_batches(report.first_sequence, Processes())
-    culprit = find_nonfinite(run.model, batches, device, run.dtype)
+    culprit = find_nonfinite(run.model, batches, device, run.dtype, run.tokenizer.vocab_size)
     return replace(report, learning_rate=lr, loss=str(loss.item()), grad_norm=str(grad_norm), first_nonfinite=culprit)
 
 
