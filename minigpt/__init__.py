@@ -3,10 +3,14 @@
 The names below are imported when they are first used, so that `import minigpt` costs nothing.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minigpt import analysis as analysis
+    from minigpt import errors as errors
+    from minigpt import tokenizers as tokenizers
     from minigpt.config import GPTConfig as GPTConfig
     from minigpt.decoding.generate import generate as generate
     from minigpt.decoding.generate import stream as stream
@@ -38,14 +42,18 @@ _HOMES = {
     "stream": "minigpt.decoding.generate",
     "token_log_probs": "minigpt.training.evaluate",
 }
-__all__ = [*_HOMES]
+_ROOMS = ("analysis", "errors", "tokenizers")  # modules that are there without an import of their own
+__all__ = [*_HOMES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"minigpt.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    """What is public, and nothing of how it is found."""
+    return sorted([*_HOMES, *_ROOMS, "__version__"])

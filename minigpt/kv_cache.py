@@ -16,6 +16,8 @@ between rows, but it can never slide.
 B batch rows, T new tokens, S columns in use, H heads, D head size.
 """
 
+import reprlib
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,15 @@ class KVCache:
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.uniform: int | None = 0
         self._longest = 0  # host-side upper bound on length.max()
+
+    def __repr__(self) -> str:
+        layers, _, heads, _, size = self.k.shape
+        lengths = self.uniform if self.uniform is not None else reprlib.repr(self.length.tolist())
+        dtype = str(self.k.dtype).removeprefix("torch.")
+        return (
+            f"KVCache({self.batch_size} rows, {lengths} of {self.max_length} columns in use, {layers} layers, "
+            f"{heads} heads of {size}, {dtype} on {self.k.device}, {self.k.nbytes + self.v.nbytes:,} bytes)"
+        )
 
     @property
     def batch_size(self) -> int:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -78,6 +79,9 @@ class _TokenTable:
         self._tokens = tokens
         self._content = content
         self._id_dtype: type[np.unsignedinteger[Any]] = np.uint16 if self.vocab_size < 2**16 else np.uint32
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.vocab_size:,} tokens: {reprlib.repr(self._tokens)[1:-1]})"
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Every token is shown, `<|endoftext|>` too: to hide it, leave its id out."""

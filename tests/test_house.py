@@ -1,6 +1,7 @@
 """The plan of the house, enforced: who may import whom, and what no file may be called."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -175,5 +176,14 @@ def test_public_names_are_there():
     for name in minigpt.__all__:
         assert getattr(minigpt, name) is not None
         assert name in dir(minigpt)
+    assert {*dir(minigpt)} == {*minigpt.__all__, "__version__"}  # and nothing of how they are found
     with pytest.raises(AttributeError, match="no attribute 'gtp'"):
         minigpt.gtp  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "attribute", ["analysis.trace", "analysis.ablate", "tokenizers.CharTokenizer", "errors.InputError"]
+)
+def test_the_rooms_for_everybody_need_no_import_of_their_own(attribute):
+    code = f"import minigpt; before = dir(minigpt); minigpt.{attribute}; assert dir(minigpt) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 The names below are imported when they are first used: counting what a model costs does not import torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,11 @@ __all__ = [*_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'minigpt.analysis' has no attribute {name!r}")
+        what = f"module 'minigpt.analysis' has no attribute {name!r}"
+        raise AttributeError(what, name=name, obj=sys.modules[__name__])
     return getattr(import_module(f"minigpt.analysis.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    """What is public, and nothing of how it is found."""
+    return sorted(_HOMES)

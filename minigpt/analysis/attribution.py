@@ -17,11 +17,12 @@ from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace, weight_in_use
+from minigpt.analysis.terminal import Brief
 from minigpt.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Brief):
     """The parts of a logit, or of the difference of two.
 
     Attributes:

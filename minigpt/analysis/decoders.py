@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
+from minigpt.analysis.terminal import Brief
 from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
@@ -26,8 +27,8 @@ from minigpt.training.evaluate import token_log_probs
 _CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order of `apply_filters`
 
 
-@dataclass(frozen=True, eq=False)
-class Cuts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Cuts(Brief):
     """One distribution before and after each option of sampling, in the order in which they act.
 
     Attributes:

@@ -22,13 +22,14 @@ from torch import Tensor
 import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace, as_numpy
+from minigpt.analysis.terminal import Brief
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
-from minigpt.errors import InputError, first_line
+from minigpt.errors import InputError, first_line, near
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Edit:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Edit(Brief):
     """A change of one point. Made by `ablate`, `patch` and `knockout`, and kept as JSON by `to_dict`.
 
     Attributes:
@@ -129,7 +130,7 @@ class Edit:
             ) from None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Ablation(Edit):
     """See `ablate`.
 
@@ -183,7 +184,7 @@ class Ablation(Edit):
         return _at_places(self.point, reference, old, places)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Patch(Edit):
     """See `patch`.
 
@@ -203,7 +204,7 @@ class Patch(Edit):
         return _at_places(self.point, self.value, old, places)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Knockout(Edit):
     """See `knockout`.
 
@@ -263,13 +264,22 @@ def ablate(
         seed: which rows "resample" draws.
 
     Raises:
+        PointError: if no model has such a part.
         InputError: if mode and reference do not belong together, or the reference lacks the point.
     """
     head = None
-    if found := re.fullmatch(r"(\d+)\.(\d+|attn|mlp)", what):
+    if found := re.fullmatch(r"(\d+)\.(\d+|attn|mlp)", what if isinstance(what, str) else ""):
         layer, part = found.groups()
         head = int(part) if part.isdecimal() else None
         what = f"blocks.{layer}." + (f"{part}.out" if head is None else "attn.z")
+    elif not taps.exists(what):
+        layer, *_ = *re.findall(r"\d+", str(what)), "0"
+        known = [f"{layer}.attn", f"{layer}.mlp", *(tap.name.replace("{l}", layer) for tap in taps.TAPS)]
+        raise taps.PointError(
+            f"there is no part and no point {what!r}",
+            near(str(what), known) + 'head 1 of layer 0 is "0.1", its attention "0.attn", its MLP "0.mlp"; '
+            "minigpt.analysis.points(model.config) lists the points",
+        )
     values = None if reference is None else _values(reference, what)
     if mode == "mean" and values is not None:
         # The mean of copies must be the copy itself, to the bit: in float64, 3 x and its third are exact.
@@ -313,6 +323,10 @@ class Editing:
 
     def __init__(self, edits: Sequence[Edit], config: GPTConfig) -> None:
         for one in edits:
+            if not isinstance(one, Edit):
+                raise InputError(
+                    f"{one!r} is no edit", "make one of it: edit(model, ablate(...)), or by patch or by knockout"
+                )
             one.check(config)
         self._edits = [dataclasses.replace(one, point=taps.find(one.point, config)) for one in edits]
         self._touched: list[set[int]] = [set() for _ in edits]  # positions, counted from both ends

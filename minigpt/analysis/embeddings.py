@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace
+from minigpt.analysis.terminal import Brief
 from minigpt.errors import InputError
 from minigpt.model import GPT
 
@@ -87,8 +88,8 @@ def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", tab
 # --- principal components
 
 
-@dataclass(frozen=True, eq=False)
-class PCA:
+@dataclass(frozen=True, eq=False, repr=False)
+class PCA(Brief):
     """The k directions along which the rows of a matrix differ most.
 
     Attributes:
@@ -154,8 +155,8 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
 # --- positions
 
 
-@dataclass(frozen=True, eq=False)
-class PositionSimilarity:
+@dataclass(frozen=True, eq=False, repr=False)
+class PositionSimilarity(Brief):
     """How similar the embeddings of the positions are.
 
     Attributes:
@@ -187,8 +188,8 @@ def position_similarity(model: GPT) -> PositionSimilarity:
 # --- the residual stream
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualNorms:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualNorms(Brief):
     """The residual stream, and what was written into it.
 
     Attributes:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
+from minigpt.analysis.terminal import Brief
 from minigpt.analysis.tracing import trace
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
@@ -28,8 +29,8 @@ from minigpt.errors import InputError
 from minigpt.model import GPT
 
 
-@dataclass(frozen=True, eq=False)
-class HeadScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores(Brief):
     """The scores of all heads on one text.
 
     Attributes:

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
+from minigpt.analysis.terminal import Brief
 from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.errors import InputError
@@ -26,8 +27,8 @@ from minigpt.training.evaluate import perplexity
 # --- the logit lens
 
 
-@dataclass(frozen=True, eq=False)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Brief):
     """The residual stream, read at several points as if it were the last.
 
     Attributes:
@@ -134,8 +135,8 @@ def stream_points(config: GPTConfig) -> list[str]:
 # --- the loss of every token
 
 
-@dataclass(frozen=True, eq=False)
-class TokenLosses:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenLosses(Brief):
     """How surprising a text is, token by token. The first token is not predicted, and has no loss.
 
     Attributes:

@@ -82,6 +82,12 @@ class Trace(Mapping[str, Tensor]):
             chunks[:] = [([place for places, _ in chunks for place in places], torch.cat(padded, dim=-2))]
         return chunks[0][1]
 
+    def __repr__(self) -> str:
+        if not self._chunks:
+            return f"Trace(nothing of {len(self.points)} points: no pass was run inside the block yet)"
+        first, last = (f"{name} {tuple(self[name].shape)}" for name in (self.names[0], self.names[-1]))
+        return f"Trace({len(self)} points from {first} to {last}, {self.attention} attention, {self.nbytes:,} bytes)"
+
     def __iter__(self) -> Iterator[str]:
         return (name for name in taps.points(self.config) if stored([name])[0] in self._chunks)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
+from minigpt.analysis.terminal import Brief
 from minigpt.analysis.tracing import edit, trace
 from minigpt.decoding.sampling import check_prompts, evaluating, with_text
 from minigpt.errors import InputError
@@ -24,8 +25,8 @@ from minigpt.training.evaluate import next_token_loss
 Metric = Callable[[Tensor], float]  # of logits (B, T, V)
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Brief):
     """A metric after each change of a grid.
 
     Attributes:
@@ -72,7 +73,7 @@ class Sweep:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PatchingSweep(Sweep):
     """A sweep whose baseline is the corrupt pass.
 

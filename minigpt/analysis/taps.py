@@ -148,6 +148,11 @@ def row(name: str) -> Tap:
     return _ROWS[re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)]
 
 
+def exists(name: object) -> bool:
+    """Whether a model of enough layers has a point of this name, ours or TransformerLens's."""
+    return isinstance(name, str) and re.sub(r"^blocks\.\d+\.", "blocks.0.", name) in _names(1)
+
+
 def module_path(name: str) -> str:
     """The path of the module at which a point is taken."""
     return row(name).module.replace("{l}", name.split(".")[1] if name.startswith("blocks.") else "")

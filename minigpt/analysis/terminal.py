@@ -1,7 +1,10 @@
 """Arrays -> lines of 80 columns, in characters that need no colour: tables, grids of numbers, heat maps, bars."""
 
+import dataclasses
+import reprlib
+import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,3 +146,23 @@ def joined(texts: Sequence[str], width: int) -> str:
 def bar(share: float, width: int = 20) -> str:
     """A bar for a number from 0 to 1."""
     return "█" * round(width * min(1.0, max(0.0, share)))
+
+
+class Brief:
+    """A dataclass that shows itself in a few lines: of arrays the shape, of long lists the beginning.
+
+    Its children are made with `repr=False`, for a dataclass would show every number.
+    """
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        shown = ", ".join(f"{field.name}={_brief(getattr(self, field.name))}" for field in fields)
+        return textwrap.fill(f"{type(self).__name__}({shown})", WIDTH, subsequent_indent="  ")
+
+
+def _brief(value: object) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_brief(one)}" for key, one in value.items()) + "}"
+    return reprlib.repr(value)

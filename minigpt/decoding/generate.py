@@ -10,6 +10,7 @@ A prompt is a list of ids. Prompts of different lengths share a batch, and no pa
 
 import contextlib
 import itertools
+import reprlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +70,11 @@ class Generation:
     finish_reasons: list[FinishReason]
     num_drafted: int = 0
     num_accepted: int = 0
+
+    def __repr__(self) -> str:
+        rows = [*zip(self.sequences, self.scores, self.finish_reasons, strict=True)]
+        lines = [f"{len(ids)} ids {reprlib.repr(ids)}, score {x:.3f}, {reason}" for ids, x, reason in rows[:5]]
+        return "Generation(" + "\n  ".join([*lines, *["..."] * (len(rows) > 5)]) + ")"
 
 
 @dataclass(frozen=True)

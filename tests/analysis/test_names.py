@@ -20,6 +20,7 @@ def test_every_name_is_there_and_known_to_type_checkers():
     imported = {node.names[0].name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     for name in analysis.__all__:
         assert imported[name] == getattr(analysis, name).__module__
+    assert {*dir(analysis)} == {*analysis.__all__}  # and nothing of how they are found
     with pytest.raises(AttributeError, match="no attribute 'trase'"):
         analysis.trase  # noqa: B018
 

@@ -1,11 +1,19 @@
 """What is shown on a terminal: 80 columns, every value where it belongs, nothing that does not print."""
 
+import pkgutil
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt import KVCache, analysis, generate
+from minigpt.analysis import ablate, head_scores, logit_lens, terminal, trace
 from minigpt.analysis.terminal import SHADES, bar, columns, fitted, grid, heat_map, pooled, shade, table, visible
+from minigpt.tokenizers import CharTokenizer
 
 
 def test_what_does_not_print_is_visible():
@@ -93,3 +101,46 @@ def test_a_heat_map_has_its_rows_and_fits(T, wide):
 
 def test_bars_end_where_they_must():
     assert [len(bar(share, 10)) for share in (-1, 0, 0.5, 1, 7)] == [0, 0, 5, 10, 10]
+
+
+def results() -> list[type]:
+    """Every dataclass of the package's analysis that holds arrays."""
+    rooms = [import_module(f"minigpt.analysis.{room.name}") for room in pkgutil.iter_modules(analysis.__path__)]
+    classes = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and is_dataclass(one)}
+    return sorted((one for one in classes if "Tensor" in str([field.type for field in fields(one)])), key=str)
+
+
+@pytest.mark.parametrize("kind", results(), ids=lambda kind: kind.__name__)
+def test_what_holds_arrays_shows_their_shapes_and_not_every_number(kind):
+    assert kind.__repr__ is terminal.Brief.__repr__
+
+
+def test_what_people_print_says_something_in_a_few_lines(tiny_model):
+    cache = KVCache(tiny_model.config, batch_size=2)
+    with trace(tiny_model) as t:
+        kept = len(analysis.points(tiny_model.config)) - 2  # in each layer, head_out is worked out from z
+        assert repr(t) == f"Trace(nothing of {kept} points: no pass was run inside the block yet)"
+        tiny_model(torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8]]), cache=cache)
+    shown = {
+        "Trace": (t, ["from embed (2, 7, 15) to logits (2, 7, 23)", "explicit attention", f"{t.nbytes:,} bytes"]),
+        "KVCache": (cache, ["2 rows, 7 of 13 columns in use, 2 layers, 3 heads of 5, float32 on cpu, 6,240 bytes"]),
+        "CharTokenizer": (CharTokenizer("\n abcdefgh"), [r"10 tokens: b'\n', b' ', b'a'"]),
+        "Generation": (
+            generate(tiny_model, [[1, 2], [3]] * 4, max_new_tokens=7),
+            ["9 ids [1, 2, ", "8 ids [3, ", "..."],
+        ),
+        "HeadScores": (
+            head_scores(tiny_model),
+            ["scores={previous: float32 (2, 3), first: float32", "period=6"],
+        ),
+        "Ablation": (ablate("0.1", "mean", t), ["reference=float32 (1, 3, 7, 5)", "head=1"]),
+        "Lens": (logit_lens(t), ["points=['blocks.0.resid_pre', ", "logits=float32 (", "final=float32 (2, 7, 23)"]),
+    }
+    for name, (value, parts) in shown.items():
+        assert repr(value).startswith(f"{name}(")
+        assert len(repr(value)) < 600
+        assert max(map(len, repr(value).splitlines())) < 200
+        for part in parts:
+            assert " ".join(part.split()) in " ".join(repr(value).split())
+    cache.rollback(torch.tensor([0, 3]))
+    assert "2 rows, [7, 4] of 13 columns" in repr(cache)
