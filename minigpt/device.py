@@ -1,8 +1,10 @@
 """Where to compute, and in which number format: chosen automatically, said in one line, refused with a reason."""
 
 import ctypes
+import platform
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 
@@ -42,6 +44,15 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise ConfigError(f"there is no {name} here", f"the number must be below {torch.cuda.device_count()}")
     return device
+
+
+def processor() -> str:
+    """The processor, and the instructions of the kernels that torch chose for it: they decide how sums are rounded."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux, where platform knows the architecture alone
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

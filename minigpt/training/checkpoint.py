@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
+from minigpt.device import processor
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError
 from minigpt.files import atomic_folder, write_text
 from minigpt.lora import plain
@@ -142,6 +143,7 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
+        "processor": processor(),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import RunConfig
-from minigpt.device import autocast, available_devices, multiplies_bfloat16
+from minigpt.device import autocast, available_devices, multiplies_bfloat16, processor
 from minigpt.downloads import cache_dir
 from minigpt.errors import first_line
 from minigpt.model import GPT
@@ -34,6 +34,7 @@ def facts() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} logical cores",
+        "processor": processor(),
         "instructions": ", ".join(sets) or "none of those that matter here",
         "devices": ", ".join(available_devices()),
         "compiler": compiler or "none: torch.compile will not work",

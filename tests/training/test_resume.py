@@ -386,13 +386,40 @@ def test_what_was_left_half_written_is_removed(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")} == {".lock"}
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    train(updated(CONFIG, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", quiet)
-    path = tmp_path / "run" / "last" / "manifest.json"
-    content = {**json.loads(path.read_text()), "format": 2}
+def rewritten(path: Path, **changes) -> None:
+    """A manifest with other entries, and the checksum that belongs to it."""
+    content = {**json.loads(path.read_text()), **changes}
     del content["sha256"]
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**content, "sha256": seal}))
+
+
+@pytest.mark.parametrize("name", ["python", "torch", "numpy", "threads", "processor"])
+def test_what_rounds_otherwise_is_said_once(tmp_path, name):
+    """All that the numbers depend on besides the settings; the next checkpoint has what was said."""
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    versions = open_checkpoint(tmp_path / "run" / "last").manifest["versions"]
+    rewritten(tmp_path / "run" / "last" / "manifest.json", versions={**versions, name: "another"})
+    said = [[], []]
+    for steps, lines in zip((6, 9), said, strict=True):
+        train(updated(CONFIG, {"train": {"max_steps": steps}}), CORPUS, tmp_path / "run", lines.append, resume=True)
+    told = [[line for line in lines if "the last digits may differ" in line] for lines in said]
+    assert told == [[f"changed    {name}: another before, {versions[name]} now; the last digits may differ"], []]
+
+
+def test_a_checkpoint_from_before_the_processor_was_noted_goes_on(tmp_path):
+    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    versions = open_checkpoint(tmp_path / "run" / "last").manifest["versions"]
+    del versions["processor"]
+    rewritten(tmp_path / "run" / "last" / "manifest.json", versions=versions)
+    said = []
+    assert train(CONFIG, CORPUS, tmp_path / "run", said.append, resume=True).step == 20
+    assert not any("last digits" in line for line in said)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    train(updated(CONFIG, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", quiet)
+    rewritten(tmp_path / "run" / "last" / "manifest.json", format=2)
     assert open_checkpoint(tmp_path / "run" / "previous").progress.step == 3  # an older one is not taken instead
     with pytest.raises(CheckpointError, match="of format 2; this minigpt reads format 1"):
         newest_checkpoint(RunDirectory(tmp_path / "run"))
