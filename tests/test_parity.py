@@ -8,7 +8,7 @@ import torch
 
 from minigpt import parity
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, ConfigError
+from minigpt.errors import CheckpointError, ConfigError, InputError
 from minigpt.model import GPT
 from minigpt.parity import LayerParity, compare_with_reference
 
@@ -112,7 +112,7 @@ def test_what_rounding_explains():
 
 def test_nothing_stays_behind(reference, ours):
     compare_with_reference(ours, reference, IDS)
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="not all in the vocabulary"):
         compare_with_reference(ours, reference, torch.tensor([[31]]))
     assert not any(module._forward_hooks for module in ours.modules())
 

@@ -120,6 +120,7 @@ def train(
                     clean(directory, say)
             checkpoint, changed = checkpoint_to_resume(directory, config, fingerprint(source), say)
             progress = checkpoint.progress if checkpoint else progress
+            progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
             check_unused(out)
         records = read_records(directory.metrics) if resume else []

@@ -135,7 +135,7 @@ def test_wrong_scores_are_seen(tiny_model, monkeypatch):
         return dataclasses.replace(out, scores=[score + 1 for score in out.scores])
 
     monkeypatch.setattr(decoders, "generate", wrong)
-    monkeypatch.setattr(decoders, "token_log_probs", lambda model, ids: [2.0] * (len(ids) - 1))
+    monkeypatch.setattr(decoders, "token_log_probs", lambda model, ids, vocab_size: [2.0] * (len(ids) - 1))
     found = write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=3, strategy="greedy")
     assert [check.ok for check in found.check()] == [False, False]
     tree = beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=3, num_beams=2)

@@ -65,7 +65,7 @@ def test_evaluation_restores_the_mode_even_after_an_error(tiny_model):
     tiny_model.train()
     evaluate(tiny_model, np.array([1, 2, 3]))
     assert tiny_model.training
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="ids from 1 to 99"):
         evaluate(tiny_model, np.array([1, 99, 3]))
     assert tiny_model.training
 

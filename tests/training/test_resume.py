@@ -84,10 +84,12 @@ VARIANTS = {
     "bfloat16": {"dtype": "bfloat16"},
     "no dropout": {"model": {"dropout": 0.0}, "train": {"optimizer": "muon"}},
     "a save at every step": {"train": {"save_interval": 1}},
+    "GPU": {"device": "cuda", "compile": "off"},
 }
+NEEDS_GPU = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=NEEDS_GPU * (name == "GPU")) for name in VARIANTS])
 def test_dying_and_going_on_changes_no_byte(tmp_path, monkeypatch, variant):
     """7 steps, death, 6, death, 7: the second resume too, where others have gone wrong (KempnerForge issue 57)."""
     config = updated(CONFIG, VARIANTS[variant])
