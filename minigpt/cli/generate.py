@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
+from minigpt.cli.streams import write_product
 from minigpt.data.corpora import read_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.options import DecodingOptions
@@ -155,7 +156,7 @@ def run(arguments: list[str]) -> None:
     for row in rows:
         which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
         print(f"--- {which}{_score_name(options)} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
-        print(row["text"])
+        write_product(row["text"] + "\n")
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
 
 
@@ -386,16 +387,13 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[s
         yield text.flush()
 
     start = time.perf_counter()
-    write = sys.stdout.write
     try:
-        write(tokenizer.decode(prompt))
+        write_product(tokenizer.decode(prompt))
         with _in_flags(tokenizer, ["the prompt"]):
             for piece in before_stop(pieces(), options["stop"] or ()):
-                write(piece)
-                sys.stdout.flush()
+                write_product(piece)
     finally:
-        write("\n")  # after an error too: its lines begin on the left
-        sys.stdout.flush()
+        write_product("\n")  # after an error too: its lines begin on the left
     _say_speed(num_new, time.perf_counter() - start, num_drafted, num_accepted)
     if reason == "context" or (reason is None and options["max_new_tokens"] != 0):  # there was no room at all
         print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)

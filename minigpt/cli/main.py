@@ -2,10 +2,12 @@
 
 import os
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from typing import Any
 
+from minigpt.cli.streams import Stream, attached, one_line, say_error
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
@@ -25,6 +27,7 @@ COMMANDS = {
     "export": ("export_model", "write a model in the layout of the transformers library"),
     "doctor": ("doctor", "what this machine has, and which settings are fastest on it"),
 }
+TRAINING = (["quickstart"], ["train"])
 
 
 def usage() -> str:
@@ -53,74 +56,100 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after `minigpt`; those of the process by default.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Whatever the locale says; and a path need not be UTF-8, but must be shown.
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the locale says; a notebook's and a closed one have no say
+            stream.reconfigure(encoding="utf-8")
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except Exception:
+        with attached():
+            traceback.print_exc()
+        code = 1
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code."""
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    """Run one command line; returns the exit code.
+
+    Raises:
+        SystemExit: with that code, where a command has ended itself, as after its --help.
+    """
+    with attached() as (out, _):
+        ended = False
+        try:
+            code = _answer(arguments, out)
+        except SystemExit as end:
+            ended, code = True, int(end.code or 0)
+        except KeyboardInterrupt:
+            say_error("interrupted", "nothing is half-written: what had been saved is whole, and the rest is not there")
+            code = 130
+        out.end()
+        if isinstance(out.failure, BrokenPipeError):  # `minigpt ... | head`: the reader has seen enough
+            code = 141 if arguments[:1] in TRAINING and not ended else code  # but a training that it ended is not done
+        elif out.failure:
+            why = getattr(out.failure, "strerror", None) or out.failure
+            say_error(f"standard output could not be written: {why}", "free some space, or send it somewhere else")
+            code = code or 2
+    if ended:
+        sys.exit(code)
+    return code
+
+
+def _answer(arguments: list[str], out: Stream) -> int:
+    """Do what a command line asks, and say in two lines if it cannot be done; returns the exit code."""
+    command, *rest = arguments or ["help"]
+    if command in ("--help", "-h", "help"):
+        command, rest = rest[0] if rest else "help", [*rest[1:], "--help"]
+    if command == "help":
         print(usage())
         return 0
-    if arguments[0] == "--version":
+    if command == "--version":
         from minigpt import __version__
 
         print(f"minigpt {__version__}")
         return 0
-    command, rest = arguments[0], arguments[1:]
     try:
         if command not in COMMANDS:
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
+        os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
             import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
-        sys.stdout.flush()  # here, where a reader that has left can still be met with grace
-    except MiniGPTError as error:
-        if "--debug" in rest:
+    except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
+            return 0
+        lines = _two_lines(error)
+        if lines is None or "--debug" in rest:
             raise
-        print(f"error: {_one_line(error.what)}\n       {_one_line(error.how)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `minigpt ... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and Python must not complain when it flushes
-        return 141 if command in ("train", "quickstart") else 0  # but a training that it ended is not done
-    except (MemoryError, RuntimeError) as error:
-        if "--debug" in rest or not _lacks_memory(error):
-            raise
-        print("error: there is not enough memory for this", file=sys.stderr)
-        print(
-            "       ask for less at once: fewer sequences or beams, a smaller batch or model; --debug shows where",
-            file=sys.stderr,
-        )
-        return 2
-    except OSError as error:
-        if "--debug" in rest:
-            raise
-        print(f"error: {error.strerror or error}: {error.filename or 'while writing'}", file=sys.stderr)
-        print(
-            "       check the path, its permissions and the free space; --debug shows where it happened",
-            file=sys.stderr,
-        )
+        say_error(*lines)
         return 2
     except Interrupted as stop:
-        print(f"\n{_one_line(stop.what)}\n{_one_line(stop.how)}", file=sys.stderr)
+        print(f"\n{one_line(stop.what)}\n{one_line(stop.how)}", file=sys.stderr)
         return 128 + stop.signal  # as a shell counts: 130 after SIGINT, 143 after SIGTERM
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
-def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether this is Python's or torch's way to say so; the errors of a GPU and of a CPU have no class in common."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+def _two_lines(error: Exception) -> tuple[str, str] | None:
+    """What is wrong and how to mend it; None for what only we can mend."""
+    if isinstance(error, MiniGPTError):
+        return error.what, error.how
+    if isinstance(error, OSError):
+        try:
+            os.getcwd()
+        except OSError:
+            return "the working folder is not there any more", "go to one that is: cd"
+        return (
+            f"{error.strerror or error}: {error.filename or 'while writing'}",
+            "check the path, its permissions and the free space; --debug shows where it happened",
+        )
+    said = str(error).lower()  # the errors of a GPU and of a CPU have no class in common
+    if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+        return (
+            "there is not enough memory for this",
+            "ask for less at once: fewer sequences or beams, a smaller batch or model; --debug shows where",
+        )
+    return None
 
 
 def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:
     """A warning as one line on standard error; the place in the code that it comes from helps nobody here."""
-    print(f"note: {_one_line(str(message))}", file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    print(f"note: {one_line(str(message))}", file=sys.stderr)

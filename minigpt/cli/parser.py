@@ -3,13 +3,13 @@
 import argparse
 import itertools
 import re
-import sys
 import textwrap
 from functools import cache
 from typing import Any, NoReturn
 
 import jsonargparse
 
+from minigpt.cli.streams import write_product
 from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, ConfigError, near
 
@@ -102,7 +102,7 @@ def peek(arguments: list[str], flag: str) -> str | None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output, UTF-8 whatever the locale says.
+    """One JSON object on standard output.
 
     Raises:
         CheckpointError: if a number is infinite or not a number, which JSON cannot hold.
@@ -116,6 +116,7 @@ def print_json(content: dict[str, Any]) -> None:
             "the result has a number that is infinite or not a number, which JSON cannot hold",
             "look at it without --json; the model's values overflow",
         ) from None
-    # Half a character, as in a path that is not UTF-8, becomes an escape that JSON has too.
-    sys.stdout.buffer.write((text + "\n").encode("utf-8", errors="backslashreplace"))
-    sys.stdout.flush()
+    # Half a character, as in a path that is not UTF-8, becomes an escape that JSON has too; so do the control
+    # characters that JSON allows and terminals obey.
+    text = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    write_product(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")

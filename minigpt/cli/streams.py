@@ -1,0 +1,154 @@
+"""Standard output and standard error while a command runs: the one place through which it speaks to people.
+
+Every `print`, progress bar and note passes through here, whatever the streams are: closed, on a full disk, a
+notebook's, a pipe whose reader has left. Telling something never ends the work that it is about, except that nobody
+needs what a reader who has left would have read. What is said has its control characters escaped and its endless lines
+cut: names in it come from files that may be anybody's, and a terminal obeys what it is sent. What a command was asked
+to make, a text or JSON, goes to a file or a pipe as it is.
+"""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+LONGEST = 1000  # characters of a line that is said
+WIDTH = 80  # columns of an error on a terminal
+
+# All but tab and line feed; and those that turn the direction of a line around, or end one unseen.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_BAR = re.compile("\r?(?:\x1b\\[A)*")  # how a progress bar goes back over itself
+
+
+class Stream:
+    """A standard stream that can always be written to.
+
+    Args:
+        inner: the stream itself.
+        needed: whether there is no point in going on when the reader has left.
+
+    Attributes:
+        failure: the first error that a write met. Only a reader that has left is told at once, by a BrokenPipeError.
+    """
+
+    def __init__(self, inner: TextIO, needed: bool) -> None:
+        self.inner = inner
+        self.needed = needed
+        self.failure: OSError | ValueError | None = None
+
+    def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding: progress bars ask for them
+        return getattr(self.inner, name)
+
+    def write(self, text: str) -> int:
+        """Say something."""
+        bar = _BAR.match(text)
+        back = bar[0] if bar and not self.needed else ""  # bars are drawn on standard error alone
+        self._attempt(self.inner.write, back + self._encodable(said(text[len(back) :])))
+        return len(text)
+
+    def write_product(self, text: str) -> None:
+        """Write what was asked for; a terminal gets no control characters of it but line ends."""
+        text = "\r".join(map(escaped, text.split("\r"))) if self.inner.isatty() else text
+        self._attempt(self.inner.write, self._encodable(text))
+
+    def flush(self) -> None:
+        """Send what was written on its way."""
+        self._attempt(self.inner.flush)
+
+    def end(self) -> None:
+        """Flush, and leave nothing behind that Python would try once more to write, and complain about, at its end."""
+        with suppress(BrokenPipeError):
+            self.flush()
+        if self.failure:
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.inner.fileno())
+                os.close(nowhere)
+
+    def _encodable(self, text: str) -> str:
+        """The text, with an escape for what the stream's encoding does not have, such as a byte of a path."""
+        encoding = getattr(self.inner, "encoding", None) or "utf-8"
+        return text.encode(encoding, errors="backslashreplace").decode(encoding)
+
+    def _attempt(self, action: Callable[..., object], *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except (OSError, ValueError) as error:  # a closed file is a ValueError
+            self.failure = self.failure or error
+            if self.needed and isinstance(error, BrokenPipeError):
+                raise
+
+
+def _open_closed() -> None:
+    """Let a standard stream that the caller has closed lead nowhere.
+
+    Else the next file that is opened would have its number, and be written to by whoever writes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+
+
+@contextmanager
+def attached() -> Iterator[tuple[Stream, Stream]]:
+    """A block in which `sys.stdout` and `sys.stderr` are streams of this module."""
+    _open_closed()
+    before = sys.stdout, sys.stderr
+    out, err = Stream(sys.stdout, needed=True), Stream(sys.stderr, needed=False)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield out, err
+    finally:
+        out.end()
+        err.end()
+        sys.stdout, sys.stderr = before
+
+
+def write_product(text: str) -> None:
+    """Write to standard output what a command was asked to make."""
+    if isinstance(sys.stdout, Stream):
+        sys.stdout.write_product(text)
+    else:
+        sys.stdout.write(text)
+    sys.stdout.flush()  # a text appears as it is written
+
+
+def say_error(what: str, how: str) -> None:
+    """Two lines on standard error: what is wrong, and how to mend it."""
+    lines = ["error: " + one_line(what), "       " + one_line(how)]
+    if sys.stderr.isatty():
+        lines = [
+            textwrap.fill(said(line), WIDTH, subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False)
+            for line in lines
+        ]
+    print("\n".join(lines), file=sys.stderr)
+
+
+def said(text: str) -> str:
+    """A text as it is said: without control characters, and endless lines without their middle."""
+    return "\n".join(map(_cut, escaped(text).split("\n")))
+
+
+def escaped(text: str) -> str:
+    """A text whose control characters are spelled out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """A text with a space for each of its line ends and gaps."""
+    return " ".join(text.split())
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    front, back = line[: LONGEST * 2 // 3], line[-LONGEST // 4 :]
+    return f"{front} ... {len(line) - len(front) - len(back):,} characters ... {back}"
