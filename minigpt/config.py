@@ -161,7 +161,7 @@ class TrainConfig:
     max_steps: int = 5000
     """number of optimizer steps"""
     epochs: float = 0.0
-    """number of readings of all data; above 0 it decides max_steps, and evaluates and saves after each"""
+    """number of readings of all data; above 0 it decides max_steps; each ends with a step, an evaluation and a save"""
     batch_size: int = 64
     """sequences in one micro-batch"""
     accumulation_steps: int = 1

@@ -158,6 +158,10 @@ class Batch:
     positions: Tensor | None = None
 
 
+# One row that counts for nothing, for a process that has no row of its own in a step that others take.
+NOTHING = Batch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORED))
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One reading of all documents. A batch is made when it is asked for: `epoch[i]`, or a loop over all.
@@ -179,7 +183,18 @@ class Epoch:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Batch:
-        rows = self.plan[index]
+        return self._batch(self.plan[index])
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """All rows of documents in the order of the plan, but with its short batch at the end."""
+        return [row for batch in sorted(self.plan, key=len, reverse=True) for row in batch]
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows `first` to `first + count - 1` of `rows`, however the plan has cut them."""
+        return self._batch(self.rows[first : first + count])
+
+    def _batch(self, rows: list[list[int]]) -> Batch:
         shape = len(rows), self._width(rows)
         # Right padding needs no attention mask: a causal model looks to the left alone, where the padding is not, and
         # what it computes on the padding itself has no target.
@@ -202,9 +217,9 @@ class Epoch:
         return 1 - int(self.encoded.lengths.sum()) / places
 
     def _width(self, rows: list[list[int]]) -> int:
-        """T: the length of the longest row."""
+        """T: the length of the longest row; 1 if there is none."""
         lengths = self.encoded.lengths
-        return max(int(lengths[row].sum()) for row in rows)
+        return max((int(lengths[row].sum()) for row in rows), default=1)
 
 
 def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
@@ -222,9 +237,9 @@ def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
     chance = generator(seed, stream=1 + epoch)
     order = chance.permutation(len(encoded)).tolist()
     by_length: list[int] = []
-    for pool in _slices(order, POOL * batch_size):
+    for pool in batched(order, POOL * batch_size):
         by_length += sorted(pool, key=lambda document: encoded.lengths[document])
-    batches = _slices([[document] for document in by_length], batch_size)
+    batches = batched([[document] for document in by_length], batch_size)
     return Epoch(encoded, [batches[place] for place in chance.permutation(len(batches))])
 
 
@@ -254,7 +269,7 @@ def packed(encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch:
     if not confined:
         windows = _windows(encoded, order, block_size)
         rows = [[window] for window in range(len(windows))]
-        return Epoch(windows, _slices(rows, batch_size))
+        return Epoch(windows, batched(rows, batch_size))
     longest = int(encoded.lengths.max())
     if longest > block_size:
         raise ConfigError(
@@ -262,7 +277,7 @@ def packed(encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch:
             f"choose max_length up to {block_size + 1}, or a larger block_size",
         )
     rows = _fitted(order, encoded.lengths.tolist(), block_size)
-    return Epoch(encoded, _slices([rows[place] for place in chance.permutation(len(rows))], batch_size), confined)
+    return Epoch(encoded, batched([rows[place] for place in chance.permutation(len(rows))], batch_size), confined)
 
 
 def _windows(encoded: Encoded, order: list[int], block_size: int) -> Encoded:
@@ -297,5 +312,6 @@ def _fitted(order: list[int], lengths: list[int], capacity: int) -> list[list[in
     return rows
 
 
-def _slices(items: list[Item], size: int) -> list[list[Item]]:
+def batched(items: list[Item], size: int) -> list[list[Item]]:
+    """A list in pieces of one size; the last may be smaller."""
     return [items[first : first + size] for first in range(0, len(items), size)]

@@ -1,20 +1,19 @@
 """What a run reads: a text cut into windows, or documents, as one endless, numbered sequence of rows.
 
-Row i is a pure function of the seed and i, so a run needs to remember nothing but how many rows it has read, and
-processes that share a batch take their rows by number.
+Row i is a pure function of the seed and i, so a run needs to remember nothing but how many rows it has read, whatever
+batches they were read in, and processes that share a batch take their rows by number. Row i is in epoch
+i // rows_per_epoch, and in each epoch every row of the data is read once.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
-
 from minigpt.config import RunConfig
-from minigpt.data.batches import Batch, Encoded, Epoch, encode, packed, padded
+from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed, padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents, split, with_keywords
-from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
+from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
@@ -71,7 +70,7 @@ class DocumentFeed:
         eos_token_id: the token that ends a document.
         read: the epoch of a number.
         val: what validates.
-        batch_size: rows of a batch, of which each process may take a part.
+        batch_size: rows of a batch of validation.
     """
 
     name: str
@@ -86,25 +85,13 @@ class DocumentFeed:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of an epoch, those too that its last batch lacks."""
-        return len(self._epoch(0)) * self.batch_size
+        """Rows of an epoch: documents, or if they are packed, what they fill."""
+        return len(self._epoch(0).rows)
 
     def batch(self, first: int, count: int) -> Batch:
-        """Rows of one batch. What the last batch of an epoch lacks is filled with rows that count for nothing."""
-        number, offset = divmod(first, self.batch_size)
-        epoch, index = divmod(number, len(self._epoch(0)))
-        whole = self._epoch(epoch)[index]
-        rows = slice(offset, offset + count)
-        missing = count - len(whole.inputs[rows])
-        if missing == 0:
-            return Batch(
-                whole.inputs[rows], whole.targets[rows], None if whole.positions is None else whole.positions[rows]
-            )
-        filling = whole.inputs.new_zeros(missing, whole.inputs.size(1))  # (missing, T)
-        inputs = torch.cat([whole.inputs[rows], filling])
-        targets = torch.cat([whole.targets[rows], filling + IGNORED])
-        positions = None if whole.positions is None else torch.cat([whole.positions[rows], filling])
-        return Batch(inputs, targets, positions)
+        """Rows `first` to `first + count - 1` of the run, all in one epoch; as wide as the longest of them."""
+        epoch, place = divmod(first, self.rows_per_epoch)
+        return self._epoch(epoch).batch(place, count)
 
     def validation(self) -> Iterator[Batch]:
         """The validation documents, each in a row of its own."""
@@ -141,7 +128,9 @@ def text_feed(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: To
     )
 
 
-def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer) -> DocumentFeed:
+def document_feed(
+    documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer, laid_out_for: int | None = None
+) -> DocumentFeed:
     """Documents as the settings want them read.
 
     Args:
@@ -149,6 +138,8 @@ def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer:
         name: of the corpus.
         config: the settings; `model.block_size` is the model's.
         tokenizer: the model's.
+        laid_out_for: the batch size that the order of the documents is made for, so that those of a batch are of like
+            length. A run keeps the one that it began with: with another order it would lose its place in the epoch.
 
     Raises:
         ConfigError: if a setting of `documents` contradicts the model or another.
@@ -164,10 +155,11 @@ def document_feed(documents: Documents, name: str, config: RunConfig, tokenizer:
         encode(part, tokenizer, eos_id, d.max_length or block_size, block_size) for part in (chosen, validating)
     )
     batch_size, seed = config.train.batch_size, config.seed
-    read: Callable[[int], Epoch] = partial(padded, train, batch_size, seed)
+    read: Callable[[int], Epoch] = partial(padded, train, laid_out_for or batch_size, seed)
     if d.batching != "padded":
         read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
-    padding = read(0).padding
+    epoch = read(0)
+    padding = replace(epoch, plan=batched(epoch.rows, batch_size)).padding
     copies = len(documents.items) - len(set(documents.items))
     counts = f"{len(train):,} documents to train on, {len(val):,} to validate"
     return DocumentFeed(

@@ -85,8 +85,8 @@ def leave_out(
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
-        progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences, run.rows_per_step,
-        culprit,
+        progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences,
+        run.rows_of_step(progress.sequences), culprit,
     )  # fmt: skip
     folder = run.directory.diverged
     repeat = f"to repeat the step: minigpt train --replay {folder / REPORT}"

@@ -126,9 +126,12 @@ def train(
         records = read_records(directory.metrics) if resume else []
         run = set_up(config, source, directory, processes, device, say, checkpoint)
         counted = "epochs" if run.config.train.epochs else "max_steps"
-        if progress.step > run.config.train.max_steps:
+        done, asked = float(progress.step), float(run.config.train.max_steps)
+        if run.config.train.epochs:
+            done, asked = progress.sequences / run.feed.rows_per_epoch, run.last_row / run.feed.rows_per_epoch
+        if done > asked:
             raise ConfigError(
-                f"the run has taken {progress.step} steps, more than the {run.config.train.max_steps} asked for",
+                f"the run has taken {done:g} {counted.removeprefix('max_')}, more than the {asked:g} asked for",
                 f"choose a larger --train.{counted}; what has been learned cannot be taken back",
             )
         if has_ended(run, progress, records):
@@ -175,7 +178,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), t.grad_clip or math.inf, norm)
             for optimizer in run.optimizers:
                 optimizer.step()
-            progress.losses.append(loss)
+            if num_tokens:  # rows without a target have no loss
+                progress.losses.append(loss)
             progress.skipped_in_a_row = 0
         else:
             leave_out(run, progress, lr, loss.item(), grad_norm, states)
@@ -185,7 +189,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             log.say(f"step 0     loss {loss.item():.3f}; a model that knows nothing has ln {V} = {math.log(V):.3f}")
 
         progress.step += 1
-        progress.sequences += run.rows_per_step
+        progress.sequences += run.rows_of_step(progress.sequences)
         progress.tokens += num_tokens
         log.step(progress.step)
         if progress.step % LOG_INTERVAL == 0 or assessment_due(run, progress):
@@ -194,7 +198,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             clock, since = time.perf_counter(), progress.tokens
         pause = time.perf_counter()
         stopping = asked.item() > 0
-        if stopping or progress.step % t.save_interval == 0 or progress.step == t.max_steps:
+        if stopping or is_due(run, progress, t.save_interval):
             # Before the evaluation, which must not cost the run if it dies.
             save(run, progress, log, must=stopping or progress.step == t.max_steps)
         if assessment_due(run, progress):
@@ -234,8 +238,14 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
 
 def assessment_due(run: Run, progress: Progress) -> bool:
     """Whether an evaluation belongs to this step and has not been made yet."""
+    return progress.step > progress.evaluated and is_due(run, progress, run.config.train.eval_interval)
+
+
+def is_due(run: Run, progress: Progress, interval: int) -> bool:
+    """Whether what is done every `interval` steps, or at the end of every epoch where they are counted, is due now."""
     t = run.config.train
-    return progress.step > progress.evaluated and (progress.step % t.eval_interval == 0 or progress.step == t.max_steps)
+    ended = progress.sequences % run.feed.rows_per_epoch == 0 if t.epochs else progress.step % interval == 0
+    return ended or progress.step == t.max_steps  # and after the last step, in any case
 
 
 def out_of_patience(run: Run, progress: Progress) -> bool:

@@ -67,8 +67,9 @@ from minigpt.weights import (
 
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
-            "train.lora_targets", "train.freeze", "init_from")  # fmt: skip
-FORMAT = 1  # of a checkpoint; another one is refused
+            "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
+FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
+READABLE = (1, 2)  # another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 
 
@@ -78,7 +79,7 @@ class Progress:
 
     Attributes:
         step: steps taken, skipped ones too.
-        sequences: rows read.
+        sequences: rows read, without those that fill up batches.
         tokens: targets learned from.
         evaluated: the step of the last evaluation.
         best_loss: the lowest validation loss so far.
@@ -275,6 +276,21 @@ class Checkpoint:
     progress: Progress
     manifest: dict[str, Any]
 
+    @property
+    def laid_out_for(self) -> int:
+        """The batch size for which documents were put in order (`data.feeds.document_feed`).
+
+        Raises:
+            CheckpointError: if the checkpoint is of format 1, whose count of rows cannot be read as one of documents.
+        """
+        if self.manifest["format"] == 1:
+            raise CheckpointError(
+                f"{self.path} is of format 1, which does not say which documents of the epoch have been read",
+                "resume it with the minigpt that wrote it, or start a new run from its weights with --init-from",
+            )
+        found: int = self.manifest["laid_out_for"]
+        return found
+
     def check_corpus(self, corpus: str, config: RunConfig) -> None:
         """Refuse to go on with another text, named by its sha256. Raises CheckpointError."""
         if self.manifest["corpus"] != corpus:
@@ -350,9 +366,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = read_json(path / MANIFEST)
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
         raise _FormatError(
-            f"{path} is a checkpoint of format {manifest['format']}; this minigpt reads format {FORMAT}",
+            f"{path} is a checkpoint of format {manifest['format']}; this minigpt reads "
+            + " and ".join(map(str, READABLE)),
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
     for name, promised in manifest["files"].items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig
-from minigpt.data.batches import Batch
+from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
-from minigpt.data.feeds import Feed, document_feed, text_feed
+from minigpt.data.feeds import Feed, TextFeed, document_feed, text_feed
 from minigpt.data.tokens import prepare
 from minigpt.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.errors import ConfigError, did_you_mean, first_line
@@ -31,7 +32,7 @@ from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tok
 from minigpt.training.checkpoint import RunDirectory, read_config
 from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.optim import make_optimizers
-from minigpt.training.resume import Checkpoint
+from minigpt.training.resume import Checkpoint, Progress
 from minigpt.training.run_log import Say
 from minigpt.weights import empty_model
 
@@ -46,7 +47,7 @@ class Run:
     directory: RunDirectory
     tokenizer: Tokenizer
     feed: Feed
-    origins: dict[str, str]  # fingerprints of what was read, and of the model that an adapter is trained for
+    origins: dict[str, Any]  # what every checkpoint must know of where the run comes from; see `set_up`
     model: GPT
     forward: nn.Module  # the model, or what stands for it in training: the same weights
     optimizers: list[torch.optim.Optimizer]
@@ -57,8 +58,26 @@ class Run:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that one optimizer step learns from, in all processes together."""
+        """Rows that an optimizer step learns from, in all processes together; see `rows_of_step`."""
         return self.config.train.batch_size * self.config.train.accumulation_steps
+
+    @property
+    def last_row(self) -> int:
+        """Rows that are read in the epochs asked for."""
+        return rows_in(self.config.train.epochs, self.feed.rows_per_epoch)
+
+    def rows_of_step(self, first: int) -> int:
+        """Rows of the step that begins with row `first`: fewer than the others where an epoch ends.
+
+        With documents, and where epochs are counted, no step reaches into the next epoch. A text of which only the
+        steps are counted is read on and on.
+        """
+        most, rows = self.rows_per_step, self.feed.rows_per_epoch
+        if self.config.train.epochs:
+            most = min(most, self.last_row - first)
+        elif isinstance(self.feed, TextFeed):
+            return most
+        return min(most, rows - first % rows)
 
     @property
     def evaluation_share(self) -> tuple[int, int]:
@@ -69,8 +88,10 @@ class Run:
         """One process's share of the step that begins with row `first`."""
         t = self.config.train
         size, count = processes.share(t.batch_size, t.accumulation_steps)
-        for number in range(count):
-            batch = self.feed.batch(first + (number * processes.size + processes.rank) * size, size)
+        stop, everybody = first + self.rows_of_step(first), size * processes.size
+        for start in range(first, min(stop, first + count * everybody), everybody):
+            own = min(start + processes.rank * size, stop)
+            batch = self.feed.batch(own, min(size, stop - own)) if own < stop else NOTHING
             positions = None if batch.positions is None else batch.positions.to(self.device, non_blocking=True)
             inputs, targets = (part.to(self.device, non_blocking=True) for part in (batch.inputs, batch.targets))
             yield Batch(inputs, targets, positions)
@@ -95,6 +116,10 @@ def set_up(
         device: this process's.
         say: where the lines for people go.
         checkpoint: to go on from, or None.
+
+    Returns:
+        The run. Its `origins` are the fingerprint of the corpus; of a run that trains an adapter, that of its base; and
+        of one on documents, the batch size that their order is made for.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)
     if config.train.lora_rank and not config.init_from:
@@ -114,14 +139,17 @@ def set_up(
     else:
         tokenizer = new_tokenizer(config, source)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    progress = checkpoint.progress if checkpoint else Progress()
+    origins: dict[str, Any] = {"corpus": fingerprint(source)}
+    if isinstance(source, Documents):
+        origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
-        feed = read(config, source, tokenizer)
-    config = replace(config, train=counted(config.train, feed.rows_per_epoch))
+        feed = read(config, source, tokenizer, origins.get("laid_out_for"))
+    config = replace(config, train=counted(config.train, feed.rows_per_epoch, progress.step, progress.sequences))
 
     t = config.train
     seed_everything(config.seed)
     model = GPT(config.model) if base is None else base
-    origins = {"corpus": fingerprint(source)}
     if t.lora_rank:
         origins["base"] = base_fingerprint(model)
         targets = tuple(_globs(t.lora_targets))
@@ -190,8 +218,8 @@ def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
     return CharTokenizer.from_text("\n" + "".join(document.prompt + document.text for document in source.items))
 
 
-def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer) -> Feed:
-    """A source as the numbered rows that a run reads.
+def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None) -> Feed:
+    """A source as the numbered rows that a run reads; for documents, see `data.feeds.document_feed`.
 
     Raises:
         ConfigError: if a setting contradicts the model or another.
@@ -199,18 +227,33 @@ def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer) ->
         InputError: if the tokenizer does not know a character of it.
     """
     if isinstance(source, Documents):
-        return document_feed(source, Path(config.data.source).stem, config, tokenizer)
+        return document_feed(source, Path(config.data.source).stem, config, tokenizer, laid_out_for)
     return text_feed(
         source, config, tokenizer, *prepare(source, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
     )
 
 
-def counted(t: TrainConfig, rows_per_epoch: int) -> TrainConfig:
-    """The settings with epochs and shares turned into steps."""
+def rows_in(epochs: float, rows_per_epoch: int) -> int:
+    """Rows that are read in some epochs; of the last, a part may be asked for."""
+    return math.ceil(round(epochs * rows_per_epoch, 6))  # 0.1 * 70 is a little more than 7
+
+
+def counted(t: TrainConfig, rows_per_epoch: int, step: int = 0, rows: int = 0) -> TrainConfig:
+    """The settings with epochs and shares turned into steps.
+
+    Args:
+        t: the settings.
+        rows_per_epoch: of the data.
+        step: steps taken already, of whatever size.
+        rows: rows read in them. The steps to come read the rest, and the last of each epoch may be smaller.
+    """
     if t.epochs:
-        per_epoch = rows_per_epoch / (t.batch_size * t.accumulation_steps)  # steps, and perhaps a part of one
-        interval, max_steps = max(1, round(per_epoch)), max(1, math.ceil(t.epochs * per_epoch))
-        t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=interval, save_interval=interval)
+        size, wanted = t.batch_size * t.accumulation_steps, rows_in(t.epochs, rows_per_epoch)
+        begun = min(-rows % rows_per_epoch, max(0, wanted - rows))  # rows that the epoch begun has still to give
+        whole_epochs, part = divmod(max(0, wanted - rows - begun), rows_per_epoch)
+        per_epoch = -(-rows_per_epoch // size)
+        max_steps = step - (-begun // size) + whole_epochs * per_epoch - (-part // size)
+        t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=per_epoch, save_interval=per_epoch)
     if t.warmup_ratio:
         t = replace(t, warmup_steps=math.ceil(t.warmup_ratio * t.max_steps))
     return t

@@ -444,13 +444,13 @@ def test_an_adapters_scale_stays_for_a_runs_whole_life(base, tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "accumulation", "epochs", "steps", "interval"),
-    [(28, 1, 2.0, 14, 7), (180, 32, 3.0, 5, 1), (3008, 2, 3.0, 1128, 376), (100, 2, 0.5, 7, 12)],
+    [(28, 1, 2.0, 14, 7), (180, 32, 3.0, 6, 2), (3008, 2, 3.0, 1128, 376), (100, 2, 0.5, 7, 13)],
 )
-def test_epochs_in_steps_are_never_more_than_one_too_many(rows, accumulation, epochs, steps, interval):
+def test_epochs_in_steps_by_hand(rows, accumulation, epochs, steps, interval):
+    """The last step of an epoch may be smaller: 180 rows are a step of 128 and one of 52."""
     t = TrainConfig(epochs=epochs, batch_size=4, accumulation_steps=accumulation)
     found = counted(t, rows)
     assert (found.max_steps, found.eval_interval, found.save_interval) == (steps, interval, interval)
-    assert 0 <= steps * 4 * accumulation - epochs * rows < 4 * accumulation
 
 
 def test_a_warm_up_that_is_a_share_is_not_compared_with_the_steps():

@@ -421,9 +421,9 @@ def test_a_checkpoint_from_before_the_processor_was_noted_goes_on(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     train(updated(CONFIG, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", quiet)
-    rewritten(tmp_path / "run" / "last" / "manifest.json", format=2)
+    rewritten(tmp_path / "run" / "last" / "manifest.json", format=3)
     assert open_checkpoint(tmp_path / "run" / "previous").progress.step == 3  # an older one is not taken instead
-    with pytest.raises(CheckpointError, match="of format 2; this minigpt reads format 1"):
+    with pytest.raises(CheckpointError, match="of format 3; this minigpt reads 1 and 2"):
         newest_checkpoint(RunDirectory(tmp_path / "run"))
 
 

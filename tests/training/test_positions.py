@@ -1,0 +1,247 @@
+"""What a run has read is known by counting documents and windows, whatever was changed when it was resumed."""
+
+import json
+import math
+import os
+import signal
+from collections import Counter
+
+import pytest
+
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.data.corpora import Corpus
+from minigpt.data.documents import Document, Documents
+from minigpt.data.tokens import IGNORED
+from minigpt.errors import CheckpointError, ConfigError, Interrupted
+from minigpt.training import loop
+from minigpt.training.distributed import Processes
+from minigpt.training.loop import train
+from minigpt.training.resume import _seal, open_checkpoint
+from minigpt.training.run import counted
+from minigpt.training.run_log import epochs_of, read_records
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+# 29 documents, each of a letter of its own; 6 validate and 23 are learned.
+LETTERS = "abcdefghijklmnopqrstuvwxyzABC"
+TEXTS = {letter: letter * (2 + number % 5) for number, letter in enumerate(LETTERS)}
+DOCUMENTS = Documents([Document(text) for text in TEXTS.values()], "29 texts", 0, 0)
+# 190 characters, no two alike: 171 to train on are 33 windows of 5 an epoch, with room for an offset.
+TEXT = Corpus("ideograms", "".join(chr(0x4E00 + number) for number in range(190)), "made up for tests")
+WINDOWS = 33
+CONFIG = RunConfig(
+    model=GPTConfig(block_size=11, n_layer=1, n_head=1, n_embd=6),
+    train=TrainConfig(max_steps=19, batch_size=4, warmup_steps=1, eval_interval=5, save_interval=3),
+    device="cpu",
+    dtype="float32",
+)
+SOURCES = {
+    **{
+        batching: (updated(CONFIG, {"documents": {"val_size": 6, "batching": batching}}), DOCUMENTS)
+        for batching in ("padded", "confined", "packed")
+    },
+    "text": (updated(CONFIG, {"model": {"block_size": 5}}), TEXT),
+}
+CHANGES = {
+    "nothing": {},
+    "a smaller batch": {"train": {"batch_size": 1}},
+    "an odd batch": {"train": {"batch_size": 3}},
+    "a larger batch": {"train": {"batch_size": 7, "accumulation_steps": 2}},
+    "more accumulation": {"train": {"accumulation_steps": 3}},
+    "a batch of everything": {"train": {"batch_size": 97}},
+    "intervals": {"train": {"eval_interval": 2, "save_interval": 1, "patience": 50}},
+    "rates": {"train": {"learning_rate": 0.5, "weight_decay": 0.0}, "model": {"dropout": 0.3}},
+}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+class Steps(list):
+    """What each step has learned from: its rows, each as its targets, its loss, and its number of targets."""
+
+    stop_after = 0
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    taken, real = Steps(), loop.gradients
+
+    def gradients(run, first, processes):
+        batches = list(run.micro_batches(first, Processes()))
+        rows = [
+            "".join(run.tokenizer.decode([t for t in row.tolist() if t != IGNORED]))
+            for b in batches
+            for row in b.targets
+        ]
+        loss, num_tokens = real(run, first, processes)
+        taken.append(([row for row in rows if row], loss.item(), num_tokens))
+        if len(taken) == taken.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss, num_tokens
+
+    monkeypatch.setattr(loop, "gradients", gradients)
+    return taken
+
+
+def in_two_parts(config, source, change, out, steps, stop_after):
+    """A run that is asked to stop after some steps, and is resumed with something changed."""
+    steps.stop_after = stop_after
+    with pytest.raises(Interrupted):
+        train(config, source, out, quiet)
+    train(updated(config, change), source, out, quiet, resume=True)
+    assert len(steps) > stop_after
+
+
+def epochs_read(kind, steps):
+    """The rows of each epoch, the last one perhaps begun, found by counting what the data holds by hand."""
+    if kind == "text":
+        rows = [row for rows, _, _ in steps for row in rows]
+        return [rows[first : first + WINDOWS] for first in range(0, len(rows), WINDOWS)]
+    learned = set("".join(row for rows, _, _ in steps for row in rows)) - {"\n"}
+    # Of a document, all but its first character are targets, and the line end; packed, the first ones too, but one.
+    size = sum(len(TEXTS[letter]) + (kind == "packed") for letter in learned) - (kind == "packed")
+    epochs, rows = [], []
+    for read, _, _ in steps:
+        rows += read
+        if sum(map(len, rows)) >= size:  # no step goes over the end of an epoch, so this is the end itself
+            epochs, rows = [*epochs, rows], []
+    return [*epochs, rows] if rows else epochs
+
+
+def check_whole(kind, rows):
+    """An epoch has every document, or windows side by side from one place on, exactly once."""
+    if kind == "text":
+        places = sorted(TEXT.text.index(row) for row in rows)
+        assert places == [*range(places[0], places[0] + 5 * WINDOWS, 5)]
+        assert all(len(row) == 5 for row in rows)
+        return
+    read = Counter("".join(rows))
+    assert read.pop("\n") == 23 == len(read)
+    missing = Counter({letter: len(TEXTS[letter]) for letter in read}) - read
+    assert sum(missing.values()) == (1 if kind == "packed" else 23)
+    assert all(count <= len(TEXTS[letter]) for letter, count in read.items())
+
+
+@pytest.mark.parametrize("epochs", [3, 0])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_row_is_read_once_an_epoch(tmp_path, steps, kind, change, epochs):
+    """Interrupted in the middle of the second epoch."""
+    config, source = SOURCES[kind]
+    config = updated(config, {"train": {"epochs": float(epochs)}})
+    in_epoch = 3 if kind == "confined" else 5  # 23 documents in fewer rows, and windows in 9 steps
+    in_two_parts(config, source, CHANGES[change], tmp_path / "run", steps, in_epoch + 2 + 5 * (kind == "text"))
+    found = epochs_read(kind, steps)
+    whole = found if epochs else found[:-1]
+    assert len(whole) >= 1
+    for rows in whole:
+        check_whole(kind, rows)
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    evaluated = [record for record in records if "val_loss" in record]
+    if epochs:
+        assert len(found) == 3
+        assert [record["epoch"] for record in evaluated] == [1, 2, 3]
+        assert open_checkpoint(tmp_path / "run" / "last").progress.step == len(steps) == records[-1]["step"]
+    for record in evaluated:  # the share that was read is the share that is said
+        read = sum(len(rows) for rows, _, _ in steps[: record["step"]])
+        assert record["epoch"] == pytest.approx(read / len(found[0]))
+    check_losses(records, steps)
+
+
+def check_losses(records, steps):
+    """Each recorded loss is the mean over the steps since the one before it that had something to learn."""
+    before = 0
+    for record in records:
+        if "train_loss" in record:
+            losses = [loss for _, loss, count in steps[before : record["step"]] if count]
+            assert record["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+            before = record["step"]
+
+
+def test_rows_without_a_target_are_in_no_mean(tmp_path, steps):
+    """24 documents, each cut at 11 tokens: the last of 24 * 12 - 1 targets has a row alone, and is no end to learn."""
+    texts = [Document(letter * 20) for letter in LETTERS + "D"]
+    config = updated(SOURCES["packed"][0], {"train": {"batch_size": 1, "epochs": 2.0}})
+    train(config, Documents(texts, "30 texts", 0, 0), tmp_path / "run", quiet)
+    assert [place for place, (_, _, count) in enumerate(steps) if count == 0] == [26, 53]
+    check_losses(read_records(tmp_path / "run" / "metrics.jsonl"), steps)
+
+
+@pytest.mark.parametrize(
+    ("documents", "batch", "accumulation"), [(9, 2, 2), (7, 2, 2), (11, 4, 1), (5, 1, 7), (8, 4, 2)]
+)
+def test_epochs_end_at_epochs(tmp_path, steps, documents, batch, accumulation):
+    texts = [Document(text) for text in list(TEXTS.values())[: documents + 6]]
+    t = {"epochs": 4.0, "batch_size": batch, "accumulation_steps": accumulation}
+    config = updated(SOURCES["padded"][0], {"train": t})
+    result = train(config, Documents(texts, "", 0, 0), tmp_path / "run", quiet)
+    size = batch * accumulation
+    assert [len(rows) for rows, _, _ in steps] == 4 * [min(size, documents - row) for row in range(0, documents, size)]
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [epoch for epoch, _, _ in epochs_of(records)] == [1, 2, 3, 4]
+    assert result.step == len(steps)
+    check_losses(records, steps)
+
+
+@pytest.mark.parametrize("epochs", [5.0, 0.5, 1.7])
+def test_a_text_too(tmp_path, steps, epochs):
+    config = updated(SOURCES["text"][0], {"train": {"epochs": epochs, "batch_size": 7}})
+    train(config, TEXT, tmp_path / "run", quiet)
+    assert sum(len(rows) for rows, _, _ in steps) == math.ceil(round(epochs * WINDOWS, 6))
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    ends = [*range(1, int(epochs) + 1), *([epochs] if epochs % 1 else [])]
+    assert [epoch for epoch, _, _ in epochs_of(records)] == pytest.approx(ends, abs=1 / WINDOWS)
+    for rows in epochs_read("text", steps)[: int(epochs)]:
+        check_whole("text", rows)
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 40])
+@pytest.mark.parametrize("rows", [23, 28, 1])
+@pytest.mark.parametrize("epochs", [3.0, 0.5, 2.3, 1.0])
+def test_steps_are_counted_by_taking_them(size, rows, epochs):
+    """From any row on: the steps that are foreseen are those that a loop takes."""
+    wanted = math.ceil(round(epochs * rows, 6))
+    for first in range(wanted + 1):
+        row, step = first, 10
+        while row < wanted:
+            row += min(size, rows - row % rows, wanted - row)
+            step += 1
+        t = counted(TrainConfig(epochs=epochs, batch_size=size), rows, step=10, rows=first)
+        assert t.max_steps == step, first
+
+
+def test_fewer_epochs_than_are_read_are_refused(tmp_path):
+    config, source = SOURCES["text"]
+    train(updated(config, {"train": {"epochs": 2.0}}), source, tmp_path / "run", quiet)
+    with pytest.raises(ConfigError, match=r"has taken 2 epochs, more than the 1 asked for\n.*--train\.epochs"):
+        train(updated(config, {"train": {"epochs": 1.0}}), source, tmp_path / "run", quiet, resume=True)
+
+
+def test_another_seed_is_refused(tmp_path):
+    """It would choose other documents to validate, and other windows to be left."""
+    config, source = SOURCES["padded"]
+    train(config, source, tmp_path / "run", quiet)
+    with pytest.raises(CheckpointError, match="seed is 0 in the run and 1 now"):
+        train(updated(config, {"seed": 1, "train": {"max_steps": 30}}), source, tmp_path / "run", quiet, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["padded", "text"])
+def test_a_checkpoint_of_the_first_format(tmp_path, steps, kind):
+    """Of a text it is read, and of documents refused by name: it does not say which of them it has read."""
+    config, source = SOURCES[kind]
+    steps.stop_after = 7
+    with pytest.raises(Interrupted):
+        train(config, source, tmp_path / "run", quiet)
+    for path in (tmp_path / "run").glob("*/manifest.json"):
+        content = {**json.loads(path.read_text()), "format": 1}
+        content = {key: value for key, value in content.items() if key not in ("sha256", "laid_out_for")}
+        path.write_text(json.dumps({**content, "sha256": _seal(content)}))
+    if kind == "text":
+        train(config, source, tmp_path / "run", quiet, resume=True)
+        for rows in epochs_read(kind, steps)[:-1]:
+            check_whole(kind, rows)
+    else:
+        with pytest.raises(CheckpointError, match="is of format 1, which does not say which documents"):
+            train(config, source, tmp_path / "run", quiet, resume=True)
