@@ -5,44 +5,32 @@ imports torch: `minigpt --help` and the checking of a configuration are instant.
 """
 
 import dataclasses
-import sys
-import types
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-from minigpt.errors import ConfigError, MissingFileError, did_you_mean
-from minigpt.files import write_text
+from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean
+from minigpt.fields import Bounds, check_fields
+from minigpt.files import read_bytes, write_text
 
+_NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
+_LARGEST = 1e100  # beyond float32, whose overflow a training finds by itself, and far from that of a double
+_LONGEST_YAML = 2**20  # bytes
+_BELOW_1, _ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
 
-def _matches(value: object, hint: object) -> bool:
-    """Whether `value` is of the annotated type. An int counts as a float, a bool never as a number."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_matches(value, part) for part in get_args(hint))
-    if hint is float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return False
-        return abs(value) <= sys.float_info.max  # which neither NaN is nor an int that no float can hold
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else False
-
-
-def _type_name(hint: object) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
-def _check_types(config: object) -> None:
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _matches(value, hint):
-            wrong = "not a choice" if get_origin(hint) is Literal else f"of the wrong type ({type(value).__name__})"
-            raise ConfigError(f"{name} = {value!r} is {wrong}", f"{name} must be {_type_name(hint)}")
+Layers = Annotated[int, Bounds(1, 10_000)]
+Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch: the square of it can be counted, though not computed
+Count = Annotated[int, Bounds(1, _NO_END)]
+CountOrOff = Annotated[int, Bounds(0, _NO_END)]
+NotNegative = Annotated[float, Bounds(0, _LARGEST)]
+Rate = Annotated[float, Bounds(_ABOVE_0, _LARGEST, "above 0 and at most 1e100", "would not learn")]
+Alpha = Annotated[float, Bounds(_ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual", "is out of range")]
+Share = Annotated[float, Bounds(0, _BELOW_1, "in [0, 1)")]
+Part = Annotated[
+    float, Bounds(_ABOVE_0, _BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation", "is out of range")
+]
 
 
 def _require(condition: bool, what: str, how: str) -> None:
@@ -60,17 +48,17 @@ class GPTConfig:
         ConfigError: if a value is out of range, or `n_embd` cannot be split into `n_head` heads.
     """
 
-    vocab_size: int = 50257
+    vocab_size: Annotated[int, Bounds(1, 2**31 - 1)] = 50257
     """tokens in the vocabulary; training takes it from the tokenizer"""
-    block_size: int = 1024
+    block_size: Size = 1024
     """the longest context in tokens: attention's memory grows with its square"""
-    n_layer: int = 12
+    n_layer: Layers = 12
     """number of blocks"""
-    n_head: int = 12
+    n_head: Size = 12
     """attention heads per block; must divide n_embd"""
-    n_embd: int = 768
+    n_embd: Size = 768
     """width of the residual stream; parameters grow with its square"""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """share of activations zeroed in training, after the embedding, in attention and at each block's two outputs"""
     bias: bool = True
     """biases in the linear layers and layer norms, as GPT-2 has them"""
@@ -78,16 +66,12 @@ class GPTConfig:
     """use the token embedding as the output head too (Press and Wolf, 2017)"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
+        check_fields(self)
         _require(
             self.n_embd % self.n_head == 0,
             f"n_embd = {self.n_embd} cannot be split into n_head = {self.n_head} equal heads",
             f"choose n_embd as a multiple of n_head, for example {self.n_head * max(1, self.n_embd // self.n_head)}",
         )
-        _require(0 <= self.dropout < 1, f"dropout = {self.dropout} is out of range", "dropout must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -102,16 +86,11 @@ class DataConfig:
     """a named corpus, a text file, a folder of them, or records: .jsonl, .csv"""
     tokenizer: Literal["char", "gpt2"] = "char"
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
-    val_fraction: float = 0.1
+    val_fraction: Part = 0.1
     """the last part of the corpus, kept out of training and used to measure the validation loss"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(
-            0 < self.val_fraction < 1,
-            f"val_fraction = {self.val_fraction} is out of range",
-            "val_fraction must lie between 0 and 1: 0.1 keeps the last tenth for validation",
-        )
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -130,24 +109,21 @@ class DocumentsConfig:
     """for pairs, such as a question and its answer: the field that is given and not learned"""
     completion_field: str = ""
     """for pairs: the field that is learned; the loss counts nothing else"""
-    max_characters: int = 0
+    max_characters: CountOrOff = 0
     """longer documents are cut to this many characters; 0 for no limit"""
-    max_length: int = 0
+    max_length: CountOrOff = 0
     """longer documents are cut to this many tokens, and what is cut has no end to learn; 0 for block_size"""
-    train_size: int = 0
+    train_size: CountOrOff = 0
     """documents to train on, chosen by the seed; 0 for all that do not validate"""
-    val_size: int = 0
+    val_size: CountOrOff = 0
     """documents to hold out and validate on, chosen by the seed; 0 for a tenth"""
     batching: Literal["padded", "packed", "confined"] = "padded"
     """padded: one document a row; packed: back to back, no room wasted; confined: so too, and none sees another"""
-    keywords: int = 0
+    keywords: CountOrOff = 0
     """open each document with a line of its most telling words, so many, that a prompt can then ask for"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        for name in ("max_characters", "max_length", "train_size", "val_size", "keywords"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -158,51 +134,51 @@ class TrainConfig:
         ConfigError: if a value is out of range or contradicts another.
     """
 
-    max_steps: int = 5000
+    max_steps: Count = 5000
     """number of optimizer steps"""
-    epochs: float = 0.0
+    epochs: Annotated[float, Bounds(0, 1e9)] = 0.0
     """number of readings of all data; above 0 it decides max_steps; each ends with a step, an evaluation and a save"""
-    batch_size: int = 64
+    batch_size: Size = 64
     """sequences in one micro-batch"""
-    accumulation_steps: int = 1
+    accumulation_steps: Size = 1
     """micro-batches whose gradients are averaged for one step: a larger batch in the same memory"""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """AdamW's peak learning rate, reached after warm-up"""
-    min_learning_rate: float = 1e-4
+    min_learning_rate: NotNegative = 1e-4
     """where the cosine ends; the Muon rate falls by the same factor"""
     schedule: Literal["cosine", "linear"] = "cosine"
     """how the learning rate falls after warm-up"""
-    warmup_steps: int = 100
+    warmup_steps: CountOrOff = 100
     """steps over which the learning rate rises linearly from near zero"""
-    warmup_ratio: float = 0.0
+    warmup_ratio: Share = 0.0
     """share of all steps; above 0 it decides warmup_steps"""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """decoupled decay of the matrices; biases, layer norms and (under Muon) embeddings are never decayed"""
-    beta1: float = 0.9
+    beta1: Share = 0.9
     """AdamW's decay rate of the mean of the gradient"""
-    beta2: float = 0.99
+    beta2: Share = 0.99
     """AdamW's decay rate of the mean of its square"""
-    grad_clip: float = 1.0
+    grad_clip: NotNegative = 1.0
     """largest norm of the whole gradient; 0 turns clipping off"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: Muon on the matrices of the blocks and AdamW on all the rest"""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: Rate = 0.02
     """Muon's peak learning rate, with --train.optimizer muon"""
-    muon_momentum: float = 0.95
+    muon_momentum: Share = 0.95
     """Muon's decay rate of the mean of the gradient; short runs like it smaller"""
-    eval_interval: int = 250
+    eval_interval: Count = 250
     """steps between evaluations over the whole validation split"""
-    save_interval: int = 250
+    save_interval: Count = 250
     """steps between checkpoints; there is always one at the end"""
-    patience: int = 0
+    patience: CountOrOff = 0
     """evaluations without a better validation loss after which training stops; 0 for never"""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """what to do when a loss or a gradient is infinite or not a number: stop with a report, or leave the step out"""
-    lora_rank: int = 0
+    lora_rank: CountOrOff = 0
     """above 0, train adapters of this rank beside the frozen model (LoRA) and save nothing else"""
-    lora_alpha: float = 16.0
+    lora_alpha: Alpha = 16.0
     """an adapter's output is scaled by lora_alpha / lora_rank"""
-    lora_dropout: float = 0.0
+    lora_dropout: Share = 0.0
     """share of an adapter's inputs zeroed in training"""
     lora_targets: str = "attn.c_attn"
     """the layers with adapters: ends of their names, or globs, with commas between them"""
@@ -214,27 +190,7 @@ class TrainConfig:
     """under torchrun: ddp, the whole model in each process, or fsdp, a part of every tensor in each"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        for name in ("max_steps", "batch_size", "accumulation_steps", "eval_interval", "save_interval"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} = {value} is too small", f"{name} must be at least 1")
-        for name in (
-            "min_learning_rate",
-            "warmup_steps",
-            "weight_decay",
-            "grad_clip",
-            "patience",
-            "epochs",
-            "lora_rank",
-        ):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} = {value} is negative", f"{name} must be 0 or more")
-        for name in ("learning_rate", "muon_learning_rate"):
-            value = getattr(self, name)
-            _require(value > 0, f"{name} = {value} would not learn", f"{name} must be above 0")
-        for name in ("beta1", "beta2", "muon_momentum", "warmup_ratio", "lora_dropout"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"{name} = {value} is out of range", f"{name} must lie in [0, 1)")
+        check_fields(self)
         _require(
             not (self.lora_rank and self.optimizer == "muon"),
             "optimizer = muon is not for adapters: made orthogonal, a thin matrix moves in all of its directions alike",
@@ -260,23 +216,22 @@ class LoRAConfig:
         ConfigError: if a value cannot be used.
     """
 
-    rank: int = 8
+    rank: Size = 8
     """inner size of an adapter's pairs of matrices: its parameters grow with it"""
-    alpha: float = 16.0
+    alpha: Alpha = 16.0
     """an adapter's output is scaled by alpha / rank"""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """share of an adapter's inputs zeroed in training"""
     targets: tuple[str, ...] = ("attn.c_attn",)
     """linear layers of the blocks: ends of their names, as globs, such as attn.c_attn, c_proj or h.0.*"""
 
     def __post_init__(self) -> None:
-        for name, allowed, advice in (
-            ("rank", _matches(self.rank, int) and self.rank >= 1, "a whole number above 0"),
-            ("alpha", _matches(self.alpha, float) and self.alpha > 0, "above 0; 1 to 4 times the rank is usual"),
-            ("dropout", _matches(self.dropout, float) and 0 <= self.dropout < 1, "a number in [0, 1)"),
-            ("targets", isinstance(self.targets, tuple) and are_texts(self.targets), "a tuple of at least one name"),
-        ):
-            _require(allowed, f"{name} = {getattr(self, name)!r} cannot be used", f"{name} must be {advice}")
+        check_fields(self)
+        _require(
+            are_texts(self.targets),
+            f"targets = {brief(self.targets)} cannot be used",
+            "targets must be a tuple of at least one name",
+        )
 
 
 def are_texts(values: list[object] | tuple[object, ...]) -> bool:
@@ -298,7 +253,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     init_from: str = ""
     """the model to start from: a run directory, a transformers folder, weights, gpt2, ORG/NAME; empty for a new one"""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**63 - 1, "in [0, 2**63)")] = 0
     """fixes the initial weights, the batches and dropout: the same seed gives the same weights, byte for byte"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
@@ -310,8 +265,7 @@ class RunConfig:
     """where to watch the run besides its own files: none, tensorboard or wandb; both need the extra of their name"""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(0 <= self.seed < 2**63, f"seed = {self.seed} is out of range", "seed must lie in [0, 2**63)")
+        check_fields(self)
 
 
 # What each preset is for, and its settings. The two Shakespeare runs for a CPU share one recipe: a small model without
@@ -389,7 +343,7 @@ def preset(name: str) -> RunConfig:
         ConfigError: if there is no preset of that name.
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}", did_you_mean(name, PRESETS))
+        raise ConfigError(f"there is no preset {brief(name)}", did_you_mean(name, PRESETS))
     return PRESETS[name][1]
 
 
@@ -411,10 +365,10 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
     changes = {}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"unknown setting {where + str(key)!r}", did_you_mean(str(key), known))
+            raise ConfigError(f"unknown setting {brief(where + str(key))}", did_you_mean(str(key), known))
         if dataclasses.is_dataclass(known[key]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}{key} = {value!r} is not a section", f"put the keys of {key} below it")
+                raise ConfigError(f"{where}{key} = {brief(value)} is not a section", f"put the keys of {key} below it")
             value = updated(known[key], value, f"{where}{key}.")
         elif isinstance(known[key], float) and isinstance(value, str):
             value = _number(value)
@@ -431,19 +385,60 @@ def read_yaml(path: Path) -> dict[str, Any]:
         MissingFileError: if there is no such file.
         ConfigError: if it is not YAML, or holds no mapping.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(read_bytes(path, _LONGEST_YAML).decode("utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"no configuration file {path}", "check the path, or leave --config out") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "name a file of settings") from None
+    except Exception as error:  # the loader raises whatever a conversion to a number, a date or a set may raise
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise ConfigError(f"{path} is not readable YAML: {reason}", "mend the line it names") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings", "write sections such as 'train:' with keys below them")
     values.pop("versions", None)
     return values
+
+
+def _parsed(text: str) -> Any:
+    """What YAML says. Unlike the library, it names the line of what cannot be read, and a key that is there twice.
+
+    Raises:
+        Exception: of any kind, if it is no YAML.
+    """
+    import yaml
+
+    def refusal(what: str, node: Any) -> Exception:
+        return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few of them in a few lines make gigabytes
+                raise refusal("what is written elsewhere is referred to: write it out", self.current_event)
+            return super().compose_node(parent, index)
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (yaml.YAMLError, RecursionError):
+                raise
+            except Exception:
+                raise refusal(f"{brief(node.value)} is no {node.tag.rpartition(':')[2]}", node) from None
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[Any, int] = {}
+            for key_node, _ in node.value:
+                key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+                if key in lines:
+                    raise refusal(f"{brief(key)} is there twice, in lines {lines[key]} and {line}", key_node)
+                lines[key] = line
+            return super().construct_mapping(node, deep)
+
+    loader = Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def write_yaml(config: RunConfig, path: Path, versions: Mapping[str, str]) -> None:

@@ -5,7 +5,12 @@ each child also is. `assert` is kept for our own invariants: a failed one is our
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+_BRIEF.maxlong = 40
 
 
 class MiniGPTError(Exception):
@@ -80,6 +85,14 @@ class ModelNote(UserWarning):
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]
+
+
+def brief(value: object) -> str:
+    """A value as an error shows it: the whole of a short one, the ends of a long one."""
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # Python spells no whole number of more than some thousand digits
+        return f"a {type(value).__name__} of thousands of digits"
 
 
 def near(name: str, known: Iterable[str], most: int = 1) -> str:

@@ -251,6 +251,26 @@ def first_bytes(path: Path) -> bytes:
     return beginning
 
 
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file: a pipe, a device or a folder has none, or one without an end.
+
+    Raises:
+        OSError: if it cannot be read, is something else, or has more than `most` bytes.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `open` does, but that a pipe to which nobody writes is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_text(path: Path) -> str:
     """The text of a small UTF-8 file.
 

@@ -14,7 +14,7 @@ HOUSE = Path(minigpt.__file__).parent
 # A room may import only from rows above its own.
 ROWS = [
     ["errors", "analysis.checks", "analysis.terminal"],
-    ["files", "hub", "prompts", "analysis.diversity", "analysis.references"],
+    ["files", "fields", "hub", "prompts", "analysis.diversity", "analysis.references"],
     ["config", "decoding.options", "data.verse", "device", "downloads", "analysis.overlap"],
     ["analysis.records", "kv_cache", "decoding.filters", "decoding.constraints", "tokenizers", "training.trackers"],
     ["analysis.accounting", "analysis.taps", "analysis.positions"],
@@ -46,6 +46,7 @@ FORBIDDEN = {
 WITHOUT_TORCH = [
     "errors",
     "files",
+    "fields",
     "config",
     "analysis.accounting",
     "decoding.options",

@@ -70,7 +70,10 @@ class CommandParser(jsonargparse.ArgumentParser):
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of examples, and says nothing of defaults that are off."""
+    """Keeps the line breaks of examples, and says nothing of defaults that are off, or of bounds nobody comes near."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r"Annotated\[(\w+), Bounds\(.*?\)\](?=[,)])", r"\1", super()._expand_help(action))
 
     def _get_help_string(self, action: argparse.Action) -> str:
         off = action.default is None or action.default is False
