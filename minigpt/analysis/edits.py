@@ -371,7 +371,7 @@ class Editing:
             if not self._longest:
                 raise InputError(
                     f"the edit of {one.point} touched nothing: no pass of the model was run inside the block",
-                    "call the model inside it; of a compiled model, the original, which is its `_orig_mod`",
+                    "call the model inside it, in the same thread; of a compiled model, the original, its `_orig_mod`",
                 )
             raise InputError(
                 f"the edit of {one.point} did not touch {f'position {missing[0]}' if missing else 'anything'}:"

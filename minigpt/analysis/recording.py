@@ -196,7 +196,7 @@ class Trace(Mapping[str, Tensor]):
         if not self._num_passes:
             raise PointError(
                 f"{name} was not recorded: no pass of the model was run inside the block",
-                "call the model inside it; of a compiled model, call the original, which is `model` of the trace",
+                "call the model inside it, in the same thread; of a compiled model, the trace's `model`, the original",
             )
         raise PointError(
             f"{name} was not recorded: no pass computed it at the positions asked for",

@@ -12,9 +12,13 @@ model goes on with it: a trace shows what the model used, whichever of the two c
 Positions are absolute, and with a KV-cache too: a pass that begins at position p replaces what was recorded from p on,
 and an edit changes its positions in the pass that computes them. The rows of a batch must stand at one position and
 stay the same rows; calls of single modules by hand, outside a pass, are neither recorded nor changed.
+
+A block belongs to the thread that opened it. Passes of other threads go on meanwhile, neither recorded nor changed, and
+each may have blocks of its own on the same model.
 """
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,7 +49,8 @@ def trace(
 ) -> Iterator[Trace]:
     """Record what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
-    Several passes with a cache make one recording; see the top of this file. Nothing about the model changes.
+    Several passes with a cache make one recording, and passes of other threads none; see the top of this file. Nothing
+    about the model changes.
 
     Args:
         model: a GPT. Of a compiled one, the original is traced: call that, for the compiled one would compile anew.
@@ -77,7 +82,8 @@ def trace(
 def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """Change what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
-    Edits of one point are done in the order given, those of an outer block before those of an inner one.
+    Edits of one point are done in the order given, those of an outer block before those of an inner one. Passes of
+    other threads stay as they are.
 
     Args:
         model: a GPT in evaluation mode. Of a compiled one, the original is edited: call that.
@@ -102,28 +108,49 @@ def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
 # --- the hooks
 
 
-class _Wiring:
-    """The hooks on one model, shared by all blocks that are open on it.
+class _Open(threading.local):
+    """What is open on a model, and where its pass is: each thread has its own.
 
     Attributes:
         edits: those of the open `edit` blocks, the outermost first.
         traces: the open traces.
+        span: the positions of the pass under way.
+        running: from the positions' embeddings to the last norm: what is called by hand is no pass.
+        kept: what the pass has of the points that are added again; the head is about to read the last one.
+    """
+
+    def __init__(self) -> None:
+        self.edits: list[Editing] = []
+        self.traces: list[Trace] = []
+        self.span = range(0)
+        self.running = False
+        self.kept: dict[str, Tensor] = {}
+
+    @property
+    def listeners(self) -> list[Editing | Trace]:
+        """Whom a pass of this thread concerns."""
+        return [*self.edits, *self.traces]
+
+
+class _Wiring:
+    """The hooks on one model, shared by all blocks that are open on it.
+
+    Attributes:
+        open: the blocks of the thread that asks.
+        num_blocks: of all threads.
     """
 
     def __init__(self, model: GPT) -> None:
-        self.edits: list[Editing] = []
-        self.traces: list[Trace] = []
+        self.open = _Open()
+        self.num_blocks = 0
         self._model = model
-        self._span = range(0)  # the positions of the pass under way
         self._attentions = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
         self._usual = [attention.core for attention in self._attentions]
         self._hooks = ExitStack()
-        self._running = False  # from the positions' embeddings to the last norm: what is called by hand is no pass
         layers = range(model.config.n_layer)
         # The model adds two pairs of points whose first it takes before a hook can change it: they are added again.
         self._sums = {"embed": "pos_embed"} | {f"blocks.{i}.resid_mid": f"blocks.{i}.mlp.out" for i in layers}
         self._terms = {*self._sums, *self._sums.values(), "ln_f.out"}
-        self._kept: dict[str, Tensor] = {}  # what the pass has of them; the head is about to read the last one
 
     def connect(self) -> None:
         """Hang the hooks. Those of one module run in the order in which they come here."""
@@ -159,16 +186,19 @@ class _Wiring:
                 pass  # the core sees to the first two; the last is worked out when it is read
 
     def _on_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        hook = module.register_forward_pre_hook(lambda _module, args: (change(args[0]), *args[1:]))
+        def changed(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (change(args[0]), *args[1:]) if self.open.listeners else args
+
+        hook = module.register_forward_pre_hook(changed)
         self._hooks.callback(hook.remove)
 
     def _on_output(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        hook = module.register_forward_hook(lambda _module, _args, output: change(output))
+        hook = module.register_forward_hook(lambda _, _args, output: change(output) if self.open.listeners else None)
         self._hooks.callback(hook.remove)
 
     def _begin(self, positions: Tensor) -> Tensor:
         """A pass begins: it is at the embeddings of its positions, (T,) if all rows agree."""
-        if "embed" not in self._kept:
+        if "embed" not in self.open.kept:
             return positions
         if positions.dim() == 2:
             raise InputError(
@@ -176,11 +206,11 @@ class _Wiring:
                 "give prompts of one length, or one prompt at a time",
             )
         first = int(positions[0])
-        self._span = range(first, first + len(positions))
-        self._running = True
-        for one in self.traces:
+        self.open.span = range(first, first + len(positions))
+        self.open.running = True
+        for one in self.open.traces:
             one.begin(first, "explicit" if self._any_explicit() else "fused")
-        self._keep("embed", self._tap("embed", self._kept["embed"]))
+        self._keep("embed", self._tap("embed", self.open.kept["embed"]))
         return positions
 
     def _any_explicit(self) -> bool:
@@ -189,40 +219,40 @@ class _Wiring:
         return inside or explicit_attention in self._usual
 
     def _points(self) -> frozenset[str]:
-        return frozenset().union(*(edits.points for edits in self.edits), *(one.points for one in self.traces))
+        return frozenset().union(*(one.points for one in self.open.listeners))
 
     def _keep(self, name: str, x: Tensor) -> Tensor:
-        self._kept[name] = x
+        self.open.kept[name] = x
         return x
 
     def _sum(self, first: str, usual: Tensor) -> Tensor:
         """The sum of two points as the hooks have left them, in the place of the model's."""
-        return self._kept.pop(first) + self._kept.pop(self._sums[first]) if self._running else usual
+        return self.open.kept.pop(first) + self.open.kept.pop(self._sums[first]) if self.open.running else usual
 
     def _tap(self, name: str, x: Tensor) -> Tensor:
         """A point on the model's way: what comes in is changed, recorded, and goes on."""
-        if not self._running:
+        if not self.open.running:
             return x
         x = self._record(name, self._change(name, x))
         if name in self._terms:
             self._keep(name, x)
         if name == "ln_f.out":
-            self._running = False
+            self.open.running = False
         return x
 
     def _change(self, name: str, x: Tensor) -> Tensor:
-        for edits in self.edits:
-            x = edits.change(name, x, self._positions(x), self._span.start > 0)
+        for edits in self.open.edits:
+            x = edits.change(name, x, self._positions(x), self.open.span.start > 0)
         return x
 
     def _record(self, name: str, x: Tensor) -> Tensor:
-        for one in self.traces:
-            one.record(name, x, self._positions(x), self._span.start > 0)
+        for one in self.open.traces:
+            one.record(name, x, self._positions(x), self.open.span.start > 0)
         return x
 
     def _positions(self, x: Tensor) -> range:
         """Where a point's tensor stands: at the last positions. Keys and values have all, logits often only one."""
-        return range(self._span.stop - x.size(-2), self._span.stop)
+        return range(self.open.span.stop - x.size(-2), self.open.span.stop)
 
     def _tap_heads(self, name: str, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -230,14 +260,14 @@ class _Wiring:
         return self._tap(name, z).transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
 
     def _tap_scale(self, name: str, eps: float, x: Tensor) -> Tensor:
-        if self._running and name in self._points():
+        if self.open.running and name in self._points():
             self._record(name, (x.var(-1, correction=0, keepdim=True) + eps).sqrt())  # (B, T, C) -> (B, T, 1)
         return x
 
     def _logits(self, _module: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor | None:
         """The head's output, if it reads the final hidden states of the pass, or those of its last positions."""
-        (read,), hidden = args, self._kept.get("ln_f.out")
-        if hidden is None:
+        (read,), hidden = args, self.open.kept.get("ln_f.out")
+        if hidden is None or not self.open.listeners:
             return None
         B, _, C = hidden.shape
         n = read.numel() // (B * C)
@@ -250,6 +280,8 @@ class _Wiring:
         self, name: str, usual: AttentionCore, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float
     ) -> Tensor:
         """The attention core of a layer: the usual one, or the explicit one if somebody wants to see inside."""
+        if not self.open.listeners:
+            return usual(q, k, v, mask, dropout)
         q, k, v = (self._tap(f"{name}.{letter}", x) for letter, x in zip("qkv", (q, k, v), strict=True))
         if not {f"{name}.scores", f"{name}.pattern"} & self._points():
             return usual(q, k, v, mask, dropout)
@@ -257,7 +289,7 @@ class _Wiring:
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
         scores = self._change(f"{name}.scores", scores.masked_fill(~mask, -math.inf))
         scores = self._record(f"{name}.scores", scores.masked_fill(~mask, -math.inf))  # no edit shows the future
-        if self.edits:
+        if self.open.edits:
             _check_keys(name, scores)
         pattern = self._tap(f"{name}.pattern", F.softmax(scores, dim=-1))
         return F.dropout(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
@@ -276,23 +308,31 @@ def _check_keys(name: str, scores: Tensor) -> None:
 
 
 _wirings: dict[GPT, _Wiring] = {}  # of the models on which a block is open
+_lock = threading.RLock()  # held while hooks come and go
 
 
 @contextmanager
 def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
     """The hooks are there, and tell this listener too."""
-    if model not in _wirings:
-        _wirings[model] = _Wiring(model)
-        _wirings[model].connect()
-    wiring = _wirings[model]
-    own: list[Any] = wiring.traces if isinstance(listener, Trace) else wiring.edits
+    with _lock:
+        if model not in _wirings:
+            _wirings[model] = _Wiring(model)
+            _wirings[model].connect()
+        wiring = _wirings[model]
+        wiring.num_blocks += 1
+        if not wiring.open.listeners:  # an error may have ended this thread's last pass half-way
+            wiring.open.running = False
+            wiring.open.kept.clear()
+    own: list[Any] = wiring.open.traces if isinstance(listener, Trace) else wiring.open.edits
     own.append(listener)
     try:
         yield
     finally:
         own[:] = [other for other in own if other is not listener]
-        if not wiring.edits and not wiring.traces:
-            _wirings.pop(model).disconnect()
+        with _lock:
+            wiring.num_blocks -= 1
+            if not wiring.num_blocks:
+                _wirings.pop(model).disconnect()
 
 
 def _original(model: nn.Module) -> GPT:

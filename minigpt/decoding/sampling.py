@@ -7,6 +7,7 @@ R rows, T tokens fed at once, V tokens in the vocabulary.
 
 import operator
 import reprlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -282,23 +283,27 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
 
 # model -> how many are inside `evaluating` with it, and which of its modules were in training mode before the first
 _EVALUATED: dict[GPT, tuple[int, list[nn.Module]]] = {}
+_ENTERING = threading.RLock()  # held while one enters or leaves
 
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
     """Dropout off inside, and every module back in its own mode outside, whatever happens.
 
-    Two streams of one model may overlap: its modes come back when the last of those inside leaves.
+    Two streams of one model may overlap, in several threads too: its modes come back when the last of those inside
+    leaves.
     """
-    users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
-    _EVALUATED[model] = users + 1, training
-    model.eval()
+    with _ENTERING:
+        users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
+        _EVALUATED[model] = users + 1, training
+        model.eval()
     try:
         yield
     finally:
-        users, training = _EVALUATED.pop(model)
-        if users > 1:
-            _EVALUATED[model] = users - 1, training
-        else:
-            for module in training:
-                module.training = True
+        with _ENTERING:
+            users, training = _EVALUATED.pop(model)
+            if users > 1:
+                _EVALUATED[model] = users - 1, training
+            else:
+                for module in training:
+                    module.training = True

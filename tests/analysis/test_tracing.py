@@ -1,8 +1,11 @@
 """Traces and edits against a forward pass written out in float64, and what must be true whatever the weights."""
 
+import contextlib
 import json
 import math
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +293,100 @@ def test_the_trunk_alone_is_traced_and_calls_by_hand_are_not(model, idx, distanc
 def test_rows_of_different_lengths_are_refused(model, context, as_it_was):
     with pytest.raises(InputError, match="different positions"), context(model):
         minigpt.generate(model, [[1, 2, 3], [4, 5]], max_new_tokens=3, strategy="greedy")
+    as_it_was(model)
+
+
+# --- several threads, several blocks
+
+
+def elsewhere(call):
+    """What a call gives in a thread of its own, which is over when this returns."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize("block", [trace, lambda model: edit(model, ablate("0.1"), knockout(1, 2, 5, 3))])
+@pytest.mark.parametrize("prompts", [[[3, 1, 4]], [[1, 5], [9, 2, 6]]])  # rows of several lengths cannot be traced
+def test_a_block_leaves_the_passes_of_other_threads_alone(model, idx, block, prompts, as_it_was):
+    """Even those that run in the middle of a pass of its own."""
+    alone = minigpt.generate(model, prompts, max_new_tokens=7, strategy="greedy")
+    with block(model):
+        expected = model(idx)
+    others = []
+
+    def interrupt(*_):
+        if threading.current_thread() is threading.main_thread():
+            others.append(elsewhere(lambda: minigpt.generate(model, prompts, max_new_tokens=7, strategy="greedy")))
+
+    inside = [model.wpe, model.h[1], model.h[1].attn, model.h[2].mlp, model.ln_f]
+    with contextlib.ExitStack() as stack:
+        for module in inside:
+            stack.callback(module.register_forward_pre_hook(interrupt).remove)
+        with block(model) as t:
+            torch.testing.assert_close(model(idx), expected)
+    assert [other.sequences for other in others] == [alone.sequences] * len(inside)
+    if t is not None:
+        assert t.names == POINTS
+        assert t["embed"].shape == (B, T, C)
+    as_it_was(model)
+
+
+def test_threads_have_blocks_of_their_own_which_may_end_in_any_order(model, idx, as_it_was):
+    without = {}
+    with torch.no_grad():
+        for part in ("0.1", "1.mlp", "2.attn"):
+            with edit(model, ablate(part)):
+                without[part] = model(idx)
+    steps = threading.Barrier(len(without), timeout=60)
+
+    @torch.no_grad()
+    def study(part, last):
+        with edit(model, ablate(part)), trace(model, "logits") as t:
+            steps.wait()  # all are open
+            for _ in range(last):
+                torch.testing.assert_close(model(idx), without[part])
+                steps.wait()  # those that were to end have ended
+            torch.testing.assert_close(model(idx), without[part])
+        for _ in range(last, 2):
+            steps.wait()
+        return t["logits"]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(study, without, [0, 2, 1]))
+    for part, logits in zip(without, found, strict=True):
+        torch.testing.assert_close(logits, without[part])
+    as_it_was(model)
+
+
+def test_a_block_hears_nothing_of_other_threads_and_says_so(model, idx):
+    said = "no pass .* inside the block\\n.*in the same thread"
+    with trace(model) as t:
+        elsewhere(lambda: model(idx))
+    with pytest.raises(PointError, match=said):
+        t["embed"]
+    with pytest.raises(InputError, match=said), edit(model, ablate("0.1")):
+        elsewhere(lambda: model(idx))
+
+
+def test_an_edit_may_begin_and_end_between_two_steps_of_generate(model, as_it_was):
+    """The passes inside the block are edited, those before and after are not."""
+    plain = minigpt.generate(model, [[3, 1, 4]], max_new_tokens=9, strategy="greedy")
+    only_7 = torch.full((V,), -99.0)
+    only_7[7] = 99.0
+    stack, steps = contextlib.ExitStack(), []
+
+    def watch(step):
+        steps.append(step)
+        if len(steps) == 3:
+            stack.enter_context(edit(model, patch("logits", only_7.expand(1, 13, V), at=[5, 6])))
+        if len(steps) == 5:
+            stack.close()
+
+    out = minigpt.generate(model, [[3, 1, 4]], max_new_tokens=9, strategy="greedy", on_step=watch)
+    assert out.sequences[0][:6] == plain.sequences[0][:6]
+    assert out.sequences[0][6:8] == [7, 7]
+    again = minigpt.generate(model, [out.sequences[0][:8]], max_new_tokens=4, strategy="greedy")
+    assert again.sequences == out.sequences
     as_it_was(model)
 
 
