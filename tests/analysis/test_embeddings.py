@@ -193,7 +193,8 @@ def test_the_stream_of_a_pass_with_a_cache_and_of_chosen_positions(model, idx, t
     assert all(one.ok for one in found.check())
     late = residual_norms(traced(model, idx, positions=[3, 5]))
     assert late.positions == [3, 5]
-    assert torch.equal(late.shares, whole.shares[..., [3, 5]])
+    step = 2**-23  # of float32: other shapes may take another kernel, but sums in float64 are rounded to it once
+    assert torch.allclose(late.shares, whole.shares[..., [3, 5]], rtol=step, atol=0)
 
 
 def test_the_stream_as_json_and_what_cannot_be_read(model, idx, traced):

@@ -158,13 +158,14 @@ def test_a_stop_string_waits_for_the_words(table_model: Callable[..., GPT]) -> N
         def token_bytes(self, token_id: int) -> bytes:
             return b".abc"[token_id : token_id + 1]
 
-    table = [[0.1, 0.2, 0.3, 0.4]] * 4
+    table = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4], [0.1, 0.21, 0.3, 0.39], [0.1, 0.2, 0.3, 0.4]]
     options: dict[str, Any] = {"strategy": "beam", "num_beams": 3, "max_new_tokens": 3, "required_sequences": [[1]]}
     result = generate(table_model(table), [[1]], tokenizer=Letters(), stop="c", **options)
-    # Without the word, "c" alone is best: ln .4 = -0.92. With it, "bac" has (ln .3 + ln .2 + ln .4) / 3 = -1.24, "ac"
-    # has (ln .2 + ln .4) / 2 = -1.26, and whatever ends without "c" is longer in "a" and "b".
+    # Without the word, "c" alone is best: ln .4 = -0.92. With it, "bac" has (ln .3 + ln .21 + ln .4) / 3 = -1.23, "abc"
+    # has (ln .2 + ln .3 + ln .39) / 3 = -1.25, "ac" has (ln .2 + ln .4) / 2 = -1.26, and whatever ends without "c" is
+    # longer in "a" and "b".
     assert result.sequences == [[1, 2, 1, 3]]
-    assert result.scores == pytest.approx([math.log(0.3 * 0.2 * 0.4) / 3], abs=1e-4)
+    assert result.scores == pytest.approx([math.log(0.3 * 0.21 * 0.4) / 3], abs=1e-4)
     assert result.finish_reasons == ["stop"]
 
 
