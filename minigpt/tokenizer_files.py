@@ -1,24 +1,25 @@
 """Tokenizers to and from the reference layout: the files that `transformers.AutoTokenizer` reads and writes.
 
     tokenizer.json            all of it: how text is cut into words, the vocabulary, the merges, the added tokens
-    tokenizer_config.json     its class, its special tokens, how many tokens the model takes
+    tokenizer_config.json     its class, its special tokens and their roles, how many tokens the model takes
     vocab.json, merges.txt    GPT-2's byte pairs in an older form, read where there is no tokenizer.json
 
 A model that is fed almost the right ids answers nonsense, and nothing says why. So what is read here is reproduced
-exactly, or refused by name.
+exactly, or refused by name. A special token that was added behind the vocabulary is kept as an id without text. A word
+that was added and is not special is refused: a text that has it gives that id.
 """
 
 import json
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, first_line
 from minigpt.files import read_json, read_text, write_text
-from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
 T = TypeVar("T")
 Special = tuple[str, dict[str, Any]]  # where a special token is named, and what is said of it
@@ -76,6 +77,10 @@ _BYTE_PAIRS = _Kind(
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # of added tokens; whatever else names one gives it a role
+# The order in which the reference adds tokens that have a role and no id.
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
 
 
 def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -86,7 +91,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
     `split_special_tokens=True`; our `encode` reads it as text, unless it is told `allow_special=True`.
 
     Characters outside a CharTokenizer's vocabulary are an error there as here ("WordLevel error: Missing [UNK] token");
-    `unknown="skip"` is a way to read a text, and not part of the files.
+    `unknown="skip"` is a way to read a text, and not part of the files. Added tokens are written with their roles.
 
     Args:
         tokenizer: a CharTokenizer or a GPT2Tokenizer.
@@ -102,7 +107,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
     if isinstance(tokenizer, CharTokenizer):
         config["tokenizer_class"] = _CHARACTERS.classes[0]
         vocabulary = {character: token_id for token_id, character in enumerate(tokenizer.characters)}
-        content = _layout(_CHARACTERS, [], vocab=vocabulary)
+        content = _layout(_CHARACTERS, _added_tokens(tokenizer), vocab=vocabulary)
     elif isinstance(tokenizer, GPT2Tokenizer):
         if (merge := _unreachable_merge(tokenizer)) is not None:
             raise InputError(
@@ -111,8 +116,8 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
             )
         config |= {"tokenizer_class": _BYTE_PAIRS.classes[0], "add_prefix_space": False}
         config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        end_of_text = {"id": tokenizer.vocab_size - 1, "content": END_OF_TEXT, **_FLAGS}
-        content = _layout(_BYTE_PAIRS, [end_of_text], vocab=tokenizer.vocabulary, merges=tokenizer.merges)
+        added = [{"id": tokenizer.vocab_size - 1, "content": END_OF_TEXT, **_FLAGS}, *_added_tokens(tokenizer)]
+        content = _layout(_BYTE_PAIRS, added, vocab=tokenizer.vocabulary, merges=tokenizer.merges)
         _write_json(folder / "vocab.json", tokenizer.vocabulary)
         write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *tokenizer.merges, ""]))
     else:
@@ -120,8 +125,18 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
             f"a {type(tokenizer).__name__} has no form in the reference layout",
             "give a CharTokenizer or a GPT2Tokenizer",
         )
+    if tokenizer.added:  # for readers of the older files, which have no other place for them
+        config["added_tokens_decoder"] = {str(token["id"]): token for token in content["added_tokens"]}
     _write_json(folder / "tokenizer.json", content)
-    _write_json(folder / _CONFIG, config)
+    _write_json(folder / _CONFIG, {**config, **tokenizer.settings})
+
+
+def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
+    """What the files say of the tokens behind the vocabulary."""
+    return [
+        {"id": token_id, **_FLAGS, **token._asdict()}
+        for token_id, token in enumerate(tokenizer.added, start=tokenizer.vocab_size)
+    ]
 
 
 def load_hf_tokenizer(folder: Path) -> Tokenizer:
@@ -130,7 +145,7 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
     Read are a tokenizer.json, or else vocab.json with merges.txt; the special tokens of tokenizer_config.json,
     special_tokens_map.json and added_tokens.json; and our own tokenizer.json. Byte pairs must be built as GPT-2's are:
     the 256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
-    `save_hf_tokenizer` does.
+    `save_hf_tokenizer` does. Special tokens behind either are kept by name, see `Tokenizer.added`.
 
     Settings that change no id are read past: the reference sets `truncation` and `padding` anew with every call, and
     `clean_up_tokenization_spaces` alters decoded text, which here is always the text of the ids.
@@ -138,7 +153,7 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         MissingFileError: if the folder has no tokenizer; what was looked for is listed.
         CheckpointError: if a file is damaged, or the tokenizer is one that ours cannot reproduce: another model or
-            pattern, a normalizer, an added token, ids in another order, merges that contradict each other.
+            pattern, a normalizer, an added word, ids in another order, merges that contradict each other.
     """
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.is_file():
@@ -189,12 +204,19 @@ def _read_tokenizer(content: dict[str, Any], settings: dict[str, dict[str, Any]]
     _check_parts(content, kind)
     _check_config(config, kind)
     special = list(_special_tokens(content, settings))
+    names = {name for _, token in special if isinstance(name := token.get("content"), str)}
     tokens = _tokens_by_id(model.get("vocab"))
+    tokenizer: CharTokenizer | GPT2Tokenizer
     if kind is _CHARACTERS:
-        return _read_characters(tokens, special)
-    if END_OF_TEXT not in tokens and (special or config.get("tokenizer_class") not in _GENERIC):
-        tokens.append(END_OF_TEXT)  # as the reference does with special tokens; its GPT2Tokenizer has this one anyway
-    return _read_byte_pairs(tokens, _typed(model.get("merges"), list, "list of merges"), special)
+        tokenizer = _read_characters(tokens, names)
+        text = list(tokenizer.characters)
+    else:
+        if END_OF_TEXT not in tokens and (END_OF_TEXT in names or config.get("tokenizer_class") not in _GENERIC):
+            tokens.append(END_OF_TEXT)  # as the reference does; its GPT2Tokenizer has this one anyway
+        tokenizer = _read_byte_pairs(tokens, _typed(model.get("merges"), list, "list of merges"))
+        text = list(tokenizer.vocabulary)
+    added = _read_added(special, tokens, text)
+    return tokenizer.with_added(added, _read_settings({**config, **settings.get(_SPECIAL, {})}))
 
 
 def _check_parts(content: dict[str, Any], kind: _Kind) -> None:
@@ -253,30 +275,78 @@ def _tokens_by_id(vocabulary: object) -> list[str]:
     return tokens
 
 
-def _read_characters(tokens: list[str], special: list[Special]) -> CharTokenizer:
-    if special:
-        where, token = special[0]
-        raise ValueError(f"{where} has {_brief(token.get('content'))}, and characters have no special tokens")
-    if longer := [token for token in tokens if len(token) != 1]:
+def _read_characters(tokens: list[str], special: set[str]) -> CharTokenizer:
+    characters = list(takewhile(lambda token: len(token) == 1 or token not in special, tokens))
+    if longer := [token for token in characters if len(token) != 1]:
         raise ValueError(f"token {_brief(longer[0])} is not one character")
-    return CharTokenizer("".join(tokens))
+    return CharTokenizer("".join(characters))
 
 
-def _read_byte_pairs(tokens: list[str], merges: list[object], special: list[Special]) -> GPT2Tokenizer:
+def _read_byte_pairs(tokens: list[str], merges: list[object]) -> GPT2Tokenizer:
     tokenizer = GPT2Tokenizer([_merge(entry) for entry in merges])
-    for where, token in special:
-        if token.get("content") != END_OF_TEXT:
-            raise ValueError(f"{where} has {_brief(token.get('content'))}, and {END_OF_TEXT} is the only special token")
-        if "id" in token and str(token["id"]) != str(tokenizer.eos_token_id):
-            raise ValueError(f"{where} has {END_OF_TEXT} as {_brief(token['id'])}, and not {tokenizer.eos_token_id}")
-        if flag := next((flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)), None):
-            raise ValueError(f"{where} has {END_OF_TEXT} with {flag}, which changes the text around it")
-    for token_id, (found, expected) in enumerate(zip_longest(tokens, tokenizer.vocabulary)):
+    for token_id, (found, expected) in enumerate(zip_longest(tokens[: tokenizer.vocab_size], tokenizer.vocabulary)):
         if found != expected:
             raise ValueError(f"id {token_id} is {_brief(found)}, and by the order of its merges {_brief(expected)}")
     if (merge := _unreachable_merge(tokenizer)) is not None:
         raise ValueError(f"merge {_brief(merge)} is never reached, for earlier merges take its bytes")
     return tokenizer
+
+
+def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> Iterator[AddedToken]:
+    """The special tokens behind the vocabulary, in the order of their ids, which must follow on.
+
+    Args:
+        special: all that is said of special tokens.
+        tokens: those of the model.
+        text: with which they begin: those that text can give.
+    """
+    known = {name: token_id for token_id, name in enumerate(text)}
+    behind: dict[str, list[Special]] = {}
+    rest = [("its vocabulary", {"content": name, "id": token_id}) for token_id, name in enumerate(tokens)][len(text) :]
+    for where, token in (*rest, *special):
+        name = AddedToken.described(token).content
+        if name in known:
+            _check_known(where, token, known[name], merged=text[-1] == END_OF_TEXT)
+        else:
+            behind.setdefault(name, []).append((where, token))
+    for token_id, name in enumerate(sorted(behind, key=lambda name: _place(behind[name])), start=len(text)):
+        said = behind[name]
+        if all(where in _LISTS and not token.get("special") for where, token in said):
+            raise ValueError(f"{said[0][0]} has {_brief(name)}, which is no special token: a text may give it")
+        for where, token in said:
+            _check_id(where, token, token_id)
+        yield AddedToken.described(next((token for _, token in said if "lstrip" in token), name))
+
+
+def _place(said: list[Special]) -> tuple[bool, int, int]:
+    """Where an added token stands among others: by its id, or as the reference gives ids to tokens without one."""
+    ids = [int(str(token["id"])) for _, token in said if "id" in token]
+    roles = [_ROLES.index(where) for where, _ in said if where in _ROLES]
+    return not ids, (ids or [0])[0], min(roles, default=len(_ROLES))
+
+
+def _check_known(where: str, token: dict[str, Any], token_id: int, merged: bool) -> None:
+    """Refuse a special token that text can give, if it makes other ids: it is cut out before anything is merged."""
+    _check_id(where, token, token_id)
+    name = token["content"]
+    if merged and name != END_OF_TEXT:
+        raise ValueError(f"{where} has {_brief(name)}, which text gives, and {END_OF_TEXT} is the only such token")
+    if flag := next((flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)), None):
+        raise ValueError(f"{where} has {_brief(name)} with {flag}, which changes the text around it")
+
+
+def _check_id(where: str, token: dict[str, Any], token_id: int) -> None:
+    if str(token.get("id", token_id)) != str(token_id):
+        raise ValueError(f"{where} has {_brief(token['content'])} as {_brief(token['id'])}, and not {token_id}")
+
+
+def _read_settings(config: dict[str, Any]) -> dict[str, object]:
+    """What is kept to be written out again: the roles of special tokens, and settings that change no id."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key in _KEPT or (key.endswith(("_token", "_special_tokens")) and isinstance(value, str | dict | list))
+    }
 
 
 def _merge(entry: object) -> str:

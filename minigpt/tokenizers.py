@@ -7,19 +7,24 @@ Every token is a byte string, so decoding is the same for all: join the bytes, r
 
 A character may be spread over several byte-pair tokens ("😀" is two), so tokens must never be decoded one at a time:
 `TextStream` holds back the bytes of an unfinished character and gives it out with the token that completes it.
+
+The ids from 0 to `vocab_size - 1` are those that text can give. A model may have more of them: special tokens that were
+added behind the vocabulary, such as [PAD], and rows that only pad its size. Those are ids without text: no text gives
+them, and they are never drawn. The names of added tokens are kept, to be shown and to be written out again.
 """
 
 import codecs
+import copy
 import hashlib
 import json
 import os
 import re
 import reprlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +38,34 @@ IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vo
 END_OF_TEXT = "<|endoftext|>"
 
 
+class AddedToken(NamedTuple):
+    """A special token behind the vocabulary: a name, and what the reference library does where a text spells it.
+
+    Attributes:
+        content: its name.
+        single_word: it is found only as a word of its own.
+        lstrip: it takes the blanks before it along.
+        rstrip: it takes the blanks behind it along.
+        normalized: it is looked for in the normalized text.
+    """
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def described(cls, description: object) -> Self:
+        """The token of its description in a file; InputError if it has no name that a file can hold."""
+        entry = description if isinstance(description, dict) else {"content": description}
+        name = entry.get("content")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"a special token is called {name!r:.80}", "give it a name of at least one character")
+        _check_unicode(name)
+        return cls(name, **{flag: bool(entry.get(flag)) for flag in cls._fields[1:]})
+
+
 class Tokenizer(Protocol):
     """What the rest of minigpt knows of a tokenizer.
 
@@ -41,9 +74,11 @@ class Tokenizer(Protocol):
         bos_token_id: the token that opens a document, or None.
         eos_token_id: the token that closes a document, or None.
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
+        added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
     """
 
     vocab_size: int
+    added: tuple[AddedToken, ...]
     bos_token_id: int | None
     eos_token_id: int | None
     start_token_id: int | None
@@ -63,13 +98,23 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary: equal if and only if the same text gives the same ids."""
 
+    def special_id(self, role: str) -> int | None:
+        """The id of the token that the tokenizer's files give a role, such as "pad_token"; None if they do not."""
+
     def save(self, path: Path) -> None:
         """Write everything that `load_tokenizer` needs as one JSON file: whole, or not at all."""
 
 
 class _TokenTable:
-    """What the tokenizers share: token i is the byte string `tokens[i]`, and `content` is what a file must keep."""
+    """What the tokenizers share: token i is the byte string `tokens[i]`, and `content` is what a file must keep.
 
+    Attributes:
+        added: the special tokens behind the vocabulary, as `with_added` set them.
+        settings: what files of the reference say besides: which token has which role, on which side to pad.
+    """
+
+    added: tuple[AddedToken, ...] = ()
+    settings: Mapping[str, object] = {}
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     start_token_id: int | None = None
@@ -95,9 +140,31 @@ class _TokenTable:
         """SHA-256 (hex) of the tokenizer's type and vocabulary."""
         return hashlib.sha256(json.dumps(self._content).encode("ascii")).hexdigest()
 
+    def with_added(self, added: Iterable[AddedToken], settings: Mapping[str, object]) -> Self:
+        """The same tokenizer with other special tokens behind its vocabulary. No text gives other ids.
+
+        Raises:
+            InputError: if a name is there twice, or is a token already.
+        """
+        other = copy.copy(self)
+        other.added, other.settings = tuple(added), dict(settings)
+        names = [token.content for token in other.added]
+        if taken := [name for name in names if names.count(name) > 1 or name.encode("utf-8") in self._tokens]:
+            raise InputError(f"{taken[0]!r} is added, and a token already", "name each token once")
+        return other
+
+    def special_id(self, role: str) -> int | None:
+        """The id of the token that has a role, such as "pad_token", by `settings`; None if none has."""
+        value = self.settings.get(role)
+        name = value.get("content") if isinstance(value, dict) else value
+        names = [*self._tokens, *(token.content.encode("utf-8") for token in self.added)]
+        return names.index(name.encode("utf-8")) if isinstance(name, str) and name.encode("utf-8") in names else None
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as UTF-8 JSON, with its fingerprint; missing folders are made."""
         content = {**self._content, "fingerprint": self.fingerprint()}
+        if self.added or self.settings:
+            content |= {"added_tokens": [token._asdict() for token in self.added], "settings": self.settings}
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def _lookup(self, token_id: int, position: int | None = None) -> bytes:
@@ -317,6 +384,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 raise ValueError("neither a char nor a gpt2 tokenizer")
         if content.get("fingerprint") != tokenizer.fingerprint():
             raise ValueError("its vocabulary is not the one that was saved: the fingerprint differs")
+        match content.get("added_tokens", []), content.get("settings", {}):
+            case [*added], dict(settings):
+                tokenizer = tokenizer.with_added(map(AddedToken.described, added), settings)
+            case _:
+                raise ValueError("its added tokens are no list, or its settings no object")
     except ValueError as error:  # also what the tokenizers themselves raise
         reason = str(error).partition("\n")[0]
         raise CheckpointError(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minigpt import tokenizer_files
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
-from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer
+from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
 hf = pytest.importorskip("tokenizers", reason="needs the extra [dev]")  # Hugging Face's, no code of tiktoken in it
 transformers = pytest.importorskip("transformers", reason="needs the extra [dev]")
@@ -323,9 +323,9 @@ DIFFERENT: dict[str, tuple[str, Change]] = {
     "no bytes": ("its pre_tokenizer is None", lambda c: c.update(pre_tokenizer=None)),
     "a beginning": ("its post_processor, a 'TemplateProcessing', may add", lambda c: c.update(post_processor=BOS)),
     "dropout": ("dropout = 0.9", lambda c: c["model"].update(dropout=0.9)),
-    "one more token": (
-        "added_tokens has '\\[PAD\\]'",
-        lambda c: c["added_tokens"].append({"id": SIZE + 1, "content": "[PAD]", **FLAGS}),
+    "one more word": (
+        "added_tokens has 'covid', which is no special token",
+        lambda c: c["added_tokens"].append({"id": SIZE + 1, "content": "covid", **FLAGS, "special": False}),
     ),
     "a word as a token": (
         "added_tokens has 'the'",
@@ -346,7 +346,7 @@ DIFFERENT: dict[str, tuple[str, Change]] = {
 def showing(content: dict[str, Any]) -> list[list[int] | str]:
     """What their library makes of texts that show any difference."""
     theirs = hf.Tokenizer.from_str(json.dumps(content))
-    return [theirs.encode(text).ids for text in (*TEXTS, '!"', "The [PAD] the", f"a {END_OF_TEXT} b{END_OF_TEXT}c")]
+    return [theirs.encode(text).ids for text in (*TEXTS, '!"', "covid", f"a {END_OF_TEXT} b{END_OF_TEXT}c")]
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
@@ -425,15 +425,20 @@ def test_no_change_slips_through(kind: str, pairs: GPT2Tokenizer, exported: Path
     assert all(str(tmp_path) in error.what and "\n" not in error.what + error.how for error in refusals)
 
 
+PAD = {"content": "[PAD]", **FLAGS}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "class": ("its tokenizer_class is 'BertTokenizer'", {"tokenizer_class": "BertTokenizer"}),
     "blank": ("add_prefix_space = True", {"add_prefix_space": True}),
     "beginning": ("add_bos_token = True", {"add_bos_token": True}),
     "code": ("auto_map = ", {"auto_map": {"AutoTokenizer": ["x.X", None]}}),
-    "pad": (r"pad_token has '\[PAD\]'", {"pad_token": "[PAD]"}),
-    "bos": ("bos_token has '<s>'", {"bos_token": {"content": "<s>", **FLAGS}}),
-    "more": ("additional_special_tokens has '<user>'", {"additional_special_tokens": ["<user>"]}),
-    "extra": ("extra_special_tokens has '<user>'", {"extra_special_tokens": {"user_token": "<user>"}}),
+    "pad": ("pad_token has '!', which text gives", {"pad_token": "!"}),
+    "bos": ("bos_token has 'the', which text gives", {"bos_token": {"content": "the", **FLAGS}}),
+    "more": ("additional_special_tokens has 'a', which text gives", {"additional_special_tokens": ["a"]}),
+    "extra": ("extra_special_tokens has 'a', which text gives", {"extra_special_tokens": {"user_token": "a"}}),
+    "gap": (rf"has '\[PAD\]' as '{SIZE + 2}', and not {SIZE + 1}", {"added_tokens_decoder": {str(SIZE + 2): PAD}}),
+    "ids": (rf"has '\[PAD\]' as '{SIZE + 2}', and not", {"added_tokens_decoder": {SIZE + 1: PAD, SIZE + 2: PAD}}),
+    "no id": ("invalid literal", {"added_tokens_decoder": {"x": PAD}}),
+    "no name": ("a special token is called ''", {"pad_token": ""}),
     "id": (f"added_tokens_decoder has .* as '3', and not {SIZE}", {"added_tokens_decoder": {"3": END_OF_TEXT}}),
     "strip": ("eos_token has .* with rstrip", {"eos_token": {"content": END_OF_TEXT, "rstrip": True}}),
 }
@@ -471,9 +476,10 @@ def test_padding_may_bring_a_token(described: dict[str, Any], tmp_path: Path) ->
     padding |= {"pad_type_id": 0, "pad_token": "[PAD]"}
     write(tmp_path, {"tokenizer.json": {**described, "padding": padding}, "config.json": {"model_type": "gpt2"}})
     write(tmp_path, {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}})
-    assert len(reference(tmp_path)) == SIZE + 2
-    with pytest.raises(CheckpointError, match=r"padding has '\[PAD\]'"):
-        load_hf_tokenizer(tmp_path)
+    theirs = reference(tmp_path)
+    assert (len(theirs), theirs.convert_tokens_to_ids("[PAD]")) == (SIZE + 2, SIZE + 1)
+    loaded = load_hf_tokenizer(tmp_path)
+    assert (loaded.vocab_size, loaded.added) == (SIZE + 1, (AddedToken("[PAD]"),))
 
 
 @pytest.mark.parametrize(
@@ -500,7 +506,9 @@ def test_other_models_are_refused_by_name(tokenizer: Callable[[], Any], message:
         (lambda c: c["model"]["vocab"].update({"d": 2}), "the ids of its 4 tokens are not 0 to 3"),
         (lambda c: c["model"]["vocab"].update({"\ud800": 3}), "lone surrogate"),
         (lambda c: c["model"]["vocab"].clear(), "at least one character"),
-        (lambda c: c["added_tokens"].append({"id": 3, "content": "d"}), "characters have no special tokens"),
+        (lambda c: c["added_tokens"].append({"id": 3, "content": "d"}), "'d', which is no special token"),
+        (lambda c: c["added_tokens"].append({"id": 1, **PAD}), r"'\[PAD\]' as 1, and not 3"),
+        (lambda c: c["added_tokens"].append({"id": 1, **PAD, "content": "b", "lstrip": True}), "'b' with lstrip"),
         (lambda c: c["pre_tokenizer"].update(pattern={"Regex": r"\s"}), "its pre_tokenizer has pattern ="),
         (lambda c: c["decoder"].update(type="WordPiece"), "its decoder has type = 'WordPiece'"),
     ],
@@ -513,6 +521,127 @@ def test_other_characters_are_refused_by_name(change: Change, message: str, tmp_
     with pytest.raises(CheckpointError, match=message) as caught:
         load_hf_tokenizer(tmp_path)
     str(caught.value).encode("utf-8")  # it can be printed, whatever the file held
+
+
+# --- special tokens behind the vocabulary
+
+
+def names_there(theirs: Any) -> dict[int, str]:
+    """Their special tokens by id."""
+    return {token_id: token.content for token_id, token in theirs.added_tokens_decoder.items()}
+
+
+def names_here(ours: Tokenizer) -> dict[int, str]:
+    end = {} if ours.eos_token_id is None else {ours.eos_token_id: END_OF_TEXT}
+    return end | {ours.vocab_size + place: token.content for place, token in enumerate(ours.added)}
+
+
+ROLES: dict[str, dict[str, Any]] = {
+    "pad": {"pad_token": "[PAD]"},
+    "end": {"pad_token": END_OF_TEXT},
+    "own ends": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<m>"},
+    "talk": {"extra_special_tokens": ["<user>", "<bot>"], "sep_token": "<sep>", "cls_token": "<cls>"},
+    "strip": {"mask_token": transformers.AddedToken("<m>", lstrip=True, rstrip=True, special=True)},
+    "unicode": {"pad_token": "｜填充 ｜"},
+}
+
+
+@pytest.mark.parametrize("form", ["theirs", "run", "ours", "older", "oldest"])
+@pytest.mark.parametrize("roles", ROLES)
+@pytest.mark.parametrize("kind", ["pairs", "characters"])
+def test_special_tokens_come_in_and_go_out_again(
+    kind: str, roles: str, form: str, pairs: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    """Added by the reference, read here, written here, read there: the same ids, names, flags and roles."""
+    if kind == "characters" and roles == "end":
+        pytest.skip("characters have no such token")
+    plain: Tokenizer = pairs if kind == "pairs" else CharTokenizer(CHARACTERS[:-2])
+    theirs = reference(export(plain, tmp_path / "plain"))
+    theirs.add_special_tokens(ROLES[roles])
+    folder = tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    config = {"config.json": {"model_type": "gpt2", "n_positions": BLOCK_SIZE}}
+    write(folder, config)
+    ours = load_hf_tokenizer(folder)
+    if form == "run":
+        ours.save(tmp_path / "run.json")
+        ours = load_tokenizer(tmp_path / "run.json")
+    if form in ("ours", "older", "oldest"):
+        folder = export(ours, tmp_path / "ours")
+    if form in ("older", "oldest") and kind == "pairs":
+        (folder / "tokenizer.json").unlink()
+    if form == "oldest" and kind == "pairs":  # as version 4 and earlier wrote them
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        (folder / "tokenizer_config.json").unlink()
+        decoder = settings.pop("added_tokens_decoder", {})
+        added = {token["content"]: int(token_id) for token_id, token in decoder.items()}
+        special = {key: value for key, value in settings.items() if key.endswith("_token")}
+        special |= {"additional_special_tokens": settings.get("extra_special_tokens", [])}
+        write(folder, {"added_tokens.json": added, "special_tokens_map.json": special})
+    back = load_hf_tokenizer(folder)
+    for tokenizer in (ours, back):
+        assert tokenizer.fingerprint() == plain.fingerprint()
+        assert tokenizer.vocab_size == plain.vocab_size
+        assert names_here(tokenizer) == names_there(theirs)
+        text = "a the [PAD] <s> b" if kind == "pairs" else "a b"
+        assert tokenizer.encode(text) == plain.encode(text)
+        for role in ("bos_token", "eos_token", "pad_token", "mask_token", "sep_token"):
+            assert tokenizer.special_id(role) == getattr(theirs, f"{role}_id"), role
+    there = reference(export(back, tmp_path / "again"))
+    assert names_there(there) == names_there(theirs)
+    if form != "oldest":
+        assert there.added_tokens_decoder == theirs.added_tokens_decoder  # its flags too
+        assert there.special_tokens_map == theirs.special_tokens_map
+    assert there.all_special_ids == theirs.all_special_ids
+    for token in theirs.all_special_tokens if form != "oldest" else ():  # which has no flags
+        for text in (token, f" {token} " if kind == "characters" else f"the {token} cat"):
+            assert there.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"added_tokens.json": {"[PAD]": SIZE + 1}, "special_tokens_map.json": {"pad_token": "[PAD]"}}, ["[PAD]"]),
+        ({"special_tokens_map.json": {"pad_token": PAD}}, ["[PAD]"]),
+        (
+            {
+                "tokenizer_config.json": {
+                    "additional_special_tokens": ["<user>", "<bot>"],
+                    "mask_token": "<m>",
+                    "pad_token": "[PAD]",
+                    "bos_token": "<s>",
+                }
+            },
+            ["<s>", "[PAD]", "<m>", "<user>", "<bot>"],
+        ),
+        ({"tokenizer_config.json": {"extra_special_tokens": {"user_token": "<user>"}}}, ["<user>"]),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {str(SIZE + 1): PAD}}}, ["[PAD]"]),
+    ],
+)
+def test_special_tokens_of_older_files_have_the_references_ids(
+    files: dict[str, Any], names: list[str], exported: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    write(tmp_path, files)
+    loaded = load_hf_tokenizer(tmp_path)
+    assert [token.content for token in loaded.added] == names
+    assert names_here(loaded) == names_there(reference(tmp_path))
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    ids = {name: SIZE + 1 + place for place, name in enumerate(names)}
+    write(tmp_path, {"vocab.json": vocabulary | ids})  # some write them there too
+    assert names_here(load_hf_tokenizer(tmp_path)) == names_here(loaded)
+
+
+def test_settings_that_change_no_id_are_written_out_again(pairs: GPT2Tokenizer, tmp_path: Path) -> None:
+    export(pairs, tmp_path / "ours")
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        tmp_path / "ours", padding_side="left", truncation_side="left", pad_token=END_OF_TEXT
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    there = reference(export(load_hf_tokenizer(tmp_path / "theirs"), tmp_path / "again"))
+    assert (there.padding_side, there.truncation_side, there.pad_token) == ("left", "left", END_OF_TEXT)
+    assert len(there) == SIZE + 1
 
 
 # --- merges that contradict each other
