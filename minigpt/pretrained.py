@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from minigpt.data.corpora import load_corpus
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, did_you_mean
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import names, reference_views
-from minigpt.hub import CONFIG, HUB_NAMES, TOKENIZER, WEIGHTS, fetch_model
+from minigpt.hub import CONFIG, HUB_NAMES, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
 from minigpt.lora import merged, plain
 from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import check_vocabulary, read_config, read_run, run_at
+from minigpt.training.checkpoint import check_vocabulary, read_config, read_run, required, run_at
 from minigpt.weights import (
     StoredTensor,
     empty_model,
@@ -60,7 +60,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     block_size: int | None = None,
     dropout: float | None = None,
-) -> tuple[GPT, Tokenizer]:
+) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer; the model on the CPU, in float32, in evaluation mode.
 
     Values go from the file straight into the model, so the peak of memory is little above the weights themselves. Only
@@ -80,11 +80,14 @@ def load_model(
 
             Anything else that looks like a path is an error. What remains are models on the hub, from the cache that
             all programs share or else fetched: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
-        tokenizer: by default the one that comes with the model; for a single file without one, GPT-2's if the
-            vocabulary is as large as GPT-2's. Otherwise "gpt2", a tokenizer.json or its folder, or a text file whose
+        tokenizer: by default the one that comes with the model; for weights without one, GPT-2's if the vocabulary is
+            as large as GPT-2's, else none. Otherwise "gpt2", a tokenizer.json or its folder, or a text file whose
             distinct characters in sorted order are the vocabulary. One that differs from the model's is an error.
         block_size: a shorter context than the model's: the first position embeddings alone are read.
         dropout: for further training, in the place of the source's own.
+
+    Returns:
+        The model; and its tokenizer, or None if none came with it and none was named.
 
     Raises:
         MissingFileError: if there is no such file, folder or model.
@@ -95,19 +98,40 @@ def load_model(
 
     Warns:
         AssumedHeads: if the number of heads was not to be read anywhere.
-        ModelNote: if the model computes a little differently from the program that trained it.
+        ModelNote: if the model computes a little differently from the program that trained it, has ids without text,
+            or comes without a tokenizer.
     """
+    return _load(spec, tokenizer, block_size, dropout, needs_text=False)
+
+
+def load_for_text(
+    spec: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    block_size: int | None = None,
+    dropout: float | None = None,
+) -> tuple[GPT, Tokenizer]:
+    """`load_model` for what reads or writes text: without a tokenizer it is an InputError, before a weight is read."""
+    model, chosen = _load(spec, tokenizer, block_size, dropout, needs_text=True)
+    assert chosen is not None
+    return model, chosen
+
+
+def _load(
+    spec: str | Path, tokenizer: str | Path | None, block_size: int | None, dropout: float | None, needs_text: bool
+) -> tuple[GPT, Tokenizer | None]:
     path = _locate(spec)
     if _is_run(path) and read_config(run_at(path if path.is_dir() else path.parent)).train.lora_rank:
-        return _load_adapted(path, block_size, dropout)
+        return _load_adapted(path, tokenizer, block_size, dropout)
     source = _adjusted(_open(path, dropout), block_size, dropout)
     chosen = _tokenizer(source, tokenizer)
-    check_vocabulary(chosen, source.config.vocab_size, source.path)
+    if chosen is not None or needs_text:
+        check_vocabulary(required(chosen, spec), source.config.vocab_size, source.path)
     model = empty_model(source.config)
     targets = {_bare(name): view for name, view in reference_views(model, source.conv1d).items()}
     fill(targets, source.stored, source.path, source.how)
-    if source.note is not None:
-        warnings.warn(source.note, stacklevel=2)
+    for note in _notes(source, chosen, tokenizer):
+        warnings.warn(note, stacklevel=3)
     return model.eval(), chosen
 
 
@@ -125,7 +149,9 @@ def lasting_spec(spec: str) -> str:
     return str(path.absolute()) if spec and path.exists() else spec
 
 
-def _load_adapted(path: Path, block_size: int | None, dropout: float | None) -> tuple[GPT, Tokenizer]:
+def _load_adapted(
+    path: Path, tokenizer: str | Path | None, block_size: int | None, dropout: float | None
+) -> tuple[GPT, Tokenizer]:
     """The base that a run started from, with the run's best adapter merged into it."""
     run = run_at(path if path.is_dir() else path.parent)
     base = read_config(run).init_from
@@ -144,12 +170,12 @@ def _load_adapted(path: Path, block_size: int | None, dropout: float | None) -> 
             f"{run.adapter} adapts {base}, which is not there any more",
             f"put it back, or name the base where it is now, with --adapter {run.adapter}",
         )
-    model, tokenizer = load_model(base, block_size=block_size, dropout=dropout)
+    model, chosen = load_for_text(base, tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout)
     load_adapter(model, run.adapter)
-    return merged(model), tokenizer
+    return merged(model), chosen
 
 
-def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
+def save_hf(model: GPT, tokenizer: Tokenizer | None, folder: Path | str) -> None:
     """Write a model so that the reference loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
 
     The weights are written in float32. The reference has no switch for biases: where the model has none, zeros are
@@ -157,7 +183,7 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
 
     Args:
         model: any of ours, on any device.
-        tokenizer: the one that it was trained with.
+        tokenizer: the one that it was trained with; None writes a folder without one.
         folder: must not exist yet, or be empty. The files appear in it when all of them are whole.
 
     Raises:
@@ -165,11 +191,13 @@ def save_hf(model: GPT, tokenizer: Tokenizer, folder: Path | str) -> None:
     """
     folder = Path(folder)
     check_unused(folder)
-    check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.config.vocab_size, folder)
     model = plain(model)
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(reference_config(model.config, tokenizer), indent=2) + "\n")
-        save_hf_tokenizer(tokenizer, part, model.config.block_size)
+        if tokenizer is not None:
+            save_hf_tokenizer(tokenizer, part, model.config.block_size)
         write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32)
 
 
@@ -273,8 +301,14 @@ def config_from_reference(path: Path, dropout: float | None = None) -> GPTConfig
     )
 
 
-def reference_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, object]:
-    """What config.json must say of a model of ours, and of the tokens that open and close its documents."""
+def reference_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
+    """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents."""
+    ends: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        own = {f"{role}_id": tokenizer.special_id(role) for role in ("bos_token", "eos_token", "pad_token")}
+        # A token may be named that the model was never made large enough to have.
+        ends |= {key: own_id for key, own_id in own.items() if own_id is not None and own_id < config.vocab_size}
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: same[0] for key, same in _FIXED.items() if same[0] is not None},
@@ -283,8 +317,7 @@ def reference_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, objec
         **dict.fromkeys(_DROPOUTS, config.dropout),
         **_UNUSED,
         "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **ends,
     }
 
 
@@ -407,12 +440,10 @@ def _open_folder(folder: Path, dropout: float | None) -> _Source:
             f"{folder} holds no model: it has neither {lacking}, but {listed(present) or 'nothing'}",
             "name a run directory, a folder that a model of the hub was copied into, or one weights file",
         )
-    return _open_state(folder / weights, open_weights(folder / weights), dropout, folder)
+    return _open_state(folder / weights, open_weights(folder / weights), dropout)
 
 
-def _open_state(
-    path: Path, state: Mapping[str, StoredTensor], dropout: float | None, tokenizer_folder: Path | None = None
-) -> _Source:
+def _open_state(path: Path, state: Mapping[str, StoredTensor], dropout: float | None) -> _Source:
     """Weights under the reference's names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
     note = None
@@ -421,7 +452,7 @@ def _open_state(
     else:
         config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
         note = AssumedHeads(f"{path} has no {CONFIG} beside it: {config.n_head} heads, each 64 wide, were assumed")
-    folder = tokenizer_folder or _tokenizer_beside(path)
+    folder = tokenizer_beside(path)
     return _checked(_Source(path, config, stored, conv1d=True, how=how, tokenizer_folder=folder, note=note))
 
 
@@ -438,14 +469,15 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Source:
     stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
     config = _config(path, **{key: arguments[key] for key in fields}, tie_weights=_is_tied(stored))
     how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
-    folder = _tokenizer_beside(path)
+    folder = tokenizer_beside(path)
     note = ModelNote(
         "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"
     )
     return _checked(_Source(path, config, stored, conv1d=False, how=how, tokenizer_folder=folder, note=note))
 
 
-def _tokenizer_beside(path: Path) -> Path | None:
+def tokenizer_beside(path: Path) -> Path | None:
+    """The folder of a file, if a tokenizer, or a part of one, lies in it too."""
     return path.parent if any((path.parent / name).is_file() for name in TOKENIZER) else None
 
 
@@ -551,7 +583,7 @@ def _adjusted(source: _Source, block_size: int | None, dropout: float | None) ->
 # --- its tokenizer
 
 
-def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
+def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer | None:
     """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
     if named is not None:
         chosen = named_tokenizer(named)
@@ -565,15 +597,33 @@ def _tokenizer(source: _Source, named: str | Path | None) -> Tokenizer:
                 f"{chosen.fingerprint()[:12]}",
                 "leave the tokenizer out: the model has its own",
             )
-        return chosen
+        return own or chosen  # of the same ids, and the model's own knows the names of special tokens
     if (own := _own_tokenizer(source)) is not None:
         return own
-    if source.config.vocab_size in GPT2_VOCABULARIES:
-        return GPT2Tokenizer()
-    raise CheckpointError(
-        f"{source.path} comes without a tokenizer, and its {source.config.vocab_size} tokens are not GPT-2's",
-        "name one (--tokenizer, or tokenizer= in Python): a tokenizer.json, or the text whose characters it learned",
-    )
+    # Settings of a tokenizer without its vocabulary are those of another kind, such as SentencePiece.
+    described = any((source.path.parent / name).is_file() for name in TOKENIZER_EXTRAS)
+    return GPT2Tokenizer() if source.config.vocab_size in GPT2_VOCABULARIES and not described else None
+
+
+def _notes(source: _Source, tokenizer: Tokenizer | None, named: str | Path | None) -> Iterator[ModelNote]:
+    """What one should know of a model that was loaded with a tokenizer, or without."""
+    if source.note is not None:
+        yield source.note
+    size, bare = source.config.vocab_size, source.trained_with is None and source.tokenizer_folder is None
+    if tokenizer is None:
+        yield ModelNote(
+            f"{source.path} comes without a tokenizer, and its {size:,} ids are not GPT-2's: only ids go in and out "
+            "(--tokenizer, or tokenizer= in Python, names one)"
+        )
+        return
+    if bare and named is None:
+        yield ModelNote(f"{source.path} comes without a tokenizer: GPT-2's was taken, because it has as many ids")
+    spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
+    if source.trained_with is None and spare and (names or spare >= 128 or size % 8):
+        some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
+        yield ModelNote(
+            f"{spare:,} of the {size:,} ids of {source.path} have no text{some}: no text gives them, and none is drawn"
+        )
 
 
 def _own_tokenizer(source: _Source) -> Tokenizer | None:

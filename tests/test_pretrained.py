@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,12 @@ from minigpt import pretrained
 from minigpt.config import GPTConfig, RunConfig, preset
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
+from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.gpt2_names import reference_views
 from minigpt.model import GPT, explicit_attention
-from minigpt.pretrained import AssumedHeads, load_model, save_hf
+from minigpt.pretrained import AssumedHeads, load_for_text, load_model, save_hf
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
-from minigpt.training.checkpoint import RunDirectory, load_run, start_run
+from minigpt.training.checkpoint import RunDirectory, check_vocabulary, load_run, save_run, start_run
 from minigpt.training.evaluate import evaluate, next_token_loss, sequence_log_prob
 from minigpt.weights import empty_model, fill, save_weights, stored_tensors
 
@@ -419,11 +420,197 @@ def test_tokenizers_by_name():
     Path("text.txt").write_text(CHARACTERS[5:] + CHARACTERS[:9])
     for named in ("text.txt", Path("text.txt"), folder / "tokenizer.json", folder):
         assert load_model(folder, tokenizer=named)[1].fingerprint() == CHAR.fingerprint()
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(MiniGPTError, match="tokenizer"):
-        load_model(folder)
-    with pytest.raises(CheckpointError, match=r"comes without a tokenizer, and its 23 tokens are not GPT-2's"):
-        load_model(folder / "model.safetensors")
+
+
+# --- without a tokenizer, and with more ids than text can give
+
+SMALL = GPT2Tokenizer(["t h", "th e", "Ġ the", "e r"])  # 261 tokens
+PADDED = [262, 263, 264, 283, 384, 389, 523]  # resized to one more, to any number, to a multiple of 8 and of 128
+
+
+@pytest.mark.parametrize("vocab_size", [23, 50257, 50258, 50304, 50432])
+def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
+    """What save_pretrained writes of a model alone. GPT-2's tokenizer is taken where it is sure to be meant."""
+    monkeypatch.setattr(pretrained, "GPT2Tokenizer", lambda: gpt2)
+    gpt2 = GPT2Tokenizer(["a b"])
+    gpt2.vocab_size = 50257
+    theirs = reference_model(vocab_size=vocab_size, n_embd=3, n_head=1)
+    theirs.save_pretrained("bare")
+    is_gpt2 = vocab_size in (50257, 50304)
+    for spec in ("bare", "bare/model.safetensors"):
+        with pytest.warns(ModelNote) as notes:
+            model, tokenizer = load_model(spec)
+        assert tokenizer is (gpt2 if is_gpt2 else None)
+        (note,) = [str(note.message) for note in notes]
+        assert "\n" not in note
+        assert "comes without a tokenizer" in note
+        assert ("GPT-2's was taken" in note) is is_gpt2
+        assert ("--tokenizer" in note) is not is_gpt2
+        with torch.no_grad():
+            assert (model(tokens(2, 7, vocab_size)) - theirs(tokens(2, 7, vocab_size)).logits).abs().max() < 1e-5
+        if not is_gpt2:
+            with pytest.raises(InputError, match=rf"no tokenizer is known for {spec}.*\nname one with --tokenizer"):
+                load_for_text(spec)
+    Path("bare/tokenizer_config.json").write_text("{}")  # of SentencePiece, say
+    with pytest.warns(ModelNote, match="comes without a tokenizer, and"):
+        assert load_model("bare")[1] is None
+    Path("bare/vocab.json").write_text("{}")  # half a tokenizer is a mistake
+    with pytest.raises(MissingFileError, match=r"merges\.txt not found"):
+        load_model("bare")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_model_without_a_tokenizer_goes_out_and_comes_back(tiny_config, bias):
+    model = GPT(dataclasses.replace(tiny_config, bias=bias)).eval()
+    save_hf(model, None, "out")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["config.json", "model.safetensors"]
+    theirs = load_there(Path("out"))
+    assert theirs.config.bos_token_id is theirs.config.eos_token_id is None
+    with pytest.warns(ModelNote, match="comes without a tokenizer"):
+        back, tokenizer = load_model("out")
+    assert tokenizer is None
+    with torch.no_grad():
+        for logits in (theirs(tokens(5, 13)).logits, back(tokens(5, 13))):
+            assert (logits - model(tokens(5, 13))).abs().max() < 1e-5
+
+
+def test_a_run_has_a_tokenizer(tiny_model):
+    with pytest.raises(InputError, match=r"no tokenizer is known for run.*\nname one with --tokenizer"):
+        save_run(tiny_model, None, Path("run"))
+    assert not Path("run").exists()
+
+
+def resized(vocab_size: int, added: list[str]) -> tuple[transformers.GPT2LMHeadModel, Path]:
+    """A model of byte pairs of the reference, resized there, with special tokens added there."""
+    theirs = reference_model(vocab_size=SMALL.vocab_size, n_embd=15)
+    save_hf(GPT(GPTConfig(SMALL.vocab_size, 13, 2, 3, 15)), SMALL, "plain")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("plain")
+    for name in added:
+        tokenizer.add_special_tokens({"pad_token": name} if name == "[PAD]" else {"extra_special_tokens": [name]},
+                                     replace_extra_special_tokens=False)  # fmt: skip
+    theirs.resize_token_embeddings(vocab_size, mean_resizing=False)
+    theirs.config.pad_token_id = tokenizer.pad_token_id
+    theirs.save_pretrained("reference")
+    tokenizer.save_pretrained("reference")
+    assert theirs.config.vocab_size == vocab_size
+    return theirs.eval(), Path("reference")
+
+
+WAYS = ["folder", "file", "bin", "two files", "run", "export", "nanogpt", "named"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("vocab_size", "added"),
+    [
+        *((size, []) for size in PADDED),
+        (262, ["[PAD]"]),
+        (263, ["[PAD]", "<user>"]),
+        (389, ["[PAD]"]),
+        (261, ["[PAD]"]),
+    ],
+)
+def test_every_way_in_takes_ids_without_text(vocab_size, added, way):
+    theirs, folder = resized(vocab_size, added)
+    spec, named = folder, None
+    match way:
+        case "file":
+            spec = folder / "model.safetensors"
+        case "bin":
+            torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
+        case "two files":
+            for name in ("vocab.json", "merges.txt"):
+                (folder / name).write_bytes(Path("plain", name).read_bytes())
+            (folder / "tokenizer.json").unlink()
+            ids = {name: SMALL.vocab_size + place for place, name in enumerate(added)}
+            (folder / "added_tokens.json").write_text(json.dumps(ids))
+        case "run" | "export" | "nanogpt":
+            with any_notes():
+                model, tokenizer = load_model(folder)
+            spec = Path("written")
+            if way == "nanogpt":
+                nanogpt_checkpoint(model, Path("ckpt.pt"))
+                spec, named = Path("ckpt.pt"), folder
+            else:
+                (save_run if way == "run" else save_hf)(model, tokenizer, spec)
+        case "named":
+            for path in folder.glob("*token*"):
+                path.unlink()
+            spec, named = folder, "plain"
+    with any_notes() as notes:
+        model, tokenizer = load_model(spec, tokenizer=named)
+    assert model.config.vocab_size == vocab_size
+    assert tokenizer.vocab_size == SMALL.vocab_size
+    assert tokenizer.fingerprint() == SMALL.fingerprint()
+    assert [token.content for token in tokenizer.added] == (added if way != "named" else [])
+    with torch.no_grad():
+        difference = model(tokens(2, 11, vocab_size)) - theirs(tokens(2, 11, vocab_size)).logits
+    assert difference.abs().max() < 1e-5
+    said = [str(note.message) for note in notes if "have no text" in str(note.message)]
+    spare = vocab_size - SMALL.vocab_size
+    unknown = spare and (spare >= 128 or vocab_size % 8 or (added and way != "named"))
+    assert len(said) == bool(unknown and way != "run")  # of which it was said at the import
+    assert all(f"{spare} of the {vocab_size} ids" in note and "\n" not in note for note in said)
+    assert all(repr(name) in note for name in added for note in said if way != "named")
+
+
+@contextlib.contextmanager
+def any_notes():
+    """What is said of a model, kept."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        yield notes
+
+
+@pytest.mark.parametrize("added", [[], ["[PAD]"], ["[PAD]", "<user>"]])
+def test_special_tokens_go_out_with_the_model(added):
+    theirs, folder = resized(263, added)
+    with any_notes():
+        model, tokenizer = load_model(folder)
+    save_hf(model, tokenizer, "out")
+    back = load_there(Path("out"))
+    assert back.config.pad_token_id == theirs.config.pad_token_id
+    assert (back.config.vocab_size, back.config.eos_token_id) == (263, SMALL.eos_token_id)
+    there, before = (transformers.AutoTokenizer.from_pretrained(name) for name in ("out", folder))
+    assert there.added_tokens_decoder == before.added_tokens_decoder
+    assert there.pad_token_id == theirs.config.pad_token_id
+    assert len(there) == SMALL.vocab_size + len(added)
+
+
+def test_a_token_that_the_model_was_never_made_large_enough_for():
+    """People add [PAD] and forget to resize: it is a name, and no id of the model."""
+    _, folder = resized(261, ["[PAD]"])
+    model, tokenizer = load_model(folder)
+    save_hf(model, tokenizer, "out")
+    assert load_there(Path("out")).config.pad_token_id is None
+    assert transformers.AutoTokenizer.from_pretrained("out").pad_token == "[PAD]"
+
+
+@pytest.mark.parametrize("size", [260, 23])
+def test_a_model_with_fewer_ids_than_its_text_needs(size):
+    with pytest.raises(CheckpointError, match=f"the tokenizer has 261 tokens, the model {size}"):
+        check_vocabulary(SMALL, size, Path("model"))
+
+
+@pytest.mark.parametrize("size", [50257, 50304, 65 + 126, 71])
+def test_characters_of_another_text_are_refused(size):
+    with pytest.raises(CheckpointError, match=f"the tokenizer has 65 tokens, the model {size}"):
+        check_vocabulary(CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 65)))), size, Path("model"))
+
+
+def test_a_character_model_with_an_added_token():
+    """Exported, given a [PAD] there, resized, and back."""
+    save_hf(GPT(GPTConfig(23, 13, 2, 3, 15)), CHAR, "plain")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("plain")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]", "eos_token": "<end>"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("plain")
+    theirs.resize_token_embeddings(25, mean_resizing=False)
+    theirs.save_pretrained("reference")
+    tokenizer.save_pretrained("reference")
+    with pytest.warns(ModelNote, match=r"2 of the 25 ids of .* have no text \('\[PAD\]', '<end>'\)"):
+        model, ours = load_model("reference")
+    assert (model.config.vocab_size, ours.vocab_size) == (25, 23)
 
 
 # --- specs that lead nowhere

@@ -23,7 +23,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import DataError, InputError, MissingFileError
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
+from minigpt.pretrained import load_for_text
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt
 
 # flag -> type; names, meanings and defaults are those of DecodingOptions
@@ -274,7 +274,7 @@ def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> Prompt
         return None
     if values["draft"] == LOOKUP:
         return PromptLookup(**number)
-    drafter, own = load_model(values["draft"])
+    drafter, own = load_for_text(values["draft"])
     if own.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"{values['draft']} has other tokens than the model: {own.vocab_size} and {tokenizer.vocab_size} of them",

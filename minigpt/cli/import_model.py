@@ -13,7 +13,7 @@ from minigpt.errors import CheckpointError
 from minigpt.files import check_unused
 from minigpt.model import GPT
 from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
-from minigpt.pretrained import AssumedHeads, load_model, reference_folder, save_hf
+from minigpt.pretrained import AssumedHeads, load_for_text, reference_folder, save_hf
 from minigpt.tokenizers import Tokenizer
 from minigpt.training.checkpoint import save_run
 
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> None:
         if values["verify"]:
             warnings.simplefilter("error", AssumedHeads)
         try:
-            model, tokenizer = load_model(
+            model, tokenizer = load_for_text(
                 source, tokenizer=values["tokenizer"], block_size=values["block_size"], dropout=values["dropout"]
             )
         except AssumedHeads as guess:

@@ -10,7 +10,7 @@ from minigpt.errors import InputError
 from minigpt.lora import merged
 from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
+from minigpt.pretrained import load_for_text
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 from minigpt.training.checkpoint import newest_run
 
@@ -53,10 +53,10 @@ def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """The model of --model on the --device, and its tokenizer, reading as --unknown says.
 
     Raises:
-        MiniGPTError: whatever `load_model` and `choose_device` raise.
+        MiniGPTError: whatever `load_for_text` and `choose_device` raise.
     """
     device = choose_device(values["device"])  # before the work of loading
-    model, tokenizer = load_model(model_spec(values["model"]), tokenizer=values["tokenizer"])
+    model, tokenizer = load_for_text(model_spec(values["model"]), tokenizer=values["tokenizer"])
     if values.get("adapter"):  # which commands without --adapter do not have
         load_adapter(model, values["adapter"])
         model = merged(model)
@@ -75,7 +75,9 @@ def add_unknown_argument(parser: CommandParser) -> None:
 
 def reading(tokenizer: Tokenizer, unknown: Literal["error", "skip"]) -> Tokenizer:
     """The tokenizer, reading unknown characters as --unknown says."""
-    return CharTokenizer(tokenizer.characters, unknown) if isinstance(tokenizer, CharTokenizer) else tokenizer
+    if not isinstance(tokenizer, CharTokenizer):
+        return tokenizer
+    return CharTokenizer(tokenizer.characters, unknown).with_added(tokenizer.added, tokenizer.settings)
 
 
 def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.hub import CONFIG, OTHER_NAME
-from minigpt.pretrained import config_from_reference, load_model, named_tokenizer
+from minigpt.pretrained import config_from_reference, load_for_text, named_tokenizer, tokenizer_beside
 from minigpt.tokenizer_files import load_hf_tokenizer
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import check_vocabulary, run_at
@@ -56,11 +56,11 @@ def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:
     run = run_at(folder)
     if chosen is None and run.config.is_file():
         return load_tokenizer(run.tokenizer)
-    if chosen is None and os.path.lexists(folder / CONFIG):
+    if chosen is None and os.path.lexists(folder / CONFIG) and tokenizer_beside(folder / CONFIG):
         tokenizer = load_hf_tokenizer(folder)
         shape = config_from_reference(folder / CONFIG, dropout=0.0)  # whatever its own rates are
         check_vocabulary(tokenizer, shape.vocab_size, folder)
         return tokenizer
     if chosen is None and spec in OTHER_NAME and not folder.exists():
         return GPT2Tokenizer()  # which all of these share
-    return load_model(spec, tokenizer=chosen)[1]
+    return load_for_text(spec, tokenizer=chosen)[1]

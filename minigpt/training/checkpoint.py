@@ -22,11 +22,11 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.device import processor
-from minigpt.errors import CheckpointError, ConfigError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from minigpt.files import atomic_folder, write_text
 from minigpt.lora import plain
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer, load_tokenizer
+from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 from minigpt.weights import check_values, empty_model, load_weights, save_weights
 
 
@@ -147,16 +147,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_run(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
+def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path) -> None:
     """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
 
-    An adapter in use is merged into what is written, and not into `model`.
+    An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
+    command; so it has a tokenizer, and a model without one is not written as a run.
 
     Raises:
+        InputError: if `tokenizer` is None.
         OSError: if the folder cannot be written.
     """
     import yaml
 
+    tokenizer = required(tokenizer, path)
     with atomic_folder(path) as part:
         run = RunDirectory(part)
         # No data or training settings: they are not known.
@@ -222,11 +225,33 @@ def read_config(run: RunDirectory) -> RunConfig:
     return config
 
 
+def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
+    """The tokenizer of a model, for what needs text.
+
+    Args:
+        tokenizer: what `load_model` gave.
+        source: the model, for the message.
+
+    Raises:
+        InputError: if it is None.
+    """
+    if tokenizer is None:
+        raise InputError(
+            f"no tokenizer is known for {source}, and without one no text goes in or out",
+            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
+            "what has no such flag takes a run directory that minigpt import made with one",
+        )
+    return tokenizer
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
     """Refuse a tokenizer that cannot be the one of a model.
 
-    A model may have a few ids more than its tokenizer: GPT-2's 50,257 are often padded to 50,304, which has large
-    powers of two in it and so is faster to multiply.
+    A model must have every id that text can give. It may have more of them, ids without text: those of added special
+    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
+    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
+    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
+    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
 
     Args:
         tokenizer: the tokenizer.
@@ -234,11 +259,12 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
         source: where the model comes from, for the message.
 
     Raises:
-        CheckpointError: if the model has fewer ids, or more of them than padding explains: 128 and above, or up to a
-            number that is no multiple of 8.
+        CheckpointError: if the model has fewer ids, or more of them than that.
     """
-    spare = vocab_size - tokenizer.vocab_size
-    if spare and not (0 < spare < 128 and vocab_size % 8 == 0):
+    named = tokenizer.vocab_size + len(tokenizer.added)
+    padding = vocab_size - named  # negative if the model was never made larger for the added tokens
+    may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
+    if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
             "use the tokenizer that the model was trained with",

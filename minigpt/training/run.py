@@ -27,7 +27,7 @@ from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora, trainable_parameters
 from minigpt.lora_files import fingerprint as base_fingerprint
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
+from minigpt.pretrained import load_for_text
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import RunDirectory, read_config
 from minigpt.training.distributed import Processes, parallel, whole
@@ -131,7 +131,9 @@ def set_up(
     dtype, reason = choose_dtype(config.dtype, device)
     base = None
     if config.init_from and (checkpoint is None or config.train.lora_rank):
-        base, tokenizer = load_model(config.init_from, block_size=config.model.block_size, dropout=config.model.dropout)
+        base, tokenizer = load_for_text(
+            config.init_from, block_size=config.model.block_size, dropout=config.model.dropout
+        )
         config = replace(config, model=base.config)
     elif checkpoint is not None:
         tokenizer = load_tokenizer(directory.tokenizer)

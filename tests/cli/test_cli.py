@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -278,7 +279,7 @@ def test_tokenize(trained, capsys):
 
 
 def test_tokenize_reads_no_weights(trained, reference, capsys, monkeypatch):
-    monkeypatch.setattr("minigpt.cli.tokens.load_model", None)  # a call would raise
+    monkeypatch.setattr("minigpt.cli.tokens.load_for_text", None)  # a call would raise
     assert len(result_of(["tokenize", "--model", str(trained), "To be"], capsys)["tokens"]) == 5
     result = result_of(["tokenize", "--model", str(reference.folder), " the later é"], capsys)
     assert [(row["text"], row["bytes"]) for row in result["tokens"]] == [
@@ -292,7 +293,7 @@ def test_tokenize_with_the_vocabulary_of_gpt2(capsys, monkeypatch):
     """The five published sizes share it, so the name alone is enough. The ids are those of OpenAI's own tokenizer."""
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         pytest.skip("needs TIKTOKEN_CACHE_DIR to name a folder with GPT-2's vocabulary")
-    monkeypatch.setattr("minigpt.cli.tokens.load_model", None)
+    monkeypatch.setattr("minigpt.cli.tokens.load_for_text", None)
     result = result_of(["tokenize", "--model", "gpt2-xl", "See you later, \U0001f600"], capsys)
     assert [row["id"] for row in result["tokens"]] == [6214, 345, 1568, 11, 30325, 222]
     assert [row["bytes"] for row in result["tokens"]][-2:] == ["20 f0 9f 98", "80"]
@@ -472,6 +473,69 @@ def test_eval_of_a_model_that_was_not_trained_here(reference, capsys, failing):
         assert result["loss"] == pytest.approx(-sum(scored) / len(scored), abs=1e-5)
 
 
+TEXTUAL = [
+    ["generate", "--prompt", "you", "--model"], ["next", "--prompt", "you", "--model"], ["score", "you", "--model"],
+    ["tokenize", "you", "--model"], ["eval", "--data", "t.txt", "--model"], ["compare", "--prompt", "you", "--model"],
+    ["inspect", "lens", "you", "--model"], ["inspect", "embed", "near", "you", "--model"],
+    ["train", "--data", "t.txt", "--out", "new", "--init-from"], ["import"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", TEXTUAL, ids=lambda command: command[0])
+def test_what_needs_text_asks_for_a_tokenizer(command, reference, failing):
+    import shutil
+
+    Path("bare").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(reference.folder / name, f"bare/{name}")
+    Path("t.txt").write_text("you the later" * 99)
+    err = failing([*command, "bare", *(["out"] if command == ["import"] else [])])
+    assert re.search(r"no tokenizer is known for (\S+/)?bare, and without one no text goes in or out", err)
+    assert "name one with --tokenizer" in err
+
+
+@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")
+def test_a_model_without_a_tokenizer_is_exported_without_one(reference, capsys):
+    import shutil
+
+    Path("bare").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(reference.folder / name, f"bare/{name}")
+    assert run(["export", "bare", "out"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("out: config.json, model.safetensors\n")
+    assert err.count("\n") == 1
+    assert "comes without a tokenizer" in err
+    assert run(["inspect", "size", "--model", "out"]) == 0
+    result_of(["import", "bare", "run", "--tokenizer", str(reference.folder), "--verify"], capsys)
+    assert run(["next", "--model", "run", "--prompt", "you"]) == 0
+
+
+@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")
+def test_a_special_token_from_import_to_export(reference, capsys):
+    """Added by the reference; carried through a run, shown by its name, drawn by nothing, and written out again."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(reference.folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(reference.folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    theirs.resize_token_embeddings(268, mean_resizing=False)
+    with torch.no_grad():
+        theirs.transformer.wte.weight[267] = 99 * theirs.transformer.ln_f.bias  # the best everywhere, if it could be
+    theirs.save_pretrained("padded")
+    tokenizer.save_pretrained("padded")
+    assert run(["import", "padded", "run", "--verify"]) == 0
+    note = "1 of the 268 ids of padded/model.safetensors have no text ('[PAD]'): no text gives them, and none is drawn"
+    assert note in capsys.readouterr().err
+    for model in ("padded", "run"):
+        flags = ["--model", model, "--prompt", "you [PAD]", "--json"]
+        assert run(["generate", *flags, "--max-new-tokens", "5", "--strategy", "greedy"]) == 0
+        (completion,) = json.loads(capsys.readouterr().out)["completions"]
+        assert max(completion["token_ids"]) < 267
+    assert run(["export", "run", "out"]) == 0
+    there = transformers.AutoTokenizer.from_pretrained("out")
+    assert (there.pad_token, there.pad_token_id, len(there)) == ("[PAD]", 267, 268)
+
+
 def test_import_makes_a_run_that_every_command_takes(reference, capsys, failing):
     result = result_of(["import", str(reference.folder), "runs/mine"], capsys)
     assert result == {"out": str(Path("runs/mine")), "parameters": reference.theirs.num_parameters(), "parity": None}
@@ -615,14 +679,14 @@ def test_import_of_a_damaged_model_is_refused(reference, failing, monkeypatch):
             model.h[1].mlp.c_fc.weight.mul_(1.5)
         return model, tokenizer
 
-    monkeypatch.setattr("minigpt.cli.import_model.load_model", damaged)
+    monkeypatch.setattr("minigpt.cli.import_model.load_for_text", damaged)
     err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("differ by", "at block 1,", "1.0e-03", "nothing was written"))
 
 
 def test_import_verify_without_the_reference_library(reference, failing, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setattr("minigpt.cli.import_model.load_model", None)  # known before the work of loading
+    monkeypatch.setattr("minigpt.cli.import_model.load_for_text", None)  # known before the work of loading
     err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("not installed", "pip install"))
 

@@ -41,7 +41,7 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     tokenizer = CharTokenizer.from_text(LETTERS)
     pair = random_model(tokenizer), tokenizer
     monkeypatch.setattr(command, "load", lambda values: pair)
-    monkeypatch.setattr(command, "load_model", lambda spec: (random_model(tokenizer, seed=4), tokenizer))
+    monkeypatch.setattr(command, "load_for_text", lambda spec: (random_model(tokenizer, seed=4), tokenizer))
     return pair
 
 
