@@ -254,7 +254,8 @@ class RunConfig:
     init_from: str = ""
     """the model to start from: a run directory, a transformers folder, weights, gpt2, ORG/NAME; empty for a new one"""
     seed: Annotated[int, Bounds(0, 2**63 - 1, "in [0, 2**63)")] = 0
-    """fixes the initial weights, the batches and dropout: the same seed gives the same weights, byte for byte"""
+    """fixes the initial weights, the batches and dropout: on the same machine and number of threads, the same
+    seed gives the same weights, byte for byte"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -152,7 +152,7 @@ def test_gather_after_a_shared_prefix(tiny_model, tiny_config):
     rows = torch.tensor([1, 0, 1])
     cache.gather(rows, first_column=4)
     whole.gather(rows)
-    # Alike only within rounding: the shared columns are those of other rows, which are rounded for themselves.
+    # Alike within the rounding of sums of 60: the shared columns are of other rows, which are rounded for themselves.
     assert torch.allclose(cache.k, whole.k, rtol=0, atol=1e-13)
     assert torch.allclose(cache.v, whole.v, rtol=0, atol=1e-13)
 

@@ -121,7 +121,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--draft-tokens", type=int, metavar="N", help="the most tokens to guess at once")
     parser.add_argument(
         "--seed", type=int, default=defaults["seed"], metavar="INT",
-        help="of the draws: the same seed gives the same text; the second prompt's is one more, and so on",
+        help="of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, "
+        "and so on",
     )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew for each token, as a check")
     add_unknown_argument(parser)
@@ -318,7 +319,7 @@ def _in_batches(
     batch_size: int,
     options: dict[str, Any],
 ) -> Generation:
-    """All completions, under a progress bar. Each prompt has a seed of its own, so the batches change nothing."""
+    """All completions, under a progress bar. Each prompt has a seed of its own, so the batches change no draw."""
     outs = []
     longest, num_batches = options["max_new_tokens"], math.ceil(len(prompts) / batch_size)
     with tqdm(total=longest * num_batches, unit="step", leave=False, disable=None, delay=1) as bar:

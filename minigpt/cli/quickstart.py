@@ -17,7 +17,9 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--out", metavar="DIR", help=f"the run directory (default: checkpoints/{DEFAULT_PRESET}, numbered)"
     )
-    parser.add_argument("--seed", type=int, default=config.seed, help="the same seed gives the same weights")
+    parser.add_argument(
+        "--seed", type=int, default=config.seed, help="on the same machine, the same seed gives the same weights"
+    )
     parser.add_section("train", config.train)
     return parser
 
