@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minigpt.analysis.recording import plan as plan
     from minigpt.analysis.sweeps import ablation_sweep as ablation_sweep
     from minigpt.analysis.sweeps import patching_sweep as patching_sweep
+    from minigpt.analysis.sweeps import total_effects as total_effects
     from minigpt.analysis.taps import points as points
     from minigpt.analysis.tracing import edit as edit
     from minigpt.analysis.tracing import trace as trace
@@ -45,6 +46,7 @@ _HOMES = {
     "position_similarity": "embeddings",
     "residual_norms": "embeddings",
     "token_losses": "lens",
+    "total_effects": "sweeps",
     "trace": "tracing",
 }
 __all__ = [*_HOMES]

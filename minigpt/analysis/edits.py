@@ -276,7 +276,7 @@ def ablate(
         layer, *_ = *re.findall(r"\d+", str(what)), "0"
         known = [f"{layer}.attn", f"{layer}.mlp", *(tap.name.replace("{l}", layer) for tap in taps.TAPS)]
         raise taps.PointError(
-            f"there is no part and no point {what!r}",
+            f"there is no point {what!r}",
             near(str(what), known) + 'head 1 of layer 0 is "0.1", its attention "0.attn", its MLP "0.mlp"; '
             "minigpt.analysis.points(model.config) lists the points",
         )

@@ -150,7 +150,7 @@ def ablation_sweep(
 ) -> Sweep:
     """Take each part away in turn, at all positions, and measure.
 
-    A part that later ones make up for looks as if it mattered little; see `attribute` for what it writes.
+    These are total effects, see `total_effects`. A part that later ones make up for looks as if it mattered little.
 
     Args:
         model: used in evaluation mode.
@@ -181,6 +181,29 @@ def ablation_sweep(
         values = [[measure(*edits(layer, column)) for column in columns] for layer in range(model.config.n_layer)]
     unchanged = check("a patch of layer 0's heads with themselves changes nothing", abs(itself - baseline), 0.0)
     return Sweep(_layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
+
+
+def total_effects(
+    model: GPT, ids: Sequence[Sequence[int]] | Tensor, metric: Metric, parts: Sequence[str]
+) -> dict[str, float]:
+    """How much of a metric is lost without each part: what it does directly, and through all parts that come later.
+
+    What a part adds directly is what `attribute` gives. The two need not resemble each other: an early head may add
+    nothing to a logit, and yet all later parts live on what it has found.
+
+    Args:
+        model: used in evaluation mode.
+        ids: rows of one length (B, T).
+        metric: of the logits.
+        parts: as `ablate` takes them; zeros come in their place, at all positions.
+
+    Raises:
+        PointError: if there is no such part.
+        InputError: if the rows cannot be used.
+    """
+    with _measuring(model, ids, metric) as (_, measure):
+        whole = measure()
+        return {part: whole - measure(ablate(part)) for part in parts}
 
 
 def patching_sweep(

@@ -30,6 +30,8 @@ from minigpt.errors import InputError
 
 # --- ablate
 
+TOTAL = "in all, through later parts too; what a part adds directly: minigpt inspect why"
+
 
 def _add_ablate(parser: CommandParser) -> None:
     add_prompt(parser, required=False)
@@ -80,6 +82,7 @@ def _ablate(values: dict[str, Any]) -> Answer:
         f"{what}: {sweep.baseline:.4f} with everything; below, by how much it changes",
         *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+z.3f}"),
         terminal.joined([f"largest: {largest[0]}", *largest[1:]], terminal.WIDTH),
+        TOTAL,
     ]
     title = f"{', '.join(head)}; {what} {sweep.baseline:.4f} with everything"
     return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", title))
@@ -100,6 +103,7 @@ def _without(
     parts = terminal.cut(", ".join(values["part"]), 30)
     lines = [*_ablate_header(values, it), f"{what}: {baseline:.4f}, without {parts} {value:.4f}"]
     title = "; ".join(lines)
+    lines.append(TOTAL)
     best = before[0, -1].topk(8).indices.tolist()
     shares = [logits[0, -1].float().softmax(-1)[best].tolist() for logits in (before, after)]
     if values["repeated"] is None:
@@ -252,7 +256,8 @@ VIEWS = {
     "ablate": View(
         "Take parts away, and measure what that changes: the loss of the text, or a difference of logits with --token "
         "and --against. --repeated N measures the loss on the second copy of random tokens that come twice, which a "
-        "model can only know by copying from its context. A part that later ones make up for looks unimportant.",
+        "model can only know by copying from its context. A part that later ones make up for looks unimportant, "
+        "and an early one that they live on does not, though it may add nothing itself: see inspect why.",
         '  minigpt inspect ablate "To be, or not to be" --part 1.0 0.mlp\n'
         "  minigpt inspect ablate --repeated 25 --sweep heads -o heads.png\n"
         '  minigpt inspect ablate "To be" --mode mean --reference "My lord, " "I will, " --check',

@@ -6,7 +6,7 @@ import torch
 
 from minigpt.analysis import plots, terminal
 from minigpt.analysis.checks import Check
-from minigpt.analysis.heads import attention_checks, head_scores
+from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.inspect_frame import (
     Answer,
@@ -23,6 +23,14 @@ from minigpt.cli.parser import CommandParser
 from minigpt.errors import InputError
 
 KINDS = ("induction", "duplicate", "previous", "first", "self", "entropy")
+HABITS = {
+    "previous": "looks at the token before",
+    "induction": "looks at what followed the same token the first time",
+    "duplicate": "looks at the same token the first time",
+    "self": "looks at the token itself",
+    "first": "rests on the first token",
+}
+CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
 
 # --- attn
 
@@ -99,7 +107,7 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 
 def _add_heads(parser: CommandParser) -> None:
     add_prompt(parser, required=False)
-    parser.add_argument("--by", choices=KINDS, help="sort by this score (default: induction, or previous on a text)")
+    parser.add_argument("--by", choices=KINDS, help="sort by this score (default: the clearest habit)")
     parser.add_argument("--top", type=int, metavar="K", help="only so many heads")
     parser.add_argument("--length", type=int, default=50, metavar="N", help="how many random tokens are repeated")
     parser.add_argument("--seed", type=int, default=0, help="which random tokens")
@@ -118,8 +126,9 @@ def _heads(values: dict[str, Any]) -> Answer:
         it = subject(values)
         found = head_scores(it.model, it.ids)
         head = [it.header("heads")]
-    kind = values["by"] or next(kind for kind in ("induction", "previous") if kind in found.scores)
     kinds = [kind for kind in KINDS if kind in found.scores]
+    habits = _habits(found)
+    kind = values["by"] or habits[0][0]
     record = it.record(
         "heads",
         {kind: Numbers(("layer", "head"), found.scores[kind]) for kind in kinds},
@@ -130,9 +139,17 @@ def _heads(values: dict[str, Any]) -> Answer:
         layer, number = map(int, label.split("."))
         rows.append((label, *(f"{float(found.scores[one][layer, number]):.3f}" for one in kinds)))
     marked = [f"{one} *" if one == kind else one for one in kinds]
-    lines = [*head, *terminal.table(("head", *marked), rows)]
+    shown = [f"{label} {HABITS[one]}, with {score:.2f} of its weight" for one, label, score in habits]
+    lines = [*head, *shown, *terminal.table(("head", *marked), rows)]
     title = ", ".join(head)
     return Answer(record, lines, found.check, lambda: plots.head_scoreboard({k: found.scores[k] for k in kinds}, title))
+
+
+def _habits(found: HeadScores) -> list[tuple[str, str, float]]:
+    """What the heads do, the clearest first: of each kind the head that does it most, if it does so at all."""
+    best = [(kind, *found.best(kind, 1)[0]) for kind in HABITS if kind in found.scores]
+    best.sort(key=lambda habit: (habit[0] == "first", -habit[2]))  # a head that rests on the first token does nothing
+    return [habit for habit in best if habit[2] >= CLEAR] or best[:1]
 
 
 VIEWS = {
@@ -148,7 +165,8 @@ VIEWS = {
     "heads": View(
         "Score every head from 0 to 1: previous (weight on the token before), first (on position 0), self, entropy (1 "
         "is looking everywhere), and on random tokens that come twice duplicate (on the same token the first time) "
-        "and induction (on what followed it then). With a TEXT, the scores of that text, without those of repetition.",
+        "and induction (on what followed it then). With a TEXT, the scores of that text, without those of repetition. "
+        "First come the clearest habits: of each kind the head that has most of its weight there.",
         "  minigpt inspect heads\n"
         "  minigpt inspect heads --length 25 --by induction --top 5 -o heads.png\n"
         '  minigpt inspect heads "To be, or not to be" --by previous',

@@ -1,12 +1,16 @@
 """`minigpt inspect lens` and `why`: the residual stream, read early and taken apart."""
 
+import re
 from typing import Any
+
+from torch import Tensor
 
 from minigpt.analysis import plots, terminal
 from minigpt.analysis.attribution import Attribution, attribute
 from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.records import Numbers
+from minigpt.analysis.sweeps import total_effects
 from minigpt.cli.inspect_frame import Answer, Subject, View, add_prompt, check_count, one_token, subject, traced
 from minigpt.cli.parser import CommandParser
 from minigpt.decoding.sampling import with_text
@@ -156,6 +160,8 @@ def _why(values: dict[str, Any]) -> Answer:
         target = int(with_text(t["logits"][0, place], it.tokenizer.vocab_size).argmax())
     found = attribute(t, target, against, by=values["by"], position=place)
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
+    parts = _parts(found, values["top"])
+    in_all = _in_all(it, found, [name for name, _ in parts])
     record = it.record(
         "why",
         {
@@ -164,21 +170,41 @@ def _why(values: dict[str, Any]) -> Answer:
             "total": Numbers((), found.total),
             "logit": Numbers((), found.logit),
             "remainder": Numbers((), found.remainder),
+            "in_all": Numbers(("shown",), [*in_all.values()]),
         },
-        labels={"part": found.labels, "bias": [*found.constants]},
+        labels={"part": found.labels, "bias": [*found.constants], "shown": [*in_all]},
         settings={"token": target, "against": against, "by": values["by"], "position": place},
     )
-    parts = _parts(found, values["top"])
     largest = max(abs(value) for _, value in parts) or 1.0
-    rows = [(name, f"{value:+.4f}", terminal.bar(abs(value) / largest)) for name, value in parts]
+    columns = [
+        ["part", *(name for name, _ in parts), "together"],
+        ["adds", *(f"{value:+.4f}" for _, value in parts), f"{found.total:+.4f}"],
+        ["in all", *(f"{in_all[name]:+.4f}" if name in in_all else "" for name, _ in parts), ""],
+        ["", *(terminal.bar(abs(value) / largest) for _, value in parts), ""],
+    ]
+    if not in_all:
+        del columns[2]
+    headings, *rows = zip(*columns, strict=True)
     lines = [
         it.header("why"),
         f"{what}, after position {place}, {it.shown(it.ids[place])}",
-        *terminal.table(("part", "adds", ""), [*rows, ("together", f"{found.total:+.4f}", "")], left=(0, 2)),
+        *terminal.table(headings, rows, left=(0, len(columns) - 1)),
+        *["adds: directly; in all: what is lost without it, through later parts too"] * bool(in_all),
         f"the model says {found.logit:.4f}; the remainder is {found.remainder:.1e}",
     ]
     title = f"{it.header('why')}; {lines[1]}"
     return Answer(record, lines, found.check, lambda: plots.waterfall(parts, found.total, what, title))
+
+
+def _in_all(it: Subject, found: Attribution, parts: list[str]) -> dict[str, float]:
+    """The total effects of those parts that can be taken away."""
+
+    def logit(logits: Tensor) -> float:
+        row = logits[0, found.position].double()
+        return float(row[found.target] - (0 if found.against is None else row[found.against]))
+
+    whole = [name for name in parts if re.fullmatch(r"\d+\.(\d+|attn|mlp)", name)]
+    return total_effects(it.model, [it.ids], logit, whole)
 
 
 def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
@@ -204,7 +230,9 @@ VIEWS = {
     ),
     "why": View(
         "Take a logit apart into what each part of the model has added to it directly. The parts and the biases sum to "
-        "the logit; what rounding leaves is shown. A head's part holds its share of the value bias.",
+        "the logit; what rounding leaves is shown. A head's part holds its share of the value bias. Beside what heads, "
+        "attention and MLPs add stands their total effect: how much of the logit is lost without the part, at every "
+        "position, with all that later parts make of it.",
         '  minigpt inspect why "To be, or not to b"\n'
         '  minigpt inspect why "To be, or not to b" --token e --against u --by head -o why.png\n'
         '  minigpt inspect why --model gpt2 "The capital of France is" --token " Paris" --by neuron --check',

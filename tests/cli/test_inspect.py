@@ -1,5 +1,6 @@
 """`minigpt inspect`: every view in every form, its numbers against the reference library, and what a mistake costs."""
 
+import copy
 import io
 import json
 import math
@@ -300,11 +301,70 @@ def test_heads_are_sorted_by_what_was_asked(model, capsys, monkeypatch):
     scores["first"][1, 2], scores["induction"][0, 1] = 0.75, 0.5
     found = HeadScores(scores, [1, 2, 3, 4, 2, 3, 4], 3)
     monkeypatch.setattr("minigpt.cli.inspect_heads.head_scores", lambda *arguments: found)
-    rows = printed(words("heads {model} --by first --top 2", model), capsys).splitlines()[2:]
+    lines = printed(words("heads {model} --by first --top 2", model), capsys).splitlines()
+    assert lines[2:4] == [
+        "0.1 looks at what followed the same token the first time, with 0.50 of its weight",
+        "1.2 rests on the first token, with 0.75 of its weight",
+    ]
+    rows = lines[4:]
     assert rows[0].split() == ["head", "induction", "duplicate", "previous", "first", "*", "self", "entropy"]
     assert rows[1].split() == ["1.2", "0.000", "0.000", "0.000", "0.750", "0.000", "0.000"]
     assert len(rows) == 3
-    assert printed(words("heads {model}", model), capsys).splitlines()[3].startswith("0.1 ")
+    assert printed(words("heads {model}", model), capsys).splitlines()[5].startswith("0.1 ")
+
+
+@pytest.mark.parametrize(
+    ("scores", "said", "by"),
+    [
+        ({"induction": 0.01, "previous": 0.61}, ["0.1 looks at the token before, with 0.61"], "previous"),
+        ({"induction": 0.9, "previous": 0.61}, ["0.1 looks at what", "0.1 looks at the token before"], "induction"),
+        ({"first": 0.99, "duplicate": 0.4, "entropy": 1.0}, ["0.1 looks at the same", "0.1 rests on"], "duplicate"),
+        ({"first": 0.99, "entropy": 1.0}, ["0.1 rests on the first token, with 0.99"], "first"),
+        ({"self": 0.1, "previous": 0.05, "entropy": 1.0}, ["0.1 looks at the token itself, with 0.10"], "self"),
+    ],
+)
+def test_heads_open_with_what_the_model_shows(model, capsys, monkeypatch, scores, said, by):
+    every = {kind: torch.zeros(2, 3) for kind in ("previous", "induction", "first", "self", "entropy", "duplicate")}
+    for kind, score in scores.items():
+        every[kind][0, 1] = score
+    found = HeadScores(every, [1, 2, 3, 4, 2, 3, 4], 3)
+    monkeypatch.setattr("minigpt.cli.inspect_heads.head_scores", lambda *arguments: found)
+    lines = printed(words("heads {model}", model), capsys).splitlines()
+    assert len(lines) == 2 + len(said) + 1 + 6
+    for line, start in zip(lines[2:], said, strict=False):
+        assert line.startswith(start)
+    assert f" {by} *" in lines[2 + len(said)]
+
+
+def test_why_tells_what_a_part_adds_from_what_is_lost_without_it(model, capsys):
+    """The two are one only in the last layer's end: the last MLP acts through the norm and the head alone."""
+    record = record_of(words("why 'to be' {model} --token a --against b --by head", model), capsys)
+    lines = printed(words("why 'to be' {model} --token a --against b --by head", model), capsys).splitlines()
+    assert lines[2].split() == ["part", "adds", "in", "all"]
+    own, tokenizer = minigpt.load_model(str(model))
+    row, a, b = torch.tensor([tokenizer.encode("to be")]), *tokenizer.encode("ab")
+    wanted = record["labels"]["shown"]
+    assert set(wanted) == {f"{layer}.{part}" for layer in (0, 1) for part in ("0", "1", "2", "mlp")}
+    size = own.config.n_embd // own.config.n_head
+    with torch.no_grad():
+        whole = own(row)[0, -1]
+        for part, value in zip(wanted, numbers_of(record)["in_all"], strict=True):
+            without = copy.deepcopy(own)  # the oracle has no hooks: its weights are gone
+            layer, name = part.split(".")
+            block = without.h[int(layer)]
+            if name == "mlp":
+                block.mlp.c_proj.weight.zero_()
+                block.mlp.c_proj.bias.zero_()
+            else:
+                block.attn.c_proj.weight[:, int(name) * size : (int(name) + 1) * size] = 0
+            change = whole - without(row)[0, -1]
+            assert value == pytest.approx(float(change[a] - change[b]), abs=1e-5)
+            assert any(line.split()[:1] == [part] and f"{value:+.4f}" in line for line in lines)
+    assert lines[-2] == "adds: directly; in all: what is lost without it, through later parts too"
+    layers = printed(words("why 'to be' {model} --by layer", model), capsys)
+    assert "in all" not in layers  # no one part's name
+    neurons = record_of(words("why 'to be' {model} --by neuron --top 7", model), capsys)["labels"]["shown"]
+    assert not {"0.mlp.1", "1.mlp.49"} & {*neurons}  # a neuron is not taken away
 
 
 def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
