@@ -83,11 +83,13 @@ class DataConfig:
     """
 
     source: str = "shakespeare"
-    """a named corpus, a text file, a folder of them, or records: .jsonl, .csv"""
+    """a named corpus, a text file, a folder of them, or records: .jsonl, .ndjson, .csv, .tsv"""
     tokenizer: Literal["char", "gpt2"] = "char"
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
     val_fraction: Part = 0.1
     """the last part of the corpus, kept out of training and used to measure the validation loss"""
+    checksum: str = ""
+    """sha256 of what was read of the source, wherever it lies; training fills it in"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -102,21 +104,25 @@ class DocumentsConfig:
     """
 
     separate: Literal["auto", "on", "off"] = "auto"
-    """read separate documents, each with an end to learn, and not one text; auto does so with .jsonl and .csv"""
+    """read separate documents, each with an end to learn, and not one text; auto does so with records"""
     text_field: str = ""
-    """the field of a .jsonl or .csv that is the text; if empty, `text`, or the only one that holds text"""
+    """the field of a record that is the text; if empty, `text`, or the only one that holds text"""
     prompt_field: str = ""
     """for pairs, such as a question and its answer: the field that is given and not learned"""
     completion_field: str = ""
     """for pairs: the field that is learned; the loss counts nothing else"""
     max_characters: CountOrOff = 0
-    """longer documents are cut to this many characters; 0 for no limit"""
+    """longer documents are cut to this many characters, or dropped; 0 for no limit"""
+    longer: Literal["cut", "drop"] = "cut"
+    """what becomes of a document that is longer than max_characters"""
     max_length: CountOrOff = 0
     """longer documents are cut to this many tokens, and what is cut has no end to learn; 0 for block_size"""
     train_size: CountOrOff = 0
     """documents to train on, chosen by the seed; 0 for all that do not validate"""
     val_size: CountOrOff = 0
-    """documents to hold out and validate on, chosen by the seed; 0 for a tenth"""
+    """documents to hold out and validate on, chosen by the seed; 0 for a tenth, or all of val_data"""
+    val_data: str = ""
+    """a file or folder of their own for the documents that validate, read as the other; empty to hold some out"""
     batching: Literal["padded", "packed", "confined"] = "padded"
     """padded: one document a row; packed: back to back, no room wasted; confined: so too, and none sees another"""
     keywords: CountOrOff = 0
@@ -124,6 +130,11 @@ class DocumentsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        _require(
+            self.longer == "cut" or self.max_characters > 0,
+            "longer = drop drops nothing: max_characters sets no limit",
+            "give max_characters too, the most characters of a document",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`minigpt eval`."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from minigpt.cli.models import add_model_argument, add_unknown_argument, load, model_spec
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.cli.train import are_documents, load_source
-from minigpt.config import DataConfig, RunConfig, read_yaml, updated
+from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
+from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
 from minigpt.pretrained import find
@@ -23,12 +25,13 @@ def make_parser() -> CommandParser:
         "Measure a model on a text: loss, perplexity, bits per character. The text is read in windows of block_size "
         "tokens, --stride tokens apart. Every token but the first is scored exactly once, by the first window that "
         "reaches it: of all windows but the first, only the last --stride predictions count, and each of them sees at "
-        "least block_size - stride + 1 tokens before it.",
+        "least block_size - stride + 1 tokens before it. Of separate documents, each is read from its beginning: those "
+        "that a run has held out, or all of others.",
         "  minigpt eval\n  minigpt eval --stride 32\n  minigpt eval --model gpt2 --data my-novel.txt --stride 512",
     )
     add_model_argument(parser)
     parser.add_argument(
-        "--data", metavar="SOURCE", help="a corpus, file or folder (default: what a run was trained on)"
+        "--data", metavar="SOURCE", help="a corpus, file, folder or records (default: what a run was trained on)"
     )
     parser.add_argument(
         "--split",
@@ -50,34 +53,37 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Evaluate and print."""
     values = make_parser().parse(arguments)
-    from minigpt.data.corpora import load_corpus
     from minigpt.data.tokens import split_at
     from minigpt.training.evaluate import evaluate
 
     values["model"] = model_spec(values["model"])
     find(values["model"])  # before it is asked what it was trained on
     trained = training_config(values["model"])
-    trained_on = trained.data if trained else None
-    if values["data"] is None and trained_on is None:
+    if values["data"] is None and trained is None:
         raise InputError(
             f"{values['model']} is no run that was trained here, so there is no text that belongs to it",
             "name a text to measure it on with --data, or check --model",
         )
-    data = trained_on or DataConfig()
-    source = values["data"] or data.source
-    own = trained is not None and source == data.source
-    if are_documents(trained.documents.separate if trained and own else "auto", source):
-        if trained is None or not own or values["split"] not in (None, "val") or values["stride"] is not None:
+    config = trained or RunConfig()
+    source, own = measured(config, values["data"])
+    if values["data"] is None and not own:
+        raise InputError(
+            f"{config.data.source} has changed since {values['model']} was trained on it",
+            "name with --data where the former one lies, or this one, to measure all of it",
+        )
+    if isinstance(source, Documents):
+        if values["split"] not in (None, "val" if own else "all") or values["stride"] is not None:
             raise InputError(
-                f"{source} holds separate documents, of which eval knows those alone that a run has held out",
-                "leave --data, --split and --stride out; evaluate-text --model measures any documents",
+                f"{values['data'] or config.data.source} holds separate documents: of those that a run was trained on, "
+                "the held-out ones are measured, of others all, each from its beginning",
+                "leave --split and --stride out",
             )
-        evaluate_held_out(trained, values)
+        evaluate_documents(source, config, own, values)
         return
-    split = values["split"] or ("val" if trained_on and source == trained_on.source else "all")
+    split = values["split"] or ("val" if own else "all")
     model, tokenizer = load(values)
-    corpus = load_corpus(source)
-    border = split_at(corpus, data)
+    corpus = source
+    border = split_at(corpus, config.data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
     ids = tokenizer.encode_array(text)
     result = evaluate(model, ids, stride=values["stride"], vocab_size=tokenizer.vocab_size)
@@ -94,22 +100,52 @@ def run(arguments: list[str]) -> None:
         print(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
 
 
-def evaluate_held_out(config: RunConfig, values: dict[str, Any]) -> None:
-    """Evaluate a run on the documents that it has held out, and print."""
-    from minigpt.data.feeds import document_feed
+def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, bool]:
+    """What is to be measured, and whether it is what a run was trained on, wherever it lies and however it is spelled.
+
+    Args:
+        config: of the run, or the defaults.
+        named: the value of --data, or None for what the run names.
+    """
+    from minigpt.training.run import fingerprint
+
+    chosen = config
+    if named is not None:
+        d = config.documents
+        if not are_documents(d.separate, named):
+            d = DocumentsConfig()  # settings of documents, and this is a text
+        elif not Path(d.val_data).exists():
+            d = replace(d, val_data="")
+        chosen = replace(config, data=replace(config.data, source=named), documents=d)
+    source = load_source(chosen)
+    if config.data.checksum:
+        return source, fingerprint(source) == config.data.checksum
+    # A run of an earlier minigpt, which noted none, or no run at all.
+    same = named is None or (
+        Path(config.data.source).exists() and fingerprint(source) == fingerprint(load_source(config))
+    )
+    return source, same
+
+
+def evaluate_documents(documents: Documents, config: RunConfig, own: bool, values: dict[str, Any]) -> None:
+    """Evaluate a model on the documents that its run has held out, or on all of others, and print."""
+    from minigpt.data.batches import padded
+    from minigpt.data.feeds import document_feed, encoded
     from minigpt.training.evaluate import evaluate_batches
 
-    documents = load_source(config)
-    assert isinstance(documents, Documents), "are_documents has said so"
     model, tokenizer = load(values)
-    name = Path(config.data.source).stem
-    feed = document_feed(documents, name, config, tokenizer)
-    batches = ((batch.inputs, batch.targets) for batch in feed.validation())
+    config = replace(config, model=model.config)
+    name = Path(values["data"] or config.data.source).stem
+    if own:
+        chosen = document_feed(documents, name, config, tokenizer).val
+    else:
+        chosen = encoded(documents.items, config, tokenizer, training=documents.items)
+    batches = ((batch.inputs, batch.targets) for batch in padded(chosen, config.train.batch_size, seed=0, epoch=0))
     result = evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
     if values["json"]:
         print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})
         return
-    print(f"{name}: {result.tokens:,} tokens of {len(feed.val):,} held-out documents predicted, each once")
+    print(f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once")
     print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
 
 

@@ -17,8 +17,8 @@ from minigpt.analysis.overlap import copied_share, overlaps
 from minigpt.analysis.references import nearness
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.data.corpora import NAMED_SOURCES, load_corpus
-from minigpt.data.documents import RECORD_SUFFIXES, read_documents
+from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
+from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.files import read_json
 from minigpt.training.evaluate import Evaluation, evaluate

@@ -5,13 +5,14 @@ import math
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
-from minigpt.data.documents import RECORD_SUFFIXES, Documents, read_documents, with_keywords
+from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, Corpus, load_corpus, load_quickstart_corpus
+from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
@@ -151,6 +152,11 @@ def check_effect(config: RunConfig, arguments: list[str]) -> None:
             f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
             "leave --tokenizer out",
         )
+    if peek(arguments, "--val-fraction") is not None and are_documents(config.documents.separate, config.data.source):
+        raise ConfigError(
+            f"--val-fraction {config.data.val_fraction} would change nothing: documents are held out by their number",
+            "use --documents.val_size, or --documents.val_data for a file of their own",
+        )
     for name in COUNTED_BY_EPOCHS:
         if config.train.epochs and peek(arguments, f"--train.{name}") is not None:
             raise ConfigError(
@@ -207,6 +213,7 @@ def train_and_say(
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
         resume: the run directory to go on with, or None for a new one.
     """
+    from minigpt.device import choose_device, choose_dtype
     from minigpt.files import check_unused
     from minigpt.training.checkpoint import run_at, unused_directory
     from minigpt.training.distributed import joined
@@ -218,8 +225,9 @@ def train_and_say(
         say = say if processes.first else say_nothing
         if out:
             check_unused(Path(out))  # before a corpus is fetched for nothing
+        choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
-            source, why = load_quickstart_corpus() if quickstart else (load_source(config), "")
+            source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")
         read = source.name if isinstance(source, Corpus) else Path(config.data.source).stem
         if quickstart:
             say(why)
@@ -266,8 +274,22 @@ def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 
-def load_source(config: RunConfig) -> Corpus | Documents:
-    """The text, or the documents, that a configuration names."""
+def load_source(config: RunConfig, moved: bool = False) -> Corpus | Documents:
+    """The text, or the documents, that a configuration names.
+
+    Args:
+        config: the settings.
+        moved: whether a path that is not there was given when the run was started, and not now.
+    """
+    try:
+        return _load_source(config)
+    except MissingFileError as error:
+        if moved:
+            raise MissingFileError(error.what, "name where it lies now: --data, or --documents.val_data") from None
+        raise
+
+
+def _load_source(config: RunConfig) -> Corpus | Documents:
     d, source = config.documents, config.data.source
     if not are_documents(d.separate, source):
         if d.separate == "auto" and d != DocumentsConfig():
@@ -277,13 +299,15 @@ def load_source(config: RunConfig) -> Corpus | Documents:
                 f"add --documents.separate on, or leave --documents.{name} out",
             )
         return load_corpus(source)
-    return read_documents(
-        source,
+    read = partial(
+        read_documents,
         text_field=d.text_field or None,
         prompt_field=d.prompt_field or None,
         completion_field=d.completion_field or None,
         max_characters=d.max_characters or None,
+        drop_longer=d.longer == "drop",
     )
+    return with_validation(read(source), read(d.val_data)) if d.val_data else read(source)
 
 
 def are_documents(separate: str, source: str) -> bool:

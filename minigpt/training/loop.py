@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import RunConfig
-from minigpt.data.corpora import Corpus
+from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
@@ -105,7 +105,12 @@ def train(
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
-    config = replace(config, init_from=lasting_spec(config.init_from))
+    config = replace(
+        config,
+        init_from=lasting_spec(config.init_from),
+        data=replace(config.data, source=lasting_source(config.data.source)),
+        documents=replace(config.documents, val_data=lasting_source(config.documents.val_data)),
+    )
     directory, checkpoint, progress = RunDirectory(out), None, Progress()
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
@@ -201,13 +206,14 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         if stopping or is_due(run, progress, t.save_interval):
             # Before the evaluation, which must not cost the run if it dies.
             save(run, progress, log, must=stopping or progress.step == t.max_steps)
-        if assessment_due(run, progress):
+        if assessment_due(run, progress) and not stopping:  # who stops need not wait for it: a resume begins with it
             assess(run, progress, log)
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
         log.say(f"stopped    {progress.stale} evaluations without a better one: patience has ended")
         save(run, progress, log, must=True)
-    elif progress.step < t.max_steps:
+    # The wish to stop may have come in the last step, or after it. Who asked is told that it was heard, as ever.
+    if run.processes.mean(torch.tensor(float(stopping or stop.signal is not None))).item() > 0:
         raise Interrupted(
             stop.signal or signal.SIGTERM,
             f"stopped at step {progress.step} of {t.max_steps}, and saved",
@@ -359,7 +365,14 @@ def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say =
     checkpoint.restore_random(0, device)
     batches = run.micro_batches(report.first_sequence, Processes())
     culprit = find_nonfinite(run.model, batches, device, run.dtype, run.tokenizer.vocab_size)
-    return replace(report, learning_rate=lr, loss=str(loss.item()), grad_norm=str(grad_norm), first_nonfinite=culprit)
+    return replace(
+        report,
+        learning_rate=lr,
+        loss=str(loss.item()),
+        grad_norm=str(grad_norm),
+        num_sequences=run.rows_of_step(report.first_sequence),
+        first_nonfinite=culprit,
+    )
 
 
 def has_ended(run: Run, progress: Progress, records: list[dict[str, Any]]) -> bool:

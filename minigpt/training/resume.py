@@ -68,6 +68,7 @@ from minigpt.weights import (
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
             "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
+PLACES = ("data.source", "documents.val_data")  # where data lies, which may change: the checksum says what it is
 FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
 READABLE = (1, 2)  # another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
@@ -296,7 +297,8 @@ class Checkpoint:
         if self.manifest["corpus"] != corpus:
             raise CheckpointError(
                 f"the text of {config.data.source} has changed since {self.path} was trained on it",
-                "bring the former text back, or start a new run: a resumed one must read what it would have read",
+                "name the former text's new place with --data, or start a new run: a resumed one must read what it "
+                "would have read",
             )
 
     def check_base(self, base: str | None, name: str) -> None:
@@ -477,13 +479,14 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
         f"{section}.{name}" if section else name: [value, getattr(_section(now, section), name)]
         for section in ("", *SECTIONS)
         for name, value in vars(_section(before, section)).items()
-        # the vocabulary follows from the corpus, which is compared by itself
-        if name not in (*SECTIONS, "vocab_size") and value != getattr(_section(now, section), name)
+        # the vocabulary and the checksum follow from the corpus, which is compared by itself
+        if name not in (*SECTIONS, "vocab_size", "checksum") and value != getattr(_section(now, section), name)
     }
+    places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a fingerprint
     fixed = [
-        f"{name} is {before} in the run and {now} now"
-        for name, (before, now) in found.items()
-        if name.startswith(LIFELONG) and name != "model.dropout"
+        f"{name} is {was} in the run and {is_now} now"
+        for name, (was, is_now) in found.items()
+        if name.startswith(LIFELONG) and name not in ("model.dropout", *places)
     ]
     if fixed:
         raise CheckpointError(

@@ -147,7 +147,11 @@ def set_up(
         origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
         feed = read(config, source, tokenizer, origins.get("laid_out_for"))
-    config = replace(config, train=counted(config.train, feed.rows_per_epoch, progress.step, progress.sequences))
+    config = replace(
+        config,
+        data=replace(config.data, checksum=origins["corpus"]),
+        train=counted(config.train, feed.rows_per_epoch, progress.step, progress.sequences),
+    )
 
     t = config.train
     seed_everything(config.seed)
@@ -217,7 +221,8 @@ def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
         return GPT2Tokenizer()
     if isinstance(source, Corpus):
         return CharTokenizer.from_text(source.text)
-    return CharTokenizer.from_text("\n" + "".join(document.prompt + document.text for document in source.items))
+    documents = [*source.items, *(source.validation or ())]
+    return CharTokenizer.from_text("\n" + "".join(document.prompt + document.text for document in documents))
 
 
 def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None) -> Feed:
@@ -302,8 +307,10 @@ def fingerprint(source: Corpus | Documents) -> str:
     if isinstance(source, Corpus):
         digest.update(source.text.encode("utf-8"))
     else:
-        for document in source.items:
+        for document in [*source.items, *(source.validation or ())]:
             digest.update(repr(document).encode("utf-8"))
+        if source.validation is not None:
+            digest.update(f"{len(source.validation)} validate".encode())
     return digest.hexdigest()
 
 

@@ -49,6 +49,7 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
         report_to="none",
         train=replace(
             t,
+            epochs=0.0,
             max_steps=steps,
             warmup_steps=min(t.warmup_steps, steps),
             save_interval=1,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies
 
 from minigpt.data import corpora
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, load_corpus, load_quickstart_corpus
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, lasting_source, load_corpus, load_quickstart_corpus
 from minigpt.downloads import PackageFile, UnwritableFolderError
 from minigpt.errors import DataError, DownloadError, MissingFileError
 
@@ -69,6 +69,7 @@ def test_damaged_cache_is_replaced_or_named_and_never_parsed(cache: Path, tiny: 
         load_corpus("shakespeare")
     assert str(cached) in caught.value.what
     assert "what is there now looks like an HTML page" in caught.value.what
+    assert all(source in caught.value.how for source in ("shakespeare-complete", "verse"))
 
 
 def test_cache_that_cannot_be_written(cache: Path, tiny: Path) -> None:
@@ -274,7 +275,24 @@ def test_folder(tmp_path: Path) -> None:
         write(folder / name, content)
     corpus = load_corpus(folder)
     # In the order of whole paths, so "a-c.py" is before "a/z.MD": "-" is before "/".
-    assert corpus == Corpus("works-2nd", "a-c\n\na/z\n\nb\n", f"{folder}, 4 files")
+    assert corpus == Corpus(
+        "works-2nd", "a-c\n\na/z\n\nb\n", f"{folder}, 4 files; 2 other files not read: .png, no-suffix"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.PARQUET", "a.xlsx", "a.jsonl.gz"])
+def test_records_in_a_form_that_is_not_read_are_no_text(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, '[{"text": "x"}]')
+    with pytest.raises(DataError, match=f"{re.escape(str(path))} ends in .*, a form that is not read"):
+        load_corpus(path)
+
+
+@pytest.mark.parametrize("spelled", ["a.txt", "./a.txt", "../here/a.txt"])
+def test_a_path_that_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str) -> None:
+    path = write(tmp_path / "here" / "a.txt", "x")
+    monkeypatch.chdir(path.parent)
+    assert lasting_source(spelled) == str(path)
+    assert [lasting_source(name) for name in ("verse", "gone.txt", "")] == ["verse", "gone.txt", ""]
 
 
 def test_folder_with_one_bad_file_names_it(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies
 
-from minigpt.data.documents import Document, keyword_line, read_documents, split, with_keywords
+from minigpt.config import DocumentsConfig
+from minigpt.data.documents import Document, keyword_line, read_documents, split, with_keywords, with_validation
 from minigpt.errors import ConfigError, DataError, MiniGPTError, MissingFileError
 
 
@@ -62,6 +63,7 @@ def test_a_folder_is_one_document_a_file_and_one_a_record(tmp_path):
     assert documents.blank == 1
     assert documents.described == (
         f"{tmp_path}: 5 documents, each the field 'text' of a record or a file; 1 blank ones left out"
+        "; 1 other files not read: .png"
     )
     assert texts(tmp_path, text_field="text") == ["first", "second", "third"], "only records have fields"
 
@@ -77,16 +79,22 @@ def test_pairs_keep_their_blanks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "expected"),
+    ("name", "content", "expected", "others"),
     [
-        ("r.jsonl", '{"title": "t", "text": "x"}', "x"),  # "text", whatever else there is
-        ("r.jsonl", '{"id": 7, "stars": "4.5", "empty": " ", "none": null, "review": "x"}', "x"),
-        ("r.jsonl", '{"text": "a\u2028b\x85c"}\r\n', "a\u2028b\x85c"),  # these end no line of a file
-        ("r.csv", "id,review\n7,x\n", "x"),
-        ("r.csv", "sentence\n42\n", None),  # the only column, but numbers are no text
+        ("r.jsonl", '{"title": "t", "text": "x"}', "x", "title"),  # "text", whatever else there is
+        (
+            "r.jsonl", '{"id": 7, "stars": "4.5", "empty": " ", "none": null, "review": "x"}', "x",
+            "id, stars, empty, none",
+        ),
+        ("r.ndjson", '{"text": "x"}\n{"text": "y", "label": 1}\n', "x y", "label"),
+        ("r.jsonl", '{"text": "a\u2028b\x85c"}\r\n', "a\u2028b\x85c", ""),  # these end no line of a file
+        ("r.csv", "id,review\n7,x\n", "x", "id"),
+        ("r.TSV", 'label\treview\n1\tx, and; "y"\n', 'x, and; "y"', "label"),
+        ("r.csv", "sentence\n42\n", None, ""),  # the only column, but numbers are no text
     ],
-)
-def test_the_only_field_with_text_is_taken_and_said(tmp_path, name, content, expected):
+)  # fmt: skip
+def test_the_only_field_with_text_is_taken_and_said(tmp_path, name, content, expected, others):
+    """And so is what is not read of a record, such as its label."""
     path = write(tmp_path / name, content)
     if expected is None:
         with pytest.raises(DataError, match="0 others that hold text"):
@@ -94,9 +102,69 @@ def test_the_only_field_with_text_is_taken_and_said(tmp_path, name, content, exp
         assert texts(path, text_field="sentence") == ["42"]
     else:
         documents = read_documents(path)
-        assert [document.text for document in documents.items] == [expected]
+        assert " ".join(document.text for document in documents.items) == expected
         field = "text" if "text" in content else "review"
-        assert documents.described.endswith(f"1 documents, each the field {field!r} of a record")
+        described = f"documents, each the field {field!r} of a record" + (
+            f"; fields not read: {others}" if others else ""
+        )
+        assert documents.described.endswith(described)
+
+
+@pytest.mark.parametrize(
+    "row", ["A fine film, in its way.", "7", "-3.5", "1,200", "what a long and pointless film", "x" * 61]
+)
+@pytest.mark.parametrize("label", [True, False])
+def test_a_csv_without_names_loses_no_document(tmp_path, row, label):
+    """Its first row would be taken for them."""
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([[row, *["pos"] * label], ["another text", *["neg"] * label]])
+    with pytest.raises(
+        DataError, match=r"begins with a row, .*, where the names of its columns should stand"
+    ) as caught:
+        read_documents(write(tmp_path / "r.csv", file.getvalue()))
+    assert_two_lines(caught.value)
+    named = write(tmp_path / "named.csv", "text" + ",label" * label + "\n" + file.getvalue())
+    assert texts(named) == [row.strip(), "another text"]
+
+
+@pytest.mark.parametrize("name", ["text", "Review Text", "user id (hashed)", "überschrift", "a/b", "q1"])
+def test_names_of_columns_are_taken_for_names(tmp_path, name):
+    assert texts(write(tmp_path / "r.csv", f"{name},n\nsome text,1\n"), text_field=name) == ["some text"]
+
+
+def test_longer_documents_are_dropped_if_that_is_wanted(tmp_path):
+    path = write(tmp_path / "r.jsonl", '{"text": "12345"}\n{"text": "1234"}\n{"text": " "}')
+    documents = read_documents(path, max_characters=4, drop_longer=True)
+    assert (documents.items, documents.cut) == ([Document("1234")], 0)
+    assert documents.described.endswith("; 1 blank ones left out; 1 longer than 4 characters left out")
+    with pytest.raises(DataError, match=r"all 2 documents in .* are longer than max_characters = 3"):
+        read_documents(path, max_characters=3, drop_longer=True)
+    with pytest.raises(ConfigError, match="longer = drop drops nothing"):
+        DocumentsConfig(longer="drop")
+
+
+def test_what_is_not_read_of_a_folder_is_said(tmp_path):
+    for name in ("a.txt", "b.pdf", "sub/c.PDF", "sub/d.jsonl", "LICENSE", ".hidden.txt", ".git/x"):
+        write(tmp_path / name, '{"text": "x"}')
+    assert read_documents(tmp_path).described.endswith("; 3 other files not read: LICENSE, .pdf")
+    assert read_documents(tmp_path, text_field="text").described.endswith(
+        "; 4 other files not read: LICENSE, .txt, .pdf"
+    )
+
+
+def test_documents_that_validate_may_have_a_file_of_their_own(tmp_path):
+    """All of them validate, and what they share with the others is not learned."""
+    train = write(tmp_path / "train.jsonl", "\n".join(json.dumps({"text": str(n)}) for n in range(37)))
+    val = write(tmp_path / "val.jsonl", "\n".join(json.dumps({"text": str(n)}) for n in range(31, 48)))
+    documents = with_validation(read_documents(train), read_documents(val))
+    assert str(val) in documents.described
+    learned, validating = split(documents.items, None, None, 3, documents.validation)
+    assert sorted(int(d.text) for d in learned) == [*range(31)]
+    assert sorted(int(d.text) for d in validating) == [*range(31, 48)]
+    fewer, some = split(documents.items, 7, 5, 3, documents.validation)
+    assert (fewer, some) == (learned[:7], validating[:5])
+    with pytest.raises(DataError, match="train_size = 32, and there are 31 documents that differ"):
+        split(documents.items, 32, None, 3, documents.validation)
 
 
 def test_long_texts_are_cut_and_have_no_end(tmp_path):
@@ -181,7 +249,7 @@ def test_what_the_json_module_writes_is_read(written, mark, ascii_only, end):
         ("r.jsonl", '{"text": " "}\n{"text": "\\n\\t"}\n', {}, "there are no documents in .*: all 2 are blank"),
         ("r.txt", " \n\n \t\n", {}, "there are no documents in .*: all 1 are blank"),
         ("r.txt", b"a\xff", {}, "r.txt is not UTF-8 text: byte 0xff at offset 1"),
-        ("r.txt", "x", {"text_field": "text"}, "r.txt does not end in .jsonl or .csv"),
+        ("r.txt", "x", {"text_field": "text"}, "r.txt does not end in .jsonl or .ndjson or .csv or .tsv"),
         ("r.parquet", "x", {}, "r.parquet does not end in .txt or .md"),
         ("folder/image.png", b"\x89PNG", {}, "has no file that ends in .txt or .md"),
         ("r.txt", "x", {"prompt_field": "p"}, "prompt_field = 'p' and completion_field = None are no pair"),

@@ -468,8 +468,7 @@ def test_held_out_documents_are_evaluated_as_in_training(base, tmp_path, monkeyp
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(trained["best_val_loss"], abs=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(trained["best_val_loss"]), rel=1e-5)
-    Path("b.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
-    for flags in (["--data", "b.jsonl"], ["--split", "train"], ["--stride", "5"]):
+    for flags in (["--split", "train"], ["--stride", "5"]):
         assert main.run(["eval", "--model", "run", *flags]) == 2
         assert "holds separate documents" in capsys.readouterr().err
 
@@ -514,3 +513,97 @@ def test_the_well_known_lesson(tmp_path, shared_cache):
     (start, _, before), *epochs = epochs_of(read_records(tmp_path / "run" / "metrics.jsonl"))
     assert (start, len(epochs)) == (0, 3)
     assert all(validation < before for _, _, validation in epochs)
+
+
+def answered(capsys, *arguments):
+    assert main.run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_other_documents_are_all_measured(base, tmp_path, capsys):
+    """For a run on documents, and for a model of another origin."""
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    Path("a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    Path("b.csv").write_text("text,label\n" + "\n".join(f"{text},1" for text in TEXTS[:7]), encoding="utf-8")
+    lesson = ["train", "--init-from", str(base), "--data", "a.jsonl", "--out", "run", "--device", "cpu"]
+    sizes = ["--documents.max_length", "11", "--documents.train_size", "20", "--documents.val_size", "5"]
+    answered(capsys, *lesson, *sizes, "--train.epochs", "1")
+    for name in ("run", str(base)):
+        model = load_model(name)[0].double()
+        losses = []
+        for text in TEXTS[:7]:
+            ids = torch.tensor(TOKENIZER.encode(text + "\n"))
+            log_probs = model(ids[None, :-1])[0].log_softmax(-1)
+            losses += [-row[target].item() for row, target in zip(log_probs, ids[1:], strict=True)]
+        found = answered(capsys, "eval", "--model", name, "--data", "b.csv")
+        assert found["tokens"] == len(losses)
+        assert found["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["text", "documents", "val_data"])
+def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_path, monkeypatch, capsys, kind):
+    """Trained in one folder; measured and resumed from another, after the file has moved and got another name."""
+    suffix = "txt" if kind == "text" else "jsonl"
+    content = "".join(TEXTS * 3) if kind == "text" else "\n".join(json.dumps({"text": text}) for text in TEXTS)
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir(), away.mkdir()
+    data, other = home / f"a.{suffix}", home / f"other.{suffix}"
+    data.write_text(content, encoding="utf-8")
+    other.write_text(content + ("a" if kind == "text" else '\n{"text": "g 7"}'), encoding="utf-8")
+    (home / "val.jsonl").write_text('{"text": "abc"}\n{"text": "cab"}\n{"text": "a 1"}', encoding="utf-8")
+    flags = ["--documents.val_data", "val.jsonl"] * (kind == "val_data")
+    preset_name = "finetune-text" if kind == "text" else PRESET
+    steps = ["--train.max_steps", "2"] if kind == "text" else ["--train.epochs", "1"]
+    warm = ["--train.warmup_steps", "1"] * (kind == "text")
+    few = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"] * (
+        kind != "text"
+    )
+    monkeypatch.chdir(home)
+    start = ["train", "--init-from", str(base), "--preset", preset_name, "--device", "cpu", "--out", "../run"]
+    trained = answered(capsys, *start, "--data", f"a.{suffix}", *flags, *steps, *warm, *few)
+    run = str(tmp_path / "run")
+    expected = answered(capsys, "eval", "--model", run)
+    assert expected["loss"] == pytest.approx(trained["val_loss"], abs=1e-4)
+    for spelled in (f"a.{suffix}", f"./a.{suffix}", f"../home/a.{suffix}", str(data)):
+        assert answered(capsys, "eval", "--model", run, "--data", spelled) == expected
+    assert answered(capsys, "eval", "--model", run, "--data", str(other))["tokens"] > expected["tokens"]
+    monkeypatch.chdir(away)
+    assert answered(capsys, "eval", "--model", run) == expected
+    more = ["--train.max_steps", "4"] if kind == "text" else ["--train.epochs", "2"]
+    assert answered(capsys, "train", "--resume", run, *more)["step"] == 2 * trained["step"]
+    moved = away / f"b.{suffix}"
+    data.rename(moved)
+    more = ["--train.max_steps", "6"] if kind == "text" else ["--train.epochs", "3"]
+    assert main.run(["train", "--resume", run, *more]) == 2
+    assert "name where it lies now: --data" in capsys.readouterr().err
+    assert main.run(["train", "--resume", run, *more, "--data", str(other)]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    assert answered(capsys, "train", "--resume", run, *more, "--data", f"b.{suffix}")["step"] == 3 * trained["step"]
+    assert read_yaml(tmp_path / "run" / "config.yaml")["data"]["source"] == str(moved)
+    assert answered(capsys, "eval", "--model", run, "--data", str(moved))["tokens"] == expected["tokens"]
+    moved.write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
+    assert main.run(["eval", "--model", run]) == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
+def test_an_adapters_base_may_move(base, tmp_path):
+    settings = config(base, train={"lora_rank": 3, "epochs": 1})
+    train(settings, DOCUMENTS, tmp_path / "run", quiet)
+    moved = tmp_path / "moved"
+    base.rename(moved)
+    longer = updated(settings, {"init_from": str(moved), "train": {"epochs": 2}})
+    assert train(longer, DOCUMENTS, tmp_path / "run", quiet, resume=True).step == 14
+    assert read_config(RunDirectory(tmp_path / "run")).init_from == str(moved)
+
+
+def test_a_base_without_a_line_end_says_so(tmp_path):
+    tokenizer = CharTokenizer.from_text("".join(TEXTS))
+    save_run(GPT(replace(SHAPE, vocab_size=tokenizer.vocab_size)), tokenizer, tmp_path / "plain")
+    with pytest.raises(ConfigError, match="nothing can end a document: the tokenizer's 18 tokens are neither EOS nor"):
+        train(config(tmp_path / "plain"), DOCUMENTS, tmp_path / "run", quiet)
+
+
+def test_a_share_of_a_text_holds_out_no_documents(base, capsys):
+    Path("a.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
+    assert main.run(["train", "--init-from", str(base), "--data", "a.jsonl", "--val-fraction", "0.3"]) == 2
+    assert "--val-fraction 0.3 would change nothing" in capsys.readouterr().err

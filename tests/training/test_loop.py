@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt.cli.main import run as command
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
@@ -299,3 +300,13 @@ def test_parts_of_different_runs_are_refused(tmp_path):
     (tmp_path / "a" / "tokenizer.json").write_bytes((tmp_path / "b" / "tokenizer.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"has \d+ tokens, the model \d+"):
         load_run(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:97"])
+def test_a_device_is_asked_for_before_any_text(monkeypatch, capsys, name):
+    def fetched(*_, **__):
+        raise AssertionError("a text was fetched for a device that is not there")
+
+    monkeypatch.setattr("minigpt.cli.train.load_corpus", fetched)
+    assert command(["train", "--device", name]) == 2
+    assert name.partition(":")[0] in capsys.readouterr().err

@@ -16,7 +16,7 @@ from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.resume import open_checkpoint
 from minigpt.training.signals import StopRequest
-from minigpt.training.verify import at_step
+from minigpt.training.verify import at_step, compare
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -147,6 +147,33 @@ def test_the_exit_code_is_the_shells(corpus, flags, monkeypatch, capsys, number,
         "go on with: minigpt train --resume run",
     ]
     assert open_checkpoint(Path("run/last")).progress.step == 5
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", ["gradients", "replace_last", "assess"])
+def test_the_last_step_hears_it_too(corpus, flags, monkeypatch, capsys, number, code, moment):
+    """In it, in its save, and in its evaluation. What was left undone is done by a resume, and the run is the same."""
+    Path("play.txt").write_text(corpus.text)
+    assert command(["train", *flags, "--out", "straight"]) == 0
+    real, calls = getattr(loop, moment), []
+    last = {"gradients": 12, "replace_last": 6, "assess": 2}[moment]
+
+    def tells(*arguments):
+        calls.append(1)
+        if len(calls) == last:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, moment, tells)
+        assert command(["train", *flags, "--out", "run"]) == code
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "stopped at step 12 of 12, and saved",
+        "go on with: minigpt train --resume run",
+    ]
+    assert command(["train", "--resume", "run"]) == 0
+    assert all(c.equal for c in compare(RunDirectory(Path("straight")), RunDirectory(Path("run"))))
 
 
 @pytest.mark.slow
