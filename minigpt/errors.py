@@ -95,9 +95,37 @@ def brief(value: object) -> str:
         return f"a {type(value).__name__} of thousands of digits"
 
 
+# What other programs and papers call a thing that is called otherwise here.
+ALIASES = {
+    "lr": "learning_rate", "min_lr": "min_learning_rate", "max_iters": "max_steps", "iters": "max_steps",
+    "steps": "max_steps", "num_train_epochs": "epochs", "epoch": "epochs", "batch": "batch_size", "bs": "batch_size",
+    "accumulation": "accumulation_steps", "gradient_accumulation_steps": "accumulation_steps", "wd": "weight_decay",
+    "warmup": "warmup_steps", "warmup_iters": "warmup_steps", "clip": "grad_clip", "max_grad_norm": "grad_clip",
+    "eval_steps": "eval_interval", "save_steps": "save_interval",
+    "layers": "n_layer", "num_layers": "n_layer", "depth": "n_layer", "heads": "n_head", "num_heads": "n_head",
+    "embd": "n_embd", "dim": "n_embd", "d_model": "n_embd", "hidden_size": "n_embd", "width": "n_embd",
+    "ctx": "block_size", "n_ctx": "block_size", "context": "block_size", "context_length": "block_size",
+    "n_positions": "block_size", "seq_len": "block_size",
+    "temp": "temperature", "beams": "num_beams", "length": "max_new_tokens", "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens", "n_predict": "max_new_tokens", "samples": "num_return_sequences",
+    "num_samples": "num_return_sequences", "start": "prompt", "text": "prompt",
+    "dataset": "data", "corpus": "data", "file": "data", "input": "data", "output": "out", "out_dir": "out",
+    "output_dir": "out", "init": "init_from", "base": "init_from", "checkpoint": "model", "ckpt": "model",
+    "model": "init_from", "model_name_or_path": "model", "sample": "generate", "finetune": "train", "evaluate": "eval",
+}  # fmt: skip
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names that are this one in other words, or else resemble it, best first; none if none does."""
+    known = list(known)
+    if (alias := ALIASES.get(name)) in known:
+        return [str(alias)]
+    return difflib.get_close_matches(name, known, n=most, cutoff=0.7)  # at 0.6, "lr" and "plan" would be neighbours
+
+
 def near(name: str, known: Iterable[str], most: int = 1) -> str:
     """The beginning of a second line: the known names that resemble this one, as a question; "" if none does."""
-    found = difflib.get_close_matches(name, list(known), n=most)
+    found = nearest(name, known, most)
     return f"did you mean {' or '.join(found)}? " if found else ""
 
 

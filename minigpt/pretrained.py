@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.data.corpora import load_corpus
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, did_you_mean
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
 from minigpt.files import atomic_folder, check_unused, listed, read_json, write_text
 from minigpt.gpt2_names import names, reference_views
 from minigpt.hub import CONFIG, HUB_NAMES, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
@@ -29,7 +29,7 @@ from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
 from minigpt.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import check_vocabulary, read_config, read_run, required, run_at
+from minigpt.training.checkpoint import CHECKPOINTS, check_vocabulary, read_config, read_run, required, run_at
 from minigpt.weights import (
     StoredTensor,
     empty_model,
@@ -145,8 +145,15 @@ def model_config(spec: str | Path) -> GPTConfig:
 
 def lasting_spec(spec: str) -> str:
     """A model's path as it is found from any folder; the name of one on the hub as it is."""
-    path = Path(spec).expanduser()
+    path = Path(run_named(spec)).expanduser()
     return str(path.absolute()) if spec and path.exists() else spec
+
+
+def run_named(spec: str) -> str:
+    """The path of a run that is meant by its name alone; anything else, and a name that means something else, as is."""
+    run = CHECKPOINTS / spec
+    alone = spec not in ("", ".", "..") and Path(spec).name == spec and spec not in HUB_NAMES
+    return str(run) if alone and not os.path.lexists(spec) and _is_run(run) else spec
 
 
 def _load_adapted(
@@ -363,7 +370,7 @@ def find(spec: str | Path) -> Path | None:
     Raises:
         MissingFileError: if it is neither.
     """
-    path = Path(os.path.expanduser(spec))
+    path = Path(os.path.expanduser(spec if isinstance(spec, Path) else run_named(spec)))
     if spec and os.path.exists(path):
         return path
     name = str(spec)
@@ -371,7 +378,8 @@ def find(spec: str | Path) -> Path | None:
         raise MissingFileError(f"{name} does not exist", "check the path; trained runs lie in checkpoints/")
     if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
-    hint = did_you_mean(name, list(HUB_NAMES))
+    runs = sorted(run.name for run in CHECKPOINTS.glob("*") if _is_run(run))
+    hint = f"{near(name, [*HUB_NAMES, *runs])}known: {', '.join(HUB_NAMES)}"
     raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
 
 

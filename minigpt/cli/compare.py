@@ -26,7 +26,15 @@ from minigpt.analysis.comparison import (
 )
 from minigpt.analysis.diversity import WORD_MEANING
 from minigpt.cli.evaluate_text import training_documents
-from minigpt.cli.generate import DEFAULT_LENGTH, EARLY_STOPPING, FLAGS, add_prompts, encoded, prompt_texts
+from minigpt.cli.generate import (
+    DEFAULT_LENGTH,
+    EARLY_STOPPING,
+    FLAGS,
+    add_prompts,
+    encoded,
+    given_prompts,
+    prompt_texts,
+)
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.options import DecodingOptions
@@ -140,7 +148,7 @@ def run(arguments: list[str]) -> None:
     values = make_parser().parse(arguments)
     _check(values)
     settings = [setting for text in values["setting"] or DEFAULT_SETTINGS for setting in parse_setting(text)]
-    texts = prompt_texts(values["prompt"], values["prompts_file"])
+    texts = prompt_texts(values)
     training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
     specs = _specs(values)
     models = [load({**values, "model": model, "adapter": adapter}) for model, adapter in specs]
@@ -235,8 +243,8 @@ def _checked(text: str, options: dict[str, Any]) -> Setting:
 
 def _check(values: dict[str, Any]) -> None:
     """Refuse, before a model is loaded, what cannot be compared."""
-    if not values["prompt"] and not values["prompts_file"]:
-        raise InputError("there is no prompt to continue", "give --prompt several times, or --prompts-file")
+    if not given_prompts(values) and not values["prompts_file"]:
+        raise InputError("there is no prompt to continue", "give a text, --prompt several times, or --prompts-file")
     for name, least in (("seeds", 1), ("seed", 0), ("batch_size", 1), ("show", 0)):
         if values[name] < least:
             flag = f"--{name.replace('_', '-')}"

@@ -62,7 +62,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         "generate",
         "Continue a text. It appears as it is written.",
-        '  minigpt generate --prompt "ROMEO:"\n'
+        '  minigpt generate "ROMEO:"\n'
         '  minigpt generate --prompt "ROMEO:" --max-new-tokens 500 --on-overflow crop\n'
         '  minigpt generate --prompt "To be" --temperature 0.5 --top-p 0.9 --num-return-sequences 3\n'
         '  minigpt generate --prompt "To be" --strategy beam --num-beams 5 --json\n'
@@ -135,7 +135,7 @@ def run(arguments: list[str]) -> None:
     values = make_parser().parse(arguments)
     if values["batch_size"] < 1:
         raise InputError(f"--batch-size {values['batch_size']} continues nothing", "choose at least 1")
-    texts = prompt_texts(values["prompt"], values["prompts_file"])
+    texts = prompt_texts(values)
     model, tokenizer = load(values)
     names = [name for name, _ in texts]
     prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
@@ -162,7 +162,8 @@ def run(arguments: list[str]) -> None:
 
 
 def add_prompts(parser: CommandParser) -> None:
-    """Add --prompt and --prompts-file, which `prompt_texts` reads."""
+    """Add TEXT, --prompt and --prompts-file, which `prompt_texts` reads."""
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="the text to continue, as with --prompt")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="the text to continue; may be given several times"
     )
@@ -171,8 +172,16 @@ def add_prompts(parser: CommandParser) -> None:
     )
 
 
-def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[str, str]]:
+def given_prompts(values: dict[str, Any]) -> list[str]:
+    """TEXT, and every --prompt."""
+    return [text for text in (values["text"], *(values["prompt"] or ())) if text is not None]
+
+
+def prompt_texts(values: dict[str, Any]) -> list[tuple[str, str]]:
     """The prompts of the command line, and after them those of a file; one empty prompt if there are none.
+
+    Args:
+        values: of the flags of `add_prompts`.
 
     Returns:
         For each what an error calls it, and its text.
@@ -181,7 +190,8 @@ def prompt_texts(given: Sequence[str] | None, file: str | None) -> list[tuple[st
         MissingFileError: if there is no such file.
         DataError: if it is a folder, is not UTF-8, or has no text.
     """
-    texts = [(f"prompt {number}", text) for number, text in enumerate(given or ())]
+    given, file = given_prompts(values), values["prompts_file"]
+    texts = [(f"prompt {number}", text) for number, text in enumerate(given)]
     if file is None:
         return texts if len(texts) > 1 else [("the prompt", text) for text in given or [""]]
     advice = "name a text file with one prompt a line"

@@ -1,7 +1,6 @@
 """`--model` and what belongs to it, the same for every command that needs a trained model."""
 
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.cli.parser import CommandParser
@@ -10,9 +9,9 @@ from minigpt.errors import InputError
 from minigpt.lora import merged
 from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import load_for_text
+from minigpt.pretrained import load_for_text, run_named
 from minigpt.tokenizers import CharTokenizer, Tokenizer
-from minigpt.training.checkpoint import newest_run
+from minigpt.training.checkpoint import CHECKPOINTS, newest_run
 
 MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 
@@ -43,8 +42,8 @@ def model_spec(spec: str | None) -> str:
         MissingFileError: if nothing was named and there is no run.
     """
     if spec is not None:
-        return spec
-    path = newest_run(Path("checkpoints"))
+        return run_named(spec)
+    path = newest_run(CHECKPOINTS)
     print(f"model      {path}, the newest run (--model chooses another)", file=sys.stderr)
     return str(path)
 

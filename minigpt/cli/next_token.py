@@ -16,14 +16,15 @@ def make_parser() -> CommandParser:
         "Show what the model expects after a text: the most probable next tokens, with their logits and "
         "probabilities. Bars are relative to the first row. --steps goes on with the most probable token, and "
         "shows the table of every step.",
-        '  minigpt next --prompt "See you"\n'
+        '  minigpt next "See you"\n'
         '  minigpt next --prompt "Once upon a time" --top 5 --steps 5\n'
         '  minigpt next --model gpt2 --prompt "See you" --json',
     )
     add_model_argument(parser)
     parser.add_argument(
-        "--prompt", required=True, metavar="TEXT", help='the text to look beyond; "" is the beginning of a text'
+        "text", nargs="?", metavar="TEXT", help='the text to look beyond; "" is the beginning of a text'
     )
+    parser.add_argument("--prompt", metavar="TEXT", help="the same, as a flag")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="rows of the table")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="tables, one token further each")
     parser.add_argument(
@@ -40,8 +41,13 @@ def run(arguments: list[str]) -> None:
     from minigpt.decoding.sampling import next_token_table
     from minigpt.tokenizers import encode_prompt
 
+    given = [text for text in (values["text"], values["prompt"]) if text is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"there are {len(given)} prompts, and one is looked beyond", 'give one: minigpt next "See you"'
+        )
     model, tokenizer = load(values)
-    ids = framed(tokenizer.encode(values["prompt"]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
+    ids = framed(tokenizer.encode(given[0]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
     if values["top"] < 1:
         raise InputError(f"--top {values['top']} asks for no row", "choose --top of at least 1")
     _check_room(len(ids), values["steps"], model.config.block_size)

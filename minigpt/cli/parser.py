@@ -3,18 +3,21 @@
 import argparse
 import itertools
 import re
+import shlex
 import textwrap
 from functools import cache
+from importlib import import_module
 from typing import Any, NoReturn
 
 import jsonargparse
 
 from minigpt.cli.streams import write_product
-from minigpt.config import RunConfig
-from minigpt.errors import CheckpointError, ConfigError, near
+from minigpt.config import DEFAULT_PRESET, RunConfig, preset
+from minigpt.errors import ALIASES, CheckpointError, ConfigError, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+PARSED_FOR_FLAGS = ("train", "generate")  # the commands that have most of them, asked for what another does not have
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # for errors
 
 
@@ -32,6 +35,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         )
         # What is a number and no flag, after a flag that wants one: argparse does not know -1e3 and -inf.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
+        self._given: list[str] = []
         self.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         self.add_argument("--debug", action="store_true", help="on an error, show where it was raised")
 
@@ -44,12 +48,35 @@ class CommandParser(jsonargparse.ArgumentParser):
             expected = re.sub(r"<class '(\w+)'>", lambda kind: KINDS.get(kind[1], kind[1]), wrong[2])
             expected = re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", expected)
             what = f"{flag} {wrong[3]}: expected {expected}"
-        elif unknown := re.match(r"unrecognized arguments: (.*)", what):
-            words = unknown[1].split()
+        elif unknown := re.match(r"unrecognized arguments: (.*)|Parser key \"(\w+)\": Unable to load config", what):
+            words = unknown[1].split() if unknown[1] else [f"--{unknown[2]}"]
             flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
             what = f"unknown argument {flag}"
-            how = near(flag, flags.values()) + how
+            how = f"{self._instead(flag) or ''}{how}"
+        elif valueless := re.match(r"argument (?:-\w/)?(--\S+): expected (one|at least one) argument", what):
+            following = (peek(self._given, valueless[1]) or "") if valueless[1] in self._given else ""
+            value = shlex.quote(following) if following.startswith("-") else "..."
+            how = f"give a value; one that begins with a dash is written {valueless[1]}={value}"
         raise ConfigError(what.removeprefix("argument "), how) from ex
+
+    def names(self) -> dict[str, str]:
+        """The flags by their last names: learning_rate -> --train.learning_rate."""
+        shown = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
+        return {_last_name(action.option_strings[-1]): action.option_strings[-1] for action in shown}
+
+    def _instead(self, flag: str) -> str | None:
+        """What can be typed in the place of a flag that this command does not have: another one, or another command."""
+        if not flag.startswith("-"):
+            return "a text with spaces is put in quotes; "
+        name, ours = _last_name(flag), self.names()
+        if found := nearest(name, ours) if name not in ours else [name]:
+            return f"did you mean {ours[found[0]]}? "
+        theirs = {command: parser_of(command).names() for command in PARSED_FOR_FLAGS}
+        for wanted in (name, ALIASES.get(name)):
+            for command, flags in theirs.items():
+                if wanted in flags:
+                    return f"minigpt {command} has {flags[wanted]}; "
+        return None
 
     def add_section(self, name: str, values: object, skip: tuple[str, ...] = ()) -> None:
         """Add a flag `--name.field` for each field of a configuration, whose values are the defaults."""
@@ -59,14 +86,37 @@ class CommandParser(jsonargparse.ArgumentParser):
                 action.help = argparse.SUPPRESS  # the library's own way to read a section from a file; ours is --config
         self.set_defaults({f"{name}.{key}": value for key, value in vars(values).items() if key not in skip})
 
+    def format_help(self, *arguments: Any, **options: Any) -> str:
+        """The help text, with the examples before the flags: they are what most people look for."""
+        description, epilog = self.description, self.epilog
+        self.description, self.epilog = "\n\n".join(filter(None, (description, epilog))), None
+        try:
+            text: str = super().format_help(*arguments, **options)
+        finally:
+            self.description, self.epilog = description, epilog
+        return text
+
     def add_device(self) -> None:
         """Add --device."""
         self.add_argument("--device", default="auto", help=field_help(RunConfig, "device"))
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """The values of all flags, those of a section as a nested dictionary."""
+        self._given = arguments
         values: dict[str, Any] = self.parse_args(arguments).as_dict()
         return values
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser of a command, with the default settings where it has settings."""
+    made: CommandParser = import_module(f"minigpt.cli.{command}").make_parser(
+        *([preset(DEFAULT_PRESET)] if command == "train" else [])
+    )
+    return made
+
+
+def _last_name(flag: str) -> str:
+    return flag.lstrip("-").rsplit(".", 1)[-1].replace("-", "_")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

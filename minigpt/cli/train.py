@@ -18,7 +18,6 @@ from minigpt.errors import ConfigError, MissingFileError
 if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
     from minigpt.training.loop import TrainResult
 
-CHECKPOINTS = Path("checkpoints")
 COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interval")
 
 
@@ -118,7 +117,9 @@ def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
 def run_to_continue(arguments: list[str]) -> Path | None:
     """The run directory that --resume names, or to which the report of --replay belongs."""
     if resume := peek(arguments, "--resume"):
-        return Path(resume)
+        from minigpt.pretrained import run_named
+
+        return Path(run_named(resume))
     report = peek(arguments, "--replay")
     return Path(report).absolute().parent.parent if report else None
 
@@ -142,7 +143,8 @@ def run(arguments: list[str]) -> None:
         return
     used = peek(arguments, "--preset") or fitting_preset(arguments, content)
     name = used if config.data.source == preset(used).data.source else None
-    train_and_say(config, content, values["out"], name, values["json"], resume=values["resume"])
+    resume = run_to_continue(arguments) if values["resume"] else None
+    train_and_say(config, content, values["out"], name, values["json"], resume=resume)
 
 
 def check_effect(config: RunConfig, arguments: list[str]) -> None:
@@ -200,7 +202,7 @@ def train_and_say(
     name: str | None,
     as_json: bool,
     quickstart: bool = False,
-    resume: str | None = None,
+    resume: Path | None = None,
 ) -> None:
     """Load the corpus, train, print the result and what to type next.
 
@@ -215,7 +217,7 @@ def train_and_say(
     """
     from minigpt.device import choose_device, choose_dtype
     from minigpt.files import check_unused
-    from minigpt.training.checkpoint import run_at, unused_directory
+    from minigpt.training.checkpoint import CHECKPOINTS, run_at, unfinished_run, unused_directory
     from minigpt.training.distributed import joined
     from minigpt.training.loop import train
     from minigpt.training.run_log import say_nothing, say_to_stderr, say_to_stdout
@@ -233,7 +235,10 @@ def train_and_say(
             say(why)
             config = updated(config, {"data": {"source": read}})
         directory = Path(out) if out else unused_directory(CHECKPOINTS, name or read)
-        directory = run_at(Path(resume)).path if resume else directory
+        directory = run_at(resume).path if resume else directory
+        if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
+            say(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
+            say(f"           {program()} train --resume {shlex.quote(str(left))}")
         promised = content.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)

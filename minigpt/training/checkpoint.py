@@ -13,7 +13,10 @@ Every file is written under another name first and renamed when it is whole.
 """
 
 import dataclasses
+import itertools
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +25,14 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.device import processor
-from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError
-from minigpt.files import atomic_folder, write_text
+from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
+from minigpt.files import atomic_folder, read_json, write_text
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 from minigpt.weights import check_values, empty_model, load_weights, save_weights
+
+CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
 
 @dataclass(frozen=True)
@@ -109,24 +114,54 @@ class RunDirectory:
 
 def unused_directory(parent: Path, name: str) -> Path:
     """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has taken."""
-    candidate, number = parent / name, 1
-    while candidate.exists():
-        number += 1
-        candidate = parent / f"{name}-{number}"
-    return candidate
+    return next(path for path in _numbered(parent, name) if not path.exists())
+
+
+def unfinished_run(parent: Path, name: str) -> Path | None:
+    """The last of the runs `parent/name`, `name-2`, ... that was interrupted, and has steps left to take."""
+    taken = itertools.takewhile(Path.exists, _numbered(parent, name))
+    return max((path for path in taken if _is_unfinished(path)), key=_written, default=None)
+
+
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
 
 
 def newest_run(parent: Path) -> Path:
     """The run below `parent` whose best weights, or whose best adapter, were written last.
 
     Raises:
-        MissingFileError: if there is none.
+        MissingFileError: if there is none; it names the newest one that has not come so far.
     """
     runs = [RunDirectory(path) for path in parent.glob("*")]
     best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
-    if not best:
-        raise MissingFileError(f"there is no trained run in {parent}", "train one first: minigpt quickstart")
-    return max(best, key=lambda path: path.stat().st_mtime).parent
+    if best:
+        return max(best, key=_written).parent
+    begun = [run for run in runs if run.config.is_file()]
+    what, how = f"there is no trained run in {parent.absolute()}", "train one first: minigpt quickstart"
+    if begun:
+        run = max(begun, key=lambda run: _written(run.config))
+        what += f"; {run.path} was interrupted before its first evaluation, which makes its best weights"
+        newest = f", or name its newest weights: --model {run.last}" if run.last_weights.exists() else ""
+        how = f"go on with it: minigpt train --resume {run.path}{newest}"
+    raise MissingFileError(what, how)
+
+
+def _is_unfinished(directory: Path) -> bool:
+    """Whether a folder is a run that has not taken all of its steps, nor run out of patience."""
+    run = RunDirectory(directory)
+    if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
+        return False
+    progress = {"step": 0, "stale": 0}
+    with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
+        progress |= read_json(run.last / "manifest.json")["progress"]
+    settings = read_config(run).train
+    return progress["step"] < settings.max_steps and not 0 < settings.patience <= progress["stale"]
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:

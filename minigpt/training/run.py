@@ -177,7 +177,8 @@ def set_up(
         say(
             f"from       {config.init_from}; {trained:,} parameters are trained" + (", as adapters" * bool(t.lora_rank))
         )
-    say(f"computing  on {device.type}, {torch.get_num_threads()} threads, {str(dtype)[6:]} ({reason}), {compiled}"
+    threads = torch.get_num_threads()
+    say(f"computing  on {device.type}, {threads} thread{'s' * (threads > 1)}, {str(dtype)[6:]} ({reason}), {compiled}"
         + (f", {processes.size} processes" if processes.size > 1 else ""))  # fmt: skip
     say(f"seed       {config.seed}")
     forward = parallel(model, forward, t.parallel, processes)

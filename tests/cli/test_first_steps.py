@@ -1,0 +1,208 @@
+"""What people type first, and what they are answered: names of other programs, runs half done, texts without a flag."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli.main import COMMANDS, run
+from minigpt.cli.parser import parser_of
+from minigpt.cli.train import make_parser
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
+from minigpt.errors import ALIASES
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
+from minigpt.training.checkpoint import RunDirectory, newest_run, save_run, start_run, unfinished_run
+from minigpt.weights import save_weights
+
+
+def begun(path: Path, step: int, saved: bool = True, best: bool = False, **settings: int) -> RunDirectory:
+    """A run as it is after some steps."""
+    config = GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)
+    made = RunDirectory(path)
+    train = TrainConfig(max_steps=7, warmup_steps=0, **settings)
+    start_run(made, RunConfig(model=config, train=train), CharTokenizer.from_text("abc"))
+    if saved:
+        made.last.mkdir()
+        (made.last / "manifest.json").write_text(json.dumps({"progress": {"step": step, "stale": 3}}))
+        save_weights(GPT(config), made.last_weights)
+    if best:
+        save_weights(GPT(config), made.best_weights)
+    return made
+
+
+# --- flags
+
+
+@pytest.mark.parametrize(("flag", "right"), [
+    ("--lr", "--train.learning_rate"), ("--train.lr", "--train.learning_rate"),
+    ("--learning-rate", "--train.learning_rate"),
+    ("--steps", "--train.max_steps"), ("--max_iters", "--train.max_steps"), ("--batch", "--train.batch_size"),
+    ("--batch-size", "--train.batch_size"), ("--epochs", "--train.epochs"), ("--layers", "--model.n_layer"),
+    ("--train.n_layer", "--model.n_layer"), ("--heads", "--model.n_head"), ("--dropout", "--model.dropout"),
+    ("--ctx", "--model.block_size"), ("--model", "--init-from"), ("--output_dir", "--out"), ("--dataset", "--data"),
+    ("--train.max_step", "--train.max_steps"), ("--sead", "--seed"),
+])  # fmt: skip
+def test_other_names_of_a_setting(failing, flag, right):
+    what, how = failing(["train", flag, "3"]).splitlines()
+    assert what == f"error: unknown argument {flag}"
+    assert how.startswith(f"       did you mean {right}? ")
+
+
+@pytest.mark.parametrize("flag", ["--xq", "--train.foo", "--zebra", "--train", "--pl"])
+def test_nothing_is_suggested_where_nothing_is_near(failing, flag):
+    assert "did you mean" not in failing(["train", flag, "3"])
+
+
+@pytest.mark.parametrize(("arguments", "answer"), [
+    (["quickstart", "--data", "verse"], "minigpt train has --data; "),
+    (["quickstart", "--preset", "shakespeare-cpu"], "minigpt train has --preset; "),
+    (["quickstart", "--layers", "3"], "minigpt train has --model.n_layer; "),
+    (["generate", "--lr", "3"], "minigpt train has --train.learning_rate; "),
+    (["next", "a", "--temperature", "3"], "minigpt generate has --temperature; "),
+    (["score", "a", "--top-p", "3"], "minigpt generate has --top-p; "),
+    (["generate", "--max-length", "3"], "did you mean --max-new-tokens? "),
+    (["generate", "to", "be"], "a text with spaces is put in quotes; "),
+])  # fmt: skip
+def test_what_a_command_does_not_take(failing, arguments, answer):
+    assert failing(arguments).splitlines()[1].startswith(f"       {answer}")
+
+
+def test_every_other_name_leads_to_something():
+    known = {*parser_of("train").names(), *parser_of("generate").names(), *COMMANDS, "model", "prompt"}
+    assert set(ALIASES.values()) <= known
+
+
+@pytest.mark.parametrize(("arguments", "way"), [
+    (["generate", "--prompt", "--My"], "--prompt=--My"),
+    (["generate", "--stop", "--"], "--stop=--"),
+    (["next", "--prompt", "-a"], "--prompt=-a"),
+    (["train", "--data", "-x.txt"], "--data=-x.txt"),
+    (["generate", "--prompt"], "--prompt=..."),
+])  # fmt: skip
+def test_a_value_that_looks_like_a_flag(failing, arguments, way):
+    assert way in failing(arguments).splitlines()[1]
+
+
+def test_help_of_a_command_by_the_word(capsys):
+    texts = []
+    for arguments in (["help", "tokenize"], ["tokenize", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            run(arguments)
+        assert end.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert run(["help"]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_examples_come_before_fifty_settings():
+    text = make_parser(RunConfig()).format_help()
+    assert text.index("examples:") < text.index("--train.max_steps")
+
+
+# --- texts and models
+
+
+def test_a_text_needs_no_flag(capsys):
+    save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)), CharTokenizer.from_text("abc"),
+             Path("checkpoints/abc"))  # fmt: skip
+    for command in (["generate", "--max-new-tokens", "2"], ["next"]):
+        answers = []
+        for text in (["ab"], ["--prompt", "ab"], ["--model", "abc", "ab"], ["ab", "--model=abc"]):
+            assert run([*command, *text, "--device", "cpu", "--json"]) == 0
+            answers.append({**json.loads(capsys.readouterr().out), "tokens_per_second": 0})
+        assert answers[0] == answers[1] == answers[2] == answers[3]
+    assert run(["generate", "ab", "--prompt", "c", "--max-new-tokens", "1", "--json", "--device", "cpu"]) == 0
+    completions = json.loads(capsys.readouterr().out)["completions"]
+    assert [row["text"][: -len(row["completion"])] for row in completions] == ["ab", "c"]
+    for both in (["next"], ["next", "a", "--prompt", "b"]):
+        assert run(both) == 2
+
+
+@pytest.mark.parametrize("command", [
+    ["tokenize", "ab"], ["next", "ab"], ["score", "ab"], ["inspect", "size"], ["inspect", "attn", "ab"],
+    ["eval", "--data", "t.txt"], ["compare", "ab", "--max-new-tokens", "1", "--seeds", "1"],
+])  # fmt: skip
+def test_a_run_is_named_without_its_folder(capsys, command):
+    begun(Path("checkpoints/mine"), 7, best=True)
+    Path("t.txt").write_text("abcab" * 9)
+    answers = []
+    for name in ("mine", "checkpoints/mine"):
+        assert run([*command, "--model", name]) == 0, capsys.readouterr().err
+        answers.append(capsys.readouterr().out.replace("checkpoints/mine", "mine"))
+    assert answers[0].replace("checkpoints/mine", "mine") == answers[1]
+
+
+def test_a_name_that_means_something_else_keeps_its_meaning(monkeypatch):
+    from minigpt.pretrained import find, run_named
+
+    for name in ("gpt2", "mine", "."):
+        save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)),
+                 CharTokenizer.from_text("abc"), Path("checkpoints") / name / "deep")  # fmt: skip
+    assert run_named("gpt2") == "gpt2"
+    assert find("gpt2") is None
+    Path("checkpoints/mine/deep").rename("checkpoints/run")
+    assert run_named("run") == str(Path("checkpoints/run"))
+    Path("run").mkdir()
+    assert find("run") == Path("run")
+
+
+# --- runs half done
+
+
+def test_no_run_says_where_it_looked(failing):
+    assert f"no trained run in {Path.cwd() / 'checkpoints'}" in failing(["generate", "ROMEO"])
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("command", [["generate", "a"], ["next", "a"], ["score", "ab"], ["inspect", "size"]])
+def test_an_interrupted_first_run_is_named(failing, command, saved):
+    begun(Path("checkpoints/mine"), 2, saved)
+    err = failing(command)
+    assert "checkpoints/mine was interrupted" in err
+    assert "minigpt train --resume checkpoints/mine" in err
+    assert ("--model checkpoints/mine/last" in err) == saved
+    if saved:
+        assert run([*command, "--model", "checkpoints/mine/last"]) == 0
+
+
+def test_which_run_is_unfinished():
+    parent = Path("checkpoints")
+    assert unfinished_run(parent, "a") is None
+    begun(parent / "a", 7, best=True)
+    assert unfinished_run(parent, "a") is None
+    for number, (step, settings) in enumerate([(6, {}), (6, {"patience": 3}), (6, {"patience": 4}), (7, {})], 2):
+        begun(parent / f"a-{number}", step, best=True, **settings)
+    assert unfinished_run(parent, "a") == parent / "a-4"
+    begun(parent / "b", 0, saved=False)
+    assert unfinished_run(parent, "b") == parent / "b"
+    save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)), CharTokenizer.from_text("abc"),
+             parent / "c")  # fmt: skip
+    assert unfinished_run(parent, "c") is None  # an imported model has no steps to take
+    assert newest_run(parent) == parent / "c"
+
+
+@pytest.mark.parametrize("command", [["quickstart"], ["train", "--data", "t.txt"]])
+def test_a_new_run_beside_an_interrupted_one_says_so(capsys, monkeypatch, command):
+    from minigpt.data.corpora import Corpus
+
+    text = "abcab" * 40
+    Path("t.txt").write_text(text)
+    monkeypatch.setattr("minigpt.cli.train.load_quickstart_corpus", lambda: (Corpus("t", text, ""), "why"))
+    monkeypatch.setattr(
+        "minigpt.training.loop.train", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    name = "shakespeare-quick" if command == ["quickstart"] else "t"
+    begun(Path("checkpoints") / name, 2)
+    assert run(command) == 130
+    out = capsys.readouterr().out
+    assert f"checkpoints/{name} was interrupted, and this is a new run" in out
+    assert f"train --resume checkpoints/{name}" in out
+
+
+def test_resume_takes_the_name_of_a_run(failing):
+    made = begun(Path("checkpoints/mine"), 2, saved=False)
+    write_yaml(RunConfig(), made.config, {})
+    assert "named 'nowhere'" in failing(["train", "--resume", "mine", "--data", "nowhere"])
+    assert "nowhere is not a run directory" in failing(["train", "--resume", "nowhere"])
