@@ -14,7 +14,6 @@ import base64
 import contextlib
 import fnmatch
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -23,14 +22,17 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -39,11 +41,15 @@ from tqdm import tqdm
 from minigpt.errors import DataError, DownloadError
 from minigpt.files import atomic_write
 
+T = TypeVar("T")
+
 MAX_DOWNLOAD = 2 * 1024**3  # bytes; a server that sends more is not sending what was asked for
 MAX_PAGE = 64 * 1024**2  # bytes of one project's page in the package index
 MAX_MEMBER = 256 * 1024**2  # bytes of one file inside an archive
 BAR_FROM = 1024**2  # bytes from which a download is worth a progress bar
 CHUNK = 64 * 1024
+PATIENCE = 60.0  # seconds within which an answer must begin, and in each of which MIN_SPEED is kept on average
+MIN_SPEED = 1024  # bytes a second
 
 PYPI = "https://pypi.org/simple/"
 PAGE_TYPES = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
@@ -203,13 +209,52 @@ def _check_size(archive: Path, name: str, size: int) -> None:
         raise DataError(f"{name} in {archive} has {size:,} bytes, more than {MAX_MEMBER:,}", "use another archive")
 
 
+def given_up(work: Callable[[], T], moved: Callable[[], int], patience: float) -> T:
+    """The result of some work with a network, which is left alone when nothing comes of it any more.
+
+    A connection has a limit for each of its silences, and a server that sends a byte before each ends never breaks it.
+
+    Args:
+        work: what to do; its errors are raised here.
+        moved: how many bytes have come so far.
+        patience: seconds in which the number has to grow.
+
+    Raises:
+        TimeoutError: if it does not. The work may go on in the background until this process ends.
+    """
+    outcome: list[Callable[[], T]] = []
+
+    def run() -> None:
+        try:
+            result = work()
+            outcome.append(lambda: result)
+        except BaseException as error:  # to be raised where somebody waits for it
+            outcome.append(partial(_raise, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    before = moved()
+    while thread.is_alive():
+        thread.join(patience)
+        now = moved()
+        if thread.is_alive() and now <= before:
+            raise TimeoutError(f"nothing more came in {patience:.0f} seconds")
+        before = now
+    return outcome[0]()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
 def _download(url: str, target: Path, sha256: str, timeout: float, pip: dict[str, str]) -> None:
     head, size, digest = b"", 0, hashlib.sha256()
+    root = cache_dir() if target.is_relative_to(cache_dir()) else None  # below it no link is followed
     try:
-        with _opened(url, timeout, pip) as response, atomic_write(target) as file:
+        with _opened(url, timeout, pip) as response, atomic_write(target, root) as file:
             for piece in _pieces(response, MAX_DOWNLOAD, target.name):
                 head = head or piece
                 size += len(piece)
@@ -239,22 +284,26 @@ def _opened(url: str, timeout: float, pip: dict[str, str], accept: str = "*/*") 
             user, _, password = userinfo.partition(":")
             token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
             request.add_unredirected_header("Authorization", f"Basic {token}")
-        return _opener(pip).open(request, timeout=timeout)
+        return given_up(lambda: _opener(pip).open(request, timeout=timeout), lambda: 0, PATIENCE)
 
 
 def _pieces(response: Any, limit: int, name: str) -> Iterator[bytes]:
     """Yield the body of an answer piece by piece, under a progress bar if it is long."""
-    length = response.headers.get("Content-Length", "")
-    announced = int(length) if length.isdecimal() else 0
-    received = 0
+    with _network_errors_as_attempt_errors():
+        announced = int(response.headers.get("Content-Length") or 0)
+    received, before, begun = 0, 0, time.monotonic()
     hide = None if announced >= BAR_FROM else True  # None: hidden where standard error is no terminal
     with tqdm(total=announced, desc=name, unit="B", unit_scale=True, leave=False, disable=hide) as bar:
         while True:
             with _network_errors_as_attempt_errors():
-                piece = response.read(CHUNK)
+                piece = response.read1(CHUNK)  # what is there, and not only when there is so much
             if not piece:
                 break
             received += len(piece)
+            if (now := time.monotonic()) > begun + PATIENCE:
+                if received - before < (now - begun) * MIN_SPEED:
+                    raise _AttemptError(f"too slow: {received - before:,} bytes in the last {now - begun:.0f} seconds")
+                before, begun = received, now
             if received > limit:
                 raise _AttemptError(f"the body is longer than {limit:,} bytes")
             bar.update(len(piece))
@@ -268,6 +317,8 @@ def _network_errors_as_attempt_errors() -> Iterator[None]:
     # `from None`, and only texts that cannot quote a URL: a password in one must not be seen in an error.
     try:
         yield
+    except _AttemptError:
+        raise
     except HTTPError as error:
         error.close()
         refused = ", a redirect that was refused" if 300 <= error.code < 400 else ""
@@ -276,7 +327,7 @@ def _network_errors_as_attempt_errors() -> Iterator[None]:
         cause = error.reason if isinstance(error, URLError) else error
         reason = (cause.strerror or cause) if isinstance(cause, OSError) else cause
         raise _AttemptError(" ".join(str(reason).split())) from None
-    except (http.client.HTTPException, ValueError) as error:
+    except Exception as error:  # what a server or a setting says may break any of the library's assumptions
         raise _AttemptError(f"the address or the answer makes no sense ({type(error).__name__})") from None
 
 
@@ -323,7 +374,8 @@ def _pip_settings() -> dict[str, str]:
     settings = {}
     # -P: a folder named pip in the working directory is not the pip that is meant.
     command = [sys.executable, "-P", "-X", "utf8", "-m", "pip", "config", "list"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # there is no pip, as in an environment made by uv
+    # There is no pip, as in an environment made by uv; or what it says is no text.
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, SyntaxError):
         listing = subprocess.run(  # noqa: S603 - every word of the command is ours
             command, capture_output=True, encoding="utf-8", check=True, timeout=20
         ).stdout
@@ -339,7 +391,7 @@ def _places(pip: dict[str, str], package: PackageFile) -> Iterator[tuple[str, bo
     """Yield the URLs where pip would look for a project's files, and whether each is a page of links or the file."""
     for folder in pip.get("find-links", "").split():
         file = _local_path(folder) / package.filename
-        if file.is_file():
+        if os.path.isfile(file):  # which, unlike the path's own method, is False for a name that no file can have
             yield file.resolve().as_uri(), False
     if pip.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"):
         return
@@ -348,12 +400,15 @@ def _places(pip: dict[str, str], package: PackageFile) -> Iterator[tuple[str, bo
         page = f"{index.rstrip('/')}/{project}/"
         if not page.startswith("file:"):
             yield page, True
-        elif (_local_path(page) / "index.html").is_file():
+        elif os.path.isfile(_local_path(page) / "index.html"):
             yield page + "index.html", True
 
 
 def _local_path(place: str) -> Path:
-    return Path(urllib.request.url2pathname(urlsplit(place).path) if place.startswith("file:") else place)
+    """A path, or what a file URL names; a URL that makes no sense names what is not there."""
+    with contextlib.suppress(ValueError):
+        return Path(urllib.request.url2pathname(urlsplit(place).path) if place.startswith("file:") else place)
+    return Path(place)
 
 
 def _link(page: str, filename: str, timeout: float, pip: dict[str, str]) -> str:
@@ -364,12 +419,12 @@ def _link(page: str, filename: str, timeout: float, pip: dict[str, str]) -> str:
         text = b"".join(_pieces(response, MAX_PAGE, filename)).decode("utf-8", errors="replace")
     try:
         links = _json_links(text) if is_json else _html_links(text)
-        if filename not in links:
-            raise _AttemptError(f"its page has no file {filename}")
-        url = urljoin(base, links[filename])
-        here, there = urlsplit(page), urlsplit(url)
-    except (ValueError, KeyError, TypeError):
+        url = urljoin(base, links[filename]) if filename in links else None
+        here, there = urlsplit(page), urlsplit(url or "")
+    except Exception:  # the parsers have more kinds of their own than they say
         raise _AttemptError("its page is not a list of files") from None
+    if url is None:
+        raise _AttemptError(f"its page has no file {filename}")
     if there.scheme not in MAY_LEAD_TO[urlsplit(base).scheme]:
         raise _AttemptError(f"a link from {urlsplit(base).scheme} to {there.scheme} was refused")
     userinfo, _, host = here.netloc.rpartition("@")

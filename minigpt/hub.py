@@ -7,8 +7,10 @@ the network; to have a newer version fetched, remove the model from the cache.
 import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from minigpt.downloads import given_up
 from minigpt.errors import DownloadError, MissingFileError, first_line
 
 # The reference's layout of a model folder. Weights: the first of these that is there, none of which holds code that
@@ -29,6 +31,7 @@ HUB_NAMES = {
 OTHER_NAME = HUB_NAMES | {owned: name for name, owned in HUB_NAMES.items()}
 
 _TIMEOUT = 10.0  # seconds until the hub answers
+_PATIENCE = 1800.0  # seconds in which something must reach the disk; huggingface_hub writes 10 MB at once
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -57,7 +60,9 @@ def fetch_model(name: str) -> Path:
     if cached is not None and not lacking:
         return cached
     try:
-        return _download(name)
+        return given_up(
+            lambda: _download(name), lambda: _size(Path(HF_HUB_CACHE, "models--" + name.replace("/", "--"))), _PATIENCE
+        )
     except MissingFileError:
         raise
     except GatedRepoError:
@@ -96,6 +101,15 @@ def _cached_folder(name: str) -> Path | None:
     except HFValidationError:
         return None  # no name that the hub could have
     return Path(config).parent if isinstance(config, str) else None
+
+
+def _size(folder: Path) -> int:
+    """The bytes of all files below a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it has just got another name
+            total += path.lstat().st_size
+    return total
 
 
 def _missing(folder: Path) -> list[str]:

