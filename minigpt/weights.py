@@ -83,7 +83,7 @@ class StoredTensor:
         start = 0
         for piece in self.pieces():
             values = piece.to(target.dtype)
-            if not all(extreme.isfinite() for extreme in values.aminmax()):  # which a NaN takes over
+            if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):  # which a NaN takes over
                 raise ArithmeticError("infinite, or not a number")
             target[start : start + len(values)].copy_(values)
             start += len(values)
@@ -329,16 +329,21 @@ def _parsed(header: dict[str, Any], path: Path, start: int, size: int) -> dict[s
 def _entry(name: str, entry: Any) -> tuple[tuple[int, int], str, torch.dtype, tuple[int, ...]]:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(stop)]} if (
-            dtype in DTYPES and all(type(length) is int and length >= 0 for length in shape)
+            dtype in DTYPES
+            and name.isprintable()  # which half a surrogate is not
+            and all(type(length) is int and length >= 0 for length in shape)
+            and math.prod(max(1, length) for length in shape) < 2**63  # of an empty tensor too
         ):
             return (begin, stop), name, DTYPES[dtype], tuple(shape)
-    raise ValueError(f"its header describes {name} as {json.dumps(entry)[:80]}")
+    raise ValueError(f"its header describes {name!a:.80} as {json.dumps(entry)[:80]}")
 
 
 def _read_rows(path: Path, offset: int, dtype: torch.dtype, row: tuple[int, ...], start: int, stop: int) -> Tensor:
     """Rows of a tensor whose values begin at `offset`: (stop - start, *row)."""
     row_size = math.prod(row) * dtype.itemsize
     buffer = bytearray((stop - start) * row_size)
+    if not buffer:
+        return torch.empty(stop - start, *row, dtype=dtype)
     with path.open("rb") as file:
         file.seek(offset + start * row_size)
         if file.readinto(buffer) < len(buffer):

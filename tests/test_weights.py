@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from minigpt import weights
 from minigpt.errors import CheckpointError, MissingFileError
 from minigpt.model import GPT
-from minigpt.weights import empty_model, fill, load_weights, open_weights, save_weights, write_safetensors
+from minigpt.weights import check_values, empty_model, fill, load_weights, open_weights, save_weights, write_safetensors
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -478,3 +478,27 @@ def test_tensors_of_a_torch_file_are_read_where_they_lie(tmp_path):
             stored[key].copy_to(target)
             assert torch.equal(target, tensor), (name, key)
             assert torch.equal(stored[key].read_rows(1, 3), tensor[1:3]), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("a", (0, 2**70)), ("a", (2**62, 0, 2**62)), ("\ud800", (6,)), ("a\x1b[2J", (6,))],
+)
+def test_an_entry_that_nothing_can_hold_hash_or_print_is_refused(tmp_path, name, shape):
+    size = 4 * math.prod(shape)
+    stored = {"z": entry(), name: entry(shape=shape, offsets=(24, 24 + size))}
+    path = write_raw(tmp_path / "w.safetensors", stored, bytes(24 + size))
+    with pytest.raises(CheckpointError, match="its header describes") as refused:
+        check_values(path)
+    assert str(refused.value).isascii()
+    assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (5, 0), (0, 3)])
+def test_an_entry_without_values_is_read(tmp_path, shape):
+    path = write_raw(tmp_path / "w.safetensors", {"a": entry(shape=shape, offsets=(0, 0))}, b"")
+    check_values(path)
+    stored, target = open_weights(path), torch.zeros(shape)
+    fill({"a": target}, stored, path, "")
+    assert stored["a"].read().shape == shape
+    assert stored["a"].equals(open_weights(path)["a"])

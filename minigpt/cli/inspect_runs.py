@@ -69,7 +69,7 @@ def _row(run: Records) -> tuple[str, ...]:
     best = min(validation, default=None)
     return (
         f"{run[-1]['step']:,}",
-        f"{run[-1]['tokens']:,}",
+        f"{run[-1].get('tokens', 0):,}",
         f"{run[-1]['seconds']:,.0f}",
         f"{train[-1]:.4f}" if train else "–",
         f"{best[0]:.4f}" if best else "–",

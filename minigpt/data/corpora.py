@@ -27,7 +27,7 @@ from minigpt.downloads import (
     read_archive,
 )
 from minigpt.errors import DataError, DownloadError, MissingFileError, near
-from minigpt.files import listed, write_text
+from minigpt.files import listed, read_bytes, write_text
 
 NAMED_SOURCES = {
     "shakespeare": "a million characters of the plays, downloaded once",
@@ -239,12 +239,15 @@ def _from_path(path: Path) -> Corpus:
 
 
 def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool]) -> list[Path]:
-    """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere."""
+    """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere.
+
+    Pipes, devices and sockets are no files: who opens one may wait for ever.
+    """
     found = []
     for parent, folders, names in os.walk(root):
         folders[:] = [folder for folder in folders if not skip_folder(folder)]
         found += [Path(parent, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    return sorted(filter(os.path.isfile, found), key=lambda path: path.relative_to(root).as_posix())
 
 
 def left_out(root: Path, files: Sequence[Path]) -> str:
@@ -262,7 +265,7 @@ def read_text(path: Path) -> str:
     """
     how = "save it as UTF-8 text, or name another file"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
-from minigpt.errors import DataError, MissingFileError
+from minigpt.errors import DataError, MissingFileError, brief
 from minigpt.files import atomic_write
 from minigpt.tokenizers import Tokenizer
 
@@ -33,6 +33,8 @@ MAGIC = b"MGPTTOKS"
 ALIGNMENT = 64
 IGNORED = -100  # a target that is no part of the loss
 TOKENS_PER_BATCH = 8192  # in evaluation: bounds the memory of the logits, and is large enough to be fast
+
+_KINDS = ("<u2", "<u4")  # of numbers in a token file, as NumPy writes it: uint16 and uint32
 
 Ids = npt.NDArray[np.integer]  # (number of tokens,)
 
@@ -86,16 +88,25 @@ def open_tokens(path: Path) -> TokenFile:
         header_bytes = file.read(int.from_bytes(start[len(MAGIC) :], "little")) if start.startswith(MAGIC) else b""
     try:
         header = json.loads(header_bytes)
-        dtype, vocab_size, num_tokens = np.dtype(header["dtype"]), header["vocab_size"], header["num_tokens"]
-        fingerprint = header["fingerprint"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is not a token file, or its header is damaged", again) from None
-    if dtype.str not in ("<u2", "<u4"):
-        raise DataError(f"{path} says its tokens are {dtype}; token files hold uint16 or uint32", again)
+    except (ValueError, RecursionError):
+        header = None
+    match header:
+        case {
+            "dtype": str(kind),
+            "vocab_size": int(vocab_size),
+            "num_tokens": int(num_tokens),
+            "fingerprint": str(name),
+        }:
+            fingerprint = name
+        case _:
+            raise DataError(f"{path} is not a token file, or its header is damaged", again)
+    if kind not in _KINDS:
+        raise DataError(f"{path} says its tokens are {brief(kind)}; they are one of {', '.join(_KINDS)}", again)
+    dtype = np.dtype(kind)
     offset = len(start) + len(header_bytes)
     offset += -offset % ALIGNMENT
     size, expected = path.stat().st_size, offset + num_tokens * dtype.itemsize
-    if size != expected:
+    if size != expected or num_tokens < 1:
         raise DataError(f"{path} has {size:,} bytes where its header promises {expected:,}", again)
     ids = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(num_tokens,))
     _check_ids(path, ids, vocab_size)

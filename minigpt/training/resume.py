@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 
 from minigpt.config import RunConfig
 from minigpt.downloads import sha256_of
-from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError
+from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief
 from minigpt.files import (
     FETCH_AGAIN,
     LOCK,
@@ -340,7 +340,7 @@ class Checkpoint:
     def losses(self) -> list[Tensor]:
         """Of the steps since the last record."""
         stored = open_weights(self.path / STATE)
-        return [stored[f"loss/{number}"].read() for number in range(sum(name.startswith("loss/") for name in stored))]
+        return [loss.read() for name, loss in stored.items() if name.startswith("loss/")]
 
     def restore_random(self, rank: int, device: torch.device) -> bool:
         """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device."""
@@ -368,12 +368,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = read_json(path / MANIFEST)
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
-    if manifest["format"] not in READABLE:
+    if manifest.get("format") not in READABLE:
         raise _FormatError(
-            f"{path} is a checkpoint of format {manifest['format']}; this minigpt reads "
+            f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads "
             + " and ".join(map(str, READABLE)),
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
+    if not _says_all(manifest):  # a checksum is no signature: anybody can make one
+        raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
     for name, promised in manifest["files"].items():
         _check_file(path / name, promised["bytes"], promised["sha256"])
     counts = manifest["progress"]
@@ -381,6 +383,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
     checkpoint.progress.losses = checkpoint.losses()
     return checkpoint
+
+
+def _says_all(manifest: dict[str, Any]) -> bool:
+    match manifest:
+        case {"files": dict(files), "progress": {"best_loss": best, **counts}, "versions": dict()}:
+            marks = manifest.get("log", {})
+            return (
+                isinstance(marks, dict)
+                and {WEIGHTS, STATE} <= files.keys()
+                and counts.keys() <= Progress.__dataclass_fields__.keys()
+                and (best is None or type(best) in (int, float))
+                and all(type(count) is int and 0 <= count < 2**63 for count in [*counts.values(), *marks.values()])
+                and all(isinstance(file, dict) and isinstance(file.get("bytes"), int) for file in files.values())
+                and all("sha256" in file for file in files.values())
+            )
+    return False
 
 
 def _check_file(file: Path, size: int, sha256: str) -> None:

@@ -19,6 +19,8 @@ from minigpt.files import open_to_append
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.trackers import Tracker
 
+_COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text and settings
+_NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
 SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
 
 Say = Callable[[str], None]
@@ -180,22 +182,37 @@ def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]
             losses.append(record["train_loss"])
             since.append(record["step"] - step)
             step = record["step"]
-        if "val_loss" in record:
-            mean = sum(map(operator.mul, losses, since)) / sum(since) if losses else math.nan
+        if {"val_loss", "epoch"} <= record.keys():
+            steps = sum(since)
+            mean = sum(map(operator.mul, losses, since)) / steps if steps else math.nan
             found.append((record["epoch"], mean, record["val_loss"]))
             losses, since = [], []
     return found
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; lines that are damaged, as the last one is after a crash, are left out."""
+    """The records of `metrics.jsonl`.
+
+    A line that is none is left out, such as the last one after a crash, or one with something else than a number where
+    a number belongs: whatever reads records may compute with them.
+    """
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and {"step", "seconds"} <= record.keys():
+            if isinstance(record, dict) and _is_record(record):
                 records.append(record)
     return records
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    counts = {name: record[name] for name in _COUNTS if name in record}
+    numbers = [record[name] for name in _NUMBERS if name in record]
+    return (
+        {"step", "seconds"} <= record.keys()
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
+        and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers)
+    )
 
 
 def _opened(path: Path, length: int, say: Say) -> IO[bytes]:

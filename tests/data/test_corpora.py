@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import os
 import re
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hypothesis import given, strategies
 
 from minigpt.data import corpora
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, lasting_source, load_corpus, load_quickstart_corpus
+from minigpt.data.documents import read_documents
 from minigpt.downloads import PackageFile, UnwritableFolderError
 from minigpt.errors import DataError, DownloadError, MissingFileError
 
@@ -253,7 +256,7 @@ def test_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "x.txt", "text")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(corpora, "read_bytes", refuse)
     with pytest.raises(DataError, match=r"cannot read .*x\.txt: Permission denied"):
         load_corpus(path)
 
@@ -415,3 +418,33 @@ def test_real_complete_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not re.search(r" \n|\n |\n\n\n|gutenberg", text, re.IGNORECASE)
     assert "\n\nHAMLET, PRINCE OF DENMARK\n\nby William Shakespeare\n" in text
     assert "\n\nROMEO:\nShe speaks:--\nO, speak again, bright angel!" in text  # "Romeo." in the archive
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "dangling link", "folder"])
+def test_only_regular_files_of_a_folder_are_read(tmp_path, kind):
+    """A pipe to which nobody writes would be waited for for ever."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a text\n")
+    (folder / "c.txt").symlink_to(folder / "a.txt")  # which is a file
+    other = folder / "b.txt"
+    if kind == "pipe":
+        os.mkfifo(other)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(os.path.relpath(other))  # a long path is refused
+    elif kind == "folder":
+        other.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        other.symlink_to(tmp_path / ("pipe" if kind == "link to a pipe" else "nothing"))
+    assert load_corpus(str(folder)).text == "a text\n\na text\n"
+    assert len(read_documents(folder).items) == 2
+    if kind != "folder":
+        with pytest.raises((DataError, MissingFileError), match=re.escape(str(other))):
+            load_corpus(str(other))
+
+
+def test_a_device_is_no_text():
+    with pytest.raises(DataError, match="no regular file"):
+        load_corpus("/dev/zero")

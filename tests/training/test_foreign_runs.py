@@ -1,15 +1,21 @@
 """A run directory from somebody else: nothing is written outside of it, and no mark in it is trusted."""
 
 import errno
+import hashlib
+import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from minigpt import files
+from minigpt.cli.main import run as command
+from minigpt.cli.train import epoch_table
 from minigpt.config import updated
 from minigpt.errors import MiniGPTError
 from minigpt.training import loop
@@ -200,3 +206,72 @@ def test_a_mark_at_the_end_of_a_record_cuts_there(run):
     assert len(run.metrics.read_bytes()) == first
     assert run.samples.read_bytes() == b""
     assert len(read_records(run.metrics)) == 1
+
+
+# --- values of another type: a checksum is no signature, and a log has none ---
+
+ODD = [None, True, -1, 1.5, 10**30, "7", "x" * 9999, [], [1], {}, {"a": 1}, math.nan, math.inf]
+
+
+def sealed(content: dict) -> str:
+    """A manifest with a checksum of its own: what somebody writes who knows how."""
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal})
+
+
+def places(content: dict, at: tuple = ()) -> Iterator[tuple]:
+    for key, value in content.items():
+        yield (*at, key)
+        if isinstance(value, dict):
+            yield from places(value, (*at, key))
+
+
+def test_a_manifest_may_say_anything(run, finished, corpus, longer):
+    """Every value in it, of every other type, and every key left out: used, or refused in two short lines."""
+    path = run.last / "manifest.json"
+    whole = json.loads(path.read_text())
+    del whole["sha256"]
+    shutil.rmtree(run.previous)
+    refused = 0
+    for place in places(whole):
+        for odd in [*ODD, "left out"]:
+            content = json.loads(json.dumps(whole))
+            inner = content
+            for key in place[:-1]:
+                inner = inner[key]
+            if odd == "left out":
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = odd
+            path.write_text(sealed(content))
+            try:
+                open_checkpoint(run.last)
+            except MiniGPTError as error:
+                refused += 1
+                assert len(str(error)) < 600, (place, odd)  # noqa: PT017
+    assert refused > 250
+
+
+RECORD = {"step": 3, "tokens": 9, "seconds": 1.5, "train_loss": 2.5, "val_loss": 2.4, "lr": 0.1, "grad_norm": 1.0,
+          "tokens_per_second": 5.0, "epoch": 0.5, "skipped": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORD)
+def test_a_record_may_say_anything(run, capsys, name):
+    """Every value of a record, of every other type: `inspect runs` and the summary of a run compute with the rest."""
+    whole = run.metrics.read_bytes()
+    for odd in [*ODD, "left out"]:
+        record = {**RECORD, name: odd}
+        if odd == "left out":
+            del record[name]
+        run.metrics.write_bytes(whole + (json.dumps(record) + "\n").encode())
+        assert command(["inspect", "runs", str(run.path)]) == 0
+        epoch_table(read_records(run.metrics))
+    capsys.readouterr()
+
+
+def test_an_unchanged_record_counts(run):
+    before = len(read_records(run.metrics))
+    with run.metrics.open("a") as file:
+        file.write(json.dumps(RECORD) + "\n")
+    assert len(read_records(run.metrics)) == before + 1
