@@ -306,11 +306,12 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
             keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
     record_validation(run, progress, log, val_loss)
     if run.processes.first:
-        written = generate(
-            model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
-            tokenizer=run.tokenizer, eos_token_id=run.feed.eos_token_id, on_overflow="crop",
-        )  # fmt: skip
-        log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
+        with log.only_shown(f"step {progress.step:<5} no sample"):
+            written = generate(
+                model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
+                tokenizer=run.tokenizer, eos_token_id=run.feed.eos_token_id, on_overflow="crop",
+            )  # fmt: skip
+            log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from minigpt.analysis.plots import loss_curve, perplexity_curve, save_figure
+from minigpt.errors import first_line
 from minigpt.files import open_to_append
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.trackers import Tracker
@@ -151,18 +152,23 @@ class RunLog:
         self._drawn = len(self.records)
         if self.run:
             training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
-            with self.forgiving(f"{self.run.plot.name} not drawn"):
+            with self.only_shown(f"{self.run.plot.name} not drawn"):
                 save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
             if self.by_epoch and (epochs := epochs_of(self.records)):
-                save_figure(perplexity_curve(epochs, self.title), self.run.perplexity_plot)
+                with self.only_shown(f"{self.run.perplexity_plot.name} not drawn"):
+                    save_figure(perplexity_curve(epochs, self.title), self.run.perplexity_plot)
 
     @contextmanager
-    def forgiving(self, what: str) -> Iterator[None]:
+    def forgiving(self, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
         """A block whose failure to write, as on a full disk, costs a line that says so, and not the run."""
         try:
             yield
-        except OSError as error:
-            self.say(f"{what}: {error.strerror or error}")
+        except kind as error:
+            self.say(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
+
+    def only_shown(self, what: str) -> AbstractContextManager[None]:
+        """A block whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
+        return self.forgiving(what, Exception)
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:

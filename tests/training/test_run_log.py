@@ -1,10 +1,13 @@
 """What a run says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from minigpt.analysis.plots import loss_curve
+from minigpt.tokenizers import CharTokenizer
+from minigpt.training import loop, run_log
 from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.run_log import RunLog, read_records
 
@@ -91,3 +94,25 @@ def test_damaged_lines_are_left_out(run):
     lines = [json.dumps(good[0]), "[]", '"x"', "{", "\x00" * 20, json.dumps({"step": 3}), json.dumps(good[1]), '{"st']
     run.metrics.write_text("\n".join(lines))
     assert read_records(run.metrics) == good
+
+
+ERRORS = [RuntimeError("no memory\nfor that"), ValueError(), KeyError("font"), OSError(28, "No space left on device")]
+SHOWN = ["generate", "decode", "loss_curve", "perplexity_curve", "save_figure"]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_is_only_shown_ends_no_run(name, error, tmp_path, corpus, config, monkeypatch):
+    def failing(*_, **__):
+        raise error
+
+    owners = {"generate": loop, "decode": CharTokenizer}
+    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 5)
+    monkeypatch.setattr(owners.get(name, run_log), name, failing)
+    epochs = replace(config, train=replace(config.train, epochs=0.1, warmup_steps=0))
+    lines = []
+    result = loop.train(epochs, corpus, tmp_path / "run", lines.append)
+    assert result.step == read_records(RunDirectory(tmp_path / "run").metrics)[-1]["step"] > 0
+    what = "no sample" if name in owners else "not drawn"
+    said = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0] if str(error) else "ValueError"
+    assert any(what in line and line.endswith(f": {said}") for line in lines)
