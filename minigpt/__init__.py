@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from minigpt import analysis as analysis
     from minigpt import errors as errors
     from minigpt import tokenizers as tokenizers
+    from minigpt.completion import complete as complete
     from minigpt.config import GPTConfig as GPTConfig
     from minigpt.decoding.generate import generate as generate
     from minigpt.decoding.generate import stream as stream
@@ -32,6 +33,7 @@ _HOMES = {
     "GPTConfig": "minigpt.config",
     "KVCache": "minigpt.kv_cache",
     "MiniGPTError": "minigpt.errors",
+    "complete": "minigpt.completion",
     "few_shot_prompt": "minigpt.prompts",
     "generate": "minigpt.decoding.generate",
     "load_model": "minigpt.pretrained",

@@ -82,6 +82,10 @@ class ModelNote(UserWarning):
     """What one should know of a model that was loaded, though nothing is wrong with it."""
 
 
+class TextNote(UserWarning):
+    """What one should know of how a text was read, though nothing is wrong with it."""
+
+
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]

@@ -17,10 +17,12 @@ import codecs
 import copy
 import hashlib
 import json
+import operator
 import os
 import re
 import reprlib
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +32,15 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
-from minigpt.errors import CheckpointError, ConfigError, DataError, DownloadError, InputError, MissingFileError
+from minigpt.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DownloadError,
+    InputError,
+    MissingFileError,
+    TextNote,
+)
 from minigpt.files import atomic_write, listed, read_json, write_text
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
@@ -75,6 +85,9 @@ class Tokenizer(Protocol):
         eos_token_id: the token that closes a document, or None.
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
         added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
+        special_tokens: name -> id of the tokens that are no text, such as the one that ends a document. `decode` leaves
+            them out, and `encode` reads their names as text, unless asked otherwise.
+        allow_special: whether `encode` reads these names as the tokens, where its caller does not say.
     """
 
     vocab_size: int
@@ -82,6 +95,8 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
     start_token_id: int | None
+    special_tokens: Mapping[str, int]
+    allow_special: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Raises InputError where it cannot be encoded."""
@@ -89,8 +104,11 @@ class Tokenizer(Protocol):
     def encode_array(self, text: str) -> IdArray:
         """The same ids as a 1-D array, for whole corpora: uint16, or uint32 from 65,536 tokens on."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises InputError on an id outside the vocabulary."""
+
+    def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
+        """The text of each sequence."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for. Raises InputError on an id outside the vocabulary."""
@@ -118,6 +136,8 @@ class _TokenTable:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     start_token_id: int | None = None
+    special_tokens: Mapping[str, int] = {}
+    allow_special = False  # how to read a text, not what the ids mean: part of neither the file nor the fingerprint
 
     def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
         self.vocab_size = len(tokens)
@@ -128,9 +148,24 @@ class _TokenTable:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size:,} tokens: {reprlib.repr(self._tokens)[1:-1]})"
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`. Every token is shown, `<|endoftext|>` too: to hide it, leave its id out."""
-        return b"".join(self._lookup(token_id, at) for at, token_id in enumerate(ids)).decode("utf-8", errors="replace")
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of `ids`.
+
+        Args:
+            ids: one sequence. Bytes that are not UTF-8 become U+FFFD.
+            skip_special: leave out `special_tokens`, which are no text; else their names are shown.
+
+        Raises:
+            InputError: on an id outside the vocabulary.
+        """
+        hidden = self.special_tokens.values() if skip_special else ()
+        numbered = enumerate(map(operator.index, ids))  # also numpy's and torch's integers
+        pieces = [self._lookup(token_id, at) for at, token_id in numbered if token_id not in hidden]
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
+        """The text of each sequence, as `decode` gives it: `decode_batch(generate(...).sequences)`."""
+        return [self.decode(ids, skip_special) for ids in sequences]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which need not be whole characters."""
@@ -291,18 +326,21 @@ class GPT2Tokenizer(_TokenTable):
         super().__init__([*tokens, END_OF_TEXT.encode("utf-8")], {"type": "gpt2", "merges": self.merges})
         # One token is all three: GPT-2 was trained on documents with <|endoftext|> between them.
         self.bos_token_id = self.eos_token_id = self.start_token_id = len(tokens)
+        self.special_tokens = {END_OF_TEXT: len(tokens)}
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, allow_special: bool | None = None) -> list[int]:
         """Ids of `text`.
 
         Args:
             text: any text without lone surrogates.
-            allow_special: read "<|endoftext|>" as that token. By default it is text like any other.
+            allow_special: read "<|endoftext|>" as that token, and not as text like any other. By default the attribute
+                of this name decides; it is False.
 
         Raises:
             InputError: on a lone surrogate.
         """
         _check_unicode(text)
+        allow_special = self.allow_special if allow_special is None else allow_special
         ids: list[int] = []
         for number, part in enumerate(text.split(END_OF_TEXT) if allow_special else [text]):
             if number:
@@ -314,6 +352,8 @@ class GPT2Tokenizer(_TokenTable):
     def encode_array(self, text: str) -> IdArray:
         """The ids of `encode(text)` as a 1-D array, uint16 for GPT-2, without a list of them all on the way."""
         _check_unicode(text)
+        if self.allow_special:
+            return np.array(self.encode(text), dtype=self._id_dtype)
         pieces = [np.array(self._encoding.encode_ordinary(piece), dtype=self._id_dtype) for piece in _pieces(text)]
         return np.concatenate(pieces)
 
@@ -323,36 +363,63 @@ class TextStream:
 
         text = "".join(stream.feed(token_id) for token_id in ids) + stream.flush()
 
-    equals `tokenizer.decode(ids)`. After a prompt, it is what `decode(prompt_ids + ids)` adds to the prompt's whole
-    characters: if the prompt ends inside a character, that character comes with the token that completes it.
+    equals `tokenizer.decode(ids)`: a special token gives no text here either. After a prompt, it is what
+    `decode(prompt_ids + ids)` adds to the prompt's whole characters: if the prompt ends inside a character, that
+    character comes with the token that completes it.
 
     Args:
         tokenizer: where the bytes of a token come from.
         prompt_ids: what was there before; its text is not given out.
+        skip_special: as in `decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = (), skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._hidden = frozenset(tokenizer.special_tokens.values() if skip_special else ())
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in prompt_ids:
             self.feed(token_id)
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes: "" while a character is unfinished. Raises InputError as `decode`."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        return "" if token_id in self._hidden else self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         """At the end: U+FFFD, once, if the last character was never finished; else ""."""
         return self._decoder.decode(b"", final=True)
 
 
+def read(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that somebody gave to go on from, or to be measured: `tokenizer.encode(text)`.
+
+    Warns:
+        TextNote: if it spells a special token, and the spelling is read as text.
+
+    Raises:
+        InputError: as `tokenizer.encode`.
+    """
+    note_special(tokenizer, text)
+    return tokenizer.encode(text)
+
+
+def note_special(tokenizer: Tokenizer, text: str) -> None:
+    """Say, once, if a text spells a special token and will be read as text all the same."""
+    spelled = [name for name in tokenizer.special_tokens if name in text and not tokenizer.allow_special]
+    if spelled:
+        how = "--special reads it as the token (in Python, tokenizer.allow_special = True)"
+        warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
+
+
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a prompt, at least one of them: an empty prompt becomes the tokenizer's start token.
+
+    Warns:
+        TextNote: as `read`.
 
     Raises:
         InputError: if the prompt is empty and the tokenizer has no start token, or as `tokenizer.encode`.
     """
-    ids = tokenizer.encode(text)
+    ids = read(tokenizer, text)
     if ids:
         return ids
     if tokenizer.start_token_id is None:

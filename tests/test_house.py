@@ -36,7 +36,7 @@ ROWS = [
     ["data.batches", "lora", "gpt2_names"],
     ["data.feeds"],
     ["decoding.generate", "training.checkpoint", "training.selfcheck", "training.signals", "lora_files"],
-    ["training.resume", "training.run_log", "training.plan", "analysis.decoders", "analysis.comparison"],
+    ["completion", "training.resume", "training.run_log", "training.plan", "analysis.decoders", "analysis.comparison"],
     ["pretrained"],
     ["training.run"],
     ["training.divergence"],

@@ -44,10 +44,9 @@ def test_the_second_python_block_is_what_quickstart_prints():
     readme = "".join(code_blocks("python")[1].split())
     for part in (
         "minigpt.load_model(",
-        "minigpt.generate(",
-        "model,[tokenizer.encode(",
+        "minigpt.complete(",
+        "model,tokenizer,",
         "max_new_tokens=300",
-        "tokenizer.decode(",
     ):
         assert part in printed
         assert part in readme

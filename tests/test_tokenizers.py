@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -89,6 +89,8 @@ def gpt2() -> GPT2Tokenizer:
 
 class BytePieces:
     """A byte-level vocabulary by hand, and all that `TextStream` asks of a tokenizer."""
+
+    special_tokens: ClassVar[dict[str, int]] = {}
 
     tokens = [bytes([b]) for b in range(256)] + [
         b"\xf0\x9f",
@@ -299,7 +301,8 @@ def test_end_of_text_is_text_unless_asked_for(tiny: GPT2Tokenizer) -> None:
     assert tiny.decode(tiny.encode(text)) == text
     special = tiny.encode(text, allow_special=True)
     assert special == [*tiny.encode("the"), end, *tiny.encode(" the")]
-    assert tiny.decode(special) == text  # shown, not hidden
+    assert tiny.decode(special, skip_special=False) == text
+    assert tiny.decode(special) == "the the"
     assert tiny.encode("<|endoftext|><|endoftext|>", allow_special=True) == [end, end]
 
 
@@ -577,8 +580,12 @@ def test_genuine_replacement_character_is_not_held_back() -> None:
 @quick
 @given(ids=st.lists(st.integers(0, 256 + len(TINY_MERGES))))
 def test_stream_of_any_byte_pairs(tiny: GPT2Tokenizer, ids: list[int]) -> None:
-    text = b"".join(tiny.token_bytes(token_id) for token_id in ids).decode("utf-8", "replace")
-    assert stream_text(TextStream(tiny), ids) == tiny.decode(ids) == text
+    for skip_special in (True, False):
+        shown = [token_id for token_id in ids if not (skip_special and token_id == tiny.eos_token_id)]
+        text = b"".join(map(tiny.token_bytes, shown)).decode("utf-8", "replace")
+        assert stream_text(TextStream(tiny, (), skip_special), ids) == tiny.decode(ids, skip_special) == text
+    assert stream_text(TextStream(tiny), ids) == tiny.decode(ids)
+    assert tiny.decode_batch([ids, np.array(ids[::-1])]) == [tiny.decode(ids), tiny.decode(ids[::-1])]
 
 
 # --- GPT-2's real vocabulary

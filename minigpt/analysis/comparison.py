@@ -42,8 +42,8 @@ class Completion:
 
     Attributes:
         seed: of its draws.
-        text: the new text alone, without the token that ends it.
-        num_tokens: new tokens, that one included.
+        text: the new text alone.
+        num_tokens: new tokens, the one that ends it included.
         log_prob: sum of log p of the new tokens by the model, in nats, whatever the decoder did to its scores.
     """
 
@@ -166,9 +166,8 @@ def difference_interval(values: Values, base: Values, seed: int = 0) -> Interval
 
 def _completion(model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int, seed: int) -> Completion:
     new = ids[num_given:]
-    shown = new[:-1] if new[-1] == tokenizer.eos_token_id else new
     log_probs = token_log_probs(model, ids, tokenizer.vocab_size)[num_given - 1 :]
-    return Completion(seed, tokenizer.decode(shown), len(new), math.fsum(log_probs))
+    return Completion(seed, tokenizer.decode(new), len(new), math.fsum(log_probs))
 
 
 def _or_nan(measure: Callable[[Sequence[Sequence[str]], int], float], texts: Sequence[Sequence[str]], n: int) -> float:

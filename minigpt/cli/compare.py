@@ -35,7 +35,7 @@ from minigpt.cli.generate import (
     given_prompts,
     prompt_texts,
 )
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, load, model_spec, shortened
+from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, load, model_spec, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
@@ -138,7 +138,7 @@ make several settings; two such lists make all their combinations.""",
         "-o", "--out", action="append", metavar="FILE",
         help="keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg); may be given several times",
     )  # fmt: skip
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 

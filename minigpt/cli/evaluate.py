@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, load, model_spec
+from minigpt.cli.models import add_model_argument, add_reading_arguments, load, model_spec
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.cli.train import are_documents, load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
@@ -15,6 +15,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
 from minigpt.pretrained import find
+from minigpt.tokenizers import note_special
 from minigpt.training.checkpoint import run_at
 
 
@@ -45,7 +46,7 @@ def make_parser() -> CommandParser:
         help="tokens from one window to the next; fewer than the block size give every token more context, and take "
         "longer (default: the block size)",
     )
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 
@@ -85,6 +86,7 @@ def run(arguments: list[str]) -> None:
     corpus = source
     border = split_at(corpus, config.data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
+    note_special(tokenizer, text)
     ids = tokenizer.encode_array(text)
     result = evaluate(model, ids, stride=values["stride"], vocab_size=tokenizer.vocab_size)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted

@@ -15,12 +15,13 @@ import numpy as np
 from minigpt.analysis.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.analysis.overlap import copied_share, overlaps
 from minigpt.analysis.references import nearness
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, add_unknown_argument, framed, load, shortened
+from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.files import read_json
+from minigpt.tokenizers import read
 from minigpt.training.evaluate import Evaluation, evaluate
 
 STDIN = "-"
@@ -83,7 +84,7 @@ BLEU, chrF        nearness to --reference, 0 to 100.
         help=f"what the texts may have been copied from: a file or folder, or one of {', '.join(NAMED_SOURCES)}",
     )  # fmt: skip
     parser.add_argument("--reference", metavar="FILE", help="what should have been written: as many texts, in order")
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 
@@ -222,7 +223,7 @@ def _perplexity_under(spec: str, values: dict[str, Any]) -> Callable[[Texts], di
     def measure(texts: Texts) -> dict[str, Any]:
         total, tokens, characters = 0.0, 0, 0
         for text in texts.items:
-            ids = framed(tokenizer.encode(text), tokenizer, bos=has_bos)
+            ids = framed(read(tokenizer, text), tokenizer, bos=has_bos)
             if len(ids) > 1:  # else there is nothing to predict
                 result = evaluate(model, np.array(ids), vocab_size=tokenizer.vocab_size)
                 total += result.loss * result.tokens

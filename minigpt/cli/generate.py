@@ -14,9 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, load
+from minigpt.cli.models import add_model_argument, add_reading_arguments, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
 from minigpt.cli.streams import write_product
+from minigpt.completion import new_text
 from minigpt.data.corpora import read_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.options import DecodingOptions
@@ -24,7 +25,7 @@ from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import DataError, InputError, MissingFileError
 from minigpt.model import GPT
 from minigpt.pretrained import load_for_text
-from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt
+from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
 
 # flag -> type; names, meanings and defaults are those of DecodingOptions
 FLAGS: dict[str, type] = {
@@ -124,8 +125,12 @@ def make_parser() -> CommandParser:
         help="of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, "
         "and so on",
     )  # fmt: skip
+    parser.add_argument(
+        "--show-special", action="store_true",
+        help="show special tokens, such as the one that ends a document, by their names (default: they are no text)",
+    )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew for each token, as a check")
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 
@@ -139,16 +144,16 @@ def run(arguments: list[str]) -> None:
     model, tokenizer = load(values)
     names = [name for name, _ in texts]
     prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
-    options = _options(values, model, tokenizer, prompts)
+    options, hidden = _options(values, model, tokenizer, prompts), not values["show_special"]
     with _in_flags(tokenizer, names):
         check_request(model, prompts, **options)
     if options["num_return_sequences"] == len(prompts) == 1 and not _uses_beams(options) and not values["json"]:
-        _stream(model, tokenizer, prompts[0], options)
+        _stream(model, tokenizer, prompts[0], options, hidden)
         return
     start = time.perf_counter()
     out = _in_batches(model, tokenizer, prompts, names, values["batch_size"], options)
     seconds = time.perf_counter() - start
-    rows = [_completion(tokenizer, prompts, number, out, options) for number in range(len(out.scores))]
+    rows = [_completion(tokenizer, prompts, number, out, options, hidden) for number in range(len(out.scores))]
     num_new = sum(len(row["token_ids"]) - len(prompts[row["prompt_index"]]) for row in rows)
     if values["json"]:
         drafted = {"num_drafted": out.num_drafted, "num_accepted": out.num_accepted} if options["draft"] else {}
@@ -251,8 +256,8 @@ def _options(
 
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
-    ids = encoded(tokenizer.encode, f"{flag} {text!r}", text)
-    if tokenizer.decode(ids) != text:  # as --unknown skip leaves it; another text was not asked for
+    ids = encoded(partial(read, tokenizer), f"{flag} {text!r}", text)
+    if tokenizer.decode(ids, skip_special=False) != text:  # as --unknown skip leaves it; another text was not asked for
         raise InputError(
             f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"
         )
@@ -311,7 +316,9 @@ def _in_flags(tokenizer: Tokenizer, names: Sequence[str]) -> Iterator[None]:
             return text  # what somebody has typed
         text = re.sub(r"\b([a-z_]+)\b( ?= ?| (?=must|out))?", flag, text)
         text = text.replace("--early-stopping True", "--early-stopping yes")
-        text = re.sub(r"\[\d+(, \d+)*\]", lambda ids: repr(tokenizer.decode(json.loads(ids[0]))), text)
+        text = re.sub(
+            r"\[\d+(, \d+)*\]", lambda ids: repr(tokenizer.decode(json.loads(ids[0]), skip_special=False)), text
+        )
         return re.sub(r"\bprompt \d+\b", lambda prompt: prompts.get(prompt[0], prompt[0]), text)
 
     try:
@@ -353,15 +360,20 @@ def _in_batches(
 
 
 def _completion(
-    tokenizer: Tokenizer, prompts: Sequence[list[int]], number: int, out: Generation, options: dict[str, Any]
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    number: int,
+    out: Generation,
+    options: dict[str, Any],
+    skip_special: bool,
 ) -> dict[str, Any]:
     """One entry of what --json prints."""
     index = number // options["num_return_sequences"]
     ids, prompt = out.sequences[number], prompts[index]
-    completion = "".join(before_stop([tokenizer.decode(ids[len(prompt) :])], options["stop"] or ()))
+    completion = new_text(tokenizer, ids[len(prompt) :], options["stop"], skip_special)
     return {
         "prompt_index": index,
-        "text": tokenizer.decode(prompt) + completion,
+        "text": tokenizer.decode(prompt, skip_special) + completion,
         "completion": completion,
         "token_ids": ids,
         "score": out.scores[number],
@@ -380,7 +392,7 @@ def _score_name(options: dict[str, Any]) -> str:
     return f"score (sum of the filtered log-probabilities / length ** {options['length_penalty']:g})"
 
 
-def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any]) -> None:
+def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any], skip_special: bool) -> None:
     """Print the prompt, then every character as soon as its last token is chosen."""
     num_new, num_drafted, num_accepted, reason = 0, 0, 0, None
 
@@ -392,14 +404,14 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[s
         reason = step.choices[-1].finish_reason
 
     def pieces() -> Iterator[str]:
-        text = TextStream(tokenizer, prompt)
+        text = TextStream(tokenizer, prompt, skip_special)
         for token_id in stream(model, prompt, **options, on_step=count, num_candidates=1):
             yield text.feed(token_id)
         yield text.flush()
 
     start = time.perf_counter()
     try:
-        write_product(tokenizer.decode(prompt))
+        write_product(tokenizer.decode(prompt, skip_special))
         with _in_flags(tokenizer, ["the prompt"]):
             for piece in before_stop(pieces(), options["stop"] or ()):
                 write_product(piece)

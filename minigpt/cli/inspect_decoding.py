@@ -29,7 +29,7 @@ def _sampling(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_next(parser: CommandParser) -> None:
-    add_prompt(parser)
+    add_prompt(parser, inside=False)
     _add_sampling(parser)
     parser.add_argument("--top", type=int, default=12, metavar="K", help="tokens that are shown")
 
@@ -97,7 +97,7 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
 
 
 def _add_steps(parser: CommandParser) -> None:
-    add_prompt(parser)
+    add_prompt(parser, inside=False)
     parser.add_argument("-n", "--max-new-tokens", type=int, default=20, metavar="N", help="how many tokens to write")
     _add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
@@ -167,7 +167,7 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
 
 
 def _add_beams(parser: CommandParser) -> None:
-    add_prompt(parser)
+    add_prompt(parser, inside=False)
     parser.add_argument("-n", "--max-new-tokens", type=int, default=12, metavar="N", help="the most tokens to write")
     parser.add_argument("--beams", type=int, default=4, metavar="B", help=field_help(DecodingOptions, "num_beams"))
     parser.add_argument(
@@ -225,7 +225,7 @@ VIEWS = {
         "temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are left.",
         '  minigpt inspect next "To be, or not to b"\n'
         '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 -o cuts.png\n'
-        '  minigpt inspect next --model gpt2 "See you" --no-bos --check',
+        '  minigpt inspect next --model gpt2 "See you" --check',
         _add_next,
         _next,
     ),

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import textwrap
-from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,21 @@ from minigpt.analysis.records import Numbers, Record
 from minigpt.analysis.terminal import WIDTH, cut, visible
 from minigpt.analysis.tracing import trace
 from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, model_spec
+from minigpt.cli.models import (
+    add_bos_argument,
+    add_model_argument,
+    add_reading_arguments,
+    counted,
+    framed,
+    load,
+    model_spec,
+)
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
 from minigpt.files import check_output
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import Tokenizer, read
 
 if TYPE_CHECKING:
     from minigpt.analysis.plots import Figure
@@ -177,7 +184,7 @@ class Subject(Reader):
         Raises:
             InputError: if there are none, or more than the model can read.
         """
-        return _checked(framed(self.tokenizer.encode(text), self.tokenizer, self.bos), self.model, what)
+        return _checked(framed(read(self.tokenizer, text), self.tokenizer, self.bos), self.model, what)
 
     def header(self, view: str) -> str:
         """The first line of an answer."""
@@ -212,28 +219,23 @@ def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str
     return t
 
 
-def add_model_flags(parser: CommandParser) -> None:
-    """Add what says which model, and how it reads."""
+def add_model_flags(parser: CommandParser, inside: bool = True) -> None:
+    """Add what says which model, and how it reads; `inside` as in `add_bos_argument`."""
     add_model_argument(parser)
-    parser.add_argument(
-        "--bos",
-        action=BooleanOptionalAction,
-        help="put the token that opens a document in front (default: as the model was trained, so for GPT-2's weights "
-        "and not for a model of one long text)",
-    )
-    add_unknown_argument(parser)
+    add_bos_argument(parser, inside)
+    add_reading_arguments(parser)
     parser.add_device()
 
 
-def add_prompt(parser: CommandParser, required: bool = True) -> None:
-    """Add the prompt, and all that goes with it."""
+def add_prompt(parser: CommandParser, required: bool = True, inside: bool = True) -> None:
+    """Add the prompt, and all that goes with it; `inside` as in `add_bos_argument`."""
     parser.add_argument(
         "prompt",
         nargs=None if required else "?",
         metavar="TEXT",
         help="the prompt; - reads it from standard input, without its last line break",
     )
-    add_model_flags(parser)
+    add_model_flags(parser, inside)
 
 
 def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
@@ -249,7 +251,7 @@ def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
     """
     text = from_stdin(values["prompt"] if prompt is None else prompt)
     reader = load_reader(values)
-    ids = _checked(framed(reader.tokenizer.encode(text), reader.tokenizer, reader.bos), reader.model, "the prompt")
+    ids = _checked(framed(read(reader.tokenizer, text), reader.tokenizer, reader.bos), reader.model, "the prompt")
     return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, text, ids)
 
 
@@ -285,7 +287,7 @@ def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
     Raises:
         InputError: if it is none or several; it names them.
     """
-    ids = tokenizer.encode(text)
+    ids = read(tokenizer, text)
     if len(ids) != 1:
         pieces = ", ".join(repr(token_text(tokenizer, token_id)) for token_id in ids[:8])
         raise InputError(

@@ -17,6 +17,7 @@ from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
 from minigpt.hub import CONFIG
 from minigpt.pretrained import config_from_reference, load_model
+from minigpt.tokenizers import read
 from minigpt.training.checkpoint import read_config, run_at
 
 COUNTED = {
@@ -213,7 +214,7 @@ def _near(values: dict[str, Any]) -> Answer:
 def _pca(values: dict[str, Any]) -> Answer:
     reader = load_reader(values)
     name, model, tokenizer = reader.name, reader.model, reader.tokenizer
-    ids = range(tokenizer.vocab_size) if values["text"] is None else sorted(set(tokenizer.encode(values["text"])))
+    ids = range(tokenizer.vocab_size) if values["text"] is None else sorted(set(read(tokenizer, values["text"])))
     if len(ids) < 3:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
     found = pca(model.wte.weight.detach().cpu()[list(ids)], 2)

@@ -7,11 +7,11 @@ from minigpt.analysis.checks import check
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.inspect_frame import Answer, View, add_prompt, check_count, from_stdin, subject, token_text
-from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, reading
+from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, reading
 from minigpt.cli.parser import CommandParser
 from minigpt.cli.tokens import tokenizer_of
 from minigpt.errors import InputError
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import Tokenizer, read
 
 # --- tokens
 
@@ -19,14 +19,14 @@ from minigpt.tokenizers import Tokenizer
 def _add_tokens(parser: CommandParser) -> None:
     parser.add_argument("prompt", metavar="TEXT", help="the text; - reads it from standard input")
     add_model_argument(parser, weights=False)
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
 
 
 def _tokens(values: dict[str, Any]) -> Answer:
     name = model_spec(values["model"])
-    tokenizer = reading(tokenizer_of(name, values["tokenizer"]), values["unknown"])
+    tokenizer = reading(tokenizer_of(name, values["tokenizer"]), values)
     text = from_stdin(values["prompt"])
-    ids = tokenizer.encode(text)
+    ids = read(tokenizer, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id) for token_id in ids]
@@ -49,7 +49,7 @@ def _tokens(values: dict[str, Any]) -> Answer:
         f"{terminal.cut(name, 30)}: {len(ids):,} tokens, {sum(lengths):,} bytes, BOS in front: no",
         *terminal.table(("position", "id", "token", "bytes"), rows, left=(2, 3)),
     ]
-    different = float(tokenizer.decode(ids) != text)
+    different = float(tokenizer.decode(ids, skip_special=False) != text)
     return Answer(record, lines, lambda: [check("decode(encode(text)) = text", different, 0.0)], None)
 
 
@@ -61,7 +61,7 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def _add_loss(parser: CommandParser) -> None:
-    add_prompt(parser)
+    add_prompt(parser, inside=False)
     parser.add_argument("--top", type=int, default=3, metavar="K", help="alternatives that are shown for each token")
     parser.add_argument("--worst", type=int, default=10, metavar="N", help="how many tokens are shown one by one")
 

@@ -1,7 +1,9 @@
 """`--model` and what belongs to it, the same for every command that needs a trained model."""
 
+import copy
 import sys
-from typing import Any, Literal
+from argparse import BooleanOptionalAction
+from typing import Any
 
 from minigpt.cli.parser import CommandParser
 from minigpt.device import choose_device
@@ -49,7 +51,7 @@ def model_spec(spec: str | None) -> str:
 
 
 def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The model of --model on the --device, and its tokenizer, reading as --unknown says.
+    """The model of --model on the --device, and its tokenizer, reading as --unknown and --special say.
 
     Raises:
         MiniGPTError: whatever `load_for_text` and `choose_device` raise.
@@ -59,24 +61,53 @@ def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     if values.get("adapter"):  # which commands without --adapter do not have
         load_adapter(model, values["adapter"])
         model = merged(model)
-    return model.to(device), reading(tokenizer, values["unknown"])
+    return model.to(device), reading(tokenizer, values)
 
 
-def add_unknown_argument(parser: CommandParser) -> None:
-    """Add --unknown, for texts with characters that a character model has never seen."""
+def add_reading_arguments(parser: CommandParser) -> None:
+    """Add --unknown and --special: how a text is read that has more in it than a tokenizer's plain text."""
     parser.add_argument(
         "--unknown",
         choices=["error", "skip"],
         default="error",
         help="what to do with characters that the model does not know",
     )
+    parser.add_argument(
+        "--special",
+        action="store_true",
+        help="read the name of a special token, such as <|endoftext|>, as that token (default: as text)",
+    )
 
 
-def reading(tokenizer: Tokenizer, unknown: Literal["error", "skip"]) -> Tokenizer:
-    """The tokenizer, reading unknown characters as --unknown says."""
-    if not isinstance(tokenizer, CharTokenizer):
-        return tokenizer
-    return CharTokenizer(tokenizer.characters, unknown).with_added(tokenizer.added, tokenizer.settings)
+def add_bos_argument(parser: CommandParser, inside: bool = False) -> None:
+    """Add --bos. Whoever asks what comes next, or how probable a text is, gives the text as it is; views look inside.
+
+    Args:
+        parser: of the command.
+        inside: whether the command looks into the model, which is then shown what it was trained on.
+    """
+    usual = "as the model was trained, so for GPT-2's weights and not for a model of one long text"
+    parser.add_argument(
+        "--bos",
+        action=BooleanOptionalAction,
+        default=None if inside else False,
+        help=f"put the token that opens a document in front (default: {usual if inside else 'nothing in front'})",
+    )
+
+
+def reading(tokenizer: Tokenizer, values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer, reading a text as --unknown and --special say.
+
+    Raises:
+        InputError: if --special is given, and the tokenizer has no special token.
+    """
+    if values["special"] and not tokenizer.special_tokens:
+        raise InputError("--special asks for tokens that this model's tokenizer does not have", "leave --special out")
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.allow_special = values["special"]
+    if isinstance(tokenizer, CharTokenizer):
+        tokenizer.unknown = values["unknown"]
+    return tokenizer
 
 
 def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:
@@ -99,8 +130,8 @@ def _border(token_id: int | None, flag: str) -> int:
 
 
 def piece(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of one token; nothing for an id that only pads the model's vocabulary."""
-    return tokenizer.decode([token_id]) if token_id < tokenizer.vocab_size else ""
+    """What one token is called: its text, or the name of a special token; nothing for an id without text."""
+    return tokenizer.decode([token_id], skip_special=False) if token_id < tokenizer.vocab_size else ""
 
 
 def counted(tokens: int) -> str:

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, shortened
+from minigpt.cli.models import (
+    add_bos_argument,
+    add_model_argument,
+    add_reading_arguments,
+    counted,
+    framed,
+    load,
+    piece,
+    shortened,
+)
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import InputError
 
@@ -27,10 +36,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--prompt", metavar="TEXT", help="the same, as a flag")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="rows of the table")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="tables, one token further each")
-    parser.add_argument(
-        "--bos", action="store_true", help="put the token that opens a document in front (default: nothing in front)"
-    )
-    add_unknown_argument(parser)
+    add_bos_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 
@@ -39,7 +46,7 @@ def run(arguments: list[str]) -> None:
     """Print one table a step."""
     values = make_parser().parse(arguments)
     from minigpt.decoding.sampling import next_token_table
-    from minigpt.tokenizers import encode_prompt
+    from minigpt.tokenizers import encode_prompt, read
 
     given = [text for text in (values["text"], values["prompt"]) if text is not None]
     if len(given) != 1:
@@ -47,7 +54,7 @@ def run(arguments: list[str]) -> None:
             f"there are {len(given)} prompts, and one is looked beyond", 'give one: minigpt next "See you"'
         )
     model, tokenizer = load(values)
-    ids = framed(tokenizer.encode(given[0]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
+    ids = framed(read(tokenizer, given[0]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
     if values["top"] < 1:
         raise InputError(f"--top {values['top']} asks for no row", "choose --top of at least 1")
     _check_room(len(ids), values["steps"], model.config.block_size)
@@ -55,7 +62,7 @@ def run(arguments: list[str]) -> None:
     for _ in range(values["steps"]):
         table = next_token_table(model, ids, values["top"], tokenizer.vocab_size)
         candidates = [
-            {"rank": rank, "id": token_id, "text": tokenizer.decode([token_id]), "logit": logit, "prob": probability}
+            {"rank": rank, "id": token_id, "text": piece(tokenizer, token_id), "logit": logit, "prob": probability}
             for rank, (token_id, logit, probability) in enumerate(table, start=1)
         ]
         steps.append({"text": tokenizer.decode(ids), "token_ids": ids, "candidates": candidates})
@@ -63,8 +70,8 @@ def run(arguments: list[str]) -> None:
     if values["json"]:
         print_json({"candidates": steps[0]["candidates"]} if len(steps) == 1 else {"steps": steps})
         return
-    front = "yes" if values["bos"] else "no"
     for step in steps:
+        front = "yes" if step["token_ids"][0] == tokenizer.bos_token_id else "no"
         print(f"after {step['text']!r} (tokens: {len(step['token_ids'])}, BOS in front: {front})")
         _print_table(step["candidates"])
 

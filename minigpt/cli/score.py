@@ -3,11 +3,20 @@
 import math
 from typing import Any
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, counted, framed, load, piece, shortened
+from minigpt.cli.models import (
+    add_bos_argument,
+    add_model_argument,
+    add_reading_arguments,
+    counted,
+    framed,
+    load,
+    piece,
+    shortened,
+)
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import InputError
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import Tokenizer, read
 
 
 def make_parser() -> CommandParser:
@@ -24,10 +33,10 @@ def make_parser() -> CommandParser:
     )
     add_model_argument(parser)
     parser.add_argument("text", nargs="+", metavar="TEXT", help="a text of at most the model's block size")
-    parser.add_argument("--bos", action="store_true", help="put the token that opens a document in front")
+    add_bos_argument(parser)
     parser.add_argument("--eos", action="store_true", help="put the token that closes a document behind")
     parser.add_argument("--tokens", action="store_true", help="show the log-probability of every token")
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_device()
     return parser
 
@@ -36,7 +45,7 @@ def run(arguments: list[str]) -> None:
     """Print one line a text, in the order given."""
     values = make_parser().parse(arguments)
     model, tokenizer = load(values)
-    rows = [framed(tokenizer.encode(text), tokenizer, values["bos"], values["eos"]) for text in values["text"]]
+    rows = [framed(read(tokenizer, text), tokenizer, values["bos"], values["eos"]) for text in values["text"]]
     for text, ids in zip(values["text"], rows, strict=True):
         _check_length(text, len(ids), model.config.block_size)
     results = [_score(model, tokenizer, text, ids) for text, ids in zip(values["text"], rows, strict=True)]

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from minigpt.cli.models import add_model_argument, add_unknown_argument, model_spec, piece, reading
+from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.hub import CONFIG, OTHER_NAME
 from minigpt.pretrained import config_from_reference, load_for_text, named_tokenizer, tokenizer_beside
 from minigpt.tokenizer_files import load_hf_tokenizer
-from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer, read
 from minigpt.training.checkpoint import check_vocabulary, run_at
 
 
@@ -23,7 +23,7 @@ def make_parser() -> CommandParser:
         '  minigpt tokenize --model checkpoints/shakespeare-quick "Wherefore?"',
     )
     add_model_argument(parser, weights=False)
-    add_unknown_argument(parser)
+    add_reading_arguments(parser)
     parser.add_argument("text", metavar="TEXT", help="the text")
     return parser
 
@@ -31,10 +31,10 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    tokenizer = reading(_tokenizer(values["model"], values["tokenizer"]), values["unknown"])
+    tokenizer = reading(_tokenizer(values["model"], values["tokenizer"]), values)
     rows = [
         {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
-        for token_id in tokenizer.encode(values["text"])
+        for token_id in read(tokenizer, values["text"])
     ]
     if values["json"]:
         print_json({"tokens": rows})

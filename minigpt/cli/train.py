@@ -403,10 +403,10 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
         f"or in Python ({near(sys.executable)}):",
         "  import minigpt",
         f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
-        "  print(tokenizer.decode(minigpt.generate(",
-        f"      model, [tokenizer.encode({prompt!r})],",
+        "  print(minigpt.complete(",
+        f"      model, tokenizer, {prompt!r},",
         '      max_new_tokens=300, on_overflow="crop",',
-        "  ).sequences[0]))",
+        "  ))",
     ]
 
 

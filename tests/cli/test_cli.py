@@ -325,7 +325,7 @@ def test_next_json_is_the_reference_distribution(reference, capsys):
     assert [row["id"] for row in result["candidates"]] == logits.argsort(descending=True)[:7].tolist()
     for row in result["candidates"]:
         assert list(row) == ["rank", "id", "text", "logit", "prob"]
-        assert row["text"] == reference.tokenizer.decode([row["id"]])
+        assert row["text"] == reference.tokenizer.decode([row["id"]], skip_special=False)
         assert row["logit"] == pytest.approx(logits[row["id"]].item(), abs=1e-4)
         assert row["prob"] == pytest.approx(logits.softmax(-1)[row["id"]].item(), rel=1e-4)
     with_bos = result_of([*arguments, "--bos"], capsys)["candidates"]
@@ -418,7 +418,9 @@ def test_score_json_is_the_reference_sum(reference, capsys):
             assert row["num_tokens"] == len(ids) - 1
             assert row["perplexity"] == pytest.approx(math.exp(-sum(expected) / (len(ids) - 1)), rel=1e-4)
             assert [token["id"] for token in row["tokens"]] == ids[1:]
-            assert [token["text"] for token in row["tokens"]] == [reference.tokenizer.decode([i]) for i in ids[1:]]
+            assert [token["text"] for token in row["tokens"]] == [
+                reference.tokenizer.decode([i], False) for i in ids[1:]
+            ]
             assert [token["log_prob"] for token in row["tokens"]] == pytest.approx(expected, abs=1e-4)
 
 
