@@ -69,10 +69,11 @@ def study(spec: str) -> tuple[str, str]:
     ]
     samples = []
     for name, options in ROWS:
-        out = minigpt.generate(model, prompts, max_new_tokens=NEW_TOKENS, **options)
+        out = minigpt.generate(model, prompts, tokenizer=tokenizer, max_new_tokens=NEW_TOKENS, **options)
         texts = [tokenizer.decode(ids[len(prompt) :]) for ids, prompt in zip(out.sequences, prompts, strict=True)]
         words = [text.split() for text in texts]
-        new = [minigpt.token_log_probs(model, ids)[len(p) - 1 :] for ids, p in zip(out.sequences, prompts, strict=True)]
+        log_probs = [minigpt.token_log_probs(model, ids, tokenizer.vocab_size) for ids in out.sequences]
+        new = [own[len(prompt) - 1 :] for own, prompt in zip(log_probs, prompts, strict=True)]
         mean = sum(map(sum, new)) / sum(map(len, new))
         numbers = [f"{distinct_n(words, n):.2f}" for n in (1, 2, 3)]
         table.append(f"| {name} | {' | '.join(numbers)} | {repeated_n(words, 3):.2f} | {mean:.2f} |")

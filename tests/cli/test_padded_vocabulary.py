@@ -4,14 +4,17 @@ The oracle is the model cut to size: the same weights without the rows of the id
 so large that wherever one of them counted, nothing would be right.
 """
 
+import ast
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+import minigpt
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import run
 from minigpt.config import GPTConfig
@@ -98,6 +101,39 @@ def compared(found: object, expected: object) -> None:
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
     else:
         assert found == expected
+
+
+def sources() -> dict[str, str]:
+    """The functions of the package and the scripts, and the pieces of Python of the pages, that know a tokenizer."""
+    root = Path(minigpt.__file__).parent.parent
+    found = {}
+    for path in [*root.glob("minigpt/**/*.py"), *root.glob("scripts/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                found[f"{path.relative_to(root)}: {node.name}"] = ast.get_source_segment(text, node) or ""
+    for path in [root / "README.md", *root.glob("docs/*.md")]:
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found |= {f"{path.relative_to(root)}: {number}": block for number, block in enumerate(blocks)}
+    return {name: text for name, text in found.items() if "tokenizer" in text}
+
+
+TAKING = {
+    "generate", "stream", "check_request", "next_token_table", "token_log_probs", "sequence_log_prob", "evaluate",
+    "evaluate_batches", "token_losses", "logit_lens", "loss_of", "repeated_tokens", "find_nonfinite", "Rows",
+}  # fmt: skip
+
+
+def test_whoever_knows_the_tokenizer_hands_it_on():
+    calls = 0
+    for name, text in sources().items():
+        for node in ast.walk(ast.parse(text)):
+            called = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
+            if called in TAKING:
+                calls += 1
+                given = ast.unparse(node)
+                assert re.search(r"\btokenizer=|vocab_size|\bV\b|\*\*", given), f"{name}: {given}"
+    assert calls > 20
 
 
 def test_every_view_is_here():
