@@ -85,8 +85,9 @@ class Tokenizer(Protocol):
         eos_token_id: the token that closes a document, or None.
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
         added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
-        special_tokens: name -> id of the tokens that are no text, such as the one that ends a document. `decode` leaves
-            them out, and `encode` reads their names as text, unless asked otherwise.
+        special_tokens: name -> id of tokens whose names `encode` reads as text, unless asked otherwise.
+        special_ids: the ids that are no text: of these, and of the ends of documents. `decode` leaves them out, unless
+            asked otherwise.
         allow_special: whether `encode` reads these names as the tokens, where its caller does not say.
     """
 
@@ -97,6 +98,10 @@ class Tokenizer(Protocol):
     start_token_id: int | None
     special_tokens: Mapping[str, int]
     allow_special: bool
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """As above."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Raises InputError where it cannot be encoded."""
@@ -153,15 +158,21 @@ class _TokenTable:
 
         Args:
             ids: one sequence. Bytes that are not UTF-8 become U+FFFD.
-            skip_special: leave out `special_tokens`, which are no text; else their names are shown.
+            skip_special: leave out `special_ids`, which are no text; else their names are shown.
 
         Raises:
             InputError: on an id outside the vocabulary.
         """
-        hidden = self.special_tokens.values() if skip_special else ()
+        hidden = self.special_ids if skip_special else frozenset()
         numbered = enumerate(map(operator.index, ids))  # also numpy's and torch's integers
         pieces = [self._lookup(token_id, at) for at, token_id in numbered if token_id not in hidden]
         return b"".join(pieces).decode("utf-8", errors="replace")
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that are no text."""
+        ends = (self.bos_token_id, self.eos_token_id, *self.special_tokens.values())
+        return frozenset(token_id for token_id in ends if token_id is not None)
 
     def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
         """The text of each sequence, as `decode` gives it: `decode_batch(generate(...).sequences)`."""
@@ -375,7 +386,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = (), skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._hidden = frozenset(tokenizer.special_tokens.values() if skip_special else ())
+        self._hidden = tokenizer.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in prompt_ids:
             self.feed(token_id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, ClassVar, cast
+from typing import IO, cast
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def gpt2() -> GPT2Tokenizer:
 class BytePieces:
     """A byte-level vocabulary by hand, and all that `TextStream` asks of a tokenizer."""
 
-    special_tokens: ClassVar[dict[str, int]] = {}
+    special_ids: frozenset[int] = frozenset()
 
     tokens = [bytes([b]) for b in range(256)] + [
         b"\xf0\x9f",
