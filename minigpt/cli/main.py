@@ -42,11 +42,12 @@ commands:
 
 start here:
   minigpt quickstart
-  minigpt generate --prompt "ROMEO:"
+  minigpt generate "ROMEO:"
 
 Every command has --help, answers --json with one JSON object, and exits
-0 (done), 2 (a mistake in what was asked), 1 (a mistake of ours, or a check
-that found a difference) or 128 + a signal's number (stopped by it)."""
+0 (done), 2 (a mistake in what was asked, or an answer that could not be
+written), 1 (a mistake of ours, or a check that found a difference) or 128 + a
+signal's number (stopped by it)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
