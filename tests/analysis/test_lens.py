@@ -152,7 +152,7 @@ def test_losses_and_entropies_by_a_loop(model, idx, by_hand, losses):
 def test_means_and_sums(model, idx, losses):
     with torch.no_grad():
         expected = float(F.cross_entropy(model(idx[:1])[0, :-1], idx[0, 1:]))
-    assert losses.mean == pytest.approx(expected, abs=1e-6)
+    assert losses.mean == pytest.approx(expected, abs=1e-5)  # as far as the logits may be rounded differently
     assert losses.perplexity == pytest.approx(math.exp(expected), rel=1e-5)
     total = -sequence_log_prob(model, idx[0])
     assert float(losses.cumulative[-1]) == pytest.approx(total, abs=1e-4)
