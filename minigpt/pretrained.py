@@ -630,7 +630,7 @@ def _notes(source: _Source, tokenizer: Tokenizer | None, named: str | Path | Non
     if source.trained_with is None and spare and (names or spare >= 128 or size % 8):
         some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
         yield ModelNote(
-            f"{spare:,} of the {size:,} ids of {source.path} have no text{some}: no text gives them, and none is drawn"
+            f"of the {size:,} ids of {source.path}, {spare:,} without text{some}: no text gives them, and none is drawn"
         )
 
 

@@ -9,6 +9,7 @@ exactly, or refused by name. A special token that was added behind the vocabular
 that was added and is not special is refused: a text that has it gives that id.
 """
 
+import copy
 import json
 import reprlib
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ _BYTE_PAIRS = _Kind(
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_CHAT = "chat_template.jinja"  # since transformers 4.52; before, and still, it may be one of the settings
 _LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # of added tokens; whatever else names one gives it a role
 # The order in which the reference adds tokens that have a role and no id.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -126,7 +128,9 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
             "give a CharTokenizer or a GPT2Tokenizer",
         )
     if tokenizer.added:  # for readers of the older files, which have no other place for them
-        config["added_tokens_decoder"] = {str(token["id"]): token for token in content["added_tokens"]}
+        config["added_tokens_decoder"] = {
+            str(token.pop("id")): token for token in copy.deepcopy(content["added_tokens"])
+        }
     _write_json(folder / "tokenizer.json", content)
     _write_json(folder / _CONFIG, {**config, **tokenizer.settings})
 
@@ -169,6 +173,8 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
             "put tokenizer.json there, or vocab.json and merges.txt, from where the weights come from",
         )
     settings = {name: read_json(path) for name in (_CONFIG, _SPECIAL, _ADDED) if (path := folder / name).is_file()}
+    if (folder / _CHAT).is_file():
+        settings.setdefault(_CONFIG, {})["chat_template"] = read_text(folder / _CHAT)
     try:
         return _read_tokenizer(content, settings)
     except ValueError as error:  # also what the tokenizers themselves raise

@@ -547,11 +547,14 @@ def test_every_way_in_takes_ids_without_text(vocab_size, added, way):
     with torch.no_grad():
         difference = model(tokens(2, 11, vocab_size)) - theirs(tokens(2, 11, vocab_size)).logits
     assert difference.abs().max() < 1e-5
-    said = [str(note.message) for note in notes if "have no text" in str(note.message)]
+    said = [str(note.message) for note in notes if "without text" in str(note.message)]
     spare = vocab_size - SMALL.vocab_size
     unknown = spare and (spare >= 128 or vocab_size % 8 or (added and way != "named"))
     assert len(said) == bool(unknown and way != "run")  # of which it was said at the import
-    assert all(f"{spare} of the {vocab_size} ids" in note and "\n" not in note for note in said)
+    assert all(
+        f"of the {vocab_size} ids of {spec}" in note and f", {spare} without text" in note and "\n" not in note
+        for note in said
+    )
     assert all(repr(name) in note for name in added for note in said if way != "named")
 
 
@@ -608,7 +611,7 @@ def test_a_character_model_with_an_added_token():
     theirs.resize_token_embeddings(25, mean_resizing=False)
     theirs.save_pretrained("reference")
     tokenizer.save_pretrained("reference")
-    with pytest.warns(ModelNote, match=r"2 of the 25 ids of .* have no text \('\[PAD\]', '<end>'\)"):
+    with pytest.warns(ModelNote, match=r"of the 25 ids of .*, 2 without text \('\[PAD\]', '<end>'\)"):
         model, ours = load_model("reference")
     assert (model.config.vocab_size, ours.vocab_size) == (25, 23)
 

@@ -552,7 +552,7 @@ ROLES: dict[str, dict[str, Any]] = {
     ("kind", "roles"), [("pairs", name) for name in ROLES] + [("characters", name) for name in ROLES if name != "end"]
 )
 def test_special_tokens_come_in_and_go_out_again(
-    kind: str, roles: str, form: str, pairs: GPT2Tokenizer, tmp_path: Path
+    kind: str, roles: str, form: str, pairs: GPT2Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Added by the reference, read here, written here, read there: the same ids, names, flags and roles."""
     plain: Tokenizer = pairs if kind == "pairs" else CharTokenizer(CHARACTERS[:-2])
@@ -587,7 +587,9 @@ def test_special_tokens_come_in_and_go_out_again(
         assert tokenizer.encode(text) == plain.encode(text)
         for role in ("bos_token", "eos_token", "pad_token", "mask_token", "sep_token"):
             assert tokenizer.special_id(role) == getattr(theirs, f"{role}_id"), role
+    capfd.readouterr()
     there = reference(export(back, tmp_path / "again"))
+    assert capfd.readouterr().err == ""  # nothing in our files puzzles it
     assert names_there(there) == names_there(theirs)
     if form != "oldest":
         assert there.added_tokens_decoder == theirs.added_tokens_decoder  # its flags too
@@ -638,10 +640,12 @@ def test_settings_that_change_no_id_are_written_out_again(pairs: GPT2Tokenizer, 
     theirs = transformers.AutoTokenizer.from_pretrained(
         tmp_path / "ours", padding_side="left", truncation_side="left", pad_token=END_OF_TEXT
     )
+    theirs.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     theirs.save_pretrained(tmp_path / "theirs")
     there = reference(export(load_hf_tokenizer(tmp_path / "theirs"), tmp_path / "again"))
     assert (there.padding_side, there.truncation_side, there.pad_token) == ("left", "left", END_OF_TEXT)
     assert len(there) == SIZE + 1
+    assert there.chat_template == theirs.chat_template  # which lies in a file of its own there
 
 
 # --- merges that contradict each other

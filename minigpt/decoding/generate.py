@@ -302,7 +302,8 @@ class _Job:
                 f"a draft guesses how one sequence goes on, and num_beams = {self.options.num_beams} changes sequences",
                 "leave draft out, or search without beams",
             )
-        if isinstance(self.draft, DraftModel) and self.draft.model.config.vocab_size != self.model.config.vocab_size:
+        with_text = None if self._tokenizer is None else self._tokenizer.vocab_size
+        if isinstance(self.draft, DraftModel) and num_with_text(self.draft.model.config, with_text) != self.vocab_size:
             raise InputError(
                 f"the draft model has a vocabulary of {self.draft.model.config.vocab_size} tokens, "
                 f"the model one of {self.model.config.vocab_size}",

@@ -1,6 +1,7 @@
 """A draft changes the speed and nothing else: token for token what comes without it, also when drawing."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from minigpt.decoding.speculative import DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 
@@ -60,6 +62,27 @@ def test_a_draft_changes_nothing(tiny_model: GPT, kind: str, options: dict[str, 
         assert found.sequences == plain.sequences
         assert found.finish_reasons == plain.finish_reasons
         assert found.scores == pytest.approx(plain.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [23, 24, 29, 37])
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"seed": 5, "temperature": 1.3}], ids=str)
+def test_a_draft_need_not_have_as_many_ids_without_text(tiny_model: GPT, size: int, options: dict[str, Any]) -> None:
+    """A model with [PAD], and a draft without it, or padded to another size."""
+    model, draft = widened(tiny_model, 29), widened(tiny_model, size)
+    asked = {"max_new_tokens": 9, "tokenizer": CharTokenizer("".join(map(chr, range(65, 88))))} | options
+    plain = generate(model, PROMPTS, **asked)
+    assert all(max(row) < 23 for row in plain.sequences)
+    assert generate(model, PROMPTS, draft=DraftModel(draft, 3), **asked).sequences == plain.sequences
+
+
+def widened(model: GPT, size: int) -> GPT:
+    """The same model with ids without text, each of which would be the best."""
+    wide = GPT(replace(model.config, vocab_size=size)).eval()
+    weights = model.state_dict()
+    rows = 9 * weights["ln_f.bias"].repeat(size - model.config.vocab_size, 1)
+    weights["wte.weight"] = weights["lm_head.weight"] = torch.cat([weights["wte.weight"], rows])
+    wide.load_state_dict(weights)
+    return wide
 
 
 def nudged(model: GPT) -> GPT:
