@@ -216,8 +216,14 @@ def train_and_say(
         resume: the run directory to go on with, or None for a new one.
     """
     from minigpt.device import choose_device, choose_dtype
-    from minigpt.files import check_unused
-    from minigpt.training.checkpoint import CHECKPOINTS, run_at, unfinished_run, unused_directory
+    from minigpt.training.checkpoint import (
+        CHECKPOINTS,
+        RunDirectory,
+        check_new,
+        run_at,
+        unfinished_run,
+        unused_directory,
+    )
     from minigpt.training.distributed import joined
     from minigpt.training.loop import train
     from minigpt.training.run_log import say_nothing, say_to_stderr, say_to_stdout
@@ -226,7 +232,7 @@ def train_and_say(
         say = say_to_stderr if as_json else say_to_stdout
         say = say if processes.first else say_nothing
         if out:
-            check_unused(Path(out))  # before a corpus is fetched for nothing
+            check_new(RunDirectory(Path(out)))  # before a corpus is fetched for nothing
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
             source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")

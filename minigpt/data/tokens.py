@@ -13,7 +13,8 @@ Window i of a run is a pure function of (seed, i): no loader to save, nothing to
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
+from minigpt.downloads import cache_dir
 from minigpt.errors import DataError, MissingFileError, brief
 from minigpt.files import atomic_write
 from minigpt.tokenizers import Tokenizer
@@ -63,11 +65,11 @@ def write_tokens(path: Path, ids: Ids, vocab_size: int, fingerprint: str) -> Non
         DataError: if an id is outside the vocabulary; it would wrap around silently otherwise.
     """
     _check_ids(path, ids, vocab_size)
-    dtype = np.dtype("<u2" if vocab_size < 2**16 else "<u4")
+    dtype = _dtype(vocab_size)
     header = json.dumps(
         {"dtype": dtype.str, "vocab_size": vocab_size, "num_tokens": len(ids), "fingerprint": fingerprint}
     ).encode("utf-8")
-    with atomic_write(path) as file:
+    with atomic_write(path, path.parent.parent) as file:  # whose own folder is made here, and no link
         file.write(MAGIC + len(header).to_bytes(4, "little") + header)
         file.write(b"\0" * (-file.tell() % ALIGNMENT))
         file.write(ids.astype(dtype).tobytes())
@@ -128,7 +130,9 @@ def prepare(
     """The (training, validation) splits of a corpus; the last `val_fraction` of its characters is for validation.
 
     The files land in `folder/<corpus>-<key>/{train,val}.bin` and are taken from there the next time. The key covers
-    text, tokenizer and split: files of another text, or of an older tokenizer, can never be taken for these.
+    text, tokenizer and split: files of another text, or of an older tokenizer, can never be taken for these. Where that
+    folder cannot be written they land in the folder of downloads, and else nowhere: then the ids stay in memory, and
+    the text is encoded again the next time.
 
     Raises:
         DataError: if a split is shorter than one window of `block_size` (nothing has been written then), or if files
@@ -136,18 +140,19 @@ def prepare(
     """
     key = hashlib.sha256(corpus.text.encode("utf-8"))
     key.update(f"{tokenizer.fingerprint()} {config.val_fraction}".encode())
-    home = folder / f"{corpus.name}-{key.hexdigest()[:12]}"
+    homes = [where / f"{corpus.name}-{key.hexdigest()[:12]}" for where in (folder, cache_dir() / "tokens")]
     border = split_at(corpus, config)
     texts = {"train": corpus.text[:border], "val": corpus.text[border:]}
-    missing = {
-        home / f"{name}.bin": tokenizer.encode_array(text)
-        for name, text in texts.items()
-        if not (home / f"{name}.bin").is_file()
-    }
-    for path, ids in missing.items():
-        check_length(path.stem, len(ids), block_size)
-    for path, ids in missing.items():
-        write_tokens(path, ids, tokenizer.vocab_size, tokenizer.fingerprint())
+    home = next((home for home in homes if all((home / f"{name}.bin").is_file() for name in texts)), None)
+    if home is None:
+        ids = {name: tokenizer.encode_array(text) for name, text in texts.items()}
+        for name in texts:
+            check_length(name, len(ids[name]), block_size)
+        home = _written(homes, ids, tokenizer)
+        if home is None:
+            kind, about = _dtype(tokenizer.vocab_size), (tokenizer.vocab_size, tokenizer.fingerprint())
+            train, val = (TokenFile(Path(name), ids[name].astype(kind), *about) for name in texts)
+            return train, val
     train, val = (open_tokens(home / f"{name}.bin") for name in texts)
     for tokens in (train, val):
         check_length(tokens.path.stem, len(tokens.ids), block_size)
@@ -157,6 +162,21 @@ def prepare(
                 "delete its folder: training prepares it again",
             )
     return train, val
+
+
+def _written(homes: list[Path], ids: Mapping[str, Ids], tokenizer: Tokenizer) -> Path | None:
+    """The first of the folders that the splits could be written to, if any."""
+    for home in homes:
+        with suppress(OSError):
+            for name, tokens in ids.items():
+                write_tokens(home / f"{name}.bin", tokens, tokenizer.vocab_size, tokenizer.fingerprint())
+            return home
+    return None
+
+
+def _dtype(vocab_size: int) -> "np.dtype[np.unsignedinteger]":
+    """Of the numbers in a token file."""
+    return np.dtype("<u2" if vocab_size < 2**16 else "<u4")
 
 
 def split_at(corpus: Corpus, config: DataConfig) -> int:

@@ -26,7 +26,7 @@ import torch
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.device import processor
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
-from minigpt.files import atomic_folder, read_json, write_text
+from minigpt.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
@@ -162,6 +162,22 @@ def _is_unfinished(directory: Path) -> bool:
 
 def _written(path: Path) -> float:
     return path.stat().st_mtime
+
+
+def check_new(run: RunDirectory) -> None:
+    """Refuse a folder that holds a run, or anything else, for a new one.
+
+    What a run has left that ended before it had learned anything, as for want of memory, may be written over.
+
+    Raises:
+        CheckpointError: if the folder holds more than that, or the path is a file.
+    """
+    begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
+    begun.update(leftovers(run.path))
+    found = set(run.path.iterdir()) if run.path.is_dir() else set()
+    nothing_learned = run.path / LOCK in found and found <= begun
+    if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):
+        check_unused(run.path)
 
 
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:

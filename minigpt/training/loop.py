@@ -26,9 +26,8 @@ from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import with_text
 from minigpt.device import autocast, choose_device
 from minigpt.errors import ConfigError, Interrupted
-from minigpt.files import check_unused
 from minigpt.pretrained import lasting_spec
-from minigpt.training.checkpoint import RunDirectory, read_config, start_run
+from minigpt.training.checkpoint import RunDirectory, check_new, read_config, start_run
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
 from minigpt.training.evaluate import evaluate_batches, next_token_loss, perplexity
@@ -127,7 +126,7 @@ def train(
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
-            check_unused(out)
+            check_new(directory)
         records = read_records(directory.metrics) if resume else []
         run = set_up(config, source, directory, processes, device, say, checkpoint)
         counted = "epochs" if run.config.train.epochs else "max_steps"
@@ -147,7 +146,7 @@ def train(
             if not resume:
                 out.mkdir(parents=True, exist_ok=True)
                 leaving.enter_context(locked(out))
-                check_unused(out)  # nobody may have come first
+                check_new(directory)  # nobody may have come first
             start_run(directory, run.config, run.tokenizer)
         name, floor, steps = run.feed.name, run.feed.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
@@ -286,6 +285,11 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             with nullcontext() if must else log.forgiving(f"step {progress.step:<5} not saved"):
+                if not run.directory.config.exists():
+                    log.say(f"step {progress.step:<5} {run.directory.path} was removed: it is made again, without what "
+                            "was in it")  # fmt: skip
+                    start_run(run.directory, run.config, run.tokenizer)
+                    log.restore()
                 facts = {**run.origins, "log": log.marks()}
                 replace_last(run.directory, weights, state, progress, facts)
 

@@ -120,6 +120,21 @@ class RunLog:
             os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
+    def restore(self) -> None:
+        """Make the files again, with every record, if somebody has removed them; the samples so far are gone.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        for name, file in self._files.items():
+            path = self.run.path / name if self.run else Path(name)
+            if not path.exists():
+                with suppress(OSError):
+                    file.close()
+                self._files[name] = open_to_append(path)
+                lines = map(_line, self.records) if name == "metrics.jsonl" else ()
+                self._files[name].write("".join(lines).encode("utf-8"))
+
     def step(self, step: int) -> None:
         """Move the bar to `step` finished steps."""
         self._bar.update(step - self._bar.n)
@@ -128,7 +143,7 @@ class RunLog:
         """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns, if there is room."""
         record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
         self.records.append(record)
-        self._append("metrics.jsonl", json.dumps(record, allow_nan=False) + "\n")
+        self._append("metrics.jsonl", _line(record))
         if "train_loss" in values:
             loss, speed = values["train_loss"], values["tokens_per_second"]
             self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
@@ -175,6 +190,10 @@ class RunLog:
             with self.forgiving(f"{name} not written"):  # the next one that is takes it along, out of the file's buffer
                 self._files[name].write(text.encode("utf-8"))
                 self._files[name].flush()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]:

@@ -206,3 +206,30 @@ def test_a_header_may_say_anything(tmp_path, key):
         path.write_bytes(start + bytes(-len(start) % 64) + content[-10:])
         with suppress(DataError):
             assert open_tokens(path).ids.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("case", ["a file", "a link out of it", "both cannot be written"])
+def test_a_folder_for_tokens_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, case):
+    """They lie in the cache then, or nowhere; and no link below is followed."""
+    corpus, tokenizer = Corpus("same", "abcdefghijk" * 7, ""), CharTokenizer("abcdefghijk")
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    usual = prepare(corpus, tokenizer, DataConfig(), 3, tmp_path / "usual")
+    folder = tmp_path / "tokens"
+    if case == "a link out of it":
+        (tmp_path / "outside").mkdir()
+        folder.mkdir()
+        (folder / usual[0].path.parent.name).symlink_to(tmp_path / "outside")
+    else:
+        folder.write_text("in the way")
+    if case == "both cannot be written":
+        (tmp_path / "cache").write_text("in the way")
+    for _ in range(2):
+        splits = prepare(corpus, tokenizer, DataConfig(), 3, folder)
+        for found, expected in zip(splits, usual, strict=True):
+            assert found.ids.tolist() == expected.ids.tolist()
+            assert (found.ids.dtype, found.vocab_size, found.fingerprint) == (
+                expected.ids.dtype, expected.vocab_size, expected.fingerprint,
+            )  # fmt: skip
+            assert found.path.is_relative_to(tmp_path / "cache") == (case != "both cannot be written")
+    if case == "a link out of it":
+        assert not list((tmp_path / "outside").iterdir())

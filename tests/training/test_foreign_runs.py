@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from minigpt import files
 from minigpt.cli.main import run as command
 from minigpt.cli.train import epoch_table
 from minigpt.config import updated
-from minigpt.errors import MiniGPTError
+from minigpt.errors import CheckpointError, Interrupted, MiniGPTError
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.checkpoint import RunDirectory, load_run, read_config
 from minigpt.training.loop import train
 from minigpt.training.resume import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
 from minigpt.training.run_log import RunLog, read_records, say_nothing
+from minigpt.training.verify import compare
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -275,3 +277,75 @@ def test_an_unchanged_record_counts(run):
     with run.metrics.open("a") as file:
         file.write(json.dumps(RECORD) + "\n")
     assert len(read_records(run.metrics)) == before + 1
+
+
+# --- a run directory that is removed, or that was never more than begun ---
+
+
+@pytest.mark.parametrize("how", ["removed", "removed with its parent", "emptied"])
+def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path, corpus, config, monkeypatch, how):
+    """What is said at the end, "go on with", is then true, and the run ends as if nothing had been."""
+    out, real, lines = tmp_path / "parent" / "run", loop.gradients, []
+    train(config, corpus, tmp_path / "straight", say_nothing)
+    longer = updated(config, {"train": {"max_steps": 20}})
+
+    def gradients(run, first, processes):
+        step = first // run.rows_per_step
+        if step == 7 and not any("was removed" in line for line in lines):
+            shutil.rmtree(out.parent if "parent" in how else out)
+            if how == "emptied":
+                out.mkdir()
+        if step == 13 and not resumed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, first, processes)
+
+    resumed = False
+    monkeypatch.setattr(loop, "gradients", gradients)
+    with pytest.raises(Interrupted) as stop:
+        train(longer, corpus, out, lines.append)
+    assert next(line for line in lines if "was removed" in line).startswith("step 9 ")
+    assert str(out) in stop.value.how
+    resumed = True
+    train(longer, corpus, out, lines.append, resume=True)
+    names = {c.name: c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(out))}
+    assert names["last weights"]
+    assert names["logged losses"]
+    assert names["optimizer and random states"]
+    load_run(out)
+
+
+def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path, corpus, config, monkeypatch):
+    def no_room(*arguments):
+        raise MemoryError
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gradients", no_room)
+        with pytest.raises(MemoryError):
+            train(config, corpus, out, say_nothing)
+    (out / ".minigpt-half").mkdir()
+    smaller = updated(config, {"train": {"batch_size": 3, "max_steps": 7}})
+    train(smaller, corpus, out, say_nothing)
+    assert read_config(RunDirectory(out)).train.batch_size == 3
+    with pytest.raises(CheckpointError, match="not empty"):
+        train(smaller, corpus, out, say_nothing)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "last", "previous", ".next", "adapter", ".adapter", "notes.txt"])
+def test_a_folder_with_anything_more_is_never_begun_again(run, corpus, config, name):
+    kept = [run.config, run.path / ".lock"]
+    for path in run.path.iterdir():
+        if path not in kept:
+            files.remove(path)
+    (run.path / name).mkdir()
+    with pytest.raises(CheckpointError, match="not empty"):
+        train(config, corpus, run.path, say_nothing)
+
+
+def test_a_run_whose_checkpoints_were_removed_keeps_its_records(run, corpus, config):
+    for path in (run.last, run.previous, run.best_weights):
+        files.remove(path)
+    before = found_in(run.path)
+    with pytest.raises(CheckpointError, match="not empty"):
+        train(config, corpus, run.path, say_nothing)
+    assert found_in(run.path) == before
