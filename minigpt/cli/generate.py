@@ -7,13 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from minigpt.analysis.edits import ablate
+from minigpt.analysis.tracing import edit
 from minigpt.cli.models import add_model_argument, add_reading_arguments, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
 from minigpt.cli.streams import write_product
@@ -68,13 +70,16 @@ def make_parser() -> CommandParser:
         '  minigpt generate --prompt "To be" --temperature 0.5 --top-p 0.9 --num-return-sequences 3\n'
         '  minigpt generate --prompt "To be" --strategy beam --num-beams 5 --json\n'
         '  minigpt generate --prompt "My lord" --strategy beam --num-beams 8 --require "crown"\n'
+        '  minigpt generate --prompt "ROMEO:" --ablate 0.1\n'
         "  minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json",
     )
     add_model_argument(parser)
     add_prompts(parser)
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="prompts that are continued side by side"
-    )
+        "--batch-size", type=int, metavar="N",
+        help="prompts that are continued side by side (default: 8, or 1 with --ablate, for then they must be of one "
+        "length)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N",
         help=f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)",
@@ -129,6 +134,10 @@ def make_parser() -> CommandParser:
         "--show-special", action="store_true",
         help="show special tokens, such as the one that ends a document, by their names (default: they are no text)",
     )  # fmt: skip
+    parser.add_argument(
+        "--ablate", action="append", metavar="L.X",
+        help="write without this part: 1.0 a head, 1.attn, 1.mlp; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew for each token, as a check")
     add_reading_arguments(parser)
     parser.add_device()
@@ -138,10 +147,18 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Continue the prompts; one prompt alone is streamed, several are done together."""
     values = make_parser().parse(arguments)
+    without = [ablate(part) for part in values["ablate"] or ()]
+    if values["batch_size"] is None:
+        values["batch_size"] = 1 if without else 8
     if values["batch_size"] < 1:
         raise InputError(f"--batch-size {values['batch_size']} continues nothing", "choose at least 1")
     texts = prompt_texts(values)
     model, tokenizer = load(values)
+    with edit(model, *without) if without else nullcontext():
+        _write(values, texts, model, tokenizer)
+
+
+def _write(values: dict[str, Any], texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
     prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
     options, hidden = _options(values, model, tokenizer, prompts), not values["show_special"]

@@ -142,7 +142,8 @@ def _heads(values: dict[str, Any]) -> Answer:
     shown = [f"{label} {HABITS[one]}, with {score:.2f} of its weight" for one, label, score in habits]
     lines = [*head, *shown, *terminal.table(("head", *marked), rows)]
     title = ", ".join(head)
-    return Answer(record, lines, found.check, lambda: plots.head_scoreboard({k: found.scores[k] for k in kinds}, title))
+    scores = {one: found.scores[one] for one in sorted(kinds, key=lambda one: one != kind)}
+    return Answer(record, lines, found.check, lambda: plots.head_scoreboard(scores, title))
 
 
 def _habits(found: HeadScores) -> list[tuple[str, str, float]]:

@@ -328,3 +328,32 @@ def test_what_a_review_found(characters: CharModel, refused: Callable[..., str],
 def test_a_seed_is_a_number() -> None:
     with pytest.raises(InputError, match="seed = True cannot be used"):
         DecodingOptions(seed=True)
+
+
+# --- without a part ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["0.0", "1.mlp", "0.attn"])
+def test_a_text_without_a_part_is_that_of_a_model_whose_part_writes_nothing(characters, completions, written, part):
+    """The oracle has no hooks: its weights are gone. Prompts of several lengths are continued one by one."""
+    prompts = ("--prompt", "ROMEO:", "--prompt", "to b", "--strategy", "greedy", "--max-new-tokens", "9")
+    with_it = completions(*prompts)
+    without = completions(*prompts, "--ablate", part)
+    streamed = written("--prompt", "to b", "--strategy", "greedy", "--max-new-tokens", "9", "--ablate", part)[0]
+    assert completions(*prompts) == with_it  # nothing of it stays
+    layer, name = part.split(".")
+    block = characters[0].h[int(layer)]
+    projection = block.mlp.c_proj if name == "mlp" else block.attn.c_proj
+    with torch.no_grad():
+        projection.weight.zero_()
+        if name != "0":  # a head of the one head there is: the bias is nobody's
+            projection.bias.zero_()
+    expected = completions(*prompts)
+    assert [row["token_ids"] for row in without] == [row["token_ids"] for row in expected]
+    assert [row["token_ids"] for row in without] != [row["token_ids"] for row in with_it]
+    assert streamed.rstrip("\n") == expected[1]["text"]
+
+
+def test_a_part_that_is_not_there_is_told_before_anything_is_written(characters, failing):
+    assert "there is no point 'head 1'" in failing(["generate", "--prompt", "to", "--ablate", "head 1"])
+    assert "there is no head 3" in failing(["generate", "--prompt", "to", "--ablate", "0.3"])
