@@ -5,6 +5,7 @@ import math
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,23 +340,27 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 
 def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
-    from minigpt.data.feeds import TextFeed
+    from minigpt.cli.tokens import tokenizer_of
     from minigpt.device import choose_device, choose_dtype
     from minigpt.training.loop import SAMPLE_TOKENS
-    from minigpt.training.plan import plan_run
-    from minigpt.training.run import new_tokenizer, read
+    from minigpt.training.plan import Reading, plan_run
+    from minigpt.training.run import counted, new_tokenizer, read
 
     device = choose_device(config.device)
     dtype, _ = choose_dtype(config.dtype, device)
-    source, t = load_source(config), config.train
-    if isinstance(source, Documents) or config.init_from or t.freeze or t.lora_rank or t.gradient_checkpointing:
+    t = config.train
+    if t.freeze or t.lora_rank or t.gradient_checkpointing:
         raise ConfigError(
-            "--plan predicts a new model on a text: no documents, no --init-from, nothing frozen or computed twice",
-            "plan a new model of the same shape on a text, such as --data verse: your run can take no more than that",
+            "--plan predicts the training of all weights: nothing frozen, no adapters, nothing computed twice",
+            "leave those flags out of the plan: with them, your run takes less memory than it says",
         )
-    feed = read(config, source, new_tokenizer(config, source))
-    assert isinstance(feed, TextFeed), "a corpus is read as text"
-    plan = plan_run(config, feed.train, feed.val, device, dtype, SAMPLE_TOKENS)
+    source = load_source(config)
+    tokenizer = tokenizer_of(config.init_from, None) if config.init_from else new_tokenizer(config, source)
+    if not config.init_from:  # else it is the vocabulary of the model to start from, which may be larger
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    feed = read(config, source, tokenizer)
+    config = replace(config, train=counted(t, feed.rows_per_epoch))
+    plan = plan_run(config, Reading.of_feed(feed), feed.val.ids, device, dtype, SAMPLE_TOKENS)
     if as_json:
         print_json(plan.to_dict())
     else:

@@ -19,7 +19,8 @@ import torch
 from minigpt.analysis.accounting import FLOAT, human, model_size
 from minigpt.analysis.plots import loss_curve, save_figure
 from minigpt.config import GPTConfig, RunConfig
-from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile
+from minigpt.data.feeds import Feed, TextFeed
+from minigpt.data.tokens import TOKENS_PER_BATCH, Ids
 from minigpt.decoding.generate import generate
 from minigpt.device import LARGEST_IN_HEAP, keep_freed_memory
 from minigpt.model import GPT
@@ -29,6 +30,45 @@ from minigpt.training.selfcheck import train_a_little
 # What the heap of glibc takes on top of the blocks in use: the freed ones between them, each too small for the next
 # that is asked for. A share of them, measured on Linux (docs/memory.md).
 HEAP_OVERHEAD = 0.6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much a run reads at once, and how much in an evaluation.
+
+    Attributes:
+        row: tokens of the longest row that is learned, T.
+        val_row: of the longest that validates.
+        val_rows: number of rows that validate.
+        val_tokens: all of their tokens that are predicted.
+        batched: whether an evaluation reads as many rows at once as training does, as with documents; else as many as
+            `TOKENS_PER_BATCH` allows.
+    """
+
+    row: int
+    val_row: int
+    val_rows: int
+    val_tokens: int
+    batched: bool
+
+    @classmethod
+    def of_text(cls, block_size: int, num_tokens: int) -> "Reading":
+        """Of a text whose validation split has so many tokens."""
+        return cls(block_size, block_size, -(-(num_tokens - 1) // block_size), num_tokens - 1, batched=False)
+
+    @classmethod
+    def of_feed(cls, feed: Feed) -> "Reading":
+        """Of a text, or of documents."""
+        if isinstance(feed, TextFeed):
+            return cls.of_text(feed.block_size, len(feed.val.ids))
+        epoch, lengths = feed.read(0), feed.val.lengths
+        row = max(int(epoch.encoded.lengths[documents].sum()) for documents in epoch.rows)
+        return cls(row, int(lengths.max()), len(lengths), int(lengths.sum()), batched=True)
+
+    def evaluated_at_once(self, batch_size: int) -> int:
+        """Tokens of the largest batch of an evaluation."""
+        rows = batch_size if self.batched else max(1, TOKENS_PER_BATCH // self.val_row)
+        return self.val_row * min(self.val_rows, rows)
 
 
 @dataclass(frozen=True)
@@ -135,8 +175,8 @@ class Plan:
 
 def plan_run(
     config: RunConfig,
-    train: TokenFile,
-    val: TokenFile,
+    reading: Reading,
+    val_ids: Ids,
     device: torch.device,
     dtype: torch.dtype,
     sample_tokens: int,
@@ -149,53 +189,51 @@ def plan_run(
     step holds one micro-batch and one update, so a run that accumulates takes a little less.
 
     Args:
-        config: the run; `model.vocab_size` is replaced by the tokens'.
-        train: the training split. Both must be open, so that their pages count as the process's.
-        val: the validation split.
+        config: the run, with its true vocabulary size. What it reads must be open, so that it counts as the process's.
+        reading: how much of it at once.
+        val_ids: what validates, (number of tokens,); a part of it is evaluated.
         device: where to compute.
         dtype: of the matrix products.
         sample_tokens: how many tokens the model writes after each evaluation.
         measure_seconds: how long to measure training steps, after one that warms up; at least one step, at most ten.
     """
     keep_freed_memory()
-    config = replace(config, model=replace(config.model, vocab_size=train.vocab_size))
     rehearse(config, device, dtype)
     process, free = resident_bytes() if device.type == "cpu" else 0, free_bytes(device)
-    memory = predict_memory(config, device, dtype, len(val.ids))
+    memory = predict_memory(config, device, dtype, reading)
     seconds, advice = None, ""
     if free is None or memory.peak <= free:
-        seconds = measure_time(config, val, device, dtype, sample_tokens, measure_seconds)
+        seconds = measure_time(config, reading, val_ids, device, dtype, sample_tokens, measure_seconds)
     else:
-        advice = how_to_fit(config, device, dtype, len(val.ids), free)
+        advice = how_to_fit(config, device, dtype, reading, free)
     parameters = model_size(config.model).parameters
     return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice)
 
 
-def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, val_tokens: int) -> Memory:
+def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading) -> Memory:
     """The memory that a run adds to its process, by formula; nothing is allocated.
 
     Args:
         config: the run, with its true vocabulary size.
         device: where it computes; the allocator of a GPU is taken to waste nothing, which was not measured.
         dtype: of the matrix products.
-        val_tokens: tokens of the validation split.
+        reading: how much it reads at once.
     """
     m, t = config.model, config.train
     value: Literal[2, 4] = 4 if dtype == torch.float32 else 2
-    size = model_size(m, t.batch_size, bytes_per_value=value, optimizer=t.optimizer)
+    size = model_size(m, t.batch_size, reading.row, bytes_per_value=value, optimizer=t.optimizer)
     gradients = [row.gradient_bytes for row in size.rows]
-    windows = min(max(1, TOKENS_PER_BATCH // m.block_size), -(-(val_tokens - 1) // m.block_size))
     blocks = {
         "training": {
             "activations": [row.activation_bytes for row in size.rows],
-            **_backward_blocks(m, t.batch_size * m.block_size, value),
+            **_backward_blocks(m, t.batch_size * reading.row, value),
             "gradients so far": gradients if t.accumulation_steps > 1 else [],
         },
         "updating": {
             "gradients": gradients,
             "Muon's matrices": _muon_blocks(m, value) if t.optimizer == "muon" else [],
         },
-        "evaluating": {"activations and logits": _evaluation_blocks(m, windows * m.block_size, value)},
+        "evaluating": {"activations and logits": _evaluation_blocks(m, reading.evaluated_at_once(t.batch_size), value)},
     }
     lasting = {
         "weights": size.parameter_bytes,
@@ -248,14 +286,14 @@ def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
     return max(in_mlp, at_loss, key=sum)
 
 
-def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, val_tokens: int, free: int) -> str:
+def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading, free: int) -> str:
     """Which setting to change, when the memory that a run adds is more than there is."""
     t = config.train
     for batch_size in range(t.batch_size - 1, 0, -1):
         if t.batch_size % batch_size == 0:
             steps = t.accumulation_steps * t.batch_size // batch_size
             smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
-            if predict_memory(smaller, device, dtype, val_tokens).peak <= free:
+            if predict_memory(smaller, device, dtype, reading).peak <= free:
                 return (
                     f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}: "
                     "the same batch a step, in less memory"
@@ -264,22 +302,32 @@ def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, val_
 
 
 def measure_time(
-    config: RunConfig, val: TokenFile, device: torch.device, dtype: torch.dtype, sample_tokens: int, seconds: float
+    config: RunConfig,
+    reading: Reading,
+    val_ids: Ids,
+    device: torch.device,
+    dtype: torch.dtype,
+    sample_tokens: int,
+    seconds: float,
 ) -> dict[str, float]:
     """Seconds of a whole run, from a few steps, a part of an evaluation and one sample of the real size."""
     m, t = config.model, config.train
-    times = train_a_little(config, device, dtype, False, seconds)[1]
+    as_long = replace(config, model=replace(m, block_size=reading.row))  # rows of the run's own length
+    times = train_a_little(as_long, device, dtype, False, seconds)[1]
     evaluations = -(-t.max_steps // t.eval_interval)  # the last step is always one of them
+    samples = evaluations
+    if config.init_from:
+        evaluations += 1  # of the model to start from
     model = GPT(m).to(device)
-    part = val.ids[: TOKENS_PER_BATCH + 1]
+    part = val_ids[: TOKENS_PER_BATCH + 1]
     start = perf_counter()
     evaluate(model, part, dtype)
     evaluated = perf_counter()
     generate(model, [[0]], max_new_tokens=sample_tokens, on_overflow="crop")
     return {
         "training": t.max_steps * t.accumulation_steps * statistics.median(times[1:]),
-        "evaluations": evaluations * (evaluated - start) * (len(val.ids) - 1) / (len(part) - 1),
-        "samples": evaluations * (perf_counter() - evaluated),
+        "evaluations": evaluations * (evaluated - start) * reading.val_tokens / (len(part) - 1),
+        "samples": samples * (perf_counter() - evaluated),
     }
 
 

@@ -949,8 +949,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
         (["--seed", "-1"], ["seed = -1"]),
         (["--val-fraction", "1.5"], ["val_fraction = 1.5"]),
         (["--tokenizer", "bpe"], ["--tokenizer", "bpe", "gpt2"]),
-        (["--plan", "--train.gradient_checkpointing", "true"], ["--plan predicts a new model on a text"]),
-        (["--plan", "--documents.separate", "on"], ["--plan predicts a new model on a text"]),
+        (["--plan", "--train.gradient_checkpointing", "true"], ["--plan predicts the training of all weights"]),
     ],
 )
 def test_case_24_wrong_settings(trained, failing, flags, parts):

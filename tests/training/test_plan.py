@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from minigpt.cli import main
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
 from minigpt.data.tokens import TokenFile
 from minigpt.device import autocast
 from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
 from minigpt.training import plan
+from minigpt.training.checkpoint import save_run
 from minigpt.training.evaluate import evaluate, next_token_loss
 from minigpt.training.optim import make_optimizers
-from minigpt.training.plan import free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
+from minigpt.training.plan import Reading, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
 
 CPU = torch.device("cpu")
 SMALL = RunConfig(
@@ -76,11 +79,16 @@ def test_training_and_updating_allocate_what_is_predicted(changes, dtype, phase)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-    memory = predict_memory(config, CPU, dtype, 1000)
+    memory = predict_memory(config, CPU, dtype, text(1000, config))
     totals = {name: sum(part.parts.values()) for name, part in memory.phases.items() if name != "evaluating"}
     assert max(totals, key=totals.get) == phase
     predicted = sum(memory.lasting.values()) + totals[phase]
     assert predicted == pytest.approx(most_allocated(train), rel=0.02 if dtype == torch.float32 else 0.06)
+
+
+def text(num_tokens: int, config: RunConfig = SMALL) -> Reading:
+    """A text whose validation split has so many tokens."""
+    return Reading.of_text(config.model.block_size, num_tokens)
 
 
 def evaluation_bytes(monkeypatch, changes, dtype) -> tuple[int, int]:
@@ -89,7 +97,9 @@ def evaluation_bytes(monkeypatch, changes, dtype) -> tuple[int, int]:
         monkeypatch.setattr(f"minigpt.training.{module}.TOKENS_PER_BATCH", 1021)
     config = updated(SMALL, changes)
     ids = tokens(3001).ids
-    predicted = predict_memory(config, CPU, dtype, len(ids)).phases["evaluating"].parts["activations and logits"]
+    predicted = (
+        predict_memory(config, CPU, dtype, text(len(ids), config)).phases["evaluating"].parts["activations and logits"]
+    )
     model = GPT(config.model)
     return predicted, most_allocated(lambda: evaluate(model, ids, dtype))
 
@@ -116,11 +126,11 @@ def test_an_evaluation_in_bfloat16_allocates_at_most_what_is_predicted(monkeypat
 
 def test_causal_masks_are_the_models():
     masks = sum(mask.nbytes for mask in GPT(SMALL.model).buffers())
-    assert predict_memory(SMALL, CPU, torch.float32, 1000).lasting["causal masks"] == masks
+    assert predict_memory(SMALL, CPU, torch.float32, text(1000, SMALL)).lasting["causal masks"] == masks
 
 
 def test_a_short_validation_split_takes_less():
-    phases = [predict_memory(SMALL, CPU, torch.float32, n).phases["evaluating"] for n in (68, 69, 68 + 67)]
+    phases = [predict_memory(SMALL, CPU, torch.float32, text(n, SMALL)).phases["evaluating"] for n in (68, 69, 68 + 67)]
     one, more, two = (sum(phase.parts.values()) for phase in phases)  # windows of 67 targets
     assert 2 * one == more == two
 
@@ -129,15 +139,15 @@ def test_freed_blocks_are_a_share_of_the_heap_and_only_of_it():
     width = 3 * 1024
     model = GPTConfig(vocab_size=2, block_size=1024, n_layer=1, n_head=3, n_embd=width, bias=False)
     config = replace(SMALL, model=model, train=replace(SMALL.train, batch_size=2, optimizer="adamw"))
-    phase = predict_memory(config, CPU, torch.float32, 1000).phases["training"]
+    phase = predict_memory(config, CPU, torch.float32, text(1000, config)).phases["training"]
     narrow = 4 * 2 * 1024 * width  # 25 MB: in the heap, as 2 and 4 times as much are not
     # In each of ln_1, c_attn's input, ln_2, c_fc's input, ln_f, lm_head's input, and three gradients.
     assert phase.freed == pytest.approx(0.6 * 9 * narrow, rel=0.01)
-    assert predict_memory(config, torch.device("cuda"), torch.float32, 1000).phases["training"].freed == 0
+    assert predict_memory(config, torch.device("cuda"), torch.float32, text(1000, config)).phases["training"].freed == 0
 
 
 def test_a_plan_is_complete_and_adds_up():
-    result = plan_run(SMALL, tokens(2003), tokens(VAL_TOKENS), CPU, torch.float32, 5, measure_seconds=0.0)
+    result = plan_run(SMALL, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 5, measure_seconds=0.0)
     assert result.parameters == GPT(SMALL.model).num_parameters()
     assert result.process > 100e6  # torch alone
     assert result.peak == result.process + result.memory.peak
@@ -157,18 +167,11 @@ def test_a_plan_is_complete_and_adds_up():
     assert any("(updating holds" in line for line in lines)
 
 
-def test_the_vocabulary_is_the_tokens(monkeypatch):
-    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
-    monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 1.0})
-    result = plan_run(SMALL, tokens(2003, 7), tokens(2003, 7), CPU, torch.float32, 1, measure_seconds=0.0)
-    assert result.parameters == GPT(replace(SMALL.model, vocab_size=7)).num_parameters()
-
-
 def test_where_there_is_no_room_nothing_large_is_tried(monkeypatch):
     monkeypatch.setattr(plan, "measure_time", lambda *arguments: pytest.fail("steps of the real size were tried"))
     monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
     monkeypatch.setattr(plan, "free_bytes", lambda device: 1)
-    result = plan_run(SMALL, tokens(2003), tokens(VAL_TOKENS), CPU, torch.float32, 1)
+    result = plan_run(SMALL, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 1)
     assert result.seconds is result.total_seconds is None
     assert "no batch_size is small enough" in result.advice
     assert result.advice in result.table()
@@ -179,19 +182,19 @@ def test_the_advice_is_the_largest_batch_that_fits(monkeypatch):
     monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)  # else an evaluation takes more than the smaller batches do
     for batch_size, steps in ((6, 2), (4, 3), (3, 4), (2, 6), (1, 12)):
         smaller = updated(SMALL, {"train": {"batch_size": batch_size, "accumulation_steps": steps}})
-        enough = predict_memory(smaller, CPU, torch.float32, VAL_TOKENS).peak
-        advice = how_to_fit(SMALL, CPU, torch.float32, VAL_TOKENS, enough)
+        enough = predict_memory(smaller, CPU, torch.float32, text(VAL_TOKENS, smaller)).peak
+        advice = how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough)
         assert advice.startswith(f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}:")
-        assert how_to_fit(SMALL, CPU, torch.float32, VAL_TOKENS, enough - 1) != advice
+        assert how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough - 1) != advice
 
 
 def test_room_that_is_just_enough_is_used(monkeypatch):
-    enough = predict_memory(SMALL, CPU, torch.float32, VAL_TOKENS).peak
+    enough = predict_memory(SMALL, CPU, torch.float32, text(VAL_TOKENS, SMALL)).peak
     monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 3600.0 * 26, "samples": 59.94})
     monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
     for free, measured in ((enough, True), (enough - 1, False), (None, True)):
         monkeypatch.setattr(plan, "free_bytes", lambda device, free=free: free)
-        result = plan_run(SMALL, tokens(2003), tokens(VAL_TOKENS), CPU, torch.float32, 1)
+        result = plan_run(SMALL, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 1)
         assert (result.seconds is not None) == measured
         assert ("26 h 0 min" in result.table()) == ("59.9 s" in result.table()) == measured
         assert ("unknown" in result.table()) == (free is None)
@@ -214,7 +217,7 @@ def test_time_is_steps_evaluations_and_samples(monkeypatch):
     monkeypatch.setattr(plan, "evaluate", takes(7.0))
     monkeypatch.setattr(plan, "generate", takes(11.0))
     config = updated(SMALL, {"train": {"accumulation_steps": 3}})
-    seconds = plan.measure_time(config, tokens(VAL_TOKENS), CPU, torch.float32, 19, 1.0)
+    seconds = plan.measure_time(config, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 19, 1.0)
     assert seconds == {
         "training": 13 * 3 * 2.0, "evaluations": pytest.approx(3 * 7 * 20_010 / 8_192), "samples": 33.0,
     }  # fmt: skip
@@ -251,10 +254,13 @@ config, _ = train.starting_config(sys.argv[1:])
 values = train.make_parser(config).parse(sys.argv[1:])
 config = updated(config, {"model": values["model"], "train": values["train"]})
 corpus = load_corpus("verse")
-splits = prepare(corpus, CharTokenizer.from_text(corpus.text), config.data, config.model.block_size, Path("tokens"))
+tokenizer = CharTokenizer.from_text(corpus.text)
+splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("tokens"))
+config = updated(config, {"model": {"vocab_size": tokenizer.vocab_size}})
+reading = plan.Reading.of_text(config.model.block_size, len(splits[1].ids))
 plan.measure_time = lambda *arguments: {"training": 1.0}  # only the memory is asked for
 dtype, _ = choose_dtype(config.dtype, choose_device("cpu"))
-print(plan.plan_run(config, *splits, choose_device("cpu"), dtype, 200).peak)
+print(plan.plan_run(config, reading, splits[1].ids, choose_device("cpu"), dtype, 200).peak)
 """
 # A process begins with the peak of the one that started it, so a small one stands between.
 MEASURE = """
@@ -276,3 +282,34 @@ def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(preset, change
     command = [sys.executable, "-m", "minigpt", "train", *arguments]
     measured = subprocess.run([*python, MEASURE, *command], check=True, capture_output=True, text=True).stdout
     assert int(predicted) == pytest.approx(int(measured), rel=0.2)
+
+
+def test_the_vocabulary_is_the_texts(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 1.0})
+    Path("a.txt").write_text("abcdefg" * 300, encoding="utf-8")
+    shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "6", "--model.block_size", "7"]
+    assert main.run(["train", "--plan", "--data", "a.txt", *shape, "--device", "cpu", "--json"]) == 0
+    expected = GPT(GPTConfig(vocab_size=7, block_size=7, n_layer=1, n_head=1, n_embd=6, bias=False))
+    assert json.loads(capsys.readouterr().out)["parameters"] == expected.num_parameters()
+
+
+def test_documents_and_a_model_to_start_from_are_planned(monkeypatch, capsys):
+    """Rows are as long as the longest document, epochs become steps, and the base is evaluated too."""
+    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(plan, "train_a_little", lambda *arguments: ([], [90.0, 2.0]))
+    texts = [letter * (3 + number % 15) for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")]
+    Path("a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    tokenizer = CharTokenizer.from_text("\n" + "".join(texts))
+    shape = GPTConfig(tokenizer.vocab_size + 5, 31, 2, 3, 15)  # a padded vocabulary
+    save_run(GPT(shape), tokenizer, Path("base"))
+    flags = ["--data", "a.jsonl", "--init-from", "base", "--documents.train_size", "23", "--documents.val_size", "3"]
+    steps = ["--documents.max_length", "13", "--train.epochs", "5", "--train.batch_size", "4", "--device", "cpu"]
+    assert main.run(["train", "--plan", *flags, *steps, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == GPT(shape).num_parameters()
+    assert found["seconds"]["training"] == 5 * 6 * 2.0
+    (training,) = [phase for name, phase in found["memory"]["phases"].items() if name == "training"]
+    assert training["parts"]["logits"] == 4 * 4 * 12 * shape.vocab_size  # bytes, rows, inputs: 12 before the 13th
+    evaluating = found["memory"]["phases"]["evaluating"]["parts"]["activations and logits"]
+    assert 3 * 3 * 4 * shape.vocab_size < evaluating < 20 * 3 * 12 * 4 * shape.vocab_size

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 
 import pytest
+import torch
 
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
 from minigpt.data.corpora import Corpus
@@ -14,10 +15,11 @@ from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, Interrupted
 from minigpt.training import loop
+from minigpt.training.checkpoint import RunDirectory
 from minigpt.training.distributed import Processes
 from minigpt.training.loop import train
 from minigpt.training.resume import _seal, open_checkpoint
-from minigpt.training.run import counted
+from minigpt.training.run import counted, set_up
 from minigpt.training.run_log import epochs_of, read_records
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -245,3 +247,31 @@ def test_a_checkpoint_of_the_first_format(tmp_path, steps, kind):
     else:
         with pytest.raises(CheckpointError, match="is of format 1, which does not say which documents"):
             train(config, source, tmp_path / "run", quiet, resume=True)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("shared", ["batches", "rows"])
+def test_processes_share_every_row_of_a_smaller_step(tmp_path, kind, processes, shared):
+    """Each takes as many micro-batches as the others, of which those without a row count for nothing."""
+    config, source = SOURCES[kind]
+    sizes = {"batches": (5, processes), "rows": (2 * processes, 1)}[shared]
+    config = updated(config, {"train": {"epochs": 2.0, "batch_size": sizes[0], "accumulation_steps": sizes[1]}})
+    run = set_up(config, source, RunDirectory(tmp_path), Processes(), torch.device("cpu"), quiet, None)
+    first = 0
+    while first < run.last_row:
+        count = run.rows_of_step(first)
+        parts = [[*run.micro_batches(first, Processes(rank, processes))] for rank in range(processes)]
+        assert len({len(part) for part in parts}) == 1
+        assert all(len(batch.inputs) for part in parts for batch in part)
+        learned = [row for part in parts for batch in part for row in batch.targets.tolist() if set(row) != {IGNORED}]
+        assert len(learned) == count
+        alone = [row for batch in run.micro_batches(first, Processes()) for row in batch.targets.tolist()]
+        assert sorted(trimmed(learned)) == sorted(trimmed(alone))
+        first += count
+    assert first == run.last_row
+
+
+def trimmed(rows):
+    """Rows without what pads them to the width of their batch."""
+    return [[target for target in row if target != IGNORED] for row in rows]
