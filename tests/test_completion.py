@@ -104,6 +104,12 @@ def test_a_model_of_characters(tiny_model: GPT):
     assert minigpt.complete(tiny_model, tokenizer, "ab c", max_new_tokens=9) == tokenizer.decode(out.sequences[0])
 
 
+@pytest.mark.parametrize("nobody", [None, "gpt2"])
+def test_text_needs_a_tokenizer(model: GPT, nobody: Any):
+    with pytest.raises(InputError, match=r"tokenizer = .* is none\ngive the model's"):
+        minigpt.complete(model, nobody, "the")
+
+
 @pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]], ["a", 3], [None]])
 def test_ids_are_no_text(model: GPT, prompt: Any):
     with pytest.raises(InputError, match=r"prompt = .* is no text\ngive a string"):

@@ -53,6 +53,8 @@ COMMANDS = {
     "beams": "generate {model} --prompt to --max-new-tokens 9 --strategy beam --num-beams 3",
     "drawn beams": "generate {model} --prompt to --max-new-tokens 9 --num-beams 3",
     "a draft": "generate {model} --prompt to --max-new-tokens 9 --draft {path}",
+    "a draft of another size": "generate {model} --prompt to --max-new-tokens 9 --draft {path}/../cut",
+    "a draft of another size, padded": "generate --model {path}/../cut --prompt to --max-new-tokens 9 --draft {path}",
     "compare": "compare {model} --prompt to --prompt 'be ' --max-new-tokens 7 --seeds 2",
 }
 FINE_TUNING = (
