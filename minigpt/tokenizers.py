@@ -386,7 +386,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = (), skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids if skip_special else frozenset()
+        self._hidden = getattr(tokenizer, "special_ids", ()) if skip_special else ()  # a bare table of bytes has none
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in prompt_ids:
             self.feed(token_id)

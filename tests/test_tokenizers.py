@@ -90,8 +90,6 @@ def gpt2() -> GPT2Tokenizer:
 class BytePieces:
     """A byte-level vocabulary by hand, and all that `TextStream` asks of a tokenizer."""
 
-    special_ids: frozenset[int] = frozenset()
-
     tokens = [bytes([b]) for b in range(256)] + [
         b"\xf0\x9f",
         b"\x98\x80",
