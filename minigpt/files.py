@@ -252,23 +252,27 @@ def first_bytes(path: Path) -> bytes:
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The content of a regular file: a pipe, a device or a folder has none, or one without an end.
+    """The content of a file, or of a pipe until its writers are done; a pipe to which nobody writes is empty.
 
     Raises:
-        OSError: if it cannot be read, is something else, or has more than `most` bytes.
+        OSError: if it cannot be read, is something else, which may have no end, or has more than `most` bytes.
     """
     with open(path, "rb", opener=_open_at_once) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if most is not None and found.st_size > most:
-            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
-        return file.read()
+        kind = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        content = file.read(-1 if most is None else most + 1)
+    if most is not None and len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content
 
 
 def _open_at_once(path: str, flags: int) -> int:
     """As `open` does, but that a pipe to which nobody writes is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if os.name == "posix":
+        os.set_blocking(descriptor, True)  # its writers are
+    return descriptor
 
 
 def read_text(path: Path) -> str:

@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import tarfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -446,5 +448,25 @@ def test_only_regular_files_of_a_folder_are_read(tmp_path, kind):
 
 
 def test_a_device_is_no_text():
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="it is no file"):
         load_corpus("/dev/zero")
+
+
+def test_a_pipe_that_is_named_is_read_to_its_end(tmp_path):
+    """As a shell makes one of a command: <(zcat a.gz). One to which nobody writes is empty, and not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="there is no text in"):
+        load_corpus(str(tmp_path / "pipe"))
+    reading, writing = os.pipe()
+
+    def write_slowly() -> None:
+        for piece in (b"to ", b"be"):
+            time.sleep(0.2)  # so that the reader finds nothing at first, and in between
+            os.write(writing, piece)
+        os.close(writing)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    assert load_corpus(f"/dev/fd/{reading}").text == "to be"
+    writer.join()
+    os.close(reading)
