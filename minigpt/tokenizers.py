@@ -172,7 +172,8 @@ class _TokenTable:
     def special_ids(self) -> frozenset[int]:
         """The ids that are no text."""
         ends = (self.bos_token_id, self.eos_token_id, *self.special_tokens.values())
-        return frozenset(token_id for token_id in ends if token_id is not None)
+        added = range(self.vocab_size, self.vocab_size + len(self.added))
+        return frozenset([*added, *(token_id for token_id in ends if token_id is not None)])
 
     def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
         """The text of each sequence, as `decode` gives it: `decode_batch(generate(...).sequences)`."""
@@ -214,6 +215,8 @@ class _TokenTable:
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def _lookup(self, token_id: int, position: int | None = None) -> bytes:
+        if self.vocab_size <= token_id < self.vocab_size + len(self.added):
+            return self.added[token_id - self.vocab_size].content.encode("utf-8")
         if not 0 <= token_id < self.vocab_size:
             where = "" if position is None else f" at position {position}"
             raise InputError(

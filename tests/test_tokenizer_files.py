@@ -585,6 +585,9 @@ def test_special_tokens_come_in_and_go_out_again(
         assert names_here(tokenizer) == names_there(theirs)
         text = "a the [PAD] <s> b" if kind == "pairs" else "a b"
         assert tokenizer.encode(text) == plain.encode(text)
+        ids = [*tokenizer.encode(text), *names_here(tokenizer), *tokenizer.encode(text)]
+        for skip in (True, False):
+            assert tokenizer.decode(ids, skip_special=skip) == theirs.decode(ids, skip_special_tokens=skip)
         for role in ("bos_token", "eos_token", "pad_token", "mask_token", "sep_token"):
             assert tokenizer.special_id(role) == getattr(theirs, f"{role}_id"), role
     capfd.readouterr()

@@ -275,8 +275,8 @@ def from_stdin(text: str) -> str:
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of a token; what is only a part of a character as an escape, an id without text as its number."""
-    if token_id >= tokenizer.vocab_size:
+    """The text of a token; what is only a part of a character as an escape, an id without a name as its number."""
+    if token_id >= tokenizer.vocab_size + len(tokenizer.added):
         return f"#{token_id}"
     return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
 
