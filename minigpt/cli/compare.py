@@ -132,7 +132,7 @@ make several settings; two such lists make all their combinations.""",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts that are written side by side")
     parser.add_argument("--training-data", metavar="SOURCE", help="measure what is copied from this file or corpus")
-    parser.add_argument("--text-field", metavar="NAME", help="the field of its .jsonl or .csv records that is the text")
+    parser.add_argument("--text-field", metavar="NAME", help="the field of its records that is the text")
     parser.add_argument("--show", type=int, default=2, metavar="N", help="prompts whose texts are printed side by side")
     parser.add_argument(
         "-o", "--out", action="append", metavar="FILE",

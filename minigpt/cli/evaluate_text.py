@@ -73,10 +73,10 @@ BLEU, chrF        nearness to --reference, 0 to 100.
     )
     parser.add_argument(
         "file", nargs="+", metavar="FILE",
-        help="texts: .txt (parts between blank lines, else lines), .jsonl, .csv, a folder, what generate --json "
-        f"prints, or {STDIN} for standard input",
+        help="texts: .txt (parts between blank lines, else lines), records such as .jsonl, a folder, what "
+        f"generate --json prints, or {STDIN} for standard input",
     )  # fmt: skip
-    parser.add_argument("--text-field", metavar="NAME", help="the field of .jsonl and .csv records that is the text")
+    parser.add_argument("--text-field", metavar="NAME", help="the field of records that is the text")
     parser.add_argument("--model", action="append", metavar="MODEL", help=f"{MODEL_HELP}; may be given several times")
     add_tokenizer_argument(parser)
     parser.add_argument(
@@ -129,7 +129,7 @@ def read_texts(file: str, field: str | None) -> Texts:
 
 
 def training_documents(source: str, field: str | None) -> list[str]:
-    """The training set: a corpus as one long text, or the documents of a .jsonl or .csv.
+    """The training set: a corpus as one long text, or the documents of records.
 
     Raises:
         MissingFileError: if there is no such corpus or path.
@@ -166,7 +166,7 @@ def _completions(name: str, content: dict[str, Any]) -> Texts:
     if not texts or len(texts) < len(rows):
         raise DataError(
             f'{name} has no list "completions" of objects that each have a text "completion"',
-            "give what minigpt generate --json prints, or texts as .txt, .jsonl or .csv",
+            "give what minigpt generate --json prints, or texts as .txt or .jsonl",
         )
     items = [text for text in texts if text.strip()]
     if not items:

@@ -133,7 +133,7 @@ def run(arguments: list[str]) -> None:
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
     config = settings(config, values)
-    check_effect(config, arguments)
+    check_effect(config, arguments, content)
     if config.init_from and run_to_continue(arguments) is None:
         config = shaped_as_base(config, arguments, content)
     if values["plan"]:
@@ -148,8 +148,11 @@ def run(arguments: list[str]) -> None:
     train_and_say(config, content, values["out"], name, values["json"], resume=resume)
 
 
-def check_effect(config: RunConfig, arguments: list[str]) -> None:
-    """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs."""
+def check_effect(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> None:
+    """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs.
+
+    In a --config file, which may be a whole run's, what is overruled is only said.
+    """
     if config.init_from and peek(arguments, "--tokenizer") is not None:
         raise ConfigError(
             f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
@@ -167,6 +170,10 @@ def check_effect(config: RunConfig, arguments: list[str]) -> None:
                 f"--train.epochs {config.train.epochs:g} decides it",
                 "choose other --train.epochs, or 0 to count in steps",
             )
+    written = [name for name in COUNTED_BY_EPOCHS if name in content.get("train", {})]
+    if config.train.epochs and written:
+        print(f"note: epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says",
+              file=sys.stderr)  # fmt: skip
 
 
 def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> RunConfig:

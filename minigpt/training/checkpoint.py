@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,11 +154,13 @@ def _is_unfinished(directory: Path) -> bool:
     run = RunDirectory(directory)
     if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
         return False
-    progress = {"step": 0, "stale": 0}
+    progress: Any = {}
     with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
-        progress |= read_json(run.last / "manifest.json")["progress"]
+        progress = read_json(run.last / "manifest.json").get("progress")
+    counts = progress if isinstance(progress, dict) else {}
+    step, stale = (count if isinstance(count := counts.get(name), int) else 0 for name in ("step", "stale"))
     settings = read_config(run).train
-    return progress["step"] < settings.max_steps and not 0 < settings.patience <= progress["stale"]
+    return step < settings.max_steps and not 0 < settings.patience <= stale
 
 
 def _written(path: Path) -> float:

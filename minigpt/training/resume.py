@@ -325,13 +325,19 @@ class Checkpoint:
             target.copy_(stored[name].read())
 
     def restore_optimizers(self, model: GPT, optimizers: Sequence[Optimizer]) -> None:
-        """Read the optimizers' state, each process its part of it."""
+        """Read the optimizers' state, each process its part of it.
+
+        Raises:
+            CheckpointError: if it is of other parameters.
+        """
         parameters = dict(model.named_parameters())
         kinds = {type(optimizer).__name__: optimizer for optimizer in optimizers}
         for name, stored in open_weights(self.path / STATE).items():
             kind, _, rest = name.partition("/")
             if kind in kinds:
                 owner, _, key = rest.rpartition("/")
+                if owner not in parameters or stored.shape not in ((), tuple(parameters[owner].shape)):
+                    raise self._foreign(name)
                 parameter = parameters[owner]
                 values = stored.read().to(parameter.device)
                 whole_like = values.shape == parameter.shape  # a count of steps is not
@@ -343,13 +349,24 @@ class Checkpoint:
         return [loss.read() for name, loss in stored.items() if name.startswith("loss/")]
 
     def restore_random(self, rank: int, device: torch.device) -> bool:
-        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device."""
+        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device.
+
+        Raises:
+            CheckpointError: if they are of no generator that this machine has.
+        """
         stored = open_weights(self.path / STATE)
         states = {name.split("/")[1]: stored[name].read() for name in stored if _is_of(name, rank)}
         if not states or (device.type == "cuda") != ("cuda" in states):
             return False
-        restore_random_states(states, device)
+        try:
+            restore_random_states(states, device)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise self._foreign(f"random/*/{rank}") from None
         return True
+
+    def _foreign(self, name: str) -> CheckpointError:
+        what = f"{self.path / STATE} has no state of this run's under {brief(name)}"
+        return CheckpointError(what, "resume with the minigpt and the settings that wrote it")
 
 
 def _is_of(name: str, rank: int) -> bool:
@@ -481,8 +498,8 @@ def checkpoint_to_resume(
     checkpoint.check_corpus(corpus, config)
     here = versions()
     for name, before in checkpoint.manifest["versions"].items():
-        if here[name] != before:
-            say(f"changed    {name}: {before} before, {here[name]} now; the last digits may differ")
+        if (now := here.get(name, "not known")) != before:
+            say(f"changed    {name}: {before} before, {now} now; the last digits may differ")
     say(f"resume     {run.path} at step {checkpoint.progress.step}")
     return checkpoint, changed
 

@@ -376,6 +376,14 @@ def test_a_setting_that_would_do_nothing_or_leave_nothing_is_refused(capsys, fla
     assert not Path("run").exists()
 
 
+def test_a_file_that_epochs_overrule_is_told(base, capsys):
+    Path("mine.yaml").write_text("train:\n  max_steps: 307\n  batch_size: 2\n")
+    Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    lesson = ["train", "--preset", PRESET, "--init-from", str(base), "--data", "a.txt", "--config", "mine.yaml"]
+    main.run([*lesson, "--documents.max_length", "11", "--plan"])
+    assert "note: epochs = 3 decides max_steps, whatever --config says" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

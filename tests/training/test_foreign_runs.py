@@ -18,6 +18,7 @@ from minigpt import files
 from minigpt.cli.main import run as command
 from minigpt.cli.train import epoch_table
 from minigpt.config import updated
+from minigpt.downloads import sha256_of
 from minigpt.errors import CheckpointError, Interrupted, MiniGPTError
 from minigpt.training import loop
 from minigpt.training.checkpoint import RunDirectory, load_run, read_config
@@ -25,6 +26,7 @@ from minigpt.training.loop import train
 from minigpt.training.resume import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
 from minigpt.training.run_log import RunLog, read_records, say_nothing
 from minigpt.training.verify import compare
+from minigpt.weights import open_weights, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -252,6 +254,20 @@ def test_a_manifest_may_say_anything(run, finished, corpus, longer):
                 refused += 1
                 assert len(str(error)) < 600, (place, odd)  # noqa: PT017
     assert refused > 250
+
+
+@pytest.mark.parametrize("name", ["AdamW/nobody/exp_avg", "AdamW/wte.weight/exp_avg", "random/torch/0"])
+def test_a_state_may_be_anybodys(run, finished, corpus, longer, name):
+    """Tensors of other parameters, shapes and generators, under a right checksum."""
+    path = run.last / "state.safetensors"
+    state = {key: stored.read() for key, stored in open_weights(path).items()}
+    write_safetensors(path, {**state, name: torch.zeros(3)})
+    manifest = json.loads((run.last / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (run.last / "manifest.json").write_text(sealed(manifest))
+    with pytest.raises(CheckpointError, match="has no state of this run's under"):
+        train(longer, corpus, run.path, say_nothing, resume=True)
 
 
 RECORD = {"step": 3, "tokens": 9, "seconds": 1.5, "train_loss": 2.5, "val_loss": 2.4, "lr": 0.1, "grad_norm": 1.0,
