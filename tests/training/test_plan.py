@@ -39,7 +39,7 @@ def tokens(number: int, vocab_size: int = 61) -> TokenFile:
 
 def most_allocated(run) -> int:
     """The most bytes that torch's own allocator had given out at once while `run()` ran, beyond those at its start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         run()
     level = peak = 0
     for event in profiled.profiler.kineto_results.events():
