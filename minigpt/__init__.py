@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from minigpt.config import GPTConfig as GPTConfig
     from minigpt.decoding.generate import generate as generate
     from minigpt.decoding.generate import stream as stream
+    from minigpt.decoding.prompts import few_shot_prompt as few_shot_prompt
     from minigpt.decoding.sampling import next_token_table as next_token_table
     from minigpt.errors import MiniGPTError as MiniGPTError
+    from minigpt.evaluation.loss import next_token_loss as next_token_loss
+    from minigpt.evaluation.loss import sequence_log_prob as sequence_log_prob
+    from minigpt.evaluation.loss import token_log_probs as token_log_probs
+    from minigpt.formats.pretrained import load_model as load_model
+    from minigpt.formats.pretrained import save_hf as save_hf
     from minigpt.kv_cache import KVCache as KVCache
     from minigpt.model import GPT as GPT
-    from minigpt.pretrained import load_model as load_model
-    from minigpt.pretrained import save_hf as save_hf
-    from minigpt.prompts import few_shot_prompt as few_shot_prompt
-    from minigpt.training.evaluate import next_token_loss as next_token_loss
-    from minigpt.training.evaluate import sequence_log_prob as sequence_log_prob
-    from minigpt.training.evaluate import token_log_probs as token_log_probs
 
 __version__ = "0.1.0"
 
@@ -34,15 +34,15 @@ _HOMES = {
     "KVCache": "minigpt.kv_cache",
     "MiniGPTError": "minigpt.errors",
     "complete": "minigpt.completion",
-    "few_shot_prompt": "minigpt.prompts",
+    "few_shot_prompt": "minigpt.decoding.prompts",
     "generate": "minigpt.decoding.generate",
-    "load_model": "minigpt.pretrained",
-    "save_hf": "minigpt.pretrained",
-    "next_token_loss": "minigpt.training.evaluate",
+    "load_model": "minigpt.formats.pretrained",
+    "save_hf": "minigpt.formats.pretrained",
+    "next_token_loss": "minigpt.evaluation.loss",
     "next_token_table": "minigpt.decoding.sampling",
-    "sequence_log_prob": "minigpt.training.evaluate",
+    "sequence_log_prob": "minigpt.evaluation.loss",
     "stream": "minigpt.decoding.generate",
-    "token_log_probs": "minigpt.training.evaluate",
+    "token_log_probs": "minigpt.evaluation.loss",
 }
 _ROOMS = ("analysis", "errors", "tokenizers")  # modules that are there without an import of their own
 __all__ = [*_HOMES, *_ROOMS]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean
 from minigpt.fields import Bounds, check_fields
-from minigpt.files import read_bytes, write_text
+from minigpt.system.files import read_bytes, write_text
 
 _NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
 _LARGEST = 1e100  # beyond float32, whose overflow a training finds by itself, and far from that of a double

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from minigpt.config import LoRAConfig
 from minigpt.errors import ConfigError, did_you_mean
-from minigpt.files import listed
 from minigpt.model import GPT
-from minigpt.weights import empty_model, own_tensors
+from minigpt.parameters import empty_model, own_tensors
+from minigpt.system.files import listed
 
 # --- a layer
 

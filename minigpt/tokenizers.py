@@ -31,7 +31,6 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.errors import (
     CheckpointError,
     ConfigError,
@@ -41,7 +40,8 @@ from minigpt.errors import (
     MissingFileError,
     TextNote,
 )
-from minigpt.files import atomic_write, listed, read_json, write_text
+from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
+from minigpt.system.files import atomic_write, listed, read_json, write_text
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
 

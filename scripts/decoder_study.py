@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 import minigpt
-from minigpt.analysis.diversity import distinct_n, repeated_n
-from minigpt.analysis.plots import probability_bars, save_figure
+from minigpt.analysis.plots import probability_bars
 from minigpt.decoding.filters import temperature as tempered
-from minigpt.files import write_text
+from minigpt.evaluation.diversity import distinct_n, repeated_n
+from minigpt.system.figures import save_figure
+from minigpt.system.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "choosing-a-decoder.md", DOCS / "images" / "temperature.png"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from minigpt.config import DataConfig, GPTConfig, RunConfig, TrainConfig
 from minigpt.errors import MiniGPTError
-from minigpt.training.checkpoint import RunDirectory
-from minigpt.training.resume import open_checkpoint
+from minigpt.formats.run_directory import RunDirectory
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.verify import compare, run_interrupted, run_straight, step_of
 
 MOST_STEPS = 20  # between two kills

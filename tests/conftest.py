@@ -18,8 +18,8 @@ from hypothesis import settings
 from minigpt.cli.main import COMMANDS
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
+from minigpt.formats.pretrained import load_model
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
 from minigpt.tokenizers import GPT2Tokenizer
 
 settings.register_profile("minigpt", deadline=None)  # no test is a timing test

@@ -18,7 +18,10 @@ from torch.nn import functional as F  # noqa: N812
 from minigpt.config import GPTConfig, LoRAConfig, TrainConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
-from minigpt.gpt2_names import reference_views
+from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.lora_files import fingerprint, load_adapter, save_adapter
+from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.formats.run_directory import save_run
 from minigpt.lora import (
     LoRALinear,
     adapters,
@@ -30,11 +33,8 @@ from minigpt.lora import (
     trainable_parameters,
     unmerge,
 )
-from minigpt.lora_files import fingerprint, load_adapter, save_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import load_model, save_hf
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import save_run
 from minigpt.training.optim import make_optimizers
 
 # torch's own notice of a name that PEFT still uses

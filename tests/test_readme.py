@@ -1,4 +1,4 @@
-"""The README's commands and code run, and its map is the house."""
+"""The README's commands and code run."""
 
 import re
 from pathlib import Path
@@ -65,23 +65,6 @@ def test_every_command_in_the_readme_is_accepted(command, accept):
     path = Path("checkpoints/shakespeare-quick/config.yaml")  # which command one leaves
     write_yaml(preset("shakespeare-quick"), path, versions={})
     accept(command)
-
-
-def test_the_file_map_is_the_house():
-    text = README.read_text(encoding="utf-8")
-    mapped = re.findall(r"^\| `minigpt/([\w/]+)\.py`", text, re.MULTILINE)
-    files = {
-        path.relative_to(ROOT / "minigpt").with_suffix("").as_posix()
-        for path in (ROOT / "minigpt").rglob("*.py")
-        if not path.name.startswith("__") and path.parent.name != "cli"
-    }
-    assert set(mapped) == files
-    assert len(mapped) == len(set(mapped))
-    rooms = [name.replace("/", ".") for name in mapped]
-    for place, room in enumerate(rooms):
-        source = (ROOT / "minigpt" / f"{mapped[place]}.py").read_text(encoding="utf-8")
-        below = set(re.findall(r"^ *(?:from|import) minigpt\.([\w.]+)", source, re.MULTILINE)) & set(rooms[place:])
-        assert not below, f"the map promises imports from rows above only, and {room} has {below}"
 
 
 def test_links_lead_somewhere():

@@ -19,8 +19,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import downloads, tokenizers
-from minigpt.downloads import PackageFile
+from minigpt import tokenizers
 from minigpt.errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +28,8 @@ from minigpt.errors import (
     InputError,
     MissingFileError,
 )
+from minigpt.system import downloads
+from minigpt.system.downloads import PackageFile
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, TextStream, Tokenizer, encode_prompt, load_tokenizer
 
 quick = settings(deadline=None)  # no deadline: a busy machine is not a bug

@@ -1,6 +1,25 @@
 """Studying a model from inside: every quantity by name, read and changed from outside, with its own proof.
 
 The names below are imported when they are first used: counting what a model costs does not import torch.
+
+The files, each of which imports only from those above it::
+
+    checks        an identity that a result satisfies, and by how much
+    taps          the points of a model that can be read and changed: one table
+    positions     which tokens of a sequence are meant
+    accounting    parameters, FLOPs and memory, a module a row, from the configuration alone
+    recording     what a trace holds, and how large it will be
+    records       what was found inside a model, for other programs: JSON and arrays
+    edits         what to change inside: ablate, patch, knock out
+    tracing       reading and changing a model from outside, by hooks that always go
+    lens          what the model would say after each half of a block; the loss token by token
+    attribution   which parts made a logit, and what remains
+    embeddings    neighbours, principal components, norms of the stream
+    heads         what each attention head looks at, in scores
+    sweeps        ablate or patch everything, one after another
+    decoders      what a decoder considered, step by step
+    plots         what was found, as pictures
+    run_plan      what a run will need, before it starts
 """
 
 import sys

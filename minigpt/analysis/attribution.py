@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace, weight_in_use
-from minigpt.analysis.terminal import Brief
 from minigpt.errors import InputError
+from minigpt.system.terminal import Brief
 
 
 @dataclass(frozen=True, eq=False, repr=False)

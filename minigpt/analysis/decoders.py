@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
-from minigpt.analysis.terminal import Brief
 from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import token_log_probs
 from minigpt.model import GPT
-from minigpt.training.evaluate import token_log_probs
+from minigpt.system.terminal import Brief
 
 # --- where sampling cuts
 

@@ -22,10 +22,10 @@ from torch import Tensor
 import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace, as_numpy
-from minigpt.analysis.terminal import Brief
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
 from minigpt.errors import InputError, first_line, near
+from minigpt.system.terminal import Brief
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.terminal import Brief
 from minigpt.errors import InputError
 from minigpt.model import GPT
+from minigpt.system.terminal import Brief
 
 # --- neighbours
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.terminal import Brief
 from minigpt.analysis.tracing import trace
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text
 from minigpt.errors import InputError
 from minigpt.model import GPT
+from minigpt.system.terminal import Brief
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.terminal import Brief
 from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import perplexity
 from minigpt.model import GPT
-from minigpt.training.evaluate import perplexity
+from minigpt.system.terminal import Brief
 
 # --- the logit lens
 

@@ -1,104 +1,31 @@
-"""Arrays -> pictures. The only room that imports matplotlib, and only when a picture is asked for.
+"""Arrays -> pictures. matplotlib is imported only when a picture is asked for.
 
-Every function gives a figure, which `save_figure` writes; no display is needed. Amounts are shown in viridis, what has
+Every function gives a figure, which `system.figures.save_figure` writes. Amounts are shown in viridis, what has
 a sign from blue through white to red, and both can be told apart with any kind of colour vision. Where there are more
 tokens than a picture can name or show, it leaves some out, and says so.
 """
 
 import itertools
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.analysis.terminal import cut, pooled, visible
-from minigpt.files import atomic_write
+from minigpt.system.figures import BLUE, GREY, ORANGE, drawable, new_figure
+from minigpt.system.terminal import cut, pooled, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Figure
     from matplotlib.text import Annotation
 
-# Okabe and Ito's colours: told apart with any kind of colour vision.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 AMOUNT, SIGNED, HIDDEN = "viridis", "RdBu_r", "#EEEEEE"  # colour maps, and what is in no cell of a map
 SMALL, TINY = 8, 6.5  # points: labels, and numbers inside cells
 POINTS = 72  # an inch
 
 Array = npt.NDArray[Any]
-
-
-def loss_curve(
-    train: Sequence[tuple[int, float]],
-    validation: Sequence[tuple[int, float]],
-    learning_rate: Sequence[tuple[int, float]],
-    floor: float | None = None,
-    title: str = "",
-) -> "Figure":
-    """Loss over the steps of a run, with its learning rate below on the same axis of steps.
-
-    Args:
-        train: (step, loss in nats per token) of the training batches.
-        validation: (step, loss) over the whole validation split.
-        learning_rate: (step, learning rate).
-        floor: the corpus's own entropy, where it is known: no model gets below it.
-        title: one line above.
-    """
-    figure = _figure(8, 5.5)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    if train:
-        losses.plot(*zip(*train, strict=True), color=BLUE, linewidth=1, alpha=0.8, label="training")
-    if validation:
-        steps, values = zip(*validation, strict=True)
-        losses.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation, whole split")
-        losses.annotate(
-            f"{values[-1]:.3f}", (steps[-1], values[-1]), textcoords="offset points", xytext=(0, 8), ha="right",
-            color=ORANGE, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )  # fmt: skip
-    if floor is not None:
-        losses.axhline(floor, color=GREEN, linestyle="--", linewidth=1, label=f"entropy of the corpus, {floor:.3f}")
-    losses.set_ylabel("loss (nats per token)")
-    losses.set_title(_drawable(title, spaces=False))
-    losses.grid(alpha=0.3)
-    if losses.get_legend_handles_labels()[0]:  # a run that ended before its first record has nothing to explain
-        losses.legend()
-    if learning_rate:
-        rates.plot(*zip(*learning_rate, strict=True), color=GREY, linewidth=1)
-    rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("step")
-    rates.grid(alpha=0.3)
-    return figure
-
-
-def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = "") -> "Figure":
-    """Perplexity by epoch: fine-tuning has gone on for too long where validation turns upwards.
-
-    Args:
-        epochs: (epoch, mean training loss since the one before, validation loss), losses in nats per token.
-        title: one line above.
-    """
-    figure = _figure(7, 4)
-    axes = figure.subplots()
-    places, training, validation = zip(*epochs, strict=True)
-    for losses, colour, label in ((training, BLUE, "training"), (validation, ORANGE, "validation")):
-        perplexities = [math.exp(min(loss, 700.0)) for loss in losses]  # beyond that a float overflows
-        axes.plot(places, perplexities, color=colour, marker="o", markersize=4, label=label)
-        axes.annotate(f"{perplexities[-1]:.1f}", (places[-1], perplexities[-1]), textcoords="offset points",
-                      xytext=(6, 0), va="center", color=colour)  # fmt: skip
-    axes.set_xticks(places, [f"{place:.3g}" for place in places])
-    axes.margins(x=0.1)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("perplexity")
-    axes.set_title(_drawable(title, spaces=False))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
 
 
 def probability_bars(
@@ -112,7 +39,7 @@ def probability_bars(
         xlabel: what the labels are.
         title: one line above.
     """
-    figure = _figure(1.9 * len(panels), 2.8)
+    figure = new_figure(1.9 * len(panels), 2.8)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, probabilities) in zip(row, panels, strict=True):
         bars = axes.bar(labels, probabilities, color=BLUE)
@@ -121,30 +48,8 @@ def probability_bars(
         axes.set_ylim(0, 1.1)
         axes.tick_params(labelsize=8)
     row[0].set_ylabel("probability")
-    figure.supxlabel(_drawable(xlabel, spaces=False), fontsize=9)
-    figure.suptitle(_drawable(title, spaces=False), fontsize=10)
-    return figure
-
-
-def runs_compared(runs: Sequence[tuple[str, Sequence[tuple[int, float]], Sequence[tuple[int, float]]]]) -> "Figure":
-    """The losses of several runs over their steps: thin lines in training, marks on the validation split.
-
-    Args:
-        runs: (name, (step, training loss) as recorded and not smoothed, (step, validation loss)) of each run.
-    """
-    figure = _figure(8, 5)
-    axes = figure.subplots()
-    colours, marks = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black"), "os^Dv"
-    for number, (name, train, validation) in enumerate(runs):
-        colour, mark = colours[number % len(colours)], marks[number % len(marks)]
-        axes.plot([step for step, _ in train], [loss for _, loss in train], color=colour, linewidth=0.8, alpha=0.5)
-        best = f", best {min(loss for _, loss in validation):.3f}" if validation else ""
-        steps, losses = [step for step, _ in validation], [loss for _, loss in validation]
-        axes.plot(steps, losses, color=colour, marker=mark, label=_drawable(name) + best)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.set_title("losses: thin lines in training, as recorded; marks on the validation split", fontsize=SMALL)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=SMALL)
+    figure.supxlabel(drawable(xlabel, spaces=False), fontsize=9)
+    figure.suptitle(drawable(title, spaces=False), fontsize=10)
     return figure
 
 
@@ -176,9 +81,9 @@ def heat_map(
     R, N = matrix.shape
     across = 11 if N <= 80 else 8  # inches; of more columns than that, not each can have its name in any case
     cell = min(0.5 if texts is None else 0.8, across / N)
-    columns, lines = [_drawable(name) for name in names], [_drawable(row, spaces=False) for row in rows]
+    columns, lines = [drawable(name) for name in names], [drawable(row, spaces=False) for row in rows]
     below = 0.08 * max(map(len, columns))  # inches, where names stand upright
-    figure = _figure(max(4.5, 2.2 + cell * N), min(9.5, 1.8 + below + max(0.2, min(cell, 0.4)) * R))
+    figure = new_figure(max(4.5, 2.2 + cell * N), min(9.5, 1.8 + below + max(0.2, min(cell, 0.4)) * R))
     axes = figure.subplots()
     top = float(np.nanmax(np.abs(matrix), initial=0.0)) or 1.0
     limits = (-top, top) if signed else (min(0.0, float(np.nanmin(matrix))), max(top, 1e-12))
@@ -191,11 +96,11 @@ def heat_map(
         cells = [[f"{value:z.{digits}f}" for value in row] for row in matrix]
     else:
         letters = int(cell * POINTS / (0.62 * TINY))
-        cells = [[cut(_drawable(text), letters) for text in row] for row in texts]
+        cells = [[cut(drawable(text), letters) for text in row] for row in texts]
     _draw_map(axes, matrix, limits, SIGNED if signed else AMOUNT, cells)
     left_out += _name_places(axes, columns, lines, figure)
     _scale(figure, axes, axes.images[0], what)
-    axes.set(xlabel=_drawable(xlabel, spaces=False), ylabel=_drawable(ylabel, spaces=False))
+    axes.set(xlabel=drawable(xlabel, spaces=False), ylabel=drawable(ylabel, spaces=False))
     _say(figure, title, left_out)
     return figure
 
@@ -212,10 +117,10 @@ def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "
     T = len(matrix)
     texts = [[_share(value) for value in row] for row in matrix.data] if T <= 20 else None
     side = max(4.5, 2 + 0.36 * T) if texts else min(9.5, 2 + 0.24 * T)
-    figure = _figure(side + 0.8, side)
+    figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
     _draw_map(axes, matrix, (0, 1), AMOUNT, texts)
-    names = [_drawable(token) for token in tokens]
+    names = [drawable(token) for token in tokens]
     left_out = _name_places(axes, names, names, figure)
     _scale(figure, axes, axes.images[0], "attention")
     axes.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks")
@@ -235,7 +140,7 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
     stack = np.asarray(patterns, dtype=float)
     L, H, T, _ = stack.shape
     side = min(1.6, 11 / H)
-    figure = _figure(max(4.5, side * H + 1.6), (side + 0.2) * L + 0.9)
+    figure = new_figure(max(4.5, side * H + 1.6), (side + 0.2) * L + 0.9)
     rows = figure.subplots(L, H, squeeze=False)
     n = 1
     for layer, row, heads in zip(layers, rows, stack, strict=True):
@@ -264,7 +169,7 @@ def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Fi
     L, H = next(iter(maps.values())).shape
     across = min(3, len(maps))
     down = -(-len(maps) // across)
-    figure = _figure(across * max(2.2, 0.3 * H + 0.4) + 0.8, down * max(1.6, 0.26 * L + 0.9) + 0.4)
+    figure = new_figure(across * max(2.2, 0.3 * H + 0.4) + 0.8, down * max(1.6, 0.26 * L + 0.9) + 0.4)
     panels = figure.subplots(down, across, squeeze=False)
     used, unused = panels.flat[: len(maps)], panels.flat[len(maps) :]
     for axes in unused:
@@ -294,7 +199,7 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
     """
     names, values = [name for name, _ in parts], np.array([value for _, value in parts])
     ends = values.cumsum()
-    figure = _figure(8, 1.5 + 0.24 * len(parts))
+    figure = new_figure(8, 1.5 + 0.24 * len(parts))
     axes = figure.subplots()
     places = np.arange(len(parts))
     colours = np.where(values >= 0, ORANGE, BLUE)
@@ -308,13 +213,13 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
         axes.annotate(
             f"{value:+.3f}", (right, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY
         )
-    labels = [_drawable(name, spaces=False) for name in names]
+    labels = [drawable(name, spaces=False) for name in names]
     axes.set_yticks([*places, len(parts)], [*labels, "together"], fontsize=SMALL)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(_drawable(what, spaces=False), fontsize=SMALL)
+    axes.set_xlabel(drawable(what, spaces=False), fontsize=SMALL)
     _say(figure, title, [])
     return figure
 
@@ -327,7 +232,7 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
         losses: in nats, of the tokens from the second on: (T - 1,).
         title: one line above.
     """
-    labels = [_drawable(token) for token in tokens]
+    labels = [drawable(token) for token in tokens]
     widest = min(10, max(map(len, labels)))
     across = max(8, 64 // (widest + 1))
     shown = [label if len(label) <= widest else label[: widest - 1] + "…" for label in labels]
@@ -335,7 +240,7 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
     across = min(across, len(tokens))
     cells = np.full(R * across, np.nan)
     cells[1 : len(tokens)] = losses
-    figure = _figure(max(4.5, (0.2 + 0.08 * widest) * across + 1.2), 1.3 + 0.42 * R)
+    figure = new_figure(max(4.5, (0.2 + 0.08 * widest) * across + 1.2), 1.3 + 0.42 * R)
     axes = figure.subplots()
     top = max(1.0, float(np.nanmax(cells, initial=0.0)))
     image = _draw_map(axes, cells.reshape(R, across), (0, top), AMOUNT)
@@ -362,7 +267,7 @@ def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]]
     """
     across = min(3, len(quantities))
     down = -(-len(quantities) // across)
-    figure = _figure(2.5 * across + 1.4, down * (0.4 + 0.26 * len(modules)) + 0.6)
+    figure = new_figure(2.5 * across + 1.4, down * (0.4 + 0.26 * len(modules)) + 0.6)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes, (what, numbers) in zip(panels.flat, quantities.items(), strict=False):
         whole = sum(numbers) or 1.0
@@ -390,7 +295,7 @@ def sampling_cuts(
         stages: (what was done, the N probabilities after it, how many tokens of the whole vocabulary are left).
         title: one line above.
     """
-    figure = _figure(1.9 * len(stages) + 1.2, 1.5 + 0.22 * len(tokens))
+    figure = new_figure(1.9 * len(stages) + 1.2, 1.5 + 0.22 * len(tokens))
     panels = figure.subplots(1, len(stages), sharey=True, sharex=True, squeeze=False)[0]
     most = max(max(probabilities) for _, probabilities, _ in stages)
     places = range(len(tokens))
@@ -405,7 +310,7 @@ def sampling_cuts(
         axes.set_title(f"{name}\n{left:,} left", fontsize=SMALL)
         axes.set_xlim(0, 1.35 * most)
         axes.set_xticks([0, most], ["0", f"{most:.2g}"], fontsize=TINY)
-    panels[0].set_yticks(places, [*map(_drawable, tokens)], fontsize=SMALL)
+    panels[0].set_yticks(places, [*map(drawable, tokens)], fontsize=SMALL)
     panels[0].invert_yaxis()
     figure.supxlabel("probability", fontsize=SMALL)
     _say(figure, title, [])
@@ -442,9 +347,9 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
     shown = [number for number, branch in enumerate(branches) if branch.kept or not dropped]
     places = _lay_out(branches, shown)
     steps, lines = max(x for x, _ in places.values()), 1 + max(y for _, y in places.values())
-    texts = {number: f"{_drawable(branches[number].text)} {branches[number].total:.2f}" for number in shown}
+    texts = {number: f"{drawable(branches[number].text)} {branches[number].total:.2f}" for number in shown}
     column = 0.4 + 0.075 * max(map(len, texts.values()))  # inches
-    figure = _figure(min(60, 2.2 + column * steps), min(60, 1.2 + 0.22 * lines))
+    figure = new_figure(min(60, 2.2 + column * steps), min(60, 1.2 + 0.22 * lines))
     axes = figure.subplots()
     for number in shown:
         branch, (x, y), (_, from_y) = branches[number], places[number], places[branches[number].parent]
@@ -459,7 +364,7 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
             color=colour if branch.kept else "#666666", weight="bold" if branch.best else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=4,
         )  # fmt: skip
-    axes.text(0.66, 0, _drawable(root[-16:]), fontsize=SMALL, ha="right", va="center")
+    axes.text(0.66, 0, drawable(root[-16:]), fontsize=SMALL, ha="right", va="center")
     axes.set(xlim=(0, steps + 0.8), ylim=(lines - 0.4, -0.6))
     axes.axis("off")
     legend = "numbers: sums of log-probabilities; thick: the result; dotted: dropped"
@@ -477,12 +382,12 @@ def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[flo
         title: one line above.
     """
     plane = np.asarray(points, dtype=float)
-    figure = _figure(7.5, 6.5)
+    figure = new_figure(7.5, 6.5)
     axes = figure.subplots()
     axes.scatter(plane[:, 0], plane[:, 1], s=8 if len(names) <= 300 else 1, color=GREY)
     n = -(-len(names) // 300)
     texts = [
-        axes.annotate(_drawable(name), (x, y), textcoords="offset points", xytext=(2, 2), fontsize=SMALL)
+        axes.annotate(drawable(name), (x, y), textcoords="offset points", xytext=(2, 2), fontsize=SMALL)
         for (x, y), name in list(zip(plane, names, strict=True))[::n]
     ]
     axes.set_xlabel(f"first component: {explained[0]:.0%} of the variance", fontsize=SMALL)
@@ -502,12 +407,12 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
         stages: (name, shape of what comes out, whether it stands on a branch beside the residual stream).
         title: one line above.
     """
-    figure = _figure(5.5, 0.9 + 0.32 * len(stages))
+    figure = new_figure(5.5, 0.9 + 0.32 * len(stages))
     axes = figure.subplots()
     for place, (name, shape, aside) in enumerate(stages):
         x = 0.5 if aside else 0.0
         axes.text(
-            x, -place, _drawable(name, spaces=False), fontsize=SMALL + 1, va="center", ha="left",
+            x, -place, drawable(name, spaces=False), fontsize=SMALL + 1, va="center", ha="left",
             bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": BLUE if aside else "black"},
         )  # fmt: skip
         axes.text(2.2, -place, shape, fontsize=SMALL, va="center", color="#444444", family="monospace")
@@ -520,23 +425,10 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
     return figure
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG or SVG, by the path's ending, whole or not at all. Needs no display."""
-    with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.lower().lstrip(".") or "png", dpi=150)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches; it belongs to no window."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
     """The title above, and in a line each below it what has to be known to read the picture."""
     letters = int(figure.get_figwidth() * 12)  # in a line
-    lines = [part for line in (title, *notes) for part in textwrap.wrap(_drawable(line, spaces=False), letters)]
+    lines = [part for line in (title, *notes) for part in textwrap.wrap(drawable(line, spaces=False), letters)]
     figure.suptitle("\n".join(lines), fontsize=SMALL + 1)
 
 
@@ -544,7 +436,7 @@ def _scale(figure: "Figure", axes: "Axes | Sequence[Axes]", image: Any, what: st
     """A colour scale beside the axes, and what it means, in lines that fit their height."""
     letters = max(12, int(figure.get_figheight() * 7))
     figure.colorbar(image, ax=axes, fraction=0.05).set_label(
-        "\n".join(textwrap.wrap(_drawable(what, spaces=False), letters)), fontsize=SMALL
+        "\n".join(textwrap.wrap(drawable(what, spaces=False), letters)), fontsize=SMALL
     )
 
 
@@ -631,21 +523,6 @@ def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | Non
     return places
 
 
-@cache
-def _known_signs() -> frozenset[int]:
-    """The code points that the font can draw."""
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
-
-
-def _drawable(text: str, spaces: bool = True) -> str:
-    """A text for a picture: spaces visible, what the font lacks as an escape, and no dollar begins a formula."""
-    shown = visible(text) if spaces else text
-    known = (c if ord(c) in _known_signs() or c == "\n" else c.encode("unicode_escape").decode() for c in shown)
-    return "".join(known).replace("$", "\\$")
-
-
 def interval_dots(
     panels: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], labels: Sequence[str], title: str = ""
 ) -> "Figure":
@@ -656,7 +533,7 @@ def interval_dots(
         labels: what was measured, from the top down; the first has a grey line to compare the others with.
         title: one line above.
     """
-    figure = _figure(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels))
+    figure = new_figure(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels))
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     heights = range(len(labels))
     for axes, (name, intervals) in zip(row, panels, strict=True):
@@ -670,5 +547,5 @@ def interval_dots(
         axes.grid(alpha=0.3, axis="x")
     row[0].set_yticks(heights, labels)
     row[0].invert_yaxis()
-    figure.suptitle(_drawable(title, spaces=False), fontsize=10)
+    figure.suptitle(drawable(title, spaces=False), fontsize=10)
     return figure

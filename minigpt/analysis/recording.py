@@ -22,8 +22,8 @@ from minigpt.analysis.positions import At, check_fixed, check_in_block, chosen, 
 from minigpt.analysis.taps import PointError
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
-from minigpt.files import atomic_write
 from minigpt.model import GPT
+from minigpt.system.files import atomic_write
 
 
 class Trace(Mapping[str, Tensor]):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt.analysis.checks import Check
 from minigpt.config import GPTConfig
-from minigpt.files import atomic_write, write_text
+from minigpt.system.files import atomic_write, write_text
 
 SCHEMA = "minigpt-trace/1"
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.terminal import Brief
 from minigpt.analysis.tracing import edit, trace
 from minigpt.decoding.sampling import check_prompts, evaluating, with_text
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import next_token_loss
 from minigpt.model import GPT
-from minigpt.training.evaluate import next_token_loss
+from minigpt.system.terminal import Brief
 
 Metric = Callable[[Tensor], float]  # of logits (B, T, V)
 

@@ -14,17 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigpt.analysis.comparison import (
-    MEASURES,
-    Completion,
-    Interval,
-    Values,
-    continue_prompts,
-    difference_interval,
-    mean_interval,
-    measured,
-)
-from minigpt.analysis.diversity import WORD_MEANING
 from minigpt.cli.evaluate_text import training_documents
 from minigpt.cli.generate import (
     DEFAULT_LENGTH,
@@ -39,8 +28,19 @@ from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
-from minigpt.files import check_output, write_text
+from minigpt.evaluation.comparison import (
+    MEASURES,
+    Completion,
+    Interval,
+    Values,
+    continue_prompts,
+    difference_interval,
+    mean_interval,
+    measured,
+)
+from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.model import GPT
+from minigpt.system.files import check_output, write_text
 from minigpt.tokenizers import encode_prompt
 
 DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
@@ -327,7 +327,8 @@ def _write(path: Path, result: dict[str, Any]) -> None:
             writer.writerows(result["completions"])
             write_text(path, table.getvalue())
         case _:
-            from minigpt.analysis.plots import interval_dots, save_figure
+            from minigpt.analysis.plots import interval_dots
+            from minigpt.system.figures import save_figure
 
             rows = [row["measures"] for row in result["rows"]]
             panels = [(name, [_triple(measures[name]) for measures in rows]) for name in rows[0]]

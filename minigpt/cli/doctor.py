@@ -26,7 +26,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print the facts, the timings and one verdict."""
     values = make_parser().parse(arguments)
-    from minigpt.device import choose_device
+    from minigpt.system.device import choose_device
     from minigpt.training.selfcheck import facts, time_settings
 
     found = facts()

@@ -14,9 +14,9 @@ from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
-from minigpt.pretrained import find
+from minigpt.formats.pretrained import find
+from minigpt.formats.run_directory import run_at
 from minigpt.tokenizers import note_special
-from minigpt.training.checkpoint import run_at
 
 
 def make_parser() -> CommandParser:
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> None:
     """Evaluate and print."""
     values = make_parser().parse(arguments)
     from minigpt.data.tokens import split_at
-    from minigpt.training.evaluate import evaluate
+    from minigpt.evaluation.loss import evaluate
 
     values["model"] = model_spec(values["model"])
     find(values["model"])  # before it is asked what it was trained on
@@ -133,7 +133,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, value
     """Evaluate a model on the documents that its run has held out, or on all of others, and print."""
     from minigpt.data.batches import padded
     from minigpt.data.feeds import document_feed, encoded
-    from minigpt.training.evaluate import evaluate_batches
+    from minigpt.evaluation.loss import evaluate_batches
 
     model, tokenizer = load(values)
     config = replace(config, model=model.config)

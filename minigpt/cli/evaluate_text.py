@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.analysis.diversity import WORD_MEANING, distinct_n, repeated_n, words
-from minigpt.analysis.overlap import copied_share, overlaps
-from minigpt.analysis.references import nearness
 from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
-from minigpt.files import read_json
+from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
+from minigpt.evaluation.loss import Evaluation, evaluate
+from minigpt.evaluation.overlap import copied_share, overlaps
+from minigpt.evaluation.references import nearness
+from minigpt.system.files import read_json
 from minigpt.tokenizers import read
-from minigpt.training.evaluate import Evaluation, evaluate
 
 STDIN = "-"
 MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.files import check_unused
-from minigpt.pretrained import load_model, save_hf
+from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.system.files import check_unused
 
 
 def make_parser() -> CommandParser:

@@ -25,8 +25,8 @@ from minigpt.decoding.generate import Generation, Step, before_stop, check_reque
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.formats.pretrained import load_for_text
 from minigpt.model import GPT
-from minigpt.pretrained import load_for_text
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
 
 # flag -> type; names, meanings and defaults are those of DecodingOptions

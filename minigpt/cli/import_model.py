@@ -10,12 +10,12 @@ import torch
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
-from minigpt.files import check_unused
+from minigpt.formats.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
+from minigpt.formats.pretrained import AssumedHeads, load_for_text, reference_folder, save_hf
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
-from minigpt.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
-from minigpt.pretrained import AssumedHeads, load_for_text, reference_folder, save_hf
+from minigpt.system.files import check_unused
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.checkpoint import save_run
 
 
 def make_parser() -> CommandParser:

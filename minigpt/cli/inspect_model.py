@@ -9,21 +9,21 @@ from minigpt.errors import ConfigError, did_you_mean
 
 # view -> (its module in this folder, what it shows). The numbers are worked out in minigpt/analysis.
 VIEWS = {
-    "size": ("inspect_shape", "parameters, FLOPs and memory, a module a row; what if"),
-    "arch": ("inspect_shape", "the way through the model, with shapes; differences of two"),
-    "tokens": ("inspect_text", "ids, texts and bytes of a text"),
-    "next": ("inspect_decoding", "the next token, and where temperature, top-k, top-p cut"),
-    "attn": ("inspect_heads", "attention: all heads, or the pattern of one"),
-    "heads": ("inspect_heads", "what each head looks at: previous, induction, first, ..."),
-    "lens": ("inspect_stream", "what the model would say at every depth; the stream's norms"),
-    "why": ("inspect_stream", "a logit as a sum of what each part has added"),
-    "loss": ("inspect_text", "how surprising each token of a text is"),
-    "ablate": ("inspect_edits", "take heads, MLPs or layers away, one or each in turn"),
-    "patch": ("inspect_edits", "put parts of one pass into another: where an answer is made"),
-    "embed": ("inspect_shape", "neighbours of a token, principal components, positions"),
-    "steps": ("inspect_decoding", "generation step by step, with the candidates of each"),
-    "beams": ("inspect_decoding", "the tree of a beam search"),
-    "runs": ("inspect_runs", "losses of several trainings side by side"),
+    "size": ("shape", "parameters, FLOPs and memory, a module a row; what if"),
+    "arch": ("shape", "the way through the model, with shapes; differences of two"),
+    "tokens": ("text", "ids, texts and bytes of a text"),
+    "next": ("decoding", "the next token, and where temperature, top-k, top-p cut"),
+    "attn": ("heads", "attention: all heads, or the pattern of one"),
+    "heads": ("heads", "what each head looks at: previous, induction, first, ..."),
+    "lens": ("stream", "what the model would say at every depth; the stream's norms"),
+    "why": ("stream", "a logit as a sum of what each part has added"),
+    "loss": ("text", "how surprising each token of a text is"),
+    "ablate": ("edits", "take heads, MLPs or layers away, one or each in turn"),
+    "patch": ("edits", "put parts of one pass into another: where an answer is made"),
+    "embed": ("shape", "neighbours of a token, principal components, positions"),
+    "steps": ("decoding", "generation step by step, with the candidates of each"),
+    "beams": ("decoding", "the tree of a beam search"),
+    "runs": ("runs", "losses of several trainings side by side"),
 }
 
 
@@ -58,7 +58,7 @@ def make_view_parser(name: str) -> CommandParser:
     Raises:
         ConfigError: if there is no such view.
     """
-    from minigpt.cli.inspect_frame import parser_of
+    from minigpt.cli.views.frame import parser_of
 
     return parser_of(name, _view(name))
 
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> None:
         sys.exit(0)  # as every parser does
     name, *rest = arguments
     view = _view(name)
-    from minigpt.cli.inspect_frame import parser_of, show
+    from minigpt.cli.views.frame import parser_of, show
 
     show(view, parser_of(name, view).parse(rest))
 
@@ -95,4 +95,4 @@ def run(arguments: list[str]) -> None:
 def _view(name: str) -> Any:
     if name not in VIEWS:
         raise ConfigError(f"there is no view {name!r}", did_you_mean(name, VIEWS))
-    return import_module(f"minigpt.cli.{VIEWS[name][0]}").VIEWS[name]
+    return import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name]

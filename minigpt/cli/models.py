@@ -6,14 +6,14 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from minigpt.cli.parser import CommandParser
-from minigpt.device import choose_device
 from minigpt.errors import InputError
+from minigpt.formats.lora_files import load_adapter
+from minigpt.formats.pretrained import load_for_text, run_named
+from minigpt.formats.run_directory import CHECKPOINTS, newest_run
 from minigpt.lora import merged
-from minigpt.lora_files import load_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import load_for_text, run_named
+from minigpt.system.device import choose_device
 from minigpt.tokenizers import CharTokenizer, Tokenizer
-from minigpt.training.checkpoint import CHECKPOINTS, newest_run
 
 MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 

@@ -79,7 +79,7 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
 
 
 def _score(model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]) -> dict[str, Any]:
-    from minigpt.training.evaluate import Evaluation, token_log_probs
+    from minigpt.evaluation.loss import Evaluation, token_log_probs
 
     log_probs = token_log_probs(model, ids, tokenizer.vocab_size)
     log_prob = math.fsum(log_probs)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.hub import CONFIG, OTHER_NAME
-from minigpt.pretrained import config_from_reference, load_for_text, named_tokenizer, tokenizer_beside
-from minigpt.tokenizer_files import load_hf_tokenizer
+from minigpt.formats.hub import CONFIG, OTHER_NAME
+from minigpt.formats.pretrained import config_from_reference, load_for_text, named_tokenizer, tokenizer_beside
+from minigpt.formats.run_directory import check_vocabulary, run_at
+from minigpt.formats.tokenizer_files import load_hf_tokenizer
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer, read
-from minigpt.training.checkpoint import check_vocabulary, run_at
 
 
 def make_parser() -> CommandParser:

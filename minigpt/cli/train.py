@@ -93,7 +93,7 @@ def starting_config(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
     if run is None:
         config = preset(peek(arguments, "--preset") or fitting_preset(arguments, content))
     else:
-        from minigpt.training.checkpoint import read_config, run_at
+        from minigpt.formats.run_directory import read_config, run_at
 
         for flag in ("--preset", "--out"):
             if peek(arguments, flag):
@@ -118,7 +118,7 @@ def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
 def run_to_continue(arguments: list[str]) -> Path | None:
     """The run directory that --resume names, or to which the report of --replay belongs."""
     if resume := peek(arguments, "--resume"):
-        from minigpt.pretrained import run_named
+        from minigpt.formats.pretrained import run_named
 
         return Path(run_named(resume))
     report = peek(arguments, "--replay")
@@ -184,7 +184,7 @@ def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, A
     Raises:
         ConfigError: if the arguments or the --config file want another shape.
     """
-    from minigpt.pretrained import model_config
+    from minigpt.formats.pretrained import model_config
 
     shape = model_config(config.init_from)
     names = [field.name for field in dataclasses.fields(shape) if field.name != "vocab_size"]
@@ -223,8 +223,7 @@ def train_and_say(
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
         resume: the run directory to go on with, or None for a new one.
     """
-    from minigpt.device import choose_device, choose_dtype
-    from minigpt.training.checkpoint import (
+    from minigpt.formats.run_directory import (
         CHECKPOINTS,
         RunDirectory,
         check_new,
@@ -232,9 +231,10 @@ def train_and_say(
         unfinished_run,
         unused_directory,
     )
+    from minigpt.system.device import choose_device, choose_dtype
     from minigpt.training.distributed import joined
+    from minigpt.training.log import say_nothing, say_to_stderr, say_to_stdout
     from minigpt.training.loop import train
-    from minigpt.training.run_log import say_nothing, say_to_stderr, say_to_stdout
 
     with joined() as processes, processes.one_voice():
         say = say_to_stderr if as_json else say_to_stdout
@@ -265,7 +265,7 @@ def train_and_say(
 
 def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[str]:
     """How the run ended, and what it has left."""
-    from minigpt.training.run_log import read_records
+    from minigpt.training.log import read_records
 
     table = epoch_table(read_records(directory / "metrics.jsonl")) if config.train.epochs else []
     best = "adapter" if config.train.lora_rank else "model.safetensors"
@@ -283,8 +283,8 @@ def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[s
 
 def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
-    from minigpt.training.evaluate import perplexity
-    from minigpt.training.run_log import epochs_of
+    from minigpt.evaluation.loss import perplexity
+    from minigpt.training.log import epochs_of
 
     rows = []
     for epoch, training, validation in epochs_of(records):
@@ -347,10 +347,10 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 
 def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
+    from minigpt.analysis.run_plan import Reading, plan_run
     from minigpt.cli.tokens import tokenizer_of
-    from minigpt.device import choose_device, choose_dtype
+    from minigpt.system.device import choose_device, choose_dtype
     from minigpt.training.loop import SAMPLE_TOKENS
-    from minigpt.training.plan import Reading, plan_run
     from minigpt.training.run import counted, new_tokenizer, read
 
     device = choose_device(config.device)
@@ -377,8 +377,8 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
 def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
     """Compute a diverged step once more, and say whether it diverges in the same way."""
     from minigpt.training.divergence import read_report
+    from minigpt.training.log import say_to_stderr, say_to_stdout
     from minigpt.training.loop import replay
-    from minigpt.training.run_log import say_to_stderr, say_to_stdout
 
     say = say_to_stderr if as_json else say_to_stdout
     before = read_report(report)

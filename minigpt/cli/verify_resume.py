@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
     """Train both runs and print what is equal; exit code 1 if anything is not."""
     import sys
 
-    from minigpt.training.run_log import say_to_stderr, say_to_stdout
+    from minigpt.training.log import say_to_stderr, say_to_stdout
     from minigpt.training.verify import at_step, compare, run_interrupted, run_straight, shortened
 
     config, content = starting_config(arguments)

@@ -1,1 +1,11 @@
-"""From a named source to batches of token ids."""
+"""From a named source to batches of token ids.
+
+The files, each of which imports only from those above it::
+
+    verse       the built-in corpus: a grammar of blank verse whose entropy is known
+    corpora     named sources, files and folders to text
+    documents   documents from text files, JSONL, CSV or folders; splits, keywords
+    tokens      text to token files to batches
+    batches     documents to batches: padded in buckets, or packed
+    feeds       a text or documents, as the numbered rows that a run reads
+"""

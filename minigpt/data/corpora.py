@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.data.verse import write_verse
-from minigpt.downloads import (
+from minigpt.errors import DataError, DownloadError, MissingFileError, near
+from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
     cache_dir,
@@ -26,8 +27,7 @@ from minigpt.downloads import (
     mismatch,
     read_archive,
 )
-from minigpt.errors import DataError, DownloadError, MissingFileError, near
-from minigpt.files import listed, read_bytes, write_text
+from minigpt.system.files import listed, read_bytes, write_text
 
 NAMED_SOURCES = {
     "shakespeare": "a million characters of the plays, downloaded once",

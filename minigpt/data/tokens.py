@@ -26,9 +26,9 @@ from torch import Tensor
 
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
-from minigpt.downloads import cache_dir
 from minigpt.errors import DataError, MissingFileError, brief
-from minigpt.files import atomic_write
+from minigpt.system.downloads import cache_dir
+from minigpt.system.files import atomic_write
 from minigpt.tokenizers import Tokenizer
 
 MAGIC = b"MGPTTOKS"

@@ -1,1 +1,13 @@
-"""From a prompt to its completion: ids in, ids out."""
+"""From a prompt to its completion: ids in, ids out.
+
+The files, each of which imports only from those above it::
+
+    options       everything that can be asked of a decoder, checked
+    prompts       few-shot prompts from examples
+    filters       what happens to the logits before a token is drawn, in order
+    constraints   words that must appear: how much of them a sequence has
+    sampling      the next token: greedy or drawn
+    beam_search   the best sequence instead of the best token
+    speculative   several tokens a step, guessed and then checked: the same text, sooner
+    generate      prompts to completions, at once or as a stream
+"""

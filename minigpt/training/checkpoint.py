@@ -1,325 +1,588 @@
-"""The run directory: what a training run leaves on disk, and how a model comes back from it.
+"""Exact resume: what a checkpoint of a running training holds, and how there is always a whole one on the disk.
 
 ::
 
     checkpoints/<run>/
-      config.yaml          model, data and training settings, complete, with the versions that ran them
-      tokenizer.json       everything needed to encode and decode again
-      model.safetensors    the best weights so far, by validation loss
-      last/  previous/     the two newest checkpoints, for an exact resume (resume.py)
-      metrics.jsonl  loss.png  samples.txt
+      last/                    the newest checkpoint
+        model.safetensors      weights
+        state.safetensors      the optimizers' state, every random state, the losses since the last record
+        manifest.json          how far the run has come, the versions that ran it, a checksum of every file
+      previous/                the one before it
+      diverged/                the moment before a step that lost its numbers, if one did
+      .lock                    held while a process trains here
 
-Every file is written under another name first and renamed when it is whole.
+A checkpoint is written under another name, brought to the disk, and renamed; only then does the one before the last
+go. So a power cut at any moment leaves at least one whole checkpoint, and the checksums tell which. One that was whole
+but had not got its name yet gets it when the run goes on.
 """
 
-import dataclasses
-import itertools
-import platform
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
-from minigpt.config import RunConfig, read_yaml, updated, write_yaml
-from minigpt.device import processor
-from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
-from minigpt.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
-from minigpt.lora import plain
+from minigpt.config import RunConfig
+from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief
+from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.formats.lora_files import save_adapter
+from minigpt.formats.run_directory import RunDirectory, read_config, versions
+from minigpt.formats.weights import (
+    mismatches,
+    open_weights,
+    read_metadata,
+    save_weights,
+    with_checksum,
+    write_safetensors,
+)
+from minigpt.lora import adapters
 from minigpt.model import GPT
-from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
-from minigpt.weights import check_values, empty_model, load_weights, save_weights
+from minigpt.parameters import own_tensors
+from minigpt.system.downloads import sha256_of
+from minigpt.system.files import (
+    FETCH_AGAIN,
+    LOCK,
+    check_no_links,
+    leftovers,
+    listed,
+    new_folder,
+    open_to_append,
+    read_json,
+    remove,
+    sync_folder,
+    write_text,
+)
+from minigpt.training.distributed import Processes, part_of, whole
 
-CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
+SECTIONS = ("model", "data", "documents", "train")
+LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
+            "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
+PLACES = ("data.source", "documents.val_data")  # where data lies, which may change: the checksum says what it is
+FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
+READABLE = (1, 2)  # another one is refused
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come. With weights, optimizers and random states, its whole future follows from this.
+
+    Attributes:
+        step: steps taken, skipped ones too.
+        sequences: rows read, without those that fill up batches.
+        tokens: targets learned from.
+        evaluated: the step of the last evaluation.
+        best_loss: the lowest validation loss so far.
+        stale: evaluations since then.
+        skipped: steps whose gradient was not finite, and which changed nothing.
+        skipped_in_a_row: how many of them came last.
+        losses: of the steps since the last record, each a scalar.
+    """
+
+    step: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    evaluated: int = 0
+    best_loss: float = math.inf
+    stale: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Every random state that a process has, as tensors: Python's, NumPy's, torch's on the CPU and on its GPU."""
+    _, words, spare = random.getstate()
+    _, keys, place, has_spare, cached = np.random.get_state()
+    states = {
+        "python": torch.tensor([*words], dtype=torch.int64),
+        "python_spare": torch.tensor([math.nan if spare is None else spare], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), place, has_spare], dtype=torch.int64),
+        "numpy_spare": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to what `random_states` gave."""
+    spare = states["python_spare"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(spare) else spare))
+    *keys, place, has_spare = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, states["numpy_spare"].item()))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other training out of a run directory. The lock ends with the process, however that ends.
+
+    Raises:
+        CheckpointError: if another process trains there, or a link would lead what is written out of it.
+    """
+    from filelock import FileLock, Timeout
+
+    check_no_links(folder)
+    open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(
+            f"another training is at work in {folder}",
+            "wait for it to end, stop it, or name another folder with --out",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def checkpoint_tensors(
+    model: GPT, optimizers: Sequence[Optimizer], progress: Progress, states: Mapping[str, Sequence[Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the two files of tensors hold: (weights, state). Every process must ask, for each may have only a part.
+
+    Args:
+        model: the model.
+        optimizers: of its parameters.
+        progress: of the run.
+        states: the random states by name, one of each rank.
+    """
+    weights = {name: whole(tensor) for name, tensor in _kept(model).items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state = {
+        f"{type(optimizer).__name__}/{names[id(parameter)]}/{key}": whole(value)
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    state |= {f"random/{name}/{rank}": value for name, ranks in states.items() for rank, value in enumerate(ranks)}
+    state |= {f"loss/{number}": loss for number, loss in enumerate(progress.losses)}
+    return weights, state
+
+
+def gathered_states(states: Mapping[str, Tensor], processes: Processes) -> dict[str, list[Tensor]]:
+    """Each random state, of every rank; every process must ask."""
+    return {name: processes.gathered(value) for name, value in states.items()}
+
+
+def write_checkpoint(
+    folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], progress: Progress, facts: dict[str, Any]
+) -> None:
+    """Write a checkpoint into an empty folder.
+
+    Args:
+        folder: where.
+        weights: see `checkpoint_tensors`.
+        state: likewise.
+        progress: of the run.
+        facts: whatever else the manifest shall keep, as JSON.
+    """
+    write_safetensors(folder / WEIGHTS, weights)
+    write_safetensors(folder / STATE, state)
+    counts = {key: value for key, value in asdict(progress).items() if key != "losses"}
+    counts["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None
+    content: dict[str, Any] = {"format": FORMAT, "progress": counts, "versions": versions(), **facts}
+    content["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in (WEIGHTS, STATE)
+    }
+    write_text(folder / MANIFEST, json.dumps({**content, "sha256": _seal(content)}, indent=1))
+
+
+def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
+    """Write a checkpoint (see `write_checkpoint`) that becomes `last/`, and make the former one `previous/`.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written. Then `last/` and `previous/` are as they were, or
+            if only their names could not be changed, the new one waits for its name.
+    """
+    make_last(run)  # of the one before, whose name could not be changed
+    run.path.mkdir(parents=True, exist_ok=True)
+    with new_folder(run.following) as part:
+        write_checkpoint(part, *checkpoint)
+    _rotate(run)
+
+
+def make_last(run: RunDirectory) -> str:
+    """Give a checkpoint that waits for its name, if there is one and it is whole, the name `last/`.
+
+    Wherever this is cut off, at least one whole checkpoint is there, and another call ends what this one began.
+
+    Returns:
+        A line that says what was wrong with one that is not whole, and was removed; empty if there is nothing to say.
+
+    Raises:
+        CheckpointError: if it is of another format.
+    """
+    if not os.path.lexists(run.following):
+        return ""
+    try:
+        open_checkpoint(run.following)
+    except _FormatError:
+        raise
+    except MiniGPTError as error:  # it is nobody's last word: a whole one waits only from one rename to the next
+        remove(run.following)
+        return f"{error.what}; it was removed"
+    _rotate(run)
+    return ""
+
+
+def _rotate(run: RunDirectory) -> None:
+    """Give the checkpoint that waits for its name the name `last/`; the former is `previous/`."""
+    if run.last.exists():
+        _take_name(run.last, run.previous)
+    _take_name(run.following, run.last)
+
+
+def _take_name(folder: Path, name: Path) -> None:
+    """Rename a folder, and remove the one that had the name."""
+    with TemporaryDirectory(dir=name.parent, prefix=".minigpt-") as rubbish:
+        if name.exists():
+            name.replace(Path(rubbish) / name.name)  # half removed, it must not have its name
+        folder.replace(name)
+        sync_folder(name.parent)
+
+
+class _FormatError(CheckpointError):
+    """A checkpoint of another format, which is no damaged one."""
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """The paths of a run."""
+class Checkpoint:
+    """A checkpoint on the disk, every byte of which was compared with its checksum.
+
+    Attributes:
+        path: its folder.
+        progress: how far the run had come.
+        manifest: all that `manifest.json` says.
+    """
 
     path: Path
+    progress: Progress
+    manifest: dict[str, Any]
 
     @property
-    def config(self) -> Path:
-        """Settings."""
-        return self.path / "config.yaml"
+    def laid_out_for(self) -> int:
+        """The batch size for which documents were put in order (`data.feeds.document_feed`).
 
-    @property
-    def tokenizer(self) -> Path:
-        """Vocabulary."""
-        return self.path / "tokenizer.json"
+        Raises:
+            CheckpointError: if the checkpoint is of format 1, whose count of rows cannot be read as one of documents.
+        """
+        if self.manifest["format"] == 1:
+            raise CheckpointError(
+                f"{self.path} is of format 1, which does not say which documents of the epoch have been read",
+                "resume it with the minigpt that wrote it, or start a new run from its weights with --init-from",
+            )
+        found: int = self.manifest["laid_out_for"]
+        return found
 
-    @property
-    def best_weights(self) -> Path:
-        """Weights with the lowest validation loss so far."""
-        return self.path / "model.safetensors"
+    def check_corpus(self, corpus: str, config: RunConfig) -> None:
+        """Refuse to go on with another text, named by its sha256. Raises CheckpointError."""
+        if self.manifest["corpus"] != corpus:
+            raise CheckpointError(
+                f"the text of {config.data.source} has changed since {self.path} was trained on it",
+                "name the former text's new place with --data, or start a new run: a resumed one must read what it "
+                "would have read",
+            )
 
-    @property
-    def adapter(self) -> Path:
-        """The best adapter so far, in the place of weights, of a run that trains one."""
-        return self.path / "adapter"
+    def check_base(self, base: str | None, name: str) -> None:
+        """Refuse an adapter's checkpoint for another base, named by its fingerprint. Raises CheckpointError."""
+        if self.manifest.get("base") != base:
+            raise CheckpointError(
+                f"the model {name} is not the one that the adapter in {self.path} is trained for",
+                "bring the former one back: an adapter is worth nothing without its base",
+            )
 
-    @property
-    def following_adapter(self) -> Path:
-        """An adapter that is whole and about to become the best."""
-        return self.path / ".adapter"
+    def restore_weights(self, model: GPT) -> None:
+        """Read the weights into a whole model, not finite ones too, for a diverged step to be repeated.
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last"
+        Raises:
+            CheckpointError: if the model is of another architecture.
+        """
+        stored, targets = open_weights(self.path / WEIGHTS), _kept(model)
+        if problems := mismatches(targets, stored):
+            raise CheckpointError(
+                f"{self.path / WEIGHTS} does not hold this model's weights: {listed(problems, '; ')}",
+                "use the config.yaml that the run was started with",
+            )
+        for name, target in targets.items():
+            target.copy_(stored[name].read())
 
-    @property
-    def last_weights(self) -> Path:
-        """The newest weights."""
-        return self.last / "model.safetensors"
+    def restore_optimizers(self, model: GPT, optimizers: Sequence[Optimizer]) -> None:
+        """Read the optimizers' state, each process its part of it.
 
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the newest one."""
-        return self.path / "previous"
+        Raises:
+            CheckpointError: if it is of other parameters.
+        """
+        parameters = dict(model.named_parameters())
+        kinds = {type(optimizer).__name__: optimizer for optimizer in optimizers}
+        for name, stored in open_weights(self.path / STATE).items():
+            kind, _, rest = name.partition("/")
+            if kind in kinds:
+                owner, _, key = rest.rpartition("/")
+                if owner not in parameters or stored.shape not in ((), tuple(parameters[owner].shape)):
+                    raise self._foreign(name)
+                parameter = parameters[owner]
+                values = stored.read().to(parameter.device)
+                whole_like = values.shape == parameter.shape  # a count of steps is not
+                kinds[kind].state[parameter][key] = part_of(values, parameter) if whole_like else values
 
-    @property
-    def following(self) -> Path:
-        """A checkpoint that is whole and about to become the newest."""
-        return self.path / ".next"
+    def losses(self) -> list[Tensor]:
+        """Of the steps since the last record."""
+        stored = open_weights(self.path / STATE)
+        return [loss.read() for name, loss in stored.items() if name.startswith("loss/")]
 
-    @property
-    def diverged(self) -> Path:
-        """The moment before a step that lost its numbers, and a report of it."""
-        return self.path / "diverged"
+    def restore_random(self, rank: int, device: torch.device) -> bool:
+        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device.
 
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
+        Raises:
+            CheckpointError: if they are of no generator that this machine has.
+        """
+        stored = open_weights(self.path / STATE)
+        states = {name.split("/")[1]: stored[name].read() for name in stored if _is_of(name, rank)}
+        if not states or (device.type == "cuda") != ("cuda" in states):
+            return False
+        try:
+            restore_random_states(states, device)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise self._foreign(f"random/*/{rank}") from None
+        return True
 
-    @property
-    def plot(self) -> Path:
-        """The loss curve."""
-        return self.path / "loss.png"
-
-    @property
-    def perplexity_plot(self) -> Path:
-        """Perplexity by epoch, of a run that counts in epochs."""
-        return self.path / "perplexity.png"
-
-    @property
-    def samples(self) -> Path:
-        """Text written at each evaluation."""
-        return self.path / "samples.txt"
-
-
-def unused_directory(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has taken."""
-    return next(path for path in _numbered(parent, name) if not path.exists())
-
-
-def unfinished_run(parent: Path, name: str) -> Path | None:
-    """The last of the runs `parent/name`, `name-2`, ... that was interrupted, and has steps left to take."""
-    taken = itertools.takewhile(Path.exists, _numbered(parent, name))
-    return max((path for path in taken if _is_unfinished(path)), key=_written, default=None)
-
-
-def _numbered(parent: Path, name: str) -> Iterator[Path]:
-    yield parent / name
-    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
+    def _foreign(self, name: str) -> CheckpointError:
+        what = f"{self.path / STATE} has no state of this run's under {brief(name)}"
+        return CheckpointError(what, "resume with the minigpt and the settings that wrote it")
 
 
-def newest_run(parent: Path) -> Path:
-    """The run below `parent` whose best weights, or whose best adapter, were written last.
+def _is_of(name: str, rank: int) -> bool:
+    return name.startswith("random/") and name.endswith(f"/{rank}")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Look a checkpoint through, byte by byte.
 
     Raises:
-        MissingFileError: if there is none; it names the newest one that has not come so far.
+        MissingFileError: if it is not there, or a file of it.
+        CheckpointError: if a file is damaged, or the checkpoint was made by a minigpt that does it another way.
     """
-    runs = [RunDirectory(path) for path in parent.glob("*")]
-    best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
-    if best:
-        return max(best, key=_written).parent
-    begun = [run for run in runs if run.config.is_file()]
-    what, how = f"there is no trained run in {parent.absolute()}", "train one first: minigpt quickstart"
-    if begun:
-        run = max(begun, key=lambda run: _written(run.config))
-        what += f"; {run.path} was interrupted before its first evaluation, which makes its best weights"
-        newest = f", or name its newest weights: --model {run.last}" if run.last_weights.exists() else ""
-        how = f"go on with it: minigpt train --resume {run.path}{newest}"
-    raise MissingFileError(what, how)
-
-
-def _is_unfinished(directory: Path) -> bool:
-    """Whether a folder is a run that has not taken all of its steps, nor run out of patience."""
-    run = RunDirectory(directory)
-    if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
-        return False
-    progress: Any = {}
-    with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
-        progress = read_json(run.last / "manifest.json").get("progress")
-    counts = progress if isinstance(progress, dict) else {}
-    step, stale = (count if isinstance(count := counts.get(name), int) else 0 for name in ("step", "stale"))
-    settings = read_config(run).train
-    return step < settings.max_steps and not 0 < settings.patience <= stale
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
-
-
-def check_new(run: RunDirectory) -> None:
-    """Refuse a folder that holds a run, or anything else, for a new one.
-
-    What a run has left that ended before it had learned anything, as for want of memory, may be written over.
-
-    Raises:
-        CheckpointError: if the folder holds more than that, or the path is a file.
-    """
-    begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
-    begun.update(leftovers(run.path))
-    found = set(run.path.iterdir()) if run.path.is_dir() else set()
-    nothing_learned = run.path / LOCK in found and found <= begun
-    if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):
-        check_unused(run.path)
-
-
-def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Create the folder and write what is known before the first step."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_yaml(config, run.config, versions())
-    tokenizer.save(run.tokenizer)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "threads": str(torch.get_num_threads()),
-        "processor": processor(),
-    }
-
-
-def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path) -> None:
-    """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
-
-    An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
-    command; so it has a tokenizer, and a model without one is not written as a run.
-
-    Raises:
-        InputError: if `tokenizer` is None.
-        OSError: if the folder cannot be written.
-    """
-    import yaml
-
-    tokenizer = required(tokenizer, path)
-    with atomic_folder(path) as part:
-        run = RunDirectory(part)
-        # No data or training settings: they are not known.
-        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
-        tokenizer.save(run.tokenizer)
-        save_weights(plain(model), run.best_weights)
-
-
-def run_at(path: Path) -> RunDirectory:
-    """The run that a run directory, or the `last` folder inside one, belongs to."""
-    inside = path.name == "last" and RunDirectory(path.parent).config.is_file()
-    return RunDirectory(path.parent if inside else path)
-
-
-def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
-    """A trained model, its tokenizer and its settings; the model on the CPU, in evaluation mode.
-
-    Args:
-        path: a run directory, for its best weights, or the `last` folder inside one, for its newest.
-
-    Raises:
-        MissingFileError: if a part of the run is not there.
-        CheckpointError: if a part is damaged or does not fit the others.
-    """
-    config, tokenizer, weights = read_run(path)
-    model = empty_model(config.model)
-    load_weights(model, weights)
-    return model.eval(), tokenizer, config
-
-
-def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
-    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
-
-    Args and errors are those of `load_run`, but that nobody has asked yet whether the weights fit the settings.
-    """
-    run = run_at(path)
-    config = read_config(run)
-    tokenizer = load_tokenizer(run.tokenizer)
-    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
-    weights = run.best_weights if run.path == path else run.last_weights
-    if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
-        raise MissingFileError(
-            f"{run.path} has no {weights.name} yet: its first evaluation makes it",
-            f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
+    if not path.is_dir():
+        raise MissingFileError(f"there is no checkpoint {path}", "training writes one every save_interval steps")
+    manifest = read_json(path / MANIFEST)
+    if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
+        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
+    if manifest.get("format") not in READABLE:
+        raise _FormatError(
+            f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads "
+            + " and ".join(map(str, READABLE)),
+            "resume it with the minigpt that wrote it; its weights can be used with any",
         )
-    check_values(weights)
-    return config, tokenizer, weights
+    if not _says_all(manifest):  # a checksum is no signature: anybody can make one
+        raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
+    for name, promised in manifest["files"].items():
+        _check_file(path / name, promised["bytes"], promised["sha256"])
+    counts = manifest["progress"]
+    best = math.inf if counts["best_loss"] is None else counts["best_loss"]
+    checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
+    checkpoint.progress.losses = checkpoint.losses()
+    return checkpoint
 
 
-def read_config(run: RunDirectory) -> RunConfig:
-    """The settings of a run.
+def _says_all(manifest: dict[str, Any]) -> bool:
+    match manifest:
+        case {"files": dict(files), "progress": {"best_loss": best, **counts}, "versions": dict()}:
+            marks = manifest.get("log", {})
+            return (
+                isinstance(marks, dict)
+                and {WEIGHTS, STATE} <= files.keys()
+                and counts.keys() <= Progress.__dataclass_fields__.keys()
+                and (best is None or type(best) in (int, float))
+                and all(type(count) is int and 0 <= count < 2**63 for count in [*counts.values(), *marks.values()])
+                and all(isinstance(file, dict) and isinstance(file.get("bytes"), int) for file in files.values())
+                and all("sha256" in file for file in files.values())
+            )
+    return False
 
-    Raises:
-        MissingFileError: if the folder is no run directory.
-        CheckpointError: if its settings cannot be read.
-    """
-    if not run.config.is_file():
-        raise MissingFileError(f"{run.path} is not a run directory: it has no config.yaml", "train one: minigpt train")
+
+def _check_file(file: Path, size: int, sha256: str) -> None:
+    found = file.stat().st_size if file.is_file() else 0
+    if found != size:
+        raise CheckpointError(f"{file} is damaged: {found:,} bytes instead of {size:,}", FETCH_AGAIN)
     try:
-        config: RunConfig = updated(RunConfig(), read_yaml(run.config))
-    except ConfigError as error:
-        raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
-    return config
+        checksum = sha256_of(file)
+    except OSError as error:  # a bad sector
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", FETCH_AGAIN) from None
+    if checksum != sha256:
+        raise CheckpointError(f"{file} is damaged: it does not have its checksum", FETCH_AGAIN)
 
 
-def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
-    """The tokenizer of a model, for what needs text.
-
-    Args:
-        tokenizer: what `load_model` gave.
-        source: the model, for the message.
+def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
+    """`last/` if it is whole, else `previous/`; and a line that says so, empty if there is nothing to say.
 
     Raises:
-        InputError: if it is None.
+        MissingFileError: if the run has no checkpoint yet.
+        CheckpointError: if neither is whole; both are named. Or if `last/` is of another format: to go on from an older
+            one would lose what a newer minigpt has done.
     """
-    if tokenizer is None:
-        raise InputError(
-            f"no tokenizer is known for {source}, and without one no text goes in or out",
-            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
-            "what has no such flag takes a run directory that minigpt import made with one",
-        )
-    return tokenizer
+    try:
+        return open_checkpoint(run.last), ""
+    except _FormatError:
+        raise
+    except MiniGPTError as error:
+        if not run.previous.exists():
+            raise
+        last = error
+    try:
+        checkpoint = open_checkpoint(run.previous)
+    except MiniGPTError as error:
+        raise CheckpointError(f"{last.what}; and {error.what}", last.how) from None
+    return checkpoint, f"{last.what}; going on from {run.previous}, step {checkpoint.progress.step}"
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
-    """Refuse a tokenizer that cannot be the one of a model.
+def clean(run: RunDirectory, say: Callable[[str], None]) -> None:
+    """Tidy up after a killed process, in a run directory that is locked by this one.
 
-    A model must have every id that text can give. It may have more of them, ids without text: those of added special
-    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
-    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
-    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
-    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
+    What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`, and a whole adapter
+    the best. What waited and is damaged is said, and goes.
+    """
+    for path in leftovers(run.path):
+        remove(path)
+    if damage := make_last(run):
+        say(f"damaged    {damage}")
+    make_best(run)
+
+
+def checkpoint_to_resume(
+    run: RunDirectory, config: RunConfig, corpus: str, say: Callable[[str], None]
+) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
+    """The checkpoint that a run goes on from, or None if it was interrupted before the first; and changed settings.
 
     Args:
-        tokenizer: the tokenizer.
-        vocab_size: how many ids the model has.
-        source: where the model comes from, for the message.
+        run: its paths.
+        config: the settings from now on.
+        corpus: the sha256 of the corpus.
+        say: where the lines for people go.
 
     Raises:
-        CheckpointError: if the model has fewer ids, or more of them than that.
+        MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
+        CheckpointError: if no checkpoint is whole, or the settings or the corpus are not those of the run.
     """
-    named = tokenizer.vocab_size + len(tokenizer.added)
-    padding = vocab_size - named  # negative if the model was never made larger for the added tokens
-    may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
-    if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
+    changed = changes(read_config(run), config)
+    for name, (before, now) in changed.items():
+        say(f"changed    {name}: {before} before, {now} from now on")
+    if not run.last.exists() and not run.previous.exists():
+        if run.best_weights.exists():  # they would be written over
+            raise MissingFileError(
+                f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
+                "start a new run in another folder",
+            )
+        say(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
+        return None, changed
+    checkpoint, damage = newest_checkpoint(run)
+    if damage:
+        say(f"damaged    {damage}")
+    checkpoint.check_corpus(corpus, config)
+    here = versions()
+    for name, before in checkpoint.manifest["versions"].items():
+        if (now := here.get(name, "not known")) != before:
+            say(f"changed    {name}: {before} before, {now} now; the last digits may differ")
+    say(f"resume     {run.path} at step {checkpoint.progress.step}")
+    return checkpoint, changed
+
+
+def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
+    """The settings in which two configurations of one run differ: name -> [before, now].
+
+    Raises:
+        CheckpointError: if one of them cannot change within a run; all are named.
+    """
+    found = {
+        f"{section}.{name}" if section else name: [value, getattr(_section(now, section), name)]
+        for section in ("", *SECTIONS)
+        for name, value in vars(_section(before, section)).items()
+        # the vocabulary and the checksum follow from the corpus, which is compared by itself
+        if name not in (*SECTIONS, "vocab_size", "checksum") and value != getattr(_section(now, section), name)
+    }
+    places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a fingerprint
+    fixed = [
+        f"{name} is {was} in the run and {is_now} now"
+        for name, (was, is_now) in found.items()
+        if name.startswith(LIFELONG) and name not in ("model.dropout", *places)
+    ]
+    if fixed:
         raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
-            "use the tokenizer that the model was trained with",
+            f"this run cannot go on with other settings: {'; '.join(fixed)}",
+            "leave them as they were, or start a new run: model, data and optimizer stay for a run's whole life",
         )
+    return found
+
+
+def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> None:
+    """Write the best weights of a run, or its best adapter, unless what lies there is better.
+
+    It may be: a run that was killed and resumed comes again by a step whose evaluation it had already seen.
+
+    Args:
+        run: its paths.
+        model: the model.
+        loss: its validation loss.
+        step: steps taken.
+        base: where an adapter's base comes from.
+
+    Raises:
+        OSError: if they cannot be written; those that lie there are as they were.
+    """
+    make_best(run)  # an adapter whose name could not be changed
+    if loss >= stored_loss(run):
+        return
+    metadata = {"step": str(step), "val_loss": repr(loss)}
+    if adapters(model):
+        with new_folder(run.following_adapter) as part:
+            save_adapter(model, part, base=base, metadata=metadata)
+        make_best(run)
+    else:
+        save_weights(model, run.best_weights, with_checksum(metadata, own_tensors(model)))
+
+
+def make_best(run: RunDirectory) -> None:
+    """Give a whole adapter that waits for its name, if there is one, the name of the best."""
+    if run.following_adapter.exists():
+        _take_name(run.following_adapter, run.adapter)
+
+
+def stored_loss(run: RunDirectory) -> float:
+    """The validation loss of a run's best weights; infinite if there are none, or they are damaged."""
+    for path in (run.best_weights, run.adapter / ADAPTER_WEIGHTS):
+        try:
+            return float(read_metadata(path)["val_loss"])
+        except (MiniGPTError, KeyError, ValueError):
+            continue
+    return math.inf
+
+
+def _kept(model: GPT) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: its weights, or if it has adapters, theirs alone."""
+    own = own_tensors(model)
+    return {name: tensor for name, tensor in own.items() if ".lora_" in name} if adapters(model) else own
+
+
+def _section(config: RunConfig, name: str) -> Any:
+    return getattr(config, name) if name else config
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

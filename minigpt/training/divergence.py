@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from minigpt.data.batches import Batch
 from minigpt.decoding.sampling import with_text
-from minigpt.device import autocast
 from minigpt.errors import CheckpointError, DivergenceError
-from minigpt.files import new_folder, read_json, remove, write_text
+from minigpt.evaluation.loss import next_token_loss
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
-from minigpt.training.checkpoint import RunDirectory
-from minigpt.training.distributed import Processes, whole
-from minigpt.training.evaluate import next_token_loss
-from minigpt.training.packing import reading
-from minigpt.training.resume import (
+from minigpt.system.device import autocast
+from minigpt.system.files import new_folder, read_json, remove, write_text
+from minigpt.training.checkpoint import (
     Progress,
     checkpoint_tensors,
     gathered_states,
     restore_random_states,
     write_checkpoint,
 )  # fmt: skip
+from minigpt.training.distributed import Processes, whole
+from minigpt.training.packing import reading
 from minigpt.training.run import Run
 
 REPORT = "report.json"

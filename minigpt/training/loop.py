@@ -24,16 +24,12 @@ from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import with_text
-from minigpt.device import autocast, choose_device
 from minigpt.errors import ConfigError, Interrupted
-from minigpt.pretrained import lasting_spec
-from minigpt.training.checkpoint import RunDirectory, check_new, read_config, start_run
-from minigpt.training.distributed import Processes, exchanging, joined, whole
-from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
-from minigpt.training.evaluate import evaluate_batches, next_token_loss, perplexity
-from minigpt.training.optim import set_learning_rate
-from minigpt.training.packing import reading
-from minigpt.training.resume import (
+from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
+from minigpt.formats.pretrained import lasting_spec
+from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
+from minigpt.system.device import autocast, choose_device
+from minigpt.training.checkpoint import (
     Progress,
     checkpoint_tensors,
     checkpoint_to_resume,
@@ -46,8 +42,12 @@ from minigpt.training.resume import (
     replace_last,
     stored_loss,
 )  # fmt: skip
+from minigpt.training.distributed import Processes, exchanging, joined, whole
+from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
+from minigpt.training.log import RunLog, Say, read_records, say_nothing, say_to_stdout
+from minigpt.training.optim import set_learning_rate
+from minigpt.training.packing import reading
 from minigpt.training.run import Run, fingerprint, set_up, whole_model
-from minigpt.training.run_log import RunLog, Say, read_records, say_nothing, say_to_stdout
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
 

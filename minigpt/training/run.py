@@ -21,20 +21,20 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.data.feeds import Feed, TextFeed, document_feed, text_feed
 from minigpt.data.tokens import prepare
-from minigpt.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.errors import ConfigError, did_you_mean, first_line
+from minigpt.formats.lora_files import fingerprint as base_fingerprint
+from minigpt.formats.pretrained import load_for_text
+from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora, trainable_parameters
-from minigpt.lora_files import fingerprint as base_fingerprint
 from minigpt.model import GPT
-from minigpt.pretrained import load_for_text
+from minigpt.parameters import empty_model
+from minigpt.system.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import RunDirectory, read_config
+from minigpt.training.checkpoint import Checkpoint, Progress
 from minigpt.training.distributed import Processes, parallel, whole
+from minigpt.training.log import Say
 from minigpt.training.optim import make_optimizers
-from minigpt.training.resume import Checkpoint, Progress
-from minigpt.training.run_log import Say
-from minigpt.weights import empty_model
 
 TOKEN_FOLDER = Path("data") / "tokens"
 

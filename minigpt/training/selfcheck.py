@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from minigpt.config import RunConfig
-from minigpt.device import autocast, available_devices, multiplies_bfloat16, processor
-from minigpt.downloads import cache_dir
 from minigpt.errors import first_line
+from minigpt.evaluation.loss import next_token_loss
 from minigpt.model import GPT
-from minigpt.training.evaluate import next_token_loss
+from minigpt.system.device import autocast, available_devices, multiplies_bfloat16, processor
+from minigpt.system.downloads import cache_dir
 from minigpt.training.optim import make_optimizers
 
 # Of two ways to compute one and the same step, the losses may differ by rounding, and no more: bfloat16 keeps 8 bits.

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
-from minigpt.files import read_text, write_text
+from minigpt.system.files import read_text, write_text
 
 PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT goes before
 T = TypeVar("T")

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt.analysis.accounting import human, model_size
 from minigpt.config import GPTConfig, TrainConfig
-from minigpt.device import autocast
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import next_token_loss
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT, explicit_attention, fused_attention
-from minigpt.training.evaluate import next_token_loss
+from minigpt.system.device import autocast
 from minigpt.training.optim import make_optimizers
 
 CORES = {"explicit": explicit_attention, "fused": fused_attention}

@@ -13,8 +13,8 @@ from minigpt.analysis.lens import Lens, logit_lens, token_losses
 from minigpt.analysis.taps import PointError
 from minigpt.analysis.tracing import trace
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import sequence_log_prob
 from minigpt.kv_cache import KVCache
-from minigpt.training.evaluate import sequence_log_prob
 
 B, T, L, C, V = 2, 11, 3, 35, 19
 POINTS = ["blocks.0.resid_pre", *(f"blocks.{i}.resid_{part}" for i in range(L) for part in ("mid", "post"))]

@@ -7,6 +7,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from minigpt.analysis import plots
+from minigpt.system.figures import save_figure
+from minigpt.training.curves import runs_compared
 
 WORDS = ["The", " cat", "\n", " $x$", " $5", "中", "\x1b", " sat"]  # formulas, signs that the font lacks, an escape
 LONG = [chr(97 + n % 26) for n in range(211)]
@@ -235,7 +237,7 @@ def test_a_tree_too_large_leaves_out_what_was_dropped():
 
 def test_runs_are_drawn_as_they_were_recorded():
     runs = [("one", [(1, 4.0), (2, 3.0)], [(2, 3.5)]), ("two", [(1, 5.0)], [])]
-    axes = plots.runs_compared(runs).axes[0]
+    axes = runs_compared(runs).axes[0]
     lines = [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()]
     assert lines == [[(1, 4.0), (2, 3.0)], [(2, 3.5)], [(1, 5.0)], []]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one, best 3.500", "two"]
@@ -269,6 +271,6 @@ def test_every_sign_can_be_drawn(tmp_path, suffix, monkeypatch):
     """Any warning is an error here: no glyph is missing, no dollar begins a formula, and no display is asked for."""
     monkeypatch.delenv("DISPLAY", raising=False)
     path = tmp_path / f"picture.{suffix}"
-    plots.save_figure(plots.heat_map(random.random((8, 8)), WORDS, WORDS, "p", "中 $ $", texts=[WORDS] * 8), path)
+    save_figure(plots.heat_map(random.random((8, 8)), WORDS, WORDS, "p", "中 $ $", texts=[WORDS] * 8), path)
     assert path.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

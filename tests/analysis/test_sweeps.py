@@ -12,7 +12,7 @@ from minigpt.analysis.sweeps import Sweep, ablation_sweep, logit_difference, los
 from minigpt.analysis.taps import PointError
 from minigpt.analysis.tracing import edit
 from minigpt.errors import InputError
-from minigpt.training.evaluate import sequence_log_prob
+from minigpt.evaluation.loss import sequence_log_prob
 
 B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
 METRIC = logit_difference([3, 5], 7)

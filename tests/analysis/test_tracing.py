@@ -20,10 +20,11 @@ from minigpt.analysis.taps import PointError, points
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError, MiniGPTError
+from minigpt.formats.pretrained import reference_views
+from minigpt.formats.weights import fill, stored_tensors
 from minigpt.kv_cache import KVCache
 from minigpt.model import explicit_attention, fused_attention
-from minigpt.pretrained import reference_views
-from minigpt.weights import empty_model, fill, stored_tensors
+from minigpt.parameters import empty_model
 
 GOLDEN = os.environ.get("MINIGPT_GOLDEN") and Path(os.environ["MINIGPT_GOLDEN"]).resolve()
 

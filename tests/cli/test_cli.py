@@ -365,7 +365,7 @@ def test_next_after_nothing_starts_as_generate_does(trained, reference, capsys):
 
 def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference, capsys):
     from minigpt import GPT, GPTConfig
-    from minigpt.training.checkpoint import save_run
+    from minigpt.formats.run_directory import save_run
 
     assert reference.tokenizer.vocab_size == 267
     model = GPT(GPTConfig(272, block_size=7, n_layer=1, n_head=1, n_embd=3)).eval()
@@ -667,13 +667,13 @@ def test_a_path_that_is_not_utf8(reference):
 
 
 def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(reference, capsys, monkeypatch):
-    monkeypatch.setattr("minigpt.pretrained.fetch_model", {"someone/model": reference.folder}.__getitem__)
+    monkeypatch.setattr("minigpt.formats.pretrained.fetch_model", {"someone/model": reference.folder}.__getitem__)
     result = result_of(["import", "someone/model", "mine", "--verify"], capsys)
     assert result["parity"]["reference"] == str(reference.folder)
 
 
 def test_import_of_a_damaged_model_is_refused(reference, failing, monkeypatch):
-    from minigpt.pretrained import load_model
+    from minigpt.formats.pretrained import load_model
 
     def damaged(*arguments, **options):
         model, tokenizer = load_model(*arguments, **options)
@@ -707,7 +707,7 @@ def test_an_import_that_fails_half_way_leaves_nothing(reference, failing, monkey
     def full(*arguments):
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("minigpt.training.checkpoint.save_weights", full)
+    monkeypatch.setattr("minigpt.formats.run_directory.save_weights", full)
     Path("runs").mkdir()
     assert "No space left" in failing(["import", str(reference.folder), "runs/mine"])
 
@@ -734,7 +734,7 @@ def test_export_is_what_the_reference_library_loads(reference, trained, capsys):
 @pytest.fixture
 def gpt2() -> str:
     from minigpt.errors import DownloadError
-    from minigpt.hub import fetch_model
+    from minigpt.formats.hub import fetch_model
 
     try:
         fetch_model("gpt2")

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.analysis.comparison import difference_interval, mean_interval
 from minigpt.cli import compare as command
 from minigpt.cli.models import load
 from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError, MiniGPTError
+from minigpt.evaluation.comparison import difference_interval, mean_interval
+from minigpt.formats.lora_files import save_adapter
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora
-from minigpt.lora_files import save_adapter
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import save_run
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 

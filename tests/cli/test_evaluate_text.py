@@ -15,10 +15,10 @@ import torch
 from minigpt.cli import evaluate_text as command
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
+from minigpt.evaluation.loss import sequence_log_prob
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
-from minigpt.training.checkpoint import save_run
-from minigpt.training.evaluate import sequence_log_prob
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 

@@ -10,10 +10,10 @@ from minigpt.cli.parser import parser_of
 from minigpt.cli.train import make_parser
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.errors import ALIASES
+from minigpt.formats.run_directory import RunDirectory, newest_run, save_run, start_run, unfinished_run
+from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import RunDirectory, newest_run, save_run, start_run, unfinished_run
-from minigpt.weights import save_weights
 
 
 def begun(path: Path, step: int, saved: bool = True, best: bool = False, **settings: int) -> RunDirectory:
@@ -135,7 +135,7 @@ def test_a_run_is_named_without_its_folder(capsys, command):
 
 
 def test_a_name_that_means_something_else_keeps_its_meaning(monkeypatch):
-    from minigpt.pretrained import find, run_named
+    from minigpt.formats.pretrained import find, run_named
 
     for name in ("gpt2", "mine", "."):
         save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)),

@@ -18,13 +18,13 @@ from minigpt.analysis import taps
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores
 from minigpt.analysis.lens import Lens
-from minigpt.analysis.terminal import columns
 from minigpt.cli.inspect_model import VIEWS, make_view_parser
 from minigpt.cli.main import run
 from minigpt.config import GPTConfig
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
+from minigpt.system.terminal import columns
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import save_run
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 TEXT = "the later you"  # of the reference's vocabulary: "th", "e", ...
@@ -240,7 +240,7 @@ def test_a_sweep_draws_from_all_reference_texts_by_the_seed(model, capsys):
 
 def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
-    from minigpt.cli.inspect_shape import VIEWS as SHAPES
+    from minigpt.cli.views.shape import VIEWS as SHAPES
 
     values = make_view_parser("size").parse("--preset gpt2-124m --tokens 1024".split())
     numbers = SHAPES["size"].answer(values).record.numbers
@@ -300,7 +300,7 @@ def test_heads_are_sorted_by_what_was_asked(model, capsys, monkeypatch):
     scores = {kind: torch.zeros(2, 3) for kind in ("previous", "induction", "first", "self", "entropy", "duplicate")}
     scores["first"][1, 2], scores["induction"][0, 1] = 0.75, 0.5
     found = HeadScores(scores, [1, 2, 3, 4, 2, 3, 4], 3)
-    monkeypatch.setattr("minigpt.cli.inspect_heads.head_scores", lambda *arguments: found)
+    monkeypatch.setattr("minigpt.cli.views.heads.head_scores", lambda *arguments: found)
     lines = printed(words("heads {model} --by first --top 2", model), capsys).splitlines()
     assert lines[2:4] == [
         "0.1 looks at what followed the same token the first time, with 0.50 of its weight",
@@ -328,7 +328,7 @@ def test_heads_open_with_what_the_model_shows(model, capsys, monkeypatch, scores
     for kind, score in scores.items():
         every[kind][0, 1] = score
     found = HeadScores(every, [1, 2, 3, 4, 2, 3, 4], 3)
-    monkeypatch.setattr("minigpt.cli.inspect_heads.head_scores", lambda *arguments: found)
+    monkeypatch.setattr("minigpt.cli.views.heads.head_scores", lambda *arguments: found)
     lines = printed(words("heads {model}", model), capsys).splitlines()
     assert len(lines) == 2 + len(said) + 1 + 6
     for line, start in zip(lines[2:], said, strict=False):

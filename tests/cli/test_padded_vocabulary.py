@@ -19,11 +19,11 @@ from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import run
 from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import next_token_table
+from minigpt.evaluation.loss import sequence_log_prob
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import save_run
-from minigpt.training.evaluate import sequence_log_prob
 
 CHARACTERS = "\n $,.ATabcdefhimnorstu中"
 TEXT = "to be\n or not\n" * 31

@@ -11,9 +11,9 @@ from minigpt import cli
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import run
 from minigpt.config import GPTConfig
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
-from minigpt.training.checkpoint import save_run
 
 pytestmark = pytest.mark.filterwarnings("default::minigpt.errors.TextNote")  # as outside of tests, where notes are said
 

@@ -13,9 +13,9 @@ import pytest
 from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.streams import LONGEST, Stream, attached, said, say_error, write_product
 from minigpt.config import GPTConfig
+from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.checkpoint import save_run
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 

@@ -17,8 +17,8 @@ from hypothesis import given, strategies
 from minigpt.data import corpora
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, lasting_source, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import read_documents
-from minigpt.downloads import PackageFile, UnwritableFolderError
 from minigpt.errors import DataError, DownloadError, MissingFileError
+from minigpt.system.downloads import PackageFile, UnwritableFolderError
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 

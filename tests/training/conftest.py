@@ -5,7 +5,7 @@ import pytest
 from minigpt.config import GPTConfig, RunConfig, TrainConfig
 from minigpt.data.corpora import Corpus
 from minigpt.training import loop
-from minigpt.training.run_log import RunLog
+from minigpt.training.log import RunLog
 
 COUNTING = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
 

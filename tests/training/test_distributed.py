@@ -24,19 +24,19 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import windows_in_order
 from minigpt.errors import ConfigError
-from minigpt.lora_files import load_adapter
+from minigpt.evaluation.loss import evaluate, evaluate_batches
+from minigpt.formats.lora_files import load_adapter
+from minigpt.formats.run_directory import RunDirectory, save_run
+from minigpt.formats.weights import open_weights
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
-from minigpt.training.checkpoint import RunDirectory, save_run
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, exchanging, joined, numbers_held, parallel
-from minigpt.training.evaluate import evaluate, evaluate_batches
+from minigpt.training.log import RunLog, say_nothing
 from minigpt.training.loop import train
-from minigpt.training.resume import open_checkpoint
 from minigpt.training.run import set_up
-from minigpt.training.run_log import RunLog, say_nothing
 from minigpt.training.verify import compare
-from minigpt.weights import open_weights
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 150))
 CORPUS = Corpus("counting", TEXT, "made up for tests")

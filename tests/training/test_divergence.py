@@ -16,15 +16,15 @@ from minigpt.config import updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.tokens import prepare, random_batch
 from minigpt.errors import CheckpointError, DivergenceError, MissingFileError
+from minigpt.evaluation.loss import Evaluation, next_token_loss
+from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
-from minigpt.training.checkpoint import RunDirectory, read_config
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.divergence import MOST_SKIPPED, read_report
-from minigpt.training.evaluate import Evaluation, next_token_loss
+from minigpt.training.log import read_records, say_nothing
 from minigpt.training.loop import replay, train
-from minigpt.training.resume import open_checkpoint
-from minigpt.training.run_log import read_records, say_nothing
 from minigpt.training.verify import compare
 
 pytestmark = pytest.mark.usefixtures("no_plots")

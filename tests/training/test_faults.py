@@ -19,18 +19,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import minigpt.files
+import minigpt.system.files
 from minigpt.cli.main import run as command
 from minigpt.config import LoRAConfig, updated
 from minigpt.data.tokens import open_tokens
 from minigpt.errors import CheckpointError, ConfigError, DataError, MiniGPTError, MissingFileError
+from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.formats.run_directory import RunDirectory, load_run, save_run
+from minigpt.formats.weights import open_weights, read_metadata, write_safetensors
 from minigpt.lora import add_lora
-from minigpt.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory, load_run, save_run
-from minigpt.training.divergence import read_report
-from minigpt.training.loop import train
-from minigpt.training.resume import (
+from minigpt.training.checkpoint import (
     Progress,
     clean,
     keep_best,
@@ -39,9 +38,10 @@ from minigpt.training.resume import (
     replace_last,
     stored_loss,
 )
-from minigpt.training.run_log import read_records, say_nothing
+from minigpt.training.divergence import read_report
+from minigpt.training.log import read_records, say_nothing
+from minigpt.training.loop import train
 from minigpt.training.verify import compare, losses
-from minigpt.weights import open_weights, read_metadata, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -147,14 +147,14 @@ def test_both_damaged_are_both_named(run, corpus, longer):
 
 
 def test_a_bad_sector_is_like_any_damage(run, monkeypatch):
-    real = minigpt.training.resume.sha256_of
+    real = minigpt.training.checkpoint.sha256_of
 
     def unreadable(path):
         if path == run.last / "state.safetensors":
             raise OSError(errno.EIO, "Input/output error")
         return real(path)
 
-    monkeypatch.setattr("minigpt.training.resume.sha256_of", unreadable)
+    monkeypatch.setattr("minigpt.training.checkpoint.sha256_of", unreadable)
     checkpoint, said = newest_checkpoint(run)
     assert checkpoint.path == run.previous
     assert f"{run.last / 'state.safetensors'} cannot be read: Input/output error" in said
@@ -384,7 +384,7 @@ def test_training_goes_on_after_a_save_that_failed(tmp_path, corpus, config, mon
 
 def test_records_wait_for_room(run, monkeypatch):
     """What could not be written goes out with the next record; and no checkpoint is made that counts on it."""
-    from minigpt.training.run_log import RunLog
+    from minigpt.training.log import RunLog
 
     lines = []
     with RunLog(run, 10, lines.append, None, "") as log:

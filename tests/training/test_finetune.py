@@ -12,7 +12,6 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from minigpt.analysis.plots import perplexity_curve, save_figure
 from minigpt.cli import main
 from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
@@ -21,19 +20,21 @@ from minigpt.data.documents import Document, Documents
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
-from minigpt.gpt2_names import reference_views
-from minigpt.hub import fetch_model
-from minigpt.lora_files import fingerprint
+from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.hub import fetch_model
+from minigpt.formats.lora_files import fingerprint
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import RunDirectory, read_config, save_run
+from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
-from minigpt.pretrained import load_model
+from minigpt.system.figures import save_figure
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory, read_config, save_run
+from minigpt.training.curves import perplexity_curve
+from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
 from minigpt.training.run import counted
-from minigpt.training.run_log import epochs_of, read_records
 from minigpt.training.verify import compare
-from minigpt.weights import save_weights
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
 TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS))  # 19 characters

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt import files
 from minigpt.cli.main import run as command
 from minigpt.cli.train import epoch_table
 from minigpt.config import updated
-from minigpt.downloads import sha256_of
 from minigpt.errors import CheckpointError, Interrupted, MiniGPTError
+from minigpt.formats.run_directory import RunDirectory, load_run, read_config
+from minigpt.formats.weights import open_weights, write_safetensors
+from minigpt.system import files
+from minigpt.system.downloads import sha256_of
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory, load_run, read_config
+from minigpt.training.checkpoint import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
+from minigpt.training.log import RunLog, read_records, say_nothing
 from minigpt.training.loop import train
-from minigpt.training.resume import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
-from minigpt.training.run_log import RunLog, read_records, say_nothing
 from minigpt.training.verify import compare
-from minigpt.weights import open_weights, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 

@@ -14,11 +14,11 @@ from minigpt.cli.main import run as command
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from minigpt.evaluation.loss import Evaluation
+from minigpt.formats.run_directory import RunDirectory, load_run, newest_run, unused_directory
+from minigpt.formats.weights import load_weights
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory, load_run, newest_run, unused_directory
-from minigpt.training.evaluate import Evaluation
 from minigpt.training.loop import train
-from minigpt.weights import load_weights
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 50))
 CORPUS = Corpus("counting", TEXT, "made up for tests")

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from minigpt.data.batches import encode, packed, padded
 from minigpt.data.documents import Document
+from minigpt.evaluation.loss import next_token_loss
 from minigpt.model import explicit_attention, fused_attention
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.evaluate import next_token_loss
 from minigpt.training.packing import confined
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuv$")  # 23 characters, the tiny model's vocabulary

@@ -14,13 +14,13 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, Interrupted
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.checkpoint import _seal, open_checkpoint
 from minigpt.training.distributed import Processes
+from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
-from minigpt.training.resume import _seal, open_checkpoint
 from minigpt.training.run import counted, set_up
-from minigpt.training.run_log import epochs_of, read_records
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli.main import run as command
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory
-from minigpt.training.resume import open_checkpoint
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.signals import StopRequest
 from minigpt.training.verify import at_step, compare
 

@@ -9,10 +9,10 @@ import pytest
 
 from minigpt.config import updated
 from minigpt.errors import ConfigError
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.log import RunLog, read_records, say_nothing
 from minigpt.training.loop import train
-from minigpt.training.run_log import RunLog, read_records, say_nothing
 from minigpt.training.trackers import tracking_library
 from minigpt.training.verify import compare
 

@@ -10,10 +10,10 @@ from minigpt.cli import verify_resume
 from minigpt.cli.main import run as command
 from minigpt.config import updated
 from minigpt.errors import CheckpointError
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import verify
-from minigpt.training.checkpoint import RunDirectory
+from minigpt.training.log import say_nothing
 from minigpt.training.loop import train
-from minigpt.training.run_log import say_nothing
 from minigpt.training.verify import at_step, compare, run_straight, shortened, step_of
 
 

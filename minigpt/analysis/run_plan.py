@@ -1,0 +1,371 @@
+"""What a run will need, before it starts: memory by formula, time from a few real steps.
+
+Memory is what is held all the time and, on top of that, the largest of three phases that follow one another: a forward
+and backward pass, an update, an evaluation. `docs/memory.md` derives the formulae and compares them with real runs.
+"""
+
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+
+from minigpt.analysis.accounting import FLOAT, human, model_size
+from minigpt.config import GPTConfig, RunConfig
+from minigpt.data.feeds import Feed, TextFeed
+from minigpt.data.tokens import TOKENS_PER_BATCH, Ids
+from minigpt.decoding.generate import generate
+from minigpt.evaluation.loss import evaluate
+from minigpt.model import GPT
+from minigpt.system.device import LARGEST_IN_HEAP, keep_freed_memory
+from minigpt.system.figures import save_figure
+from minigpt.training.curves import loss_curve
+from minigpt.training.selfcheck import train_a_little
+
+# What the heap of glibc takes on top of the blocks in use: the freed ones between them, each too small for the next
+# that is asked for. A share of them, measured on Linux (docs/memory.md).
+HEAP_OVERHEAD = 0.6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much a run reads at once, and how much in an evaluation.
+
+    Attributes:
+        row: tokens of the longest row that is learned, T.
+        val_row: of the longest that validates.
+        val_rows: number of rows that validate.
+        val_tokens: all of their tokens that are predicted.
+        batched: whether an evaluation reads as many rows at once as training does, as with documents; else as many as
+            `TOKENS_PER_BATCH` allows.
+    """
+
+    row: int
+    val_row: int
+    val_rows: int
+    val_tokens: int
+    batched: bool
+
+    @classmethod
+    def of_text(cls, block_size: int, num_tokens: int) -> "Reading":
+        """Of a text whose validation split has so many tokens."""
+        return cls(block_size, block_size, -(-(num_tokens - 1) // block_size), num_tokens - 1, batched=False)
+
+    @classmethod
+    def of_feed(cls, feed: Feed) -> "Reading":
+        """Of a text, or of documents."""
+        if isinstance(feed, TextFeed):
+            return cls.of_text(feed.block_size, len(feed.val.ids))
+        epoch, lengths = feed.read(0), feed.val.lengths
+        row = max(int(epoch.encoded.lengths[documents].sum()) for documents in epoch.rows)
+        return cls(row, int(lengths.max()), len(lengths), int(lengths.sum()), batched=True)
+
+    def evaluated_at_once(self, batch_size: int) -> int:
+        """Tokens of the largest batch of an evaluation."""
+        rows = batch_size if self.batched else max(1, TOKENS_PER_BATCH // self.val_row)
+        return self.val_row * min(self.val_rows, rows)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a part of the loop holds for as long as it lasts, in bytes.
+
+    Attributes:
+        parts: by what they are.
+        freed: blocks of the heap that are free and cannot be used.
+    """
+
+    parts: dict[str, int]
+    freed: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values()) + self.freed
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run adds to its process, in bytes.
+
+    Attributes:
+        lasting: what is held all the time.
+        phases: what comes on top of it, one phase after another.
+    """
+
+    lasting: dict[str, int]
+    phases: dict[str, Phase]
+
+    @property
+    def largest(self) -> str:
+        """The phase that decides the peak."""
+        return max(self.phases, key=lambda name: self.phases[name].total)
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once."""
+        return sum(self.lasting.values()) + self.phases[self.largest].total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+        parameters: of the model, a tied head counted once.
+        device: where it computes.
+        dtype: of its matrix products.
+        process: bytes that the process holds without the run: Python, torch, the corpus, and the libraries that
+            training loads. 0 on a GPU, whose memory holds none of them, and where the system does not say.
+        memory: what the run adds.
+        free: bytes that can still be had there; None where the system does not say.
+        seconds: wall time of the run, part by part; None if nothing was measured, because the memory is not there.
+        advice: what to change if the memory is not there, else "".
+    """
+
+    parameters: int
+    device: str
+    dtype: str
+    process: int
+    memory: Memory
+    free: int | None
+    seconds: dict[str, float] | None
+    advice: str
+
+    @property
+    def peak(self) -> int:
+        """The most memory that the process will hold, in bytes."""
+        return self.process + self.memory.peak
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Wall time of the run."""
+        return None if self.seconds is None else sum(self.seconds.values())
+
+    def table(self) -> str:
+        """The plan for people, each line with its share of the whole."""
+        largest = self.memory.largest
+        phase = self.memory.phases[largest]
+        parts = {"the process itself": self.process, **self.memory.lasting}
+        parts |= {f"{largest}: {name}": part for name, part in phase.parts.items()}
+        parts["freed blocks of the heap"] = phase.freed
+        lines = [f"{self.parameters:,} parameters on {self.device}, {self.dtype}", "", "memory, at its peak"]
+        lines += [_line(name, human(part, "B"), part / self.peak) for name, part in parts.items() if part]
+        lines.append(_line("together", human(self.peak, "B"), 1.0))
+        for name, other in self.memory.phases.items():
+            if name != largest:
+                lines.append(f"  ({name} holds {human(other.total, 'B')} in place of {largest})")
+        free = "unknown" if self.free is None else human(self.free, "B")
+        lines += [f"  the run adds {human(self.memory.peak, 'B')}; free here: {free}", ""]
+        if self.seconds is None or self.total_seconds is None:
+            return "\n".join([*lines, "time was not measured: the memory is not there", f"  {self.advice}"])
+        lines.append("time")
+        lines += [_line(name, _duration(part), part / self.total_seconds) for name, part in self.seconds.items()]
+        return "\n".join([*lines, _line("together", _duration(self.total_seconds), 1.0)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {**dataclasses.asdict(self), "peak": self.peak, "total_seconds": self.total_seconds}
+
+
+def plan_run(
+    config: RunConfig,
+    reading: Reading,
+    val_ids: Ids,
+    device: torch.device,
+    dtype: torch.dtype,
+    sample_tokens: int,
+    measure_seconds: float = 10.0,
+) -> Plan:
+    """Predict the memory and the time of a run.
+
+    Nothing as large as the run is allocated before it is clear that there is room for it: the steps that are measured
+    are as large as the run's own. They are eager; compiling changes time and memory, and is not predicted. A measured
+    step holds one micro-batch and one update, so a run that accumulates takes a little less.
+
+    Args:
+        config: the run, with its true vocabulary size. What it reads must be open, so that it counts as the process's.
+        reading: how much of it at once.
+        val_ids: what validates, (number of tokens,); a part of it is evaluated.
+        device: where to compute.
+        dtype: of the matrix products.
+        sample_tokens: how many tokens the model writes after each evaluation.
+        measure_seconds: how long to measure training steps, after one that warms up; at least one step, at most ten.
+    """
+    keep_freed_memory()
+    rehearse(config, device, dtype)
+    process, free = resident_bytes() if device.type == "cpu" else 0, free_bytes(device)
+    memory = predict_memory(config, device, dtype, reading)
+    seconds, advice = None, ""
+    if free is None or memory.peak <= free:
+        seconds = measure_time(config, reading, val_ids, device, dtype, sample_tokens, measure_seconds)
+    else:
+        advice = how_to_fit(config, device, dtype, reading, free)
+    parameters = model_size(config.model).parameters
+    return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice)
+
+
+def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading) -> Memory:
+    """The memory that a run adds to its process, by formula; nothing is allocated.
+
+    Args:
+        config: the run, with its true vocabulary size.
+        device: where it computes; the allocator of a GPU is taken to waste nothing, which was not measured.
+        dtype: of the matrix products.
+        reading: how much it reads at once.
+    """
+    m, t = config.model, config.train
+    value: Literal[2, 4] = 4 if dtype == torch.float32 else 2
+    size = model_size(m, t.batch_size, reading.row, bytes_per_value=value, optimizer=t.optimizer)
+    gradients = [row.gradient_bytes for row in size.rows]
+    blocks = {
+        "training": {
+            "activations": [row.activation_bytes for row in size.rows],
+            **_backward_blocks(m, t.batch_size * reading.row, value),
+            "gradients so far": gradients if t.accumulation_steps > 1 else [],
+        },
+        "updating": {
+            "gradients": gradients,
+            "Muon's matrices": _muon_blocks(m, value) if t.optimizer == "muon" else [],
+        },
+        "evaluating": {"activations and logits": _evaluation_blocks(m, reading.evaluated_at_once(t.batch_size), value)},
+    }
+    lasting = {
+        "weights": size.parameter_bytes,
+        "optimizer's state": size.optimizer_bytes,
+        "causal masks": m.n_layer * m.block_size**2,
+    }
+    overhead = HEAP_OVERHEAD if device.type == "cpu" else 0.0
+    return Memory(lasting, {name: _phase(parts, overhead) for name, parts in blocks.items()})
+
+
+def _phase(blocks: dict[str, list[int]], overhead: float) -> Phase:
+    in_heap = sum(block for part in blocks.values() for block in part if block <= LARGEST_IN_HEAP)
+    return Phase({name: sum(part) for name, part in blocks.items() if part}, round(overhead * in_heap))
+
+
+def _backward_blocks(m: GPTConfig, tokens: int, value: int) -> dict[str, list[int]]:
+    """What a forward and backward pass holds besides what autograd keeps.
+
+    The logits are held throughout. The backward pass begins with two gradients of their size. Later, in the last MLP,
+    it has made three of the residual stream's size more than it has freed. The two moments exclude each other.
+    """
+    at_loss, in_mlp = 2 * [FLOAT * tokens * m.vocab_size], 3 * [FLOAT * tokens * m.n_embd]
+    return {"logits": [value * tokens * m.vocab_size], "gradients of activations": max(at_loss, in_mlp, key=sum)}
+
+
+def _muon_blocks(m: GPTConfig, value: int) -> list[int]:
+    """What Muon holds while it makes a group of matrices orthogonal: `c_fc`'s here, and no other group takes more.
+
+    Of all n_layer matrices (4C, C): the updates one by one, and in the number format of the products their stack, the
+    iterate and the next iterate; then two products (C, C) of each.
+    """
+    square = m.n_embd**2
+    updates, stacks = m.n_layer * [4 * square * FLOAT], 3 * [4 * square * m.n_layer * value]
+    return [*updates, *stacks, *(2 * [square * m.n_layer * value])]
+
+
+def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
+    """What the larger of two moments holds: inside an MLP, and between the logits and their loss.
+
+    In the MLP: the block's input, the stream after attention, its norm, twice the wide layer, and the logits of the
+    batch before, which are there until the new ones are. The new ones join them while the head's input is held, or are
+    joined by their log-softmax and, if not float32, by a copy that is.
+
+    In bfloat16 the MLP is counted as float32's, and holds at most that: without units for bfloat16, a processor's
+    products may take float32 copies of what they multiply.
+    """
+    narrow, logits = FLOAT * tokens * m.n_embd, tokens * m.vocab_size
+    in_mlp = [narrow, narrow, narrow, 4 * narrow, 4 * narrow, value * logits]
+    at_loss = [narrow, value * logits, *((1 if value == FLOAT else 2) * [FLOAT * logits])]
+    return max(in_mlp, at_loss, key=sum)
+
+
+def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading, free: int) -> str:
+    """Which setting to change, when the memory that a run adds is more than there is."""
+    t = config.train
+    for batch_size in range(t.batch_size - 1, 0, -1):
+        if t.batch_size % batch_size == 0:
+            steps = t.accumulation_steps * t.batch_size // batch_size
+            smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
+            if predict_memory(smaller, device, dtype, reading).peak <= free:
+                return (
+                    f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}: "
+                    "the same batch a step, in less memory"
+                )
+    return "no batch_size is small enough: lower --model.n_embd, --model.n_layer or --model.block_size"
+
+
+def measure_time(
+    config: RunConfig,
+    reading: Reading,
+    val_ids: Ids,
+    device: torch.device,
+    dtype: torch.dtype,
+    sample_tokens: int,
+    seconds: float,
+) -> dict[str, float]:
+    """Seconds of a whole run, from a few steps, a part of an evaluation and one sample of the real size."""
+    m, t = config.model, config.train
+    as_long = replace(config, model=replace(m, block_size=reading.row))  # rows of the run's own length
+    times = train_a_little(as_long, device, dtype, False, seconds)[1]
+    evaluations = -(-t.max_steps // t.eval_interval)  # the last step is always one of them
+    samples = evaluations
+    if config.init_from:
+        evaluations += 1  # of the model to start from
+    model = GPT(m).to(device)
+    part = val_ids[: TOKENS_PER_BATCH + 1]
+    start = perf_counter()
+    evaluate(model, part, dtype)
+    evaluated = perf_counter()
+    generate(model, [[0]], max_new_tokens=sample_tokens, on_overflow="crop")
+    return {
+        "training": t.max_steps * t.accumulation_steps * statistics.median(times[1:]),
+        "evaluations": evaluations * (evaluated - start) * reading.val_tokens / (len(part) - 1),
+        "samples": samples * (perf_counter() - evaluated),
+    }
+
+
+def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Do once, on the smallest model, what a run does: it loads libraries, whose memory is then the process's."""
+    smallest = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
+    train_a_little(replace(config, model=smallest), device, dtype, False, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        save_figure(loss_curve([(1, 1.0)], [(1, 1.0)], [(1, 1.0)]), Path(folder) / "loss.png")
+
+
+def resident_bytes() -> int:
+    """Physical memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":") for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024  # which counts what other programs' caches would give back
+    return None
+
+
+def _line(name: str, amount: str, share: float) -> str:
+    return f"  {name:<44}{amount:>12}{100 * share:>7.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,1 @@
+"""The views of `minigpt inspect`: one small module a few of them."""

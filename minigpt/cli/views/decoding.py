@@ -1,0 +1,248 @@
+"""`minigpt inspect next`, `steps` and `beams`: how a continuation is chosen."""
+
+from typing import Any
+
+import torch
+
+from minigpt.analysis import plots
+from minigpt.analysis.decoders import BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
+from minigpt.analysis.records import Numbers
+from minigpt.cli.parser import CommandParser, field_help
+from minigpt.cli.views.frame import Answer, Subject, View, add_prompt, subject
+from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.sampling import evaluating, with_text
+from minigpt.system import terminal
+
+SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
+
+
+def _add_sampling(parser: CommandParser) -> None:
+    for name, kind in SAMPLING.items():
+        help_text = field_help(DecodingOptions, name).removesuffix("; 0.8 unless given")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=help_text)
+
+
+def _sampling(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in SAMPLING if values[name] is not None}
+
+
+# --- next
+
+
+def _add_next(parser: CommandParser) -> None:
+    add_prompt(parser, inside=False)
+    _add_sampling(parser)
+    parser.add_argument("--top", type=int, default=12, metavar="K", help="tokens that are shown")
+
+
+def _next(values: dict[str, Any]) -> Answer:
+    it = subject(values)
+    with torch.no_grad(), evaluating(it.model):
+        logits = it.model(torch.tensor([it.ids], device=it.model.wte.weight.device))[0, -1]  # (1, T, V) -> (V,)
+    logits = with_text(logits, it.tokenizer.vocab_size).float().cpu()
+    cuts = sampling_cuts(logits, **_sampling(values))
+    best = cuts.top(values["top"])
+    record = it.record(
+        "next",
+        {
+            "logit": Numbers(("vocabulary",), logits),
+            "probability": Numbers(("stage", "vocabulary"), cuts.probabilities),
+            "tokens_left": Numbers(("stage",), cuts.kept),
+            "entropy": Numbers(("stage",), cuts.entropy),
+            "best": Numbers(("rank",), best),
+        },
+        labels={"stage": cuts.names, "rank": it.names(best)},
+        settings=_sampling(values),
+    )
+    drawn = [
+        (name, cuts.probabilities[stage, best].tolist(), left)
+        for stage, (name, left) in enumerate(zip(cuts.names, cuts.kept, strict=True))
+    ]
+    title = f"next token of {it.name} after {it.prompt[-60:]!r}"
+    return Answer(
+        record,
+        [it.header("next"), *_next_lines(it, logits, cuts, best)],
+        cuts.check,
+        lambda: plots.sampling_cuts(it.names(best), drawn, title),
+    )
+
+
+def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) -> list[str]:
+    shown = cuts.probabilities[:, best].tolist()
+    rows = [
+        (
+            str(token),
+            terminal.cut(name, 12),
+            f"{logits[token]:.3f}",
+            *("cut" if not stage[place] else f"{stage[place]:.4f}" for stage in shown),
+        )
+        for place, (token, name) in enumerate(zip(best, it.names(best), strict=True))
+    ]
+    short = [name.replace("temperature", "T") for name in cuts.names]
+    stages = [
+        (name, f"{left:,}", f"{float(cuts.probabilities[0][row > 0].sum()):.4f}", f"{nats:.3f}")
+        for name, left, row, nats in zip(cuts.names, cuts.kept, cuts.probabilities, cuts.entropy, strict=True)
+    ]
+    heading, *lines = terminal.table(("id", "token", "logit", *short), rows, left=(1,))
+    room = min(10, terminal.WIDTH - 2 - terminal.columns(heading))  # for bars, if there is any
+    bars = [terminal.bar(share / max(shown[-1]), room) for share in shown[-1]]
+    return [
+        heading,
+        *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
+        "",
+        *terminal.table(("stage", "tokens left", "of the model's probability", "entropy in nats"), stages),
+    ]
+
+
+# --- steps
+
+
+def _add_steps(parser: CommandParser) -> None:
+    add_prompt(parser, inside=False)
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=20, metavar="N", help="how many tokens to write")
+    _add_sampling(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--top", type=int, default=4, metavar="K", help="candidates that are shown of each step")
+
+
+def _steps(values: dict[str, Any]) -> Answer:
+    it = subject(values)
+    options = _sampling(values) | {"seed": values["seed"], "max_new_tokens": values["max_new_tokens"]}
+    if not _sampling(values):
+        options["strategy"] = "greedy"
+    found = write_steps(it.model, it.ids, it.tokenizer, values["top"], **options)
+    seen = [choice.candidates for choice in found.choices]
+    record = it.record(
+        "steps",
+        {
+            "chosen": Numbers(("step",), [choice.id for choice in found.choices]),
+            "log_probability": Numbers(("step",), [choice.log_prob for choice in found.choices]),
+            "candidate_id": Numbers(("step", "candidate"), [[c.id for c in row] for row in seen]),
+            "candidate_log_probability": Numbers(("step", "candidate"), [[c.log_prob for c in row] for row in seen]),
+            "candidate_probability": Numbers(("step", "candidate"), [[c.probability for c in row] for row in seen]),
+            "score": Numbers((), found.score),
+        },
+        labels={"step": it.names([choice.id for choice in found.choices])},
+        settings=options,
+    )
+    return Answer(record, _steps_lines(it, found), found.check, lambda: _steps_chart(it, found))
+
+
+def _steps_lines(it: Subject, found: Written) -> list[str]:
+    rows = [
+        (
+            str(number),
+            terminal.cut(it.shown(choice.id), 10),
+            f"{choice.log_prob:.3f}",
+        )
+        for number, choice in enumerate(found.choices, start=1)
+    ]
+    candidates = [
+        [f"{terminal.fitted(it.shown(c.id), 5)} {c.probability:.3f}" for c in choice.candidates]
+        for choice in found.choices
+    ]
+    return [
+        it.header("steps"),
+        *terminal.table(("step", "token", "log p", "candidates and their probabilities"), rows, (1, 3), candidates),
+        f"log-probability {found.score:.4f} in all, by the model alone",
+        terminal.cut(repr(it.tokenizer.decode(found.ids[len(it.ids) :])), terminal.WIDTH),
+    ]
+
+
+def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
+    seen = [choice.candidates for choice in found.choices]
+    ranks = [str(rank) for rank in range(1, len(seen[0]) + 1)]
+    return plots.heat_map(
+        [[row[rank].probability for row in seen] for rank in range(len(ranks))],
+        ranks,
+        it.names([choice.id for choice in found.choices]),
+        "probability of the draw",
+        f"steps of {it.name} after {it.prompt[-60:]!r}",
+        texts=[it.names([row[rank].id for row in seen]) for rank in range(len(ranks))],
+        xlabel="chosen, step by step",
+        ylabel="the model's ranks",
+    )
+
+
+# --- beams
+
+
+def _add_beams(parser: CommandParser) -> None:
+    add_prompt(parser, inside=False)
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=12, metavar="N", help="the most tokens to write")
+    parser.add_argument("--beams", type=int, default=4, metavar="B", help=field_help(DecodingOptions, "num_beams"))
+    parser.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="X", help=field_help(DecodingOptions, "length_penalty")
+    )
+
+
+def _beams(values: dict[str, Any]) -> Answer:
+    it = subject(values)
+    options = {"max_new_tokens": values["max_new_tokens"], "num_beams": values["beams"]}
+    tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=values["length_penalty"])
+    candidates = [node.candidate for node in tree.nodes]
+    record = it.record(
+        "beams",
+        {
+            "step": Numbers(("node",), [node.step for node in tree.nodes]),
+            "parent": Numbers(("node",), [-1 if node.parent is None else node.parent for node in tree.nodes]),
+            "id": Numbers(("node",), [candidate.id for candidate in candidates]),
+            "total": Numbers(("node",), [candidate.total for candidate in candidates]),
+            "kept": Numbers(("node",), [candidate.kept for candidate in candidates]),
+            "best": Numbers(("node",), [node.best for node in tree.nodes]),
+            "score": Numbers((), tree.score),
+        },
+        labels={"node": it.names([candidate.id for candidate in candidates])},
+        settings=options | {"length_penalty": values["length_penalty"]},
+    )
+    branches = [
+        plots.Branch(node.parent, it.shown(node.candidate.id), node.candidate.total, node.candidate.kept, node.best)
+        for node in tree.nodes
+    ]
+    title = f"{values['beams']} beams of {it.name}, score {tree.score:.4f}"
+    root = terminal.visible(it.prompt)
+    return Answer(record, _beams_lines(it, tree), tree.check, lambda: plots.beam_tree(branches, root, title))
+
+
+def _beams_lines(it: Subject, tree: BeamTree) -> list[str]:
+    lines = [it.header("beams"), "step      total  what was kept, * the result; in brackets how many were dropped"]
+    for step in range(tree.nodes[-1].step + 1):
+        numbers = [number for number, node in enumerate(tree.nodes) if node.step == step]
+        kept = [number for number in numbers if tree.nodes[number].candidate.kept]
+        for number in kept:
+            node = tree.nodes[number]
+            text = terminal.visible(it.tokenizer.decode(tree.path(number)))
+            tail = f"  ends: {node.candidate.finish_reason}" if node.candidate.finish_reason else ""
+            mark = "*" if node.best else " "
+            shown = terminal.fitted(text[-44:], 44)
+            lines.append(f"{step + 1:>4} {node.candidate.total:>10.4f} {mark} {shown}{tail}".rstrip())
+        lines.append(f"{'':>16} ({len(numbers) - len(kept)})")
+    return [*lines, f"score {tree.score:.4f}"]
+
+
+VIEWS = {
+    "next": View(
+        "Show what the model expects next, and what each option of sampling leaves of that: the probabilities after "
+        "temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are left.",
+        '  minigpt inspect next "To be, or not to b"\n'
+        '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 -o cuts.png\n'
+        '  minigpt inspect next --model gpt2 "See you" --check',
+        _add_next,
+        _next,
+    ),
+    "steps": View(
+        "Continue a text and show what was considered for each token. Without an option of sampling the best token is "
+        "taken.",
+        '  minigpt inspect steps "ROMEO:" -n 20\n'
+        '  minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 --check -o steps.png',
+        _add_steps,
+        _steps,
+    ),
+    "beams": View(
+        "Search for the likeliest continuation, and show the tree: which beams were kept at each step, and the sums "
+        "of their log-probabilities.",
+        '  minigpt inspect beams "ROMEO:" -n 12 --beams 4\n  minigpt inspect beams "My lord" --beams 3 -o tree.svg',
+        _add_beams,
+        _beams,
+    ),
+}

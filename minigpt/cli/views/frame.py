@@ -1,0 +1,328 @@
+"""What the views of `minigpt inspect` share: a prompt with its model, the flags, and the ways to hand out an answer."""
+
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minigpt.analysis.checks import Check
+from minigpt.analysis.recording import Trace
+from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.tracing import trace
+from minigpt.cli.evaluate import training_config
+from minigpt.cli.models import (
+    add_bos_argument,
+    add_model_argument,
+    add_reading_arguments,
+    counted,
+    framed,
+    load,
+    model_spec,
+)
+from minigpt.cli.parser import CommandParser, print_json
+from minigpt.decoding.sampling import evaluating
+from minigpt.errors import InputError
+from minigpt.model import GPT
+from minigpt.system.figures import save_figure
+from minigpt.system.files import check_output
+from minigpt.system.terminal import WIDTH, cut, visible
+from minigpt.tokenizers import Tokenizer, read
+
+if TYPE_CHECKING:
+    from minigpt.system.figures import Figure
+
+PICTURES, DATA = (".png", ".svg"), (".json", ".npz")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a view has found, in all its forms.
+
+    Attributes:
+        record: the numbers.
+        lines: the same for a terminal.
+        check: looks at the identities that the numbers satisfy.
+        draw: makes the picture; None if the view has none.
+    """
+
+    record: Record
+    lines: Sequence[str]
+    check: Callable[[], list[Check]]
+    draw: "Callable[[], Figure] | None"
+
+
+@dataclass(frozen=True)
+class View:
+    """A view: `minigpt inspect NAME`.
+
+    Attributes:
+        more: its --help.
+        examples: command lines.
+        add: gives a parser its flags.
+        answer: values of the flags -> what was found.
+    """
+
+    more: str
+    examples: str
+    add: Callable[[CommandParser], None]
+    answer: Callable[[dict[str, Any]], Answer]
+
+
+def parser_of(name: str, view: View) -> CommandParser:
+    """The parser of a view, its own flags first."""
+    parser = CommandParser(f"inspect {name}", view.more, view.examples)
+    view.add(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="also write a picture (.png, .svg) or data (.json, .npz)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="print the identities that hold, with their errors; exit 1 if one fails"
+    )
+    return parser
+
+
+def show(view: View, values: dict[str, Any]) -> None:
+    """Answer, and hand the answer out as the flags ask."""
+    output: Path | None = values["output"]
+    if output is not None:
+        check_output(output, (*PICTURES, *DATA))
+    answer = view.answer(values)
+    checks = answer.check() if values["check"] else []
+    record = dataclasses.replace(answer.record, checks=checks if values["check"] else None)
+    if output is not None:
+        _save(answer, record, output)
+    if values["json"]:
+        print_json(record.to_dict())
+    else:
+        ends = [f"written    {output}"] if output is not None else []
+        print("\n".join([*answer.lines, *_check_lines(checks), *ends]))
+    if not all(check.ok for check in checks):
+        sys.stdout.flush()
+        sys.exit(1)
+
+
+def _save(answer: Answer, record: Record, path: Path) -> None:
+    if path.suffix.lower() in DATA:
+        record.save(path)
+    elif answer.draw is None:
+        raise InputError(f"this view has no picture, and {path} would be one", f"choose {' or '.join(DATA)}")
+    else:
+        save_figure(answer.draw(), path)
+
+
+def _check_lines(checks: Sequence[Check]) -> list[str]:
+    lines = []
+    for check in checks:
+        start = f"{'holds' if check.ok else 'FAILS'}  error {check.error:.1e} of {check.tolerance:.0e}  "
+        lines += textwrap.wrap(start + check.name, WIDTH, subsequent_indent=" " * len(start))
+    return lines
+
+
+# --- prompts
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model, and how it reads.
+
+    Attributes:
+        name: under which the model was asked for.
+        model: in evaluation mode.
+        tokenizer: the model's.
+        bos: whether the token that opens a document is put in front.
+    """
+
+    name: str
+    model: GPT
+    tokenizer: Tokenizer
+    bos: bool
+
+    @property
+    def start_token_id(self) -> int | None:
+        """The token that is put in front, if one is."""
+        return self.tokenizer.bos_token_id if self.bos else None
+
+    def reading(self, ids: list[int]) -> "Subject":
+        """These ids as a prompt, the one in front included."""
+        text = "".join(token_text(self.tokenizer, token_id) for token_id in ids)
+        return Subject(self.name, self.model, self.tokenizer, self.bos, text, ids)
+
+
+@dataclass(frozen=True)
+class Subject(Reader):
+    """A model, and the prompt that it reads.
+
+    Attributes:
+        prompt: the text.
+        ids: its tokens.
+    """
+
+    prompt: str
+    ids: list[int]
+
+    @property
+    def texts(self) -> list[str]:
+        """Of each token."""
+        return [token_text(self.tokenizer, token_id) for token_id in self.ids]
+
+    def shown(self, token_id: int) -> str:
+        """The text of any token, its spaces visible."""
+        return visible(token_text(self.tokenizer, token_id))
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """The texts of any tokens, their spaces visible."""
+        return [self.shown(token_id) for token_id in ids]
+
+    def read(self, text: str, what: str) -> list[int]:
+        """The tokens of another text, with the same token in front.
+
+        Raises:
+            InputError: if there are none, or more than the model can read.
+        """
+        return _checked(framed(read(self.tokenizer, text), self.tokenizer, self.bos), self.model, what)
+
+    def header(self, view: str) -> str:
+        """The first line of an answer."""
+        what = f": {counted(len(self.ids))}, BOS in front: {'yes' if self.bos else 'no'}"
+        return cut(f"{view} of {self.name}", WIDTH - len(what)) + what
+
+    def record(
+        self,
+        view: str,
+        numbers: Mapping[str, Numbers],
+        labels: Mapping[str, Sequence[str]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """The numbers of a view of this prompt."""
+        return Record(
+            view=view,
+            model=self.name,
+            config=self.model.config,
+            numbers=numbers,
+            prompt=self.prompt,
+            bos=self.bos,
+            tokens=list(zip(self.ids, self.texts, strict=True)),
+            labels=labels or {},
+            settings=settings or {},
+        )
+
+
+def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str]) -> Trace:
+    """One pass over rows of ids (B, T), with these points recorded."""
+    with torch.no_grad(), evaluating(model), trace(model, points) as t:
+        model(torch.tensor(rows, device=model.wte.weight.device))
+    return t
+
+
+def add_model_flags(parser: CommandParser, inside: bool = True) -> None:
+    """Add what says which model, and how it reads; `inside` as in `add_bos_argument`."""
+    add_model_argument(parser)
+    add_bos_argument(parser, inside)
+    add_reading_arguments(parser)
+    parser.add_device()
+
+
+def add_prompt(parser: CommandParser, required: bool = True, inside: bool = True) -> None:
+    """Add the prompt, and all that goes with it; `inside` as in `add_bos_argument`."""
+    parser.add_argument(
+        "prompt",
+        nargs=None if required else "?",
+        metavar="TEXT",
+        help="the prompt; - reads it from standard input, without its last line break",
+    )
+    add_model_flags(parser, inside)
+
+
+def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
+    """The model of the flags, and the prompt.
+
+    Args:
+        values: of the flags of `add_prompt`.
+        prompt: in the place of the flag's.
+
+    Raises:
+        InputError: if the prompt is empty, or longer than the model can read.
+        MiniGPTError: whatever loading a model raises.
+    """
+    text = from_stdin(values["prompt"] if prompt is None else prompt)
+    reader = load_reader(values)
+    ids = _checked(framed(read(reader.tokenizer, text), reader.tokenizer, reader.bos), reader.model, "the prompt")
+    return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, text, ids)
+
+
+def load_reader(values: dict[str, Any]) -> Reader:
+    """The model of the flags."""
+    name = model_spec(values["model"])
+    model, tokenizer = load({**values, "model": name})
+    # A model trained here has read one long text, in which no document begins.
+    usual = tokenizer.bos_token_id is not None and training_config(name) is None
+    return Reader(name, model, tokenizer, usual if values["bos"] is None else values["bos"])
+
+
+def from_stdin(text: str) -> str:
+    """The text, or what standard input holds, where it is "-"."""
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error.reason}", "convert it first") from None
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The text of a token; what is only a part of a character as an escape, an id without a name as its number."""
+    if token_id >= tokenizer.vocab_size + len(tokenizer.added):
+        return f"#{token_id}"
+    return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+
+def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
+    """The id of a text that is one token.
+
+    Raises:
+        InputError: if it is none or several; it names them.
+    """
+    ids = read(tokenizer, text)
+    if len(ids) != 1:
+        pieces = ", ".join(repr(token_text(tokenizer, token_id)) for token_id in ids[:8])
+        raise InputError(
+            f"{flag} {text!r} is {counted(len(ids))}{': ' if ids else ''}{pieces}{', ...' if len(ids) > 8 else ''}",
+            "give the text of one token; a space belongs to the word behind it",
+        )
+    return ids[0]
+
+
+def check_place(place: int, count: int, what: str) -> None:
+    """Refuse a layer, a head or the like that the model has not.
+
+    Raises:
+        InputError: with how many there are.
+    """
+    if not 0 <= place < count:
+        raise InputError(f"there is no {what} {place}: the model has {count}", f"choose one from 0 to {count - 1}")
+
+
+def check_count(number: int | None, flag: str) -> None:
+    """Refuse to show less than one of something.
+
+    Raises:
+        InputError: if the flag was given, and is not at least 1.
+    """
+    if number is not None and number < 1:
+        raise InputError(f"{flag} {number} shows nothing", "choose at least 1, or leave it out")
+
+
+def _checked(ids: list[int], model: GPT, what: str) -> list[int]:
+    if not ids:
+        raise InputError(f"{what} is empty: there is no token to look at", "give some text, or --bos if there is one")
+    if len(ids) > model.config.block_size:
+        raise InputError(
+            f"{what} is {counted(len(ids))}, more than block_size = {model.config.block_size}",
+            f"shorten it to at most {counted(model.config.block_size)}",
+        )
+    return ids

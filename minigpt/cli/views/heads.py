@@ -1,0 +1,178 @@
+"""`minigpt inspect attn` and `heads`: what attention looks at."""
+
+from typing import Any
+
+import torch
+
+from minigpt.analysis import plots
+from minigpt.analysis.checks import Check
+from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
+from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.parser import CommandParser
+from minigpt.cli.views.frame import (
+    Answer,
+    Subject,
+    View,
+    add_prompt,
+    check_count,
+    check_place,
+    load_reader,
+    subject,
+    traced,
+)
+from minigpt.errors import InputError
+from minigpt.system import terminal
+
+KINDS = ("induction", "duplicate", "previous", "first", "self", "entropy")
+HABITS = {
+    "previous": "looks at the token before",
+    "induction": "looks at what followed the same token the first time",
+    "duplicate": "looks at the same token the first time",
+    "self": "looks at the token itself",
+    "first": "rests on the first token",
+}
+CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
+
+# --- attn
+
+
+def _add_attn(parser: CommandParser) -> None:
+    add_prompt(parser)
+    parser.add_argument("--layer", type=int, metavar="L", help="only this layer")
+    parser.add_argument("--head", type=int, metavar="H", help="only this head of the layer, large")
+
+
+def _attn(values: dict[str, Any]) -> Answer:
+    it = subject(values)
+    config, layer, head = it.model.config, values["layer"], values["head"]
+    if layer is not None:
+        check_place(layer, config.n_layer, "layer")
+    if head is not None:
+        check_place(head, config.n_head, "head")
+        if layer is None:
+            raise InputError(f"--head {head} is in every layer", "say which one: --layer 0")
+    layers = list(range(config.n_layer)) if layer is None else [layer]
+    heads = list(range(config.n_head)) if head is None else [head]
+    points = "*.attn.*" if values["check"] else "*.attn.pattern"
+    t = traced(it.model, [it.ids], points)
+    pattern = torch.stack([t[f"blocks.{number}.attn.pattern"][0] for number in layers]).cpu()[:, heads]  # (L, H, T, T)
+    entropy = torch.special.entr(pattern).sum(-1)  # (L, H, T)
+    record = it.record(
+        "attn",
+        {
+            "pattern": Numbers(("layer", "head", "query", "key"), pattern),
+            "entropy": Numbers(("layer", "head", "query"), entropy),
+        },
+        labels={"layer": [*map(str, layers)], "head": [*map(str, heads)], "query": it.texts, "key": it.texts},
+        settings={"attention": t.attention},
+    )
+
+    def checks() -> list[Check]:
+        found = [(number, one) for number in layers for one in attention_checks(t, number)]
+        return [one._replace(name=f"layer {number}: {one.name}") for number, one in found]
+
+    if head is not None:
+        return _one_head(it, record, pattern[0, 0], f"head {layer}.{head}", checks)
+    title = it.header("attention")
+    lines = [it.header("attn"), *_strongest(it, pattern, layers, entropy)]
+    return Answer(record, lines, checks, lambda: plots.attention_grid(pattern, layers, it.texts, title))
+
+
+def _one_head(it: Subject, record: Record, pattern: torch.Tensor, name: str, checks: Any) -> Answer:
+    names = it.names(it.ids)
+    lines = [it.header(f"attn, {name},"), "rows look at columns, from the first token on the left"]
+    lines += terminal.heat_map(pattern, names)
+    title = it.header(f"attention of {name}")
+    return Answer(record, lines, checks, lambda: plots.attention_head(pattern, it.texts, title))
+
+
+def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: torch.Tensor) -> list[str]:
+    """What the last token looks at, a line a head."""
+    rows, looked_at = [], []
+    names = it.names(it.ids)
+    for number, heads, nats in zip(layers, pattern[:, :, -1], entropy[:, :, -1], strict=True):
+        for head, weights in enumerate(heads):
+            best = weights.topk(min(4, len(names)))
+            keys = [
+                f"{terminal.cut(names[key], 8)}@{key} {weight:.2f}"
+                for weight, key in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+            rows.append((f"{number}.{head}", f"{nats[head]:.2f}"))
+            looked_at.append(keys)
+    heading = f"what the last token, {terminal.cut(names[-1], 20)}, looks at"
+    return terminal.table(("head", "entropy", heading), rows, left=(0, 2), pieces=looked_at)
+
+
+# --- heads
+
+
+def _add_heads(parser: CommandParser) -> None:
+    add_prompt(parser, required=False)
+    parser.add_argument("--by", choices=KINDS, help="sort by this score (default: the clearest habit)")
+    parser.add_argument("--top", type=int, metavar="K", help="only so many heads")
+    parser.add_argument("--length", type=int, default=50, metavar="N", help="how many random tokens are repeated")
+    parser.add_argument("--seed", type=int, default=0, help="which random tokens")
+
+
+def _heads(values: dict[str, Any]) -> Answer:
+    check_count(values["top"], "--top")
+    if values["prompt"] is None:
+        reader = load_reader(values)
+        V = reader.tokenizer.vocab_size
+        found = head_scores(reader.model, None, values["seed"], values["length"], reader.start_token_id, V)
+        half = len(found.ids) // 2
+        it = reader.reading(found.ids)
+        head = [it.header("heads"), f"on {half} random tokens, seed {values['seed']}, that come twice"]
+    else:
+        it = subject(values)
+        found = head_scores(it.model, it.ids)
+        head = [it.header("heads")]
+    kinds = [kind for kind in KINDS if kind in found.scores]
+    habits = _habits(found)
+    kind = values["by"] or habits[0][0]
+    record = it.record(
+        "heads",
+        {kind: Numbers(("layer", "head"), found.scores[kind]) for kind in kinds},
+        settings={"period": found.period, "seed": values["seed"] if found.period else None},
+    )
+    rows = []
+    for label, _ in found.sorted(kind)[: values["top"]]:
+        layer, number = map(int, label.split("."))
+        rows.append((label, *(f"{float(found.scores[one][layer, number]):.3f}" for one in kinds)))
+    marked = [f"{one} *" if one == kind else one for one in kinds]
+    shown = [f"{label} {HABITS[one]}, with {score:.2f} of its weight" for one, label, score in habits]
+    lines = [*head, *shown, *terminal.table(("head", *marked), rows)]
+    title = ", ".join(head)
+    scores = {one: found.scores[one] for one in sorted(kinds, key=lambda one: one != kind)}
+    return Answer(record, lines, found.check, lambda: plots.head_scoreboard(scores, title))
+
+
+def _habits(found: HeadScores) -> list[tuple[str, str, float]]:
+    """What the heads do, the clearest first: of each kind the head that does it most, if it does so at all."""
+    best = [(kind, *found.best(kind, 1)[0]) for kind in HABITS if kind in found.scores]
+    best.sort(key=lambda habit: (habit[0] == "first", -habit[2]))  # a head that rests on the first token does nothing
+    return [habit for habit in best if habit[2] >= CLEAR] or best[:1]
+
+
+VIEWS = {
+    "attn": View(
+        "Show where each head looks: a line a head for the last token, or with --layer and --head the whole pattern of "
+        "one. Rows are queries, columns keys; each row sums to 1.",
+        '  minigpt inspect attn "To be, or not to be"\n'
+        '  minigpt inspect attn "To be, or not to be" --layer 1 --head 0 -o head.png\n'
+        '  minigpt inspect attn --model gpt2 "The cat sat on the mat" -o grid.png --check',
+        _add_attn,
+        _attn,
+    ),
+    "heads": View(
+        "Score every head from 0 to 1: previous (weight on the token before), first (on position 0), self, entropy (1 "
+        "is looking everywhere), and on random tokens that come twice duplicate (on the same token the first time) "
+        "and induction (on what followed it then). With a TEXT, the scores of that text, without those of repetition. "
+        "First come the clearest habits: of each kind the head that has most of its weight there.",
+        "  minigpt inspect heads\n"
+        "  minigpt inspect heads --length 25 --by induction --top 5 -o heads.png\n"
+        '  minigpt inspect heads "To be, or not to be" --by previous',
+        _add_heads,
+        _heads,
+    ),
+}

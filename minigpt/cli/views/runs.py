@@ -1,0 +1,99 @@
+"""`minigpt inspect runs`: trainings side by side."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+from minigpt.analysis.checks import Check, check
+from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.parser import CommandParser
+from minigpt.cli.views.frame import Answer, View
+from minigpt.errors import InputError
+from minigpt.formats.run_directory import read_config, run_at
+from minigpt.system import terminal
+from minigpt.training.curves import runs_compared
+from minigpt.training.log import read_records
+
+Records = list[dict[str, Any]]
+
+
+def _add_runs(parser: CommandParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+
+
+def _runs(values: dict[str, Any]) -> Answer:
+    records = {name: _read(name) for name in dict.fromkeys(values["runs"])}
+    curves = {
+        f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
+        for name, run in records.items()
+        for what in ("train_loss", "val_loss", "lr", "grad_norm")
+    }
+    record = Record(
+        view="runs",
+        model=", ".join(records),
+        config=None,
+        numbers={
+            f"{what} {kind}": Numbers((f"{what} record",), [pair[place] for pair in pairs])
+            for what, pairs in curves.items()
+            for place, kind in enumerate(("step", "value"))
+        },
+        settings={"runs": [*records]},
+    )
+    drawn = [(name, curves[f"{name} train_loss"], curves[f"{name} val_loss"]) for name in records]
+    lines = [*_table(records), "losses in nats a token; train loss as last recorded"]
+    return Answer(record, lines, lambda: _checks(records), lambda: runs_compared(drawn))
+
+
+def _read(name: str) -> Records:
+    run = run_at(Path(name).expanduser())
+    read_config(run)  # which says what is wrong with a folder that is no run
+    records = read_records(run.metrics)
+    if not records:
+        raise InputError(f"{name} has no metrics.jsonl with anything in it", "name a run that was trained here")
+    return records
+
+
+def _table(records: dict[str, Records]) -> list[str]:
+    """A line a run. Of a name too long for 80 columns, the end is shown: it is what tells paths apart."""
+    headings = ("steps", "tokens", "seconds", "train loss", "best val", "at step")
+    numbers = terminal.table(headings, [_row(run) for run in records.values()], left=())
+    room = terminal.WIDTH - 2 - terminal.columns(numbers[0])
+    names = ["run", *(name if len(name) <= room else "…" + name[1 - room :] for name in records)]
+    width = max(map(terminal.columns, names))
+    return [f"{terminal.fitted(name, width)}  {line}" for name, line in zip(names, numbers, strict=True)]
+
+
+def _row(run: Records) -> tuple[str, ...]:
+    train = [record["train_loss"] for record in run if "train_loss" in record]
+    validation = [(record["val_loss"], record["step"]) for record in run if "val_loss" in record]
+    best = min(validation, default=None)
+    return (
+        f"{run[-1]['step']:,}",
+        f"{run[-1].get('tokens', 0):,}",
+        f"{run[-1]['seconds']:,.0f}",
+        f"{train[-1]:.4f}" if train else "–",
+        f"{best[0]:.4f}" if best else "–",
+        f"{best[1]:,}" if best else "–",
+    )
+
+
+def _checks(records: dict[str, Records]) -> list[Check]:
+    checks = []
+    for name, run in records.items():
+        back = [max(0, before["step"] - after["step"]) for before, after in itertools.pairwise(run)]
+        lost = sum(not math.isfinite(record[key]) for record in run for key in record if key.endswith("loss"))
+        checks.append(check(f"{name}: steps never go back", max([0, *back]), 0))
+        checks.append(check(f"{name}: every loss is a number", lost, 0))
+    return checks
+
+
+VIEWS = {
+    "runs": View(
+        "Compare trainings by their records: steps, tokens, wall time, losses. The picture shows the losses.",
+        "  minigpt inspect runs checkpoints/shakespeare-quick checkpoints/too-large\n"
+        "  minigpt inspect runs checkpoints/* -o runs.png",
+        _add_runs,
+        _runs,
+    ),
+}

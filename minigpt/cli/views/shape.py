@@ -1,0 +1,351 @@
+"""`minigpt inspect size`, `arch` and `embed`: what a model is, without a prompt."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt.analysis import plots
+from minigpt.analysis.accounting import ModelSize, human, model_size
+from minigpt.analysis.embeddings import neighbours, pca, position_similarity
+from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, model_spec
+from minigpt.cli.parser import CommandParser
+from minigpt.cli.views.frame import Answer, View, add_model_flags, load_reader, one_token, token_text
+from minigpt.config import PRESETS, GPTConfig, preset, updated
+from minigpt.errors import ConfigError, InputError
+from minigpt.formats.hub import CONFIG
+from minigpt.formats.pretrained import config_from_reference, load_model
+from minigpt.formats.run_directory import read_config, run_at
+from minigpt.system import terminal
+from minigpt.tokenizers import read
+
+COUNTED = {
+    "parameters": "parameters",
+    "forward_flops": "forward pass",
+    "activation_bytes": "kept for backward",
+    "gradient_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
+    "kv_cache_bytes": "KV-cache",
+}
+
+
+# --- size
+
+
+def _add_size(parser: CommandParser) -> None:
+    _add_shape(parser)
+    parser.add_argument("--tokens", type=int, metavar="T", help="tokens a row (default: the block size)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="rows of a batch")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products and the cache"
+    )
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="whose state is counted")
+    parser.add_argument(
+        "--attention", choices=["fused", "explicit"], default="fused", help="explicit keeps its (T, T) patterns"
+    )
+
+
+def _size(values: dict[str, Any]) -> Answer:
+    name, config = _shape(values)
+    size = model_size(
+        config,
+        batch_size=values["batch_size"],
+        tokens=values["tokens"],
+        bytes_per_value=2 if values["dtype"] == "bfloat16" else 4,
+        optimizer=values["optimizer"],
+        attention=values["attention"],
+    )
+    settings = {key: values[key] for key in ("batch_size", "dtype", "optimizer", "attention")}
+    record = Record(
+        view="size",
+        model=name,
+        config=config,
+        numbers={what: Numbers(("module",), [getattr(row, what) for row in size.rows]) for what in COUNTED}
+        | {"training_flops": Numbers((), size.training_flops)},
+        labels={"module": [row.name for row in size.rows]},
+        settings=settings | {"tokens": size.tokens},
+    )
+    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {values['dtype']}"
+    sums = (
+        f"{size.parameters:,} parameters; a step of training is {human(size.training_flops)}FLOPs",
+        f"at least {human(_training_bytes(size))}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
+        "decode with a full cache",
+    )
+    return Answer(record, [head, *sums, "", *size.table().splitlines()], size.check, lambda: _size_chart(size, head))
+
+
+def _training_bytes(size: ModelSize) -> int:
+    return size.parameter_bytes + size.gradient_bytes + size.optimizer_bytes + size.activation_bytes
+
+
+def _size_chart(size: ModelSize, title: str) -> "plots.Figure":
+    kinds = ("wte", "wpe", "attn", "mlp", "ln_", "lm_head", "loss")
+    rows = {kind: [row for row in size.rows if kind in row.name] for kind in kinds}
+    quantities = {what: [sum(getattr(row, what) for row in rows[kind]) for kind in kinds] for what in COUNTED}
+    names = ["wte", "wpe", "attention", "MLPs", "norms", "lm_head", "loss"]
+    units = {"parameters": "", "forward_flops": "FLOPs"}  # all others are bytes
+    named = {
+        f"{COUNTED[what]}: {human(sum(numbers), units.get(what, 'B'))}": numbers for what, numbers in quantities.items()
+    }
+    return plots.size_chart(names, named, title)
+
+
+# --- arch
+
+
+def _add_arch(parser: CommandParser) -> None:
+    _add_shape(parser)
+    parser.add_argument("--diff", metavar="MODEL", help="another model, or a preset: show where the two differ")
+
+
+def _arch(values: dict[str, Any]) -> Answer:
+    name, config = _shape(values)
+    size = model_size(config)
+    stages = _stages(config)
+    parameters = [sum(row.parameters for row in size.rows if row.name.startswith(prefix)) for prefix, _, _, _ in stages]
+    record = Record(
+        view="arch",
+        model=name,
+        config=config,
+        numbers={"parameters": Numbers(("stage",), parameters)},
+        labels={"stage": [stage for _, stage, _, _ in stages], "shape": [shape for _, _, shape, _ in stages]},
+        settings={"diff": values["diff"]},
+    )
+    rows = [
+        ("    " * aside + stage, shape, f"{number:,}" if number else "")
+        for (_, stage, shape, aside), number in zip(stages, parameters, strict=True)
+    ]
+    lines = [
+        f"arch of {name}: {size.parameters:,} parameters",
+        *terminal.table(("", "shape", "parameters"), rows, left=(0, 1)),
+    ]
+    if values["diff"]:
+        lines += ["", *_differences(config, _config_of(values["diff"], values["tokenizer"]), values["diff"])]
+    drawn = [(stage, shape, aside) for _, stage, shape, aside in stages]
+    return Answer(record, lines, size.check, lambda: plots.block_diagram(drawn, lines[0]))
+
+
+def _stages(config: GPTConfig) -> list[tuple[str, str, str, bool]]:
+    """(prefix of the modules counted there, what happens, shape of what comes out, whether beside the stream)."""
+    c = config
+    width = f"(B, T, {c.n_embd})"
+    head = " tied to wte" if c.tie_weights else ""
+    blocks: list[tuple[str, str, str, bool]] = []
+    for name in ["h.0", f"h.{c.n_layer - 1}"][: c.n_layer]:
+        blocks += [
+            (f"{name}.ln_1", f"{name}.ln_1", width, True),
+            (f"{name}.attn", f"{name}.attn, {c.n_head} heads of {c.n_embd // c.n_head}", width, True),
+            ("-", "+", width, False),
+            (f"{name}.ln_2", f"{name}.ln_2", width, True),
+            (f"{name}.mlp", f"{name}.mlp, {4 * c.n_embd:,} neurons", width, True),
+            ("-", "+", width, False),
+        ]
+    if c.n_layer > 2:
+        between = f"h.1 ... h.{c.n_layer - 2}" if c.n_layer > 3 else "h.1"
+        blocks.insert(6, ("-", f"{between}, alike", width, False))
+    return [
+        ("-", "idx", "(B, T)", False),
+        ("wte", f"wte of {c.vocab_size:,} tokens", width, False),
+        ("wpe", f"+ wpe of {c.block_size:,} positions", width, False),
+        *blocks,
+        ("ln_f", "ln_f", width, False),
+        ("lm_head", f"lm_head{head}", f"(B, T, {c.vocab_size})", False),
+    ]
+
+
+def _differences(one: GPTConfig, other: GPTConfig, name: str) -> list[str]:
+    ours, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
+    rows = [(key, str(ours[key]), str(theirs[key])) for key in ours if ours[key] != theirs[key]]
+    if not rows:
+        return [f"the same shape as {name}"]
+    counts = [f"{model_size(config).parameters:,}" for config in (one, other)]
+    return terminal.table(("setting", "this", terminal.cut(name, 40)), [*rows, ("parameters", *counts)])
+
+
+# --- embed
+
+
+def _add_embed(parser: CommandParser) -> None:
+    parser.add_argument("what", choices=["near", "pca", "positions"], help="what to show")
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT", help="near: the token; pca: whose tokens to draw (default: the vocabulary)"
+    )
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many neighbours")
+    parser.add_argument("--kind", choices=["cosine", "dot"], default="cosine", help="which similarity")
+    add_model_flags(parser)
+
+
+def _embed(values: dict[str, Any]) -> Answer:
+    return {"near": _near, "pca": _pca, "positions": _positions}[values["what"]](values)
+
+
+def _near(values: dict[str, Any]) -> Answer:
+    reader = load_reader(values)
+    name, model, tokenizer = reader.name, reader.model, reader.tokenizer
+    if values["text"] is None:
+        raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
+    token = one_token(tokenizer, values["text"], "TEXT")
+    found = neighbours(model, token, values["top"], values["kind"])
+    texts = [terminal.visible(token_text(tokenizer, token_id)) for token_id in found.ids]
+    record = Record(
+        view="embed",
+        model=name,
+        config=model.config,
+        numbers={"id": Numbers(("neighbour",), found.ids), "similarity": Numbers(("neighbour",), found.similarities)},
+        labels={"neighbour": [token_text(tokenizer, token_id) for token_id in found.ids]},
+        settings={"what": "near", "token": values["text"], "kind": values["kind"]},
+    )
+    top = max(map(abs, found.similarities))
+    rows = [
+        (str(token_id), terminal.cut(text, 16), f"{x:+.4f}", terminal.bar(abs(x) / top))
+        for token_id, text, x in zip(found.ids, texts, found.similarities, strict=True)
+    ]
+    head = f"near {values['text']!r} in wte of {name}, by {values['kind']}"
+    lines = [terminal.cut(head, 80), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
+    return Answer(
+        record, lines, found.check,
+        lambda: plots.heat_map(
+            [found.similarities], [terminal.visible(values["text"])], texts, values["kind"], head, xlabel="neighbours",
+        ),
+    )  # fmt: skip
+
+
+def _pca(values: dict[str, Any]) -> Answer:
+    reader = load_reader(values)
+    name, model, tokenizer = reader.name, reader.model, reader.tokenizer
+    ids = range(tokenizer.vocab_size) if values["text"] is None else sorted(set(read(tokenizer, values["text"])))
+    if len(ids) < 3:
+        raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
+    found = pca(model.wte.weight.detach().cpu()[list(ids)], 2)
+    texts = [token_text(tokenizer, token_id) for token_id in ids]
+    record = Record(
+        view="embed",
+        model=name,
+        config=model.config,
+        numbers={
+            "id": Numbers(("token",), list(ids)),
+            "projected": Numbers(("token", "component"), found.projected),
+            "explained": Numbers(("component",), found.explained),
+        },
+        labels={"token": texts},
+        settings={"what": "pca"},
+    )
+    shares: Sequence[float] = found.explained.tolist()
+    lines = [
+        f"{len(ids):,} rows of wte of {terminal.cut(name, 40)}",
+        f"component 1 has {shares[0]:.1%} of the variance, component 2 {shares[1]:.1%}",
+        *_ends(texts, found.projected[:, 0].tolist(), "component 1"),
+        *_ends(texts, found.projected[:, 1].tolist(), "component 2"),
+    ]
+    return Answer(record, lines, found.check, lambda: plots.scatter(found.projected, texts, shares, lines[0]))
+
+
+def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]:
+    """The tokens at both ends of an axis."""
+    order = sorted(range(len(texts)), key=lambda place: values[place])
+    names = [terminal.visible(texts[place]) for place in order]
+    ends = " ".join(names[:12]), " ".join(names[-12:])
+    return [terminal.cut(f"{what} from {ends[0]}", 80), terminal.cut(f"    to {ends[1]}", 80)]
+
+
+def _positions(values: dict[str, Any]) -> Answer:
+    if values["text"] is not None:
+        raise InputError(f"positions have no text, and {values['text']!r} is one", "leave it out")
+    reader = load_reader(values)
+    found = position_similarity(reader.model)
+    cosines = found.cosines.cpu()
+    places = [str(place) for place in range(len(cosines))]
+    record = Record(
+        view="embed",
+        model=reader.name,
+        config=reader.model.config,
+        numbers={"cosine": Numbers(("position", "other position"), cosines)},
+        settings={"what": "positions"},
+    )
+    head = f"cosine between positions, wpe of {terminal.cut(reader.name, 40)}"
+    lines = [head, *terminal.heat_map(cosines.clamp(min=0), places)]
+    return Answer(
+        record, lines, found.check,
+        lambda: plots.heat_map(cosines, places, places, "cosine", head, signed=True),
+    )  # fmt: skip
+
+
+# --- shapes
+
+
+def _add_shape(parser: CommandParser) -> None:
+    parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
+    parser.add_argument("--preset", choices=[*PRESETS], help="a preset's shape, in the place of a model's")
+    add_tokenizer_argument(parser)
+    parser.add_argument(
+        "--what-if", nargs="+", default=[], metavar="NAME=VALUE", help="change the shape: n_layer=24 n_embd=1024"
+    )
+
+
+def _shape(values: dict[str, Any]) -> tuple[str, GPTConfig]:
+    """A name, and the shape that is meant."""
+    if values["preset"] and values["model"]:
+        raise InputError("--preset and --model name two shapes", "leave one of them out")
+    name = values["preset"] or model_spec(values["model"])
+    config = _config_of(name, values["tokenizer"])
+    changes = dict(_change(text) for text in values["what_if"])
+    changed = updated(config, changes) if changes else config
+    return " ".join([name, *values["what_if"]]), changed
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, {"true": True, "false": False}[value] if value in ("true", "false") else int(value)
+    except ValueError:
+        raise ConfigError(
+            f"--what-if {text} is no change" + ("" if equals else ": it has no ="),
+            "write NAME=VALUE with a whole number, true or false: n_layer=24",
+        ) from None
+
+
+def _config_of(spec: str, tokenizer: str | None) -> GPTConfig:
+    """The shape of a preset or a model, and no weights where it is known without them."""
+    if spec in PRESETS:
+        return preset(spec).model
+    folder = Path(spec).expanduser()
+    run = run_at(folder)
+    if run.config.is_file():
+        return read_config(run).model
+    if os.path.lexists(folder / CONFIG):
+        return config_from_reference(folder / CONFIG, dropout=0.0)
+    return load_model(spec, tokenizer=tokenizer)[0].config
+
+
+VIEWS = {
+    "size": View(
+        "Count what a model costs, a module a row: parameters, floating-point operations of a forward pass, bytes kept "
+        "for the backward pass, gradients, optimizer, KV-cache. Nothing is built, so --what-if costs nothing.",
+        "  minigpt inspect size --preset gpt2-124m --tokens 1024\n"
+        "  minigpt inspect size --preset gpt2-124m --what-if n_layer=24 n_embd=1024 n_head=16\n"
+        "  minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon -o size.png",
+        _add_size,
+        _size,
+    ),
+    "arch": View(
+        "Show a model from the token ids to the logits, with the shape of what comes out of each part and its "
+        "parameters; what is set in stands beside the residual stream. With --diff, where two models differ.",
+        "  minigpt inspect arch\n"
+        "  minigpt inspect arch --preset gpt2-124m -o gpt2.svg\n"
+        "  minigpt inspect arch --preset shakespeare-cpu --diff shakespeare-quick",
+        _add_arch,
+        _arch,
+    ),
+    "embed": View(
+        "Look at the embedding tables: the tokens nearest to one (near), two principal components of the tokens (pca), "
+        "how similar positions are (positions).",
+        '  minigpt inspect embed near "e"\n'
+        '  minigpt inspect embed near " king" --model gpt2 --top 20\n'
+        "  minigpt inspect embed pca -o tokens.png\n"
+        "  minigpt inspect embed positions --check",
+        _add_embed,
+        _embed,
+    ),
+}

@@ -1,0 +1,243 @@
+"""`minigpt inspect lens` and `why`: the residual stream, read early and taken apart."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from minigpt.analysis import plots
+from minigpt.analysis.attribution import Attribution, attribute
+from minigpt.analysis.embeddings import residual_norms
+from minigpt.analysis.lens import Lens, logit_lens
+from minigpt.analysis.records import Numbers
+from minigpt.analysis.sweeps import total_effects
+from minigpt.cli.parser import CommandParser
+from minigpt.cli.views.frame import Answer, Subject, View, add_prompt, check_count, one_token, subject, traced
+from minigpt.decoding.sampling import with_text
+from minigpt.errors import InputError
+from minigpt.system import terminal
+
+STREAM = ["embed", "pos_embed", "*.resid_*", "*.attn.out", "*.mlp.out"]
+
+
+def _check_position(position: int, it: Subject) -> int:
+    """The absolute position."""
+    T = len(it.ids)
+    if not -T <= position < T:
+        raise InputError(f"there is no position {position}: the prompt has {T}", f"choose one from 0 to {T - 1}, or -1")
+    return position % T
+
+
+# --- lens
+
+
+def _add_lens(parser: CommandParser) -> None:
+    add_prompt(parser)
+    parser.add_argument("--position", type=int, default=-1, metavar="T", help="whose next token; -1 is the last")
+    parser.add_argument("--rank-of", metavar="TOKEN", help="show the rank of this token (default: the model's best)")
+    parser.add_argument("--top", type=int, default=4, metavar="K", help="tokens that are shown of each point")
+    parser.add_argument(
+        "--points", nargs="+", metavar="POINT", help="states of the stream, by name or glob (docs/internals.md)"
+    )
+    parser.add_argument("--norms", action="store_true", help="in the place of tokens, how the stream grows")
+
+
+def _lens(values: dict[str, Any]) -> Answer:
+    if values["norms"] and (values["points"] or values["rank_of"] is not None):
+        raise InputError("--norms shows no tokens, and --points and --rank-of are about these", "leave them out")
+    it = subject(values)
+    place = _check_position(values["position"], it)
+    if values["norms"]:
+        return _norms(it, place)
+    t = traced(it.model, [it.ids], [*(values["points"] or STREAM), "logits"])
+    lens = logit_lens(t, values["points"], it.tokenizer.vocab_size)
+    best = int(lens.final[0, place].argmax())
+    token = best if values["rank_of"] is None else one_token(it.tokenizer, values["rank_of"], "--rank-of")
+    ids, probs = lens.top(values["top"])
+    ranks, divergence = lens.rank_of(token) + 1, lens.kl_to_final()
+    record = it.record(
+        "lens",
+        {
+            "top_id": Numbers(("point", "position", "rank"), ids[:, 0].cpu()),
+            "top_probability": Numbers(("point", "position", "rank"), probs[:, 0].cpu()),
+            "rank_of_token": Numbers(("point", "position"), ranks[:, 0].cpu()),
+            "kl_to_final": Numbers(("point", "position"), divergence[:, 0].cpu()),
+        },
+        labels={"point": lens.points, "position": it.texts},
+        settings={"rank_of": it.shown(token), "position": place},
+    )
+    rows = [
+        (point, f"{divergence[n, 0, place]:.3f}", f"{int(ranks[n, 0, place]):,}") for n, point in enumerate(lens.points)
+    ]
+    likeliest = [_tokens(it, *(x[n, 0, place].tolist() for x in (ids, probs))) for n in range(len(lens.points))]
+    shown = terminal.cut(it.shown(token), 10)
+    lines = [
+        it.header("lens"),
+        f"after position {place}, {it.shown(it.ids[place])}",
+        *terminal.table(("read at", "KL", f"rank of {shown}", "likeliest tokens"), rows, (0, 3), likeliest),
+        "KL in nats, from the model's own distribution",
+    ]
+    return Answer(record, lines, lens.check, lambda: _lens_chart(it, lens))
+
+
+def _tokens(it: Subject, ids: list[int], probs: list[float]) -> list[str]:
+    return [f"{terminal.cut(name, 9)} {p:.2f}" for name, p in zip(it.names(ids), probs, strict=True)]
+
+
+def _lens_chart(it: Subject, lens: Lens) -> "plots.Figure":
+    ids, probs = lens.top(1)
+    texts = [it.names(row) for row in ids[:, 0, :, 0].tolist()]
+    return plots.heat_map(
+        probs[:, 0, :, 0].cpu(), lens.points, it.names(it.ids), "probability of the likeliest token", it.header("lens"),
+        texts=texts, xlabel="after this token", ylabel="read at",
+    )  # fmt: skip
+
+
+def _norms(it: Subject, place: int) -> Answer:
+    found = residual_norms(traced(it.model, [it.ids], STREAM))
+    norms, cosines, shares = (x[:, 0].cpu() for x in (found.norms, found.cosine_to_final, found.shares))  # (P, T)
+    dimensions, sizes = (x[:, 0].cpu() for x in found.largest(3))  # (P, T, 3)
+    record = it.record(
+        "lens",
+        {
+            "norm": Numbers(("point", "position"), norms),
+            "cosine_to_final": Numbers(("point", "position"), cosines),
+            "share": Numbers(("point", "position"), shares),
+            "largest_dimension": Numbers(("point", "position", "rank"), dimensions),
+            "largest_value": Numbers(("point", "position", "rank"), sizes),
+        },
+        labels={"point": found.points, "position": it.texts},
+        settings={"norms": True, "position": place},
+    )
+    rows = [
+        (
+            point,
+            f"{norms[n, place]:.2f}",
+            f"{cosines[n, place]:+.3f}",
+            f"{shares[n, place]:+.3f}",
+        )
+        for n, point in enumerate(found.points)
+    ]  # fmt: skip
+    largest = [
+        [f"{d}: {x:+.1f}" for d, x in zip(dimensions[n, place], sizes[n, place], strict=True)] for n in range(len(rows))
+    ]
+    lines = [
+        it.header("norms"),
+        f"at position {place}, {it.shown(it.ids[place])}",
+        *terminal.table(("point", "norm", "cosine", "share", "largest dimensions"), rows, left=(0, 4), pieces=largest),
+        "cosine: to the final stream; share: of it, by what was written last",
+    ]
+    title = it.header("norms of the stream")
+    return Answer(
+        record, lines, found.check,
+        lambda: plots.heat_map(norms, found.points, it.names(it.ids), "norm", title, xlabel="position"),
+    )  # fmt: skip
+
+
+# --- why
+
+
+def _add_why(parser: CommandParser) -> None:
+    add_prompt(parser)
+    parser.add_argument("--token", metavar="TOKEN", help="whose logit (default: the model's best)")
+    parser.add_argument("--against", metavar="TOKEN", help="take the difference from this token's logit")
+    parser.add_argument(
+        "--by", choices=["component", "layer", "head", "neuron"], default="component", help="how fine the parts are"
+    )
+    parser.add_argument("--position", type=int, default=-1, metavar="T", help="whose next token; -1 is the last")
+    parser.add_argument("--top", type=int, default=15, metavar="K", help="parts that are shown one by one")
+
+
+def _why(values: dict[str, Any]) -> Answer:
+    check_count(values["top"], "--top")
+    it = subject(values)
+    place = _check_position(values["position"], it)
+    t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
+    target, against = (
+        None if values[flag] is None else one_token(it.tokenizer, values[flag], f"--{flag}")
+        for flag in ("token", "against")
+    )
+    if target is None:
+        target = int(with_text(t["logits"][0, place], it.tokenizer.vocab_size).argmax())
+    found = attribute(t, target, against, by=values["by"], position=place)
+    what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
+    parts = _parts(found, values["top"])
+    in_all = _in_all(it, found, [name for name, _ in parts])
+    record = it.record(
+        "why",
+        {
+            "value": Numbers(("part",), found.values),
+            "constant": Numbers(("bias",), [*found.constants.values()]),
+            "total": Numbers((), found.total),
+            "logit": Numbers((), found.logit),
+            "remainder": Numbers((), found.remainder),
+            "in_all": Numbers(("shown",), [*in_all.values()]),
+        },
+        labels={"part": found.labels, "bias": [*found.constants], "shown": [*in_all]},
+        settings={"token": target, "against": against, "by": values["by"], "position": place},
+    )
+    largest = max(abs(value) for _, value in parts) or 1.0
+    columns = [
+        ["part", *(name for name, _ in parts), "together"],
+        ["adds", *(f"{value:+.4f}" for _, value in parts), f"{found.total:+.4f}"],
+        ["in all", *(f"{in_all[name]:+.4f}" if name in in_all else "" for name, _ in parts), ""],
+        ["", *(terminal.bar(abs(value) / largest) for _, value in parts), ""],
+    ]
+    if not in_all:
+        del columns[2]
+    headings, *rows = zip(*columns, strict=True)
+    lines = [
+        it.header("why"),
+        f"{what}, after position {place}, {it.shown(it.ids[place])}",
+        *terminal.table(headings, rows, left=(0, len(columns) - 1)),
+        *["adds: directly; in all: what is lost without it, through later parts too"] * bool(in_all),
+        f"the model says {found.logit:.4f}; the remainder is {found.remainder:.1e}",
+    ]
+    title = f"{it.header('why')}; {lines[1]}"
+    return Answer(record, lines, found.check, lambda: plots.waterfall(parts, found.total, what, title))
+
+
+def _in_all(it: Subject, found: Attribution, parts: list[str]) -> dict[str, float]:
+    """The total effects of those parts that can be taken away."""
+
+    def logit(logits: Tensor) -> float:
+        row = logits[0, found.position].double()
+        return float(row[found.target] - (0 if found.against is None else row[found.against]))
+
+    whole = [name for name in parts if re.fullmatch(r"\d+\.(\d+|attn|mlp)", name)]
+    return total_effects(it.model, [it.ids], logit, whole)
+
+
+def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
+    """The largest parts, all others as one, and the biases as one."""
+    shown = found.top(top)
+    rest = float(found.values.sum()) - sum(value for _, value in shown)
+    others = len(found.labels) - len(shown)
+    parts = [*shown, (f"{others:,} other parts", rest)] if others else shown
+    return [*parts, ("biases", sum(found.constants.values()))] if found.constants else parts
+
+
+VIEWS = {
+    "lens": View(
+        "Read the residual stream at every depth as if it were the last: the model's own last norm and output head say "
+        "what it would expect there. KL is how far that is from what the model says in the end. With --norms, how long "
+        "the stream is, and what has been written into it.",
+        '  minigpt inspect lens "To be, or not to b"\n'
+        '  minigpt inspect lens --model gpt2 "The capital of France is" --rank-of " Paris" -o lens.png\n'
+        '  minigpt inspect lens "To be, or not to b" --points "*.resid_post" --check\n'
+        '  minigpt inspect lens "To be, or not to b" --norms',
+        _add_lens,
+        _lens,
+    ),
+    "why": View(
+        "Take a logit apart into what each part of the model has added to it directly. The parts and the biases sum to "
+        "the logit; what rounding leaves is shown. A head's part holds its share of the value bias. Beside what heads, "
+        "attention and MLPs add stands their total effect: how much of the logit is lost without the part, at every "
+        "position, with all that later parts make of it.",
+        '  minigpt inspect why "To be, or not to b"\n'
+        '  minigpt inspect why "To be, or not to b" --token e --against u --by head -o why.png\n'
+        '  minigpt inspect why --model gpt2 "The capital of France is" --token " Paris" --by neuron --check',
+        _add_why,
+        _why,
+    ),
+}

@@ -1,0 +1,144 @@
+"""`minigpt inspect tokens` and `loss`: a text, token by token."""
+
+from typing import Any
+
+from minigpt.analysis import plots
+from minigpt.analysis.checks import check
+from minigpt.analysis.lens import token_losses
+from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, reading
+from minigpt.cli.parser import CommandParser
+from minigpt.cli.tokens import tokenizer_of
+from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, from_stdin, subject, token_text
+from minigpt.errors import InputError
+from minigpt.system import terminal
+from minigpt.tokenizers import Tokenizer, read
+
+# --- tokens
+
+
+def _add_tokens(parser: CommandParser) -> None:
+    parser.add_argument("prompt", metavar="TEXT", help="the text; - reads it from standard input")
+    add_model_argument(parser, weights=False)
+    add_reading_arguments(parser)
+
+
+def _tokens(values: dict[str, Any]) -> Answer:
+    name = model_spec(values["model"])
+    tokenizer = reading(tokenizer_of(name, values["tokenizer"]), values)
+    text = from_stdin(values["prompt"])
+    ids = read(tokenizer, text)
+    if not ids:
+        raise InputError("the text is empty: it has no tokens", "give some text")
+    texts = [token_text(tokenizer, token_id) for token_id in ids]
+    lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
+    record = Record(
+        view="tokens",
+        model=name,
+        config=None,
+        numbers={"bytes": Numbers(("token",), lengths)},
+        prompt=text,
+        bos=False,
+        tokens=list(zip(ids, texts, strict=True)),
+        settings={"vocab_size": tokenizer.vocab_size},
+    )
+    rows = [
+        (str(place), str(token_id), terminal.cut(terminal.visible(token), 20), _hex(tokenizer, token_id))
+        for place, (token_id, token) in enumerate(zip(ids, texts, strict=True))
+    ]
+    lines = [
+        f"{terminal.cut(name, 30)}: {len(ids):,} tokens, {sum(lengths):,} bytes, BOS in front: no",
+        *terminal.table(("position", "id", "token", "bytes"), rows, left=(2, 3)),
+    ]
+    different = float(tokenizer.decode(ids, skip_special=False) != text)
+    return Answer(record, lines, lambda: [check("decode(encode(text)) = text", different, 0.0)], None)
+
+
+def _hex(tokenizer: Tokenizer, token_id: int) -> str:
+    return terminal.cut(tokenizer.token_bytes(token_id).hex(" "), 36)
+
+
+# --- loss
+
+
+def _add_loss(parser: CommandParser) -> None:
+    add_prompt(parser, inside=False)
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="alternatives that are shown for each token")
+    parser.add_argument("--worst", type=int, default=10, metavar="N", help="how many tokens are shown one by one")
+
+
+def _loss(values: dict[str, Any]) -> Answer:
+    check_count(values["worst"], "--worst")
+    it = subject(values)
+    found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
+    losses = found.losses.tolist()
+    ids, probs = (x.tolist() for x in found.top(values["top"]))
+    num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])
+    record = it.record(
+        "loss",
+        {
+            "loss": Numbers(("predicted",), found.losses),
+            "entropy": Numbers(("predicted",), found.entropy),
+            "cumulative": Numbers(("predicted",), found.cumulative),
+            "alternative_id": Numbers(("predicted", "alternative"), ids),
+            "alternative_probability": Numbers(("predicted", "alternative"), probs),
+            "mean": Numbers((), found.mean),
+            "perplexity": Numbers((), found.perplexity),
+            "bits_per_byte": Numbers((), found.bits_per_byte(num_bytes)),
+        },
+        labels={"predicted": it.texts[1:]},
+    )
+    names = it.names(it.ids)
+    order = sorted(range(len(losses)), key=lambda place: -losses[place])[: values["worst"]]
+    rows = [(str(place + 1), terminal.cut(names[place + 1], 12), f"{losses[place]:.3f}") for place in order]
+    expected = [_expected(it.names(ids[place]), probs[place]) for place in order]
+    lines = [
+        it.header("loss"),
+        f"mean {found.mean:.4f} nats a token, perplexity {found.perplexity:.4g}, "
+        f"{found.bits_per_byte(num_bytes):.3f} bits a byte",
+        "",
+        *_strip(names, losses),
+        "",
+        "the costliest:",
+        *terminal.table(("position", "token", "loss", "the model expected"), rows, left=(1, 3), pieces=expected),
+    ]
+    title = f"{it.header('loss')}, mean {found.mean:.3f} nats"
+    return Answer(record, lines, found.check, lambda: plots.loss_strip(it.texts, losses, title))
+
+
+def _expected(names: list[str], probabilities: list[float]) -> list[str]:
+    return [f"{terminal.cut(name, 12)} {value:.3f}" for name, value in zip(names, probabilities, strict=True)]
+
+
+def _strip(names: list[str], losses: list[float]) -> list[str]:
+    """The text, and below each token a shade for its loss."""
+    lines, text, marks = [], "", ""
+    top = max(losses)
+    for name, loss in zip(names, [0.0, *losses], strict=True):
+        name = terminal.cut(name, 20)
+        width = terminal.columns(name)
+        if terminal.columns(text) + width > terminal.WIDTH:
+            lines += [text, marks]
+            text, marks = "", ""
+        text, marks = text + name, marks + terminal.shade(loss, top) * width
+    return [*lines, text, marks, terminal.legend(top, "nats")]
+
+
+VIEWS = {
+    "tokens": View(
+        "Show how a text is cut into tokens: position, id, text and bytes. What is only a part of a character is shown "
+        "as an escape.",
+        '  minigpt inspect tokens "To be, or not to be"\n  minigpt inspect tokens --model gpt2 "naïve café" --json',
+        _add_tokens,
+        _tokens,
+    ),
+    "loss": View(
+        "Show how much each token of a text surprised the model, in nats: -log p(token | tokens before it). The first "
+        "has nothing before it, and no loss. Shades are relative to the largest loss.",
+        '  minigpt inspect loss "To be, or not to be"\n'
+        "  minigpt inspect loss - -o loss.png < my-text.txt\n"
+        '  minigpt inspect loss --model gpt2 "The cat sat on the mat." --check',
+        _add_loss,
+        _loss,
+    ),
+}

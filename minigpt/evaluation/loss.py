@@ -1,0 +1,163 @@
+"""How good a model is, in numbers: the loss of the next token, perplexity, bits per character, log-probability."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
+from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
+from minigpt.errors import DataError, InputError
+from minigpt.model import GPT
+from minigpt.system.device import autocast
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the targets that are not -100.
+
+    Args:
+        logits: (..., V), of any floating type; the loss is computed in float32 or better.
+        targets: int64 (...), already shifted: `targets[t]` is the token that follows the input at t.
+
+    Returns:
+        A scalar. 0 where every target is ignored, and never NaN for that reason.
+    """
+    logits = _at_least_float32(logits).flatten(0, -2)  # (N, V)
+    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean loss in nats per token."""
+    return math.exp(min(loss, 700.0))  # beyond that a float overflows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        loss: mean cross-entropy in nats per token.
+        tokens: number of tokens predicted.
+    """
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens the model seems to choose."""
+        return perplexity(self.loss)
+
+    def bits_per_character(self, num_characters: int) -> float:
+        """The loss of all tokens in bits, spread over the characters they stand for: comparable across tokenizers."""
+        return self.loss * self.tokens / math.log(2) / num_characters
+
+
+@torch.no_grad()
+def evaluate_batches(
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: int | None = None
+) -> Evaluation:
+    """The loss over all targets of some batches that are not -100.
+
+    The model is in evaluation mode meanwhile, and in its former mode afterwards.
+
+    Args:
+        model: the model; its device is used.
+        batches: inputs and targets, int64 (B, T) each. Without a target, the loss is 0.
+        dtype: of the matrix products.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+    """
+    device, total, count = model.wte.weight.device, 0.0, 0
+    with evaluating(model):
+        for x, y in batches:
+            targets = int((y != IGNORED).sum())
+            with autocast(device, dtype):
+                logits = with_text(model(x.to(device)), vocab_size)
+            total += next_token_loss(logits, y.to(device)).item() * targets
+            count += targets
+    return Evaluation(total / max(count, 1), count)
+
+
+def evaluate(
+    model: GPT,
+    ids: Ids,
+    dtype: torch.dtype = torch.float32,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+) -> Evaluation:
+    """The loss over a whole text, in order: every token but the first is predicted exactly once.
+
+    The model is in evaluation mode meanwhile, and in its former mode afterwards.
+
+    Args:
+        model: the model; its device is used.
+        ids: the text, (number of tokens,); each id lies in the model's vocabulary.
+        dtype: of the matrix products.
+        stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+
+    Raises:
+        DataError: if there is nothing to predict: fewer than two tokens.
+        InputError: if the stride does not lie in 1 .. `block_size`.
+    """
+    block_size = model.config.block_size
+    if len(ids) < 2:
+        raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
+    if stride is not None and not 1 <= stride <= block_size:
+        raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
+    batches = windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride)
+    return evaluate_batches(model, batches, dtype, vocab_size)
+
+
+@torch.no_grad()
+def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> list[float]:
+    """The terms log p(ids[t] | ids[:t]) for t >= 1, in nats.
+
+    Args:
+        model: the model; used in evaluation mode.
+        ids: one sequence of T token ids.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+
+    Returns:
+        T - 1 numbers, in order. Their sum is `sequence_log_prob`.
+
+    Raises:
+        InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
+    """
+    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    with evaluating(model):
+        idx = torch.tensor([row], device=model.wte.weight.device)  # (1, T)
+        log_probs = _at_least_float32(with_text(model(idx)[0, :-1], vocab_size)).log_softmax(-1)  # (T - 1, V)
+    chosen: list[float] = log_probs.gather(1, idx[0, 1:, None])[:, 0].tolist()
+    return chosen
+
+
+def sequence_log_prob(
+    model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor, vocab_size: int | None = None
+) -> float | list[float]:
+    """Sum of log p(ids[t] | ids[:t]) over t >= 1, in nats.
+
+    Args:
+        model: the model; used in evaluation mode.
+        ids: one sequence of token ids, or several, which may differ in length.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+
+    Returns:
+        One number, or one for each sequence. A sequence of one token predicts nothing: 0.
+
+    Raises:
+        InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
+    """
+    single = len(ids) > 0 and np.ndim(ids[0]) == 0
+    rows = check_prompts([ids] if single else ids, num_with_text(model.config, vocab_size))  # type: ignore[list-item, arg-type]
+    sums = [math.fsum(token_log_probs(model, row, vocab_size)) for row in rows]
+    return sums[0] if single else sums
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,203 @@
+"""Adapters to and from files in the layout of the PEFT library: `adapter_config.json`, `adapter_model.safetensors`."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.config import LoRAConfig, are_texts
+from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
+from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
+from minigpt.lora import (
+    LowRank,
+    adaptable,
+    adapters,
+    attach,
+    check_known,
+    check_unmerged,
+    lora_layers,
+    matching,
+    new_adapter,
+)
+from minigpt.model import GPT
+from minigpt.system.files import atomic_folder, check_unused, listed, read_json, write_text
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_TRUNK = "transformer."  # what the reference puts before the name of a layer
+_BASE = "minigpt_base"  # the key of the base's fingerprint, in the header of the weights
+# The settings of an adapter_config.json that are read, or change no numbers.
+_ACCEPTED = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
+    "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
+    "revision", "task_type",
+}  # fmt: skip
+# Those that must ask for what is computed here; all others must be off.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),  # other ways to begin change the base too
+}
+
+
+def fingerprint(model: GPT) -> str:
+    """SHA-256 of the base, with or without adapters, in float64, float32 or bfloat16 alike.
+
+    It covers every weight in the order of `NAME_TABLE`, a tied head left out: its name there, its shape, and its values
+    rounded to bfloat16, little-endian. The position embedding is left out too, since a base loaded with a shorter block
+    has fewer rows of it.
+
+    Raises:
+        ConfigError: if an adapter is merged: these are not the weights of the base.
+    """
+    check_unmerged(model)
+    digest = hashlib.sha256()
+    for name, tensor in reference_views(model, conv1d=False).items():
+        if not name.endswith("wpe.weight"):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_adapter(
+    model: GPT,
+    folder: Path | str,
+    name: str = "default",
+    base: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write an adapter so that PEFT loads it: `PeftModel.from_pretrained(base_model, folder)`.
+
+    Args:
+        model: the base and its adapters.
+        folder: must not exist yet, or be empty. Both files appear in it when they are whole.
+        name: which adapter; the files do not tell it.
+        base: where the base comes from, for the record.
+        metadata: texts for the header of the weights.
+
+    Raises:
+        ConfigError: if there is no such adapter, or one is merged.
+        CheckpointError: if the folder holds something.
+    """
+    folder = Path(folder)
+    check_unused(folder)
+    check_known(model, name)
+    config = adapters(model)[name]
+    adapter = {path: layer.adapters()[name] for path, layer in lora_layers(model).items() if name in layer.adapters()}
+    content = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": [_TRUNK + path for path in adapter],  # in full: PEFT knows no globs
+        "fan_in_fan_out": True,  # the reference keeps these weights as (in, out), in modules called Conv1D
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = _peft_tensors(adapter)
+    header = with_checksum({**(metadata or {}), _BASE: fingerprint(model)}, tensors)
+    with atomic_folder(folder) as part:
+        write_text(part / CONFIG, json.dumps(content, indent=2) + "\n")
+        write_safetensors(part / WEIGHTS, tensors, metadata=header)
+
+
+def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[str]:
+    """Put an adapter from files on a model, take it into use, and freeze all else.
+
+    Args:
+        model: the base, with or without other adapters; it is changed only if all is well.
+        folder: what `save_adapter` wrote, or PEFT, of a plain LoRA on a GPT-2.
+        name: what to call the adapter: letters, digits, - and _.
+
+    Returns:
+        The names of the layers that it adapts.
+
+    Raises:
+        MissingFileError: if a file is not there.
+        CheckpointError: if a file is damaged, asks for what is not computed here, or belongs to another base.
+        ConfigError: if the rank is above that of a layer, the name is taken or unusable, or an adapter is merged.
+
+    Warns:
+        ModelNote: if the files do not record their base, so that shapes alone could be compared.
+    """
+    config_path, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    if not weights.exists() and weights.with_suffix(".bin").exists():
+        raise CheckpointError(
+            f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",
+            "load it with a newer PEFT and save it again, as .safetensors",
+        )
+    if not config_path.exists() and Path(folder, "adapter", CONFIG).exists():
+        raise MissingFileError(
+            f"{folder} is a run, and no adapter", f"name the adapter in it: {Path(folder, 'adapter')}"
+        )
+    content = read_json(config_path)
+    config = _config_from_peft(content, config_path, model)
+    check_values(weights)
+    stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
+    if recorded is not None and recorded != (own := fingerprint(model)):
+        raise CheckpointError(
+            f"{folder} adapts another base, with the fingerprint {recorded[:12]}; this model has {own[:12]}",
+            f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}",
+        )
+    adapter = new_adapter(model, config, config.targets, name)
+    fill(_peft_tensors(adapter), stored, weights, f"check that {config_path} and this base belong to it")
+    attach(model, adapter, name)
+    if recorded is None:
+        note = f"{folder} does not record which base it adapts: its shapes fit this one, and no more is known"
+        warnings.warn(ModelNote(note), stacklevel=2)
+    return list(adapter)
+
+
+def _peft_tensors(adapter: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """An adapter's matrices under PEFT's names, which keeps them as we do, beside a Conv1D too.
+
+    What is written into them is in the adapter.
+    """
+    return {
+        f"base_model.model.{_TRUNK}{path}.lora_{letter}.weight": matrix.detach()
+        for path, part in adapter.items()
+        for letter, matrix in (("A", part.A), ("B", part.B))
+    }
+
+
+def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoRAConfig:
+    """What an adapter_config.json asks for; the targets are the full names of the layers that it means."""
+    refused = [
+        f"{key} = {value!r:.80}"
+        for key, value in {"peft_type": None, **content}.items()
+        if (value not in _FIXED[key] if key in _FIXED else value and key not in _ACCEPTED)
+    ]
+    if refused:
+        raise CheckpointError(
+            f"{path} does not describe plain LoRA: {listed(refused)}",
+            "choose an adapter of plain LoRA; nothing that would change the numbers is ignored",
+        )
+    targets = content.get("target_modules")
+    listed_names = targets if isinstance(targets, list) and are_texts(targets) else []
+    # A target that matches nothing is no mistake there; whether a layer is missing, the tensors tell.
+    layers = matching(adaptable(model), [name.removeprefix(_TRUNK) for name in listed_names])
+    if not layers:
+        raise CheckpointError(
+            f"{path}: target_modules = {targets!r:.80} names no layer of this model",
+            "it must be a list of linear layers of GPT-2's blocks, such as c_attn",
+        )
+    try:  # where the file is silent, with PEFT's own defaults
+        config = LoRAConfig(
+            content.get("r", 8), content.get("lora_alpha", 8), content.get("lora_dropout", 0.0), tuple(layers)
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", error.how) from None
+    if content.get("use_rslora"):  # alpha / sqrt(R) in the place of alpha / R (Kalajdzievski, 2023)
+        config = dataclasses.replace(config, alpha=config.alpha * math.sqrt(config.rank))
+    return config

@@ -1,0 +1,158 @@
+"""The proof that a model of ours is the reference library's: the same ids through both, compared layer by layer.
+
+The reference is the transformers library. It is imported when a comparison is asked for, and nowhere else.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.errors import CheckpointError, ConfigError, first_line
+from minigpt.model import GPT
+from minigpt.system.files import listed
+
+BOUND = 1e-3  # the largest difference that rounding may make in values of up to 100, such as GPT-2's logits
+RELATIVE_BOUND = 1e-5  # and in larger ones: GPT-2's residual stream has values in the thousands
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """One place in the model, compared.
+
+    Attributes:
+        name: embedding, block 0, ..., final norm, logits.
+        difference: the largest absolute difference from the reference.
+        size: the largest absolute value of the reference.
+    """
+
+    name: str
+    difference: float
+    size: float
+
+    @property
+    def bound(self) -> float:
+        """The largest difference that rounding explains."""
+        return max(BOUND, RELATIVE_BOUND * self.size)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is rounding; NaN is not."""
+        return self.difference <= self.bound
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """A comparison of two models on the same ids.
+
+    Attributes:
+        layers: from the embedding to the logits.
+        tokens: positions compared.
+        same_argmax: at how many of them both models find the same token most probable.
+    """
+
+    layers: tuple[LayerParity, ...]
+    tokens: int
+    same_argmax: int
+
+    @property
+    def first_difference(self) -> LayerParity | None:
+        """Where the models part, for what comes later differs because of it; None if they agree everywhere."""
+        return next((layer for layer in self.layers if not layer.agrees), None)
+
+
+def require_reference() -> None:
+    """Refuse a comparison on a machine without the reference library.
+
+    Raises:
+        ConfigError: if transformers is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(
+            "a comparison with the reference needs the transformers library, which is not installed",
+            "install it: pip install 'transformers>=5'",
+        )
+
+
+def compare_with_reference(model: GPT, folder: Path, ids: Tensor) -> ParityReport:
+    """Feed the same ids to `model` and to the reference library's model of `folder`, both in float32 on the CPU.
+
+    Args:
+        model: ours, on the CPU, in evaluation mode.
+        folder: in the layout of the reference library. Nothing is fetched.
+        ids: int64 (B, T), at most the block size of either.
+
+    Raises:
+        ConfigError: if transformers is not installed.
+        CheckpointError: if it cannot read the folder.
+    """
+    theirs = _load_reference(folder)
+    places = {"embedding": "drop"}
+    places |= {f"block {layer}": f"h.{layer}" for layer in range(model.config.n_layer)}
+    places |= {"final norm": "ln_f"}  # the names of these modules are the same in both
+    trunk = theirs.get_submodule("transformer")
+    with torch.no_grad(), _outputs(model, places.values()) as ours_at, _outputs(trunk, places.values()) as theirs_at:
+        logits, reference = model(ids), theirs(ids, use_cache=False).logits  # (B, T, V)
+    layers = [_compared(name, ours_at[path], theirs_at[path]) for name, path in places.items()]
+    layers.append(_compared("logits", logits, reference))
+    same_argmax = int((logits.argmax(-1) == reference.argmax(-1)).sum())
+    return ParityReport(tuple(layers), ids.numel(), same_argmax)
+
+
+def _compared(name: str, ours: Tensor, reference: Tensor) -> LayerParity:
+    return LayerParity(name, (ours - reference).abs().max().item(), reference.abs().max().item())
+
+
+@contextmanager
+def _outputs(root: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the submodules at these paths give while the context lasts, by path; their hooks are gone afterwards."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        root.get_submodule(path).register_forward_hook(
+            lambda _module, _args, output, path=path: seen.update({path: output})
+        )
+        for path in paths
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _load_reference(folder: Path) -> nn.Module:
+    """The reference library's model, in silence: what it has to say is in its errors."""
+    require_reference()
+    import transformers
+
+    log: Any = transformers.utils.logging  # which has no types
+    reference: Any = transformers.GPT2LMHeadModel  # whose types leave out the second half of its answer
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        theirs, said = reference.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the transformers library cannot read {folder}: {first_line(error, 200)}",
+            "compare with a folder that it wrote itself, or with one from minigpt export",
+        ) from error
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+    unread = [*said["missing_keys"], *said["unexpected_keys"]]
+    if unread:  # the library goes on with random values in the place of what it misses
+        raise CheckpointError(
+            f"the transformers library cannot read the names in {folder}: {listed(sorted(unread))}",
+            "compare with an export instead: minigpt export, and then the comparison with its folder",
+        )
+    model: nn.Module = theirs.eval()
+    return model

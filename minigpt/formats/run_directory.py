@@ -1,0 +1,326 @@
+"""The run directory: what a training run leaves on disk, and how a model comes back from it.
+
+::
+
+    checkpoints/<run>/
+      config.yaml          model, data and training settings, complete, with the versions that ran them
+      tokenizer.json       everything needed to encode and decode again
+      model.safetensors    the best weights so far, by validation loss
+      last/  previous/     the two newest checkpoints, for an exact resume
+      metrics.jsonl  loss.png  samples.txt
+
+Every file is written under another name first and renamed when it is whole.
+"""
+
+import dataclasses
+import itertools
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigpt.config import RunConfig, read_yaml, updated, write_yaml
+from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
+from minigpt.formats.weights import check_values, load_weights, save_weights
+from minigpt.lora import plain
+from minigpt.model import GPT
+from minigpt.parameters import empty_model
+from minigpt.system.device import processor
+from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
+from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+
+CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Vocabulary."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def best_weights(self) -> Path:
+        """Weights with the lowest validation loss so far."""
+        return self.path / "model.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter so far, in the place of weights, of a run that trains one."""
+        return self.path / "adapter"
+
+    @property
+    def following_adapter(self) -> Path:
+        """An adapter that is whole and about to become the best."""
+        return self.path / ".adapter"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last"
+
+    @property
+    def last_weights(self) -> Path:
+        """The newest weights."""
+        return self.last / "model.safetensors"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the newest one."""
+        return self.path / "previous"
+
+    @property
+    def following(self) -> Path:
+        """A checkpoint that is whole and about to become the newest."""
+        return self.path / ".next"
+
+    @property
+    def diverged(self) -> Path:
+        """The moment before a step that lost its numbers, and a report of it."""
+        return self.path / "diverged"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def perplexity_plot(self) -> Path:
+        """Perplexity by epoch, of a run that counts in epochs."""
+        return self.path / "perplexity.png"
+
+    @property
+    def samples(self) -> Path:
+        """Text written at each evaluation."""
+        return self.path / "samples.txt"
+
+
+def unused_directory(parent: Path, name: str) -> Path:
+    """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has taken."""
+    return next(path for path in _numbered(parent, name) if not path.exists())
+
+
+def unfinished_run(parent: Path, name: str) -> Path | None:
+    """The last of the runs `parent/name`, `name-2`, ... that was interrupted, and has steps left to take."""
+    taken = itertools.takewhile(Path.exists, _numbered(parent, name))
+    return max((path for path in taken if _is_unfinished(path)), key=_written, default=None)
+
+
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
+
+
+def newest_run(parent: Path) -> Path:
+    """The run below `parent` whose best weights, or whose best adapter, were written last.
+
+    Raises:
+        MissingFileError: if there is none; it names the newest one that has not come so far.
+    """
+    runs = [RunDirectory(path) for path in parent.glob("*")]
+    best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
+    if best:
+        return max(best, key=_written).parent
+    begun = [run for run in runs if run.config.is_file()]
+    what, how = f"there is no trained run in {parent.absolute()}", "train one first: minigpt quickstart"
+    if begun:
+        run = max(begun, key=lambda run: _written(run.config))
+        what += f"; {run.path} was interrupted before its first evaluation, which makes its best weights"
+        newest = f", or name its newest weights: --model {run.last}" if run.last_weights.exists() else ""
+        how = f"go on with it: minigpt train --resume {run.path}{newest}"
+    raise MissingFileError(what, how)
+
+
+def _is_unfinished(directory: Path) -> bool:
+    """Whether a folder is a run that has not taken all of its steps, nor run out of patience."""
+    run = RunDirectory(directory)
+    if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
+        return False
+    progress: Any = {}
+    with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
+        progress = read_json(run.last / "manifest.json").get("progress")
+    counts = progress if isinstance(progress, dict) else {}
+    step, stale = (count if isinstance(count := counts.get(name), int) else 0 for name in ("step", "stale"))
+    settings = read_config(run).train
+    return step < settings.max_steps and not 0 < settings.patience <= stale
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def check_new(run: RunDirectory) -> None:
+    """Refuse a folder that holds a run, or anything else, for a new one.
+
+    What a run has left that ended before it had learned anything, as for want of memory, may be written over.
+
+    Raises:
+        CheckpointError: if the folder holds more than that, or the path is a file.
+    """
+    begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
+    begun.update(leftovers(run.path))
+    found = set(run.path.iterdir()) if run.path.is_dir() else set()
+    nothing_learned = run.path / LOCK in found and found <= begun
+    if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):
+        check_unused(run.path)
+
+
+def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Create the folder and write what is known before the first step."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_yaml(config, run.config, versions())
+    tokenizer.save(run.tokenizer)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on besides its settings."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+        "processor": processor(),
+    }
+
+
+def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path) -> None:
+    """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
+
+    An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
+    command; so it has a tokenizer, and a model without one is not written as a run.
+
+    Raises:
+        InputError: if `tokenizer` is None.
+        OSError: if the folder cannot be written.
+    """
+    import yaml
+
+    tokenizer = required(tokenizer, path)
+    with atomic_folder(path) as part:
+        run = RunDirectory(part)
+        # No data or training settings: they are not known.
+        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
+        tokenizer.save(run.tokenizer)
+        save_weights(plain(model), run.best_weights)
+
+
+def run_at(path: Path) -> RunDirectory:
+    """The run that a run directory, or the `last` folder inside one, belongs to."""
+    inside = path.name == "last" and RunDirectory(path.parent).config.is_file()
+    return RunDirectory(path.parent if inside else path)
+
+
+def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
+    """A trained model, its tokenizer and its settings; the model on the CPU, in evaluation mode.
+
+    Args:
+        path: a run directory, for its best weights, or the `last` folder inside one, for its newest.
+
+    Raises:
+        MissingFileError: if a part of the run is not there.
+        CheckpointError: if a part is damaged or does not fit the others.
+    """
+    config, tokenizer, weights = read_run(path)
+    model = empty_model(config.model)
+    load_weights(model, weights)
+    return model.eval(), tokenizer, config
+
+
+def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
+    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
+
+    Args and errors are those of `load_run`, but that nobody has asked yet whether the weights fit the settings.
+    """
+    run = run_at(path)
+    config = read_config(run)
+    tokenizer = load_tokenizer(run.tokenizer)
+    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
+    weights = run.best_weights if run.path == path else run.last_weights
+    if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
+        raise MissingFileError(
+            f"{run.path} has no {weights.name} yet: its first evaluation makes it",
+            f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
+        )
+    check_values(weights)
+    return config, tokenizer, weights
+
+
+def read_config(run: RunDirectory) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        MissingFileError: if the folder is no run directory.
+        CheckpointError: if its settings cannot be read.
+    """
+    if not run.config.is_file():
+        raise MissingFileError(f"{run.path} is not a run directory: it has no config.yaml", "train one: minigpt train")
+    try:
+        config: RunConfig = updated(RunConfig(), read_yaml(run.config))
+    except ConfigError as error:
+        raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
+    return config
+
+
+def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
+    """The tokenizer of a model, for what needs text.
+
+    Args:
+        tokenizer: what `load_model` gave.
+        source: the model, for the message.
+
+    Raises:
+        InputError: if it is None.
+    """
+    if tokenizer is None:
+        raise InputError(
+            f"no tokenizer is known for {source}, and without one no text goes in or out",
+            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
+            "what has no such flag takes a run directory that minigpt import made with one",
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Refuse a tokenizer that cannot be the one of a model.
+
+    A model must have every id that text can give. It may have more of them, ids without text: those of added special
+    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
+    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
+    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
+    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocab_size: how many ids the model has.
+        source: where the model comes from, for the message.
+
+    Raises:
+        CheckpointError: if the model has fewer ids, or more of them than that.
+    """
+    named = tokenizer.vocab_size + len(tokenizer.added)
+    padding = vocab_size - named  # negative if the model was never made larger for the added tokens
+    may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
+    if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
+            "use the tokenizer that the model was trained with",
+        )

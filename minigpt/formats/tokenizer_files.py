@@ -1,0 +1,409 @@
+"""Tokenizers to and from the reference layout: the files that `transformers.AutoTokenizer` reads and writes.
+
+    tokenizer.json            all of it: how text is cut into words, the vocabulary, the merges, the added tokens
+    tokenizer_config.json     its class, its special tokens and their roles, how many tokens the model takes
+    vocab.json, merges.txt    GPT-2's byte pairs in an older form, read where there is no tokenizer.json
+
+A model that is fed almost the right ids answers nonsense, and nothing says why. So what is read here is reproduced
+exactly, or refused by name. A special token that was added behind the vocabulary is kept as an id without text. A word
+that was added and is not special is refused: a text that has it gives that id.
+"""
+
+import copy
+import json
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile, zip_longest
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, first_line
+from minigpt.system.files import read_json, read_text, write_text
+from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+
+T = TypeVar("T")
+Special = tuple[str, dict[str, Any]]  # where a special token is named, and what is said of it
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a tokenizer of ours is described in the reference layout.
+
+    Attributes:
+        classes: the names of its class in tokenizer_config.json, ours first; None stands for no name.
+        pre_tokenizer: how text is cut into words.
+        decoder: how tokens become text.
+        model: how words become ids, without the vocabulary.
+        free: settings that change no id and no text.
+    """
+
+    classes: tuple[str | None, ...]
+    pre_tokenizer: dict[str, object]
+    decoder: dict[str, object]
+    model: dict[str, object]
+    free: dict[str, set[str]]
+
+
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, before and from transformers 5
+_CHARACTERS = _Kind(
+    classes=_GENERIC,
+    pre_tokenizer={"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
+    decoder={"type": "Fuse"},  # without it, blanks are put between the characters
+    # Unknown words take the id of unk_token. No character is called that, so it has none, and they are an error.
+    model={"type": "WordLevel", "unk_token": "<no such character>"},
+    free={"model": {"vocab"}},
+)
+_BYTE_PAIRS = _Kind(
+    classes=("GPT2Tokenizer", "GPT2TokenizerFast", None, *_GENERIC),
+    pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    decoder={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    model={
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+    },
+    free={
+        "pre_tokenizer": {"trim_offsets"},
+        "decoder": {"add_prefix_space", "trim_offsets", "use_regex"},
+        # No byte is unknown; and to take a whole word at once, or to merge it, is the same: see `_unreachable_merge`.
+        "model": {"vocab", "merges", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges"},
+    },
+)
+
+# What the reference says of <|endoftext|>: it needs no blank before or behind it, and takes none along.
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+_CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_CHAT = "chat_template.jinja"  # since transformers 4.52; before, and still, it may be one of the settings
+_LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # of added tokens; whatever else names one gives it a role
+# The order in which the reference adds tokens that have a role and no id.
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
+
+
+def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
+
+    It needs no further argument and no network, but the model's config.json beside these files. Ids and decoded text
+    are the same, with one difference: the reference reads "<|endoftext|>" in a text as that token, unless it is told
+    `split_special_tokens=True`; our `encode` reads it as text, unless it is told `allow_special=True`.
+
+    Characters outside a CharTokenizer's vocabulary are an error there as here ("WordLevel error: Missing [UNK] token");
+    `unknown="skip"` is a way to read a text, and not part of the files. Added tokens are written with their roles.
+
+    Args:
+        tokenizer: a CharTokenizer or a GPT2Tokenizer.
+        folder: made if it does not exist. Files of the same names in it are replaced.
+        block_size: the most tokens that the model takes at once, `model_max_length` in the reference.
+
+    Raises:
+        ConfigError: if it is a tokenizer of another type.
+        InputError: if its merges contradict each other: see `load_hf_tokenizer`.
+        OSError: if the folder cannot be written.
+    """
+    config: dict[str, object] = {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
+    if isinstance(tokenizer, CharTokenizer):
+        config["tokenizer_class"] = _CHARACTERS.classes[0]
+        vocabulary = {character: token_id for token_id, character in enumerate(tokenizer.characters)}
+        content = _layout(_CHARACTERS, _added_tokens(tokenizer), vocab=vocabulary)
+    elif isinstance(tokenizer, GPT2Tokenizer):
+        if (merge := _unreachable_merge(tokenizer)) is not None:
+            raise InputError(
+                f"merge {merge!r} is never reached, for earlier merges take its bytes: the reference gives other ids",
+                "order the merges as they were learned, the first to be applied first",
+            )
+        config |= {"tokenizer_class": _BYTE_PAIRS.classes[0], "add_prefix_space": False}
+        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        added = [{"id": tokenizer.vocab_size - 1, "content": END_OF_TEXT, **_FLAGS}, *_added_tokens(tokenizer)]
+        content = _layout(_BYTE_PAIRS, added, vocab=tokenizer.vocabulary, merges=tokenizer.merges)
+        _write_json(folder / "vocab.json", tokenizer.vocabulary)
+        write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *tokenizer.merges, ""]))
+    else:
+        raise ConfigError(
+            f"a {type(tokenizer).__name__} has no form in the reference layout",
+            "give a CharTokenizer or a GPT2Tokenizer",
+        )
+    if tokenizer.added:  # for readers of the older files, which have no other place for them
+        config["added_tokens_decoder"] = {
+            str(token.pop("id")): token for token in copy.deepcopy(content["added_tokens"])
+        }
+    _write_json(folder / "tokenizer.json", content)
+    _write_json(folder / _CONFIG, {**config, **tokenizer.settings})
+
+
+def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
+    """What the files say of the tokens behind the vocabulary."""
+    return [
+        {"id": token_id, **_FLAGS, **token._asdict()}
+        for token_id, token in enumerate(tokenizer.added, start=tokenizer.vocab_size)
+    ]
+
+
+def load_hf_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder of the reference layout, or in a run directory of our own.
+
+    Read are a tokenizer.json, or else vocab.json with merges.txt; the special tokens of tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json; and our own tokenizer.json. Byte pairs must be built as GPT-2's are:
+    the 256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
+    `save_hf_tokenizer` does. Special tokens behind either are kept by name, see `Tokenizer.added`.
+
+    Settings that change no id are read past: the reference sets `truncation` and `padding` anew with every call, and
+    `clean_up_tokenization_spaces` alters decoded text, which here is always the text of the ids.
+
+    Raises:
+        MissingFileError: if the folder has no tokenizer; what was looked for is listed.
+        CheckpointError: if a file is damaged, or the tokenizer is one that ours cannot reproduce: another model or
+            pattern, a normalizer, an added word, ids in another order, merges that contradict each other.
+    """
+    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        content = read_json(whole)
+        if "type" in content:  # our own form
+            return load_tokenizer(whole)
+    elif vocab.is_file() and merges.is_file():
+        content = _layout(_BYTE_PAIRS, [], vocab=read_json(vocab), merges=_read_merges(merges))
+    else:
+        missing = [path.name for path in (whole, vocab, merges) if not path.is_file()]
+        raise MissingFileError(
+            f"{folder} has no tokenizer: {', '.join(missing)} not found",
+            "put tokenizer.json there, or vocab.json and merges.txt, from where the weights come from",
+        )
+    settings = {name: read_json(path) for name in (_CONFIG, _SPECIAL, _ADDED) if (path := folder / name).is_file()}
+    if (folder / _CHAT).is_file():
+        settings.setdefault(_CONFIG, {})["chat_template"] = read_text(folder / _CHAT)
+    try:
+        return _read_tokenizer(content, settings)
+    except ValueError as error:  # also what the tokenizers themselves raise
+        raise CheckpointError(
+            f"the tokenizer in {folder} is none that minigpt can reproduce exactly: {first_line(error, 200)}",
+            "encode with the library that made it and give minigpt the ids, or use a tokenizer built like GPT-2's",
+        ) from error
+
+
+def _layout(kind: _Kind, added_tokens: list[dict[str, object]], **vocabulary: object) -> dict[str, Any]:
+    """What tokenizer.json says."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": None,
+        "pre_tokenizer": kind.pre_tokenizer,
+        "post_processor": None,
+        "decoder": kind.decoder,
+        "model": {**kind.model, **vocabulary},
+    }
+
+
+# From here to `_read_merges`, a ValueError says why the tokenizer cannot be ours.
+
+
+def _read_tokenizer(content: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Tokenizer:
+    """The tokenizer of a parsed tokenizer.json and of the files that may lie beside it, by their names."""
+    model = _typed(content.get("model"), dict, "model")
+    kind = _CHARACTERS if model.get("type") == "WordLevel" else _BYTE_PAIRS
+    config = settings.get(_CONFIG, {})
+    _check_parts(content, kind)
+    _check_config(config, kind)
+    special = list(_special_tokens(content, settings))
+    names = {name for _, token in special if isinstance(name := token.get("content"), str)}
+    tokens = _tokens_by_id(model.get("vocab"))
+    tokenizer: CharTokenizer | GPT2Tokenizer
+    if kind is _CHARACTERS:
+        tokenizer = _read_characters(tokens, names)
+        text = list(tokenizer.characters)
+    else:
+        if END_OF_TEXT not in tokens and (END_OF_TEXT in names or config.get("tokenizer_class") not in _GENERIC):
+            tokens.append(END_OF_TEXT)  # as the reference does; its GPT2Tokenizer has this one anyway
+        tokenizer = _read_byte_pairs(tokens, _typed(model.get("merges"), list, "list of merges"))
+        text = list(tokenizer.vocabulary)
+    added = _read_added(special, tokens, text)
+    return tokenizer.with_added(added, _read_settings({**config, **settings.get(_SPECIAL, {})}))
+
+
+def _check_parts(content: dict[str, Any], kind: _Kind) -> None:
+    """Refuse what is done to text otherwise than here."""
+    for part, ours in (("model", kind.model), ("pre_tokenizer", kind.pre_tokenizer), ("decoder", kind.decoder)):
+        for key, value in _typed(content.get(part), dict, part).items():
+            # None, False, 0 and "" all say: not this.
+            if key not in kind.free.get(part, ()) and (value or None) != (ours.get(key) or None):
+                raise ValueError(f"its {part} has {key} = {_brief(value)}, and not {ours.get(key)!r}")
+    if content.get("normalizer") is not None:
+        raise ValueError(f"it has a normalizer, {_brief(content['normalizer'])}")
+    after = _typed(content.get("post_processor") or {}, dict, "post_processor")
+    text_alone = [{"Sequence": {"id": "A", "type_id": 0}}]
+    # ByteLevel shifts offsets only; the template is what transformers 5 writes for "add nothing".
+    if after and after.get("type") != "ByteLevel" and after.get("single") != text_alone:
+        raise ValueError(f"its post_processor, a {_brief(after.get('type'))}, may add tokens")
+
+
+def _check_config(config: dict[str, Any], kind: _Kind) -> None:
+    """Refuse a tokenizer_config.json that makes something else of the tokenizer.json beside it."""
+    if config.get("tokenizer_class") not in kind.classes:
+        raise ValueError(f"its tokenizer_class is {_brief(config.get('tokenizer_class'))}, and not {kind.classes[0]}")
+    for key in ("add_prefix_space", "add_bos_token", "add_eos_token", "auto_map"):
+        if config.get(key):
+            raise ValueError(f"{_CONFIG} has {key} = {_brief(config[key])}")
+
+
+def _special_tokens(content: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Special]:
+    """Every added or special token, wherever one is named: its content, perhaps its id and its flags."""
+    config = settings.get(_CONFIG, {})
+    for token in _typed(content.get("added_tokens") or [], list, "added_tokens"):
+        yield "added_tokens", _described(token)
+    for token_id, token in _typed(config.get("added_tokens_decoder") or {}, dict, "added_tokens_decoder").items():
+        yield "added_tokens_decoder", {**_described(token), "id": token_id}
+    for text, token_id in settings.get(_ADDED, {}).items():
+        yield _ADDED, {"content": text, "id": token_id}
+    if content.get("padding"):
+        yield "padding", _described(_typed(content["padding"], dict, "padding").get("pad_token"))
+    for key, value in [*config.items(), *settings.get(_SPECIAL, {}).items()]:
+        if key.endswith("_token") and isinstance(value, str | dict):  # bos_token is text, add_bos_token is a bool
+            yield key, _described(value)
+        if key.endswith("_special_tokens") and isinstance(value, list | dict):  # split_special_tokens is a bool, too
+            yield from ((key, _described(token)) for token in (value.values() if isinstance(value, dict) else value))
+
+
+def _described(token: object) -> dict[str, Any]:
+    """A token as its description: some files give its content alone."""
+    return {"content": token} if isinstance(token, str) else _typed(token, dict, "special token")
+
+
+def _tokens_by_id(vocabulary: object) -> list[str]:
+    ids = _typed(vocabulary, dict, "vocabulary")
+    tokens: list[str] = sorted(ids, key=lambda token: _typed(ids[token], int, "token id"))
+    if [ids[token] for token in tokens] != list(range(len(ids))):
+        raise ValueError(f"the ids of its {len(ids)} tokens are not 0 to {len(ids) - 1}")
+    return tokens
+
+
+def _read_characters(tokens: list[str], special: set[str]) -> CharTokenizer:
+    characters = list(takewhile(lambda token: len(token) == 1 or token not in special, tokens))
+    if longer := [token for token in characters if len(token) != 1]:
+        raise ValueError(f"token {_brief(longer[0])} is not one character")
+    return CharTokenizer("".join(characters))
+
+
+def _read_byte_pairs(tokens: list[str], merges: list[object]) -> GPT2Tokenizer:
+    tokenizer = GPT2Tokenizer([_merge(entry) for entry in merges])
+    for token_id, (found, expected) in enumerate(zip_longest(tokens[: tokenizer.vocab_size], tokenizer.vocabulary)):
+        if found != expected:
+            raise ValueError(f"id {token_id} is {_brief(found)}, and by the order of its merges {_brief(expected)}")
+    if (merge := _unreachable_merge(tokenizer)) is not None:
+        raise ValueError(f"merge {_brief(merge)} is never reached, for earlier merges take its bytes")
+    return tokenizer
+
+
+def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> Iterator[AddedToken]:
+    """The special tokens behind the vocabulary, in the order of their ids, which must follow on.
+
+    Args:
+        special: all that is said of special tokens.
+        tokens: those of the model.
+        text: with which they begin: those that text can give.
+    """
+    known = {name: token_id for token_id, name in enumerate(text)}
+    behind: dict[str, list[Special]] = {}
+    rest = [("its vocabulary", {"content": name, "id": token_id}) for token_id, name in enumerate(tokens)][len(text) :]
+    for where, token in (*rest, *special):
+        name = AddedToken.described(token).content
+        if name in known:
+            _check_known(where, token, known[name], merged=text[-1] == END_OF_TEXT)
+        else:
+            behind.setdefault(name, []).append((where, token))
+    for token_id, name in enumerate(sorted(behind, key=lambda name: _place(behind[name])), start=len(text)):
+        said = behind[name]
+        if all(where in _LISTS and not token.get("special") for where, token in said):
+            raise ValueError(f"{said[0][0]} has {_brief(name)}, which is no special token: a text may give it")
+        for where, token in said:
+            _check_id(where, token, token_id)
+        yield AddedToken.described(next((token for _, token in said if "lstrip" in token), name))
+
+
+def _place(said: list[Special]) -> tuple[bool, int, int]:
+    """Where an added token stands among others: by its id, or as the reference gives ids to tokens without one."""
+    ids = [int(str(token["id"])) for _, token in said if "id" in token]
+    roles = [_ROLES.index(where) for where, _ in said if where in _ROLES]
+    return not ids, (ids or [0])[0], min(roles, default=len(_ROLES))
+
+
+def _check_known(where: str, token: dict[str, Any], token_id: int, merged: bool) -> None:
+    """Refuse a special token that text can give, if it makes other ids: it is cut out before anything is merged."""
+    _check_id(where, token, token_id)
+    name = token["content"]
+    if merged and name != END_OF_TEXT:
+        raise ValueError(f"{where} has {_brief(name)}, which text gives, and {END_OF_TEXT} is the only such token")
+    if flag := next((flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)), None):
+        raise ValueError(f"{where} has {_brief(name)} with {flag}, which changes the text around it")
+
+
+def _check_id(where: str, token: dict[str, Any], token_id: int) -> None:
+    if str(token.get("id", token_id)) != str(token_id):
+        raise ValueError(f"{where} has {_brief(token['content'])} as {_brief(token['id'])}, and not {token_id}")
+
+
+def _read_settings(config: dict[str, Any]) -> dict[str, object]:
+    """What is kept to be written out again: the roles of special tokens, and settings that change no id."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key in _KEPT or (key.endswith(("_token", "_special_tokens")) and isinstance(value, str | dict | list))
+    }
+
+
+def _merge(entry: object) -> str:
+    """A merge in our form, "left right"; the reference has it also as a pair."""
+    match entry:
+        case str():
+            return entry
+        case [str(left), str(right)]:
+            return f"{left} {right}"
+    raise ValueError(f"merge {_brief(entry)} is not a pair of tokens")
+
+
+def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
+    """The first merge that the bytes of its own token never come to, or None.
+
+    The reference merges a pair if the pair is listed, tiktoken if what comes of it is a token. Both always end in the
+    same tokens if and only if each token, spelled out, is merged back to itself: if no earlier merge ever crosses the
+    boundary between its two halves. What meets there shrinks, step by step back in time, from the halves to bytes.
+    """
+    ids = tokenizer.vocabulary
+    first = len(ids) - 1 - len(tokenizer.merges)  # 256: from here on, ids are in the order of the merges
+    halves = [tuple(ids[half] for half in merge.split(" ")) for merge in tokenizer.merges]
+    merged = {pair: first + rank for rank, pair in enumerate(halves)}
+    for rank, (left, right) in enumerate(halves):
+        before = first + rank
+        while merged.get((left, right), before) >= before and max(left, right) >= first:
+            if left > right:
+                before, left = left, halves[left - first][1]
+            else:  # of two equal pairs that overlap the left one is merged first: it takes from its right neighbour
+                before, right = right + 1, halves[right - first][0]
+        if merged.get((left, right), before) < before:
+            return tokenizer.merges[rank]
+    return None
+
+
+def _typed(value: object, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"its {name} is {_brief(value)}, and no {kind.__name__}")
+    return value
+
+
+def _brief(value: object) -> str:
+    """A value for an error's line, however long it is."""
+    return reprlib.repr(value)
+
+
+def _read_merges(path: Path) -> list[str]:
+    """The lines of a merges.txt, without the version that may head it. No token has a line end in GPT-2's spelling."""
+    lines = read_text(path).splitlines()
+    return lines[1:] if lines and lines[0].startswith("#version") else lines
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

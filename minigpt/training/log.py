@@ -1,0 +1,254 @@
+"""What a run says while it runs: a line and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
+
+import json
+import math
+import operator
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from minigpt.errors import first_line
+from minigpt.formats.run_directory import RunDirectory
+from minigpt.system.figures import save_figure
+from minigpt.system.files import open_to_append
+from minigpt.training.curves import loss_curve, perplexity_curve
+from minigpt.training.trackers import Tracker
+
+_COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text and settings
+_NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
+SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
+
+Say = Callable[[str], None]
+
+
+def say_to_stdout(line: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()  # a log that is followed, or whose job is killed, has every line
+
+
+def say_to_stderr(line: str) -> None:
+    """The same to standard error, where standard output is kept for one JSON object."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def say_nothing(line: str) -> None:
+    """For every process of a run but the first."""
+
+
+class RunLog:
+    """The record of one run; a context manager, so that the bar is closed and the plot drawn however the run ends.
+
+    Args:
+        run: the run's paths, or None to keep the records in memory alone.
+        max_steps: steps that the run will take.
+        say: where lines for people go.
+        floor: the entropy of the corpus in nats per token, where it is known; drawn into the plot.
+        title: of the plot.
+        marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
+            after that is cut off, for it will be written again.
+        tracker: is told every record and every sample too.
+        by_epoch: draw the perplexity of the epochs as well.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory | None,
+        max_steps: int,
+        say: Say,
+        floor: float | None,
+        title: str,
+        marks: Mapping[str, int] | None = None,
+        tracker: Tracker | None = None,
+        by_epoch: bool = False,
+    ) -> None:
+        self.run = run
+        self.by_epoch = by_epoch
+        self.tracker = tracker
+        self.say = say
+        self.floor = floor
+        self.title = title
+        paths = (run.metrics, run.samples) if run else ()
+        with ExitStack() as opening:  # if one cannot be opened, the other is closed
+            self._files = {
+                path.name: opening.enter_context(_opened(path, (marks or {}).get(path.name, 0), say)) for path in paths
+            }
+            opening.pop_all()
+        self.records = read_records(run.metrics) if run else []
+        self._drawn = 0  # how many records the plot on disk shows
+        self._start = time.perf_counter() - (self.records[-1]["seconds"] if self.records else 0.0)
+        first = self.records[-1]["step"] if self.records else 0
+        self._bar = tqdm(
+            total=max_steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True,
+            disable=None if run else True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        for file in self._files.values():
+            with suppress(OSError):  # of what could not be written before, which was said then
+                file.close()
+        if self._drawn < len(self.records) or not self.records:
+            self.draw()
+        if self.tracker:
+            self.tracker.close()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, pauses between its parts left out."""
+        return time.perf_counter() - self._start
+
+    def marks(self) -> dict[str, int]:
+        """How long each file is; all of that has reached the disk when this returns.
+
+        Raises:
+            OSError: if it cannot be brought there.
+        """
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def restore(self) -> None:
+        """Make the files again, with every record, if somebody has removed them; the samples so far are gone.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        for name, file in self._files.items():
+            path = self.run.path / name if self.run else Path(name)
+            if not path.exists():
+                with suppress(OSError):
+                    file.close()
+                self._files[name] = open_to_append(path)
+                lines = map(_line, self.records) if name == "metrics.jsonl" else ()
+                self._files[name].write("".join(lines).encode("utf-8"))
+
+    def step(self, step: int) -> None:
+        """Move the bar to `step` finished steps."""
+        self._bar.update(step - self._bar.n)
+
+    def record(self, step: int, tokens: int, **values: Any) -> None:
+        """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns, if there is room."""
+        record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
+        self.records.append(record)
+        self._append("metrics.jsonl", _line(record))
+        if "train_loss" in values:
+            loss, speed = values["train_loss"], values["tokens_per_second"]
+            self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
+        if self.tracker:
+            self.tracker.record(step, record)
+
+    def values(self, key: str) -> list[tuple[int, Any]]:
+        """The steps at which something was recorded, and its values."""
+        return [(record["step"], record[key]) for record in self.records if key in record]
+
+    def sample(self, step: int, text: str) -> None:
+        """Keep a sample in `samples.txt` and show its first lines."""
+        self._append("samples.txt", f"--- step {step} ---\n{text}\n\n")
+        if self.tracker:
+            self.tracker.sample(step, text)
+        for line in text.strip("\n").splitlines()[:SHOWN_LINES]:
+            self.say(f"    {line[:74]}")
+
+    def draw(self) -> None:
+        """Draw `loss.png` from the records so far."""
+        self._drawn = len(self.records)
+        if self.run:
+            training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
+            with self.only_shown(f"{self.run.plot.name} not drawn"):
+                save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
+            if self.by_epoch and (epochs := epochs_of(self.records)):
+                with self.only_shown(f"{self.run.perplexity_plot.name} not drawn"):
+                    save_figure(perplexity_curve(epochs, self.title), self.run.perplexity_plot)
+
+    @contextmanager
+    def forgiving(self, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
+        """A block whose failure to write, as on a full disk, costs a line that says so, and not the run."""
+        try:
+            yield
+        except kind as error:
+            self.say(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
+
+    def only_shown(self, what: str) -> AbstractContextManager[None]:
+        """A block whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
+        return self.forgiving(what, Exception)
+
+    def _append(self, name: str, text: str) -> None:
+        if name in self._files:
+            with self.forgiving(f"{name} not written"):  # the next one that is takes it along, out of the file's buffer
+                self._files[name].write(text.encode("utf-8"))
+                self._files[name].flush()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """For every evaluation: the epoch, the mean training loss since the one before, and the validation loss.
+
+    Where no step was recorded in between, as before the first of a fine-tuning, the training loss is not a number.
+    """
+    found, losses, since, step = [], [], [], 0
+    for record in records:
+        if "train_loss" in record:
+            losses.append(record["train_loss"])
+            since.append(record["step"] - step)
+            step = record["step"]
+        if {"val_loss", "epoch"} <= record.keys():
+            steps = sum(since)
+            mean = sum(map(operator.mul, losses, since)) / steps if steps else math.nan
+            found.append((record["epoch"], mean, record["val_loss"]))
+            losses, since = [], []
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`.
+
+    A line that is none is left out, such as the last one after a crash, or one with something else than a number where
+    a number belongs: whatever reads records may compute with them.
+    """
+    records = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and _is_record(record):
+                records.append(record)
+    return records
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    counts = {name: record[name] for name in _COUNTS if name in record}
+    numbers = [record[name] for name in _NUMBERS if name in record]
+    return (
+        {"step", "seconds"} <= record.keys()
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
+        and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers)
+    )
+
+
+def _opened(path: Path, length: int, say: Say) -> IO[bytes]:
+    """A file to append to, of which only the first bytes are kept, if a record ends there."""
+    file = open_to_append(path)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, min(length, size) - 1))
+    if length == 0 or (length <= size and file.read(1) == b"\n"):
+        file.truncate(length)
+    else:  # somebody has edited or removed it since
+        say(f"{path.name} is not as the checkpoint left it: nothing of it was cut, so steps may occur twice")
+    file.seek(0, os.SEEK_END)
+    return file

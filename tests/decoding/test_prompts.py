@@ -1,0 +1,71 @@
+"""Prompts of examples, against a page written by hand."""
+
+from typing import Any
+
+import pytest
+
+from minigpt.decoding.generate import before_stop
+from minigpt.decoding.prompts import few_shot_prompt
+from minigpt.errors import InputError
+
+PAGE = """Translate English to French.
+
+English: sea
+French: mer
+
+English: good day
+French: bonjour
+
+English: bread
+French:"""
+
+
+def test_it_is_the_page_in_the_documents() -> None:
+    labels = {"input_label": "English:", "output_label": "French:"}
+    examples = [("sea", "mer"), ("good day", "bonjour")]
+    assert few_shot_prompt(examples, "bread", instruction="Translate English to French.", **labels) == PAGE
+
+
+def test_no_instruction_leaves_no_gap() -> None:
+    assert few_shot_prompt([("1", "one")], "2") == "Input: 1\nOutput: one\n\nInput: 2\nOutput:"
+    assert few_shot_prompt([], "2", separator="\n--\n") == "Input: 2\nOutput:"
+
+
+def test_the_separator_is_where_to_stop() -> None:
+    prompt = few_shot_prompt([("1", "one"), ("2", "two")], "3", separator="\n#\n")
+    written = " three\n#\nInput: 4\nOutput: four"
+    assert "".join(before_stop([written], ["\n#\n"])) == " three"
+    whole = few_shot_prompt([("1", "one"), ("2", "two"), ("3", "three")], "4", separator="\n#\n")
+    assert (prompt + written).startswith(whole), "the model's own continuation has the shape of one more example"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"separator": ""}, "separator is empty"),
+        ({"input_label": ""}, "input_label is empty"),
+        ({"output_label": ""}, "output_label is empty"),
+        ({"examples": [("a", "b"), ("c",)]}, r"example 1 is \('c',\)"),
+        ({"examples": ["ab"]}, "example 0 is 'ab', not a pair"),
+        ({"examples": [("a", "one\n\ntwo")]}, "holds the separator"),
+        ({"query": "a\n\n"}, "holds the separator"),
+        ({"instruction": "Do this.\n\nNow."}, "holds the separator"),
+        ({"separator": "\n"}, "holds the separator"),
+        ({"query": 7}, "query is 7, not a text"),
+        ({"query": None}, "query is None, not a text"),
+        ({"instruction": ["Do this."]}, r"instruction is \['Do this.'\], not a text"),
+        ({"separator": None}, "separator is None, not a text"),
+        ({"input_label": 0}, "input_label is 0, not a text"),
+        ({"examples": [("a", "b"), ("c", 3)]}, r"example 1 is \('c', 3\), not a pair of texts"),
+        ({"examples": [b"ab"]}, "example 0 is b'ab', not a pair"),
+        ({"examples": [{"c": 1, "d": 2}]}, "example 0 is .*, not a pair"),
+        ({"examples": [None]}, "example 0 is None, not a pair"),
+        ({"examples": [7]}, "example 0 is 7, not a pair"),
+        ({"examples": None}, "examples = None cannot be used"),
+    ],
+)
+def test_what_would_break_the_pattern_is_refused(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"examples": [("a", "b")], "query": "c"} | changes
+    with pytest.raises(InputError, match=message) as caught:
+        few_shot_prompt(**arguments)
+    assert caught.value.how

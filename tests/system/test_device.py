@@ -1,0 +1,88 @@
+"""Devices and dtypes are chosen with a reason, and refused with one (case 20)."""
+
+import pytest
+import torch
+
+from minigpt.errors import ConfigError
+from minigpt.system.device import (
+    autocast,
+    choose_device,
+    choose_dtype,
+    keep_freed_memory,
+    matmul_seconds,
+    multiplies_bfloat16,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_what_is_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"there is no cuda device here\nthis machine has: cpu;"):
+        choose_device("cuda")
+    with pytest.raises(ConfigError, match="no mps device"):
+        choose_device("mps")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto").type == "cuda"
+    assert choose_device("cuda:1").index == 1
+    with pytest.raises(ConfigError, match=r"no cuda:2 here\nthe number must be below 2"):
+        choose_device("cuda:2")
+
+
+def test_nonsense_is_no_device():
+    with pytest.raises(ConfigError, match="'gpu' is not the name of a device"):
+        choose_device("gpu")
+
+
+def test_auto_dtype_follows_the_hardware(monkeypatch):
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
+        assert multiplies_bfloat16(CPU) is has
+        assert choose_dtype("auto", CPU)[0] == expected
+
+
+def test_float16_is_refused_with_a_reason():
+    with pytest.raises(ConfigError, match=r"float16 .*\n.*bfloat16"):
+        choose_dtype("float16", CPU)
+
+
+def test_slow_bfloat16_comes_with_its_measured_ratio(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    times = {torch.bfloat16: 0.5, torch.float32: 0.125}
+    monkeypatch.setattr("minigpt.system.device.matmul_seconds", lambda dtype, device: times[dtype])
+    dtype, reason = choose_dtype("bfloat16", CPU)
+    assert dtype == torch.bfloat16
+    assert "4.0 x float32's time" in reason
+
+
+def test_matmul_is_timed_in_seconds():
+    assert 0 < matmul_seconds(torch.float32, CPU, size=16, repeats=3) < 10
+
+
+def test_autocast_of_float32_is_nothing():
+    with autocast(CPU, torch.float32):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(CPU, torch.bfloat16):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_freed_memory_is_kept_where_the_c_library_can_be_told(monkeypatch):
+    told = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            told.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    assert keep_freed_memory()
+    assert [parameter for parameter, _ in told] == [-1, -3]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a C library without mallopt
+    assert not keep_freed_memory()

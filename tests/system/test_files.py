@@ -1,0 +1,126 @@
+"""A file is whole, or as it was."""
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from minigpt.system.files import atomic_folder, atomic_write, listed, write_text
+
+
+def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "old\n")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old\n"
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(tmp_path, error):
+    path = tmp_path / "b.txt"
+    write_text(path, "old")
+
+    def fail_halfway():
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_text_is_utf8_with_its_line_ends(tmp_path):
+    write_text(tmp_path / "t", "naïve\r\n\n")
+    assert (tmp_path / "t").read_bytes() == "naïve\r\n\n".encode()
+
+
+def test_others_may_read_it(tmp_path):
+    write_text(tmp_path / "t", "x")
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_when_it_is_whole(tmp_path, there):
+    folder = tmp_path / "deep" / "out"
+    if there:
+        folder.mkdir(parents=True)
+        number = folder.stat().st_ino
+    with atomic_folder(folder) as part:
+        (part / "a").write_text("1")
+        assert not (folder / "a").exists()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    if there:
+        assert folder.stat().st_ino == number  # it was filled, not replaced
+    (tmp_path / "plain").mkdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_no_parents_behind(tmp_path, error):
+    (tmp_path / "old").mkdir()
+
+    def fail_halfway():
+        with atomic_folder(tmp_path / "old" / "new" / "newer" / "out") as part:
+            (part / "a").write_text("1")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_halfway()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_long_lists_are_cut():
+    assert listed([str(n) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert listed([str(n) for n in range(67)], "; ") == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9 and 57 more"
+
+
+@contextmanager
+def another_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    call = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(call, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system (root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["mounted", "linked", "linked to nothing yet", "all else is read-only"])
+def test_a_folder_on_another_disk_is_filled(tmp_path, kind):
+    """No rename goes from one file system to another, or through a folder that cannot be written."""
+    with another_disk(tmp_path / "disk") as disk:
+        (disk / "there").mkdir()
+        out = {"mounted": disk / "there" / "m", "linked": disk / "there", "linked to nothing yet": disk / "not" / "yet"}
+        if kind == "all else is read-only":
+            with another_disk(disk / "there" / "m"):
+                (disk / "there" / "m").chmod(0o777)
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+                fill(disk / "there" / "m")
+        elif kind == "mounted":
+            with another_disk(out[kind]):
+                fill(out[kind])
+        else:
+            (tmp_path / "link").symlink_to(out[kind])
+            fill(tmp_path / "link")
+            assert (tmp_path / "link").is_symlink()
+
+
+def fill(folder: Path) -> None:
+    with atomic_folder(folder) as part:
+        (part / "a").write_text("1")
+        assert not (folder / "a").exists()
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "1"}
