@@ -14,10 +14,9 @@ The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. O
 fused kernel there works in bfloat16, draws its dropout again instead of keeping it, and a dropout mask has one byte.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from minigpt.analysis.checks import Check, check
 from minigpt.config import GPTConfig
@@ -140,23 +139,6 @@ class ModelSize:
             "KV-cache = 2 L B T C numbers": (self.kv_cache_bytes, 2 * L * B * T * C * self.bytes_per_value),
         }
         return [check(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        sums = ("parameters", "forward_flops", "training_flops", *(f"{kind}_bytes" for kind in BYTES))
-        return {
-            **{name: getattr(self, name) for name in sums},
-            "batch_size": self.batch_size,
-            "tokens": self.tokens,
-            "bytes_per_value": self.bytes_per_value,
-            "optimizer": self.optimizer,
-            "attention": self.attention,
-            "config": dataclasses.asdict(self.config),
-            "rows": [
-                {**dataclasses.asdict(row), "backward_flops": row.backward_flops, "gradient_bytes": row.gradient_bytes}
-                for row in self.rows
-            ],
-        }
 
     def table(self) -> str:
         """The rows for people, 80 columns wide; of the blocks, which are all alike, only the first is taken apart."""

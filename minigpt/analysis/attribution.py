@@ -10,7 +10,6 @@ exactly. It says what was written into the logit directly, and nothing of what a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,22 +68,6 @@ class Attribution(Brief):
         return [
             check(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        return {
-            "target": self.target,
-            "against": self.against,
-            "by": self.by,
-            "row": self.row,
-            "position": self.position,
-            "labels": self.labels,
-            "values": self.values.tolist(),
-            "constants": self.constants,
-            "logit": self.logit,
-            "total": self.total,
-            "remainder": self.remainder,
-        }
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Changes of what a model computes: made here, done by `tracing.edit`, kept as JSON.
+"""Changes of what a model computes: made here, done by `tracing.edit`.
 
     ablate           nothing, the mean, or somebody else's values in the place of a component's
     patch            values of another pass, or any others
@@ -7,30 +7,28 @@
 Letters as in `model.py`, P for the positions that a value has, R for the rows of a reference.
 """
 
-import base64
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
-from minigpt.analysis.recording import Trace, as_numpy
+from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_seed
-from minigpt.errors import InputError, first_line, near
+from minigpt.errors import InputError, near
 from minigpt.system.terminal import Brief
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Edit(Brief):
-    """A change of one point. Made by `ablate`, `patch` and `knockout`, and kept as JSON by `to_dict`.
+    """A change of one point. Made by `ablate`, `patch` and `knockout`.
 
     Attributes:
         point: its name.
@@ -105,29 +103,6 @@ class Edit(Brief):
         else:
             changed[:, self.head, rows] = values[:, self.head]
         return changed
-
-    def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; numbers of tensors are exact."""
-        kind = next(kind for kind, made in _KINDS.items() if made is type(self))
-        return {"edit": kind} | {field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
-
-    @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> "Edit":
-        """The edit that `to_dict` has written.
-
-        Raises:
-            InputError: if it is none.
-        """
-        try:
-            fields = {name: _from_json(name, value) for name, value in content.items() if name != "edit"}
-            return _KINDS[content["edit"]](**fields)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"this is no edit: {first_line(error)}",
-                f"give what to_dict() wrote; `edit` is one of {', '.join(_KINDS)}",
-            ) from None
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -240,9 +215,6 @@ class Knockout(Edit):
         scores = old.clone()
         scores[..., key] = -math.inf
         return scores
-
-
-_KINDS: dict[str, Callable[..., Edit]] = {"ablate": Ablation, "patch": Patch, "knockout": Knockout}
 
 
 def ablate(
@@ -410,25 +382,3 @@ def _at_places(point: str, value: Tensor, old: Tensor, places: Sequence[int]) ->
             f"give a value of at least {max(places) + 1} positions, or choose fewer with `at`",
         )
     return value[..., list(places), :width]
-
-
-# --- JSON
-
-
-def _to_json(value: object) -> object:
-    if isinstance(value, Tensor):
-        array = np.ascontiguousarray(as_numpy(value))
-        data = base64.b64encode(array.tobytes()).decode("ascii")
-        return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": data}
-    if isinstance(value, slice):
-        return {"slice": [value.start, value.stop, value.step]}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _from_json(name: str, value: Any) -> object:
-    if name == "at" and isinstance(value, dict):
-        return slice(*value["slice"])
-    if name not in ("value", "reference") or (name == "reference" and value is None):
-        return value
-    array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=np.dtype(value["dtype"]))
-    return torch.from_numpy(array.reshape(value["shape"]).copy())

@@ -4,7 +4,6 @@ Letters as in `model.py`, N for the rows of a table, and P for the points of the
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +46,6 @@ class Neighbours:
             checks.append(check("similarity with itself = 1", abs(self.own - 1), 1e-5))
             checks.append(check("no cosine beyond 1", max(0.0, largest - 1), 1e-5))
         return checks
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        pairs = {"ids": self.ids, "similarities": self.similarities}
-        return {"token_id": self.token_id, "kind": self.kind, **pairs, "own": self.own}
 
 
 @torch.no_grad()
@@ -118,10 +112,6 @@ class PCA(Brief):
         }
         return [check(name, float(error.abs().max()), 1e-9) for name, error in checks.items()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The shares and the coordinates, as JSON can hold them."""
-        return {"explained": self.explained.tolist(), "projected": self.projected.tolist()}
-
 
 @torch.no_grad()
 def pca(matrix: Tensor, k: int = 2) -> PCA:
@@ -173,10 +163,6 @@ class PositionSimilarity(Brief):
             check("no cosine beyond 1", float((self.cosines.abs() - 1).clamp(min=0).max()), 1e-5),
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        return {"cosines": self.cosines.tolist()}
-
 
 @torch.no_grad()
 def position_similarity(model: GPT) -> PositionSimilarity:
@@ -223,16 +209,6 @@ class ResidualNorms(Brief):
         final = self.stream[-1].double()
         return ((self.writes.double() * final).sum(-1) / final.square().sum(-1)).to(self.stream.dtype)
 
-    @property
-    def attention_shares(self) -> Tensor:
-        """Those of attention (n_layer, B, T)."""
-        return self.shares[1::2]
-
-    @property
-    def mlp_shares(self) -> Tensor:
-        """Those of the MLPs (n_layer, B, T)."""
-        return self.shares[2::2]
-
     def largest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k dimensions with the largest size: int64 numbers and their values, both (P, B, T, k).
 
@@ -256,18 +232,6 @@ class ResidualNorms(Brief):
             check("embed + pos_embed + all writes = the final stream", float(total), 1e-5),
             check("the shares sum to 1", float((self.shares.sum(0) - 1).abs().max()), 1e-5),
         ]
-
-    def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """Norms, cosines, shares and the k largest dimensions, as JSON can hold them."""
-        dimensions, values = self.largest(min(k, self.stream.size(-1)))
-        return {
-            "points": self.points,
-            "positions": self.positions,
-            "norms": self.norms.tolist(),
-            "cosine_to_final": self.cosine_to_final.tolist(),
-            "shares": self.shares.tolist(),
-            "largest": {"dimensions": dimensions.tolist(), "values": values.tolist()},
-        }
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ The scores are means of a pattern over its queries, each between 0 and 1:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,11 +65,6 @@ class HeadScores(Brief):
             check(f"0 <= {kind} <= 1", float((scores - scores.clamp(0, 1)).abs().max()), 1e-5)
             for kind, scores in self.scores.items()
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
-        scores = {kind: scores.tolist() for kind, scores in self.scores.items()}
-        return {"scores": scores, "ids": self.ids, "period": self.period}
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Letters as in `model.py`, and P for the points of a lens.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,17 +84,6 @@ class Lens(Brief):
             checks.append(check("the last point = the model's logits", _largest(self.logits[-1] - self.final), 1e-4))
             checks.append(check("KL of the last point = 0", _largest(kl[-1]), 1e-5))
         return checks
-
-    def to_dict(self, k: int = 10) -> dict[str, Any]:
-        """The k likeliest tokens of every cell and the divergences, as JSON can hold them."""
-        ids, probs = self.top(min(k, self.logits.size(-1)))
-        return {
-            "points": self.points,
-            "positions": self.positions,
-            "ids": ids.tolist(),
-            "probs": probs.tolist(),
-            "kl_to_final": self.kl_to_final().tolist(),
-        }
 
 
 @torch.no_grad()
@@ -203,18 +191,6 @@ class TokenLosses(Brief):
             check("the probabilities of a token sum to 1", _largest(self.log_probs.exp().sum(-1) - 1), 1e-5),
             check("0 <= entropy <= ln V", _largest(self.entropy - self.entropy.clamp(0, highest)), 1e-4),
         ]
-
-    def to_dict(self, k: int = 10) -> dict[str, Any]:
-        """The losses, and the k likeliest tokens in the place of each, as JSON can hold them."""
-        ids, probs = self.top(min(k, self.log_probs.size(-1)))
-        return {
-            "ids": self.ids,
-            "losses": self.losses.tolist(),
-            "entropy": self.entropy.tolist(),
-            "mean": self.mean,
-            "perplexity": self.perplexity,
-            "alternatives": {"ids": ids.tolist(), "probs": probs.tolist()},
-        }
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ et al., 2022, "causal tracing"; Wang et al., 2022). What is measured is a functi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,15 +62,6 @@ class Sweep(Brief):
         """What was observed along the way."""
         return list(self.checks)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the checks, as JSON can hold it."""
-        return {
-            "rows": self.rows,
-            "columns": self.columns,
-            "values": self.values.tolist(),
-            "baseline": self.baseline,
-        }
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchingSweep(Sweep):
@@ -87,10 +77,6 @@ class PatchingSweep(Sweep):
     def normalised(self) -> Tensor:
         """How much of the way from the corrupt pass (0) to the clean one (1) each patch goes, (rows, columns)."""
         return self.effects / (self.clean - self.baseline)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the checks, as JSON can hold it."""
-        return super().to_dict() | {"clean": self.clean, "normalised": self.normalised.tolist()}
 
 
 # --- what is measured

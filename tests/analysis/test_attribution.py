@@ -1,7 +1,6 @@
 """A logit taken apart: the parts against a loop in float64, and that nothing is missing."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -189,13 +188,6 @@ def test_a_missing_part_is_seen(whole):
     one = dataclasses.replace(a, values=a.values[1:], labels=a.labels[1:]).check()[0]
     assert not one.ok
     assert one.error == pytest.approx(abs(float(a.values[0])), abs=1e-4)
-
-
-def test_as_json(whole):
-    a = attribute(whole, 3, 4, "head")
-    content = json.loads(json.dumps(a.to_dict(), allow_nan=False))
-    assert content["labels"] == a.labels
-    assert sum(content["values"]) + sum(content["constants"].values()) == pytest.approx(content["total"], abs=1e-9)
 
 
 @pytest.mark.parametrize(

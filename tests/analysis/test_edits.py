@@ -2,14 +2,13 @@
 
 import copy
 import itertools
-import json
 import math
 
 import pytest
 import torch
 
 import minigpt
-from minigpt.analysis.edits import Edit, ablate, knockout, patch
+from minigpt.analysis.edits import ablate, knockout, patch
 from minigpt.analysis.taps import PointError, points
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import GPTConfig
@@ -125,53 +124,6 @@ def test_a_query_keeps_at_least_one_key(model, idx, as_it_was, logits_of):
     with pytest.raises(InputError, match="query 2 does not see key 3"):
         logits_of(model, idx, knockout(0, 1, query=2, key=3))
     as_it_was(model)
-
-
-# --- JSON
-
-
-def test_edits_survive_json_to_the_bit(model, idx, logits_of, traced):
-    source = traced(model, (idx + 1) % V)
-    edits = [
-        ablate("0.1", at=[3, -1]),
-        ablate("1.mlp", "mean", source, at=slice(2, None, 3)),
-        ablate("2.attn", "resample", source, seed=5),
-        patch("blocks.1.attn.hook_z", source, head=2),
-        patch("blocks.2.attn.scores", source, at=4, head=1),
-        patch("ln_f.out", source["ln_f.out"].double(), at=0),
-        knockout(1, 4, -2, 3),
-    ]
-    again = [Edit.from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False))) for one in edits]
-    for one, other in zip(edits, again, strict=True):
-        assert type(one) is type(other)
-        assert one.to_dict() == other.to_dict()
-        plain = logits_of(model, idx)
-        assert torch.equal(logits_of(model, idx, one), logits_of(model, idx, other))
-        assert not torch.equal(logits_of(model, idx, one), plain)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {},
-        {"edit": "melt", "point": "embed"},
-        {"edit": "ablate"},
-        {"edit": "ablate", "point": "embed", "mode": "zero", "colour": "red"},
-        {"edit": "ablate", "point": 5, "mode": "zero"},
-        {"edit": "ablate", "point": "embed", "mode": "zero", "at": "3"},
-        {"edit": "patch", "point": "embed", "value": {"dtype": "O", "shape": [1], "base64": "AAAAAAAAAAA="}},
-        {"edit": "patch", "point": "embed", "value": {"dtype": "<f4", "shape": [3], "base64": "AAAA"}},
-        {"edit": "patch", "point": "embed", "value": 7},
-        {"edit": "patch", "point": "embed", "value": None},
-        {"edit": "ablate", "point": "embed", "mode": "zero", "at": {"slice": [1, 2, 3, 4]}},
-        {"edit": "ablate", "point": "embed", "mode": "mean", "reference": [1.0]},
-        {"edit": "knockout", "point": "blocks.0.attn.scores", "at": 3, "head": 1, "key": "x"},
-    ],
-)
-def test_what_is_no_edit_is_refused_in_two_lines(content):
-    with pytest.raises(InputError) as caught:
-        Edit.from_dict(content)
-    assert len(str(caught.value).splitlines()) == 2
 
 
 # --- bad input

@@ -1,7 +1,6 @@
 """The logit lens and the losses of tokens against loops in float64, and the identities that they satisfy."""
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -94,13 +93,6 @@ def test_a_lens_holds_its_identities_and_sees_when_they_fail(lens):
     assert not any(one.ok for one in lost.check())
 
 
-def test_a_lens_as_json(lens):
-    content = json.loads(json.dumps(lens.to_dict(3), allow_nan=False))
-    assert content["points"] == POINTS
-    assert content["ids"] == lens.top(3)[0].tolist()
-    assert len(lens.to_dict(100)["probs"][0][0][0]) == V
-
-
 def test_a_lens_in_bfloat16(model, idx, traced):
     model.bfloat16()
     lens = logit_lens(traced(model, idx))
@@ -169,12 +161,6 @@ def test_a_text_of_the_whole_block_and_the_token_after_it(model):
     assert len(token_losses(model, [1] * 14).losses) == 13
     assert token_losses(model.train(), [1, 2]).losses.shape == (1,)
     assert model.training
-
-
-def test_losses_as_json(losses):
-    content = json.loads(json.dumps(losses.to_dict(2), allow_nan=False))
-    assert content["losses"] == losses.losses.tolist()
-    assert len(content["alternatives"]["ids"]) == T - 1
 
 
 @pytest.mark.parametrize(

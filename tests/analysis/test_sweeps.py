@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 
 import pytest
 import torch
@@ -184,22 +183,6 @@ def test_the_model_is_left_as_it_was(model, idx, as_it_was):
     patching_sweep(model, idx, (idx + 1) % V, METRIC, "attn.z")
     assert model.training
     as_it_was(model)
-
-
-def test_as_json(model, idx):
-    sweep = ablation_sweep(model, idx, METRIC, what="mlps")
-    content = json.loads(json.dumps(sweep.to_dict(), allow_nan=False))
-    assert content == {
-        "rows": ["0", "1", "2"],
-        "columns": ["mlp"],
-        "values": sweep.values.tolist(),
-        "baseline": sweep.baseline,
-    }
-    patched = patching_sweep(model, idx, (idx + 1) % V, METRIC)
-    content = json.loads(json.dumps(patched.to_dict(), allow_nan=False))
-    assert content["columns"] == [str(t) for t in range(T)]
-    assert content["clean"] == patched.clean
-    assert content["normalised"] == patched.normalised.tolist()
 
 
 @pytest.mark.parametrize(
