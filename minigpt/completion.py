@@ -77,7 +77,10 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"prompt = {reprlib.repr(prompt)} is no text", "give a string, or a list of strings")
     if not hasattr(tokenizer, "decode_batch"):
-        raise InputError(f"tokenizer = {tokenizer!r} is none", "give the model's, which load_model returns or takes")
+        raise InputError(
+            f"tokenizer = {tokenizer!r} is none, and a text is not read without one",
+            "give the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
+        )
     if eos_token_id is None:
         options["eos_token_id"] = tokenizer.eos_token_id
     rows = [encode_prompt(tokenizer, text) for text in texts]

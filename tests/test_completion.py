@@ -106,7 +106,9 @@ def test_a_model_of_characters(tiny_model: GPT):
 
 @pytest.mark.parametrize("nobody", [None, "gpt2"])
 def test_text_needs_a_tokenizer(model: GPT, nobody: Any):
-    with pytest.raises(InputError, match=r"tokenizer = .* is none\ngive the model's"):
+    with pytest.raises(
+        InputError, match=r"tokenizer = .* is none, and a text is not read without one\ngive the model's"
+    ):
         minigpt.complete(model, nobody, "the")
 
 

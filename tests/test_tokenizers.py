@@ -155,9 +155,11 @@ def test_unknown_characters_are_listed_with_their_code_points() -> None:
         "'\\x00' (U+0000), '?' (U+003F), '😀' (U+1F600)"
     )
     assert "--unknown skip" in caught.value.how
-    assert 'unknown="skip"' in caught.value.how
+    assert 'tokenizer.unknown = "skip"' in caught.value.how
     with pytest.raises(InputError, match=r"\(U\+0039\) and 3 more\n"):
         tokenizer.encode("0123456789ABC")
+    tokenizer.unknown = "skip"
+    assert tokenizer.decode(tokenizer.encode("a😀b")) == "ab"
 
 
 def test_unknown_characters_are_skipped_on_request() -> None:

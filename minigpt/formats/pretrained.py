@@ -367,7 +367,8 @@ def find(spec: str | Path) -> Path | None:
         return path
     name = str(spec)
     if isinstance(spec, Path) or _looks_like_a_path(name):
-        raise MissingFileError(f"{name} does not exist", "check the path; trained runs lie in checkpoints/")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise MissingFileError(f"{name} does not exist{where}", f"check the path; trained runs lie in {CHECKPOINTS}/")
     if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
     runs = sorted(run.name for run in CHECKPOINTS.glob("*") if _is_run(run))
@@ -404,7 +405,7 @@ def _looks_like_a_path(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or "\\" in name
         or name.endswith((".safetensors", ".bin", ".pt"))
-        or (bool(rest) and os.path.isdir(first))
+        or (bool(rest) and (os.path.isdir(first) or first == str(CHECKPOINTS)))  # a run, asked for from elsewhere
     )
 
 
@@ -617,7 +618,9 @@ def _notes(source: _Source, tokenizer: Tokenizer | None, named: str | Path | Non
         )
         return
     if bare and named is None:
-        yield ModelNote(f"{source.path} comes without a tokenizer: GPT-2's was taken, because it has as many ids")
+        yield ModelNote(
+            f"{source.path} comes without a tokenizer: GPT-2's was taken, because the number of ids is GPT-2's or padded"
+        )
     spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
     if source.trained_with is None and spare and (names or spare >= 128 or size % 8):
         some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""

@@ -294,7 +294,7 @@ def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
         raise InputError(
             f"no tokenizer is known for {source}, and without one no text goes in or out",
             "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
-            "what has no such flag takes a run directory that minigpt import made with one",
+            "minigpt import makes a run directory with it, which every command takes",
         )
     return tokenizer
 

@@ -626,7 +626,6 @@ def test_a_character_model_with_an_added_token():
      "checkpoints/typo", Path("gpt2"), Path("org/name")],
 )  # fmt: skip
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(monkeypatch, spec):
-    Path("checkpoints").mkdir()
     monkeypatch.setattr(pretrained, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
     with pytest.raises(MissingFileError, match="does not exist"):
         load_model(spec)
