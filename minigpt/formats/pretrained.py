@@ -618,9 +618,7 @@ def _notes(source: _Source, tokenizer: Tokenizer | None, named: str | Path | Non
         )
         return
     if bare and named is None:
-        yield ModelNote(
-            f"{source.path} comes without a tokenizer: GPT-2's was taken, because the number of ids is GPT-2's or padded"
-        )
+        yield ModelNote(f"{source.path} comes without a tokenizer: GPT-2's was taken, which {size:,} ids are usual for")
     spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
     if source.trained_with is None and spare and (names or spare >= 128 or size % 8):
         some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
