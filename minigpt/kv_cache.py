@@ -17,12 +17,26 @@ B batch rows, T new tokens, S columns in use, H heads, D head size.
 """
 
 import reprlib
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
+
+
+class Cache(Protocol):
+    """What a model asks of a cache: a `KVCache`, or anything else that knows where the new tokens stand."""
+
+    def positions(self, num_new: int) -> Tensor:
+        """The positions of the next tokens: int64 (T,) if all rows agree, else (B, T)."""
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a layer's new keys and values (B, H, T, D), give all that a query may look back on (B, H, S, D)."""
+
+    def advance(self, num_new: int) -> None:
+        """Every layer has written these tokens."""
 
 
 class KVCache:

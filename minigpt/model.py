@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
-from minigpt.kv_cache import KVCache
+from minigpt.kv_cache import Cache
 
 # An attention core: (q, k, v, mask, dropout) -> values mixed by attention. Shapes as in `explicit_attention`.
 AttentionCore = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -88,7 +88,7 @@ class CausalSelfAttention(nn.Module):
         mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
         self.register_buffer("tril", mask, persistent=False)  # follows the model's device, is no part of its weights
 
-    def forward(self, x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). `positions`: int64 (T,), or (B, T) if the rows' pasts differ in length."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, 3C) -> 3 x (B, T, C)
@@ -144,7 +144,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), positions, cache)
         return x + self.mlp(self.ln_2(x))
@@ -215,7 +215,7 @@ class GPT(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def trunk(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def trunk(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Everything but the output head: idx int64 (B, T) -> final hidden states (B, T, C).
 
         A decoder that needs only the last position's logits applies `lm_head` to that position alone.
@@ -240,7 +240,7 @@ class GPT(nn.Module):
             cache.advance(T)
         return self.ln_f(x)
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next token at every position: idx int64 (B, T) -> (B, T, V).
 
         With a cache, `idx` continues what the cache holds, and the cache then holds `idx` too. Any way of cutting a

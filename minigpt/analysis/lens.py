@@ -17,9 +17,9 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig
-from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
+from minigpt.decoding.sampling import check_prompts, num_with_text, with_text
 from minigpt.errors import InputError
-from minigpt.evaluation.loss import perplexity
+from minigpt.evaluation.loss import next_log_probs, perplexity
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -208,9 +208,7 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: int | None = None) 
     (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
     if len(row) < 2:
         raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
-    with evaluating(model):
-        logits = model(torch.tensor([row[:-1]], device=model.wte.weight.device))[0]  # (1, T - 1, V) -> (T - 1, V)
-    return TokenLosses(row, _log_probs(with_text(logits, vocab_size)))
+    return TokenLosses(row, next_log_probs(model, row[:-1], vocab_size))
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -224,6 +224,14 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
 
 
 @torch.inference_mode()
+def next_logits(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> Tensor:
+    """The logits of the token after `ids`, which are at most the block: float32 (V,). Raises as `next_token_table`."""
+    (ids,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    with evaluating(model):
+        hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
+        return with_text(model.lm_head(hidden[0, -1]), vocab_size).float()
+
+
 def next_token_table(
     model: GPT, ids: Sequence[int], k: int = 10, vocab_size: int | None = None
 ) -> list[tuple[int, float, float]]:
@@ -239,10 +247,7 @@ def next_token_table(
         InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
     """
     check_count("k", k)
-    (ids,) = check_prompts([ids], num_with_text(model.config, vocab_size))
-    with evaluating(model):
-        hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
-        logits = with_text(model.lm_head(hidden[0, -1]), vocab_size).float()  # (V,)
+    logits = next_logits(model, ids, vocab_size)
     probabilities = logits.softmax(-1)
     best = logits.topk(min(k, logits.numel()))
     return list(zip(best.indices.tolist(), best.values.tolist(), probabilities[best.indices].tolist(), strict=True))

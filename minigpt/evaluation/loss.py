@@ -115,6 +115,23 @@ def evaluate(
 
 
 @torch.no_grad()
+def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> Tensor:
+    """The log-probabilities of whatever may follow each token, given all tokens before: (T, V), in float32 or better.
+
+    Args:
+        model: used in evaluation mode.
+        ids: one sequence of T token ids.
+        vocab_size: the tokenizer's; see `sampling.with_text`.
+
+    Raises:
+        InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
+    """
+    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    with evaluating(model):
+        logits = model(torch.tensor([row], device=model.wte.weight.device))[0]  # (1, T, V) -> (T, V)
+    return _at_least_float32(with_text(logits, vocab_size)).log_softmax(-1)
+
+
 def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> list[float]:
     """The terms log p(ids[t] | ids[:t]) for t >= 1, in nats.
 
@@ -129,11 +146,9 @@ def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = Non
     Raises:
         InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
-    with evaluating(model):
-        idx = torch.tensor([row], device=model.wte.weight.device)  # (1, T)
-        log_probs = _at_least_float32(with_text(model(idx)[0, :-1], vocab_size)).log_softmax(-1)  # (T - 1, V)
-    chosen: list[float] = log_probs.gather(1, idx[0, 1:, None])[:, 0].tolist()
+    log_probs = next_log_probs(model, ids, vocab_size)[:-1]
+    following = torch.as_tensor(ids[1:], dtype=torch.int64, device=log_probs.device)
+    chosen: list[float] = log_probs.gather(1, following[:, None])[:, 0].tolist()  # (T - 1, V) -> (T - 1,)
     return chosen
 
 

@@ -17,7 +17,6 @@ import itertools
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,81 +36,25 @@ from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
 CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """The paths of a run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """Settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def tokenizer(self) -> Path:
-        """Vocabulary."""
-        return self.path / "tokenizer.json"
-
-    @property
-    def best_weights(self) -> Path:
-        """Weights with the lowest validation loss so far."""
-        return self.path / "model.safetensors"
-
-    @property
-    def adapter(self) -> Path:
-        """The best adapter so far, in the place of weights, of a run that trains one."""
-        return self.path / "adapter"
-
-    @property
-    def following_adapter(self) -> Path:
-        """An adapter that is whole and about to become the best."""
-        return self.path / ".adapter"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last"
-
-    @property
-    def last_weights(self) -> Path:
-        """The newest weights."""
-        return self.last / "model.safetensors"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the newest one."""
-        return self.path / "previous"
-
-    @property
-    def following(self) -> Path:
-        """A checkpoint that is whole and about to become the newest."""
-        return self.path / ".next"
-
-    @property
-    def diverged(self) -> Path:
-        """The moment before a step that lost its numbers, and a report of it."""
-        return self.path / "diverged"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def plot(self) -> Path:
-        """The loss curve."""
-        return self.path / "loss.png"
-
-    @property
-    def perplexity_plot(self) -> Path:
-        """Perplexity by epoch, of a run that counts in epochs."""
-        return self.path / "perplexity.png"
-
-    @property
-    def samples(self) -> Path:
-        """Text written at each evaluation."""
-        return self.path / "samples.txt"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.tokenizer = path / "tokenizer.json"
+        self.best_weights = path / "model.safetensors"  # those with the lowest validation loss so far
+        self.adapter = path / "adapter"  # in the place of weights, of a run that trains one: the best so far
+        self.following_adapter = path / ".adapter"  # whole, and about to become the best
+        self.last = path / "last"  # the newest checkpoint
+        self.last_weights = self.last / "model.safetensors"
+        self.previous = path / "previous"  # the checkpoint before the newest
+        self.following = path / ".next"  # a checkpoint that is whole, and about to become the newest
+        self.diverged = path / "diverged"  # the moment before a step that lost its numbers, and a report of it
+        self.metrics = path / "metrics.jsonl"  # one object a line
+        self.plot = path / "loss.png"
+        self.perplexity_plot = path / "perplexity.png"  # by epoch, of a run that counts in epochs
+        self.samples = path / "samples.txt"  # written at each evaluation
 
 
 def unused_directory(parent: Path, name: str) -> Path:

@@ -39,7 +39,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from tqdm import tqdm
 
 from minigpt.errors import DataError, DownloadError
-from minigpt.system.files import atomic_write
+from minigpt.system.files import atomic_write, stand_in
 
 T = TypeVar("T")
 
@@ -101,16 +101,13 @@ def mismatch(path: Path, sha256: str) -> str | None:
 
 
 def _looks(head: bytes, size: int, expected: str, found: str) -> str:
-    start = head.lstrip().lower()
-    if not size:
-        kind = "an empty file"
-    elif start.startswith((b"<!doctype html", b"<html")):
-        kind = "an HTML page"
-    elif start.startswith(b"version https://git-lfs"):
-        kind = "a git-lfs pointer, which only stands for the file"
-    else:
-        kind = "a truncated, damaged or different file"
-    return f"{kind} ({size:,} bytes; sha256 expected {expected}, found {found})"
+    kinds = {
+        "nothing": "an empty file",
+        "page": "an HTML page, or one in XML",
+        "pointer": "a git-lfs pointer, which only stands for the file",
+        None: "a truncated, damaged or different file",
+    }
+    return f"{kinds[stand_in(head)]} ({size:,} bytes; sha256 expected {expected}, found {found})"
 
 
 def fetch_url(url: str, target: Path, *, sha256: str, timeout: float = 20.0) -> Path:

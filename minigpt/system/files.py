@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from minigpt.errors import CheckpointError, InputError, MissingFileError, first_line
 
@@ -220,6 +220,19 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
         raise InputError(f"nothing can be written to the folder {folder}", "choose another, or mend its permissions")
 
 
+def stand_in(beginning: bytes) -> Literal["nothing", "pointer", "page"] | None:
+    """What came in the place of a file that begins so, as far as 64 bytes tell: nothing, a git-lfs pointer, a page.
+
+    A page is one in HTML or XML, with which a server answers that does not give the file.
+    """
+    text = beginning.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if not beginning:
+        return "nothing"
+    if text.startswith(b"version https://git-lfs"):
+        return "pointer"
+    return "page" if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")) else None
+
+
 def first_bytes(path: Path) -> bytes:
     """The beginning of a file, once it is clear that it is none of the things often saved in the place of another.
 
@@ -231,19 +244,15 @@ def first_bytes(path: Path) -> bytes:
         raise MissingFileError(f"there is no file {path}", "check the path, and that all files were copied")
     with path.open("rb") as file:
         beginning = file.read(64)
-    if not beginning:
+    kind = stand_in(beginning)
+    if kind == "nothing":
         raise CheckpointError(f"{described(path)} is empty", FETCH_AGAIN)
-    if beginning.startswith(b"version https://git-lfs"):
+    if kind == "pointer":
         raise CheckpointError(
             f"{described(path)} is a git-lfs pointer: it names the file that was meant to be here",
             "fetch that file: git lfs pull, or download it from the hub",
         )
-    if (
-        beginning.removeprefix(codecs.BOM_UTF8)
-        .lstrip()
-        .lower()
-        .startswith((b"<!doctype", b"<html", b"<?xml", b"<error"))
-    ):
+    if kind == "page":
         raise CheckpointError(
             f"{described(path)} is an HTML or XML page: a server's answer was saved in the place of the file",
             "download it again, and look at the page to see what went wrong",

@@ -16,12 +16,11 @@ where tokens stand, which it asks of a cache.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from minigpt.kv_cache import KVCache
+from minigpt.kv_cache import Cache
 from minigpt.model import GPT, CausalSelfAttention
 
 
@@ -41,13 +40,13 @@ class _NoPast:
         pass
 
 
-def reading(model: GPT, positions: Tensor | None) -> AbstractContextManager[KVCache | None]:
+def reading(model: GPT, positions: Tensor | None) -> AbstractContextManager[Cache | None]:
     """What to give the model as its cache to read a batch: for rows of one text each, nothing."""
     return nullcontext() if positions is None else confined(model, positions)
 
 
 @contextmanager
-def confined(model: GPT, positions: Tensor) -> Iterator[KVCache]:
+def confined(model: GPT, positions: Tensor) -> Iterator[Cache]:
     """Within the block, attention stays within documents and their positions start at 0.
 
         with confined(model, positions) as cache:
@@ -76,7 +75,7 @@ def confined(model: GPT, positions: Tensor) -> Iterator[KVCache]:
     for layer in layers:
         layer.core = core
     try:
-        yield cast("KVCache", _NoPast(positions))
+        yield _NoPast(positions)
     finally:
         for layer, former in zip(layers, cores, strict=True):
             layer.core = former

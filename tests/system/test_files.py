@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.system.files import atomic_folder, atomic_write, listed, write_text
+from minigpt.errors import CheckpointError
+from minigpt.system.downloads import mismatch
+from minigpt.system.files import atomic_folder, atomic_write, first_bytes, listed, write_text
 
 
 def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
@@ -124,3 +126,22 @@ def fill(folder: Path) -> None:
         (part / "a").write_text("1")
         assert not (folder / "a").exists()
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "1"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        b"\n<!DOCTYPE html><title>Please log in</title>",
+        b"\xef\xbb\xbf<HTML>proxy</HTML>",
+        b'<?xml version="1.0"?><Error><Code>NoSuchBucket</Code></Error>',
+        b"<Error>NoSuchBucket</Error>",
+    ],
+)
+def test_whoever_reads_a_file_knows_what_came_in_its_place(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is empty|git-lfs pointer|HTML or XML page"):
+        first_bytes(path)
+    assert not mismatch(path, "0" * 64).startswith("a truncated, damaged or different file")

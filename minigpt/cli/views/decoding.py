@@ -10,7 +10,7 @@ from minigpt.analysis.records import Numbers
 from minigpt.cli.parser import CommandParser, field_help
 from minigpt.cli.views.frame import Answer, Subject, View, add_prompt, subject
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import evaluating, with_text
+from minigpt.decoding.sampling import next_logits
 from minigpt.system import terminal
 
 SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
@@ -37,9 +37,7 @@ def _add_next(parser: CommandParser) -> None:
 
 def _next(values: dict[str, Any]) -> Answer:
     it = subject(values)
-    with torch.no_grad(), evaluating(it.model):
-        logits = it.model(torch.tensor([it.ids], device=it.model.wte.weight.device))[0, -1]  # (1, T, V) -> (V,)
-    logits = with_text(logits, it.tokenizer.vocab_size).float().cpu()
+    logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
     cuts = sampling_cuts(logits, **_sampling(values))
     best = cuts.top(values["top"])
     record = it.record(
