@@ -24,7 +24,7 @@ from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.system.terminal import columns
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 TEXT = "the later you"  # of the reference's vocabulary: "th", "e", ...
@@ -529,3 +529,32 @@ def test_the_schemas_page_names_every_field(model, capsys):
         assert f"`{field}`" in page
     for name in VIEWS:
         assert f"| `{name}` |" in page
+
+
+@pytest.mark.parametrize(
+    ("view", "same"),
+    [("steps 'a' -n 5", "--strategy greedy"), ("beams 'a' -n 5 --beams 3", "--strategy beam --num-beams 3")],
+)
+def test_a_view_of_a_continuation_ends_where_generate_ends(view, same, tmp_path, capsys):
+    tokenizer = GPT2Tokenizer(["t h", "th e"])
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, block_size=19, n_layer=2, n_head=3, n_embd=15, tie_weights=False
+    )
+    model = GPT(config).eval()
+    with torch.no_grad():  # whatever came before, the end is likely, and every other token unlikely
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.fill_(1.0)
+        model.lm_head.weight[tokenizer.eos_token_id] = 1.0
+    save_run(model, tokenizer, tmp_path / "run")
+    command = f"generate --model {tmp_path / 'run'} --prompt a --max-new-tokens 5 --json {same}"
+    (written,) = json.loads(printed(shlex.split(command), capsys))["completions"]
+    assert written["finish_reason"] == "eos"
+    record = record_of(["inspect", *shlex.split(view), "--model", str(tmp_path / "run")], capsys)
+    values = {name: numbers["values"] for name, numbers in record["numbers"].items()}
+    ids = (
+        values["chosen"]
+        if "chosen" in values
+        else [n for n, best in zip(values["id"], values["best"], strict=True) if best]
+    )
+    assert ids == [tokenizer.eos_token_id]
+    assert values["score"] == pytest.approx(written["score"])

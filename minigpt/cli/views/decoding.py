@@ -26,6 +26,11 @@ def _sampling(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in SAMPLING if values[name] is not None}
 
 
+def _end(it: Subject, values: dict[str, Any]) -> dict[str, Any]:
+    """What ends a continuation, as for `minigpt generate`."""
+    return {"max_new_tokens": values["max_new_tokens"], "eos_token_id": it.tokenizer.eos_token_id}
+
+
 # --- next
 
 
@@ -105,7 +110,7 @@ def _add_steps(parser: CommandParser) -> None:
 
 def _steps(values: dict[str, Any]) -> Answer:
     it = subject(values)
-    options = _sampling(values) | {"seed": values["seed"], "max_new_tokens": values["max_new_tokens"]}
+    options = _sampling(values) | {"seed": values["seed"], **_end(it, values)}
     if not _sampling(values):
         options["strategy"] = "greedy"
     found = write_steps(it.model, it.ids, it.tokenizer, values["top"], **options)
@@ -176,7 +181,7 @@ def _add_beams(parser: CommandParser) -> None:
 
 def _beams(values: dict[str, Any]) -> Answer:
     it = subject(values)
-    options = {"max_new_tokens": values["max_new_tokens"], "num_beams": values["beams"]}
+    options = {"num_beams": values["beams"], **_end(it, values)}
     tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=values["length_penalty"])
     candidates = [node.candidate for node in tree.nodes]
     record = it.record(
