@@ -15,7 +15,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
 from minigpt.formats.pretrained import find
-from minigpt.formats.run_directory import run_at
+from minigpt.formats.run_directory import run_of
 from minigpt.tokenizers import note_special
 
 
@@ -153,6 +153,6 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, value
 
 def training_config(spec: str) -> RunConfig | None:
     """What a model was trained on, and how: known of a run of our own, and not of an imported one."""
-    path = run_at(Path(spec).expanduser()).config
-    content = read_yaml(path) if path.is_file() else {}
+    run = run_of(Path(spec).expanduser())
+    content = read_yaml(run.config) if run else {}
     return updated(RunConfig(), content) if "data" in content else None

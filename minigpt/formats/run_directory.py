@@ -14,6 +14,7 @@ Every file is written under another name first and renamed when it is whole.
 
 import dataclasses
 import itertools
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
@@ -170,6 +171,14 @@ def run_at(path: Path) -> RunDirectory:
     """The run that a run directory, or the `last` folder inside one, belongs to."""
     inside = path.name == "last" and RunDirectory(path.parent).config.is_file()
     return RunDirectory(path.parent if inside else path)
+
+
+def run_of(path: Path) -> RunDirectory | None:
+    """The run that a path means: its folder, its `last`, or the weights in either, whatever else lies there."""
+    folder = path if path.is_dir() else path.parent
+    run = run_at(folder)
+    meant = path in (folder, run.best_weights, run.last_weights)
+    return run if meant and os.path.lexists(run.config) else None
 
 
 def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
