@@ -16,16 +16,6 @@ from minigpt.errors import InputError, near
 
 Where = Literal["output", "input", "heads", "argument", "inside", "scale", "product"]
 
-_WHERE: dict[Where, str] = {
-    "output": "output of `{}`",
-    "input": "input of `{}`",
-    "heads": "input of `{}`, split into heads",
-    "argument": "argument of `{}.core`",
-    "inside": "inside the explicit `{}.core`",
-    "scale": "from the input of `{}`",
-    "product": "computed when read, with the weight of `{}`",
-}
-
 
 class PointError(InputError, KeyError):
     """There is no point of that name, or a trace has not recorded it."""
@@ -163,18 +153,6 @@ def shape(name: str, config: GPTConfig, B: int, T: int, S: int) -> tuple[int, ..
     sizes = {"1": 1, "B": B, "T": T, "S": S, "C": config.n_embd, "4C": 4 * config.n_embd, "H": config.n_head}
     sizes |= {"D": config.n_embd // config.n_head, "V": config.vocab_size}
     return tuple(sizes[letter] for letter in row(name).shape.split())
-
-
-def reference_table() -> str:
-    """The table in Markdown."""
-    lines = ["| point | shape | taken from | edit | also called | meaning |", "|---|---|---|---|---|---|"]
-    for tap in TAPS:
-        place = _WHERE[tap.where].format(tap.module)
-        alias = f"`{tap.alias}`" if tap.alias else ""
-        shape_of = tap.shape.replace(" ", ", ")
-        edit = "yes" if tap.editable else "no"
-        lines.append(f"| `{tap.name}` | ({shape_of}) | {place} | {edit} | {alias} | {tap.meaning} |")
-    return "\n".join(lines) + "\n"
 
 
 @cache

@@ -139,6 +139,19 @@ def counted(tokens: int) -> str:
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
+def check_fits(num_tokens: int, block_size: int, what: str, how: str = "") -> None:
+    """Refuse more tokens than the model can read.
+
+    Raises:
+        InputError: saying `how` to mend it, if not by making the text shorter.
+    """
+    if num_tokens > block_size:
+        raise InputError(
+            f"{what} is {counted(num_tokens)}, more than block_size = {block_size}",
+            how or f"shorten it to at most {counted(block_size)}",
+        )
+
+
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` columns of a table."""
     return text if len(text) <= width else text[: width - 1] + "…"

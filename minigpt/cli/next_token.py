@@ -6,6 +6,7 @@ from minigpt.cli.models import (
     add_bos_argument,
     add_model_argument,
     add_reading_arguments,
+    check_fits,
     counted,
     framed,
     load,
@@ -79,11 +80,7 @@ def run(arguments: list[str]) -> None:
 def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
     if steps < 1:
         raise InputError(f"--steps {steps} asks for no table", "choose --steps of at least 1")
-    if num_tokens > block_size:
-        raise InputError(
-            f"the prompt is {counted(num_tokens)}, more than block_size = {block_size}",
-            f"shorten it to at most {counted(block_size)}",
-        )
+    check_fits(num_tokens, block_size, "the prompt")
     if num_tokens + steps - 1 > block_size:
         raise InputError(
             f"{counted(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",

@@ -7,6 +7,7 @@ from minigpt.cli.models import (
     add_bos_argument,
     add_model_argument,
     add_reading_arguments,
+    check_fits,
     counted,
     framed,
     load,
@@ -71,11 +72,7 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
             f"{name} is {counted(num_tokens)}: there is nothing to predict",
             "give a longer text, or put a token in front with --bos if the model has one",
         )
-    if num_tokens > block_size:
-        raise InputError(
-            f"{name} is {counted(num_tokens)}, more than block_size = {block_size}",
-            "shorten it, or measure a long text in windows: minigpt eval --data FILE",
-        )
+    check_fits(num_tokens, block_size, name, "shorten it, or measure a long text in windows: minigpt eval --data FILE")
 
 
 def _score(model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]) -> dict[str, Any]:

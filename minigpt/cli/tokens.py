@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
@@ -31,10 +32,10 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    tokenizer = reading(_tokenizer(values["model"], values["tokenizer"]), values)
+    _, tokenizer, ids = tokenized(values, values["text"])
     rows = [
         {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
-        for token_id in read(tokenizer, values["text"])
+        for token_id in ids
     ]
     if values["json"]:
         print_json({"tokens": rows})
@@ -45,9 +46,16 @@ def run(arguments: list[str]) -> None:
     print(f"{len(rows)} tokens, {len(values['text'])} characters, vocabulary {tokenizer.vocab_size:,}")
 
 
-def _tokenizer(spec: str | None, chosen: str | None) -> Tokenizer:
-    """That of --model, or the one that --tokenizer names, which needs no model here."""
-    return tokenizer_of(model_spec(spec), chosen) if spec or not chosen else named_tokenizer(chosen)
+def tokenized(values: dict[str, Any], text: str) -> tuple[str, Tokenizer, list[int]]:
+    """The name and the tokenizer of --model, or of --tokenizer alone, which needs no model here; a text's tokens."""
+    spec, chosen = values["model"], values["tokenizer"]
+    if chosen and not spec:
+        name, tokenizer = chosen, named_tokenizer(chosen)
+    else:
+        name = model_spec(spec)
+        tokenizer = tokenizer_of(name, chosen)
+    tokenizer = reading(tokenizer, values)
+    return name, tokenizer, read(tokenizer, text)
 
 
 def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:

@@ -15,7 +15,7 @@ leads back to itself, so every recursion below ends.
 and remembers the text from its first character. Per character there are two such numbers:
 
 - `Verse.floor` is its loss on *this* text, or on a slice of it: the one to hold a validation loss against.
-- `entropy_rate` is its loss in the long run. Scenes are independent, so it is E[nats] / E[characters] of one scene.
+- the entropy rate is its loss in the long run. Scenes are independent, so it is E[nats] / E[characters] of one scene.
 
 On fresh text no model has a lower loss on average (Gibbs' inequality). On a short slice one may, by luck; on text that
 it has learnt by heart one does, hence the validation split. And a model whose context does not reach back to the head
@@ -28,7 +28,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from minigpt.errors import ConfigError, DataError
 
@@ -220,7 +219,6 @@ class Grammar:
         self._alternatives = {name: re.split(r"\s*[|\n]\s*", phrases[name].strip()) for name in phrases}
         self._alternatives |= {name: words[name].split() for name in words}
         self._rules: dict[str, list[tuple[float, list[str]]]] = {}
-        self._means: dict[str, tuple[float, float]] = {}
 
     def rule(self, symbol: str) -> list[tuple[float, list[str]]]:
         """The alternatives for the slot `<symbol>`, each a probability and a body.
@@ -255,17 +253,6 @@ class Grammar:
             else:
                 pieces.append(piece)
         return nats
-
-    def mean(self, symbol: str) -> tuple[float, float]:
-        """The mean cost in nats and the mean length in characters of the texts of `symbol`: exact, by recursion."""
-        if symbol not in self._means:
-            nats = length = 0.0
-            for probability, body in self.rule(symbol):
-                slots = [self.mean(slot) for slot in body[1::2]]
-                nats += probability * (sum(slot_nats for slot_nats, _ in slots) - math.log(probability))
-                length += probability * (sum(slot_length for _, slot_length in slots) + sum(map(len, body[::2])))
-            self._means[symbol] = nats, length
-        return self._means[symbol]
 
     def log_prob(self, symbol: str, text: str) -> float:
         """The log-probability that texts of `symbol`, one after another without end, begin with `text`.
@@ -372,13 +359,6 @@ def write_verse(seed: int = 0, num_characters: int = 1_000_000) -> Verse:
         pieces += scene
         starts.append(starts[-1] + sum(map(len, scene)))
     return Verse("".join(pieces), tuple(starts), tuple(nats))
-
-
-@cache
-def entropy_rate() -> float:
-    """The entropy of endless verse in nats per character, computed from the grammar alone."""
-    nats, length = _GRAMMAR.mean("scene")
-    return nats / length
 
 
 def log_prob(text: str) -> float:

@@ -1,5 +1,7 @@
 """The table of points: complete, in order, true of the model, under both spellings."""
 
+from pathlib import Path
+
 import pytest
 
 from minigpt.analysis import taps
@@ -9,6 +11,7 @@ from minigpt.errors import InputError
 from minigpt.model import GPT
 
 CONFIG = GPTConfig(vocab_size=19, block_size=13, n_layer=3, n_head=5, n_embd=35)
+PAGE = Path(__file__).parent.parent.parent / "docs" / "internals.md"
 B, T, S, C, H, D, V = 2, 11, 13, 35, 5, 7, 19
 
 # written out, in the order of the forward pass: our name, the courses' name, the shape
@@ -101,8 +104,36 @@ def test_an_unknown_point_is_an_error_with_the_nearest(ask, name, what, how):
     assert isinstance(caught.value, KeyError)
 
 
+WHERE = {
+    "output": "output of `{}`",
+    "input": "input of `{}`",
+    "heads": "input of `{}`, split into heads",
+    "argument": "argument of `{}.core`",
+    "inside": "inside the explicit `{}.core`",
+    "scale": "from the input of `{}`",
+    "product": "computed when read, with the weight of `{}`",
+}
+
+
+def reference_table() -> str:
+    """The table of points in Markdown, for docs/internals.md."""
+    lines = ["| point | shape | taken from | edit | also called | meaning |", "|---|---|---|---|---|---|"]
+    for tap in taps.TAPS:
+        place = WHERE[tap.where].format(tap.module)
+        alias = f"`{tap.alias}`" if tap.alias else ""
+        shape_of = tap.shape.replace(" ", ", ")
+        edit = "yes" if tap.editable else "no"
+        lines.append(f"| `{tap.name}` | ({shape_of}) | {place} | {edit} | {alias} | {tap.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="needs the checkout that minigpt was installed from")
+def test_the_page_of_the_points_is_made_from_their_table():
+    assert reference_table() in PAGE.read_text(encoding="utf-8")
+
+
 def test_the_reference_table_has_every_row():
-    header, rule, *lines = taps.reference_table().splitlines()
+    header, rule, *lines = reference_table().splitlines()
     assert rule == "|---" * header.count(" | ") + "|---|"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in cells} == {6}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import minigpt
-from minigpt.analysis import taps
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores
 from minigpt.analysis.lens import Lens
@@ -147,6 +146,15 @@ def test_the_help_of_a_view_shows_commands_that_it_accepts(name):
 
 
 # --- numbers
+
+
+def test_tokens_and_tokenize_need_no_model_where_a_tokenizer_is_named(tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("To be, or not\n")
+    rest = ["--tokenizer", str(tmp_path / "letters.txt"), "to be not"]
+    record = record_of(["inspect", "tokens", *rest], capsys)
+    pieces = json.loads(printed(["tokenize", *rest, "--json"], capsys))["tokens"]
+    assert record["tokens"] == [{"id": piece["id"], "text": piece["text"]} for piece in pieces]
+    assert [piece["text"] for piece in pieces] == list("to be not")
 
 
 def attentions(reference, ids: list[int]) -> torch.Tensor:
@@ -514,11 +522,6 @@ def test_the_python_of_the_points_page_runs(code, model, monkeypatch, capsys):
     loaded = minigpt.load_model(model)
     monkeypatch.setattr(minigpt, "load_model", lambda spec: loaded, raising=False)
     exec(compile(code, "internals.md", "exec"), {})
-
-
-@needs_docs
-def test_the_page_of_the_points_is_made_from_their_table():
-    assert taps.reference_table() in document("internals.md")
 
 
 @needs_docs

@@ -19,6 +19,7 @@ from minigpt.cli.models import (
     add_bos_argument,
     add_model_argument,
     add_reading_arguments,
+    check_fits,
     counted,
     framed,
     load,
@@ -320,9 +321,5 @@ def check_count(number: int | None, flag: str) -> None:
 def _checked(ids: list[int], model: GPT, what: str) -> list[int]:
     if not ids:
         raise InputError(f"{what} is empty: there is no token to look at", "give some text, or --bos if there is one")
-    if len(ids) > model.config.block_size:
-        raise InputError(
-            f"{what} is {counted(len(ids))}, more than block_size = {model.config.block_size}",
-            f"shorten it to at most {counted(model.config.block_size)}",
-        )
+    check_fits(len(ids), model.config.block_size, what)
     return ids

@@ -6,13 +6,13 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import check
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, reading
+from minigpt.cli.models import add_model_argument, add_reading_arguments
 from minigpt.cli.parser import CommandParser
-from minigpt.cli.tokens import tokenizer_of
+from minigpt.cli.tokens import tokenized
 from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, from_stdin, subject, token_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
-from minigpt.tokenizers import Tokenizer, read
+from minigpt.tokenizers import Tokenizer
 
 # --- tokens
 
@@ -24,10 +24,8 @@ def _add_tokens(parser: CommandParser) -> None:
 
 
 def _tokens(values: dict[str, Any]) -> Answer:
-    name = model_spec(values["model"])
-    tokenizer = reading(tokenizer_of(name, values["tokenizer"]), values)
     text = from_stdin(values["prompt"])
-    ids = read(tokenizer, text)
+    name, tokenizer, ids = tokenized(values, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id) for token_id in ids]
