@@ -26,10 +26,9 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
-from minigpt.formats.weights import check_values, load_weights, save_weights
+from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
-from minigpt.parameters import empty_model
 from minigpt.system.device import processor
 from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
 from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
@@ -181,26 +180,15 @@ def run_of(path: Path) -> RunDirectory | None:
     return run if meant and os.path.lexists(run.config) else None
 
 
-def load_run(path: Path) -> tuple[GPT, Tokenizer, RunConfig]:
-    """A trained model, its tokenizer and its settings; the model on the CPU, in evaluation mode.
+def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
+    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
 
     Args:
         path: a run directory, for its best weights, or the `last` folder inside one, for its newest.
 
     Raises:
         MissingFileError: if a part of the run is not there.
-        CheckpointError: if a part is damaged or does not fit the others.
-    """
-    config, tokenizer, weights = read_run(path)
-    model = empty_model(config.model)
-    load_weights(model, weights)
-    return model.eval(), tokenizer, config
-
-
-def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
-    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
-
-    Args and errors are those of `load_run`, but that nobody has asked yet whether the weights fit the settings.
+        CheckpointError: if a part is damaged. Nobody has asked yet whether the weights fit the settings.
     """
     run = run_at(path)
     config = read_config(run)

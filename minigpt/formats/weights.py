@@ -122,17 +122,6 @@ def save_weights(model: GPT, path: Path, metadata: Mapping[str, str] | None = No
     write_safetensors(path, own_tensors(model), metadata=metadata)
 
 
-def load_weights(model: GPT, path: Path) -> None:
-    """Read weights that `save_weights` wrote into a model of the same shape.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        CheckpointError: if the file is damaged, or its names or shapes are not the model's; all differences are
-            named, and the model is as it was. Or if a value is not finite, which is seen only where it is read.
-    """
-    fill(own_tensors(model), open_weights(path), path, "use the config.yaml that lies beside these weights")
-
-
 @torch.no_grad()
 def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path: Path, how: str) -> None:
     """Read every stored tensor into the target of its name. Names and shapes are checked before a value is written.

@@ -19,7 +19,8 @@ from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yam
 from minigpt.data.corpora import Corpus
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
 from minigpt.evaluation.loss import Evaluation
-from minigpt.formats.run_directory import RunDirectory, load_run
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import read_metadata
 from minigpt.training import checkpoint, loop
 from minigpt.training.checkpoint import (
@@ -175,8 +176,8 @@ def test_a_run_without_an_evaluation_says_which_weights_it_has(tmp_path):
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(MissingFileError, match=r"has no model\.safetensors yet.*\n.*--resume .*run/last"):
-        load_run(tmp_path / "run")
-    load_run(tmp_path / "run" / "last")
+        load_model(tmp_path / "run")
+    load_model(tmp_path / "run" / "last")
 
 
 def test_a_comparison_sees_one_bit(tmp_path, monkeypatch):
@@ -286,7 +287,7 @@ def test_a_longer_run_follows_the_schedule_of_its_new_length(tmp_path):
     ]
     assert any("train.batch_size: 4 before, 3 from now on" in line for line in lines)
     assert records[-1]["tokens"] == (20 * 4 + 20 * 3) * 7  # the new batches go on where the old ones ended
-    assert load_run(tmp_path / "run")[2].train.max_steps == 40
+    assert read_config(RunDirectory(tmp_path / "run")).train.max_steps == 40
 
 
 def test_another_architecture_is_refused_field_by_field(tmp_path):
@@ -324,7 +325,7 @@ def test_better_weights_are_never_replaced_by_worse_ones(tmp_path):
     """A run that was killed meets steps again whose better weights lie there already."""
     train(updated(CONFIG, {"train": {"max_steps": 2}}), CORPUS, tmp_path / "run", quiet)
     run = RunDirectory(tmp_path / "run")
-    model, _, _ = load_run(run.path)
+    model, _ = load_model(run.path)
     before, best = run.best_weights.read_bytes(), stored_loss(run)
     keep_best(run, model, best + 0.001, 5, "")
     assert run.best_weights.read_bytes() == before

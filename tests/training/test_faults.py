@@ -25,7 +25,8 @@ from minigpt.config import LoRAConfig, updated
 from minigpt.data.tokens import open_tokens
 from minigpt.errors import CheckpointError, ConfigError, DataError, MiniGPTError, MissingFileError
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
-from minigpt.formats.run_directory import RunDirectory, load_run, save_run
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import RunDirectory, read_config, save_run
 from minigpt.formats.weights import open_weights, read_metadata, write_safetensors
 from minigpt.lora import add_lora
 from minigpt.training import loop
@@ -165,20 +166,20 @@ def test_the_best_weights_cut_at_every_sixteenth(run):
     for sixteenth in range(16):
         run.best_weights.write_bytes(whole[: len(whole) * sixteenth // 16])
         with pytest.raises(CheckpointError, match=str(run.best_weights)):
-            load_run(run.path)
-        load_run(run.last)
+            load_model(run.path)
+        load_model(run.last)
 
 
 def test_the_best_weights_with_one_bit_flipped(run):
     """A value that is still a number; or in the header, where a flipped bit may leave it with the same meaning."""
     whole = run.best_weights.read_bytes()
     header, bits = 8 + int.from_bytes(whole[:8], "little"), 8 * len(whole)
-    model, _, _ = load_run(run.path)
+    model, _ = load_model(run.path)
     unseen = []
     for bit in {*range(0, bits, bits // 61), *range(0, 8 * header, 8 * header // 61)}:
         run.best_weights.write_bytes(flipped(whole, bit))
         with suppress(CheckpointError):
-            other, _, _ = load_run(run.path)
+            other, _ = load_model(run.path)
             unseen.append(bit)
             assert all(a.equal(b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert all(bit < 8 * header for bit in unseen)
@@ -189,13 +190,13 @@ def test_weights_without_a_checksum_are_read(run):
     """Imported ones, and those of an older run."""
     stored = {name: tensor.read() for name, tensor in open_weights(run.best_weights).items()}
     write_safetensors(run.best_weights, stored, metadata={"val_loss": "2.5"})
-    load_run(run.path)
+    load_model(run.path)
 
 
 def test_damaged_best_weights_stop_no_resume(run, corpus, longer):
     run.best_weights.write_bytes(run.best_weights.read_bytes()[:11])
     train(longer, corpus, run.path, say_nothing, resume=True)
-    load_run(run.path)  # a better loss came, and its weights
+    load_model(run.path)  # a better loss came, and its weights
 
 
 def test_a_damaged_log_costs_its_lines_alone(run, corpus, longer):
@@ -333,7 +334,7 @@ def test_a_checkpoint_that_waits_for_its_name_gets_it_before_the_next_is_written
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["one write fails", "interrupted"])
 def test_an_adapter_that_cannot_be_kept_leaves_the_one_before(run, monkeypatch, error):
     """At each write, fsync, rename and new folder; what was whole and had no name yet gets it."""
-    model, _, _ = load_run(run.path)
+    model, _ = load_model(run.path)
     add_lora(model, LoRAConfig(3), seed=0)
     run.best_weights.unlink()
     failures, faults = 0, Faults(monkeypatch, error, for_good=False)
@@ -494,7 +495,8 @@ def test_what_cannot_be_resumed(run, corpus, config, longer, tmp_path, capsys):
 
 def test_an_imported_model_is_no_interrupted_run(finished, corpus, config, tmp_path):
     """Begun again at step 0, it would lose the weights that were imported."""
-    model, tokenizer, trained = load_run(finished.path)
+    model, tokenizer = load_model(finished.path)
+    trained = read_config(finished)
     save_run(model, tokenizer, tmp_path / "imported")
     before = (tmp_path / "imported" / "model.safetensors").read_bytes()
     with pytest.raises(MissingFileError, match="has weights, but no checkpoint"):
@@ -537,10 +539,10 @@ def test_the_canary_can_sing():
 
 
 READERS: dict[str, Callable[[RunDirectory], object]] = {
-    "config.yaml": lambda run: load_run(run.path),
-    "tokenizer.json": lambda run: load_run(run.path),
-    "model.safetensors": lambda run: load_run(run.path),
-    "last/model.safetensors": lambda run: load_run(run.last),
+    "config.yaml": lambda run: load_model(run.path),
+    "tokenizer.json": lambda run: load_model(run.path),
+    "model.safetensors": lambda run: load_model(run.path),
+    "last/model.safetensors": lambda run: load_model(run.last),
     "last/manifest.json": lambda run: open_checkpoint(run.last),
     "last/state.safetensors": lambda run: open_weights(run.last / "state.safetensors"),
     "report.json": lambda run: read_report(run.path / "report.json"),

@@ -18,7 +18,8 @@ from minigpt.cli.main import run as command
 from minigpt.cli.train import epoch_table
 from minigpt.config import updated
 from minigpt.errors import CheckpointError, Interrupted, MiniGPTError
-from minigpt.formats.run_directory import RunDirectory, load_run, read_config
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
@@ -327,7 +328,7 @@ def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path
     assert names["last weights"]
     assert names["logged losses"]
     assert names["optimizer and random states"]
-    load_run(out)
+    load_model(out)
 
 
 def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path, corpus, config, monkeypatch):

@@ -15,8 +15,8 @@ from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from minigpt.evaluation.loss import Evaluation
-from minigpt.formats.run_directory import RunDirectory, load_run, newest_run, unused_directory
-from minigpt.formats.weights import load_weights
+from minigpt.formats.pretrained import load_model
+from minigpt.formats.run_directory import RunDirectory, newest_run, read_config, unused_directory
 from minigpt.training import loop
 from minigpt.training.loop import train
 
@@ -54,7 +54,7 @@ def test_a_run_leaves_a_complete_directory(tmp_path):
     assert (result.step, result.out) == (6, str(run.path))
     assert result.best_val_loss <= result.val_loss
     assert result.tokens_per_second > 0
-    model, tokenizer, config = load_run(run.path)
+    (model, tokenizer), config = load_model(run.path), read_config(run)
     assert model.num_parameters() == result.parameters
     assert config.model.vocab_size == tokenizer.vocab_size == len(set(TEXT))
     assert not model.training
@@ -99,7 +99,7 @@ def test_accumulation_is_exact(tmp_path, optimizer):
         )
         out = tmp_path / str(batch_size)
         train(config, CORPUS, out, quiet)
-        model, _, _ = load_run(out / "last")
+        model, _ = load_model(out / "last")
         loss = read_metrics(RunDirectory(out).metrics)[-2]["train_loss"]
         results.append((torch.cat([p.flatten() for p in model.parameters()]), loss))
     for weights, loss in results[1:]:
@@ -141,15 +141,8 @@ def test_weights_are_saved_before_they_are_evaluated(tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         train(updated(SMALL, {"train": {"eval_interval": 6}}), CORPUS, tmp_path / "run", quiet)
     run = RunDirectory(tmp_path / "run")
-    load_weights(load_model_like(run), run.last_weights)
+    load_model(run.last)
     assert run.plot.is_file()
-
-
-def load_model_like(run: RunDirectory):
-    from minigpt.config import read_yaml
-    from minigpt.model import GPT
-
-    return GPT(updated(RunConfig(), read_yaml(run.config)).model)
 
 
 def test_loss_falls_and_the_floor_is_drawn(tmp_path, monkeypatch):
@@ -219,7 +212,7 @@ def test_a_run_that_diverges_stops_before_it_saves(tmp_path, monkeypatch):
         train(SMALL, CORPUS, tmp_path / "run", quiet)
     monkeypatch.undo()
     run = RunDirectory(tmp_path / "run")
-    model, _, _ = load_run(run.path / "last")
+    model, _ = load_model(run.path / "last")
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert all("NaN" not in line for line in run.metrics.read_text().splitlines())
 
@@ -289,7 +282,7 @@ def test_a_damaged_part_of_a_run_is_named(tmp_path, name):
     path = tmp_path / "run" / name
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        load_run(tmp_path / "run")
+        load_model(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -299,7 +292,7 @@ def test_parts_of_different_runs_are_refused(tmp_path):
     train(config, Corpus("other", TEXT.upper() + "?!;", ""), tmp_path / "b", quiet)
     (tmp_path / "a" / "tokenizer.json").write_bytes((tmp_path / "b" / "tokenizer.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"has \d+ tokens, the model \d+"):
-        load_run(tmp_path / "a")
+        load_model(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:97"])
