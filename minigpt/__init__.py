@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minigpt.evaluation.loss import token_log_probs as token_log_probs
     from minigpt.formats.pretrained import load_model as load_model
     from minigpt.formats.pretrained import save_hf as save_hf
+    from minigpt.formats.source import open_source as open_source
     from minigpt.kv_cache import KVCache as KVCache
     from minigpt.model import GPT as GPT
 
@@ -37,6 +38,7 @@ _HOMES = {
     "few_shot_prompt": "minigpt.decoding.prompts",
     "generate": "minigpt.decoding.generate",
     "load_model": "minigpt.formats.pretrained",
+    "open_source": "minigpt.formats.source",
     "save_hf": "minigpt.formats.pretrained",
     "next_token_loss": "minigpt.evaluation.loss",
     "next_token_table": "minigpt.decoding.sampling",

@@ -24,7 +24,7 @@ from minigpt.cli.generate import (
     given_prompts,
     prompt_texts,
 )
-from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, load, model_spec, shortened
+from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, load, model_source, shortened
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
@@ -179,7 +179,7 @@ def run(arguments: list[str]) -> None:
 
 def _specs(values: dict[str, Any]) -> list[tuple[str, str | None]]:
     """What is compared: models without an adapter, then the one model with each adapter."""
-    models, adapters = values["model"] or [model_spec(None)], values["adapter"] or []
+    models, adapters = values["model"] or [model_source(None).name], values["adapter"] or []
     return [*((model, None) for model in models), *((models[0], adapter) for adapter in adapters)]
 
 

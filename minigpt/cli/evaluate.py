@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import add_model_argument, add_reading_arguments, load, model_spec
+from minigpt.cli.models import add_model_argument, add_reading_arguments, load, model_source
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.cli.train import are_documents, load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
-from minigpt.formats.pretrained import find
 from minigpt.formats.run_directory import run_of
 from minigpt.tokenizers import note_special
 
@@ -57,8 +56,7 @@ def run(arguments: list[str]) -> None:
     from minigpt.data.tokens import split_at
     from minigpt.evaluation.loss import evaluate
 
-    values["model"] = model_spec(values["model"])
-    find(values["model"])  # before it is asked what it was trained on
+    values["model"] = model_source(values["model"]).name
     trained = training_config(values["model"])
     if values["data"] is None and trained is None:
         raise InputError(

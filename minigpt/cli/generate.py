@@ -25,7 +25,7 @@ from minigpt.decoding.generate import Generation, Step, before_stop, check_reque
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import DataError, InputError, MissingFileError
-from minigpt.formats.pretrained import load_for_text
+from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
 
@@ -307,7 +307,7 @@ def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> Prompt
         return None
     if values["draft"] == LOOKUP:
         return PromptLookup(**number)
-    drafter, own = load_for_text(values["draft"])
+    drafter, own = open_source(values["draft"]).load_for_text()
     if own.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"{values['draft']} has other tokens than the model: {own.vocab_size} and {tokenizer.vocab_size} of them",

@@ -11,8 +11,9 @@ from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
 from minigpt.formats.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
-from minigpt.formats.pretrained import AssumedHeads, load_for_text, reference_folder, save_hf
+from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
+from minigpt.formats.source import AssumedHeads, Source, open_source
 from minigpt.model import GPT
 from minigpt.system.files import check_unused
 from minigpt.tokenizers import Tokenizer
@@ -50,16 +51,17 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Load, compare if asked, write."""
     values = make_parser().parse(arguments)
-    source, directory = values["source"], Path(values["out"])
+    directory = Path(values["out"])
     if values["verify"]:
         require_reference()
     check_unused(directory)
+    source = open_source(values["source"])
     with warnings.catch_warnings():
         if values["verify"]:
             warnings.simplefilter("error", AssumedHeads)
         try:
-            model, tokenizer = load_for_text(
-                source, tokenizer=values["tokenizer"], block_size=values["block_size"], dropout=values["dropout"]
+            model, tokenizer = source.load_for_text(
+                tokenizer=values["tokenizer"], block_size=values["block_size"], dropout=values["dropout"]
             )
         except AssumedHeads as guess:
             raise CheckpointError(
@@ -83,7 +85,7 @@ def run(arguments: list[str]) -> None:
     print(f"written    {directory}")
 
 
-def verified(source: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:
+def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:
     """The comparison of a model with the reference library's model of the same source, or of an export of it.
 
     The ids are drawn from the whole vocabulary and fill the block, so that every position and any token may show a
@@ -98,18 +100,18 @@ def verified(source: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, Parity
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, model.config.block_size), generator=random)  # (1, T)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = reference_folder(source)
+        folder = source.reference_folder
         if exported := folder is None:
             folder = Path(temporary) / "export"
             save_hf(model, tokenizer, folder)
         parity = compare_with_reference(model, folder, ids)
     if layer := parity.first_difference:
         raise CheckpointError(
-            f"{source} and the model made of it differ by {layer.difference:.1e} at {layer.name}, where values reach "
-            f"{layer.size:.3g}; rounding explains {layer.bound:.1e}",
+            f"{source.name} and the model made of it differ by {layer.difference:.1e} at {layer.name}, where values "
+            f"reach {layer.size:.3g}; rounding explains {layer.bound:.1e}",
             "nothing was written; the difference begins there, so look at the weights that come just before",
         )
-    return f"an export of {source} (this checks the export, not the source)" if exported else str(folder), parity
+    return f"an export of {source.name} (this checks the export, not the source)" if exported else str(folder), parity
 
 
 def _print_parity(parity: ParityReport) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from minigpt.cli.parser import CommandParser
 from minigpt.errors import InputError
 from minigpt.formats.lora_files import load_adapter
-from minigpt.formats.pretrained import load_for_text, run_named
 from minigpt.formats.run_directory import CHECKPOINTS, newest_run
+from minigpt.formats.source import Source, open_source
 from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.system.device import choose_device
@@ -37,27 +37,27 @@ def add_tokenizer_argument(parser: CommandParser) -> None:
     )
 
 
-def model_spec(spec: str | None) -> str:
+def model_source(spec: str | None) -> Source:
     """The model meant by --model; says so on standard error where it had to choose.
 
     Raises:
-        MissingFileError: if nothing was named and there is no run.
+        MissingFileError: if there is no such model, or nothing was named and there is no run.
     """
     if spec is not None:
-        return run_named(spec)
+        return open_source(spec)
     path = newest_run(CHECKPOINTS)
     print(f"model      {path}, the newest run (--model chooses another)", file=sys.stderr)
-    return str(path)
+    return open_source(path)
 
 
 def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
     """The model of --model on the --device, and its tokenizer, reading as --unknown and --special say.
 
     Raises:
-        MiniGPTError: whatever `load_for_text` and `choose_device` raise.
+        MiniGPTError: whatever `Source.load_for_text` and `choose_device` raise.
     """
     device = choose_device(values["device"])  # before the work of loading
-    model, tokenizer = load_for_text(model_spec(values["model"]), tokenizer=values["tokenizer"])
+    model, tokenizer = model_source(values["model"]).load_for_text(tokenizer=values["tokenizer"])
     if values.get("adapter"):  # which commands without --adapter do not have
         load_adapter(model, values["adapter"])
         model = merged(model)

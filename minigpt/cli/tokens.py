@@ -1,16 +1,12 @@
 """`minigpt tokenize`."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-from minigpt.cli.models import add_model_argument, add_reading_arguments, model_spec, piece, reading
+from minigpt.cli.models import add_model_argument, add_reading_arguments, model_source, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.formats.hub import CONFIG, OTHER_NAME
-from minigpt.formats.pretrained import config_from_reference, load_for_text, named_tokenizer, tokenizer_beside
-from minigpt.formats.run_directory import check_vocabulary, run_at
-from minigpt.formats.tokenizer_files import load_hf_tokenizer
-from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer, read
+from minigpt.formats.run_directory import required
+from minigpt.formats.tokenizer_files import named_tokenizer
+from minigpt.tokenizers import Tokenizer, read
 
 
 def make_parser() -> CommandParser:
@@ -52,23 +48,7 @@ def tokenized(values: dict[str, Any], text: str) -> tuple[str, Tokenizer, list[i
     if chosen and not spec:
         name, tokenizer = chosen, named_tokenizer(chosen)
     else:
-        name = model_spec(spec)
-        tokenizer = tokenizer_of(name, chosen)
+        source = model_source(spec)
+        name, tokenizer = source.name, required(source.tokenizer(chosen), source.name)
     tokenizer = reading(tokenizer, values)
     return name, tokenizer, read(tokenizer, text)
-
-
-def tokenizer_of(spec: str, chosen: str | None) -> Tokenizer:
-    """The tokenizer of --model, and no weights where it is known without them."""
-    folder = Path(spec).expanduser()
-    run = run_at(folder)
-    if chosen is None and run.config.is_file():
-        return load_tokenizer(run.tokenizer)
-    if chosen is None and os.path.lexists(folder / CONFIG) and tokenizer_beside(folder / CONFIG):
-        tokenizer = load_hf_tokenizer(folder)
-        shape = config_from_reference(folder / CONFIG, dropout=0.0)  # whatever its own rates are
-        check_vocabulary(tokenizer, shape.vocab_size, folder)
-        return tokenizer
-    if chosen is None and spec in OTHER_NAME and not folder.exists():
-        return GPT2Tokenizer()  # which all of these share
-    return load_for_text(spec, tokenizer=chosen)[1]

@@ -118,7 +118,7 @@ def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
 def run_to_continue(arguments: list[str]) -> Path | None:
     """The run directory that --resume names, or to which the report of --replay belongs."""
     if resume := peek(arguments, "--resume"):
-        from minigpt.formats.pretrained import run_named
+        from minigpt.formats.run_directory import run_named
 
         return Path(run_named(resume))
     report = peek(arguments, "--replay")
@@ -184,9 +184,9 @@ def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, A
     Raises:
         ConfigError: if the arguments or the --config file want another shape.
     """
-    from minigpt.formats.pretrained import model_config
+    from minigpt.formats.source import open_source
 
-    shape = model_config(config.init_from)
+    shape = open_source(config.init_from).config
     names = [field.name for field in dataclasses.fields(shape) if field.name != "vocab_size"]
     said = {
         name: getattr(config.model, name)
@@ -348,7 +348,8 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
     from minigpt.analysis.run_plan import Reading, plan_run
-    from minigpt.cli.tokens import tokenizer_of
+    from minigpt.formats.run_directory import required
+    from minigpt.formats.source import open_source
     from minigpt.system.device import choose_device, choose_dtype
     from minigpt.training.loop import SAMPLE_TOKENS
     from minigpt.training.run import counted, new_tokenizer, read
@@ -362,8 +363,10 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
             "leave those flags out of the plan: with them, your run takes less memory than it says",
         )
     source = load_source(config)
-    tokenizer = tokenizer_of(config.init_from, None) if config.init_from else new_tokenizer(config, source)
-    if not config.init_from:  # else it is the vocabulary of the model to start from, which may be larger
+    if config.init_from:  # whose vocabulary may be larger than its tokenizer's
+        tokenizer = required(open_source(config.init_from).tokenizer(), config.init_from)
+    else:
+        tokenizer = new_tokenizer(config, source)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     feed = read(config, source, tokenizer)
     config = replace(config, train=counted(t, feed.rows_per_epoch))

@@ -8,6 +8,8 @@ The files, each of which imports only from those above it::
     tokenizer_files   tokenizers to and from the files of the transformers library
     lora_files        adapters to and from files of the PEFT library
     run_directory     the run directory, out and in
-    pretrained        a model by name, path or hub name, and back
+    config_json       a model's shape in the words of the transformers library, read and written
+    source            where a model lies, found once: its shape, its tokenizer, the model
+    pretrained        a model by name, and back: `load_model`, `save_hf`
     parity            the same ids through minigpt and transformers, compared layer by layer
 """

@@ -26,12 +26,13 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
+from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.system.device import processor
 from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
-from minigpt.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
@@ -180,28 +181,28 @@ def run_of(path: Path) -> RunDirectory | None:
     return run if meant and os.path.lexists(run.config) else None
 
 
-def read_run(path: Path) -> tuple[RunConfig, Tokenizer, Path]:
-    """All of a run but the model: its settings, its tokenizer, and the file that has its weights.
+def run_named(spec: str) -> str:
+    """The path of a run that is meant by its name alone; anything else, and a name that means something else, as is."""
+    run = CHECKPOINTS / spec
+    alone = spec not in ("", ".", "..") and Path(spec).name == spec and spec not in HUB_NAMES
+    return str(run) if alone and not os.path.lexists(spec) and run_of(run) else spec
 
-    Args:
-        path: a run directory, for its best weights, or the `last` folder inside one, for its newest.
+
+def run_weights(run: RunDirectory, folder: Path) -> Path:
+    """The file of a run's best weights, or of its newest, if `folder` is its `last`.
 
     Raises:
-        MissingFileError: if a part of the run is not there.
-        CheckpointError: if a part is damaged. Nobody has asked yet whether the weights fit the settings.
+        MissingFileError: if it is not there.
+        CheckpointError: if it is damaged. Nobody has asked yet whether it fits the settings.
     """
-    run = run_at(path)
-    config = read_config(run)
-    tokenizer = load_tokenizer(run.tokenizer)
-    check_vocabulary(tokenizer, config.model.vocab_size, run.path)
-    weights = run.best_weights if run.path == path else run.last_weights
+    weights = run.best_weights if run.path == folder else run.last_weights
     if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
         raise MissingFileError(
             f"{run.path} has no {weights.name} yet: its first evaluation makes it",
             f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
         )
     check_values(weights)
-    return config, tokenizer, weights
+    return weights
 
 
 def read_config(run: RunDirectory) -> RunConfig:

@@ -11,6 +11,7 @@ that was added and is not special is refused: a text that has it gives that id.
 
 import copy
 import json
+import os
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minigpt.data.corpora import load_corpus
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, first_line
+from minigpt.formats.hub import TOKENIZER
 from minigpt.system.files import read_json, read_text, write_text
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
@@ -182,6 +185,23 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
             f"the tokenizer in {folder} is none that minigpt can reproduce exactly: {first_line(error, 200)}",
             "encode with the library that made it and give minigpt the ids, or use a tokenizer built like GPT-2's",
         ) from error
+
+
+def named_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer that --tokenizer names; see `minigpt.load_model`."""
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return load_hf_tokenizer(path)
+    if path.suffix == ".json" and path.is_file():
+        return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
+    if path.is_file():
+        return CharTokenizer.from_text(load_corpus(path).text)
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    raise MissingFileError(
+        f"there is no tokenizer {str(name)!r}",
+        "give gpt2, a tokenizer.json or its folder, or a text file whose characters are the vocabulary",
+    )
 
 
 def _layout(kind: _Kind, added_tokens: list[dict[str, object]], **vocabulary: object) -> dict[str, Any]:

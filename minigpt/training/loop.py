@@ -10,7 +10,7 @@ import math
 import signal
 import statistics
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import with_text
-from minigpt.errors import ConfigError, Interrupted
+from minigpt.errors import ConfigError, Interrupted, MissingFileError
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
-from minigpt.formats.pretrained import lasting_spec
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
+from minigpt.formats.source import open_source
 from minigpt.system.device import autocast, choose_device
 from minigpt.training.checkpoint import (
     Progress,
@@ -104,9 +104,12 @@ def train(
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
+    base = config.init_from
+    with suppress(MissingFileError):  # what a run started from may be gone by the time that it goes on
+        base = open_source(base).lasting if base else ""
     config = replace(
         config,
-        init_from=lasting_spec(config.init_from),
+        init_from=base,
         data=replace(config.data, source=lasting_source(config.data.source)),
         documents=replace(config.documents, val_data=lasting_source(config.documents.val_data)),
     )

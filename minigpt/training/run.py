@@ -23,8 +23,8 @@ from minigpt.data.feeds import Feed, TextFeed, document_feed, text_feed
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, did_you_mean, first_line
 from minigpt.formats.lora_files import fingerprint as base_fingerprint
-from minigpt.formats.pretrained import load_for_text
 from minigpt.formats.run_directory import RunDirectory, read_config
+from minigpt.formats.source import open_source
 from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora, trainable_parameters
 from minigpt.model import GPT
@@ -131,8 +131,8 @@ def set_up(
     dtype, reason = choose_dtype(config.dtype, device)
     base = None
     if config.init_from and (checkpoint is None or config.train.lora_rank):
-        base, tokenizer = load_for_text(
-            config.init_from, block_size=config.model.block_size, dropout=config.model.dropout
+        base, tokenizer = open_source(config.init_from).load_for_text(
+            block_size=config.model.block_size, dropout=config.model.dropout
         )
         config = replace(config, model=base.config)
     elif checkpoint is not None:

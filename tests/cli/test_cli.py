@@ -279,7 +279,7 @@ def test_tokenize(trained, capsys):
 
 
 def test_tokenize_reads_no_weights(trained, reference, capsys, monkeypatch):
-    monkeypatch.setattr("minigpt.cli.tokens.load_for_text", None)  # a call would raise
+    monkeypatch.setattr("minigpt.formats.source._open", None)  # a call would raise
     assert len(result_of(["tokenize", "--model", str(trained), "To be"], capsys)["tokens"]) == 5
     result = result_of(["tokenize", "--model", str(reference.folder), " the later é"], capsys)
     assert [(row["text"], row["bytes"]) for row in result["tokens"]] == [
@@ -293,7 +293,7 @@ def test_tokenize_with_the_vocabulary_of_gpt2(capsys, monkeypatch):
     """The five published sizes share it, so the name alone is enough. The ids are those of OpenAI's own tokenizer."""
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         pytest.skip("needs TIKTOKEN_CACHE_DIR to name a folder with GPT-2's vocabulary")
-    monkeypatch.setattr("minigpt.cli.tokens.load_for_text", None)
+    monkeypatch.setattr("minigpt.formats.source._open", None)
     result = result_of(["tokenize", "--model", "gpt2-xl", "See you later, \U0001f600"], capsys)
     assert [row["id"] for row in result["tokens"]] == [6214, 345, 1568, 11, 30325, 222]
     assert [row["bytes"] for row in result["tokens"]][-2:] == ["20 f0 9f 98", "80"]
@@ -667,7 +667,7 @@ def test_a_path_that_is_not_utf8(reference):
 
 
 def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(reference, capsys, monkeypatch):
-    monkeypatch.setattr("minigpt.formats.pretrained.fetch_model", {"someone/model": reference.folder}.__getitem__)
+    monkeypatch.setattr("minigpt.formats.source.fetch_model", {"someone/model": reference.folder}.__getitem__)
     result = result_of(["import", "someone/model", "mine", "--verify"], capsys)
     assert result["parity"]["reference"] == str(reference.folder)
 
@@ -675,20 +675,20 @@ def test_import_of_a_model_on_the_hub_is_verified_with_what_was_fetched(referenc
 def test_import_of_a_damaged_model_is_refused(reference, failing, monkeypatch):
     from minigpt.formats.pretrained import load_model
 
-    def damaged(*arguments, **options):
-        model, tokenizer = load_model(*arguments, **options)
+    def damaged(source, **options):
+        model, tokenizer = load_model(source.path, **options)
         with torch.no_grad():
             model.h[1].mlp.c_fc.weight.mul_(1.5)
         return model, tokenizer
 
-    monkeypatch.setattr("minigpt.cli.import_model.load_for_text", damaged)
+    monkeypatch.setattr("minigpt.formats.source.Source.load_for_text", damaged)
     err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("differ by", "at block 1,", "1.0e-03", "nothing was written"))
 
 
 def test_import_verify_without_the_reference_library(reference, failing, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setattr("minigpt.cli.import_model.load_for_text", None)  # known before the work of loading
+    monkeypatch.setattr("minigpt.formats.source.Source.load_for_text", None)  # known before the work of loading
     err = failing(["import", str(reference.folder), "mine", "--verify"])
     assert all(part in err for part in ("not installed", "pip install"))
 

@@ -135,17 +135,18 @@ def test_a_run_is_named_without_its_folder(capsys, command):
 
 
 def test_a_name_that_means_something_else_keeps_its_meaning(monkeypatch):
-    from minigpt.formats.pretrained import find, run_named
+    from minigpt.formats.run_directory import run_named
+    from minigpt.formats.source import open_source
 
     for name in ("gpt2", "mine", "."):
         save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)),
                  CharTokenizer.from_text("abc"), Path("checkpoints") / name / "deep")  # fmt: skip
     assert run_named("gpt2") == "gpt2"
-    assert find("gpt2") is None
+    assert open_source("gpt2").local is None
     Path("checkpoints/mine/deep").rename("checkpoints/run")
     assert run_named("run") == str(Path("checkpoints/run"))
     Path("run").mkdir()
-    assert find("run") == Path("run")
+    assert open_source("run").path == Path("run")
 
 
 # --- runs half done

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +42,8 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     tokenizer = CharTokenizer.from_text(LETTERS)
     pair = random_model(tokenizer), tokenizer
     monkeypatch.setattr(command, "load", lambda values: pair)
-    monkeypatch.setattr(command, "load_for_text", lambda spec: (random_model(tokenizer, seed=4), tokenizer))
+    draft = SimpleNamespace(load_for_text=lambda: (random_model(tokenizer, seed=4), tokenizer))
+    monkeypatch.setattr(command, "open_source", lambda spec: draft)
     return pair
 
 

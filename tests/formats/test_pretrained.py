@@ -24,10 +24,11 @@ from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.evaluation.loss import evaluate, next_token_loss, sequence_log_prob
-from minigpt.formats import pretrained
+from minigpt.formats import config_json, pretrained, source
 from minigpt.formats.gpt2_names import reference_views
-from minigpt.formats.pretrained import AssumedHeads, load_for_text, load_model, save_hf
+from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import RunDirectory, check_vocabulary, save_run, start_run
+from minigpt.formats.source import AssumedHeads, open_source
 from minigpt.formats.weights import fill, open_weights, save_weights, stored_tensors
 from minigpt.model import GPT, explicit_attention
 from minigpt.parameters import empty_model, own_tensors
@@ -304,7 +305,7 @@ def test_nanogpts_padded_vocabulary(monkeypatch):
     nanogpt_checkpoint(model, Path("ckpt.pt"))
     gpt2 = GPT2Tokenizer(["a b"])
     gpt2.vocab_size = 50257
-    monkeypatch.setattr(pretrained, "GPT2Tokenizer", lambda: gpt2)
+    monkeypatch.setattr(source, "GPT2Tokenizer", lambda: gpt2)
     with pytest.warns(ModelNote):
         loaded, tokenizer = load_model("ckpt.pt")
     assert tokenizer is gpt2
@@ -438,7 +439,7 @@ PADDED = [262, 263, 264, 283, 384, 389, 523]  # resized to one more, to any numb
 @pytest.mark.parametrize("vocab_size", [23, 50257, 50258, 50304, 50432])
 def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
     """What save_pretrained writes of a model alone. GPT-2's tokenizer is taken where it is sure to be meant."""
-    monkeypatch.setattr(pretrained, "GPT2Tokenizer", lambda: gpt2)
+    monkeypatch.setattr(source, "GPT2Tokenizer", lambda: gpt2)
     gpt2 = GPT2Tokenizer(["a b"])
     gpt2.vocab_size = 50257
     theirs = reference_model(vocab_size=vocab_size, n_embd=3, n_head=1)
@@ -457,7 +458,7 @@ def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
             assert (model(tokens(2, 7, vocab_size)) - theirs(tokens(2, 7, vocab_size)).logits).abs().max() < 1e-5
         if not is_gpt2:
             with pytest.raises(InputError, match=rf"no tokenizer is known for {spec}.*\nname one with --tokenizer"):
-                load_for_text(spec)
+                open_source(spec).load_for_text()
     Path("bare/tokenizer_config.json").write_text("{}")  # of SentencePiece, say
     with pytest.warns(ModelNote, match="comes without a tokenizer, and"):
         assert load_model("bare")[1] is None
@@ -632,14 +633,14 @@ def test_a_character_model_with_an_added_token():
      "checkpoints/typo", Path("gpt2"), Path("org/name")],
 )  # fmt: skip
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(monkeypatch, spec):
-    monkeypatch.setattr(pretrained, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    monkeypatch.setattr(source, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
     with pytest.raises(MissingFileError, match="does not exist"):
         load_model(spec)
 
 
 @pytest.mark.parametrize("spec", ["gtp2", "", "gpt2 medium", "org/name/part", "org/", "/", "org/.."])
 def test_other_words_are_no_model(monkeypatch, spec):
-    monkeypatch.setattr(pretrained, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    monkeypatch.setattr(source, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
     with pytest.raises(MiniGPTError) as raised:
         load_model(spec)
     if spec == "gtp2":
@@ -653,7 +654,7 @@ def test_other_words_are_no_model(monkeypatch, spec):
 def test_names_of_the_hub(monkeypatch, spec):
     folder = reference_folder(reference_model())
     asked = []
-    monkeypatch.setattr(pretrained, "fetch_model", lambda name: asked.append(name) or folder)
+    monkeypatch.setattr(source, "fetch_model", lambda name: asked.append(name) or folder)
     load_model(spec)
     assert asked == [spec]
     reference_folder(reference_model(), Path(spec))  # but a path that exists is that path
@@ -940,7 +941,7 @@ def test_a_configuration_says_all_that_openais_own_says(monkeypatch, tiny_model)
     gpt2 = GPT2Tokenizer([])
     monkeypatch.setattr(gpt2, "eos_token_id", 50256)
     monkeypatch.setattr(gpt2, "bos_token_id", 50256)
-    written = pretrained.reference_config(dataclasses.replace(preset("gpt2-124m").model, dropout=0.1), gpt2)
+    written = config_json.reference_config(dataclasses.replace(preset("gpt2-124m").model, dropout=0.1), gpt2)
     openai = json.loads(OPENAI)
     assert {key: written.get(key, "missing") for key in openai} == openai
     assert {*transformers.GPT2Config().to_dict()} & {*written} >= {*openai} - {"n_ctx", "task_specific_params"}

@@ -23,7 +23,7 @@ from minigpt.cli.models import (
     counted,
     framed,
     load,
-    model_spec,
+    model_source,
 )
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.decoding.sampling import evaluating
@@ -258,7 +258,7 @@ def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
 
 def load_reader(values: dict[str, Any]) -> Reader:
     """The model of the flags."""
-    name = model_spec(values["model"])
+    name = model_source(values["model"]).name
     model, tokenizer = load({**values, "model": name})
     # A model trained here has read one long text, in which no document begins.
     usual = tokenizer.bos_token_id is not None and training_config(name) is None

@@ -1,23 +1,19 @@
 """`minigpt inspect size`, `arch` and `embed`: what a model is, without a prompt."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from minigpt.analysis import plots
 from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, model_spec
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, model_source
 from minigpt.cli.parser import CommandParser
 from minigpt.cli.views.frame import Answer, View, add_model_flags, load_reader, one_token, token_text
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
-from minigpt.formats.hub import CONFIG
-from minigpt.formats.pretrained import config_from_reference, load_model
-from minigpt.formats.run_directory import read_config, run_at
+from minigpt.formats.source import open_source
 from minigpt.system import terminal
 from minigpt.tokenizers import read
 
@@ -288,7 +284,7 @@ def _shape(values: dict[str, Any]) -> tuple[str, GPTConfig]:
     """A name, and the shape that is meant."""
     if values["preset"] and values["model"]:
         raise InputError("--preset and --model name two shapes", "leave one of them out")
-    name = values["preset"] or model_spec(values["model"])
+    name = values["preset"] or model_source(values["model"]).name
     config = _config_of(name, values["tokenizer"])
     changes = dict(_change(text) for text in values["what_if"])
     changed = updated(config, changes) if changes else config
@@ -310,13 +306,10 @@ def _config_of(spec: str, tokenizer: str | None) -> GPTConfig:
     """The shape of a preset or a model, and no weights where it is known without them."""
     if spec in PRESETS:
         return preset(spec).model
-    folder = Path(spec).expanduser()
-    run = run_at(folder)
-    if run.config.is_file():
-        return read_config(run).model
-    if os.path.lexists(folder / CONFIG):
-        return config_from_reference(folder / CONFIG, dropout=0.0)
-    return load_model(spec, tokenizer=tokenizer)[0].config
+    source = open_source(spec)
+    if tokenizer is not None:
+        source.tokenizer(tokenizer)  # one that is not the model's is refused
+    return source.shape(rates_may_differ=True)
 
 
 VIEWS = {

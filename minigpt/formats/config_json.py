@@ -1,0 +1,126 @@
+"""config.json, by which the transformers library ("the reference") says what a model's shape is: read and written."""
+
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import GPTConfig
+from minigpt.errors import CheckpointError, ConfigError
+from minigpt.system.files import read_json
+from minigpt.tokenizers import Tokenizer
+
+# The reference's name of a field of GPTConfig.
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "n_positions": "block_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+# Other names that some tools write, and the reference partly reads: they must say the same.
+_ALIASES = {
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "hidden_act": "activation_function",
+}
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+# What the reference can vary and this model cannot: the values that ask for what this model computes. The first of them
+# is what the reference takes where a config.json is silent, and what we write.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+    "pruned_heads": (None, {}, []),
+}
+# What this model does not depend on, and readers of GPT-2's configurations look for; as OpenAI's own has it, or as the
+# reference fills it in. llama.cpp takes the length of the context from n_ctx.
+_UNUSED: dict[str, object] = {
+    "n_inner": None,  # which is 4 n_embd
+    "initializer_range": 0.02,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "torch_dtype": "float32",
+    "use_cache": True,
+}
+
+
+def config_from_reference(path: Path, rates_may_differ: bool = False) -> GPTConfig:
+    """The shape that a config.json of the reference asks for.
+
+    Args:
+        path: the file.
+        rates_may_differ: of its three rates of dropout, for a caller that needs none, or has its own; the first is
+            taken.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        CheckpointError: if it is damaged, lacks a size, or asks for anything that this model does not compute; all of
+            it is named.
+    """
+    content = read_json(path)
+    content.setdefault("n_positions", content.get("n_ctx"))
+    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is the reference's own
+    problems = [f"{key} is missing" for key in ("model_type", *_FIELDS) if content.get(key) is None]
+    for key, same in _FIXED.items():
+        if content.get(key, same[0]) not in same:
+            problems.append(f"{key} = {content[key]!r}, not {' or '.join(map(repr, same))}")
+    for alias, key in _ALIASES.items():
+        value = content.get(key, _FIXED.get(key, (None,))[0])
+        if alias in content and content[alias] != value:
+            problems.append(f"{alias} = {content[alias]!r}, but {key} = {value!r}")
+    if content.get("n_inner") not in (None, 4 * content["n_embd"] if isinstance(content.get("n_embd"), int) else None):
+        problems.append(f"n_inner = {content['n_inner']!r}, not 4 n_embd")
+    if not rates_may_differ and rates != [rates[0]] * 3:
+        problems.append(
+            f"{', '.join(_DROPOUTS)} = {rates}, which differ "
+            "(minigpt import --dropout chooses one, or dropout= in Python)"
+        )
+    if problems:
+        raise CheckpointError(
+            f"{path} does not describe a model that minigpt can compute: {'; '.join(problems)}",
+            "choose a model of GPT-2's architecture; nothing that minigpt knows to change the numbers is ignored",
+        )
+    return checked_config(
+        path,
+        **{ours: content[theirs] for theirs, ours in _FIELDS.items()},
+        dropout=rates[0],
+        tie_weights=content.get("tie_word_embeddings", True),
+    )
+
+
+def reference_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
+    """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents."""
+    ends: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        own = {f"{role}_id": tokenizer.special_id(role) for role in ("bos_token", "eos_token", "pad_token")}
+        # A token may be named that the model was never made large enough to have.
+        ends |= {key: own_id for key, own_id in own.items() if own_id is not None and own_id < config.vocab_size}
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{key: same[0] for key, same in _FIXED.items() if same[0] is not None},
+        **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
+        "n_ctx": config.block_size,
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        **_UNUSED,
+        "tie_word_embeddings": config.tie_weights,
+        **ends,
+    }
+
+
+def checked_config(path: Path, **values: Any) -> GPTConfig:
+    """A GPTConfig of values that come from a file."""
+    try:
+        return GPTConfig(**values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.what}", error.how) from None

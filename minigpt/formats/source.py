@@ -1,0 +1,448 @@
+"""Where a model lies: `open_source(spec)` finds it once, and then gives its shape, its tokenizer, and the model.
+
+Read it downwards: which path or name is meant; what is asked of it; and how the tensors of each kind of place are
+found, checked, and brought to the names of the transformers library ("the reference"), which most files have.
+"""
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import GPTConfig
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
+from minigpt.formats.config_json import checked_config, config_from_reference
+from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
+from minigpt.formats.lora_files import load_adapter
+from minigpt.formats.run_directory import (
+    CHECKPOINTS,
+    RunDirectory,
+    check_vocabulary,
+    read_config,
+    required,
+    run_named,
+    run_of,
+    run_weights,
+)
+from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer
+from minigpt.formats.weights import StoredTensor, fill, load_torch_file, open_weights, stored_tensors
+from minigpt.lora import merged
+from minigpt.model import GPT
+from minigpt.parameters import empty_model
+from minigpt.system.files import listed
+from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
+
+GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
+
+# What wrappers put before a name: torch.compile, data parallelism, and the reference itself or its bare trunk.
+_PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
+# Causal masks, which older files hold. c_attn.bias is none of them.
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
+
+
+class AssumedHeads(ModelNote):
+    """Weights came without a configuration, and do not show into how many heads their attention is split."""
+
+
+def open_source(spec: str | Path) -> "Source":
+    """Find where a model lies, and read nothing of it yet; the hub is not asked before something of it is needed.
+
+    Args:
+        spec: which model; see `minigpt.load_model`.
+
+    Raises:
+        MissingFileError: if it is no path that exists, no run in checkpoints/, and no name that the hub could have.
+    """
+    name = str(spec) if isinstance(spec, Path) else run_named(spec)
+    path = Path(os.path.expanduser(name))
+    if spec and os.path.exists(path):
+        return Source(name, path)
+    if isinstance(spec, Path) or _looks_like_a_path(name):
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise MissingFileError(f"{name} does not exist{where}", f"check the path; trained runs lie in {CHECKPOINTS}/")
+    if name in HUB_NAMES or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return Source(name, None)
+    runs = sorted(run.name for run in CHECKPOINTS.glob("*") if run_of(run))
+    hint = f"{near(name, [*HUB_NAMES, *runs])}known: {', '.join(HUB_NAMES)}"
+    raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    first, *rest = Path(name).parts or [""]
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.endswith((".safetensors", ".bin", ".pt"))
+        or (bool(rest) and (os.path.isdir(first) or first == str(CHECKPOINTS)))  # a run, asked for from elsewhere
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model where it lies: a run, a folder in the reference's layout, one file, or the hub.
+
+    Whatever is asked of it raises the errors of `minigpt.load_model`.
+
+    Attributes:
+        name: what was asked for; of a run that was named alone, its path.
+        local: the file or folder of that name; None for a model on the hub.
+    """
+
+    name: str
+    local: Path | None
+
+    @cached_property
+    def path(self) -> Path:
+        """The file or folder; a model on the hub is fetched for it, unless the cache has it."""
+        return self.local or fetch_model(self.name)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the model is in, or is."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def lasting(self) -> str:
+        """A name that means the same from any working folder."""
+        return str(self.local.absolute()) if self.local else self.name
+
+    @cached_property
+    def run(self) -> RunDirectory | None:
+        """The run that the model is of, if it is of one."""
+        return run_of(self.path)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter, of a run that trains one; it is there from the first evaluation on."""
+        return self.run.adapter if self.run and read_config(self.run).train.lora_rank else None
+
+    @property
+    def reference_folder(self) -> Path | None:
+        """The folder in the reference's layout, which that library reads too; None for a run or a file."""
+        is_one = self.path.is_dir() and not self.run and os.path.lexists(self.path / CONFIG)
+        return self.path if is_one else None
+
+    @property
+    def config(self) -> GPTConfig:
+        """The shape; no weights are read where it is written beside them."""
+        return self.shape()
+
+    def shape(self, rates_may_differ: bool = False) -> GPTConfig:
+        """`config`; where a config.json has three rates of dropout that differ, an error, or the first of them."""
+        if self.run:
+            return read_config(self.run).model
+        if folder := self.reference_folder:
+            return config_from_reference(folder / CONFIG, rates_may_differ)
+        weights = _open(self, rates_may_differ)
+        if weights.note is not None:
+            warnings.warn(weights.note, stacklevel=3)
+        return weights.config
+
+    def tokenizer(self, named: str | Path | None = None) -> Tokenizer | None:
+        """The tokenizer, and no weights where the shape is known without them; `named` as in `minigpt.load_model`."""
+        if named is None and self.local is None and self.name in OTHER_NAME:
+            return GPT2Tokenizer()  # which all of these share
+        return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named)
+
+    def load(
+        self, *, tokenizer: str | Path | None = None, block_size: int | None = None, dropout: float | None = None
+    ) -> tuple[GPT, Tokenizer | None]:
+        """The model and its tokenizer; see `minigpt.load_model`."""
+        return self._load(tokenizer, block_size, dropout, needs_text=False)
+
+    def load_for_text(
+        self, *, tokenizer: str | Path | None = None, block_size: int | None = None, dropout: float | None = None
+    ) -> tuple[GPT, Tokenizer]:
+        """`load` for what reads or writes text: without a tokenizer it is an InputError, before a weight is read."""
+        model, chosen = self._load(tokenizer, block_size, dropout, needs_text=True)
+        return model, required(chosen, self.name)
+
+    def _load(
+        self, tokenizer: str | Path | None, block_size: int | None, dropout: float | None, needs_text: bool
+    ) -> tuple[GPT, Tokenizer | None]:
+        if self.run and self.adapter:
+            return self._load_adapted(self.run, tokenizer, block_size, dropout)
+        weights = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
+        chosen = self._tokenizer(weights.config.vocab_size, tokenizer)
+        if needs_text:
+            required(chosen, self.name)
+        model = empty_model(weights.config)
+        targets = {_bare(name): view for name, view in reference_views(model, weights.conv1d).items()}
+        fill(targets, weights.stored, weights.path, weights.how)
+        for note in self._notes(weights, chosen):
+            warnings.warn(note, stacklevel=4)
+        return model.eval(), chosen
+
+    def _load_adapted(
+        self, run: RunDirectory, tokenizer: str | Path | None, block_size: int | None, dropout: float | None
+    ) -> tuple[GPT, Tokenizer]:
+        """The base that a run started from, with the run's best adapter merged into it."""
+        base = read_config(run).init_from
+        if self.path != run.path:
+            raise CheckpointError(
+                f"{self.path} is part of a run that trains an adapter: it is there to go on from, and no model",
+                f"name {run.path}, which means its best adapter, or go on with minigpt train --resume {run.path}",
+            )
+        if not run.adapter.exists():
+            raise MissingFileError(
+                f"{run.path} has no adapter yet: its first evaluation makes it",
+                f"go on with minigpt train --resume {run.path}",
+            )
+        if _looks_like_a_path(base) and not Path(base).exists():
+            raise MissingFileError(
+                f"{run.adapter} adapts {base}, which is not there any more",
+                f"put it back, or name the base where it is now, with --adapter {run.adapter}",
+            )
+        model, chosen = open_source(base).load_for_text(
+            tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout
+        )
+        load_adapter(model, run.adapter)
+        return merged(model), chosen
+
+    def _tokenizer(self, vocab_size: int, named: str | Path | None) -> Tokenizer | None:
+        """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
+        chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named)
+        # Settings of a tokenizer without its vocabulary are those of another kind, such as SentencePiece.
+        described = any((self.folder / file).is_file() for file in TOKENIZER_EXTRAS)
+        if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
+            chosen = GPT2Tokenizer()
+            note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
+            warnings.warn(ModelNote(note), stacklevel=5)
+        if chosen is not None:
+            check_vocabulary(chosen, vocab_size, self.path)
+        return chosen
+
+    def _own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that comes with the model, if one does."""
+        if self.run:
+            return load_tokenizer(self.run.tokenizer)
+        there = any((self.folder / file).is_file() for file in TOKENIZER)  # half a tokenizer is a mistake
+        return load_hf_tokenizer(self.folder) if there else None
+
+    def _agreed_tokenizer(self, named: str | Path) -> Tokenizer:
+        """The tokenizer that is named, if the model comes with no other."""
+        chosen = named_tokenizer(named)
+        try:
+            own = self._own_tokenizer()
+        except MiniGPTError:
+            own = None  # it is not there or cannot be read, so the named one stands
+        if own is not None and chosen.fingerprint() != own.fingerprint():
+            raise CheckpointError(
+                f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
+                f"{chosen.fingerprint()[:12]}",
+                "leave the tokenizer out: the model has its own",
+            )
+        return own or chosen  # of the same ids, and the model's own knows the names of special tokens
+
+    def _notes(self, weights: "_Weights", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
+        """What one should know of a model that was loaded with a tokenizer, or without."""
+        if weights.note is not None:
+            yield weights.note
+        path, size = weights.path, weights.config.vocab_size
+        if tokenizer is None:
+            yield ModelNote(
+                f"{path} comes without a tokenizer, and its {size:,} ids are not GPT-2's: only ids go in and out "
+                "(--tokenizer, or tokenizer= in Python, names one)"
+            )
+            return
+        spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
+        if not self.run and spare and (names or spare >= 128 or size % 8):
+            some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
+            yield ModelNote(
+                f"of the {size:,} ids of {path}, {spare:,} without text{some}: no text gives them, and none is drawn"
+            )
+
+
+# --- its weights
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The tensors of a model in files, whose values are not read yet.
+
+    Attributes:
+        path: the file.
+        config: the shape.
+        stored: the tensors, by the reference's names without prefixes.
+        conv1d: whether they have the reference's orientation.
+        how: what to look at if the tensors do not fit the shape.
+        note: what one should know of the model.
+    """
+
+    path: Path
+    config: GPTConfig
+    stored: Mapping[str, StoredTensor]
+    conv1d: bool
+    how: str
+    note: ModelNote | None = None
+
+
+def _open(source: Source, rates_may_differ: bool) -> _Weights:
+    path = source.path
+    if source.run:
+        return _open_run(source.run, source.folder)
+    if path.is_dir():
+        return _open_folder(path, rates_may_differ)
+    if path.suffix == ".safetensors":
+        return _open_state(path, open_weights(path), rates_may_differ)
+    if path.suffix in (".bin", ".pt"):
+        content = load_torch_file(path)
+        if isinstance(content, dict) and "model_args" in content:
+            return _open_nanogpt(path, content)
+        return _open_state(path, stored_tensors(content, path), rates_may_differ)
+    raise CheckpointError(f"{path} is no model", "name a folder, or a file that ends in .safetensors, .bin or .pt")
+
+
+def _open_run(run: RunDirectory, folder: Path) -> _Weights:
+    weights, how = run_weights(run, folder), "use the config.yaml that lies beside these weights"
+    stored = _bare_names(open_weights(weights), weights)
+    return _checked(_Weights(weights, read_config(run).model, stored, conv1d=False, how=how))
+
+
+def _open_folder(folder: Path, rates_may_differ: bool) -> _Weights:
+    present = sorted(path.name for path in folder.iterdir())
+    weights = next((name for name in WEIGHTS if name in present), None)
+    if CONFIG not in present or weights is None:
+        lacking = "config.yaml (of a run) nor config.json" if CONFIG not in present else " nor ".join(WEIGHTS)
+        raise MissingFileError(
+            f"{folder} holds no model: it has neither {lacking}, but {listed(present) or 'nothing'}",
+            "name a run directory, a folder that a model of the hub was copied into, or one weights file",
+        )
+    return _open_state(folder / weights, open_weights(folder / weights), rates_may_differ)
+
+
+def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ: bool) -> _Weights:
+    """Weights under the reference's names; config.json, if there is one, lies beside them."""
+    stored, config_path = _bare_names(state, path), path.parent / CONFIG
+    note = None
+    if os.path.lexists(config_path):  # a link that leads nowhere is an error, and no reason to guess
+        config = config_from_reference(config_path, rates_may_differ)
+        how = f"check that {config_path} belongs to these weights"
+    else:
+        config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
+        note = AssumedHeads(f"{path} has no {CONFIG} beside it: {config.n_head} heads, each 64 wide, were assumed")
+    return _checked(_Weights(path, config, stored, conv1d=True, how=how, note=note))
+
+
+def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
+    """A checkpoint of nanoGPT: names of the reference, orientation of nn.Linear, the shape under "model_args"."""
+    arguments = checkpoint["model_args"]
+    fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    if not isinstance(arguments, dict) or "model" not in checkpoint or any(key not in arguments for key in fields):
+        raise CheckpointError(
+            f"{path} is no checkpoint of nanoGPT: that has a state dict under 'model', and under 'model_args' "
+            f"{', '.join(fields)}",
+            "name the ckpt.pt that nanoGPT's train.py wrote",
+        )
+    stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
+    config = checked_config(path, **{key: arguments[key] for key in fields}, tie_weights=_is_tied(stored))
+    how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
+    note = ModelNote(
+        "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"
+    )
+    return _checked(_Weights(path, config, stored, conv1d=False, how=how, note=note))
+
+
+def _bare(name: str) -> str:
+    return _PREFIXES.sub("", name)
+
+
+def _bare_names(state: Mapping[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """The weights without the prefixes of their names, and without buffers."""
+    stored: dict[str, StoredTensor] = {}
+    for name, tensor in state.items():
+        bare = _bare(name)
+        if bare in stored:
+            raise CheckpointError(f"{path} has {bare} twice, under different prefixes", "keep one of the two models")
+        if not _BUFFERS.fullmatch(bare):
+            stored[bare] = tensor
+    return stored
+
+
+def _sizes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """What the tensors say about the shape, as far as they are there."""
+    sizes: dict[str, int] = {}
+    for name, rows in (("wte.weight", "vocab_size"), ("wpe.weight", "block_size")):
+        if name in stored and len(stored[name].shape) == 2:
+            sizes[rows], sizes["n_embd"] = stored[name].shape
+    if layers := {match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))}:
+        sizes["n_layer"] = len(layers)
+    return sizes
+
+
+def _all_sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
+    """What the tensors say about the shape, which must be all but the heads."""
+    sizes = _sizes(stored)
+    if len(sizes) < 4:
+        raise CheckpointError(
+            f"{path} does not hold the weights of a GPT-2: it lacks the matrices wte.weight or wpe.weight, or layers "
+            f"from h.0 on; it has {listed(sorted(stored)) or 'nothing'}",
+            "name a whole model of GPT-2's architecture, in the names of the transformers library or of nanoGPT",
+        )
+    return sizes
+
+
+def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
+    sizes = _all_sizes(stored, path)
+    if sizes["n_embd"] % 64:
+        raise CheckpointError(
+            f"{path} alone does not tell the shape of a GPT-2: n_embd = {sizes['n_embd']} is no multiple of 64",
+            f"put the {CONFIG} of this model beside it",
+        )
+    return checked_config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_is_tied(stored))
+
+
+def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether the output head is the token embedding: it is left out, or stored again with the same values."""
+    if "lm_head.weight" not in stored:
+        return True
+    embedding, head = stored.get("wte.weight"), stored["lm_head.weight"]
+    return embedding is not None and len(head.shape) == 2 and head.equals(embedding)
+
+
+def _checked(weights: _Weights) -> _Weights:
+    """The weights, with a tied head left out, if its configuration and its tensors say the same.
+
+    Sizes are compared first, and without a model: a wrong one could ask for any amount of memory, and so could one that
+    no tensor confirms.
+    """
+    config, stored = weights.config, dict(weights.stored)
+    differing = [
+        f"{key} = {getattr(config, key)} there, {size} here"
+        for key, size in _all_sizes(stored, weights.path).items()
+        if getattr(config, key) != size
+    ]
+    if differing:
+        raise CheckpointError(f"the configuration disagrees with {weights.path}: {'; '.join(differing)}", weights.how)
+    if config.tie_weights:
+        if not _is_tied(stored):
+            raise CheckpointError(
+                f"the configuration disagrees with {weights.path}: it says that the output head is the token "
+                "embedding, but lm_head.weight differs from wte.weight",
+                weights.how,
+            )
+        stored.pop("lm_head.weight", None)
+    return dataclasses.replace(weights, stored=stored)
+
+
+def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) -> _Weights:
+    """The weights with a shorter context, or another dropout."""
+    changes: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    stored = dict(weights.stored)
+    if block_size is not None:
+        if block_size > weights.config.block_size:
+            raise ConfigError(
+                f"block_size = {block_size} is more than the model's {weights.config.block_size}",
+                f"choose at most {weights.config.block_size}: the model has no position embedding beyond that",
+            )
+        changes["block_size"] = block_size
+    config = dataclasses.replace(weights.config, **changes)
+    if "wpe.weight" in stored:
+        stored["wpe.weight"] = stored["wpe.weight"].first_rows(config.block_size)
+    return dataclasses.replace(weights, config=config, stored=stored)

@@ -1,0 +1,115 @@
+"""Where a model lies is found once: every kind of place gives its shape and its tokenizer, and loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import minigpt
+from minigpt.config import GPTConfig, RunConfig, TrainConfig
+from minigpt.errors import MissingFileError
+from minigpt.formats import source as module
+from minigpt.formats.lora_files import save_adapter
+from minigpt.formats.pretrained import save_hf
+from minigpt.formats.run_directory import RunDirectory, start_run
+from minigpt.formats.weights import save_weights
+from minigpt.lora import LoRAConfig, add_lora, merged
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+
+CHAR = CharTokenizer("".join(map(chr, range(ord("A"), ord("A") + 23))))
+RUN = RunDirectory(Path("checkpoints/tiny"))
+ADAPTED = RunDirectory(Path("checkpoints/adapted"))
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 22, 0, 5, 8, 9, 7]])
+
+
+@pytest.fixture
+def models(tiny_model, monkeypatch) -> dict[str, GPT]:
+    """One model at each kind of place, those of a run's `last` and of the adapter with other weights."""
+    newest, adapted = GPT(tiny_model.config).eval(), GPT(tiny_model.config).eval()
+    adapted.load_state_dict(tiny_model.state_dict())
+    start_run(RUN, RunConfig(model=tiny_model.config), CHAR)
+    save_weights(tiny_model, RUN.best_weights)
+    save_weights(newest, RUN.last_weights)
+    save_hf(tiny_model, CHAR, "folder")
+    add_lora(adapted, LoRAConfig(rank=2, targets=("h.*.attn.c_attn",)), seed=5)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            parameter.add_(0.25 * ("lora" in name))
+    settings = RunConfig(model=tiny_model.config, init_from=str(RUN.path.absolute()), train=TrainConfig(lora_rank=2))
+    start_run(ADAPTED, settings, CHAR)
+    save_adapter(adapted, ADAPTED.adapter)
+    monkeypatch.setattr(module, "fetch_model", {"org/name": Path("folder")}.__getitem__)
+    return {"best": tiny_model, "last": newest, "adapted": merged(adapted)}
+
+
+PLACES = {  # spec: its path, which model it is, its run, whether the transformers library reads it too
+    "checkpoints/tiny": (RUN.path, "best", RUN, False),
+    "tiny": (RUN.path, "best", RUN, False),
+    "checkpoints/tiny/last": (RUN.last, "last", RUN, False),
+    "checkpoints/tiny/last/model.safetensors": (RUN.last_weights, "last", RUN, False),
+    "checkpoints/adapted": (ADAPTED.path, "adapted", ADAPTED, False),
+    "folder": (Path("folder"), "best", None, True),
+    "folder/model.safetensors": (Path("folder/model.safetensors"), "best", None, False),
+    "org/name": (Path("folder"), "best", None, True),
+}
+
+
+@pytest.mark.parametrize("spec", PLACES)
+def test_every_kind_of_place(models, spec):
+    path, which, run, is_reference = PLACES[spec]
+    source = minigpt.open_source(spec)
+    assert source.path == path
+    assert (source.run and source.run.path) == (run and run.path)
+    assert source.adapter == (ADAPTED.adapter if which == "adapted" else None)
+    assert source.reference_folder == (path if is_reference else None)
+    assert source.lasting == (spec if spec == "org/name" else str(path.absolute()))
+    model, tokenizer = source.load()
+    for config in (source.config, model.config):
+        assert config == models[which].config
+    for chosen in (source.tokenizer(), tokenizer):
+        assert chosen.fingerprint() == CHAR.fingerprint()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), models[which](IDS), rtol=0, atol=1e-5)
+    assert source.load(block_size=7, dropout=0.25)[0].config.block_size == 7
+    assert minigpt.load_model(spec)[0].config == model.config
+
+
+@pytest.mark.parametrize("spec", [spec for spec in PLACES if not spec.endswith(".safetensors")])
+def test_a_shape_and_a_tokenizer_need_no_weights(models, spec):
+    """Not one byte of them: what is no weights file any more is never opened."""
+    for weights in Path().rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    source = minigpt.open_source(spec)
+    assert source.config == models["best"].config
+    assert source.tokenizer().fingerprint() == CHAR.fingerprint()
+
+
+def test_a_shape_takes_the_first_of_three_rates(models):
+    content = json.loads(Path("folder/config.json").read_text()) | {"embd_pdrop": 0.125, "attn_pdrop": 0.25}
+    Path("folder/config.json").write_text(json.dumps(content))
+    assert minigpt.open_source("folder").shape(rates_may_differ=True) == GPTConfig(23, 13, 2, 3, 15, dropout=0.125)
+    with pytest.raises(minigpt.MiniGPTError, match="which differ"):
+        minigpt.open_source("folder").shape()
+
+
+def test_the_hub_is_asked_when_it_is_needed(monkeypatch):
+    monkeypatch.setattr(module, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    monkeypatch.setattr(module, "GPT2Tokenizer", lambda: GPT2Tokenizer(["a b"]))
+    for name in ("gpt2", "openai-community/gpt2-xl"):
+        source = minigpt.open_source(name)
+        assert (source.name, source.local, source.lasting) == (name, None, name)
+        assert isinstance(source.tokenizer(), GPT2Tokenizer)  # which all of its sizes share
+
+
+def test_a_place_is_found_once(models):
+    """What is put there later under the name is another model."""
+    source = minigpt.open_source("org/name")
+    assert source.path == Path("folder")
+    shutil.copytree("folder", "org/name")
+    assert source.path == Path("folder")
+    assert minigpt.open_source("org/name").path == Path("org/name")
+    with pytest.raises(MissingFileError, match="no model 'tinny'\ndid you mean tiny"):
+        minigpt.open_source("tinny")
