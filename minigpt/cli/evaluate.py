@@ -14,7 +14,7 @@ from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
 from minigpt.errors import InputError
-from minigpt.formats.run_directory import run_of
+from minigpt.formats.source import Source
 from minigpt.tokenizers import note_special
 
 
@@ -56,8 +56,8 @@ def run(arguments: list[str]) -> None:
     from minigpt.data.tokens import split_at
     from minigpt.evaluation.loss import evaluate
 
-    values["model"] = model_source(values["model"]).name
-    trained = training_config(values["model"])
+    named = model_source(values["model"])
+    values["model"], trained = named.name, training_config(named)
     if values["data"] is None and trained is None:
         raise InputError(
             f"{values['model']} is no run that was trained here, so there is no text that belongs to it",
@@ -149,8 +149,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, value
     print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
 
 
-def training_config(spec: str) -> RunConfig | None:
+def training_config(source: Source) -> RunConfig | None:
     """What a model was trained on, and how: known of a run of our own, and not of an imported one."""
-    run = run_of(Path(spec).expanduser())
-    content = read_yaml(run.config) if run else {}
+    content = read_yaml(source.run.config) if source.run else {}
     return updated(RunConfig(), content) if "data" in content else None

@@ -114,8 +114,8 @@ class Source:
 
     @cached_property
     def run(self) -> RunDirectory | None:
-        """The run that the model is of, if it is of one."""
-        return run_of(self.path)
+        """The run that the model is of, if it is of one; a model on the hub is of none."""
+        return run_of(self.local) if self.local else None
 
     @property
     def adapter(self) -> Path | None:
@@ -194,12 +194,14 @@ class Source:
                 f"{run.path} has no adapter yet: its first evaluation makes it",
                 f"go on with minigpt train --resume {run.path}",
             )
-        if _looks_like_a_path(base) and not Path(base).exists():
+        try:
+            source = open_source(base)
+        except MissingFileError:
             raise MissingFileError(
                 f"{run.adapter} adapts {base}, which is not there any more",
                 f"put it back, or name the base where it is now, with --adapter {run.adapter}",
-            )
-        model, chosen = open_source(base).load_for_text(
+            ) from None
+        model, chosen = source.load_for_text(
             tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout
         )
         load_adapter(model, run.adapter)

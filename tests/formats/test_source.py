@@ -98,6 +98,7 @@ def test_a_shape_takes_the_first_of_three_rates(models):
 def test_the_hub_is_asked_when_it_is_needed(monkeypatch):
     monkeypatch.setattr(module, "fetch_model", lambda name: pytest.fail(f"the hub was asked for {name}"))
     monkeypatch.setattr(module, "GPT2Tokenizer", lambda: GPT2Tokenizer(["a b"]))
+    assert minigpt.open_source("org/name").run is minigpt.open_source("org/name").adapter is None
     for name in ("gpt2", "openai-community/gpt2-xl"):
         source = minigpt.open_source(name)
         assert (source.name, source.local, source.lasting) == (name, None, name)

@@ -258,11 +258,11 @@ def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
 
 def load_reader(values: dict[str, Any]) -> Reader:
     """The model of the flags."""
-    name = model_source(values["model"]).name
-    model, tokenizer = load({**values, "model": name})
+    source = model_source(values["model"])
+    model, tokenizer = load({**values, "model": source.name})
     # A model trained here has read one long text, in which no document begins.
-    usual = tokenizer.bos_token_id is not None and training_config(name) is None
-    return Reader(name, model, tokenizer, usual if values["bos"] is None else values["bos"])
+    usual = tokenizer.bos_token_id is not None and training_config(source) is None
+    return Reader(source.name, model, tokenizer, usual if values["bos"] is None else values["bos"])
 
 
 def from_stdin(text: str) -> str:
