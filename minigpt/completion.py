@@ -1,17 +1,16 @@
 """Text in, text out: `decoding.generate` with the tokenizer on both sides."""
 
 import dataclasses
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 from minigpt.decoding.generate import before_stop, generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import InputError
+from minigpt.errors import InputError, brief
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer, encode_prompt
+from minigpt.tokenizers import Tokenizer, check_tokenizer, encode_prompt
 
 
 def complete(  # noqa: D417 (what an option means is said once, in DecodingOptions)
@@ -73,14 +72,10 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     """
     given = locals()
     options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(DecodingOptions)}
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"prompt = {reprlib.repr(prompt)} is no text", "give a string, or a list of strings")
-    if not hasattr(tokenizer, "decode_batch"):
-        raise InputError(
-            f"tokenizer = {tokenizer!r} is none, and a text is not read without one",
-            "give the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
-        )
+        raise InputError(f"prompt = {brief(prompt)} is no text", "give a string, or a list of strings")
+    check_tokenizer(tokenizer)
     if eos_token_id is None:
         options["eos_token_id"] = tokenizer.eos_token_id
     rows = [encode_prompt(tokenizer, text) for text in texts]

@@ -8,6 +8,8 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a line that is said
+
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 _BRIEF.maxlong = 40
@@ -17,11 +19,13 @@ class MiniGPTError(Exception):
     """A mistake that the user can mend.
 
     Args:
-        what: one line, what is wrong, with the values that show it.
-        how: one line, what to do about it.
+        what: one line, what is wrong, with the values that show it. An endless one loses its middle, so no caller need
+            shorten a value; line ends become spaces.
+        how: one line, what to do about it; likewise.
     """
 
     def __init__(self, what: str, how: str) -> None:
+        what, how = (cut(" ".join(text.splitlines())) for text in (what, how))
         super().__init__(what, how)
         self.what = what
         self.how = how
@@ -89,6 +93,14 @@ class TextNote(UserWarning):
 def first_line(error: BaseException, width: int = 60) -> str:
     """The beginning of an error of another library, for a line of ours; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:width]
+
+
+def cut(line: str) -> str:
+    """A line, without the middle of an endless one."""
+    if len(line) <= LONGEST:
+        return line
+    front, back = line[: LONGEST * 2 // 3], line[-LONGEST // 4 :]
+    return f"{front} ... {len(line) - len(front) - len(back):,} characters ... {back}"
 
 
 def brief(value: object) -> str:

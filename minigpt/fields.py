@@ -45,13 +45,17 @@ def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> N
         MiniGPTError: of the given kind, with the first that is not, its value and what it must be.
     """
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        value: Any = getattr(settings, name)
-        if not _matches(value, kind):
-            wrong = "not a choice" if get_origin(kind) is Literal else f"of the wrong type ({type(value).__name__})"
-            raise error(f"{name} = {brief(value)} is {wrong}", f"{name} must be {_type_name(kind)}")
-        for bounds in beside:
-            bounds.check(name, value, error)
+        check_value(name, getattr(settings, name), hint, error)
+
+
+def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) -> None:
+    """Raise `error` if `name` cannot be `value`: not of the type in `hint`, or outside the bounds beside the type."""
+    kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if not _matches(value, kind):
+        wrong = "not a choice" if get_origin(kind) is Literal else f"of the wrong type ({type(value).__name__})"
+        raise error(f"{name} = {brief(value)} is {wrong}", f"{name} must be {_type_name(kind)}")
+    for bounds in beside:
+        bounds.check(name, value, error)
 
 
 def _matches(value: object, hint: object) -> bool:

@@ -17,13 +17,16 @@ B batch rows, T new tokens, S columns in use, H heads, D head size.
 """
 
 import reprlib
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
+from minigpt.fields import Bounds, check_value
+
+_Rows = Annotated[int, Bounds(1, 2**24, wrong="rows hold nothing")]
 
 
 class Cache(Protocol):
@@ -46,7 +49,7 @@ class KVCache:
         config: the model's shape.
         batch_size: number of rows B.
         max_length: columns per row; at most `config.block_size`, which is the default.
-        dtype: of the stored keys and values; use the model's.
+        dtype: of the stored keys and values; use the model's, or a smaller one to save memory.
         device: where they live; use the model's.
 
     Attributes:
@@ -54,7 +57,7 @@ class KVCache:
         uniform: that number while all rows agree, else None. It is known on the host, so nothing waits for a device.
 
     Raises:
-        InputError: if `max_length` does not lie in 1 .. `block_size`, or `batch_size` is below 1.
+        InputError: if `max_length` does not lie in 1 .. `block_size`, or `batch_size` is below 1; or one is no number.
     """
 
     def __init__(
@@ -65,14 +68,15 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_value("config", config, GPTConfig, InputError)
+        check_value("batch_size", batch_size, _Rows, InputError)
         max_length = config.block_size if max_length is None else max_length
+        check_value("max_length", max_length, int, InputError)
         if not 1 <= max_length <= config.block_size:
             raise InputError(
                 f"a cache of {max_length} columns does not fit a block_size of {config.block_size}",
                 f"choose max_length from 1 to {config.block_size}: there is no position beyond the block",
             )
-        if batch_size < 1:
-            raise InputError(f"a cache of {batch_size} rows holds nothing", "choose a batch_size of at least 1")
         # Zeros, not empty: a masked column has weight 0, and 0 * NaN of uninitialised memory would be NaN.
         shape = (config.n_layer, batch_size, config.n_head, max_length, config.n_embd // config.n_head)
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, B, H, max_length, D)
@@ -121,8 +125,17 @@ class KVCache:
 
         `positions` are those that `positions()` gave. The lengths move only with `advance`, once every layer has
         written, so that all layers of one forward pass see the same past.
+
+        Raises:
+            InputError: if the cache was made for other rows, or for another model.
         """
         num_new = k.size(2)
+        rows_heads_size = (*self.k.shape[1:3], self.k.size(4))
+        if layer >= self.k.size(0) or (*k.shape[:2], k.size(3)) != rows_heads_size:
+            raise InputError(
+                f"{self!r} does not fit {k.size(0)} rows and {k.size(1)} heads of {k.size(3)} in layer {layer}",
+                "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))",
+            )
         stop = self._longest + num_new
         if self.uniform is not None:
             self.k[layer, :, :, self.uniform : stop] = k
@@ -130,9 +143,9 @@ class KVCache:
         else:
             rows = torch.arange(self.batch_size, device=k.device)[:, None]  # (B, 1), against positions (B, T)
             # (B, max_length, H, D) <- (B, T, H, D)
-            self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-            self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]  # (B, H, S, D)
+            self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(self.k.dtype)
+            self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(self.v.dtype)
+        return self.k[layer, :, :, :stop].to(k.dtype), self.v[layer, :, :, :stop].to(v.dtype)  # (B, H, S, D)
 
     def advance(self, num_new: int) -> None:
         """Count `num_new` columns of every row as valid."""

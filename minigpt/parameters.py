@@ -1,4 +1,4 @@
-"""A model's tensors, each once; and a model whose tensors wait for their values."""
+"""Whether it is a model; its tensors, each once; and a model whose tensors wait for their values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig
+from minigpt.errors import InputError, brief
 from minigpt.model import GPT
+
+
+def check_model(model: object) -> None:
+    """See that it is a model; one that torch.compile has wrapped is.
+
+    Raises:
+        InputError: if it is something else, such as the name of a model.
+    """
+    if not isinstance(getattr(model, "config", None), GPTConfig):
+        raise InputError(f"model = {brief(model)} is none", 'give a GPT: model, tokenizer = minigpt.load_model("gpt2")')
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from minigpt.errors import (
     InputError,
     MissingFileError,
     TextNote,
+    brief,
 )
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, read_json, write_text
@@ -164,7 +165,7 @@ class _TokenTable:
             InputError: on an id outside the vocabulary.
         """
         hidden = self.special_ids if skip_special else frozenset()
-        numbered = enumerate(map(operator.index, ids))  # also numpy's and torch's integers
+        numbered = enumerate(_whole(ids))
         pieces = [self._lookup(token_id, at) for at, token_id in numbered if token_id not in hidden]
         return b"".join(pieces).decode("utf-8", errors="replace")
 
@@ -181,7 +182,7 @@ class _TokenTable:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which need not be whole characters."""
-        return self._lookup(token_id)
+        return self._lookup(*_whole([token_id]))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the tokenizer's type and vocabulary."""
@@ -220,7 +221,7 @@ class _TokenTable:
         if not 0 <= token_id < self.vocab_size:
             where = "" if position is None else f" at position {position}"
             raise InputError(
-                f"token id {token_id}{where} is outside the vocabulary of {self.vocab_size}",
+                f"token id {brief(token_id)}{where} is outside the vocabulary of {self.vocab_size}",
                 f"use ids from 0 to {self.vocab_size - 1}, made by the tokenizer that belongs to this model",
             )
         return self._tokens[token_id]
@@ -240,13 +241,14 @@ class CharTokenizer(_TokenTable):
 
     Raises:
         DataError: if `characters` is empty.
-        InputError: if a character is there twice, or is a lone surrogate.
+        InputError: if a character is there twice, or is a lone surrogate; or they are no text.
         ConfigError: if `unknown` is something else.
     """
 
     def __init__(self, characters: str, unknown: Literal["error", "skip"] = "error") -> None:
         if unknown not in ("error", "skip"):
             raise ConfigError(f"unknown = {unknown!r} is not a way to treat characters", 'choose "error" or "skip"')
+        points = _code_points(characters)
         if not characters:
             raise DataError("a vocabulary needs at least one character, and the text has none", "give a longer text")
         if len(set(characters)) < len(characters):
@@ -254,7 +256,6 @@ class CharTokenizer(_TokenTable):
                 f"{len(characters)} characters, but only {len(set(characters))} different ones: an id must be unique",
                 "name each character once, or make the vocabulary with CharTokenizer.from_text",
             )
-        points = _code_points(characters)
         super().__init__([c.encode("utf-8") for c in characters], {"type": "char", "characters": characters})
         self.characters = characters
         self.unknown = unknown
@@ -372,6 +373,19 @@ class GPT2Tokenizer(_TokenTable):
         return np.concatenate(pieces)
 
 
+def check_tokenizer(tokenizer: object) -> None:
+    """See that it is a tokenizer.
+
+    Raises:
+        InputError: if it is something else, such as the name of one, or None.
+    """
+    if not hasattr(tokenizer, "decode_batch"):
+        raise InputError(
+            f"tokenizer = {brief(tokenizer)} is none, and a text is not read without one",
+            "give the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
+        )
+
+
 class TextStream:
     """Token ids in, text out, as they come: never half a character, never a character late, nothing taken back.
 
@@ -479,8 +493,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def _whole(ids: Iterable[int]) -> list[int]:
+    """Ids as Python's integers, from numpy's and torch's too."""
+    try:
+        return list(map(operator.index, ids))
+    except TypeError:
+        raise InputError(f"{brief(ids)} is no list of token ids", "give whole numbers, of one sequence") from None
+
+
 def _check_unicode(text: str) -> None:
-    """Refuse lone surrogates, which tiktoken would silently replace."""
+    """Refuse what is no text, and lone surrogates, which tiktoken would silently replace."""
+    if not isinstance(text, str):
+        raise InputError(f"{brief(text)} is no text", "give one string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

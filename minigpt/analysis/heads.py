@@ -93,7 +93,7 @@ def head_scores(
     if ids is None:
         ids = repeated_tokens(model.config, length, seed, start_token_id, vocab_size)
         period = len(ids) // 2
-    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    (row,) = check_prompts([ids], num_with_text(model, vocab_size))
     with evaluating(model), trace(model, "*.attn.pattern") as t:
         model(torch.tensor([row], device=model.wte.weight.device))
     pattern = torch.cat(list(t.values())).cpu()  # n_layer x (1, H, T, T) -> (n_layer, H, T, T)
@@ -118,7 +118,7 @@ def repeated_tokens(
         InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.
     """
     check_seed(seed)
-    V = num_with_text(config, vocab_size)
+    V = config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
     length = min(length, (config.block_size - 1) // 2, V - 1)
     if length < 3:
         raise InputError(

@@ -205,7 +205,7 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: int | None = None) 
     Raises:
         InputError: if the text is shorter or longer, or holds an id outside the vocabulary.
     """
-    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    (row,) = check_prompts([ids], num_with_text(model, vocab_size))
     if len(row) < 2:
         raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
     return TokenLosses(row, next_log_probs(model, row[:-1], vocab_size))

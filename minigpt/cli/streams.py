@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-LONGEST = 1000  # characters of a line that is said
+from minigpt.errors import cut
+
 WIDTH = 80  # columns of an error on a terminal
 
 # All but tab and line feed; and those that turn the direction of a line around, or end one unseen.
@@ -134,7 +135,7 @@ def say_error(what: str, how: str) -> None:
 
 def said(text: str) -> str:
     """A text as it is said: without control characters, and endless lines without their middle."""
-    return "\n".join(map(_cut, escaped(text).split("\n")))
+    return "\n".join(map(cut, escaped(text).split("\n")))
 
 
 def escaped(text: str) -> str:
@@ -145,10 +146,3 @@ def escaped(text: str) -> str:
 def one_line(text: str) -> str:
     """A text with a space for each of its line ends and gaps."""
     return " ".join(text.split())
-
-
-def _cut(line: str) -> str:
-    if len(line) <= LONGEST:
-        return line
-    front, back = line[: LONGEST * 2 // 3], line[-LONGEST // 4 :]
-    return f"{front} ... {len(line) - len(front) - len(back):,} characters ... {back}"

@@ -256,7 +256,7 @@ class _Job:
     ) -> None:
         if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
             raise InputError(f"tokenizer = {tokenizer!r} is none", "give the one that load_model returns")
-        self.vocab_size = num_with_text(model.config, None if tokenizer is None else tokenizer.vocab_size)
+        self.vocab_size = num_with_text(model, None if tokenizer is None else tokenizer.vocab_size)
         options.check_ids(self.vocab_size)
         self.model = model
         self.draft = draft
@@ -303,7 +303,7 @@ class _Job:
                 "leave draft out, or search without beams",
             )
         with_text = None if self._tokenizer is None else self._tokenizer.vocab_size
-        if isinstance(self.draft, DraftModel) and num_with_text(self.draft.model.config, with_text) != self.vocab_size:
+        if isinstance(self.draft, DraftModel) and num_with_text(self.draft.model, with_text) != self.vocab_size:
             raise InputError(
                 f"the draft model has a vocabulary of {self.draft.model.config.vocab_size} tokens, "
                 f"the model one of {self.model.config.vocab_size}",

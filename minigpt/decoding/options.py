@@ -4,12 +4,11 @@ A field's docstring is the help text of its command-line flag.
 """
 
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from minigpt.errors import InputError, near
+from minigpt.errors import InputError, brief, near
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
@@ -33,7 +32,7 @@ class DecodingOptions:
         """Where every caller's options pass, a misspelt one is answered with the right one."""
         for name in options.keys() - cls.__dataclass_fields__.keys():
             raise UnknownOptionError(
-                f"there is no option {name!r}",
+                f"there is no option {brief(name)}",
                 near(name, [*cls.__dataclass_fields__, *_BESIDE])
                 + "help(minigpt.decoding.options.DecodingOptions) lists them all",
             )
@@ -109,13 +108,13 @@ class DecodingOptions:
                 continue  # off
             _refuse(
                 not _is_number(value, whole) or not allows(value),
-                f"{name} = {reprlib.repr(value)} cannot be used",
+                f"{name} = {brief(value)} cannot be used",
                 f"{name} must be {advice}",
             )
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, bool | str) or value not in choices:
-                raise InputError(f"{name} = {value!r} is unknown", f"{name} must be one of {choices}")
+                raise InputError(f"{name} = {brief(value)} is unknown", f"{name} must be one of {choices}")
         self._check_sequences()
         self._check_contradictions()
         if self.strategy == "sample" and self.temperature is None:
@@ -161,46 +160,50 @@ class DecodingOptions:
             for token_id in (token_id for ids in sequences for token_id in ids):
                 _refuse(
                     not 0 <= token_id < vocab_size,
-                    f"{name} names token {token_id}, outside the vocabulary of {vocab_size}",
+                    f"{name} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
                     f"use ids from 0 to {vocab_size - 1}",
                 )
 
     def _check_sequences(self) -> None:
         _refuse(
             not all(_is_number(token_id, whole=True) for token_id in self.eos),
-            f"eos_token_id = {self.eos_token_id!r} cannot be used",
+            f"eos_token_id = {brief(self.eos_token_id)} cannot be used",
             "eos_token_id must be a token id, or a list of them",
         )
         for text in self.stop_strings:
             _refuse(
                 not isinstance(text, str) or not text or any("\ud800" <= sign <= "\udfff" for sign in text),
-                f"stop = {text!r} cannot be used",
+                f"stop = {brief(text)} cannot be used",
                 "stop must be a string of at least one character, or several, and of whole characters",
             )
         for name in _ID_LISTS:
             ids = getattr(self, name)
-            _refuse(not _made_of_ids(ids), f"{name} = {ids!r} cannot be used", f"{name} must be a list of token ids")
+            _refuse(
+                not _made_of_ids(ids), f"{name} = {brief(ids)} cannot be used", f"{name} must be a list of token ids"
+            )
         for name, (kind, advice) in _SEQUENCE_LISTS.items():
             sequences = getattr(self, name)
             _refuse(
-                not isinstance(sequences, kind), f"{name} = {sequences!r} cannot be used", f"{name} must be {advice}"
+                not isinstance(sequences, kind),
+                f"{name} = {brief(sequences)} cannot be used",
+                f"{name} must be {advice}",
             )
             for ids in sequences:
                 _refuse(
                     not ids or not _made_of_ids(ids),
-                    f"{name} holds {ids!r}",
+                    f"{name} holds {brief(ids)}",
                     f"each sequence in {name} is made of token ids, at least one",
                 )
         for ids, bias in self.sequence_bias.items():
             _refuse(
                 not _is_number(bias) or not (bias == -math.inf or abs(bias) <= LARGEST),
-                f"sequence_bias of {list(ids)} is {reprlib.repr(bias)}",
+                f"sequence_bias of {brief(list(ids))} is {brief(bias)}",
                 f"a bias is a number from {-LARGEST:g} to {LARGEST:g}, or -inf to ban",
             )
         decay = self.exponential_decay_length_penalty
         _refuse(
             decay is not None and not _is_decay(decay),
-            f"exponential_decay_length_penalty = {decay!r} cannot be used",
+            f"exponential_decay_length_penalty = {brief(decay)} cannot be used",
             "give a pair (start, factor): after start new tokens, 0 or more, a factor above 0 and at most "
             f"{LARGEST:g}; 1.05 is mild",
         )
@@ -214,14 +217,14 @@ class DecodingOptions:
             greedy_at_zero = name == "temperature" and value == 0 and self.strategy == "greedy"
             _refuse(
                 self.strategy != "sample" and value not in (None, off) and not greedy_at_zero,
-                f"{name} = {value} shapes a draw, but strategy = {self.strategy!r} draws nothing",
+                f"{name} = {value} shapes a draw, but strategy = {brief(self.strategy)} draws nothing",
                 f'leave {name} out, or choose strategy="sample" (with num_beams above 1 it draws beams)',
             )
         for name, off in _SEARCHING.items():
             value = getattr(self, name)
             _refuse(
                 not self.uses_beams and value not in (off, []),
-                f"{name} = {value} concerns beams, but there are none",
+                f"{name} = {brief(value)} concerns beams, but there are none",
                 f'leave {name} out, or choose strategy="beam" with num_beams above 1',
             )
         _refuse(
@@ -261,7 +264,7 @@ class DecodingOptions:
             )
         _refuse(
             self.force_eos and set(self.eos) <= set(self.suppress_tokens),
-            f"force_eos wants one of {list(self.eos)} at the end, but suppress_tokens forbids all of them",
+            f"force_eos wants one of {brief([*self.eos])} at the end, but suppress_tokens forbids all of them",
             "leave one of the two out",
         )
 
@@ -281,7 +284,7 @@ class DecodingOptions:
                 for ids in sequences:
                     _refuse(
                         contains(required, ids),
-                        f"required_sequences wants {list(required)}, but {name} forbids {list(ids)} in it",
+                        f"required_sequences wants {brief([*required])}, but {name} forbids {brief([*ids])} in it",
                         "take it out of one of the two",
                     )
 
@@ -298,7 +301,7 @@ def check_seed(seed: object, more: str = "") -> None:
     """
     _refuse(
         not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63,
-        f"seed = {reprlib.repr(seed)} cannot be used",
+        f"seed = {brief(seed)} cannot be used",
         f"a seed is a whole number from 0 to 2**63 - 1{more}",
     )
 
@@ -369,7 +372,7 @@ def check_count(name: str, value: object) -> None:
     """
     _refuse(
         not _is_number(value, whole=True) or value not in _COUNT[1:],
-        f"{name} = {reprlib.repr(value)} cannot be used",
+        f"{name} = {brief(value)} cannot be used",
         f"{name} must be a whole number, 1 or more",
     )
 

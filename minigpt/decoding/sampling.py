@@ -6,7 +6,6 @@ R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
 import operator
-import reprlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import GPTConfig
 from minigpt.decoding.options import check_count
-from minigpt.errors import InputError
+from minigpt.errors import InputError, brief
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.parameters import check_model
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 
@@ -37,8 +36,10 @@ def with_text(logits: Tensor, vocab_size: int | None) -> Tensor:
     return logits if vocab_size is None or vocab_size >= logits.size(-1) else logits[..., :vocab_size]
 
 
-def num_with_text(config: GPTConfig, vocab_size: int | None) -> int:
-    """How many of a model's ids `with_text` leaves: 0 to that number - 1."""
+def num_with_text(model: GPT, vocab_size: int | None) -> int:
+    """How many of a model's ids `with_text` leaves: 0 to that number - 1; InputError if it is no model."""
+    check_model(model)
+    config = model.config
     return config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
 
 
@@ -226,7 +227,7 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
 @torch.inference_mode()
 def next_logits(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> Tensor:
     """The logits of the token after `ids`, which are at most the block: float32 (V,). Raises as `next_token_table`."""
-    (ids,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    (ids,) = check_prompts([ids], num_with_text(model, vocab_size))
     with evaluating(model):
         hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
         return with_text(model.lm_head(hidden[0, -1]), vocab_size).float()
@@ -259,15 +260,19 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     Raises:
         InputError: naming the prompt, the position and the id.
     """
-    if not isinstance(prompts, Iterable):
-        raise InputError(f"prompts = {prompts!r} cannot be used", "give a list of prompts, each a list of token ids")
+    try:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    except TypeError:  # also of a tensor without dimensions
+        raise InputError(
+            f"prompts = {brief(prompts)} cannot be used", "give a list of prompts, each a list of token ids"
+        ) from None
     checked = []
-    for number, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts):
+    for number, prompt in enumerate(prompts):
         try:
             ids = [operator.index(token) for token in prompt]  # also numpy's and torch's integers
         except TypeError:
             raise InputError(
-                f"prompt {number} is {reprlib.repr(prompt)}, not a list of token ids",
+                f"prompt {number} is {brief(prompt)}, not a list of token ids",
                 "encode text first, tokenizer.encode(text), or call minigpt.complete(model, tokenizer, text); and put "
                 "a single prompt in a list: [ids]",
             ) from None
@@ -279,7 +284,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
         for position, token in enumerate(ids):
             if not 0 <= token < vocab_size:
                 raise InputError(
-                    f"prompt {number} has id {token} at position {position}, outside the vocabulary of {vocab_size}",
+                    f"prompt {number} has id {brief(token)} at position {position}, outside the vocabulary of "
+                    f"{vocab_size}",
                     f"use ids from 0 to {vocab_size - 1}, made by the tokenizer that belongs to this model",
                 )
         checked.append(ids)

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
-from minigpt.errors import DataError, InputError
+from minigpt.errors import DataError, InputError, first_line
 from minigpt.model import GPT
 from minigpt.system.device import autocast
 
@@ -25,9 +25,25 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         A scalar. 0 where every target is ignored, and never NaN for that reason.
+
+    Raises:
+        InputError: if a shape or a type is another. A target outside the vocabulary too, on the CPU: a GPU would have
+            to be waited for.
     """
-    logits = _at_least_float32(logits).flatten(0, -2)  # (N, V)
-    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    tensors = isinstance(logits, Tensor) and isinstance(targets, Tensor) and logits.is_floating_point()
+    if not tensors or (targets.dtype, targets.shape) != (torch.int64, logits.shape[:-1]):
+        raise InputError(
+            f"logits are {_kind(logits)}, and targets {_kind(targets)}",
+            "give logits (..., V) of a floating type, and int64 targets (...), one for each V of them",
+        )
+    rows = _at_least_float32(logits).reshape(-1, logits.size(-1))  # (N, V)
+    try:
+        total = F.cross_entropy(rows, targets.reshape(-1), ignore_index=IGNORED, reduction="sum")
+    except IndexError as error:
+        raise InputError(
+            f"targets are not all in the vocabulary of {rows.size(-1)}: {first_line(error)}",
+            f"use ids from 0 to {rows.size(-1) - 1}, and {IGNORED} where nothing is to be learned",
+        ) from None
     return total / (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -126,7 +142,7 @@ def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None
     Raises:
         InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    (row,) = check_prompts([ids], num_with_text(model.config, vocab_size))
+    (row,) = check_prompts([ids], num_with_text(model, vocab_size))
     with evaluating(model):
         logits = model(torch.tensor([row], device=model.wte.weight.device))[0]  # (1, T, V) -> (T, V)
     return _at_least_float32(with_text(logits, vocab_size)).log_softmax(-1)
@@ -168,10 +184,14 @@ def sequence_log_prob(
     Raises:
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    single = len(ids) > 0 and np.ndim(ids[0]) == 0
-    rows = check_prompts([ids] if single else ids, num_with_text(model.config, vocab_size))  # type: ignore[list-item, arg-type]
+    single = hasattr(ids, "__getitem__") and getattr(ids, "ndim", 1) > 0 and len(ids) > 0 and np.ndim(ids[0]) == 0
+    rows = check_prompts([ids] if single else ids, num_with_text(model, vocab_size))  # type: ignore[list-item, arg-type]
     sums = [math.fsum(token_log_probs(model, row, vocab_size)) for row in rows]
     return sums[0] if single else sums
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

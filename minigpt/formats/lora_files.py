@@ -28,7 +28,7 @@ from minigpt.lora import (
     new_adapter,
 )
 from minigpt.model import GPT
-from minigpt.system.files import atomic_folder, check_unused, listed, read_json, write_text
+from minigpt.system.files import atomic_folder, check_unused, listed, named_path, read_json, write_text
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -131,7 +131,8 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     Warns:
         ModelNote: if the files do not record their base, so that shapes alone could be compared.
     """
-    config_path, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    folder = named_path(folder, "adapter")
+    config_path, weights = folder / CONFIG, folder / WEIGHTS
     if not weights.exists() and weights.with_suffix(".bin").exists():
         raise CheckpointError(
             f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",

@@ -20,8 +20,8 @@ from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import write_safetensors
 from minigpt.lora import plain
 from minigpt.model import GPT
-from minigpt.parameters import own_tensors
-from minigpt.system.files import atomic_folder, check_unused, write_text
+from minigpt.parameters import check_model, own_tensors
+from minigpt.system.files import atomic_folder, check_unused, named_path, write_text
 from minigpt.tokenizers import Tokenizer
 
 
@@ -65,6 +65,7 @@ def load_model(
         CheckpointError: if what is there is damaged, incomplete, of another architecture, or not a safe file; no model
             is made of a part of it.
         ConfigError: if `block_size` or `dropout` is out of range.
+        InputError: if `spec` or `tokenizer` is no path, or nothing can be called so.
         DownloadError: if a model of the hub is neither in the cache nor to be had.
 
     Warns:
@@ -88,8 +89,10 @@ def save_hf(model: GPT, tokenizer: Tokenizer | None, folder: Path | str) -> None
 
     Raises:
         CheckpointError: if the folder holds something, or the tokenizer cannot be the model's.
+        InputError: if one of the three is something else.
     """
-    folder = Path(folder)
+    check_model(model)
+    folder = named_path(folder, "folder")
     check_unused(folder)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config.vocab_size, folder)

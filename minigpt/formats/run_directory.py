@@ -31,8 +31,8 @@ from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.system.device import processor
-from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, read_json, write_text
-from minigpt.tokenizers import CharTokenizer, Tokenizer
+from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, named_path, read_json, write_text
+from minigpt.tokenizers import CharTokenizer, Tokenizer, check_tokenizer
 
 CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
@@ -183,6 +183,7 @@ def run_of(path: Path) -> RunDirectory | None:
 
 def run_named(spec: str) -> str:
     """The path of a run that is meant by its name alone; anything else, and a name that means something else, as is."""
+    named_path(spec, "model")
     run = CHECKPOINTS / spec
     alone = spec not in ("", ".", "..") and Path(spec).name == spec and spec not in HUB_NAMES
     return str(run) if alone and not os.path.lexists(spec) and run_of(run) else spec
@@ -257,6 +258,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
     Raises:
         CheckpointError: if the model has fewer ids, or more of them than that.
     """
+    check_tokenizer(tokenizer)
     named = tokenizer.vocab_size + len(tokenizer.added)
     padding = vocab_size - named  # negative if the model was never made larger for the added tokens
     may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)

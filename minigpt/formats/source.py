@@ -35,7 +35,7 @@ from minigpt.formats.weights import StoredTensor, fill, load_torch_file, open_we
 from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.parameters import empty_model
-from minigpt.system.files import listed
+from minigpt.system.files import listed, named_path
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
@@ -58,9 +58,10 @@ def open_source(spec: str | Path) -> "Source":
 
     Raises:
         MissingFileError: if it is no path that exists, no run in checkpoints/, and no name that the hub could have.
+        InputError: if it is no path, or nothing can be called so.
     """
     name = str(spec) if isinstance(spec, Path) else run_named(spec)
-    path = Path(os.path.expanduser(name))
+    path = named_path(name, "model")
     if spec and os.path.exists(path):
         return Source(name, path)
     if isinstance(spec, Path) or _looks_like_a_path(name):
@@ -438,13 +439,13 @@ def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) 
     changes: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     stored = dict(weights.stored)
     if block_size is not None:
-        if block_size > weights.config.block_size:
-            raise ConfigError(
-                f"block_size = {block_size} is more than the model's {weights.config.block_size}",
-                f"choose at most {weights.config.block_size}: the model has no position embedding beyond that",
-            )
         changes["block_size"] = block_size
-    config = dataclasses.replace(weights.config, **changes)
+    config = dataclasses.replace(weights.config, **changes)  # which checks that they are numbers
+    if config.block_size > weights.config.block_size:
+        raise ConfigError(
+            f"block_size = {block_size} is more than the model's {weights.config.block_size}",
+            f"choose at most {weights.config.block_size}: the model has no position embedding beyond that",
+        )
     if "wpe.weight" in stored:
         stored["wpe.weight"] = stored["wpe.weight"].first_rows(config.block_size)
     return dataclasses.replace(weights, config=config, stored=stored)

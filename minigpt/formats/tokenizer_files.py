@@ -11,7 +11,6 @@ that was added and is not special is refused: a text that has it gives that id.
 
 import copy
 import json
-import os
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from minigpt.data.corpora import load_corpus
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, first_line
 from minigpt.formats.hub import TOKENIZER
-from minigpt.system.files import read_json, read_text, write_text
+from minigpt.system.files import named_path, read_json, read_text, write_text
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
 T = TypeVar("T")
@@ -189,7 +188,7 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
 
 def named_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer that --tokenizer names; see `minigpt.load_model`."""
-    path = Path(os.path.expanduser(name))
+    path = named_path(name, "tokenizer")
     if path.is_dir():
         return load_hf_tokenizer(path)
     if path.suffix == ".json" and path.is_file():

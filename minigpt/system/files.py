@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from minigpt.errors import CheckpointError, InputError, MissingFileError, first_line
+from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
@@ -181,6 +181,29 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with its line ends kept, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def named_path(name: object, what: str) -> Path:
+    """The path that somebody has named, with ~ for the home folder; there need not be anything.
+
+    Args:
+        name: a text or a path.
+        what: is named, for an error.
+
+    Raises:
+        InputError: if it is something else, or nothing can be called so.
+    """
+    if not isinstance(name, str | Path):
+        raise InputError(f"{what} = {brief(name)} is no path", "give a text or a pathlib.Path")
+    try:
+        path = Path(os.path.expanduser(name))
+        os.lstat(path)
+    except (OSError, ValueError) as error:  # the latter of a zero byte, or half a character
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{what} = {brief(str(name))} cannot be the name of a file", "give a path, or a shorter one"
+            ) from None
+    return path
 
 
 def check_unused(path: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli.main import COMMANDS, run
-from minigpt.cli.streams import LONGEST, Stream, attached, said, say_error, write_product
+from minigpt.cli.streams import Stream, attached, said, say_error, write_product
 from minigpt.config import GPTConfig
+from minigpt.errors import LONGEST
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer

@@ -1,0 +1,178 @@
+"""What is no model, no ids, no text or no path, given to each public function: an error that a student understands.
+
+The cases are made, not collected: every argument of every function meets every value that it cannot be.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minigpt
+from minigpt import GPTConfig, KVCache, MiniGPTError
+from minigpt.decoding.options import DecodingOptions
+from minigpt.errors import InputError
+from minigpt.formats.run_directory import run_named
+from minigpt.formats.source import open_source
+from minigpt.formats.tokenizer_files import named_tokenizer
+from minigpt.tokenizers import CharTokenizer
+
+LONGEST = 2000  # characters of both lines of an error
+LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw")  # 23 of them, as many as the tiny model has
+TOO_LONG = "x" * 100_000
+NUL = "a\0b"
+
+
+def two_short_lines(error: MiniGPTError) -> bool:
+    return str(error).count("\n") == 1 and len(str(error)) <= LONGEST
+
+
+NO_MODEL = [None, "gpt2", 3, GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=15)]
+NO_IDS = [None, 3, 1.5, "ab", [1.5], ["a"], [None], torch.tensor(3)]
+NO_TEXT = [None, 3, ["a", 3], b"a"]
+NO_TOKENIZER = ["gpt2", 3, TOO_LONG]
+NO_PATH = [None, 3, b"a", ["a"], LETTERS, NUL, "\ud800"]
+
+CALLS = {
+    "generate: model": (lambda m, x: minigpt.generate(x, [[1]]), NO_MODEL),
+    "generate: prompts": (lambda m, x: minigpt.generate(m, x), NO_IDS),
+    "generate: a prompt": (lambda m, x: minigpt.generate(m, [x]), NO_IDS),
+    "generate: a huge id": (lambda m, x: minigpt.generate(m, [[x]]), [99, 10**30, 10**20_000]),
+    "generate: tokenizer": (lambda m, x: minigpt.generate(m, [[1]], tokenizer=x), NO_TOKENIZER),
+    "generate: draft": (lambda m, x: minigpt.generate(m, [[1]], draft=x), [3, TOO_LONG, "the model itself"]),
+    "generate: its name": (lambda m, x: minigpt.generate(m, [[1]], **{x: 1}), [TOO_LONG, "temprature"]),
+    "stream: model": (lambda m, x: minigpt.stream(x, [1]), NO_MODEL),
+    "stream: prompt_ids": (lambda m, x: minigpt.stream(m, x), NO_IDS),
+    "complete: model": (lambda m, x: minigpt.complete(x, LETTERS, "a"), NO_MODEL),
+    "complete: tokenizer": (lambda m, x: minigpt.complete(m, x, "a"), [None, *NO_TOKENIZER]),
+    "complete: prompt": (lambda m, x: minigpt.complete(m, LETTERS, x), [*NO_TEXT, TOO_LONG + "é"]),
+    "next_token_table: model": (lambda m, x: minigpt.next_token_table(x, [1]), NO_MODEL),
+    "next_token_table: ids": (lambda m, x: minigpt.next_token_table(m, x), NO_IDS),
+    "token_log_probs: model": (lambda m, x: minigpt.token_log_probs(x, [1]), NO_MODEL),
+    "token_log_probs: ids": (lambda m, x: minigpt.token_log_probs(m, x), NO_IDS),
+    "sequence_log_prob: model": (lambda m, x: minigpt.sequence_log_prob(x, [1]), NO_MODEL),
+    "sequence_log_prob: ids": (lambda m, x: minigpt.sequence_log_prob(m, x), NO_IDS),
+    "save_hf: model": (lambda m, x: minigpt.save_hf(x, LETTERS, "out"), NO_MODEL),
+    "save_hf: tokenizer": (lambda m, x: minigpt.save_hf(m, x, "out"), NO_TOKENIZER),
+    "save_hf: folder": (lambda m, x: minigpt.save_hf(m, LETTERS, x), [*NO_PATH, TOO_LONG, f"a/{TOO_LONG}"]),
+    "load_model: spec": (lambda m, x: minigpt.load_model(x), [*NO_PATH, TOO_LONG, f"./{TOO_LONG}", Path(TOO_LONG)]),
+    "load_model: tokenizer": (lambda m, x: minigpt.load_model("saved", tokenizer=x), [*NO_PATH[1:], TOO_LONG]),
+    "load_model: block_size": (lambda m, x: minigpt.load_model("saved", block_size=x), ["a", 1.5, 0, 14]),
+    "load_model: dropout": (lambda m, x: minigpt.load_model("saved", dropout=x), ["a", 1.5, math.nan]),
+    "open_source": (lambda m, x: open_source(x), [*NO_PATH, TOO_LONG]),
+    "named_tokenizer": (lambda m, x: named_tokenizer(x), [*NO_PATH, TOO_LONG]),
+    "run_named": (lambda m, x: run_named(x), [*NO_PATH, TOO_LONG]),
+    "KVCache: config": (lambda m, x: KVCache(x, 1), [None, {"n_layer": 2}]),
+    "KVCache: batch_size": (lambda m, x: KVCache(m.config, x), [None, 1.5, "a", 0, -1, 10**12, True]),
+    "KVCache: max_length": (lambda m, x: KVCache(m.config, 1, x), [1.5, "a", 0, 14, True]),
+    "next_token_loss: targets": (
+        lambda m, x: minigpt.next_token_loss(torch.zeros(2, 3, 23), x),
+        [
+            None,
+            [[1, 2, 3]] * 2,
+            torch.zeros(2, 3),
+            torch.zeros(2, 3, dtype=torch.int32),
+            torch.zeros(3, 2, dtype=torch.int64),
+            torch.zeros(2, 2, dtype=torch.int64),
+            torch.full((2, 3), 23),
+            torch.full((2, 3), -1),
+        ],
+    ),
+    "next_token_loss: logits": (
+        lambda m, x: minigpt.next_token_loss(x, torch.zeros(3, dtype=torch.int64)),
+        [None, torch.tensor(1.0), torch.zeros(3, 23, dtype=torch.int64)],
+    ),
+    "CharTokenizer": (lambda m, x: CharTokenizer(x), [None, 3, ["a", "b"], b"ab"]),
+    "encode": (lambda m, x: LETTERS.encode(x), [None, 3, ["a"], b"a"]),
+    "encode_array": (lambda m, x: LETTERS.encode_array(x), [None, 3, ["a"], b"a"]),
+    "decode": (lambda m, x: LETTERS.decode(x), [*NO_IDS, [10**20_000], [[1], [2]]]),
+    "decode_batch": (lambda m, x: LETTERS.decode_batch([x]), NO_IDS),
+    "token_bytes": (lambda m, x: LETTERS.token_bytes(x), ["a", None, 1.5, 23, 10**20_000]),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        pytest.param(call, wrong, id=f"{name}-{number}")
+        for name, (call, values) in CALLS.items()
+        for number, wrong in enumerate(values)
+    ],
+)
+def test_a_wrong_argument_is_a_mistake_in_two_lines(call, wrong, tiny_model):
+    minigpt.save_hf(tiny_model, LETTERS, "saved")
+    with pytest.raises(MiniGPTError) as caught:
+        call(tiny_model, tiny_model if wrong == "the model itself" else wrong)
+    assert two_short_lines(caught.value)
+    assert sorted(path.name for path in Path().iterdir()) == ["saved"]
+
+
+HUGE = {
+    "text": TOO_LONG,
+    "lines": "line\n" * 20_000,
+    "bytes": b"x" * 100_000,
+    "list of texts": ["x"] * 30_000,
+    "text in a list": [TOO_LONG],
+    "ids": [99] * 30_000,
+    "list of ids": [[99] * 30_000],
+    "digits": 10**20_000,
+    "digits in a list": [10**20_000],
+    "digits, negative": -(10**20_000),
+    "digits, deep": [[-(10**20_000)]],
+    "bias": {(99,) * 30_000: 1.0},
+    "wrong bias": {(1,) * 30_000: "x"},
+    "decay": (1, TOO_LONG),
+}
+
+
+@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(DecodingOptions)])
+def test_an_error_is_short_however_long_the_value(option, huge, tiny_model):
+    with pytest.raises(MiniGPTError) as caught:
+        minigpt.generate(tiny_model, [[1, 2]], **{"max_new_tokens": 1, option: HUGE[huge]})
+    assert two_short_lines(caught.value)
+
+
+@pytest.mark.parametrize("kind", [MiniGPTError, *MiniGPTError.__subclasses__()])
+def test_every_error_shows_the_ends_of_an_endless_line(kind):
+    error = kind(f"begins {TOO_LONG} ends", f"do this {TOO_LONG} or that")
+    assert error.what.startswith("begins x")
+    assert error.what.endswith("x ends")
+    assert error.how.startswith("do this x")
+    assert error.how.endswith("x or that")
+    assert len(str(error)) <= LONGEST
+    assert str(kind("what\nis wrong", "how")) == "what is wrong\nhow"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [(2, {}), (1, {}), (5, {}), (3, {"n_head": 5}), (3, {"n_embd": 21}), (3, {"n_layer": 1})],
+    ids=["fewer rows", "one row", "more rows", "other heads", "another width", "fewer layers"],
+)
+def test_a_cache_of_another_shape_is_refused(rows, changes, tiny_model, tiny_config):
+    cache = KVCache(dataclasses.replace(tiny_config, **changes), rows)
+    with pytest.raises(InputError) as caught:
+        tiny_model(torch.ones(3, 2, dtype=torch.int64), cache=cache)
+    assert two_short_lines(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("computed", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_cache_may_store_in_another_dtype(stored, computed, tiny_model, tiny_config):
+    model, idx = tiny_model.to(computed), torch.arange(10).view(2, 5)
+    cache = KVCache(tiny_config, 2, dtype=stored)
+    logits = torch.cat([model(idx[:, :3], cache=cache), model(idx[:, 3:], cache=cache)], dim=1)
+    assert logits.dtype == computed
+    coarse = torch.bfloat16 in (stored, computed)
+    torch.testing.assert_close(logits, model(idx), rtol=0.1 if coarse else 1e-4, atol=0.1 if coarse else 1e-4)
+
+
+def test_the_loss_of_one_row_of_logits_is_that_of_a_batch():
+    logits = torch.from_numpy(np.linspace(-1.0, 2.0, 23))
+    expected = math.log(sum(math.exp(x) for x in logits.tolist())) - logits[7].item()
+    assert minigpt.next_token_loss(logits, torch.tensor(7)).item() == pytest.approx(expected)
