@@ -6,6 +6,7 @@ imports torch: `minigpt --help` and the checking of a configuration are instant.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -359,11 +360,19 @@ def preset(name: str) -> RunConfig:
     return PRESETS[name][1]
 
 
+_NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?\.?(inf|nan)", re.IGNORECASE)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text spells a number so that flags and YAML cannot read two numbers in it, as in 010, 1:30 or 1_0."""
+    return _NUMBER.fullmatch(text) is not None
+
+
 def _number(text: str) -> float | str:
     """The float that a text spells, or the text: YAML 1.1 takes 1e-3 for a string, and people write it for a number."""
     try:
-        return float(text)
-    except ValueError:
+        return float(text) if is_plain(text) else text
+    except ValueError:  # .inf, which only YAML reads
         return text
 
 
@@ -408,7 +417,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not readable YAML: {reason}", "mend the line it names") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings", "write sections such as 'train:' with keys below them")
-    values.pop("versions", None)
+    if not isinstance(values.pop("versions", {}), dict):
+        raise ConfigError(f"{path}: versions is not a section", "leave it out: a run notes there what ran it")
     return values
 
 
@@ -431,11 +441,14 @@ def _parsed(text: str) -> Any:
 
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:
-                return super().construct_object(node, deep)
+                value = super().construct_object(node, deep)
             except (yaml.YAMLError, RecursionError):
                 raise
             except Exception:
                 raise refusal(f"{brief(node.value)} is no {node.tag.rpartition(':')[2]}", node) from None
+            if type(value) in (int, float) and not is_plain(node.value):
+                raise refusal(f"{brief(node.value)} would be read as {brief(value)}: write 10, 0.5 or 1e-3", node)
+            return value
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             lines: dict[Any, int] = {}

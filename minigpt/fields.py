@@ -3,7 +3,6 @@
 n_layer: Annotated[int, Bounds(1, 10_000)] = 12
 """
 
-import sys
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,7 +34,8 @@ class Bounds:
         below = self.wrong or ("is out of range" if self.advice else "is too small" if self.low > 0 else "is negative")
         above = "is out of range" if self.advice else "is too large"
         advice = self.advice or f"at least {self.low:,} and at most {self.high:,}"
-        raise error(f"{name} = {brief(value)} {below if value < self.low else above}", f"{name} must be {advice}")
+        wrong = below if value < self.low else above if value > self.high else "is not a number"
+        raise error(f"{name} = {brief(value)} {wrong}", f"{name} must be {advice}")
 
 
 def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> None:
@@ -67,9 +67,7 @@ def _matches(value: object, hint: object) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_matches(item, get_args(hint)[0]) for item in value)
     if hint is float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return False
-        return abs(value) <= sys.float_info.max  # which neither NaN is nor an int that no float can hold
+        return isinstance(value, int | float) and not isinstance(value, bool)  # finite by the bounds beside it
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) if isinstance(hint, type) else False

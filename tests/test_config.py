@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt.cli.parser import CommandParser
 from minigpt.config import (
     PRESETS,
     DataConfig,
@@ -36,7 +37,7 @@ from minigpt.errors import ConfigError, MissingFileError
         (lambda: GPTConfig(n_embd=10, n_head=3), r"n_embd = 10 cannot be split into n_head = 3 .*\n.* 9"),
         (lambda: GPTConfig(dropout=1.0), r"dropout = 1.0 is out of range\n.*\[0, 1\)"),
         (lambda: GPTConfig(dropout=-0.1), "dropout = -0.1 is out of range"),
-        (lambda: GPTConfig(dropout=float("nan")), "dropout = nan is of the wrong type"),
+        (lambda: GPTConfig(dropout=float("nan")), "dropout = nan is not a number"),
         (lambda: GPTConfig(n_layer="4"), r"n_layer = '4' is of the wrong type \(str\)\nn_layer must be int"),
         (lambda: GPTConfig(n_layer=2.5), "n_layer = 2.5 is of the wrong type"),
         (lambda: GPTConfig(n_layer=True), "n_layer = True is of the wrong type"),
@@ -46,7 +47,7 @@ from minigpt.errors import ConfigError, MissingFileError
         (lambda: DataConfig(tokenizer="bpe"), "must be one of char, gpt2"),
         (lambda: TrainConfig(learning_rate=-1e-3), "learning_rate = -0.001 would not learn"),
         (lambda: TrainConfig(learning_rate=float("inf")), "learning_rate = inf"),
-        (lambda: TrainConfig(learning_rate=10**400), r"learning_rate = 10+\.\.\.0+ is of the wrong type"),
+        (lambda: TrainConfig(learning_rate=10**400), r"learning_rate = 10+\.\.\.0+ is out of range"),
         (lambda: TrainConfig(max_steps=10, warmup_steps=11), r"warmup_steps = 11 is more than max_steps = 10"),
         (lambda: TrainConfig(learning_rate=1e-4, min_learning_rate=1e-3), r"min_learning_rate = 0.001 is above"),
         (lambda: TrainConfig(weight_decay=-1), "weight_decay = -1 is negative"),
@@ -216,6 +217,57 @@ def test_a_key_that_is_there_twice_is_named_with_both_lines(tmp_path, content, s
     path.write_text(content)
     with pytest.raises(ConfigError, match=re.escape(said)):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "spelled", ["010", "-010", "0_10", "1_0", "1:30", "0x1F", "0b11", "1_0.5", "1:30.5", "!!int '010'", "!!float 1_0"]
+)
+@pytest.mark.parametrize("name", ["seed", "train: {grad_clip"])
+def test_a_number_is_spelled_as_a_flag_takes_it(tmp_path, name, spelled):
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90; nobody means that, so nothing is guessed."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{name}: {spelled}" + "}" * ("{" in name))
+    with pytest.raises(ConfigError, match=re.escape(repr(spelled.split()[-1].strip("'")))):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("spelled", ["010", "1_0", "1:30", "0x1F", "\u0661", "1__0"])
+@pytest.mark.parametrize("flag", ["--whole", "--train.max_steps", "--train.grad_clip"])
+def test_a_flag_takes_no_other_spelling(flag, spelled):
+    parser = CommandParser("try", "to see")
+    parser.add_argument("--whole", "-w", type=int)
+    parser.add_section("train", TrainConfig())
+    for arguments in ([flag, spelled], [f"{flag}={spelled}"], ["-w", spelled]):
+        with pytest.raises(ConfigError, match=re.escape(spelled)):
+            parser.parse(arguments)
+
+
+@pytest.mark.parametrize("spelled", ["0", "7", "-0", "+3", "0.5", ".5", "5.", "1e-3", "1E3", "2.5e+1", "-1e2"])
+def test_a_plain_number_is_read_everywhere_alike(tmp_path, spelled):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"train: {{weight_decay: {spelled.replace('-', '', spelled[0] == '-')}}}")
+    parser = CommandParser("try", "to see")
+    parser.add_argument("--number", type=float)
+    assert updated(RunConfig(), read_yaml(path)).train.weight_decay == abs(float(spelled))
+    assert parser.parse([f"--number={spelled}"])["number"] == float(spelled)
+
+
+@pytest.mark.parametrize("written", ["3", "[a]", "x", "null"])
+def test_versions_are_a_section(tmp_path, written):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"seed: 1\nversions: {written}\n")
+    with pytest.raises(ConfigError, match="versions"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("spelled", ["1e400", ".inf", "-.inf", ".nan", "inf", "nan"])
+def test_what_is_not_finite_is_said_to_be_out_of_range(tmp_path, spelled):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"train: {{learning_rate: {spelled}}}")
+    with pytest.raises(ConfigError, match=r"^learning_rate = -?(inf|nan) (is not a|would|is out)") as refused:
+        updated(RunConfig(), read_yaml(path))
+    assert "type" not in str(refused.value)
+    assert "float" not in str(refused.value)
 
 
 # --- numbers without an end ---

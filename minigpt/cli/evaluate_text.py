@@ -1,6 +1,5 @@
 """`minigpt evaluate-text`."""
 
-import json
 import sys
 import tempfile
 import textwrap
@@ -21,7 +20,7 @@ from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, w
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
 from minigpt.evaluation.references import nearness
-from minigpt.system.files import read_json
+from minigpt.system.files import parsed_json, read_json
 from minigpt.tokenizers import read
 
 STDIN = "-"
@@ -144,7 +143,7 @@ def _from_stdin() -> Texts:
     content = sys.stdin.buffer.read()
     answer = None
     with suppress(ValueError, RecursionError):  # it is text, then
-        answer = json.loads(content)
+        answer = parsed_json(content)
     if isinstance(answer, dict):
         return _completions("standard input", answer)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from minigpt.cli.streams import write_product
-from minigpt.config import DEFAULT_PRESET, RunConfig, preset
-from minigpt.errors import ALIASES, CheckpointError, ConfigError, nearest
+from minigpt.config import DEFAULT_PRESET, RunConfig, is_plain, preset
+from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -103,7 +103,13 @@ class CommandParser(jsonargparse.ArgumentParser):
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """The values of all flags, those of a section as a nested dictionary."""
         self._given = arguments
-        values: dict[str, Any] = self.parse_args(arguments).as_dict()
+        parsed = self.parse_args(arguments)
+        for action in self._actions:
+            for flag in action.option_strings:
+                written = peek(arguments, flag)
+                if written and type(parsed.get(action.dest)) in (int, float) and not is_plain(written):
+                    self.error(f"{flag} {brief(written)}: expected a number written as 10, 0.5 or 1e-3")
+        values: dict[str, Any] = parsed.as_dict()
         return values
 
 

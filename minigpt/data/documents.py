@@ -19,7 +19,7 @@ import numpy as np
 
 from minigpt.data.corpora import RECORD_SUFFIXES, TEXT_SUFFIXES, files_below, left_out, read_text, with_line_feeds
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line
-from minigpt.system.files import listed
+from minigpt.system.files import listed, parsed_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072, and a novel is longer
@@ -225,7 +225,7 @@ def _json_records(file: Path) -> dict[int, dict[str, object]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parsed_json(line)
         except (ValueError, RecursionError) as error:
             reason = first_line(error, 200).partition(": line 1")[0]  # always 1, of this line
             raise DataError(

@@ -28,7 +28,7 @@ from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
 from minigpt.errors import DataError, MissingFileError, brief
 from minigpt.system.downloads import cache_dir
-from minigpt.system.files import atomic_write
+from minigpt.system.files import atomic_write, parsed_json
 from minigpt.tokenizers import Tokenizer
 
 MAGIC = b"MGPTTOKS"
@@ -89,7 +89,7 @@ def open_tokens(path: Path) -> TokenFile:
         start = file.read(len(MAGIC) + 4)
         header_bytes = file.read(int.from_bytes(start[len(MAGIC) :], "little")) if start.startswith(MAGIC) else b""
     try:
-        header = json.loads(header_bytes)
+        header = parsed_json(header_bytes)
     except (ValueError, RecursionError):
         header = None
     match header:

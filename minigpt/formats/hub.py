@@ -5,13 +5,13 @@ the network; to have a newer version fetched, remove the model from the cache.
 """
 
 import errno
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from minigpt.errors import DownloadError, MissingFileError, first_line
 from minigpt.system.downloads import given_up
+from minigpt.system.files import parsed_json
 
 # The reference's layout of a model folder. Weights: the first of these that is there, none of which holds code that
 # would be run; an index names further files. Tokenizer: either all in one file, or two.
@@ -129,7 +129,7 @@ def _missing(folder: Path) -> list[str]:
 def _shards(index: Path) -> list[str]:
     """The files that an index of weights names; none if it is damaged, which its reader will say."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(parsed_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
 

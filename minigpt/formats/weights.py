@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from minigpt.errors import CheckpointError, MissingFileError, first_line
 from minigpt.model import GPT
 from minigpt.parameters import own_tensors
-from minigpt.system.files import FETCH_AGAIN, atomic_write, described, first_bytes, listed, read_json
+from minigpt.system.files import FETCH_AGAIN, atomic_write, described, first_bytes, listed, parsed_json, read_json
 
 # The number formats of a .safetensors file, as far as torch has them.
 DTYPES = {
@@ -269,7 +269,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"its header should have {length:,} bytes")
         with path.open("rb") as file:
             file.seek(8)
-            header = json.loads(file.read(length).decode("utf-8"))
+            header = parsed_json(file.read(length).decode("utf-8"))
         metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its header is not a table of tensors")

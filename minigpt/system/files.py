@@ -9,6 +9,7 @@ import codecs
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,7 +23,10 @@ from minigpt.errors import CheckpointError, InputError, MissingFileError, brief,
 LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
 
-_UNFINISHED = ".minigpt-"  # how a folder's name begins while it is written
+_UNFINISHED = ".minigpt-"  # how a name begins while what it shall name is written
+_PART = "part"  # all that a folder of such a name holds
+_LEFT_FOLDER = re.compile(re.escape(_UNFINISHED) + "[a-z0-9_]{8}")  # with the random part that `tempfile` makes
+_LEFT_FILE = re.compile(re.escape(_UNFINISHED) + r".+\.[a-z0-9_]{8}\.tmp")
 _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
 
 
@@ -42,7 +46,7 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name}.", suffix=".tmp")
     temporary = path.parent / Path(name).name  # as relative as `path` is
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -146,14 +150,28 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
-        part = Path(temporary) / "part"  # as open as any other folder, which the temporary one is not
+        part = Path(temporary) / _PART  # as open as any other folder, which the temporary one is not
         part.mkdir()
         yield part
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a process that was killed while it wrote in a folder has left half-written there."""
-    return [*folder.glob(f"{_UNFINISHED}*"), *folder.glob(".*.tmp")]
+    """What a process that was killed while it wrote in a folder has left half-written there, and nothing else."""
+    return [
+        path
+        for path in folder.glob(f"{_UNFINISHED}*")
+        if (_LEFT_FILE if path.is_file() else _LEFT_FOLDER).fullmatch(path.name)
+        and (path.is_file() or {inside.name for inside in path.iterdir()} <= {_PART})
+    ]
+
+
+def take_name(folder: Path, name: Path) -> None:
+    """Rename a folder, and remove the one that had the name."""
+    with tempfile.TemporaryDirectory(dir=name.parent, prefix=_UNFINISHED) as rubbish:
+        if name.exists():
+            name.replace(Path(rubbish) / _PART)  # half removed, it must not have its name
+        folder.replace(name)
+        sync_folder(name.parent)
 
 
 def remove(path: Path) -> None:
@@ -323,11 +341,29 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{described(path)} is not UTF-8 text: {error}", FETCH_AGAIN) from None
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """What JSON says, as every file of it is read: a key that is there twice is refused, and not the last one taken.
+
+    Raises:
+        ValueError: if it is no JSON, or has a key twice.
+        RecursionError: if it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {brief(next(name for name in names if names.count(name) > 1))} is there twice")
+    return made
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises as `read_text`, and CheckpointError if the file holds something else."""
     text = read_text(path)
     try:
-        content = json.loads(text)
+        content = parsed_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{described(path)} is not JSON: {first_line(error, 200)}", FETCH_AGAIN) from None
     if not isinstance(content, dict):

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ from minigpt.system.files import (
     open_to_append,
     read_json,
     remove,
-    sync_folder,
+    take_name,
     write_text,
 )
 from minigpt.training.distributed import Processes, part_of, whole
@@ -246,17 +245,8 @@ def make_last(run: RunDirectory) -> str:
 def _rotate(run: RunDirectory) -> None:
     """Give the checkpoint that waits for its name the name `last/`; the former is `previous/`."""
     if run.last.exists():
-        _take_name(run.last, run.previous)
-    _take_name(run.following, run.last)
-
-
-def _take_name(folder: Path, name: Path) -> None:
-    """Rename a folder, and remove the one that had the name."""
-    with TemporaryDirectory(dir=name.parent, prefix=".minigpt-") as rubbish:
-        if name.exists():
-            name.replace(Path(rubbish) / name.name)  # half removed, it must not have its name
-        folder.replace(name)
-        sync_folder(name.parent)
+        take_name(run.last, run.previous)
+    take_name(run.following, run.last)
 
 
 class _FormatError(CheckpointError):
@@ -561,7 +551,7 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
 def make_best(run: RunDirectory) -> None:
     """Give a whole adapter that waits for its name, if there is one, the name of the best."""
     if run.following_adapter.exists():
-        _take_name(run.following_adapter, run.adapter)
+        take_name(run.following_adapter, run.adapter)
 
 
 def stored_loss(run: RunDirectory) -> float:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt.errors import first_line
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.system.figures import save_figure
-from minigpt.system.files import open_to_append
+from minigpt.system.files import open_to_append, parsed_json
 from minigpt.training.curves import loss_curve, perplexity_curve
 from minigpt.training.trackers import Tracker
 
@@ -225,7 +225,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError, RecursionError):
-            record = json.loads(line)
+            record = parsed_json(line)
             if isinstance(record, dict) and _is_record(record):
                 records.append(record)
     return records

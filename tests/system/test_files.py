@@ -10,9 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.errors import CheckpointError
+from minigpt.data.documents import read_documents
+from minigpt.errors import CheckpointError, DataError
+from minigpt.formats.weights import open_weights
 from minigpt.system.downloads import mismatch
-from minigpt.system.files import atomic_folder, atomic_write, first_bytes, listed, write_text
+from minigpt.system.files import (
+    atomic_folder,
+    atomic_write,
+    first_bytes,
+    leftovers,
+    listed,
+    new_folder,
+    read_json,
+    write_text,
+)
+from minigpt.training.log import read_records
 
 
 def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
@@ -145,3 +157,45 @@ def test_whoever_reads_a_file_knows_what_came_in_its_place(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"is empty|git-lfs pointer|HTML or XML page"):
         first_bytes(path)
     assert not mismatch(path, "0" * 64).startswith("a truncated, damaged or different file")
+
+
+@pytest.mark.parametrize("text", ['{"a": 3, "a": 5}', '{"b": [{"a": {"c": 1}, "a": 2}]}', '{"a": 1, "\\u0061": 1}'])
+def test_a_key_that_is_there_twice_is_refused_in_every_file_of_json(tmp_path, text):
+    """At any depth: Python keeps the last, and nothing that was written may be dropped without a word."""
+    for name in ("config.json", "e.jsonl", "metrics.jsonl", "model.safetensors"):
+        (tmp_path / name).write_text(f"{text}\n")
+    header = text.encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="the key 'a' is there twice"):
+        read_json(tmp_path / "config.json")
+    (tmp_path / "e.jsonl").write_text(f'{{"text": "x"}}\n{text}\n')
+    with pytest.raises(DataError, match=r"line 2 .*the key 'a' is there twice"):
+        read_documents(tmp_path / "e.jsonl")
+    with pytest.raises(CheckpointError, match="the key 'a' is there twice"):
+        open_weights(tmp_path / "model.safetensors")
+
+
+def test_a_record_with_a_key_twice_is_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 1, "step": 2}\n{"step": 3, "seconds": 5}\n')
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_only_what_is_named_by_minigpt_itself_was_left_by_it(tmp_path):
+    """Names that people give, and a folder where a file is made or a file where a folder is, stay."""
+    ours = {".minigpt-abcd_123", ".minigpt-loss.png.k3_x9zab.tmp", ".minigpt-wandb-id.abcdefgh.tmp"}
+    theirs = [".minigpt-notes", ".my.tmp", ".minigpt-", ".minigpt-abcdefghi", ".my.notes.tmp", ".minigpt-ABCDEFGH",
+              ".a.abcdefgh.tmp", "minigpt-abcdefgh", ".minigpt-a.abcdefgh.tmp.gz", ".minigpt-1234567\n"]  # fmt: skip
+    for name in [*ours, *theirs]:
+        (tmp_path / name).write_bytes(b"x") if ".tmp" in name else (tmp_path / name).mkdir()
+    (tmp_path / ".minigpt-notebook").mkdir()
+    (tmp_path / ".minigpt-notebook" / "mine.txt").write_bytes(b"x")
+    (tmp_path / ".minigpt-afile001").write_bytes(b"x")
+    (tmp_path / ".minigpt-folder.abcdefgh.tmp").mkdir()
+    assert {path.name for path in leftovers(tmp_path)} == ours
+
+
+def test_what_a_killed_process_leaves_is_found(tmp_path):
+    """By the names that are really made, and not by what somebody thinks they are."""
+    (tmp_path / "other").mkdir()
+    with new_folder(tmp_path / "folder"), atomic_write(tmp_path / "file.json"):
+        assert sorted(path.is_dir() for path in leftovers(tmp_path)) == [False, True]

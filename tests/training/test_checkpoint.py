@@ -381,10 +381,10 @@ def test_every_random_state_comes_back(tmp_path):
 
 def test_what_was_left_half_written_is_removed(tmp_path):
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
-    for name in (".minigpt-abc", ".minigpt-xyz"):
-        (tmp_path / "run" / name).mkdir()
-        (tmp_path / "run" / name / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "run" / ".loss.png.xyz.tmp").write_bytes(b"half")
+    for name in (".minigpt-abcdefgh", ".minigpt-stuvwxyz"):
+        (tmp_path / "run" / name / "part").mkdir(parents=True)
+        (tmp_path / "run" / name / "part" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / ".minigpt-loss.png.stuvwxyz.tmp").write_bytes(b"half")
     train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
     assert {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")} == {".lock"}
 

@@ -73,7 +73,7 @@ def found_in(folder: Path) -> dict[str, bytes | None]:
 
 NAMES = ["config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl", "samples.txt", "loss.png", ".lock",
          "perplexity.png", "last", "previous", ".next", "diverged", "adapter", ".adapter", "tensorboard", "wandb-id",
-         ".minigpt-abc", ".metrics.jsonl.x.tmp"]  # fmt: skip
+         ".minigpt-abcdefgh", ".minigpt-metrics.jsonl.abcdefgh.tmp"]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["file", "empty", "full", "free"])
@@ -340,7 +340,7 @@ def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path
         patch.setattr(loop, "gradients", no_room)
         with pytest.raises(MemoryError):
             train(config, corpus, out, say_nothing)
-    (out / ".minigpt-half").mkdir()
+    (out / ".minigpt-halfhalf").mkdir()
     smaller = updated(config, {"train": {"batch_size": 3, "max_steps": 7}})
     train(smaller, corpus, out, say_nothing)
     assert read_config(RunDirectory(out)).train.batch_size == 3
