@@ -105,12 +105,19 @@ def test_the_hub_is_asked_when_it_is_needed(monkeypatch):
         assert isinstance(source.tokenizer(), GPT2Tokenizer)  # which all of its sizes share
 
 
-def test_a_place_is_found_once(models):
+def test_a_place_is_found_once(models, monkeypatch):
     """What is put there later under the name is another model."""
+    asked = []
+    monkeypatch.setattr(module, "fetch_model", lambda name: asked.append(name) or Path("folder"))
     source = minigpt.open_source("org/name")
-    assert source.path == Path("folder")
+    assert not asked
+    source.load()
     shutil.copytree("folder", "org/name")
-    assert source.path == Path("folder")
+    assert (source.path, source.config) == (Path("folder"), models["best"].config)
+    assert asked == ["org/name"]
     assert minigpt.open_source("org/name").path == Path("org/name")
+
+
+def test_a_run_is_meant_by_a_name_that_is_nearly_its_own(models):
     with pytest.raises(MissingFileError, match="no model 'tinny'\ndid you mean tiny"):
         minigpt.open_source("tinny")
