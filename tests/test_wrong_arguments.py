@@ -13,6 +13,7 @@ import torch
 
 import minigpt
 from minigpt import GPTConfig, KVCache, MiniGPTError
+from minigpt.cli.main import run
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import run_named
@@ -176,3 +177,39 @@ def test_the_loss_of_one_row_of_logits_is_that_of_a_batch():
     logits = torch.from_numpy(np.linspace(-1.0, 2.0, 23))
     expected = math.log(sum(math.exp(x) for x in logits.tolist())) - logits[7].item()
     assert minigpt.next_token_loss(logits, torch.tensor(7)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "next --model {} a",
+        "next --tokenizer {} --model saved a",
+        "next --adapter {} --model saved a",
+        "tokenize --tokenizer {} a",
+        "inspect size --model {}",
+        "export {} out",
+        "export saved {}",
+        "import {} out",
+        "import saved {}",
+        "train --resume {}",
+        "train --init-from {}",
+        "train --out {} --data text.txt",
+        "train --data {}",
+        "train --config {}",
+        "eval --model saved --data {}",
+        "generate a --strategy {}",
+        "generate a --{}",
+        "{}",
+    ],
+)
+@pytest.mark.parametrize("long", [TOO_LONG, f"folder/{TOO_LONG}"], ids=["name", "path"])
+def test_an_endless_word_of_a_command_is_a_mistake_in_two_lines(words, long, tiny_model, capsys):
+    minigpt.save_hf(tiny_model, LETTERS, "saved")
+    Path("text.txt").write_text("abcd" * 500)
+    assert run([long if word == "{}" else word.format(long) for word in words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert len(err) <= LONGEST
+    assert "permissions" not in err
+    assert sorted(path.name for path in Path().iterdir()) == ["saved", "text.txt"]

@@ -1,11 +1,9 @@
 """`minigpt export`."""
 
-from pathlib import Path
-
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.formats.pretrained import load_model, save_hf
-from minigpt.system.files import check_unused
+from minigpt.system.files import check_unused, named_path
 
 
 def make_parser() -> CommandParser:
@@ -25,7 +23,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Load and write."""
     values = make_parser().parse(arguments)
-    folder = Path(values["out"])
+    folder = named_path(values["out"], "DIR")
     check_unused(folder)  # before the work of loading
     model, tokenizer = load_model(values["model"], tokenizer=values["tokenizer"])
     save_hf(model, tokenizer, folder)

@@ -15,7 +15,7 @@ from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.formats.source import AssumedHeads, Source, open_source
 from minigpt.model import GPT
-from minigpt.system.files import check_unused
+from minigpt.system.files import check_unused, named_path
 from minigpt.tokenizers import Tokenizer
 
 
@@ -51,7 +51,7 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Load, compare if asked, write."""
     values = make_parser().parse(arguments)
-    directory = Path(values["out"])
+    directory = named_path(values["out"], "DIR")
     if values["verify"]:
         require_reference()
     check_unused(directory)

@@ -15,6 +15,7 @@ from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig,
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
+from minigpt.system.files import named_path
 
 if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
     from minigpt.training.loop import TrainResult
@@ -239,8 +240,9 @@ def train_and_say(
     with joined() as processes, processes.one_voice():
         say = say_to_stderr if as_json else say_to_stdout
         say = say if processes.first else say_nothing
-        if out:
-            check_new(RunDirectory(Path(out)))  # before a corpus is fetched for nothing
+        directory = named_path(out, "--out") if out else None
+        if directory:
+            check_new(RunDirectory(directory))  # before a corpus is fetched for nothing
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
             source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")
@@ -248,7 +250,7 @@ def train_and_say(
         if quickstart:
             say(why)
             config = updated(config, {"data": {"source": read}})
-        directory = Path(out) if out else unused_directory(CHECKPOINTS, name or read)
+        directory = directory or unused_directory(CHECKPOINTS, name or read)
         directory = run_at(resume).path if resume else directory
         if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
             say(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")

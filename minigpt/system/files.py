@@ -218,9 +218,8 @@ def named_path(name: object, what: str) -> Path:
         os.lstat(path)
     except (OSError, ValueError) as error:  # the latter of a zero byte, or half a character
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-            raise InputError(
-                f"{what} = {brief(str(name))} cannot be the name of a file", "give a path, or a shorter one"
-            ) from None
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{what} = {brief(str(name))} cannot name a file: {why}", "check the path") from None
     return path
 
 

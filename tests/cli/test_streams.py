@@ -281,7 +281,7 @@ def test_ctrl_c_is_two_lines(moment, monkeypatch, capsys):
 
     where = {
         "import torch": "minigpt.cli.main.import_module",
-        "the work": "minigpt.cli.tokens.load_tokenizer",
+        "the work": "minigpt.cli.tokens.model_source",
         "the telling": "minigpt.cli.main.usage",
     }[moment]
     monkeypatch.setattr(where, interrupted)
