@@ -158,11 +158,11 @@ class DecodingOptions:
         }
         for name, sequences in named.items():
             for token_id in (token_id for ids in sequences for token_id in ids):
-                _refuse(
-                    not 0 <= token_id < vocab_size,
-                    f"{name} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
-                    f"use ids from 0 to {vocab_size - 1}",
-                )
+                if not 0 <= token_id < vocab_size:
+                    raise InputError(
+                        f"{name} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
+                        f"use ids from 0 to {vocab_size - 1}",
+                    )
 
     def _check_sequences(self) -> None:
         _refuse(
@@ -189,17 +189,16 @@ class DecodingOptions:
                 f"{name} must be {advice}",
             )
             for ids in sequences:
-                _refuse(
-                    not ids or not _made_of_ids(ids),
-                    f"{name} holds {brief(ids)}",
-                    f"each sequence in {name} is made of token ids, at least one",
-                )
+                if not ids or not _made_of_ids(ids):
+                    raise InputError(
+                        f"{name} holds {brief(ids)}", f"each sequence in {name} is made of token ids, at least one"
+                    )
         for ids, bias in self.sequence_bias.items():
-            _refuse(
-                not _is_number(bias) or not (bias == -math.inf or abs(bias) <= LARGEST),
-                f"sequence_bias of {brief(list(ids))} is {brief(bias)}",
-                f"a bias is a number from {-LARGEST:g} to {LARGEST:g}, or -inf to ban",
-            )
+            if not _is_number(bias) or not (bias == -math.inf or abs(bias) <= LARGEST):
+                raise InputError(
+                    f"sequence_bias of {brief([*ids])} is {brief(bias)}",
+                    f"a bias is a number from {-LARGEST:g} to {LARGEST:g}, or -inf to ban",
+                )
         decay = self.exponential_decay_length_penalty
         _refuse(
             decay is not None and not _is_decay(decay),
