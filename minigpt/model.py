@@ -30,6 +30,13 @@ from minigpt.kv_cache import Cache
 AttentionCore = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
+def attention_scores(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """How well each key answers each query: (B, H, T, D), (B, H, S, D) -> (B, H, T, S); -inf where it may not look."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    # -inf and no large finite number: a finite mask can be outbid by the scores, and then the model sees the future.
+    return scores.masked_fill(~mask, -math.inf)
+
+
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """Scaled dot-product attention in the open (Vaswani et al., 2017, section 3.2.1).
 
@@ -43,12 +50,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: f
     Returns:
         The mixed values (B, H, T, D).
     """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
-    # -inf and no large finite number: a finite mask can be outbid by the scores, and then the model sees the future.
-    scores = scores.masked_fill(~mask, -math.inf)
-    pattern = F.softmax(scores, dim=-1)  # each query's weights sum to 1
-    pattern = F.dropout(pattern, dropout)
-    return pattern @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+    pattern = F.softmax(attention_scores(q, k, mask), dim=-1)  # (B, H, T, S): each query's weights sum to 1
+    return F.dropout(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:

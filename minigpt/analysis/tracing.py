@@ -34,7 +34,7 @@ from minigpt.analysis.edits import Edit, Editing
 from minigpt.analysis.positions import At
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
-from minigpt.model import GPT, AttentionCore, CausalSelfAttention, explicit_attention
+from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
 
 
 @contextmanager
@@ -285,9 +285,8 @@ class _Wiring:
         q, k, v = (self._tap(f"{name}.{letter}", x) for letter, x in zip("qkv", (q, k, v), strict=True))
         if not {f"{name}.scores", f"{name}.pattern"} & self._points():
             return usual(q, k, v, mask, dropout)
-        # As `explicit_attention`, to the bit, with two points in it.
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
-        scores = self._change(f"{name}.scores", scores.masked_fill(~mask, -math.inf))
+        # `explicit_attention` with two points in it.
+        scores = self._change(f"{name}.scores", attention_scores(q, k, mask))  # (B, H, T, S)
         scores = self._record(f"{name}.scores", scores.masked_fill(~mask, -math.inf))  # no edit shows the future
         if self.open.edits:
             _check_keys(name, scores)
