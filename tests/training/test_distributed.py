@@ -364,7 +364,7 @@ def test_one_process_speaks_and_chooses():
     assert status == 0, errors
     result = json.loads(output)  # which more than one object would not be
     assert (result["out"], result["step"]) == ("checkpoints/text-2", 5)
-    for line in ("corpus     ", "computing  on cpu, 1 threads", "step 0     ", "step 5     val", "finished   5 steps"):
+    for line in ("corpus     ", "computing  on cpu, 1 thread,", "step 0     ", "step 5     val", "finished   5 steps"):
         assert errors.count(line) == 1
     assert "2 processes" in errors
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["text", "text-2"]
