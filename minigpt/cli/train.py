@@ -286,12 +286,14 @@ def summary(result: "TrainResult", config: RunConfig, directory: Path) -> list[s
 def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
     from minigpt.evaluation.loss import perplexity
+    from minigpt.system.terminal import number
     from minigpt.training.log import epochs_of
 
     rows = []
     for epoch, training, validation in epochs_of(records):
-        shown = "-" if math.isnan(training) else f"{training:.4f}"
-        rows.append(f"{epoch:>8.3g}{shown:>16}{validation:>18.4f}{perplexity(validation):>13.2f}")
+        shown = "-" if math.isnan(training) else number(training, ".4f")
+        measured = number(validation, ".4f"), number(perplexity(validation), ".2f")
+        rows.append(f"{epoch:>8.3g}{shown:>16}{measured[0]:>18}{measured[1]:>13}")
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 

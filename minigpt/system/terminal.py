@@ -1,6 +1,7 @@
 """Arrays -> lines of 80 columns, in characters that need no colour: tables, grids of numbers, heat maps, bars."""
 
 import dataclasses
+import math
 import reprlib
 import textwrap
 import unicodedata
@@ -21,6 +22,11 @@ _NAMES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 def visible(text: str) -> str:
     """The text with its spaces and line breaks as signs, and all else that does not print as an escape."""
     return "".join(_NAMES.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format, or as a power of ten where that would write digits that nobody can read."""
+    return f"{value:{form}}" if not 1e12 <= abs(value) < math.inf else f"{value:.3g}"
 
 
 def columns(text: str) -> int:

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -71,6 +72,7 @@ PLACES = ("data.source", "documents.val_data")  # where data lies, which may cha
 FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
 READABLE = (1, 2)  # another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
+KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
 
 
 @dataclass
@@ -132,11 +134,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other training out of a run directory. The lock ends with the process, however that ends.
 
     Raises:
-        CheckpointError: if another process trains there, or a link would lead what is written out of it.
+        CheckpointError: if another process trains there, a link would lead what is written out of it, or something
+            else has the name of a file.
     """
     from filelock import FileLock, Timeout
 
     check_no_links(folder)
+    for path in vars(RunDirectory(folder)).values():
+        if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders have none
+            raise CheckpointError(f"{path} is no file, and a run writes one there", "move it away")
     open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
     lock = FileLock(folder / LOCK, blocking=False)
     try:
@@ -272,14 +278,14 @@ class Checkpoint:
         """The batch size for which documents were put in order (`data.feeds.document_feed`).
 
         Raises:
-            CheckpointError: if the checkpoint is of format 1, whose count of rows cannot be read as one of documents.
+            CheckpointError: if it does not say so, as one of format 1, whose count of rows is none of documents.
         """
-        if self.manifest["format"] == 1:
+        found: int = self.manifest.get("laid_out_for", 0)
+        if self.manifest["format"] == 1 or found == 0:
             raise CheckpointError(
                 f"{self.path} is of format 1, which does not say which documents of the epoch have been read",
                 "resume it with the minigpt that wrote it, or start a new run from its weights with --init-from",
             )
-        found: int = self.manifest["laid_out_for"]
         return found
 
     def check_corpus(self, corpus: str, config: RunConfig) -> None:
@@ -317,8 +323,7 @@ class Checkpoint:
     def restore_optimizers(self, model: GPT, optimizers: Sequence[Optimizer]) -> None:
         """Read the optimizers' state, each process its part of it.
 
-        Raises:
-            CheckpointError: if it is of other parameters.
+        The weights were read before, so they have the same names and shapes; see `_check_state`.
         """
         parameters = dict(model.named_parameters())
         kinds = {type(optimizer).__name__: optimizer for optimizer in optimizers}
@@ -326,8 +331,6 @@ class Checkpoint:
             kind, _, rest = name.partition("/")
             if kind in kinds:
                 owner, _, key = rest.rpartition("/")
-                if owner not in parameters or stored.shape not in ((), tuple(parameters[owner].shape)):
-                    raise self._foreign(name)
                 parameter = parameters[owner]
                 values = stored.read().to(parameter.device)
                 whole_like = values.shape == parameter.shape  # a count of steps is not
@@ -350,13 +353,41 @@ class Checkpoint:
             return False
         try:
             restore_random_states(states, device)
-        except (KeyError, TypeError, ValueError, RuntimeError):
-            raise self._foreign(f"random/*/{rank}") from None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise _foreign(self.path, f"random/*/{rank}") from None
         return True
 
-    def _foreign(self, name: str) -> CheckpointError:
-        what = f"{self.path / STATE} has no state of this run's under {brief(name)}"
-        return CheckpointError(what, "resume with the minigpt and the settings that wrote it")
+
+def _foreign(path: Path, name: str) -> CheckpointError:
+    what = f"{path / STATE} has no state of this run's under {brief(name)}"
+    return CheckpointError(what, "resume with the minigpt and the settings that wrote it")
+
+
+def _check_state(path: Path) -> None:
+    """Refuse a state that does not fit: in its names, shapes and types, beside the weights and what this process has.
+
+    Raises:
+        CheckpointError: with the first entry that is wrong, or missing.
+    """
+    weights, state = open_weights(path / WEIGHTS), open_weights(path / STATE)
+    drawn = {name: (tuple(like.shape), like.dtype) for name, like in random_states(torch.device("cpu")).items()}
+    needed: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name in state:
+        kind, _, rest = name.partition("/")
+        owner, _, key = rest.rpartition("/")
+        if kind in KEPT_BY and owner in weights:
+            whole_like = weights[owner].shape, weights[owner].dtype
+            for part in KEPT_BY[kind]:
+                needed[f"{kind}/{owner}/{part}"] = ((), torch.float32) if part == "step" else whole_like
+        elif kind == "random" and key.isdecimal():
+            needed |= {f"random/{of}/{key}": like for of, like in drawn.items()}
+            if owner == "cuda":  # as long as another machine's generator has it
+                needed[name] = (state[name].shape, torch.uint8)
+        elif kind == "loss" and key.isdecimal():
+            needed[name] = ((), torch.float32)
+    for name in [*needed, *state]:
+        if name not in state or (state[name].shape, state[name].dtype) != needed.get(name):
+            raise _foreign(path, name)
 
 
 def _is_of(name: str, rank: int) -> bool:
@@ -387,21 +418,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
         _check_file(path / name, promised["bytes"], promised["sha256"])
     counts = manifest["progress"]
     best = math.inf if counts["best_loss"] is None else counts["best_loss"]
+    _check_state(path)
     checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
     checkpoint.progress.losses = checkpoint.losses()
     return checkpoint
 
 
 def _says_all(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has every key that must be there, no file or count beside them, and values of their types."""
     match manifest:
-        case {"files": dict(files), "progress": {"best_loss": best, **counts}, "versions": dict()}:
-            marks = manifest.get("log", {})
+        case {
+            "files": dict(files),
+            "progress": {"best_loss": best, **counts},
+            "versions": dict(),
+            "corpus": str(),
+            "log": dict(marks),
+        }:
+            laid_out_for = manifest.get("laid_out_for", 1)
             return (
-                isinstance(marks, dict)
-                and {WEIGHTS, STATE} <= files.keys()
-                and counts.keys() <= Progress.__dataclass_fields__.keys()
-                and (best is None or type(best) in (int, float))
-                and all(type(count) is int and 0 <= count < 2**63 for count in [*counts.values(), *marks.values()])
+                files.keys() == {WEIGHTS, STATE}
+                and counts.keys() == Progress.__dataclass_fields__.keys() - {"best_loss", "losses"}
+                and (best is None or (type(best) in (int, float) and abs(best) <= sys.float_info.max))
+                and all(type(n) is int and 0 <= n < 2**63 for n in [*counts.values(), *marks.values(), laid_out_for])
                 and all(isinstance(file, dict) and isinstance(file.get("bytes"), int) for file in files.values())
                 and all("sha256" in file for file in files.values())
             )

@@ -95,7 +95,7 @@ def leave_out(
             try:
                 remove(folder)
                 with new_folder(folder) as part:
-                    write_checkpoint(part, *tensors, progress, run.origins)
+                    write_checkpoint(part, *tensors, progress, {**run.origins, "log": {}})
                     write_text(part / REPORT, json.dumps(asdict(report), indent=1))
             except OSError as error:  # a full disk must not hide what has happened
                 repeat = f"no report could be written: {error.strerror or error}"

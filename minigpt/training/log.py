@@ -78,7 +78,8 @@ class RunLog:
         paths = (run.metrics, run.samples) if run else ()
         with ExitStack() as opening:  # if one cannot be opened, the other is closed
             self._files = {
-                path.name: opening.enter_context(_opened(path, (marks or {}).get(path.name, 0), say)) for path in paths
+                path.name: opening.enter_context(_opened(path, 0 if marks is None else marks.get(path.name, -1), say))
+                for path in paths
             }
             opening.pop_all()
         self.records = read_records(run.metrics) if run else []
@@ -246,7 +247,7 @@ def _opened(path: Path, length: int, say: Say) -> IO[bytes]:
     file = open_to_append(path)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, min(length, size) - 1))
-    if length == 0 or (length <= size and file.read(1) == b"\n"):
+    if length == 0 or (0 < length <= size and file.read(1) == b"\n"):
         file.truncate(length)
     else:  # somebody has edited or removed it since
         say(f"{path.name} is not as the checkpoint left it: nothing of it was cut, so steps may occur twice")

@@ -147,6 +147,8 @@ def set_up(
         origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
         feed = read(config, source, tokenizer, origins.get("laid_out_for"))
+    if config.data.checksum not in ("", origins["corpus"]):
+        say(f"changed    what is read of {config.data.source} is not what data.checksum in the settings was made of")
     config = replace(
         config,
         data=replace(config.data, checksum=origins["corpus"]),

@@ -289,7 +289,7 @@ def test_a_save_that_fails_anywhere_loses_nothing(run, monkeypatch, error, for_g
                 (run.path / name / file).write_bytes(data)
         faults.at(number)
         try:
-            replace_last(run, stored, stored, Progress(step=100), facts)
+            replace_last(run, stored, {"loss/0": torch.zeros(())}, Progress(step=100), facts)
         except type(error):
             failures += 1
         calls = faults.count
@@ -302,7 +302,7 @@ def test_a_save_that_fails_anywhere_loses_nothing(run, monkeypatch, error, for_g
         assert hidden <= {".next"}, (number, hidden)
         if hidden:
             assert open_checkpoint(run.following).progress.step == 100
-        replace_last(run, stored, stored, Progress(step=101), facts)
+        replace_last(run, stored, {"loss/0": torch.zeros(())}, Progress(step=101), facts)
         assert open_checkpoint(run.last).progress.step == 101
         assert open_checkpoint(run.previous).progress.step in (7, 100)
         assert not run.following.exists()
@@ -327,7 +327,7 @@ def test_a_checkpoint_that_waits_for_its_name_gets_it_before_the_next_is_written
     faults = Faults(monkeypatch, FULL, for_good=False)
     faults.at(9)
     with pytest.raises(OSError, match="No space left"):
-        replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {})
+        replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
     assert newest_checkpoint(run)[0].progress.step == 7
 
 

@@ -23,7 +23,7 @@ from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
-from minigpt.training import loop
+from minigpt.training import checkpoint, loop
 from minigpt.training.checkpoint import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
 from minigpt.training.log import RunLog, read_records, say_nothing
 from minigpt.training.loop import train
@@ -103,7 +103,7 @@ def test_a_second_name_of_a_file_elsewhere_is_never_written(run, outside, corpus
 def test_a_pipe_in_the_place_of_a_log_does_not_hang(run, corpus, longer, name):
     (run.path / name).unlink()
     os.mkfifo(run.path / name)
-    with pytest.raises(OSError, match=r"it is no file|No such device"):
+    with pytest.raises((OSError, CheckpointError), match=r"is no file|No such device"):
         train(longer, corpus, run.path, say_nothing, resume=True)
 
 
@@ -186,7 +186,7 @@ def test_only_a_whole_checkpoint_becomes_the_last(run, how):
 def test_a_damaged_one_is_in_the_way_of_no_save(run):
     shutil.copytree(run.previous, run.following)
     damaged(run.following, "state.safetensors")
-    replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {})
+    replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
     assert newest_checkpoint(run)[0].progress.step == 100
     assert open_checkpoint(run.previous).progress.step == 7
 
@@ -257,17 +257,98 @@ def test_a_manifest_may_say_anything(run, finished, corpus, longer):
     assert refused > 250
 
 
-@pytest.mark.parametrize("name", ["AdamW/nobody/exp_avg", "AdamW/wte.weight/exp_avg", "random/torch/0"])
-def test_a_state_may_be_anybodys(run, finished, corpus, longer, name):
-    """Tensors of other parameters, shapes and generators, under a right checksum."""
-    path = run.last / "state.safetensors"
-    state = {key: stored.read() for key, stored in open_weights(path).items()}
-    write_safetensors(path, {**state, name: torch.zeros(3)})
-    manifest = json.loads((run.last / "manifest.json").read_text())
-    del manifest["sha256"]
-    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    (run.last / "manifest.json").write_text(sealed(manifest))
+def restated(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Another state in a checkpoint, with right checksums."""
+    path, manifest = folder / "state.safetensors", folder / "manifest.json"
+    write_safetensors(path, state)
+    content = json.loads(manifest.read_text())
+    del content["sha256"]
+    content["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest.write_text(sealed(content))
+
+
+STATES = ["AdamW/wte.weight/exp_avg", "AdamW/wte.weight/exp_avg_sq", "AdamW/wte.weight/step", "random/python/0",
+          "random/python_spare/0", "random/numpy/0", "random/numpy_spare/0", "random/torch/0", "loss/0"]  # fmt: skip
+WRONG = {
+    "shorter": lambda t: t.reshape(-1)[:-1],
+    "longer": lambda t: torch.cat([t.reshape(-1)] * 2),
+    "of three": lambda t: torch.zeros(3, dtype=t.dtype),
+    "another type": lambda t: t.to(torch.int32),
+    "left out": None,
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_does_not_fit_is_told_before_a_model_is_built(run, name, how):
+    """Tensors of other shapes and types, or none, under a right checksum: `previous/` is gone back to."""
+    state = {key: stored.read() for key, stored in open_weights(run.last / "state.safetensors").items()}
+    state.setdefault("loss/0", torch.tensor(2.5))
+    if WRONG[how] is None:
+        del state[name]
+    else:
+        state[name] = WRONG[how](state[name])
+    restated(run.last, state)
+    if (name, how) == ("loss/0", "left out"):  # as after every record
+        assert open_checkpoint(run.last).progress.losses == []
+        return
     with pytest.raises(CheckpointError, match="has no state of this run's under"):
+        open_checkpoint(run.last)
+    older, said = newest_checkpoint(run)
+    assert older.progress.step == 6
+    assert "going on from" in said
+
+
+@pytest.mark.parametrize("name", ["AdamW/nobody/exp_avg", "AdamW/wte.weight/more", "Other/wte.weight/exp_avg", "loss/x",
+                                  "random/other/0", "random/torch/x", "random", "AdamW"])  # fmt: skip
+def test_a_state_of_another_name_is_told(run, name):
+    state = {key: stored.read() for key, stored in open_weights(run.last / "state.safetensors").items()}
+    restated(run.last, {**state, name: torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="has no state of this run's under"):
+        open_checkpoint(run.last)
+
+
+@pytest.mark.parametrize("name", ["random/python/0", "random/numpy/0"])
+@pytest.mark.parametrize("value", [-1, 2**62])
+def test_a_random_state_that_no_generator_takes_is_two_lines(run, corpus, longer, name, value):
+    state = {key: stored.read() for key, stored in open_weights(run.last / "state.safetensors").items()}
+    restated(run.last, {**state, name: torch.full_like(state[name], value)})
+    with pytest.raises(CheckpointError, match="has no state of this run's under"):
+        train(longer, corpus, run.path, say_nothing, resume=True)
+
+
+@pytest.mark.parametrize("lacks", ["corpus", "log", "progress.step", "progress.sequences", "progress.tokens",
+                                   "progress.evaluated", "progress.stale", "progress.skipped"])  # fmt: skip
+def test_a_manifest_that_lacks_something_is_not_filled_up(run, lacks):
+    path = run.last / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    section, _, key = lacks.rpartition(".")
+    del (content[section] if section else content)[key]
+    path.write_text(sealed(content))
+    assert newest_checkpoint(run)[0].path == run.previous
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "config.json", "sub/model.safetensors", ""])
+def test_a_manifest_names_its_own_files_alone(run, monkeypatch, name):
+    """Whatever else it names is not even looked at."""
+    path, opened = run.last / "manifest.json", []
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["files"][name] = content["files"]["model.safetensors"]
+    path.write_text(sealed(content))
+    monkeypatch.setattr(checkpoint, "_check_file", lambda file, *_: opened.append(file))
+    with pytest.raises(CheckpointError, match="does not say what a checkpoint's manifest must"):
+        open_checkpoint(run.last)
+    assert not opened
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "loss.png", "samples.txt", "metrics.jsonl", "perplexity.png"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(run, corpus, longer, name):
+    """Else hours of training end with weights that were never kept."""
+    files.remove(run.path / name)
+    (run.path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{name} is no file"):
         train(longer, corpus, run.path, say_nothing, resume=True)
 
 
@@ -287,6 +368,30 @@ def test_a_record_may_say_anything(run, capsys, name):
         assert command(["inspect", "runs", str(run.path)]) == 0
         epoch_table(read_records(run.metrics))
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["seconds", "train_loss", "val_loss"])
+def test_a_number_beyond_reading_takes_no_line_of_digits(run, capsys, name):
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({**RECORD, name: 1e308}) + "\n")
+        file.write(json.dumps({**RECORD, name: -1e308}) + "\n")
+    assert command(["inspect", "runs", str(run.path)]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 200
+    assert max(map(len, epoch_table(read_records(run.metrics)))) < 100
+
+
+@pytest.mark.parametrize("written", ["0" * 64, "", "right"])
+def test_another_text_than_the_settings_name_is_said(run, tmp_path, corpus, config, written):
+    """As of `train --config RUN/config.yaml` after the text has changed."""
+    checksum = read_config(run).data.checksum if written == "right" else written
+    lines = []
+    train(
+        updated(config, {"data": {"checksum": checksum}, "train": {"max_steps": 2}}),
+        corpus,
+        tmp_path / "new",
+        lines.append,
+    )
+    assert any("data.checksum" in line for line in lines) == (written == "0" * 64)
 
 
 def test_an_unchanged_record_counts(run):

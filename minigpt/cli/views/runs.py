@@ -71,9 +71,9 @@ def _row(run: Records) -> tuple[str, ...]:
     return (
         f"{run[-1]['step']:,}",
         f"{run[-1].get('tokens', 0):,}",
-        f"{run[-1]['seconds']:,.0f}",
-        f"{train[-1]:.4f}" if train else "–",
-        f"{best[0]:.4f}" if best else "–",
+        terminal.number(run[-1]["seconds"], ",.0f"),
+        terminal.number(train[-1], ".4f") if train else "–",
+        terminal.number(best[0], ".4f") if best else "–",
         f"{best[1]:,}" if best else "–",
     )
 
