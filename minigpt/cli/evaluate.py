@@ -150,6 +150,6 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, value
 
 
 def training_config(source: Source) -> RunConfig | None:
-    """What a model was trained on, and how: known of a run of our own, and not of an imported one."""
+    """What a model was trained on, and how: known of a run, and of an import of one; else None."""
     content = read_yaml(source.run.config) if source.run else {}
     return updated(RunConfig(), content) if "data" in content else None

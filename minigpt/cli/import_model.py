@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
@@ -23,7 +24,8 @@ def make_parser() -> CommandParser:
     """The parser of `minigpt import`."""
     parser = CommandParser(
         "import",
-        "Turn a model into a run directory of minigpt, which every command takes. --verify proves before anything is "
+        "Turn a model into a run directory of minigpt, which every command takes. Of a run, the best weights and the "
+        "settings are kept, and no checkpoint to resume from. --verify proves before anything is "
         f"written that it computes what the transformers library computes: differences of up to {BOUND:g}, or "
         f"{RELATIVE_BOUND:g} of values above {BOUND / RELATIVE_BOUND:g}, are rounding. It holds both models in memory.",
         "  minigpt import gpt2 checkpoints/gpt2 --verify\n"
@@ -69,7 +71,7 @@ def run(arguments: list[str]) -> None:
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
     reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
-    save_run(model, tokenizer, directory)
+    save_run(model, tokenizer, directory, training_config(source))
     if values["json"]:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})

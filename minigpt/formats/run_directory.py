@@ -146,11 +146,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path) -> None:
-    """Write a run directory of a model that was not trained here; its three files appear when all of them are whole.
+def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path, trained: RunConfig | None = None) -> None:
+    """Write a run directory of a model without its training; its three files appear when all of them are whole.
 
     An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
     command; so it has a tokenizer, and a model without one is not written as a run.
+
+    Args:
+        model: as it is to be written.
+        tokenizer: the model's.
+        path: the folder.
+        trained: the settings of the run that the model comes from, by which it is measured; None if it comes from none.
+            There is no checkpoint in the folder, so this is no run to resume, and no adapter is left to be merged.
 
     Raises:
         InputError: if `tokenizer` is None.
@@ -161,8 +168,11 @@ def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path) -> None:
     tokenizer = required(tokenizer, path)
     with atomic_folder(path) as part:
         run = RunDirectory(part)
-        # No data or training settings: they are not known.
-        write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
+        if trained is None:  # no data or training settings: they are not known
+            write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
+        else:
+            whole = dataclasses.replace(trained.train, lora_rank=0)
+            write_yaml(dataclasses.replace(trained, model=model.config, train=whole), run.config, versions={})
         tokenizer.save(run.tokenizer)
         save_weights(plain(model), run.best_weights)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli.main import run
+from minigpt.config import read_yaml
 
 SMALL = [
     "--model.block_size", "61", "--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "8",
@@ -49,3 +50,24 @@ def test_the_weights_of_a_run_are_measured_as_the_run(weights, trained, capsys, 
     (other,) = Path().glob("other.*")
     for data in ([], ["--data", str(other)]):
         assert measured(["--model", str(path), *data], capsys) == measured(["--model", str(path.parent), *data], capsys)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_imported_run_is_measured_as_the_run(adapter, trained, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(trained)
+    name, copy, flags = "run", str(tmp_path / "copy"), []
+    if adapter:
+        data, flags = next((file, flags) for file, _, flags in DATA.values() if Path(file).exists())
+        flags = (
+            [*flags, "--documents.train_size", "0", "--documents.max_length", "61", "--train.epochs", "0"]
+            if flags
+            else []
+        )
+        name = str(tmp_path / "adapted")
+        tuned = ["--train.lora_rank", "2", "--train.max_steps", "3", "--compile", "off"]
+        assert run(["train", "--init-from", "run", "--data", data, "--out", name, *tuned, *flags]) == 0
+    assert run(["import", name, copy]) == 0
+    assert measured(["--model", copy], capsys) == pytest.approx(measured(["--model", name], capsys), rel=1e-5)
+    kept, given = (read_yaml(Path(path) / "config.yaml") for path in (copy, name))
+    given["train"]["lora_rank"] = 0  # which is merged into the weights
+    assert {**kept, "model": {}} == {**given, "model": {}}
