@@ -222,7 +222,8 @@ class _TokenTable:
             where = "" if position is None else f" at position {position}"
             raise InputError(
                 f"token id {brief(token_id)}{where} is outside the vocabulary of {self.vocab_size}",
-                f"use ids from 0 to {self.vocab_size - 1}, made by the tokenizer that belongs to this model",
+                f"use ids from 0 to {self.vocab_size - 1}; a model may have more, which have no text: "
+                "generate(..., tokenizer=tokenizer) draws none of them",
             )
         return self._tokens[token_id]
 

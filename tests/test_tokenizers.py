@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import tokenizers
+from minigpt.decoding.generate import generate
 from minigpt.errors import (
     CheckpointError,
     ConfigError,
@@ -640,3 +641,11 @@ def test_gpt2_survives_its_file(gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.fingerprint() == gpt2.fingerprint()
     assert [loaded.encode(text) for text in TRICKY_TEXTS] == [gpt2.encode(text) for text in TRICKY_TEXTS]
+
+
+def test_the_error_on_an_id_without_text_says_how_not_to_draw_it(tiny_model):
+    tokenizer = CharTokenizer("abcdefg")  # of the model's 23 ids
+    with pytest.raises(InputError, match=r"\n.*no text: generate\(\.\.\., tokenizer=tokenizer\)"):
+        tokenizer.decode([7])
+    out = generate(tiny_model, [[1]], tokenizer=tokenizer, max_new_tokens=11)
+    assert len(tokenizer.decode(out.sequences[0])) == 12

@@ -212,7 +212,7 @@ class Source:
         """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
         chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named)
         # Settings of a tokenizer without its vocabulary are those of another kind, such as SentencePiece.
-        described = any((self.folder / file).is_file() for file in TOKENIZER_EXTRAS)
+        described = any(os.path.lexists(self.folder / file) for file in TOKENIZER_EXTRAS)
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
             note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
@@ -225,7 +225,7 @@ class Source:
         """The tokenizer that comes with the model, if one does."""
         if self.run:
             return load_tokenizer(self.run.tokenizer)
-        there = any((self.folder / file).is_file() for file in TOKENIZER)  # half a tokenizer is a mistake
+        there = any(os.path.lexists(self.folder / file) for file in TOKENIZER)  # half a tokenizer is a mistake
         return load_hf_tokenizer(self.folder) if there else None
 
     def _agreed_tokenizer(self, named: str | Path) -> Tokenizer:

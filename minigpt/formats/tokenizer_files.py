@@ -11,6 +11,7 @@ that was added and is not special is refused: a text that has it gives that id.
 
 import copy
 import json
+import os
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,20 +163,20 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
             pattern, a normalizer, an added word, ids in another order, merges that contradict each other.
     """
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.is_file():
+    if os.path.lexists(whole):  # something else than a file is refused when it is read
         content = read_json(whole)
         if "type" in content:  # our own form
             return load_tokenizer(whole)
-    elif vocab.is_file() and merges.is_file():
+    elif os.path.lexists(vocab) and os.path.lexists(merges):
         content = _layout(_BYTE_PAIRS, [], vocab=read_json(vocab), merges=_read_merges(merges))
     else:
-        missing = [path.name for path in (whole, vocab, merges) if not path.is_file()]
+        missing = [path.name for path in (whole, vocab, merges) if not os.path.lexists(path)]
         raise MissingFileError(
             f"{folder} has no tokenizer: {', '.join(missing)} not found",
             "put tokenizer.json there, or vocab.json and merges.txt, from where the weights come from",
         )
-    settings = {name: read_json(path) for name in (_CONFIG, _SPECIAL, _ADDED) if (path := folder / name).is_file()}
-    if (folder / _CHAT).is_file():
+    settings = {name: read_json(path) for name in (_CONFIG, _SPECIAL, _ADDED) if os.path.lexists(path := folder / name)}
+    if os.path.lexists(folder / _CHAT):
         settings.setdefault(_CONFIG, {})["chat_template"] = read_text(folder / _CHAT)
     try:
         return _read_tokenizer(content, settings)

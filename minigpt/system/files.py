@@ -281,7 +281,8 @@ def first_bytes(path: Path) -> bytes:
         CheckpointError: if it is empty, a git-lfs pointer, or an HTML or XML page.
     """
     if not path.is_file():
-        raise MissingFileError(f"there is no file {path}", "check the path, and that all files were copied")
+        what = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
+        raise MissingFileError(what, "check the path, and that all files were copied")
     with path.open("rb") as file:
         beginning = file.read(64)
     kind = stand_in(beginning)

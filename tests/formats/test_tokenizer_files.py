@@ -850,3 +850,12 @@ def test_gpt2s_ids_are_those_of_another_implementation(gpt2: GPT2Tokenizer, tmp_
         assert theirs.encode(text).ids == gpt2.encode(text)
 
     same()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_what_is_no_file_in_the_place_of_a_file_is_named(name, tmp_path):
+    save_hf_tokenizer(CharTokenizer("abc"), tmp_path, 11)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MissingFileError, match=f"{name} is no regular file"):
+        load_hf_tokenizer(tmp_path)
