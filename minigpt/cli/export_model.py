@@ -1,8 +1,9 @@
 """`minigpt export`."""
 
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, say_what_is_not_kept
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.formats.pretrained import save_hf
+from minigpt.formats.source import open_source
 from minigpt.system.files import check_unused, named_path
 
 
@@ -25,8 +26,10 @@ def run(arguments: list[str]) -> None:
     values = make_parser().parse(arguments)
     folder = named_path(values["out"], "DIR")
     check_unused(folder)  # before the work of loading
-    model, tokenizer = load_model(values["model"], tokenizer=values["tokenizer"])
+    source = open_source(values["model"])
+    model, tokenizer = source.load(tokenizer=values["tokenizer"])
     save_hf(model, tokenizer, folder)
+    say_what_is_not_kept(source, model, tokenizer)
     files = sorted(path.name for path in folder.iterdir())
     if values["json"]:
         print_json({"out": str(folder), "parameters": model.num_parameters(), "files": files})

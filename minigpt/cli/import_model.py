@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument
+from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, say_what_is_not_kept
 from minigpt.cli.parser import CommandParser, print_json
 from minigpt.errors import CheckpointError
 from minigpt.formats.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
@@ -72,6 +72,7 @@ def run(arguments: list[str]) -> None:
             ) from None
     reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
     save_run(model, tokenizer, directory, training_config(source))
+    say_what_is_not_kept(source, model, tokenizer)
     if values["json"]:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})

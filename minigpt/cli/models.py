@@ -7,12 +7,14 @@ from typing import Any
 
 from minigpt.cli.parser import CommandParser
 from minigpt.errors import InputError
+from minigpt.formats.config_json import not_kept
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import CHECKPOINTS, newest_run
 from minigpt.formats.source import Source, open_source
 from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.system.device import choose_device
+from minigpt.system.files import listed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
@@ -155,3 +157,9 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "") -> No
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` columns of a table."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def say_what_is_not_kept(source: Source, model: GPT, tokenizer: Tokenizer | None) -> None:
+    """Say on standard error what the source's own settings hold that no run and no export has a place for."""
+    if (folder := source.reference_folder) and (lost := not_kept(folder, model.config, tokenizer)):
+        print(f"note: not kept of {folder}: {listed(lost, '; ')}", file=sys.stderr)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, ConfigError
+from minigpt.errors import CheckpointError, ConfigError, brief
 from minigpt.system.files import read_json
 from minigpt.tokenizers import Tokenizer
 
@@ -116,6 +116,34 @@ def reference_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str
         "tie_word_embeddings": config.tie_weights,
         **ends,
     }
+
+
+# What of a config.json says nothing of what a model or its tokens are.
+_OF_NO_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "n_ctx",
+                "n_inner", *_FIELDS, *_ALIASES, *_FIXED, *_DROPOUTS}  # fmt: skip
+
+
+def not_kept(folder: Path, config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """What the settings in a folder of the reference say that neither a run nor an export of the model will.
+
+    Args:
+        folder: has a config.json, and perhaps a generation_config.json.
+        config: the shape of the model that was read from it.
+        tokenizer: its tokenizer, or None.
+
+    Returns:
+        Each as "file: key = value".
+    """
+    written = reference_config(config, tokenizer)
+    found = []
+    for file in ("config.json", "generation_config.json"):
+        said = read_json(folder / file) if (folder / file).is_file() else {}
+        found += [
+            f"{file}: {key} = {brief(value)}"
+            for key, value in said.items()
+            if key not in _OF_NO_MODEL and not key.startswith("_") and value not in (None, written.get(key))
+        ]
+    return found
 
 
 def checked_config(path: Path, **values: Any) -> GPTConfig:

@@ -7,6 +7,8 @@ import pytest
 
 from minigpt.cli.main import run
 from minigpt.config import read_yaml
+from minigpt.formats.pretrained import save_hf
+from minigpt.tokenizers import CharTokenizer
 
 SMALL = [
     "--model.block_size", "61", "--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "8",
@@ -69,3 +71,36 @@ def test_an_imported_run_is_measured_as_the_run(adapter, trained, capsys, monkey
     kept, given = (read_yaml(Path(path) / "config.yaml") for path in (copy, name))
     given["train"]["lora_rank"] = 0  # which is merged into the weights
     assert {**kept, "model": {}} == {**given, "model": {}}
+
+
+SAID = [  # file, key, value in a transformers folder, and whether a copy of the model has it
+    ("config.json", "eos_token_id", [3, 5], False),
+    ("config.json", "eos_token_id", 3, False),  # there is no tokenizer that could say it
+    ("config.json", "id2label", {"0": "good"}, False),
+    ("config.json", "task_specific_params", {"mine": {"x": 1}}, False),
+    ("config.json", "transformers_version", "4.2.0", True),
+    ("config.json", "summary_type", "cls_index", True),
+    ("generation_config.json", "temperature", 0.7, False),
+    ("generation_config.json", "eos_token_id", None, True),
+]
+
+
+@pytest.mark.filterwarnings("ignore::minigpt.errors.ModelNote")
+@pytest.mark.parametrize(("file", "key", "value", "kept"), SAID)
+def test_what_an_export_cannot_keep_is_said(tiny_model, capsys, file, key, value, kept):
+    save_hf(tiny_model, None, "theirs")
+    path = Path("theirs", file)
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), key: value}))
+    assert run(["export", "theirs", "ours"]) == 0
+    assert (f"not kept of theirs: {file}: {key} = " in capsys.readouterr().err) != kept
+
+
+def test_what_an_import_cannot_keep_is_said(tiny_model, capsys):
+    letters = CharTokenizer("".join(map(chr, range(97, 97 + tiny_model.config.vocab_size))))
+    save_hf(tiny_model, letters, "theirs")
+    assert run(["import", "theirs", "quiet"]) == 0
+    assert "not kept" not in capsys.readouterr().err
+    content = json.loads(Path("theirs/config.json").read_text())
+    Path("theirs/config.json").write_text(json.dumps({**content, "eos_token_id": [3, 5]}))
+    assert run(["import", "theirs", "told"]) == 0
+    assert "config.json: eos_token_id = [3, 5]" in capsys.readouterr().err
