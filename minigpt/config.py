@@ -98,7 +98,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DocumentsConfig:
-    """Fine-tuning on documents: how the source is cut into them, and they into batches.
+    """Fine-tuning on documents: how a source is cut into them, and they into batches.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -216,7 +216,7 @@ class TrainConfig:
         _require(
             self.warmup_steps <= self.max_steps or self.epochs > 0 or self.warmup_ratio > 0,  # which decide them
             f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
-            "lower warmup_steps too, or give warmup_ratio, a share of all steps, which follows max_steps",
+            "lower --train.warmup_steps too, or give --train.warmup_ratio, which is a share of all steps",
         )
 
 

@@ -103,11 +103,16 @@ counts for each seed, and so distinct-n shows that they never vary.
 A setting is a strategy (sample, greedy, beam) and options, as in
 "sample temperature=0.8 top_k=50". Several values, as in temperature=0.5,0.8,
 make several settings; two such lists make all their combinations.""",
-        '  minigpt compare --prompts-file openings.txt --setting greedy --setting "beam num_beams=5"\n'
-        '  minigpt compare --prompts-file openings.txt --setting "sample temperature=0.5,0.8,1.1" --seeds 5\n'
-        "  minigpt compare --prompts-file openings.txt --training-data reviews.jsonl -o out.json -o out.png\n"
-        '  minigpt compare --model gpt2 --model checkpoints/tuned --prompt "The film" --prompt "The plot"\n'
-        '  minigpt compare --model gpt2 --adapter reviews/adapter --adapter news/adapter --prompt "The film"',
+        "  minigpt compare --prompts-file openings.txt \\\n"
+        '    --setting greedy --setting "beam num_beams=5"\n'
+        "  minigpt compare --prompts-file openings.txt \\\n"
+        '    --setting "sample temperature=0.5,0.8,1.1" --seeds 5\n'
+        "  minigpt compare --prompts-file openings.txt \\\n"
+        "    --training-data reviews.jsonl -o out.json -o out.png\n"
+        "  minigpt compare --model gpt2 --model checkpoints/tuned \\\n"
+        '    --prompt "The film" --prompt "The plot"\n'
+        '  minigpt compare --model gpt2 --prompt "The film" \\\n'
+        "    --adapter reviews/adapter --adapter news/adapter",
     )
     parser.add_argument(
         "--model", action="append", metavar="MODEL",

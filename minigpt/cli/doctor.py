@@ -17,7 +17,10 @@ def make_parser() -> CommandParser:
         "if its losses agree with float32's.",
         "  minigpt doctor\n  minigpt doctor --preset shakespeare-char --no-compile",
     )
-    parser.add_argument("--preset", default=DEFAULT_PRESET, choices=list(PRESETS), help="the model and batch to time")
+    parser.add_argument(
+        "--preset", metavar="PRESET", default=DEFAULT_PRESET, choices=list(PRESETS),
+        help=f"the model and batch to time: {', '.join(PRESETS)}",
+    )  # fmt: skip
     parser.add_device()
     parser.add_argument("--no-compile", action="store_true", help="do not time torch.compile, which takes a minute")
     return parser

@@ -13,6 +13,7 @@ import numpy as np
 
 from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.streams import STDIN
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
@@ -23,7 +24,6 @@ from minigpt.evaluation.references import nearness
 from minigpt.system.files import parsed_json, read_json
 from minigpt.tokenizers import read
 
-STDIN = "-"
 MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
 _FILES_PER_TABLE = 4
 _LONGEST_QUOTE = 480  # characters of a copied span that are printed
@@ -66,8 +66,8 @@ BLEU, chrF        nearness to --reference, 0 to 100.
 {textwrap.fill(WORD_MEANING, 80)}""",
         "  minigpt generate --prompts-file openings.txt --json > out.json\n"
         "  minigpt evaluate-text out.json --training-data reviews.jsonl\n"
-        "  minigpt evaluate-text before.json after.json --model gpt2 --model checkpoints/tuned\n"
-        "  minigpt generate --prompt ROMEO: --json | minigpt evaluate-text - --training-data shakespeare\n"
+        "  minigpt evaluate-text before.json after.json \\\n    --model gpt2 --model checkpoints/tuned\n"
+        "  minigpt generate ROMEO: --json | \\\n    minigpt evaluate-text - --training-data shakespeare\n"
         "  minigpt evaluate-text out.json --reference real-endings.jsonl",
     )
     parser.add_argument(

@@ -18,7 +18,7 @@ from minigpt.analysis.edits import ablate
 from minigpt.analysis.tracing import edit
 from minigpt.cli.models import add_model_argument, add_reading_arguments, load
 from minigpt.cli.parser import CommandParser, field_help, print_json
-from minigpt.cli.streams import write_product
+from minigpt.cli.streams import given, write_product
 from minigpt.completion import new_text
 from minigpt.data.corpora import read_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
@@ -67,9 +67,9 @@ def make_parser() -> CommandParser:
         "Continue a text. It appears as it is written.",
         '  minigpt generate "ROMEO:"\n'
         '  minigpt generate --prompt "ROMEO:" --max-new-tokens 500 --on-overflow crop\n'
-        '  minigpt generate --prompt "To be" --temperature 0.5 --top-p 0.9 --num-return-sequences 3\n'
+        '  minigpt generate "To be" --top-p 0.9 --num-return-sequences 3\n'
         '  minigpt generate --prompt "To be" --strategy beam --num-beams 5 --json\n'
-        '  minigpt generate --prompt "My lord" --strategy beam --num-beams 8 --require "crown"\n'
+        '  minigpt generate "My lord" --strategy beam --num-beams 8 --require "crown"\n'
         '  minigpt generate --prompt "ROMEO:" --ablate 0.1\n'
         "  minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json",
     )
@@ -178,14 +178,20 @@ def _write(values: dict[str, Any], texts: Sequence[tuple[str, str]], model: GPT,
         return
     for row in rows:
         which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
-        print(f"--- {which}{_score_name(options)} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
+        name = "score" if _uses_beams(options) else "log-probability"
+        print(f"--- {which}{name} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         write_product(row["text"] + "\n")
+    if _uses_beams(options):
+        power = f"length ** {options['length_penalty']:g}"
+        print(f"[score: the sum of the filtered log-probabilities / {power}]", file=sys.stderr)
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
 
 
 def add_prompts(parser: CommandParser) -> None:
     """Add TEXT, --prompt and --prompts-file, which `prompt_texts` reads."""
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="the text to continue, as with --prompt")
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT", help="the text to continue, as with --prompt; - reads standard input"
+    )
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="the text to continue; may be given several times"
     )
@@ -195,7 +201,7 @@ def add_prompts(parser: CommandParser) -> None:
 
 
 def given_prompts(values: dict[str, Any]) -> list[str]:
-    """TEXT, and every --prompt."""
+    """TEXT, and every --prompt, as they were typed."""
     return [text for text in (values["text"], *(values["prompt"] or ())) if text is not None]
 
 
@@ -211,11 +217,12 @@ def prompt_texts(values: dict[str, Any]) -> list[tuple[str, str]]:
     Raises:
         MissingFileError: if there is no such file.
         DataError: if it is a folder, is not UTF-8, or has no text.
+        InputError: if two prompts are "-", or standard input is not UTF-8.
     """
-    given, file = given_prompts(values), values["prompts_file"]
-    texts = [(f"prompt {number}", text) for number, text in enumerate(given)]
+    prompts, file = given_prompts(values), values["prompts_file"]
+    texts = [(f"prompt {number}", text) for number, text in enumerate(given(*prompts))]
     if file is None:
-        return texts if len(texts) > 1 else [("the prompt", text) for text in given or [""]]
+        return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
     advice = "name a text file with one prompt a line"
     if Path(file).is_dir():
         raise DataError(f"{file} is a folder", advice)
@@ -400,13 +407,6 @@ def _completion(
 
 def _uses_beams(options: dict[str, Any]) -> bool:
     return options["strategy"] == "beam" or options["num_beams"] > 1
-
-
-def _score_name(options: dict[str, Any]) -> str:
-    """What the scores of `generate` are, for a line of output."""
-    if not _uses_beams(options):
-        return "log-probability"
-    return f"score (sum of the filtered log-probabilities / length ** {options['length_penalty']:g})"
 
 
 def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any], skip_special: bool) -> None:

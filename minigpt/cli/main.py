@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from minigpt.cli.streams import Stream, attached, one_line, say_error
+from minigpt.cli.streams import Stream, attached, one_line, say_error, say_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
@@ -100,15 +100,15 @@ def _answer(arguments: list[str], out: Stream) -> int:
     command, *rest = arguments or ["help"]
     if command in ("--help", "-h", "help"):
         command, rest = rest[0] if rest else "help", [*rest[1:], "--help"]
-    if command == "help":
-        print(usage())
-        return 0
-    if command == "--version":
-        from minigpt import __version__
-
-        print(f"minigpt {__version__}")
-        return 0
     try:
+        if command == "help":
+            print(usage())
+            return 0
+        if command == "--version":
+            from minigpt import __version__
+
+            print(f"minigpt {__version__}")
+            return 0
         if command not in COMMANDS:
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
         os.getcwd()  # where there is none, one of torch's libraries would end the process
@@ -153,4 +153,4 @@ def _two_lines(error: Exception) -> tuple[str, str] | None:
 
 def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:
     """A warning as one line on standard error; the place in the code that it comes from helps nobody here."""
-    print(f"note: {one_line(str(message))}", file=sys.stderr)
+    say_note(str(message))

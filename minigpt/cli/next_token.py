@@ -14,6 +14,7 @@ from minigpt.cli.models import (
     shortened,
 )
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.streams import given
 from minigpt.errors import InputError
 
 PIECE_WIDTH, BAR_WIDTH = 22, 20
@@ -32,7 +33,10 @@ def make_parser() -> CommandParser:
     )
     add_model_argument(parser)
     parser.add_argument(
-        "text", nargs="?", metavar="TEXT", help='the text to look beyond; "" is the beginning of a text'
+        "text",
+        nargs="?",
+        metavar="TEXT",
+        help='the text to look beyond; "" is the beginning of a text, - reads standard input',
     )
     parser.add_argument("--prompt", metavar="TEXT", help="the same, as a flag")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="rows of the table")
@@ -49,13 +53,14 @@ def run(arguments: list[str]) -> None:
     from minigpt.decoding.sampling import next_token_table
     from minigpt.tokenizers import encode_prompt, read
 
-    given = [text for text in (values["text"], values["prompt"]) if text is not None]
-    if len(given) != 1:
-        raise InputError(
-            f"there are {len(given)} prompts, and one is looked beyond", 'give one: minigpt next "See you"'
-        )
+    typed = [text for text in (values["text"], values["prompt"]) if text is not None]
+    if not typed:
+        raise InputError("a text is missing, to look beyond", 'give one: minigpt next "See you"')
+    if len(typed) > 1:
+        raise InputError("there are two texts, TEXT and --prompt, and one is looked beyond", "leave one of them out")
+    (prompt,) = given(*typed)
     model, tokenizer = load(values)
-    ids = framed(read(tokenizer, given[0]), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
+    ids = framed(read(tokenizer, prompt), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
     if values["top"] < 1:
         raise InputError(f"--top {values['top']} asks for no row", "choose --top of at least 1")
     _check_room(len(ids), values["steps"], model.config.block_size)

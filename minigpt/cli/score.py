@@ -15,6 +15,7 @@ from minigpt.cli.models import (
     shortened,
 )
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.streams import given
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, read
@@ -33,7 +34,10 @@ def make_parser() -> CommandParser:
         '  minigpt score --model gpt2 "See you later, alligator." --bos --eos --json',
     )
     add_model_argument(parser)
-    parser.add_argument("text", nargs="+", metavar="TEXT", help="a text of at most the model's block size")
+    parser.add_argument(
+        "text", nargs="+", metavar="TEXT",
+        help="a text of at most the model's block size; - reads standard input",
+    )  # fmt: skip
     add_bos_argument(parser)
     parser.add_argument("--eos", action="store_true", help="put the token that closes a document behind")
     parser.add_argument("--tokens", action="store_true", help="show the log-probability of every token")
@@ -45,11 +49,12 @@ def make_parser() -> CommandParser:
 def run(arguments: list[str]) -> None:
     """Print one line a text, in the order given."""
     values = make_parser().parse(arguments)
+    texts = given(*values["text"])
     model, tokenizer = load(values)
-    rows = [framed(read(tokenizer, text), tokenizer, values["bos"], values["eos"]) for text in values["text"]]
-    for text, ids in zip(values["text"], rows, strict=True):
+    rows = [framed(read(tokenizer, text), tokenizer, values["bos"], values["eos"]) for text in texts]
+    for text, ids in zip(texts, rows, strict=True):
         _check_length(text, len(ids), model.config.block_size)
-    results = [_score(model, tokenizer, text, ids) for text, ids in zip(values["text"], rows, strict=True)]
+    results = [_score(model, tokenizer, text, ids) for text, ids in zip(texts, rows, strict=True)]
     if values["json"]:
         print_json({"results": results})
         return

@@ -1,4 +1,4 @@
-"""Standard output and standard error while a command runs: the one place through which it speaks to people.
+"""Standard output and standard error while a command runs: the one place through which it speaks to people, and hears.
 
 Every `print`, progress bar and note passes through here, whatever the streams are: closed, on a full disk, a
 notebook's, a pipe whose reader has left. Telling something never ends the work that it is about, except that nobody
@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from minigpt.errors import cut
+from minigpt.errors import InputError, cut
 
-WIDTH = 80  # columns of an error on a terminal
+WIDTH = 80  # columns of an error or a note on a terminal
+STDIN = "-"  # in the place of a text or a file: what standard input holds
 
 # All but tab and line feed; and those that turn the direction of a line around, or end one unseen.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -124,13 +125,31 @@ def write_product(text: str) -> None:
 
 def say_error(what: str, how: str) -> None:
     """Two lines on standard error: what is wrong, and how to mend it."""
-    lines = ["error: " + one_line(what), "       " + one_line(how)]
-    if sys.stderr.isatty():
-        lines = [
-            textwrap.fill(said(line), WIDTH, subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False)
-            for line in lines
-        ]
-    print("\n".join(lines), file=sys.stderr)
+    start = "error: "
+    print(f"{_wrapped(start, what)}\n{_wrapped(' ' * len(start), how)}", file=sys.stderr)
+
+
+def say_note(text: str, start: str = "note: ") -> None:
+    """One line on standard error: what one should know, though nothing is wrong."""
+    print(_wrapped(start, text), file=sys.stderr)
+
+
+def given(*texts: str) -> list[str]:
+    """Texts of a command line. "-" is what standard input holds, without its last line break.
+
+    Raises:
+        InputError: if two of them are "-", or standard input is not UTF-8.
+    """
+    if texts.count(STDIN) > 1:
+        raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
+    return [_standard_input() if text == STDIN else text for text in texts]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error.reason}", "convert it first") from None
 
 
 def said(text: str) -> str:
@@ -146,3 +165,11 @@ def escaped(text: str) -> str:
 def one_line(text: str) -> str:
     """A text with a space for each of its line ends and gaps."""
     return " ".join(text.split())
+
+
+def _wrapped(start: str, text: str) -> str:
+    """A line behind its beginning; on a terminal it goes on below where its text began."""
+    line, indent = said(start + one_line(text)), " " * len(start)
+    if not sys.stderr.isatty():
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

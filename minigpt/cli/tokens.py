@@ -4,6 +4,7 @@ from typing import Any
 
 from minigpt.cli.models import add_model_argument, add_reading_arguments, model_source, piece, reading
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.streams import given
 from minigpt.formats.run_directory import required
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.tokenizers import Tokenizer, read
@@ -21,14 +22,15 @@ def make_parser() -> CommandParser:
     )
     add_model_argument(parser, weights=False)
     add_reading_arguments(parser)
-    parser.add_argument("text", metavar="TEXT", help="the text")
+    parser.add_argument("text", metavar="TEXT", help="the text; - reads standard input")
     return parser
 
 
 def run(arguments: list[str]) -> None:
     """Print one line a token."""
     values = make_parser().parse(arguments)
-    _, tokenizer, ids = tokenized(values, values["text"])
+    (text,) = given(values["text"])
+    _, tokenizer, ids = tokenized(values, text)
     rows = [
         {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
         for token_id in ids
@@ -39,7 +41,7 @@ def run(arguments: list[str]) -> None:
     print(f"{'id':>6}  {'piece':<16}  bytes")
     for row in rows:
         print(f"{row['id']:>6}  {row['text']!r:<16}  {row['bytes']}")
-    print(f"{len(rows)} tokens, {len(values['text'])} characters, vocabulary {tokenizer.vocab_size:,}")
+    print(f"{len(rows)} tokens, {len(text)} characters, vocabulary {tokenizer.vocab_size:,}")
 
 
 def tokenized(values: dict[str, Any], text: str) -> tuple[str, Tokenizer, list[int]]:

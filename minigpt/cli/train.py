@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
+from minigpt.cli.streams import say_note
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
@@ -53,8 +54,9 @@ def make_parser(config: RunConfig) -> CommandParser:
 def add_settings(parser: CommandParser, config: RunConfig) -> None:
     """Add a flag for every setting of a run, with a configuration as their defaults."""
     parser.add_argument(
-        "--preset", default=DEFAULT_PRESET, choices=list(PRESETS),
-        help="the settings to start from; with --init-from, finetune-documents or finetune-text if none is named",
+        "--preset", metavar="PRESET", default=DEFAULT_PRESET, choices=list(PRESETS),
+        help=f"the settings to start from: {', '.join(PRESETS)}; with --init-from, finetune-documents or "
+        "finetune-text if none is named",
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
     parser.add_argument("--data", default=config.data.source, metavar="SOURCE", help=field_help(DataConfig, "source"))
@@ -173,8 +175,7 @@ def check_effect(config: RunConfig, arguments: list[str], content: dict[str, Any
             )
     written = [name for name in COUNTED_BY_EPOCHS if name in content.get("train", {})]
     if config.train.epochs and written:
-        print(f"note: epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says",
-              file=sys.stderr)  # fmt: skip
+        say_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
 
 
 def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> RunConfig:

@@ -141,7 +141,9 @@ def not_kept(folder: Path, config: GPTConfig, tokenizer: Tokenizer | None) -> li
         found += [
             f"{file}: {key} = {brief(value)}"
             for key, value in said.items()
-            if key not in _OF_NO_MODEL and not key.startswith("_") and value not in (None, written.get(key))
+            if key not in _OF_NO_MODEL
+            and not key.startswith("_")
+            and value not in (None, False, [], {}, written.get(key))
         ]
     return found
 

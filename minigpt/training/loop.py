@@ -142,8 +142,8 @@ def train(
                 f"choose a larger --train.{counted}; what has been learned cannot be taken back",
             )
         if has_ended(run, progress, records):
-            say(f"resume     nothing is left to do: the run has its {progress.step} steps. "
-                f"--train.{counted} N goes on to N")  # fmt: skip
+            say(f"resume     nothing is left to do: the run has its {progress.step} steps")
+            say(f"           --train.{counted} N goes on to N")
             return result(run, progress, records)
         if processes.first:
             if not resume:

@@ -1,6 +1,8 @@
 """What people type first, and what they are answered: names of other programs, runs half done, texts without a flag."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,17 @@ def test_resume_takes_the_name_of_a_run(failing):
     write_yaml(RunConfig(), made.config, {})
     assert "named 'nowhere'" in failing(["train", "--resume", "mine", "--data", "nowhere"])
     assert "nowhere is not a run directory" in failing(["train", "--resume", "nowhere"])
+
+
+# --- standard input
+
+
+@pytest.mark.parametrize("command", ["generate --max-new-tokens 3", "next", "score", "tokenize", "inspect loss"])
+def test_a_dash_is_what_standard_input_holds(command, capsys, monkeypatch):
+    begun(Path("mine"), step=7, best=True)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc\n")))
+    answers = []
+    for text in ("abc", "-"):
+        assert run([*command.split(), text, "--model", "mine", "--json"]) == 0
+        answers.append({**json.loads(capsys.readouterr().out), "tokens_per_second": None})
+    assert answers[0] == answers[1]

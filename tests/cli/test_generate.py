@@ -240,16 +240,19 @@ def test_what_a_draft_was_good_for_is_told(characters: CharModel, written: Calla
 
 def test_a_score_says_what_it_is(characters: CharModel, written: Callable[..., Any]) -> None:
     flags = ("--prompt", "ROMEO", "--max-new-tokens", "4")
-    for more, name in (
-        (("--num-return-sequences", "2"), "log-probability"),
-        (BEAM, "score (sum of the filtered log-probabilities / length ** 1)"),
+    for more, name, meaning in (
+        (("--num-return-sequences", "2"), "log-probability", ""),
+        (BEAM, "score", "[score: the sum of the filtered log-probabilities / length ** 1]"),
         (
             ("--num-beams", "2", "--length-penalty", "0.5"),
-            "score (sum of the filtered log-probabilities / length ** 0.5)",
+            "score",
+            "[score: the sum of the filtered log-probabilities / length ** 0.5]",
         ),
     ):
         score = json.loads(written(*flags, *more, "--json")[0])["completions"][0]["score"]
-        assert f"--- {name} {score:.3f}, ended by: length ---" in written(*flags, *more)[0]
+        out, err = written(*flags, *more)[:2]
+        assert f"--- {name} {score:.3f}, ended by: length ---" in out
+        assert meaning in err
 
 
 def test_a_prompt_that_comes_twice_gets_two_texts(characters: CharModel, completions: Callable[..., Any]) -> None:

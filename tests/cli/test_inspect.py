@@ -135,8 +135,10 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_the_help_of_a_view_shows_commands_that_it_accepts(name):
+def test_the_help_of_a_view_shows_commands_that_it_accepts(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     parser = make_view_parser(name)
+    assert [line for line in parser.format_help().splitlines() if len(line) > 80] == []
     examples = parser.epilog.replace("\\\n", " ").splitlines()[1:]
     assert examples
     for example in examples:

@@ -6,12 +6,13 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from minigpt.cli.main import COMMANDS, run
-from minigpt.cli.streams import Stream, attached, said, say_error, write_product
+from minigpt.cli.main import COMMANDS, _show_note, run
+from minigpt.cli.streams import Stream, attached, said, say_error, say_note, write_product
 from minigpt.config import GPTConfig
 from minigpt.errors import LONGEST
 from minigpt.formats.run_directory import save_run
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a 
 # One process that has everything imported, and for each case a child of it: with streams of its own, and an end of its
 # own, where Python itself flushes once more.
 DRIVER = """
-import gc, json, os, sys
+import gc, io, json, os, sys
 from importlib import import_module
 from minigpt.cli.main import COMMANDS, main
 for module, _ in COMMANDS.values():
@@ -45,7 +46,8 @@ def attach(number, name, kind):
     if opened != number:
         os.dup2(opened, number)
         os.close(opened)
-    setattr(sys, name, os.fdopen(number, "w"))
+    # Nobody reads what a pipe without a reader holds back, so each write is tried at once, as under python -u.
+    setattr(sys, name, io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=kind == "left"))
 
 results = []
 for out, err, arguments in json.loads(sys.stdin.read()):
@@ -80,7 +82,7 @@ def model() -> str:
     return "tiny"
 
 
-HELPS = [["--version"], *([command, "--help"] for command in COMMANDS)]
+HELPS = [["--version"], [], ["-h"], ["help"], ["inspect"], *([command, "--help"] for command in COMMANDS)]
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_every_command_survives_every_stream(commands):
     kinds = ("closed", "full", "left")
     streams = [pair for kind in kinds for pair in ((kind, "file"), ("file", kind), (kind, kind))]
     cases = [(out, err, command) for out, err in streams for command in commands]
-    cases += [("full", "file", command) for command in HELPS]
+    cases += [(out, "file", command) for out in ("full", "left") for command in HELPS]
     usual = results_of([("file", "file", command) for command in [*commands, *HELPS]])
     assert all(code in (0, 2) and "Traceback" not in err for code, _, err in usual)
     expected = dict(zip(map(tuple, [*commands, *HELPS]), usual, strict=True))
@@ -247,18 +249,37 @@ def test_a_progress_bar_is_drawn_in_its_place():
     assert "33%" in seen.getvalue()
 
 
-def test_errors_are_wrapped_where_people_read_them():
+def on_a_terminal(say: Callable[[], None]) -> list[str]:
+    """The lines that standard error shows, where it is a terminal."""
     parent, child = pty.openpty()
     with os.fdopen(child, "w") as terminal, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
         with attached():
-            say_error("what " * 30, "how " * 30 + "/a/path/" + "that-is-long" * 9)
+            say()
     lines = os.read(parent, 9999).decode().replace("\r\n", "\n").rstrip("\n").split("\n")
     os.close(parent)
+    return lines
+
+
+def test_errors_are_wrapped_where_people_read_them():
+    lines = on_a_terminal(lambda: say_error("what " * 30, "how " * 30 + "/a/path/" + "that-is-long" * 9))
     assert lines[0].startswith("error: what")
     assert all(line.startswith("       ") for line in lines[1:])
     assert all(len(line) <= 80 for line in lines[:-1])
     assert lines[-1].endswith("/a/path/" + "that-is-long" * 9)  # whole, to be copied
+
+
+@pytest.mark.parametrize("say", [
+    lambda: _show_note(UserWarning("word " * 40)), lambda: say_note("word " * 40),
+])  # fmt: skip
+def test_notes_are_wrapped_as_errors_are(say, capsys):
+    lines = on_a_terminal(say)
+    assert lines[0].startswith("note: word")
+    assert all(line.startswith("      word") for line in lines[1:])
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
+    say()
+    assert capsys.readouterr().err.count("\n") == 1  # where a program reads them, a line is a line
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate"], ["train", "--data", "t.txt"], ["doctor", "--help"]])

@@ -228,7 +228,7 @@ VIEWS = {
         "Show what the model expects next, and what each option of sampling leaves of that: the probabilities after "
         "temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are left.",
         '  minigpt inspect next "To be, or not to b"\n'
-        '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 -o cuts.png\n'
+        '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 \\\n    -o cuts.png\n'
         '  minigpt inspect next --model gpt2 "See you" --check',
         _add_next,
         _next,
@@ -237,7 +237,7 @@ VIEWS = {
         "Continue a text and show what was considered for each token. Without an option of sampling the best token is "
         "taken.",
         '  minigpt inspect steps "ROMEO:" -n 20\n'
-        '  minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 --check -o steps.png',
+        '  minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\\n    --check -o steps.png',
         _add_steps,
         _steps,
     ),

@@ -12,13 +12,13 @@ from minigpt.analysis.records import Numbers
 from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
 from minigpt.cli.parser import CommandParser
+from minigpt.cli.streams import given
 from minigpt.cli.views.frame import (
     Answer,
     Subject,
     View,
     add_model_flags,
     add_prompt,
-    from_stdin,
     load_reader,
     one_token,
     subject,
@@ -213,8 +213,9 @@ def _add_patch(parser: CommandParser) -> None:
 
 
 def _patch(values: dict[str, Any]) -> Answer:
-    it = subject(values, values["clean"])
-    other = it.read(from_stdin(values["corrupt"]), "--corrupt")
+    clean, corrupt = given(values["clean"], values["corrupt"])
+    it = subject(values, clean)
+    other = it.read(corrupt, "--corrupt")
     measure, what = _difference(values, it)
     sweep = patching_sweep(it.model, [it.ids], [other], measure, values["point"])
     by_head = values["point"] == "attn.z"
@@ -261,16 +262,18 @@ VIEWS = {
         "and an early one that they live on does not, though it may add nothing itself: see inspect why.",
         '  minigpt inspect ablate "To be, or not to be" --part 1.0 0.mlp\n'
         "  minigpt inspect ablate --repeated 25 --sweep heads -o heads.png\n"
-        '  minigpt inspect ablate "To be" --mode mean --reference "My lord, " "I will, " --check',
+        '  minigpt inspect ablate "To be" --mode mean \\\n    --reference "My lord, " "I will, " --check',
         _add_ablate,
         _ablate,
     ),
     "patch": View(
         "Run a corrupt text with one part of the clean text's pass at a time, and measure how much of the clean answer "
         "comes back: where in the model the answer is made.",
-        '  minigpt inspect patch --clean "And thou ha" --corrupt "And they ha" --token s --against v\n'
-        '  minigpt inspect patch --model gpt2 --clean "John and Mary went home. John gave it to" \\\n'
-        '    --corrupt "John and Mary went home. Mary gave it to" --token " Mary" --against " John" --point attn.z',
+        '  minigpt inspect patch --clean "And thou ha" --corrupt "And they ha" \\\n    --token s --against v\n'
+        "  minigpt inspect patch --model gpt2 \\\n"
+        '    --clean "John and Mary went home. John gave it to" \\\n'
+        '    --corrupt "John and Mary went home. Mary gave it to" \\\n'
+        '    --token " Mary" --against " John" --point attn.z',
         _add_patch,
         _patch,
     ),

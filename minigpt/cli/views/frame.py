@@ -26,6 +26,7 @@ from minigpt.cli.models import (
     model_source,
 )
 from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.streams import STDIN, given
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -234,7 +235,7 @@ def add_prompt(parser: CommandParser, required: bool = True, inside: bool = True
         "prompt",
         nargs=None if required else "?",
         metavar="TEXT",
-        help="the prompt; - reads it from standard input, without its last line break",
+        help=f"the prompt; {STDIN} reads it from standard input, without its last line break",
     )
     add_model_flags(parser, inside)
 
@@ -250,7 +251,7 @@ def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
         InputError: if the prompt is empty, or longer than the model can read.
         MiniGPTError: whatever loading a model raises.
     """
-    text = from_stdin(values["prompt"] if prompt is None else prompt)
+    text = given(values["prompt"])[0] if prompt is None else prompt
     reader = load_reader(values)
     ids = _checked(framed(read(reader.tokenizer, text), reader.tokenizer, reader.bos), reader.model, "the prompt")
     return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, text, ids)
@@ -263,16 +264,6 @@ def load_reader(values: dict[str, Any]) -> Reader:
     # A model trained here has read one long text, in which no document begins.
     usual = tokenizer.bos_token_id is not None and training_config(source) is None
     return Reader(source.name, model, tokenizer, usual if values["bos"] is None else values["bos"])
-
-
-def from_stdin(text: str) -> str:
-    """The text, or what standard input holds, where it is "-"."""
-    if text != "-":
-        return text
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 text: {error.reason}", "convert it first") from None
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

@@ -164,7 +164,7 @@ def _differences(one: GPTConfig, other: GPTConfig, name: str) -> list[str]:
 
 
 def _add_embed(parser: CommandParser) -> None:
-    parser.add_argument("what", choices=["near", "pca", "positions"], help="what to show")
+    parser.add_argument("what", metavar="WHAT", choices=["near", "pca", "positions"], help="near, pca or positions")
     parser.add_argument(
         "text", nargs="?", metavar="TEXT", help="near: the token; pca: whose tokens to draw (default: the vocabulary)"
     )
@@ -273,7 +273,10 @@ def _positions(values: dict[str, Any]) -> Answer:
 
 def _add_shape(parser: CommandParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
-    parser.add_argument("--preset", choices=[*PRESETS], help="a preset's shape, in the place of a model's")
+    parser.add_argument(
+        "--preset", metavar="PRESET", choices=[*PRESETS],
+        help=f"a preset's shape, in the place of a model's: {', '.join(PRESETS)}",
+    )  # fmt: skip
     add_tokenizer_argument(parser)
     parser.add_argument(
         "--what-if", nargs="+", default=[], metavar="NAME=VALUE", help="change the shape: n_layer=24 n_embd=1024"
@@ -317,8 +320,8 @@ VIEWS = {
         "Count what a model costs, a module a row: parameters, floating-point operations of a forward pass, bytes kept "
         "for the backward pass, gradients, optimizer, KV-cache. Nothing is built, so --what-if costs nothing.",
         "  minigpt inspect size --preset gpt2-124m --tokens 1024\n"
-        "  minigpt inspect size --preset gpt2-124m --what-if n_layer=24 n_embd=1024 n_head=16\n"
-        "  minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon -o size.png",
+        "  minigpt inspect size --preset gpt2-124m \\\n    --what-if n_layer=24 n_embd=1024 n_head=16\n"
+        "  minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon \\\n    -o size.png",
         _add_size,
         _size,
     ),

@@ -223,7 +223,7 @@ VIEWS = {
         "what it would expect there. KL is how far that is from what the model says in the end. With --norms, how long "
         "the stream is, and what has been written into it.",
         '  minigpt inspect lens "To be, or not to b"\n'
-        '  minigpt inspect lens --model gpt2 "The capital of France is" --rank-of " Paris" -o lens.png\n'
+        '  minigpt inspect lens --model gpt2 "The capital of France is" \\\n    --rank-of " Paris" -o lens.png\n'
         '  minigpt inspect lens "To be, or not to b" --points "*.resid_post" --check\n'
         '  minigpt inspect lens "To be, or not to b" --norms',
         _add_lens,
@@ -235,8 +235,8 @@ VIEWS = {
         "attention and MLPs add stands their total effect: how much of the logit is lost without the part, at every "
         "position, with all that later parts make of it.",
         '  minigpt inspect why "To be, or not to b"\n'
-        '  minigpt inspect why "To be, or not to b" --token e --against u --by head -o why.png\n'
-        '  minigpt inspect why --model gpt2 "The capital of France is" --token " Paris" --by neuron --check',
+        '  minigpt inspect why "To be, or not to b" --token e --against u \\\n    --by head -o why.png\n'
+        '  minigpt inspect why --model gpt2 "The capital of France is" \\\n    --token " Paris" --by neuron --check',
         _add_why,
         _why,
     ),

@@ -8,8 +8,9 @@ from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.models import add_model_argument, add_reading_arguments
 from minigpt.cli.parser import CommandParser
+from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
-from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, from_stdin, subject, token_text
+from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, subject, token_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
 from minigpt.tokenizers import Tokenizer
@@ -24,7 +25,7 @@ def _add_tokens(parser: CommandParser) -> None:
 
 
 def _tokens(values: dict[str, Any]) -> Answer:
-    text = from_stdin(values["prompt"])
+    (text,) = given(values["prompt"])
     name, tokenizer, ids = tokenized(values, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
