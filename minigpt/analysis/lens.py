@@ -208,7 +208,8 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: int | None = None) 
     (row,) = check_prompts([ids], num_with_text(model, vocab_size))
     if len(row) < 2:
         raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
-    return TokenLosses(row, next_log_probs(model, row[:-1], vocab_size))
+    # On the CPU: what follows are tables and pictures, and NumPy reads no other device.
+    return TokenLosses(row, next_log_probs(model, row[:-1], vocab_size).cpu())
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -191,7 +191,15 @@ def stream(
             "a stream shows one sequence that only grows, and beams change their minds until the end",
             'choose strategy="sample" or "greedy" with num_beams = num_return_sequences = 1, or call generate',
         )
-    return (choice.id for step in _watched_steps(job, on_step, num_candidates) for choice in step.choices)
+    return _chosen_ids(job, on_step, num_candidates)
+
+
+def _chosen_ids(job: "_Job", on_step: Callable[[Step], None] | None, num_candidates: int) -> Generator[int, None, None]:
+    """The ids of all steps. Closed early, it closes the steps, whatever this Python does with what it leaves behind."""
+    with contextlib.closing(_watched_steps(job, on_step, num_candidates)) as steps:
+        for step in steps:
+            for choice in step.choices:
+                yield choice.id
 
 
 def check_request(
@@ -399,7 +407,7 @@ class _Job:
 
 
 def _watched_steps(
-    job: _Job, on_step: Callable[[Step], None] | None, num_candidates: int
+    job: "_Job", on_step: Callable[[Step], None] | None, num_candidates: int
 ) -> Generator[Step, None, None]:
     """The steps of `_steps`, each shown to whoever watches."""
     with contextlib.closing(_steps(job, num_candidates if on_step else 0)) as steps:
