@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus
-from minigpt.data.documents import Documents
+from minigpt.data.documents import Documents, keyword_line
 from minigpt.data.feeds import Feed, TextFeed, document_feed, text_feed
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, did_you_mean, first_line
@@ -225,7 +225,10 @@ def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
     if isinstance(source, Corpus):
         return CharTokenizer.from_text(source.text)
     documents = [*source.items, *(source.validation or ())]
-    return CharTokenizer.from_text("\n" + "".join(document.prompt + document.text for document in documents))
+    text = "\n" + "".join(document.prompt + document.text for document in documents)
+    if config.documents.keywords:  # they come in lower case, in a line whose other letters are minigpt's own
+        text += keyword_line([text.lower(), ""])
+    return CharTokenizer.from_text(text)
 
 
 def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None) -> Feed:

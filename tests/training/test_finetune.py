@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from minigpt.cli import main
 from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
-from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
+from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.corpora import Corpus
-from minigpt.data.documents import Document, Documents
+from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.feeds import document_feed
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
@@ -33,7 +33,7 @@ from minigpt.training import loop
 from minigpt.training.curves import perplexity_curve
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
-from minigpt.training.run import counted
+from minigpt.training.run import counted, new_tokenizer
 from minigpt.training.verify import compare
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
@@ -616,3 +616,12 @@ def test_a_share_of_a_text_holds_out_no_documents(base, capsys):
     Path("a.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
     assert main.run(["train", "--init-from", str(base), "--data", "a.jsonl", "--val-fraction", "0.3"]) == 2
     assert "--val-fraction 0.3 would change nothing" in capsys.readouterr().err
+
+
+def test_a_new_model_knows_the_letters_of_keywords():
+    """Those of "keywords: a, b", and the lower case of the documents' own, which none of them need hold."""
+    shouting = Documents([Document("ABBA WXW"), Document("CDC ABBA")], "2 texts", 0, 0)
+    tokenizer = new_tokenizer(RunConfig(documents=DocumentsConfig(keywords=2)), shouting)
+    for document in with_keywords(shouting.items, 2, shouting.items):
+        assert tokenizer.decode(tokenizer.encode(document.prompt + document.text)) == document.prompt + document.text
+    assert "k" not in new_tokenizer(RunConfig(), shouting).characters
