@@ -13,7 +13,7 @@ import numpy as np
 
 from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, framed, load, shortened
 from minigpt.cli.parser import CommandParser, print_json
-from minigpt.cli.streams import STDIN
+from minigpt.cli.streams import STDIN, check_stdin_once
 from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
@@ -91,8 +91,7 @@ BLEU, chrF        nearness to --reference, 0 to 100.
 def run(arguments: list[str]) -> None:
     """Measure each file and print the table."""
     values = make_parser().parse(arguments)
-    if [*values["file"], values["reference"]].count(STDIN) > 1:
-        raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
+    check_stdin_once([*values["file"], values["reference"]])
     columns = [read_texts(file, values["text_field"]) for file in values["file"]]
     training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
     results = [_variety(texts) for texts in columns]

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
@@ -134,14 +134,19 @@ def say_note(text: str, start: str = "note: ") -> None:
     print(_wrapped(start, text), file=sys.stderr)
 
 
+def check_stdin_once(words: Sequence[str]) -> None:
+    """Raise InputError if "-" is there twice."""
+    if words.count(STDIN) > 1:
+        raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
+
+
 def given(*texts: str) -> list[str]:
     """Texts of a command line. "-" is what standard input holds, without its last line break.
 
     Raises:
         InputError: if two of them are "-", or standard input is not UTF-8.
     """
-    if texts.count(STDIN) > 1:
-        raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
+    check_stdin_once(texts)
     return [_standard_input() if text == STDIN else text for text in texts]
 
 
