@@ -13,7 +13,7 @@ import jsonargparse
 
 from minigpt.cli.streams import write_product
 from minigpt.config import DEFAULT_PRESET, RunConfig, is_plain, preset
-from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, nearest
+from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, did_you_mean, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -42,7 +42,10 @@ class CommandParser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong in one line, and how to mend it in another."""
         what, how = " ".join(message.split()), f"see {self.prog} --help"
-        flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        flags = {
+            action.dest: action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+            for action in self._actions
+        }
         if wrong := re.match(r"Parser key \"(.+?)\": Expected a (.+?)\. Got value: (.*)", what):
             flag = flags.get(wrong[1], f"--{wrong[1]}")
             expected = re.sub(r"<class '(\w+)'>", lambda kind: KINDS.get(kind[1], kind[1]), wrong[2])
@@ -57,6 +60,14 @@ class CommandParser(jsonargparse.ArgumentParser):
             following = (peek(self._given, valueless[1]) or "") if valueless[1] in self._given else ""
             value = shlex.quote(following) if following.startswith("-") else "..."
             how = f"give a value; one that begins with a dash is written {valueless[1]}={value}"
+        elif choice := re.match(r"argument (?:.*/)?(\S+): invalid choice: '(.*)' \(choose from", what):
+            known = next(a.choices for a in self._actions if a.choices and flags[a.dest] == choice[1])
+            what, how = f"{choice[1]} {brief(choice[2])} is not a choice", did_you_mean(choice[2], known)
+        elif missing := re.match(r"the following arguments are required: (.*)", what):
+            what = f"missing: {', '.join(flags[name] for name in missing[1].split(', '))}"
+            examples = re.sub(r"\s*\\\n\s*", " ", self.epilog or "")  # one of several lines ends them with \
+            lines = [line.strip() for line in examples.splitlines()]
+            how = next((f"for example: {line}; {how}" for line in lines if line.startswith(self.prog)), how)
         raise ConfigError(what.removeprefix("argument "), how) from ex
 
     def names(self) -> dict[str, str]:

@@ -3,10 +3,12 @@
 import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from minigpt.cli.inspect_model import VIEWS, make_view_parser
 from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.parser import parser_of
 from minigpt.cli.train import make_parser
@@ -84,6 +86,42 @@ def test_every_other_name_leads_to_something():
 ])  # fmt: skip
 def test_a_value_that_looks_like_a_flag(failing, arguments, way):
     assert way in failing(arguments).splitlines()[1]
+
+
+PARSERS = {
+    **{name: partial(parser_of, module) for name, (module, _) in COMMANDS.items()
+       if name not in ("inspect", "verify-resume")},  # whose flags are those of its views, and of train
+    **{f"inspect {view}": partial(make_view_parser, view) for view in VIEWS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, command):
+    for action in PARSERS[command]()._actions:
+        for choice in action.choices or ():
+            wrong = f"{choice}{choice[-1]}"
+            flags = [*action.option_strings[-1:], wrong]
+            what, how = failing([*command.split(), *flags]).splitlines()
+            name = "WHAT" if not action.option_strings else action.option_strings[-1]
+            assert what in (f"error: {name} {wrong!r} is not a choice", f"error: there is no preset {wrong!r}")
+            assert how.startswith(f"       did you mean {choice}? known: ")
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_what_is_missing_is_named_and_shown_in_an_example(failing, command):
+    parser = PARSERS[command]()
+    missing = [
+        action.option_strings[-1] if action.option_strings else (action.metavar or action.dest.upper())
+        for action in parser._actions
+        if action.required
+    ]
+    if not missing:
+        return
+    what, how = failing(command.split()).splitlines()
+    assert what == f"error: missing: {', '.join(missing)}"
+    assert how.startswith(f"       for example: minigpt {command} ")
+    assert how.endswith(f"; see minigpt {command} --help")
+    assert "\\" not in how
 
 
 def test_help_of_a_command_by_the_word(capsys):

@@ -439,7 +439,7 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("patch {model} --clean to --corrupt b --token a --against o", "the clean rows are (1, 2) tokens"),
         ("embed near {model}", "near whom"),
         ("embed pca ab {model}", "2 different tokens make no plane"),
-        ("embed far e {model}", "invalid choice"),
+        ("embed far e {model}", "WHAT 'far' is not a choice"),
         ("steps 'to' {model} -n 99", "do not fit"),
         ("beams 'to' {model} -n 0", "leaves nothing to consider"),
         ("steps 'to' {model} -n 0", "leaves nothing to consider"),
