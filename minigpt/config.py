@@ -5,7 +5,6 @@ imports torch: `minigpt --help` and the checking of a configuration are instant.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,25 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean
-from minigpt.fields import Bounds, check_fields
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields
 from minigpt.system.files import read_bytes, write_text
 
 _NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
 _LARGEST = 1e100  # beyond float32, whose overflow a training finds by itself, and far from that of a double
 _LONGEST_YAML = 2**20  # bytes
-_BELOW_1, _ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
 
 Layers = Annotated[int, Bounds(1, 10_000)]
 Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch: the square of it can be counted, though not computed
 Count = Annotated[int, Bounds(1, _NO_END)]
 CountOrOff = Annotated[int, Bounds(0, _NO_END)]
 NotNegative = Annotated[float, Bounds(0, _LARGEST)]
-Rate = Annotated[float, Bounds(_ABOVE_0, _LARGEST, "above 0 and at most 1e100", "would not learn")]
-Alpha = Annotated[float, Bounds(_ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual", "is out of range")]
-Share = Annotated[float, Bounds(0, _BELOW_1, "in [0, 1)")]
-Part = Annotated[
-    float, Bounds(_ABOVE_0, _BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation", "is out of range")
-]
+Rate = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0 and at most 1e100", below="would not learn")]
+Alpha = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual")]
+Share = Annotated[float, Bounds(0, BELOW_1, "in [0, 1)")]
+Part = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
 
 
 def _require(condition: bool, what: str, how: str) -> None:

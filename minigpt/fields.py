@@ -1,13 +1,18 @@
-"""What a field of a settings class may be is data beside the field: its type and its bounds, and one check reads both.
+"""What a field of a settings class may be is data beside the field: its type and its rule, and one check reads both.
 
 n_layer: Annotated[int, Bounds(1, 10_000)] = 12
 """
 
+import math
 import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from minigpt.errors import ConfigError, MiniGPTError, brief
+
+BELOW_1, ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
 
 
 @dataclass(frozen=True)
@@ -19,61 +24,132 @@ class Bounds:
         high: the largest. Where nothing else ends a field it is more than anybody has, and less than what would
             overflow or never end.
         advice: both in words, behind "must be"; made from the two if it is not given.
-        wrong: what is wrong with a smaller number.
+        wrong: what is wrong with any other value; by default that depends on the value.
+        below: what is wrong with a smaller number, if it can be said better.
     """
 
     low: float
     high: float
     advice: str = ""
     wrong: str = ""
+    below: str = ""
 
-    def check(self, name: str, value: float, error: type[MiniGPTError]) -> None:
-        """Raise `error` if the field `name` cannot be `value`."""
+    def fault(self, value: float) -> str:
+        """What is wrong with a number, or "" if nothing is."""
         if self.low <= value <= self.high:
-            return
-        below = self.wrong or ("is out of range" if self.advice else "is too small" if self.low > 0 else "is negative")
+            return ""
+        below = self.below or ("is out of range" if self.advice else "is too small" if self.low > 0 else "is negative")
         above = "is out of range" if self.advice else "is too large"
-        advice = self.advice or f"at least {self.low:,} and at most {self.high:,}"
-        wrong = below if value < self.low else above if value > self.high else "is not a number"
-        raise error(f"{name} = {brief(value)} {wrong}", f"{name} must be {advice}")
+        return self.wrong or (below if value < self.low else above if value > self.high else "is not a number")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a field may be, where two numbers cannot say it.
+
+    Attributes:
+        advice: what it is, in words, behind "must be".
+        allows: whether a value of the right type is one.
+        wrong: what is wrong with any other value.
+    """
+
+    advice: str
+    allows: Callable[[Any], object] = lambda _: True
+    wrong: str = "cannot be used"
+
+    def fault(self, value: object) -> str:
+        """What is wrong with a value of the right type, or "" if nothing is."""
+        return "" if self.allows(value) else self.wrong
+
+
+@cache
+def hints(settings: type) -> dict[str, Any]:
+    """The fields of a dataclass with their types, and what stands beside these."""
+    return get_type_hints(settings, include_extras=True)
 
 
 def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> None:
-    """See that each field of a dataclass is of its type, and within the bounds beside it.
+    """See that each field of a dataclass is of its type, and follows the rule beside it.
 
     Raises:
-        MiniGPTError: of the given kind, with the first that is not, its value and what it must be.
+        MiniGPTError: of the given kind, with the first that does not, its value and what it must be.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+    for name, hint in hints(type(settings)).items():  # type: ignore[arg-type] # a class has a hash
         check_value(name, getattr(settings, name), hint, error)
 
 
 def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) -> None:
-    """Raise `error` if `name` cannot be `value`: not of the type in `hint`, or outside the bounds beside the type."""
-    kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if not _matches(value, kind):
-        wrong = "not a choice" if get_origin(kind) is Literal else f"of the wrong type ({type(value).__name__})"
-        raise error(f"{name} = {brief(value)} is {wrong}", f"{name} must be {_type_name(kind)}")
-    for bounds in beside:
-        bounds.check(name, value, error)
+    """Raise `error` if `name` cannot be `value`: not of the type in `hint`, or against the rule beside the type.
+
+    Of several values, the one that is wrong is named: the whole could be too long to be read.
+    """
+    kind, rule = _parts(hint)
+    if (one := _one_of_several(kind)) and value is not None:
+        for item in value if matches(value, Sequence) else [value]:
+            check_value(name, item, one, error)
+        return
+    for what, item, inner, place in _inside(name, value, kind):
+        if not matches(item, inner):
+            raise error(f"{what} {brief(item)}", f"{place} must be {_advice(inner)}")
+    if not matches(value, kind):
+        usual = "is not a choice" if get_origin(kind) is Literal else f"is of the wrong type ({type(value).__name__})"
+        raise error(f"{name} = {brief(value)} {(rule and rule.wrong) or usual}", f"{name} must be {_advice(hint)}")
+    if rule and value is not None and (fault := rule.fault(value)):  # None is off, where it is allowed
+        both = f"at least {rule.low:,} and at most {rule.high:,}" if isinstance(rule, Bounds) else ""
+        raise error(f"{name} = {brief(value)} {fault}", f"{name} must be {rule.advice or both}")
 
 
-def _matches(value: object, hint: object) -> bool:
+def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:
+    """The items with a rule of their own in a list or a mapping: how to name one, itself, its type and its place."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin not in (Sequence, Mapping) or not matches(value, origin) or not _parts(parts[0])[1]:
+        return
+    yield from ((f"{name} holds", item, parts[0], f"each in {name}") for item in value)
+    if origin is Mapping:
+        yield from ((f"{name} of {brief([*key])} is", item, parts[1], "each number") for key, item in value.items())
+
+
+def _parts(hint: object) -> tuple[Any, Bounds | Form | None]:
+    """A type, and the rule beside it."""
+    if get_origin(hint) is not Annotated:
+        return hint, None
+    kind, *beside = get_args(hint)
+    return kind, next((rule for rule in beside if isinstance(rule, Bounds | Form)), None)
+
+
+def _one_of_several(kind: object) -> Any:
+    """X, where a type is X | Sequence[X], or None."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return next((part for part in parts if Sequence[part] in parts), None)  # type: ignore[valid-type]
+
+
+def matches(value: object, hint: object) -> bool:
     """Whether `value` is of the annotated type. An int counts as a float, a bool never as a number."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_matches(value, part) for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_matches(item, get_args(hint)[0]) for item in value)
-    if hint is float:
+    hint, rule = _parts(hint)
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if rule and not (matches(value, hint) and not rule.fault(value)):  # type: ignore[arg-type]
+        return False
+    if origin is Literal:
+        return any(value is part or (isinstance(value, str) and value == part) for part in parts)
+    if origin in (Union, types.UnionType):
+        return any(matches(value, part) for part in parts)
+    if origin is tuple and Ellipsis not in parts:
+        return isinstance(value, tuple | list) and len(value) == len(parts) and all(map(matches, value, parts))
+    if origin in (Sequence, tuple):
+        ours = isinstance(value, origin) and not isinstance(value, str | bytes)
+        return ours and all(matches(item, part) for part in parts[:1] for item in value)  # type: ignore[attr-defined]
+    if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool)  # finite by the bounds beside it
-    if hint is int:
+    if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else False
+    return isinstance(value, origin) if isinstance(origin, type) else value is hint
 
 
-def _type_name(hint: object) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+def _advice(hint: object) -> str:
+    """What a value of the annotated type must be."""
+    kind, rule = _parts(hint)
+    if rule and rule.advice:
+        return rule.advice
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)

@@ -26,7 +26,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 from minigpt.fields import Bounds, check_value
 
-_Rows = Annotated[int, Bounds(1, 2**24, wrong="rows hold nothing")]
+_Rows = Annotated[int, Bounds(1, 2**24, below="rows hold nothing")]
 
 
 class Cache(Protocol):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_every_option_is_named_in_the_signature():
     assert [*named][:3] == ["model", "tokenizer", "prompt"]
     assert [*named][3:] == [*options, "draft", "skip_special"]
     hints = inspect.get_annotations(minigpt.complete, eval_str=True)
-    types = inspect.get_annotations(DecodingOptions, eval_str=True)
+    types = get_type_hints(DecodingOptions)
     for name, field in options.items():
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()

@@ -13,7 +13,7 @@ import itertools
 import reprlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
-from minigpt.decoding.options import DecodingOptions, check_count
+from minigpt.decoding.options import DecodingOptions, Options, check_count
 from minigpt.decoding.sampling import (
     FinishReason,
     Noise,
@@ -136,7 +136,7 @@ def generate(
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
     num_candidates: int = 10,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Generation:
     """Continue each prompt.
 
@@ -166,7 +166,7 @@ def stream(
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
     num_candidates: int = 10,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Generator[int, None, None]:
     """The ids that `generate` adds to one prompt, each as soon as it is chosen.
 
@@ -208,7 +208,7 @@ def check_request(
     *,
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> None:
     """For those who cut many prompts into batches, and want to know beforehand that all of them can be continued.
 

@@ -1,16 +1,17 @@
 """Whole calls: batches, ends, the context's limit, seeds, streams, bad input, and the reference library's ids."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack, get_type_hints
 
 import pytest
 import torch
 
 import minigpt
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
-from minigpt.decoding.options import LARGEST
+from minigpt.decoding.options import LARGEST, DecodingOptions, Options
 from minigpt.decoding.sampling import Noise, next_token_table
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
@@ -540,6 +541,15 @@ def test_unknown_options_are_refused(
     with pytest.raises(InputError, match=answer) as caught:
         call(tiny_model, [[1]], **options)
     assert isinstance(caught.value, TypeError)  # what Python says of an argument that it does not know
+
+
+def test_the_signatures_name_the_fields_of_the_options() -> None:
+    """For editors and type checkers, which cannot take them from the dataclass."""
+    assert get_type_hints(Options) == get_type_hints(DecodingOptions)
+    assert [*Options.__annotations__] == [field.name for field in dataclasses.fields(DecodingOptions)]
+    assert not Options.__required_keys__
+    for call in (generate, stream, check_request):
+        assert get_type_hints(call)["options"] == Unpack[Options]
 
 
 @pytest.mark.parametrize("prompts", ["ROMEO:", ["ROMEO:"], [[1], "ROMEO:"], ("ROMEO:",)])
