@@ -39,6 +39,7 @@ from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import RunDirectory, read_config, versions
 from minigpt.formats.weights import (
+    StoredTensor,
     mismatches,
     open_weights,
     read_metadata,
@@ -72,6 +73,7 @@ PLACES = ("data.source", "documents.val_data")  # where data lies, which may cha
 FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
 READABLE = (1, 2)  # another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
+KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
 
 
@@ -119,14 +121,27 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Go back to what `random_states` gave."""
+    """Go back to what `random_states` gave.
+
+    Raises:
+        ValueError: if a generator cannot have such a state.
+        RuntimeError: likewise, from torch.
+    """
     spare = states["python_spare"].item()
-    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(spare) else spare))
-    *keys, place, has_spare = states["numpy"].tolist()
+    random.setstate((3, tuple(_twister(states["python"])), None if math.isnan(spare) else spare))
+    *keys, place, has_spare = _twister(states["numpy"])
     np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, states["numpy_spare"].item()))
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _twister(state: Tensor) -> list[int]:
+    """A Mersenne twister's 624 words, its place among them, and NumPy's flag, which reads wherever the place points."""
+    words, place, flag = state[:624], state[624], state[625:]
+    if not words.any() or ((words < 0) | (words >= 2**32)).any() or not 0 <= place <= 624 or (flag >> 1).any():
+        raise ValueError("a Mersenne twister has no such state")
+    return state.tolist()
 
 
 @contextmanager
@@ -342,19 +357,11 @@ class Checkpoint:
         return [loss.read() for name, loss in stored.items() if name.startswith("loss/")]
 
     def restore_random(self, rank: int, device: torch.device) -> bool:
-        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device.
-
-        Raises:
-            CheckpointError: if they are of no generator that this machine has.
-        """
-        stored = open_weights(self.path / STATE)
-        states = {name.split("/")[1]: stored[name].read() for name in stored if _is_of(name, rank)}
+        """Go back to the random states of a rank; false if the run had fewer processes, or none on such a device."""
+        states = _random_of(open_weights(self.path / STATE), str(rank))
         if not states or (device.type == "cuda") != ("cuda" in states):
             return False
-        try:
-            restore_random_states(states, device)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise _foreign(self.path, f"random/*/{rank}") from None
+        restore_random_states(states, device)
         return True
 
 
@@ -364,7 +371,7 @@ def _foreign(path: Path, name: str) -> CheckpointError:
 
 
 def _check_state(path: Path) -> None:
-    """Refuse a state that does not fit: in its names, shapes and types, beside the weights and what this process has.
+    """Refuse a state that does not fit: in its names, shapes and types, or whose random numbers no generator has.
 
     Raises:
         CheckpointError: with the first entry that is wrong, or missing.
@@ -388,10 +395,31 @@ def _check_state(path: Path) -> None:
     for name in [*needed, *state]:
         if name not in state or (state[name].shape, state[name].dtype) != needed.get(name):
             raise _foreign(path, name)
+    _check_random(path, state)
 
 
-def _is_of(name: str, rank: int) -> bool:
-    return name.startswith("random/") and name.endswith(f"/{rank}")
+def _random_of(state: Mapping[str, StoredTensor], rank: str) -> dict[str, Tensor]:
+    """The random states of a rank, by name."""
+    named = ((name.split("/"), stored) for name, stored in state.items() if name.startswith("random/"))
+    return {of: stored.read() for (_, of, owner), stored in named if owner == rank}
+
+
+def _check_random(path: Path, state: Mapping[str, StoredTensor]) -> None:
+    """Refuse random states that a generator cannot have: each is tried, and what is now is brought back.
+
+    Raises:
+        CheckpointError: with the rank of the first such state.
+    """
+    for rank in {name.rpartition("/")[2] for name in state if name.startswith("random/")}:
+        states = _random_of(state, rank)
+        device = torch.device("cuda" if "cuda" in states and torch.cuda.is_available() else "cpu")
+        here = random_states(device)
+        try:
+            restore_random_states(states, device)
+        except (ValueError, RuntimeError):
+            raise _foreign(path, f"random/*/{rank}") from None
+        finally:
+            restore_random_states(here, device)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -412,6 +440,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             + " and ".join(map(str, READABLE)),
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
+    if unknown := manifest.keys() - KEYS:  # nobody would read it: another one needs another format
+        what = f"{path / MANIFEST} says {brief(min(unknown))}, which this minigpt does not know"
+        raise CheckpointError(what, "resume with the minigpt that wrote it")
     if not _says_all(manifest):  # a checksum is no signature: anybody can make one
         raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
     for name, promised in manifest["files"].items():
@@ -440,8 +471,8 @@ def _says_all(manifest: dict[str, Any]) -> bool:
                 and counts.keys() == Progress.__dataclass_fields__.keys() - {"best_loss", "losses"}
                 and (best is None or (type(best) in (int, float) and abs(best) <= sys.float_info.max))
                 and all(type(n) is int and 0 <= n < 2**63 for n in [*counts.values(), *marks.values(), laid_out_for])
-                and all(isinstance(file, dict) and isinstance(file.get("bytes"), int) for file in files.values())
-                and all("sha256" in file for file in files.values())
+                and all(isinstance(file, dict) and file.keys() == {"bytes", "sha256"} for file in files.values())
+                and all(isinstance(file["bytes"], int) for file in files.values())
             )
     return False
 

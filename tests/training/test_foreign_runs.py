@@ -24,7 +24,14 @@ from minigpt.formats.weights import open_weights, write_safetensors
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
 from minigpt.training import checkpoint, loop
-from minigpt.training.checkpoint import Progress, clean, newest_checkpoint, open_checkpoint, replace_last
+from minigpt.training.checkpoint import (
+    Progress,
+    clean,
+    newest_checkpoint,
+    open_checkpoint,
+    random_states,
+    replace_last,
+)
 from minigpt.training.log import RunLog, read_records, say_nothing
 from minigpt.training.loop import train
 from minigpt.training.verify import compare
@@ -308,13 +315,52 @@ def test_a_state_of_another_name_is_told(run, name):
         open_checkpoint(run.last)
 
 
-@pytest.mark.parametrize("name", ["random/python/0", "random/numpy/0"])
-@pytest.mark.parametrize("value", [-1, 2**62])
-def test_a_random_state_that_no_generator_takes_is_two_lines(run, corpus, longer, name, value):
+BEYOND = {
+    "no twister's word": lambda t: t.index_fill(0, torch.tensor([0]), 2**32),
+    "negative words": lambda t: torch.full_like(t, -1),
+    "a state that gives zeros for ever": torch.zeros_like,
+    "a place behind the words": lambda t: t.index_fill(0, torch.tensor([624]), 625),
+    "a place far from the words": lambda t: t.index_fill(0, torch.tensor([624]), 10**6),
+    "a place before the words": lambda t: t.index_fill(0, torch.tensor([624]), -1),
+    "two spare numbers": lambda t: t.index_fill(0, torch.tensor([len(t) - 1]), 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *[("random/numpy/0", how) for how in BEYOND],
+        *[("random/python/0", how) for how in BEYOND if "spare" not in how],  # which is another tensor there
+        ("random/torch/0", "a state that gives zeros for ever"),
+    ],
+)
+def test_a_random_state_that_no_generator_has_is_gone_back_from(run, name, how):
+    """Of the right shape and type. NumPy checks none of it, and reads its memory wherever the place points to."""
     state = {key: stored.read() for key, stored in open_weights(run.last / "state.safetensors").items()}
-    restated(run.last, {**state, name: torch.full_like(state[name], value)})
-    with pytest.raises(CheckpointError, match="has no state of this run's under"):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+    restated(run.last, {**state, name: BEYOND[how](state[name])})
+    before = random_states(torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"has no state of this run's under 'random/\*/0'"):
+        open_checkpoint(run.last)
+    assert newest_checkpoint(run)[0].path == run.previous
+    now = random_states(torch.device("cpu"))
+    assert all(torch.equal(before[key], now[key]) for key in before if key != "python_spare")  # which is NaN
+
+
+@pytest.mark.parametrize("path", [(), ("files", "model.safetensors"), ("progress",)])
+def test_what_a_manifest_says_beside_what_is_read_is_refused(run, path):
+    """Nobody would read it; who writes more raises the format."""
+    manifest = run.last / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["sha256"]
+    inner = content
+    for key in path:
+        inner = inner[key]
+    inner["learned"] = 1
+    manifest.write_text(sealed(content))
+    with pytest.raises(CheckpointError, match="learned" if not path else "does not say what") as refused:
+        open_checkpoint(run.last)
+    assert str(manifest) in str(refused.value)
+    assert newest_checkpoint(run)[0].path == run.previous
 
 
 @pytest.mark.parametrize("lacks", ["corpus", "log", "progress.step", "progress.sequences", "progress.tokens",
