@@ -67,9 +67,14 @@ def accept() -> Callable[[str], None]:
     """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
 
     def parse(command: str) -> None:
+        from minigpt.cli.parser import SettingsParser
+        from minigpt.cli.settings import SETTINGS
         from minigpt.cli.train import starting_config
 
         _, name, *arguments = shlex.split(command)
+        if name in SETTINGS:
+            SettingsParser(name, SETTINGS[name]).given(arguments)
+            return
         make_parser = import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser
         defaults = [starting_config(arguments)[0]] if name in ("train", "verify-resume") else []
         make_parser(*defaults).parse(arguments)

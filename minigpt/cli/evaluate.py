@@ -3,92 +3,61 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from minigpt.cli.models import add_model_argument, add_reading_arguments, load, model_source
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.models import load, model_source
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import Eval
 from minigpt.cli.train import are_documents, load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
+from minigpt.data.batches import padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
+from minigpt.data.feeds import document_feed, encoded
+from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.tokenizers import note_special
+from minigpt.training.run import fingerprint
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt eval`."""
-    parser = CommandParser(
-        "eval",
-        "Measure a model on a text: loss, perplexity, bits per character. The text is read in windows of block_size "
-        "tokens, --stride tokens apart. Every token but the first is scored exactly once, by the first window that "
-        "reaches it: of all windows but the first, only the last --stride predictions count, and each of them sees at "
-        "least block_size - stride + 1 tokens before it. Of separate documents, each is read from its beginning: those "
-        "that a run has held out, or all of others.",
-        "  minigpt eval\n  minigpt eval --stride 32\n  minigpt eval --model gpt2 --data my-novel.txt --stride 512",
-    )
-    add_model_argument(parser)
-    parser.add_argument(
-        "--data", metavar="SOURCE", help="a corpus, file, folder or records (default: what a run was trained on)"
-    )
-    parser.add_argument(
-        "--split",
-        choices=["val", "train", "all"],
-        help="which part of it (default: val of the corpus it was trained on, all of any other)",
-    )
-    parser.add_argument(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="tokens from one window to the next; fewer than the block size give every token more context, and take "
-        "longer (default: the block size)",
-    )
-    add_reading_arguments(parser)
-    parser.add_device()
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Eval) -> None:
     """Evaluate and print."""
-    values = make_parser().parse(arguments)
-    from minigpt.data.tokens import split_at
-    from minigpt.evaluation.loss import evaluate
-
-    named = model_source(values["model"])
-    values["model"], trained = named.name, training_config(named)
-    if values["data"] is None and trained is None:
+    named = model_source(settings.model)
+    trained = training_config(named)
+    if settings.data is None and trained is None:
         raise InputError(
-            f"{values['model']} is no run that was trained here, so there is no text that belongs to it",
+            f"{named.name} is no run that was trained here, so there is no text that belongs to it",
             "name a text to measure it on with --data, or check --model",
         )
     config = trained or RunConfig()
-    source, own = measured(config, values["data"])
-    if values["data"] is None and not own:
+    source, own = measured(config, settings.data)
+    if settings.data is None and not own:
         raise InputError(
-            f"{config.data.source} has changed since {values['model']} was trained on it",
+            f"{config.data.source} has changed since {named.name} was trained on it",
             "name with --data where the former one lies, or this one, to measure all of it",
         )
     if isinstance(source, Documents):
-        if values["split"] not in (None, "val" if own else "all") or values["stride"] is not None:
+        if settings.split not in (None, "val" if own else "all") or settings.stride is not None:
             raise InputError(
-                f"{values['data'] or config.data.source} holds separate documents: of those that a run was trained on, "
+                f"{settings.data or config.data.source} holds separate documents: of those that a run was trained on, "
                 "the held-out ones are measured, of others all, each from its beginning",
                 "leave --split and --stride out",
             )
-        evaluate_documents(source, config, own, values)
+        evaluate_documents(source, config, own, settings, named.name)
         return
-    split = values["split"] or ("val" if own else "all")
-    model, tokenizer = load(values)
+    split = settings.split or ("val" if own else "all")
+    model, tokenizer = load(settings, named.name, settings.adapter)
     corpus = source
     border = split_at(corpus, config.data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
     note_special(tokenizer, text)
     ids = tokenizer.encode_array(text)
-    result = evaluate(model, ids, stride=values["stride"], vocab_size=tokenizer.vocab_size)
+    result = evaluate(model, ids, stride=settings.stride, vocab_size=tokenizer.vocab_size)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
-    if values["json"]:
+    if settings.json:
         print_json(
             {"loss": result.loss, "perplexity": result.perplexity, "bits_per_character": bits, "tokens": result.tokens}
         )
@@ -107,8 +76,6 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
         config: of the run, or the defaults.
         named: the value of --data, or None for what the run names.
     """
-    from minigpt.training.run import fingerprint
-
     chosen = config
     if named is not None:
         d = config.documents
@@ -127,22 +94,18 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
     return source, same
 
 
-def evaluate_documents(documents: Documents, config: RunConfig, own: bool, values: dict[str, Any]) -> None:
+def evaluate_documents(documents: Documents, config: RunConfig, own: bool, settings: Eval, model_name: str) -> None:
     """Evaluate a model on the documents that its run has held out, or on all of others, and print."""
-    from minigpt.data.batches import padded
-    from minigpt.data.feeds import document_feed, encoded
-    from minigpt.evaluation.loss import evaluate_batches
-
-    model, tokenizer = load(values)
+    model, tokenizer = load(settings, model_name, settings.adapter)
     config = replace(config, model=model.config)
-    name = Path(values["data"] or config.data.source).stem
+    name = Path(settings.data or config.data.source).stem
     if own:
         chosen = document_feed(documents, name, config, tokenizer).val
     else:
         chosen = encoded(documents.items, config, tokenizer, training=documents.items)
     batches = ((batch.inputs, batch.targets) for batch in padded(chosen, config.train.batch_size, seed=0, epoch=0))
     result = evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
-    if values["json"]:
+    if settings.json:
         print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})
         return
     print(f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once")

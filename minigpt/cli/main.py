@@ -7,6 +7,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
+from minigpt.cli.parser import parse
 from minigpt.cli.streams import Stream, attached, one_line, say_error, say_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
@@ -114,7 +115,10 @@ def _answer(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
-            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(rest)
+            from minigpt.cli.settings import SETTINGS
+
+            settings = parse(command, SETTINGS[command], rest) if command in SETTINGS else rest
+            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(settings)
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
             return 0

@@ -6,6 +6,7 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from minigpt.cli.parser import CommandParser
+from minigpt.cli.settings import Computing, Reading
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.lora_files import load_adapter
@@ -52,18 +53,28 @@ def model_source(spec: str | None) -> Source:
     return open_source(path)
 
 
-def load(values: dict[str, Any]) -> tuple[GPT, Tokenizer]:
-    """The model of --model on the --device, and its tokenizer, reading as --unknown and --special say.
+def load(
+    settings: Computing | dict[str, Any], name: str | None = None, adapter: str | None = None
+) -> tuple[GPT, Tokenizer]:
+    """A model on the --device, and its tokenizer, reading as --unknown and --special say.
+
+    Args:
+        settings: how to read, and where to compute.
+        name: the model's; the newest run's if it is None.
+        adapter: of LoRA, to be merged into it.
 
     Raises:
         MiniGPTError: whatever `Source.load_for_text` and `choose_device` raise.
     """
-    device = choose_device(values["device"])  # before the work of loading
-    model, tokenizer = model_source(values["model"]).load_for_text(tokenizer=values["tokenizer"])
-    if values.get("adapter"):  # which commands without --adapter do not have
-        load_adapter(model, values["adapter"])
+    if isinstance(settings, dict):
+        name, adapter = settings["model"], settings.get("adapter")
+        settings = Computing(**{key: settings[key] for key in ("device", "tokenizer", "unknown", "special")})
+    device = choose_device(settings.device)  # before the work of loading
+    model, tokenizer = model_source(name).load_for_text(tokenizer=settings.tokenizer)
+    if adapter:
+        load_adapter(model, adapter)
         model = merged(model)
-    return model.to(device), reading(tokenizer, values)
+    return model.to(device), reading(tokenizer, settings)
 
 
 def add_reading_arguments(parser: CommandParser) -> None:
@@ -97,18 +108,18 @@ def add_bos_argument(parser: CommandParser, inside: bool = False) -> None:
     )
 
 
-def reading(tokenizer: Tokenizer, values: dict[str, Any]) -> Tokenizer:
+def reading(tokenizer: Tokenizer, settings: Reading) -> Tokenizer:
     """The tokenizer, reading a text as --unknown and --special say.
 
     Raises:
         InputError: if --special is given, and the tokenizer has no special token.
     """
-    if values["special"] and not tokenizer.special_tokens:
+    if settings.special and not tokenizer.special_tokens:
         raise InputError("--special asks for tokens that this model's tokenizer does not have", "leave --special out")
     tokenizer = copy.copy(tokenizer)
-    tokenizer.allow_special = values["special"]
+    tokenizer.allow_special = settings.special
     if isinstance(tokenizer, CharTokenizer):
-        tokenizer.unknown = values["unknown"]
+        tokenizer.unknown = settings.unknown
     return tokenizer
 
 

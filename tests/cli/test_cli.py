@@ -447,7 +447,7 @@ def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
         (["To be", "To be, or no"], ["'To be, or no' is 12 tokens", "block_size = 11", "minigpt eval"]),
         (["To be", "--bos"], ["--bos", "does not have"]),
         (["To be", "--eos"], ["--eos", "does not have"]),
-        ([], ["text"]),
+        ([], ["missing: TEXT"]),
         (["what?"], ["U+003F", "--unknown skip"]),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 
 from minigpt.cli.inspect_model import VIEWS, make_view_parser
 from minigpt.cli.main import COMMANDS, run
-from minigpt.cli.parser import parser_of
+from minigpt.cli.parser import SettingsParser, parser_of
+from minigpt.cli.settings import SETTINGS
 from minigpt.cli.train import make_parser
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.errors import ALIASES
@@ -89,32 +90,36 @@ def test_a_value_that_looks_like_a_flag(failing, arguments, way):
 
 
 PARSERS = {
-    **{name: partial(parser_of, module) for name, (module, _) in COMMANDS.items()
+    **{name: partial(parser_of, name if name in SETTINGS else module) for name, (module, _) in COMMANDS.items()
        if name not in ("inspect", "verify-resume")},  # whose flags are those of its views, and of train
     **{f"inspect {view}": partial(make_view_parser, view) for view in VIEWS},
 }  # fmt: skip
 
 
+def flags_of(parser):
+    """Of each flag or place its name, its choices, and whether it is required."""
+    if isinstance(parser, SettingsParser):
+        return [(one.flag, one.choices, one.required) for one in parser.fields.values()]
+    return [
+        ((action.option_strings or [action.metavar or action.dest.upper()])[-1], action.choices or (), action.required)
+        for action in parser._actions
+    ]
+
+
 @pytest.mark.parametrize("command", PARSERS)
 def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, command):
-    for action in PARSERS[command]()._actions:
-        for choice in action.choices or ():
+    for name, choices, _ in flags_of(PARSERS[command]()):
+        for choice in choices:
             wrong = f"{choice}{choice[-1]}"
-            flags = [*action.option_strings[-1:], wrong]
+            flags = [name] * name.startswith("-") + [wrong]
             what, how = failing([*command.split(), *flags]).splitlines()
-            name = "WHAT" if not action.option_strings else action.option_strings[-1]
             assert what in (f"error: {name} {wrong!r} is not a choice", f"error: there is no preset {wrong!r}")
             assert how.startswith(f"       did you mean {choice}? known: ")
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_what_is_missing_is_named_and_shown_in_an_example(failing, command):
-    parser = PARSERS[command]()
-    missing = [
-        action.option_strings[-1] if action.option_strings else (action.metavar or action.dest.upper())
-        for action in parser._actions
-        if action.required
-    ]
+    missing = [name for name, _, required in flags_of(PARSERS[command]()) if required]
     if not missing:
         return
     what, how = failing(command.split()).splitlines()

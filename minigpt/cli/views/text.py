@@ -8,6 +8,7 @@ from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.models import add_model_argument, add_reading_arguments
 from minigpt.cli.parser import CommandParser
+from minigpt.cli.settings import Reading
 from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
 from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, subject, token_text
@@ -26,7 +27,8 @@ def _add_tokens(parser: CommandParser) -> None:
 
 def _tokens(values: dict[str, Any]) -> Answer:
     (text,) = given(values["prompt"])
-    name, tokenizer, ids = tokenized(values, text)
+    how = Reading(**{key: values[key] for key in ("tokenizer", "unknown", "special")})
+    name, tokenizer, ids = tokenized(how, values["model"], text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id) for token_id in ids]
