@@ -26,14 +26,19 @@ from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 from minigpt.fields import Bounds, check_value
 
+_MAKE_ONE = "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))"
+
 _Rows = Annotated[int, Bounds(1, 2**24, below="rows hold nothing")]
 
 
 class Cache(Protocol):
     """What a model asks of a cache: a `KVCache`, or anything else that knows where the new tokens stand."""
 
-    def positions(self, num_new: int) -> Tensor:
-        """The positions of the next tokens: int64 (T,) if all rows agree, else (B, T)."""
+    def positions(self, num_new: int, rows: int | None = None, block_size: int | None = None) -> Tensor:
+        """The positions of the next tokens: int64 (T,) if all rows agree, else (B, T).
+
+        The model says how many rows it reads, and how many positions it has.
+        """
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Take a layer's new keys and values (B, H, T, D), give all that a query may look back on (B, H, S, D)."""
@@ -105,15 +110,24 @@ class KVCache:
         """An upper bound, known on the host, on the length of the longest row."""
         return self._longest
 
-    def positions(self, num_new: int) -> Tensor:
+    def positions(self, num_new: int, rows: int | None = None, block_size: int | None = None) -> Tensor:
         """Absolute positions of the next `num_new` tokens: int64 (T,) if all rows agree, else (B, T).
 
+        Args:
+            num_new: tokens of each row.
+            rows: how many rows of them there are; None if the caller knows that there are B.
+            block_size: the model's, which may be less than that of the model that the cache was made for.
+
         Raises:
-            InputError: if they would not fit the cache; nothing has been written then.
+            InputError: if there are other rows, or they would not fit; nothing has been written then.
         """
-        if self._longest + num_new > self.max_length:
+        if rows not in (None, self.batch_size):
+            raise InputError(f"{self!r} does not fit {rows} rows", _MAKE_ONE)
+        most = min(self.max_length, block_size or self.max_length)
+        if self._longest + num_new > most:
+            whose = f"cache's {most} columns" if most == self.max_length else f"model's {most} positions"
             raise InputError(
-                f"{num_new} more tokens do not fit: {self._longest} of the cache's {self.max_length} columns are taken",
+                f"{num_new} more tokens do not fit: {self._longest} of the {whose} are taken",
                 "make a cache with a larger max_length (at most the model's block_size), or feed fewer tokens",
             )
         if self.uniform is not None:
@@ -134,7 +148,7 @@ class KVCache:
         if layer >= self.k.size(0) or (*k.shape[:2], k.size(3)) != rows_heads_size:
             raise InputError(
                 f"{self!r} does not fit {k.size(0)} rows and {k.size(1)} heads of {k.size(3)} in layer {layer}",
-                "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))",
+                _MAKE_ONE,
             )
         stop = self._longest + num_new
         if self.uniform is not None:

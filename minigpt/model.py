@@ -228,7 +228,7 @@ class GPT(nn.Module):
         """
         T = idx.size(1)
         if cache is not None:
-            positions = cache.positions(T)  # (T,) or (B, T)
+            positions = cache.positions(T, len(idx), self.config.block_size)  # (T,) or (B, T)
         elif T <= self.config.block_size:
             positions = torch.arange(T, device=idx.device)  # (T,)
         else:

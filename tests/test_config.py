@@ -237,7 +237,7 @@ def test_a_flag_takes_no_other_spelling(flag, spelled):
     parser = CommandParser("try", "to see")
     parser.add_argument("--whole", "-w", type=int)
     parser.add_section("train", TrainConfig())
-    for arguments in ([flag, spelled], [f"{flag}={spelled}"], ["-w", spelled]):
+    for arguments in ([flag, spelled], [f"{flag}={spelled}"], ["-w", spelled], [f"-w{spelled}"], [f"-w={spelled}"]):
         with pytest.raises(ConfigError, match=re.escape(spelled)):
             parser.parse(arguments)
 

@@ -156,8 +156,43 @@ def test_every_error_shows_the_ends_of_an_endless_line(kind):
 )
 def test_a_cache_of_another_shape_is_refused(rows, changes, tiny_model, tiny_config):
     cache = KVCache(dataclasses.replace(tiny_config, **changes), rows)
-    with pytest.raises(InputError) as caught:
-        tiny_model(torch.ones(3, 2, dtype=torch.int64), cache=cache)
+    for taken in (0, torch.arange(rows) % 2):  # rows of one length, and of several
+        cache.rollback(0 if cache.uniform == 0 else cache.length)
+        cache.advance(2)
+        cache.rollback(taken)
+        with pytest.raises(InputError) as caught:
+            tiny_model(torch.ones(3, 2, dtype=torch.int64), cache=cache)
+        assert two_short_lines(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_a_cache_of_uneven_rows_takes_no_other_number_of_rows(rows, tiny_model, tiny_config):
+    """One row would be spread over all of them without a word."""
+    cache = KVCache(tiny_config, rows)
+    tiny_model(torch.ones(rows, 3, dtype=torch.int64), cache=cache)
+    cache.rollback(torch.arange(rows) % 2)
+    for others in {1, rows - 1, rows + 1}:
+        with pytest.raises(InputError, match=f"{others} row") as caught:
+            tiny_model(torch.ones(others, 2, dtype=torch.int64), cache=cache)
+        assert two_short_lines(caught.value)
+    assert cache.length.tolist() == (3 - torch.arange(rows) % 2).tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("longer", [1, 4, 1000])
+def test_a_cache_made_for_a_larger_block_takes_as_much_as_the_model_has_positions(
+    longer, uneven, tiny_model, tiny_config
+):
+    block = tiny_config.block_size
+    cache = KVCache(dataclasses.replace(tiny_config, block_size=block + longer), 2)
+    idx = torch.arange(2 * block).view(2, block) % tiny_config.vocab_size
+    assert torch.allclose(tiny_model(idx, cache=cache), tiny_model(idx), atol=1e-5)
+    if uneven:
+        cache.rollback(torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=f"{block} of the model's {block} positions") as caught:
+        tiny_model(idx[:, :1], cache=cache)
     assert two_short_lines(caught.value)
 
 

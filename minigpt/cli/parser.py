@@ -508,6 +508,8 @@ def peek(arguments: list[str], flag: str) -> str | None:
             value = following
         elif argument.startswith(flag + "="):
             value = argument.split("=", 1)[1]
+        elif len(flag) == 2 and argument.startswith(flag):  # -n7
+            value = argument.removeprefix(flag)
     return value  # the last one, as in the parser
 
 

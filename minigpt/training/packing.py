@@ -30,7 +30,7 @@ class _NoPast:
     def __init__(self, positions: Tensor) -> None:
         self._positions = positions
 
-    def positions(self, num_new: int) -> Tensor:
+    def positions(self, num_new: int, rows: int | None = None, block_size: int | None = None) -> Tensor:
         return self._positions
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
