@@ -173,7 +173,7 @@ def _unknown(pattern: str, config: GPTConfig) -> PointError:
     if layer and int(layer[1]) >= config.n_layer:
         return PointError(
             f"{pattern!r} asks for layer {layer[1]}, and the model has {config.n_layer} layers",
-            f"choose a layer from 0 to {config.n_layer - 1}",
+            f"there are blocks 0 to {config.n_layer - 1}, heads 0 to {config.n_head - 1} in each",
         )
     return PointError(
         f"there is no point {pattern!r}",

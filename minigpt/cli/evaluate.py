@@ -33,11 +33,19 @@ def run(settings: Eval) -> None:
             "name a text to measure it on with --data, or check --model",
         )
     config = trained or RunConfig()
+    if field := settings.text_field:
+        fields = {"text_field": field, "prompt_field": "", "completion_field": ""}
+        config = updated(config, {"documents": fields})
     source, own = measured(config, settings.data)
     if settings.data is None and not own:
         raise InputError(
             f"{config.data.source} has changed since {named.name} was trained on it",
             "name with --data where the former one lies, or this one, to measure all of it",
+        )
+    if field and not isinstance(source, Documents):
+        raise InputError(
+            f"--text-field {field} is a field of records, and {settings.data or config.data.source} is one text",
+            "leave --text-field out, or name a file of records with --data",
         )
     if isinstance(source, Documents):
         if settings.split not in (None, "val" if own else "all") or settings.stride is not None:

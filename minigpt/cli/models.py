@@ -10,7 +10,7 @@ from minigpt.cli.settings import Computing, Reading
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.lora_files import load_adapter
-from minigpt.formats.run_directory import CHECKPOINTS, newest_run
+from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
 from minigpt.lora import merged
 from minigpt.model import GPT
@@ -49,7 +49,9 @@ def model_source(spec: str | None) -> Source:
     if spec is not None:
         return open_source(spec)
     path = newest_run(CHECKPOINTS)
-    print(f"model      {path}, the newest run (--model chooses another)", file=sys.stderr)
+    print(f"model      {path}, the newest run (--model: others)", file=sys.stderr)
+    if newer := newer_unfinished(path):
+        print(f"unfinished {newer} is newer (train --resume goes on)", file=sys.stderr)
     return open_source(path)
 
 

@@ -102,7 +102,10 @@ class CommandParser(jsonargparse.ArgumentParser):
         if not flag.startswith("-"):
             return "a text with spaces is put in quotes; "
         name, ours = _last_name(flag), self.names()
-        if found := nearest(name, ours) if name not in ours else [name]:
+        section = flag.partition(".")[0] + "."
+        beside = {known: full for known, full in ours.items() if full.startswith(section)} or ours
+        exact = next((wanted for wanted in (name, ALIASES.get(name)) if wanted in ours), None)
+        if found := [exact] if exact else nearest(name, beside):
             return f"did you mean {ours[found[0]]}? "
         theirs = {command: parser_of(command).names() for command in PARSED_FOR_FLAGS}
         for wanted in (name, ALIASES.get(name)):
@@ -136,6 +139,11 @@ class CommandParser(jsonargparse.ArgumentParser):
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """The values of all flags, those of a section as a nested dictionary."""
         self._given = arguments
+        known = {flag for action in self._actions for flag in action.option_strings}
+        for word in arguments[: arguments.index("--")] if "--" in arguments else arguments:
+            flag = word.split("=")[0]
+            if re.fullmatch(r"--[\w-]+\.\S+", flag) and flag not in known and flag.partition(".")[0] in known:
+                self.error(f"unrecognized arguments: {flag}")  # the library takes --data.key for a part of --data
         parsed = self.parse_args(arguments)
         for action in self._actions:
             for flag in action.option_strings:

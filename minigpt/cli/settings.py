@@ -72,6 +72,8 @@ class Eval(Model):
     """
     data: Annotated[str | None, Flag("SOURCE")] = None
     """a corpus, file, folder or records (default: what a run was trained on)"""
+    text_field: Annotated[str | None, Flag("NAME")] = None
+    """the field of its records that is the text"""
     split: Literal["val", "train", "all"] | None = None
     """which part of it (default: val of the corpus it was trained on, all of any other)"""
     stride: int | None = None

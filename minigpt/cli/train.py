@@ -121,9 +121,9 @@ def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
 def run_to_continue(arguments: list[str]) -> Path | None:
     """The run directory that --resume names, or to which the report of --replay belongs."""
     if resume := peek(arguments, "--resume"):
-        from minigpt.formats.run_directory import run_named
+        from minigpt.formats.run_directory import existing_run
 
-        return Path(run_named(resume))
+        return existing_run(resume)
     report = peek(arguments, "--replay")
     return Path(report).absolute().parent.parent if report else None
 

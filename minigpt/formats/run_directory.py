@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
-from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, did_you_mean
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
@@ -92,6 +92,19 @@ def newest_run(parent: Path) -> Path:
         newest = f", or name its newest weights: --model {run.last}" if run.last_weights.exists() else ""
         how = f"go on with it: minigpt train --resume {run.path}{newest}"
     raise MissingFileError(what, how)
+
+
+def newer_unfinished(path: Path) -> Path | None:
+    """The newest of the runs beside one that were interrupted, and begun after its best weights were written."""
+    chosen = RunDirectory(path)
+    border = max(_written(best) for best in (chosen.best_weights, chosen.adapter) if best.exists())
+    begun = [run for run in map(RunDirectory, path.parent.glob("*")) if run.config.is_file() and run.path != path]
+    newer = sorted((run for run in begun if _written(run.config) > border), key=lambda run: -_written(run.config))
+    for run in newer:
+        with suppress(MiniGPTError):  # another run's damage is no matter of this one
+            if _is_unfinished(run.path):
+                return run.path
+    return None
 
 
 def _is_unfinished(directory: Path) -> bool:
@@ -197,6 +210,20 @@ def run_named(spec: str) -> str:
     run = CHECKPOINTS / spec
     alone = spec not in ("", ".", "..") and Path(spec).name == spec and spec not in HUB_NAMES
     return str(run) if alone and not os.path.lexists(spec) and run_of(run) else spec
+
+
+def existing_run(spec: str) -> Path:
+    """The path of the run to go on with, by its folder or its name alone.
+
+    Raises:
+        MissingFileError: if there is no such folder; it names the runs that there are.
+    """
+    path = Path(run_named(spec))
+    if not os.path.lexists(path):
+        runs = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.yaml"))
+        how = did_you_mean(path.name, runs) if runs else f"there is no run in {CHECKPOINTS.absolute()}: minigpt train"
+        raise MissingFileError(f"there is no folder {spec}, nor a run of that name", how)
+    return path
 
 
 def run_weights(run: RunDirectory, folder: Path) -> Path:

@@ -77,7 +77,9 @@ def table(
     ]
 
 
-def grid(values: npt.ArrayLike, rows: Sequence[str], names: Sequence[str], form: str = "{:.2f}") -> list[str]:
+def grid(
+    values: npt.ArrayLike, rows: Sequence[str], names: Sequence[str], form: str = "{:.2f}", title: str = ""
+) -> list[str]:
     """Numbers (R, N) under their columns' names; where they are too many for 80 columns, in several parts.
 
     Args:
@@ -85,15 +87,16 @@ def grid(values: npt.ArrayLike, rows: Sequence[str], names: Sequence[str], form:
         rows: names of the R rows.
         names: of the N columns.
         form: of a number.
+        title: what a column is, above the side of the table.
     """
     cells = [["–" if np.isnan(x) else form.format(x) for x in row] for row in np.asarray(values, dtype=float)]
     width = 1 + max(columns(cell) for row in (*cells, names) for cell in row)
-    side = max(map(columns, rows))
+    side = max(map(columns, [*rows, title]))
     at_once = max(1, (WIDTH - side) // width)
     lines = []
     for first in range(0, len(names), at_once):
         part = range(first, min(first + at_once, len(names)))
-        lines.append(" " * side + "".join(fitted(names[n], width, right=True) for n in part))
+        lines.append(fitted(title, side) + "".join(fitted(names[n], width, right=True) for n in part))
         for name, row in zip(rows, cells, strict=True):
             lines.append(fitted(name, side) + "".join(fitted(row[n], width, right=True) for n in part))
     return lines

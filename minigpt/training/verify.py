@@ -145,7 +145,9 @@ def _start(config: RunConfig, folder: Path, *arguments: object) -> subprocess.Po
 
 def _finish(process: subprocess.Popen[bytes], folder: Path) -> None:
     if process.wait():
-        said = (folder / OUTPUT).read_text(encoding="utf-8").splitlines()
+        said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+        if len(said) > 1 and said[-2].startswith("error: "):  # its two lines, which say it better
+            raise CheckpointError(said[-2].removeprefix("error: "), said[-1].strip())
         raise CheckpointError(
             f"a training ended with exit code {process.returncode}: {' '.join(said[-2:])}",
             "run it with minigpt train and the same flags, and see",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -251,7 +252,7 @@ def test_resume_takes_the_name_of_a_run(failing):
     made = begun(Path("checkpoints/mine"), 2, saved=False)
     write_yaml(RunConfig(), made.config, {})
     assert "named 'nowhere'" in failing(["train", "--resume", "mine", "--data", "nowhere"])
-    assert "nowhere is not a run directory" in failing(["train", "--resume", "nowhere"])
+    assert "there is no folder nowhere" in failing(["train", "--resume", "nowhere"])
 
 
 # --- standard input
@@ -266,3 +267,95 @@ def test_a_dash_is_what_standard_input_holds(command, capsys, monkeypatch):
         assert run([*command.split(), text, "--model", "mine", "--json"]) == 0
         answers.append({**json.loads(capsys.readouterr().out), "tokens_per_second": None})
     assert answers[0] == answers[1]
+
+
+# --- what a second newcomer met
+
+
+@pytest.mark.parametrize(("flag", "answer"), [
+    ("--data.val_fraction", "did you mean --val-fraction? "),
+    ("--data.val_fraction=1", "did you mean --val-fraction? "),
+    ("--data.tokenizer", "did you mean --tokenizer? "), ("--data.source", "did you mean --data? "),
+    ("--data.checksum", "see minigpt train"), ("--data.x", "see minigpt train"),
+    ("--model.x", "see minigpt train"), ("--model.n_layers", "did you mean --model.n_layer? "),
+    ("--documents.x", "see minigpt train"), ("--documents.text_fields", "did you mean --documents.text_field? "),
+    ("--seed.x", "see minigpt train"), ("--out.dir", "see minigpt train"), ("--config.file", "did you mean --data? "),
+])  # fmt: skip
+def test_a_setting_looked_for_in_a_section(failing, flag, answer):
+    what, how = failing(["train", flag, "0.2"]).splitlines()
+    assert what == f"error: unknown argument {flag.removesuffix('=1')}"
+    assert how.startswith(f"       {answer}")
+
+
+def test_a_newer_run_that_is_not_done_is_named(capsys):
+    name = "shakespeare-quick"
+    parent = Path("checkpoints")
+    for number, path in enumerate([parent / f"{name}-1", parent / name, parent / f"{name}-2"]):
+        made = begun(path, 7 if number == 1 else 2, best=number == 1)
+        for file in (path, *path.rglob("*")):
+            os.utime(file, (1e9 + number, 1e9 + number))
+    assert run(["generate", "a", "--max-new-tokens", "1"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert f"model      {parent / name}, the newest run (--model: others)" in err
+    assert f"unfinished {made.path} is newer (train --resume goes on)" in err
+    assert not any(f"{name}-1" in line for line in err)
+    assert all(len(line) <= 80 for line in err)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--resume="])
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(failing, flag):
+    for name in ("mine", "other"):
+        begun(Path("checkpoints") / name, 2)
+    for wrong in ("min", "checkpoints/min"):
+        words = [flag, wrong] if flag == "--resume" else [flag + wrong]
+        what, how = failing(["train", *words]).splitlines()
+        assert what == f"error: there is no folder {wrong}, nor a run of that name"
+        assert how == "       did you mean mine? known: mine, other"
+
+
+@pytest.mark.parametrize("part", ["9.9", "9.0", "9.attn", "9.mlp", "0.9"])
+def test_a_part_that_is_not_there_is_answered_with_those_that_are(failing, part):
+    begun(Path("checkpoints/mine"), 7, best=True)
+    assert "there are blocks 0 to 0, heads 0 to 0 in each" in failing(
+        ["generate", "a", "--model", "mine", "--ablate", part]
+    )
+
+
+def test_documents_in_another_field_are_measured(capsys, failing):
+    save_run(GPT(GPTConfig(vocab_size=4, block_size=5, n_layer=1, n_head=1, n_embd=2)),
+             CharTokenizer.from_text("abc\n"), Path("checkpoints/mine"))  # fmt: skip
+    Path("a.jsonl").write_text('{"text": "abc", "z": "bca"}\n')
+    Path("b.jsonl").write_text('{"body": "abc", "more": "bca"}\n')
+    Path("t.txt").write_text("abcab" * 9)
+    answers = []
+    for words in (["a.jsonl"], ["b.jsonl", "--text-field", "body"], ["a.jsonl", "--text-field", "z"]):
+        assert run(["eval", "--model", "mine", "--json", "--data", *words]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] != answers[2]
+    assert "--text-field" in failing(["eval", "--model", "mine", "--data", "t.txt", "--text-field", "body"])
+
+
+def test_the_table_of_heads_says_what_its_columns_are(capsys):
+    save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=2, n_head=13, n_embd=26)),
+             CharTokenizer.from_text("abc"), Path("many"))  # fmt: skip
+    assert run(["inspect", "ablate", "abc", "--model", "many"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert sum(line.split()[:1] == ["head"] for line in lines) >= 1
+
+
+def test_the_proof_of_a_resume_needs_no_network_and_passes_on_what_its_training_says(failing, monkeypatch):
+    from minigpt.cli.verify_resume import make_parser as parser_of_proof
+    from minigpt.config import preset
+    from minigpt.training import verify
+
+    sources = []
+    monkeypatch.setattr(verify, "run_straight", lambda config, _: sources.append(config.data.source))
+    monkeypatch.setattr(verify, "run_interrupted", lambda *_: None)
+    monkeypatch.setattr(verify, "compare", lambda *_: [])
+    for words in ([], ["--data", "t.txt"], ["--config", "c.yaml"]):
+        Path("c.yaml").write_text("data: {source: u.txt}\n")
+        assert run(["verify-resume", *words]) == 0
+    assert sources == ["verse", "t.txt", "u.txt"]
+    monkeypatch.undo()
+    assert parser_of_proof(preset("shakespeare-quick"))

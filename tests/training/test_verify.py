@@ -146,3 +146,19 @@ def test_an_adapter_is_proved_too(corpus, flags, capsys):
     assert command(["verify-resume", *arguments, "--steps", "6", "--kills", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (len(printed["equal"]), set(printed["equal"].values())) == (4, {True})
+
+
+def test_what_a_training_says_of_its_mistake_is_said_as_it_says_it(tmp_path, monkeypatch, config):
+    said = "warning of a library\nerror: there is no corpus, file or folder named 'x'\n       give a path\n"
+    monkeypatch.chdir(tmp_path)
+
+    class Ended:
+        returncode = 2
+
+        def wait(self) -> int:
+            return 2
+
+    (tmp_path / verify.OUTPUT).write_text(said)
+    with pytest.raises(CheckpointError) as error:
+        verify._finish(Ended(), tmp_path)
+    assert (error.value.what, error.value.how) == ("there is no corpus, file or folder named 'x'", "give a path")

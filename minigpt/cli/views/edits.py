@@ -77,11 +77,12 @@ def _ablate(values: dict[str, Any]) -> Answer:
         settings=_settings(values) | {"metric": what, "sweep": kind},
     )
     head = _ablate_header(values, it)
+    title = "head" if kind == "heads" else ""  # the other kinds name their columns in words
     largest = [f"{label} {value:+.4f}" for label, value in sweep.top(5)]
     lines = [
         *head,
         f"{what}: {sweep.baseline:.4f} with everything; below, by how much it changes",
-        *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+z.3f}"),
+        *terminal.grid(sweep.effects, [f"layer {row}" for row in sweep.rows], sweep.columns, "{:+z.3f}", title),
         terminal.joined([f"largest: {largest[0]}", *largest[1:]], terminal.WIDTH),
         TOTAL,
     ]
