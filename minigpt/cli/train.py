@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.parser import CommandParser, field_help, peek, print_json
 from minigpt.cli.streams import say_note
 from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, Corpus, load_corpus, load_quickstart_corpus
+from minigpt.data.corpora import (
+    NAMED_SOURCES,
+    RECORD_SUFFIXES,
+    Corpus,
+    lasting_source,
+    load_corpus,
+    load_quickstart_corpus,
+)
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.system.files import named_path
@@ -135,7 +142,10 @@ def run(arguments: list[str]) -> None:
         raise MissingFileError(f"there is no file {report}", "name a run's diverged/report.json")
     config, content = starting_config(arguments)
     values = make_parser(config).parse(arguments)
-    config = settings(config, values)
+    promised, config = config.data, settings(config, values)
+    if content.get("data", {}).get("checksum") and lasting_source(promised.source) != lasting_source(values["data"]):
+        say_note(f"--data names other data than --config, whose data.checksum {promised.checksum[:12]} is left out")
+        config = updated(config, {"data": {"checksum": ""}})
     check_effect(config, arguments, content)
     if config.init_from and run_to_continue(arguments) is None:
         config = shaped_as_base(config, arguments, content)

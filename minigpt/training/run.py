@@ -148,7 +148,10 @@ def set_up(
     with processes.first_goes_ahead():
         feed = read(config, source, tokenizer, origins.get("laid_out_for"))
     if config.data.checksum not in ("", origins["corpus"]):
-        say(f"changed    what is read of {config.data.source} is not what data.checksum in the settings was made of")
+        raise ConfigError(
+            f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
+            "bring that back, or leave data.checksum out of the settings to train on what is there now",
+        )
     config = replace(
         config,
         data=replace(config.data, checksum=origins["corpus"]),

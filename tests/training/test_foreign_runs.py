@@ -17,7 +17,7 @@ import torch
 from minigpt.cli.main import run as command
 from minigpt.cli.train import epoch_table
 from minigpt.config import updated
-from minigpt.errors import CheckpointError, Interrupted, MiniGPTError
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
@@ -427,17 +427,45 @@ def test_a_number_beyond_reading_takes_no_line_of_digits(run, capsys, name):
 
 
 @pytest.mark.parametrize("written", ["0" * 64, "", "right"])
-def test_another_text_than_the_settings_name_is_said(run, tmp_path, corpus, config, written):
+def test_another_text_than_the_settings_name_is_refused(run, tmp_path, corpus, config, written):
     """As of `train --config RUN/config.yaml` after the text has changed."""
     checksum = read_config(run).data.checksum if written == "right" else written
-    lines = []
-    train(
-        updated(config, {"data": {"checksum": checksum}, "train": {"max_steps": 2}}),
-        corpus,
-        tmp_path / "new",
-        lines.append,
+    asked = updated(config, {"data": {"checksum": checksum}, "train": {"max_steps": 2}})
+    if written == "0" * 64:
+        with pytest.raises(ConfigError, match=r"data\.checksum"):
+            train(asked, corpus, tmp_path / "new", say_nothing)
+        assert not (tmp_path / "new").exists()
+    else:
+        train(asked, corpus, tmp_path / "new", say_nothing)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "code"),
+    [
+        ("right", [], 0),
+        ("other", [], 2),
+        ("other", ["--data", "same.txt"], 2),  # the same place is no other data
+        ("right", ["--data", "moved.txt"], 0),
+        ("right", ["--data", "different.txt"], 0),  # which a flag may choose
+    ],
+)
+def test_a_checksum_in_a_file_of_settings_is_a_promise_about_its_data(tmp_path, monkeypatch, capsys, text, flags, code):
+    monkeypatch.chdir(tmp_path)
+    right, other = (
+        "to be or not to be, that is the question\n" * 29,
+        "whether it is nobler in the mind to suffer\n" * 29,
     )
-    assert any("data.checksum" in line for line in lines) == (written == "0" * 64)
+    for name, content in {"same": {"right": right, "other": other}[text], "moved": right, "different": other}.items():
+        Path(f"{name}.txt").write_text(content)
+    checksum = hashlib.sha256(right.encode()).hexdigest()
+    Path("c.yaml").write_text(
+        f"data: {{source: same.txt, checksum: {checksum}}}\ntrain: {{max_steps: 2, batch_size: 2, warmup_steps: 0}}\n"
+        "model: {n_layer: 1, n_head: 1, n_embd: 8, block_size: 7}\n"
+    )
+    assert command(["train", "--config", "c.yaml", "--out", "run", *flags]) == code
+    said = capsys.readouterr().err
+    assert ("data.checksum" in said) == (code == 2 or flags[1:] in (["moved.txt"], ["different.txt"]))
+    assert Path("run").exists() == (code == 0)
 
 
 def test_an_unchanged_record_counts(run):
