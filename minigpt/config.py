@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean
+from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields
 from minigpt.system.files import read_bytes, write_text
 
@@ -66,8 +66,9 @@ class GPTConfig:
         check_fields(self)
         _require(
             self.n_embd % self.n_head == 0,
-            f"n_embd = {self.n_embd} cannot be split into n_head = {self.n_head} equal heads",
-            f"choose n_embd as a multiple of n_head, for example {self.n_head * max(1, self.n_embd // self.n_head)}",
+            f"{named('n_embd', self.n_embd)} cannot be split into {named('n_head', self.n_head)} equal heads",
+            f"choose {named('n_embd')} as a multiple of {named('n_head')}, for example "
+            f"{self.n_head * max(1, self.n_embd // self.n_head)}",
         )
 
 
@@ -129,8 +130,8 @@ class DocumentsConfig:
         check_fields(self)
         _require(
             self.longer == "cut" or self.max_characters > 0,
-            "longer = drop drops nothing: max_characters sets no limit",
-            "give max_characters too, the most characters of a document",
+            f"{named('longer', self.longer)} drops nothing: {named('max_characters')} sets no limit",
+            f"give {named('max_characters')} too, the most characters of a document",
         )
 
 
@@ -201,18 +202,21 @@ class TrainConfig:
         check_fields(self)
         _require(
             not (self.lora_rank and self.optimizer == "muon"),
-            "optimizer = muon is not for adapters: made orthogonal, a thin matrix moves in all of its directions alike",
-            "use --train.optimizer adamw with --train.lora_rank",
+            f"{named('optimizer', self.optimizer)} is not for adapters: made orthogonal, a thin matrix moves in all "
+            "of its directions alike",
+            f"use {named('optimizer', 'adamw')} with {named('lora_rank')}",
         )
         _require(
             self.min_learning_rate <= self.learning_rate,
-            f"min_learning_rate = {self.min_learning_rate} is above learning_rate = {self.learning_rate}",
-            "the schedule falls: choose min_learning_rate <= learning_rate, for example a tenth of it",
+            f"{named('min_learning_rate', self.min_learning_rate)} is above "
+            f"{named('learning_rate', self.learning_rate)}",
+            f"the schedule falls: choose {named('min_learning_rate')} <= {named('learning_rate')}, for example a tenth "
+            "of it",
         )
         _require(
             self.warmup_steps <= self.max_steps or self.epochs > 0 or self.warmup_ratio > 0,  # which decide them
-            f"warmup_steps = {self.warmup_steps} is more than max_steps = {self.max_steps}",
-            "lower --train.warmup_steps too, or give --train.warmup_ratio, which is a share of all steps",
+            f"{named('warmup_steps', self.warmup_steps)} is more than {named('max_steps', self.max_steps)}",
+            f"lower {named('warmup_steps')} too, or give {named('warmup_ratio')}, which is a share of all steps",
         )
 
 
@@ -237,8 +241,8 @@ class LoRAConfig:
         check_fields(self)
         _require(
             are_texts(self.targets),
-            f"targets = {brief(self.targets)} cannot be used",
-            "targets must be a tuple of at least one name",
+            f"{named('targets', self.targets)} cannot be used",
+            f"{named('targets')} must be a tuple of at least one name",
         )
 
 

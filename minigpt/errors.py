@@ -5,8 +5,10 @@ each child also is. `assert` is kept for our own invariants: a failed one is our
 """
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 LONGEST = 1000  # characters of a line that is said
 
@@ -14,24 +16,43 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 _BRIEF.maxlong = 40
 
+_NAME = re.compile("\x0e(.*?)\x0f")  # a name of the library's in a line, between two signs that no text has
+
 
 class MiniGPTError(Exception):
     """A mistake that the user can mend.
 
     Args:
         what: one line, what is wrong, with the values that show it. An endless one loses its middle, so no caller need
-            shorten a value; line ends become spaces.
+            shorten a value; line ends become spaces. Names in it may be `named`.
         how: one line, what to do about it; likewise.
     """
 
     def __init__(self, what: str, how: str) -> None:
-        what, how = (cut(" ".join(text.splitlines())) for text in (what, how))
+        self._lines = what, how
+        what, how = (cut(" ".join(_NAME.sub(r"\1", text).splitlines())) for text in (what, how))
         super().__init__(what, how)
         self.what = what
         self.how = how
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.how}"
+
+    def renamed(self, names: Mapping[str, str]) -> tuple[str, str]:
+        """Both lines with other names for what is `named` in them; whatever has no other name stays `named`.
+
+        Args:
+            names: field -> flag, with which `top_k = 3` becomes `--top-k 3`; or the whole of what `named` returns.
+        """
+
+        def other(found: re.Match[str]) -> str:
+            name, equals, value = (part.strip() for part in found[1].partition("="))
+            if name in names:
+                return names.get(found[0], f"{names[name]} {value}" if equals else names[name])
+            return names.get(found[0], found[0])
+
+        what, how = (_NAME.sub(other, text) for text in self._lines)
+        return what, how
 
 
 class ConfigError(MiniGPTError, ValueError):
@@ -109,6 +130,24 @@ def brief(value: object) -> str:
         return _BRIEF.repr(value)
     except ValueError:  # Python spells no whole number of more than some thousand digits
         return f"a {type(value).__name__} of thousands of digits"
+
+
+def named(name: str, *value: object) -> str:
+    """A name in a line of an error that not everybody calls so: a field `name = value` is a flag to who types.
+
+    See `MiniGPTError.renamed`.
+    """
+    return f"\x0e{' = '.join([name, *map(brief, value)])}\x0f"
+
+
+def passed(name: str, value: str) -> str:
+    """The same in an advice, as a call has it: `name="value"`."""
+    return f'\x0e{name}="{value}"\x0f'
+
+
+def named_ids(ids: Iterable[Any]) -> str:
+    """Token ids in a line of an error, which are a text to who types."""
+    return named(f"[{', '.join(map(brief, ids))}]")
 
 
 # What other programs and papers call a thing that is called otherwise here.

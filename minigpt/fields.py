@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from minigpt.errors import ConfigError, MiniGPTError, brief
+from minigpt.errors import ConfigError, MiniGPTError, brief, named, named_ids
 
 BELOW_1, ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
 
@@ -93,10 +93,10 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
             raise error(f"{what} {brief(item)}", f"{place} must be {_advice(inner)}")
     if not matches(value, kind):
         usual = "is not a choice" if get_origin(kind) is Literal else f"is of the wrong type ({type(value).__name__})"
-        raise error(f"{name} = {brief(value)} {(rule and rule.wrong) or usual}", f"{name} must be {_advice(hint)}")
+        raise error(f"{named(name, value)} {(rule and rule.wrong) or usual}", f"{named(name)} must be {_advice(hint)}")
     if rule and value is not None and (fault := rule.fault(value)):  # None is off, where it is allowed
         both = f"at least {rule.low:,} and at most {rule.high:,}" if isinstance(rule, Bounds) else ""
-        raise error(f"{name} = {brief(value)} {fault}", f"{name} must be {rule.advice or both}")
+        raise error(f"{named(name, value)} {fault}", f"{named(name)} must be {rule.advice or both}")
 
 
 def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:
@@ -104,9 +104,11 @@ def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, 
     origin, parts = get_origin(kind), get_args(kind)
     if origin not in (Sequence, Mapping) or not matches(value, origin) or not _parts(parts[0])[1]:
         return
-    yield from ((f"{name} holds", item, parts[0], f"each in {name}") for item in value)
+    yield from ((f"{named(name)} holds", item, parts[0], f"each in {named(name)}") for item in value)
     if origin is Mapping:
-        yield from ((f"{name} of {brief([*key])} is", item, parts[1], "each number") for key, item in value.items())
+        yield from (
+            (f"{named(name)} of {named_ids(key)} is", item, parts[1], "each number") for key, item in value.items()
+        )
 
 
 def _parts(hint: object) -> tuple[Any, Bounds | Form | None]:

@@ -1,12 +1,10 @@
 """`minigpt generate`."""
 
 import dataclasses
-import json
 import math
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from minigpt.data.corpora import read_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.errors import DataError, InputError, MissingFileError, brief, named, named_ids
 from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
@@ -48,15 +46,6 @@ FLAGS: dict[str, type] = {
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 LOOKUP = "lookup"
 DEFAULT_LENGTH = 200
-
-# field of the library -> flag, for its errors
-FIELD_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (
-    *FLAGS, "max_new_tokens", "strategy", "early_stopping", "stop", "on_overflow", "seed", "draft"
-)} | {
-    "banned_sequences": "--ban",
-    "sequence_bias": "--bias",
-    "required_sequences": "--require",
-}  # fmt: skip
 
 
 def make_parser() -> CommandParser:
@@ -102,16 +91,16 @@ def make_parser() -> CommandParser:
         "beat them as it stands (no), or when nothing that it can become would (never)",
     )  # fmt: skip
     parser.add_argument(
-        "--ban", action="append", metavar="TEXT",
+        "--ban", dest="banned_sequences", action="append", metavar="TEXT",
         help="a text that must not be written, as the model's tokenizer spells it; may be given several times",
     )  # fmt: skip
     parser.add_argument(
-        "--bias", action="append", nargs=2, metavar=("TEXT", "NUMBER"),
+        "--bias", dest="sequence_bias", action="append", nargs=2, metavar=("TEXT", "NUMBER"),
         help="add a number to the score of a text's last token where its other tokens have just been written; may be "
         "given several times",
     )  # fmt: skip
     parser.add_argument(
-        "--require", action="append", metavar="TEXT",
+        "--require", dest="required_sequences", action="append", metavar="TEXT",
         help="a text that beam search must write somewhere; may be given several times",
     )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="STR", help=field_help(DecodingOptions, "stop"))
@@ -162,13 +151,14 @@ def _write(values: dict[str, Any], texts: Sequence[tuple[str, str]], model: GPT,
     names = [name for name, _ in texts]
     prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
     options, hidden = _options(values, model, tokenizer, prompts), not values["show_special"]
-    with _in_flags(tokenizer, names):
+    words = _words(values, tokenizer, options)
+    with _in_words(words, names):
         check_request(model, prompts, **options)
     if options["num_return_sequences"] == len(prompts) == 1 and not _uses_beams(options) and not values["json"]:
-        _stream(model, tokenizer, prompts[0], options, hidden)
+        _stream(model, tokenizer, prompts[0], words, options, hidden)
         return
     start = time.perf_counter()
-    out = _in_batches(model, tokenizer, prompts, names, values["batch_size"], options)
+    out = _in_batches(model, tokenizer, prompts, names, words, values["batch_size"], options)
     seconds = time.perf_counter() - start
     rows = [_completion(tokenizer, prompts, number, out, options, hidden) for number in range(len(out.scores))]
     num_new = sum(len(row["token_ids"]) - len(prompts[row["prompt_index"]]) for row in rows)
@@ -264,11 +254,11 @@ def _options(
         "max_new_tokens": length,
         "strategy": values["strategy"],
         "early_stopping": EARLY_STOPPING[values["early_stopping"]],
-        "banned_sequences": [_ids(tokenizer, "--ban", text) for text in values["ban"] or ()],
+        "banned_sequences": [_ids(tokenizer, "--ban", text) for text in values["banned_sequences"] or ()],
         "sequence_bias": {
-            tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in values["bias"] or ()
+            tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in values["sequence_bias"] or ()
         },
-        "required_sequences": [_ids(tokenizer, "--require", text) for text in values["require"] or ()],
+        "required_sequences": [_ids(tokenizer, "--require", text) for text in values["required_sequences"] or ()],
         "stop": values["stop"],
         "on_overflow": on_overflow,
         "use_cache": not values["no_cache"],
@@ -324,32 +314,24 @@ def _drafter(values: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> Prompt
 
 
 @contextmanager
-def _in_flags(tokenizer: Tokenizer, names: Sequence[str]) -> Iterator[None]:
-    """Errors of the library in the words of the command line: flags for fields, texts for ids, names for prompts."""
-    prompts = {f"prompt {number}": name for number, name in enumerate(names)}
-
-    def flag(found: re.Match[str]) -> str:
-        field, follows = found.groups()
-        if field not in FIELD_FLAGS or (not follows and "_" not in field):  # "a temperature" is a word, and no field
-            return found[0]
-        return FIELD_FLAGS[field] + (" " if follows else "")
-
-    def translated(found: re.Match[str]) -> str:
-        text = found[0]
-        if text[0] in "'\"":
-            return text  # what somebody has typed
-        text = re.sub(r"\b([a-z_]+)\b( ?= ?| (?=must|out))?", flag, text)
-        text = text.replace("--early-stopping True", "--early-stopping yes")
-        text = re.sub(
-            r"\[\d+(, \d+)*\]", lambda ids: repr(tokenizer.decode(json.loads(ids[0]), skip_special=False)), text
-        )
-        return re.sub(r"\bprompt \d+\b", lambda prompt: prompts.get(prompt[0], prompt[0]), text)
-
+def _in_words(words: Mapping[str, str], names: Sequence[str]) -> Iterator[None]:
+    """Errors of the library as who types knows it: texts instead of ids, and names instead of numbers of prompts."""
+    prompts = {named(f"prompt {number}"): name for number, name in enumerate(names)}
     try:
         yield
     except InputError as error:
-        lines = (re.sub(r"""'[^']*'|"[^"]*"|[^'"]+""", translated, line) for line in (error.what, error.how))
-        raise InputError(*lines) from error
+        raise InputError(*error.renamed({**words, **prompts})) from error
+
+
+def _words(values: dict[str, Any], tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, str]:
+    """What an error of the library names otherwise than who types it."""
+    required, end = options["required_sequences"], options["eos_token_id"]
+    known = [*required, *options["banned_sequences"], *options["sequence_bias"], *([] if end is None else [[end]])]
+    return {
+        **{named_ids(ids): repr(tokenizer.decode(ids, skip_special=False)) for ids in known},
+        named("required_sequences", required): f"--require {brief(values['required_sequences'])}",
+        named("early_stopping", True): "--early-stopping yes",
+    }
 
 
 def _in_batches(
@@ -357,6 +339,7 @@ def _in_batches(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     names: Sequence[str],
+    words: Mapping[str, str],
     batch_size: int,
     options: dict[str, Any],
 ) -> Generation:
@@ -371,7 +354,7 @@ def _in_batches(
         for number in range(num_batches):
             batch = slice(number * batch_size, (number + 1) * batch_size)
             ours = {**options, "seed": options["seed"][batch]}
-            with _in_flags(tokenizer, names[batch]):
+            with _in_words(words, names[batch]):
                 outs.append(generate(model, prompts[batch], **ours, on_step=advance, num_candidates=1))
             bar.update((number + 1) * longest - bar.n)  # those steps that were not needed
     return Generation(
@@ -409,7 +392,14 @@ def _uses_beams(options: dict[str, Any]) -> bool:
     return options["strategy"] == "beam" or options["num_beams"] > 1
 
 
-def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[str, Any], skip_special: bool) -> None:
+def _stream(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    words: Mapping[str, str],
+    options: dict[str, Any],
+    skip_special: bool,
+) -> None:
     """Print the prompt, then every character as soon as its last token is chosen."""
     num_new, num_drafted, num_accepted, reason = 0, 0, 0, None
 
@@ -429,7 +419,7 @@ def _stream(model: GPT, tokenizer: Tokenizer, prompt: list[int], options: dict[s
     start = time.perf_counter()
     try:
         write_product(tokenizer.decode(prompt, skip_special))
-        with _in_flags(tokenizer, ["the prompt"]):
+        with _in_words(words, ["the prompt"]):
             for piece in before_stop(pieces(), options["stop"] or ()):
                 write_product(piece)
     finally:

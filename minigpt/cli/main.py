@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import flags_of, parse
 from minigpt.cli.streams import Stream, attached, one_line, say_error, say_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
@@ -122,7 +122,7 @@ def _answer(arguments: list[str], out: Stream) -> int:
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
             return 0
-        lines = _two_lines(error)
+        lines = _two_lines(error, command)
         if lines is None or "--debug" in rest:
             raise
         say_error(*lines)
@@ -133,10 +133,11 @@ def _answer(arguments: list[str], out: Stream) -> int:
     return 0
 
 
-def _two_lines(error: Exception) -> tuple[str, str] | None:
-    """What is wrong and how to mend it; None for what only we can mend."""
+def _two_lines(error: Exception, command: str) -> tuple[str, str] | None:
+    """What is wrong and how to mend it, with the flags of a command for fields; None for what only we can mend."""
     if isinstance(error, MiniGPTError):
-        return error.what, error.how
+        told = MiniGPTError(*error.renamed(flags_of(command)))
+        return told.what, told.how
     if isinstance(error, OSError):
         try:
             os.getcwd()

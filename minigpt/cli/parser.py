@@ -97,6 +97,11 @@ class CommandParser(jsonargparse.ArgumentParser):
         shown = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
         return {_last_name(action.option_strings[-1]): action.option_strings[-1] for action in shown}
 
+    def flags(self) -> dict[str, str]:
+        """The flags by the fields that they set: learning_rate -> --train.learning_rate, banned_sequences -> --ban."""
+        flags = ((action.dest, action.option_strings) for action in self._actions if action.option_strings)
+        return {dest.rpartition(".")[2]: names[-1] for dest, names in flags}
+
     def _instead(self, flag: str) -> str | None:
         """What can be typed in the place of a flag that this command does not have: another one, or another command."""
         if not flag.startswith("-"):
@@ -441,6 +446,11 @@ class SettingsParser(argparse.ArgumentParser):
         """The flags by their last names: learning_rate -> --train.learning_rate."""
         return {_last_name(one.flag): one.flag for one in self.fields.values() if not one.typed.positional}
 
+    def flags(self) -> dict[str, str]:
+        """The flags by the fields that they set: learning_rate -> --train.learning_rate, banned_sequences -> --ban."""
+        typed = (one for one in self.fields.values() if not one.typed.positional)
+        return {one.path.rpartition(".")[2]: one.flag for one in typed}
+
     def _instead(self, flag: str) -> str:
         """What can be typed in the place of a flag that this command does not have: another one, or another command."""
         if not flag.startswith("-"):
@@ -478,6 +488,13 @@ def parser_of(command: str) -> Any:
         *([preset(DEFAULT_PRESET)] if command == "train" else [])
     )
     return made
+
+
+def flags_of(command: str) -> dict[str, str]:
+    """The flags of a command by the fields that they set: the one place where a field's name becomes a flag's."""
+    from minigpt.cli.settings import SETTINGS
+
+    return parser_of(command).flags() if command in {*SETTINGS, *PARSED_FOR_FLAGS} else {}
 
 
 def _last_name(flag: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.decoding.options import LARGEST, DecodingOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, named
 
 History = Sequence[Sequence[int]]
 
@@ -89,7 +89,7 @@ def check_not_empty(scores: Tensor, options: DecodingOptions) -> None:
 
 def all_banned(options: DecodingOptions) -> InputError:
     """The error for a step that has no token left to choose."""
-    names = ", ".join(options.bans)
+    names = ", ".join(map(named, options.bans))
     return InputError(f"every token is banned; the options that ban are {names}", "relax one of them")
 
 

@@ -33,7 +33,7 @@ from minigpt.decoding.sampling import (
     num_with_text,
 )
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
-from minigpt.errors import InputError
+from minigpt.errors import InputError, named, named_ids
 from minigpt.model import GPT
 
 
@@ -263,7 +263,7 @@ class _Job:
         options: DecodingOptions,
     ) -> None:
         if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
-            raise InputError(f"tokenizer = {tokenizer!r} is none", "give the one that load_model returns")
+            raise InputError(f"{named('tokenizer', tokenizer)} is none", "give the one that load_model returns")
         self.vocab_size = num_with_text(model, None if tokenizer is None else tokenizer.vocab_size)
         options.check_ids(self.vocab_size)
         self.model = model
@@ -278,7 +278,7 @@ class _Job:
             )
         if options.stop_strings and tokenizer is None:
             raise InputError(
-                f"stop = {options.stop!r} is text, but only ids are known here",
+                f"{named('stop', options.stop)} is text, but only ids are known here",
                 "pass the model's tokenizer too: tokenizer=tokenizer",
             )
         self._tokenizer = tokenizer
@@ -293,10 +293,12 @@ class _Job:
             return wanted
         if self.options.on_overflow == "stop":
             return room
-        too_much = f"and max_new_tokens = {wanted} do not fit" if room else "alone does not fit"
+        too_much = f"and {named('max_new_tokens', wanted)} do not fit" if room else "alone does not fit"
         raise InputError(
-            f"prompt {number} of length {length} {too_much} block_size = {block_size}",
-            f"lower max_new_tokens to {room}, " * (room > 0) + "shorten the prompt, or choose on_overflow: "
+            f"{named(f'prompt {number}')} of length {length} {too_much} block_size = {block_size}",
+            f"lower {named('max_new_tokens')} to {room}, "
+            * (room > 0)
+            + f"shorten the prompt, or choose {named('on_overflow')}: "
             '"stop" ends when the block is full, "crop" goes on with the newest tokens',
         )
 
@@ -304,11 +306,12 @@ class _Job:
         if self.draft is None:
             return
         if not isinstance(self.draft, PromptLookup | DraftModel):
-            raise InputError(f"draft = {self.draft!r} cannot be used", "give a PromptLookup or a DraftModel")
+            raise InputError(f"{named('draft', self.draft)} cannot be used", "give a PromptLookup or a DraftModel")
         if self.options.uses_beams:
             raise InputError(
-                f"a draft guesses how one sequence goes on, and num_beams = {self.options.num_beams} changes sequences",
-                "leave draft out, or search without beams",
+                f"a draft guesses how one sequence goes on, and {named('num_beams', self.options.num_beams)} changes "
+                "sequences",
+                f"leave {named('draft')} out, or search without beams",
             )
         with_text = None if self._tokenizer is None else self._tokenizer.vocab_size
         if isinstance(self.draft, DraftModel) and num_with_text(self.draft.model, with_text) != self.vocab_size:
@@ -326,14 +329,16 @@ class _Job:
             room = limit - (self.options.force_eos and limit == self.options.max_new_tokens)
             if room < needed:
                 raise InputError(
-                    f"the required sequences hold {needed} tokens, but prompt {number} gets {room} that are free",
-                    "raise max_new_tokens, shorten the prompt, or require less",
+                    f"the required sequences hold {needed} tokens, but {named(f'prompt {number}')} gets {room} "
+                    "that are free",
+                    f"raise {named('max_new_tokens')}, shorten the prompt, or require less",
                 )
         for ids, stop in itertools.product(required, self.options.stop_strings):
             # Also where one ends with it: it would be found, and then cut off the text.
             if stop.encode("utf-8") in self._bytes(ids):
                 raise InputError(
-                    f"required_sequences wants {list(ids)}, but stop = {stop!r} ends the text before that",
+                    f"{named('required_sequences')} wants {named_ids(ids)}, but {named('stop', stop)} ends the text "
+                    "before that",
                     "take it out of one of the two",
                 )
 
@@ -536,17 +541,19 @@ def _search(job: _Job, on_step: Callable[[Step], None] | None) -> Generation:
             hypotheses = [Hypothesis(0.0, job.prompts[number], job.limit_reason(number))] * copies
         if not hypotheses and options.required_sequences:
             raise InputError(
-                f"no continuation of prompt {number} was found that holds all of required_sequences",
-                "raise max_new_tokens or num_beams, or relax " + ", ".join(options.bans or ["what is required"]),
+                f"no continuation of {named(f'prompt {number}')} was found that holds all of "
+                f"{named('required_sequences')}",
+                f"raise {named('max_new_tokens')} or {named('num_beams')}, or relax "
+                + ", ".join(map(named, options.bans) if options.bans else ["what is required"]),
             )
         if not hypotheses:
             raise all_banned(options)
         if len(hypotheses) < copies:
             raise InputError(
-                f"num_beams = {options.num_beams} found {len(hypotheses)} continuations of prompt {number}, "
-                f"and num_return_sequences = {copies}",
-                "raise num_beams or max_new_tokens, ask for fewer, or relax "
-                + ", ".join(options.bans or ["the filters"]),
+                f"{named('num_beams', options.num_beams)} found {len(hypotheses)} continuations of "
+                f"{named(f'prompt {number}')}, and {named('num_return_sequences', copies)}",
+                f"raise {named('num_beams')} or {named('max_new_tokens')}, ask for fewer, or relax "
+                + ", ".join(map(named, options.bans) if options.bans else ["the filters"]),
             )
         results += hypotheses[:copies]
     return Generation(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from minigpt.errors import InputError, brief, near
+from minigpt.errors import InputError, brief, named, named_ids, near, passed
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, check_value, hints, matches
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
@@ -199,82 +199,89 @@ class DecodingOptions:
         Raises:
             InputError: with the option and the id.
         """
-        named: dict[str, Iterable[Sequence[int]]] = {
+        given: dict[str, Iterable[Sequence[int]]] = {
             "eos_token_id": [self.eos],
             "suppress_tokens": [self.suppress_tokens],
             "begin_suppress_tokens": [self.begin_suppress_tokens],
             **{name: getattr(self, name) for name in _SEQUENCES},
         }
-        for name, sequences in named.items():
+        for name, sequences in given.items():
             for token_id in (token_id for ids in sequences for token_id in ids):
                 if not 0 <= token_id < vocab_size:
                     raise InputError(
-                        f"{name} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
+                        f"{named(name)} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
                         f"use ids from 0 to {vocab_size - 1}",
                     )
+
+    def _is(self, name: str) -> str:
+        """A field and its value, in an error."""
+        return named(name, getattr(self, name))
 
     def _check_contradictions(self) -> None:
         """An option that would have no effect is a misunderstanding, so it is refused, not ignored."""
         _refuse(
             self.min_new_tokens > self.max_new_tokens,
-            f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = {self.max_new_tokens}",
-            "lower min_new_tokens, or raise max_new_tokens",
+            f"{self._is('min_new_tokens')} is more than {self._is('max_new_tokens')}",
+            f"lower {named('min_new_tokens')}, or raise {named('max_new_tokens')}",
         )
         for name, concerns in _concerns().items():
             value = getattr(self, name)
             if value is not None and value != concerns.off and value != []:
-                self._check_concerned(name, value, concerns.whom)
+                self._check_concerned(name, concerns.whom)
         _refuse(
             self.strategy == "greedy" and self.num_beams > 1,
-            f"num_beams = {self.num_beams}, but strategy = 'greedy' follows a single sequence",
-            'leave num_beams out, or choose strategy="beam"',
+            f"{self._is('num_beams')}, but {self._is('strategy')} follows a single sequence",
+            f"leave {named('num_beams')} out, or choose {passed('strategy', 'beam')}",
         )
         _refuse(
             self.strategy == "sample" and self.num_beams > 1 and self.temperature == 0,
-            f"temperature = 0 draws nothing, but strategy = 'sample' would draw num_beams = {self.num_beams} beams",
-            'choose strategy="beam", or a temperature above 0',
+            f"{self._is('temperature')} draws nothing, but {self._is('strategy')} would draw {self._is('num_beams')} "
+            "beams",
+            f"choose {passed('strategy', 'beam')}, or a temperature above 0",
         )
         _refuse(
             self.uses_beams and self.num_return_sequences > self.num_beams,
-            f"num_return_sequences = {self.num_return_sequences} is more than num_beams = {self.num_beams}",
-            "a search finds num_beams sequences: raise num_beams, or ask for fewer",
+            f"{self._is('num_return_sequences')} is more than {self._is('num_beams')}",
+            f"a search finds {named('num_beams')} sequences: raise {named('num_beams')}, or ask for fewer",
         )
         _refuse(
             not self.uses_beams and not self.samples and self.num_return_sequences > 1,
-            f"num_return_sequences = {self.num_return_sequences} would all be the same: nothing is drawn",
-            'choose strategy="sample" with a temperature above 0, or strategy="beam"',
+            f"{self._is('num_return_sequences')} would all be the same: nothing is drawn",
+            f"choose {passed('strategy', 'sample')} with a temperature above 0, or {passed('strategy', 'beam')}",
         )
         _refuse(
             self.force_eos and set(self.eos) <= set(self.suppress_tokens),
-            f"force_eos wants one of {brief([*self.eos])} at the end, but suppress_tokens forbids all of them",
+            f"{named('force_eos')} wants one of {named_ids(self.eos)} at the end, but {named('suppress_tokens')} "
+            "forbids all of them",
             "leave one of the two out",
         )
         self._check_required()
 
-    def _check_concerned(self, name: str, value: object, whom: str) -> None:
+    def _check_concerned(self, name: str, whom: str) -> None:
         """Refuse a field that is not off, where it concerns nobody."""
-        greedy_at_zero = name == "temperature" and value == 0 and self.strategy == "greedy"
+        greedy_at_zero = name == "temperature" and self.temperature == 0 and self.strategy == "greedy"
         _refuse(
             whom == "draw" and self.strategy != "sample" and not greedy_at_zero,
-            f"{name} = {brief(value)} shapes a draw, but strategy = {brief(self.strategy)} draws nothing",
-            f'leave {name} out, or choose strategy="sample" (with num_beams above 1 it draws beams)',
+            f"{self._is(name)} shapes a draw, but {self._is('strategy')} draws nothing",
+            f"leave {named(name)} out, or choose {passed('strategy', 'sample')} (with {named('num_beams')} above 1 it "
+            "draws beams)",
         )
         _refuse(
             whom == "beams" and not self.uses_beams,
-            f"{name} = {brief(value)} concerns beams, but there are none",
-            f'leave {name} out, or choose strategy="beam" with num_beams above 1',
+            f"{self._is(name)} concerns beams, but there are none",
+            f"leave {named(name)} out, or choose {passed('strategy', 'beam')} with {named('num_beams')} above 1",
         )
         _refuse(
             whom == "end" and not self.eos,
-            f"{name} = {brief(value)} concerns the end-of-sequence token, but eos_token_id names none",
-            f"give eos_token_id, or leave {name} out",
+            f"{self._is(name)} concerns the end-of-sequence token, but {named('eos_token_id')} names none",
+            f"give {named('eos_token_id')}, or leave {named(name)} out",
         )
 
     def _check_required(self) -> None:
         _refuse(
             bool(self.required_sequences) and self.samples,
-            "required_sequences are looked for by beam search, but strategy = 'sample' draws",
-            'choose strategy="beam"',
+            f"{named('required_sequences')} are looked for by beam search, but {self._is('strategy')} draws",
+            f"choose {passed('strategy', 'beam')}",
         )
         never = {
             "eos_token_id": [[token_id] for token_id in self.eos],  # it ends the sequence, even inside a required one
@@ -286,7 +293,8 @@ class DecodingOptions:
                 for ids in sequences:
                     _refuse(
                         contains(required, ids),
-                        f"required_sequences wants {brief([*required])}, but {name} forbids {brief([*ids])} in it",
+                        f"{named('required_sequences')} wants {named_ids(required)}, but {named(name)} forbids "
+                        f"{named_ids(ids)} in it",
                         "take it out of one of the two",
                     )
 
@@ -335,7 +343,7 @@ def check_seed(seed: object) -> None:
     """Raise InputError if torch cannot draw by it."""
     _refuse(
         not matches(seed, _Seed),
-        f"seed = {brief(seed)} cannot be used",
+        f"{named('seed', seed)} cannot be used",
         "a seed is a whole number from 0 to 2**63 - 1",
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.decoding.options import check_count
-from minigpt.errors import InputError, brief
+from minigpt.errors import InputError, brief, named
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import check_model
@@ -272,20 +272,20 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
             ids = [operator.index(token) for token in prompt]  # also numpy's and torch's integers
         except TypeError:
             raise InputError(
-                f"prompt {number} is {brief(prompt)}, not a list of token ids",
+                f"{named(f'prompt {number}')} is {brief(prompt)}, not a list of token ids",
                 "encode text first, tokenizer.encode(text), or call minigpt.complete(model, tokenizer, text); and put "
                 "a single prompt in a list: [ids]",
             ) from None
         if not ids:
             raise InputError(
-                f"prompt {number} is empty: there is no token to continue from",
+                f"{named(f'prompt {number}')} is empty: there is no token to continue from",
                 "start from the tokenizer's start_token_id, as the command line does",
             )
         for position, token in enumerate(ids):
             if not 0 <= token < vocab_size:
                 raise InputError(
-                    f"prompt {number} has id {brief(token)} at position {position}, outside the vocabulary of "
-                    f"{vocab_size}",
+                    f"{named(f'prompt {number}')} has id {brief(token)} at position {position}, outside the vocabulary "
+                    f"of {vocab_size}",
                     f"use ids from 0 to {vocab_size - 1}, made by the tokenizer that belongs to this model",
                 )
         checked.append(ids)

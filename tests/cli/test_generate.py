@@ -16,7 +16,7 @@ from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import PromptLookup
-from minigpt.errors import InputError
+from minigpt.errors import InputError, named, named_ids
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -138,8 +138,13 @@ def test_texts_that_look_like_parts_of_an_error(characters: CharModel, refused: 
     for text in ("prompt 7", "[999]", "top_k = 3"):
         tokenizer = CharTokenizer.from_text(LETTERS + text)
         ids = tokenizer.encode(text)
-        error = InputError(f"prompt 0 wants {ids}, but stop = {text!r} ends it", "leave stop out")
-        with pytest.raises(InputError) as caught, command._in_flags(tokenizer, ["the prompt"]):
+        error = InputError(
+            f"{named('prompt 0')} wants {named_ids(ids)}, but {named('stop', text)} ends it",
+            f"leave {named('stop')} out",
+        )
+        assert error.what == f"prompt 0 wants {ids}, but stop = {text!r} ends it"
+        words = {named_ids(ids): repr(text), "stop": "--stop", "top_k": "--top-k"}
+        with pytest.raises(InputError) as caught, command._in_words(words, ["the prompt"]):
             raise error
         assert caught.value.how == "leave --stop out"
         assert caught.value.what == f"the prompt wants {text!r}, but --stop {text!r} ends it"
