@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> None:
     check_unused(folder)  # before the work of loading
     source = open_source(values["model"])
     model, tokenizer = source.load(tokenizer=values["tokenizer"])
-    save_hf(model, tokenizer, folder)
+    save_hf(model, tokenizer, folder, source.carried)
     say_what_is_not_kept(source, model, tokenizer)
     files = sorted(path.name for path in folder.iterdir())
     if values["json"]:

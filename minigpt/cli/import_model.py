@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> None:
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
     reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
-    save_run(model, tokenizer, directory, training_config(source))
+    save_run(model, tokenizer, directory, training_config(source), source.carried)
     say_what_is_not_kept(source, model, tokenizer)
     if values["json"]:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}

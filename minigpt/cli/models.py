@@ -9,6 +9,7 @@ from minigpt.cli.parser import CommandParser
 from minigpt.cli.settings import Computing, Reading
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
+from minigpt.formats.hub import CONFIG
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
@@ -173,6 +174,6 @@ def shortened(text: str, width: int) -> str:
 
 
 def say_what_is_not_kept(source: Source, model: GPT, tokenizer: Tokenizer | None) -> None:
-    """Say on standard error what the source's own settings hold that no run and no export has a place for."""
-    if (folder := source.reference_folder) and (lost := not_kept(folder, model.config, tokenizer)):
-        print(f"note: not kept of {folder}: {listed(lost, '; ')}", file=sys.stderr)
+    """Say on standard error what the source's own settings hold that no export repeats."""
+    if lost := not_kept(source.carried.get(CONFIG, {}), model.config, tokenizer):
+        print(f"note: not kept of {source.name}'s {CONFIG}: {listed(lost, '; ')}", file=sys.stderr)

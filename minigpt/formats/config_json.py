@@ -1,5 +1,6 @@
 """config.json, by which the transformers library ("the reference") says what a model's shape is: read and written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, brief
 from minigpt.system.files import read_json
 from minigpt.tokenizers import Tokenizer
+
+CARRIED = ("config.json", "generation_config.json")  # settings of a model that come along, in and out
 
 # The reference's name of a field of GPTConfig.
 _FIELDS = {
@@ -98,8 +101,21 @@ def config_from_reference(path: Path, rates_may_differ: bool = False) -> GPTConf
     )
 
 
-def reference_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
-    """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents."""
+def reference_config(
+    config: GPTConfig, tokenizer: Tokenizer | None, carried: Mapping[str, Any] | None = None
+) -> dict[str, object]:
+    """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents.
+
+    Args:
+        config: the model's shape, which decides whatever it says.
+        tokenizer: the model's, or None.
+        carried: the config.json that the model came with: what else it says is said again, such as several ends.
+    """
+    kept = {
+        key: value
+        for key, value in (carried or {}).items()
+        if key not in _DECIDED and not key.startswith("_") and value is not None and _is_sound(key, value, config)
+    }
     ends: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -115,37 +131,56 @@ def reference_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str
         **_UNUSED,
         "tie_word_embeddings": config.tie_weights,
         **ends,
+        **kept,
     }
 
 
-# What of a config.json says nothing of what a model or its tokens are.
-_OF_NO_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "n_ctx",
-                "n_inner", *_FIELDS, *_ALIASES, *_FIXED, *_DROPOUTS}  # fmt: skip
+# What of a config.json says nothing of what a model or its tokens are, or what the model at hand decides.
+_OF_NO_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "n_ctx", "n_inner",
+                "tie_word_embeddings", *_FIELDS, *_ALIASES, *_FIXED, *_DROPOUTS}  # fmt: skip
+_DECIDED = {*_OF_NO_MODEL, "auto_map"}  # the latter names Python code, which does not come along
 
 
-def not_kept(folder: Path, config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
-    """What the settings in a folder of the reference say that neither a run nor an export of the model will.
+def _is_sound(key: str, value: object, config: GPTConfig) -> bool:
+    """Whether a setting may be said of the model: ids of tokens must be in its vocabulary."""
+    ids = value if isinstance(value, list) else [value]
+    return not key.endswith("_token_id") or all(type(i) is int and 0 <= i < config.vocab_size for i in ids)
+
+
+def carried_from(folder: Path) -> dict[str, dict[str, Any]]:
+    """The settings in a folder of the reference, by file: plain data, which only goes from file to file."""
+    return {file: read_json(folder / file) for file in CARRIED if (folder / file).is_file()}
+
+
+def read_carried(path: Path) -> dict[str, dict[str, Any]]:
+    """What `carried_from` gave, from a file of a run, which may come from somebody else.
+
+    Raises:
+        CheckpointError: if it is a link, or holds anything else.
+    """
+    content = {} if path.is_symlink() else read_json(path)
+    if not content.keys() <= set(CARRIED) or not content or not all(isinstance(v, dict) for v in content.values()):
+        raise CheckpointError(f"{path} does not hold {' and '.join(CARRIED)}", "import the model again")
+    return content
+
+
+def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """What a config.json says that an export of its model will not.
 
     Args:
-        folder: has a config.json, and perhaps a generation_config.json.
+        said: its content.
         config: the shape of the model that was read from it.
         tokenizer: its tokenizer, or None.
 
     Returns:
-        Each as "file: key = value".
+        Each as "key = value".
     """
-    written = reference_config(config, tokenizer)
-    found = []
-    for file in ("config.json", "generation_config.json"):
-        said = read_json(folder / file) if (folder / file).is_file() else {}
-        found += [
-            f"{file}: {key} = {brief(value)}"
-            for key, value in said.items()
-            if key not in _OF_NO_MODEL
-            and not key.startswith("_")
-            and value not in (None, False, [], {}, written.get(key))
-        ]
-    return found
+    written = reference_config(config, tokenizer, said)
+    return [
+        f"{key} = {brief(value)}"
+        for key, value in said.items()
+        if key not in _OF_NO_MODEL and not key.startswith("_") and value not in (None, False, [], {}, written.get(key))
+    ]
 
 
 def checked_config(path: Path, **values: Any) -> GPTConfig:

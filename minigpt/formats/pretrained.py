@@ -6,12 +6,14 @@ transposed; `gpt2_names.NAME_TABLE` is all there is to know about that, in both 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minigpt.formats.config_json import reference_config
+from minigpt.formats.config_json import CARRIED, reference_config
 from minigpt.formats.gpt2_names import names, reference_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
 from minigpt.formats.run_directory import check_vocabulary
@@ -76,7 +78,9 @@ def load_model(
     return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout)
 
 
-def save_hf(model: GPT, tokenizer: Tokenizer | None, folder: Path | str) -> None:
+def save_hf(
+    model: GPT, tokenizer: Tokenizer | None, folder: Path | str, carried: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Write a model so that the reference loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
 
     The weights are written in float32. The reference has no switch for biases: where the model has none, zeros are
@@ -86,6 +90,8 @@ def save_hf(model: GPT, tokenizer: Tokenizer | None, folder: Path | str) -> None
         model: any of ours, on any device.
         tokenizer: the one that it was trained with; None writes a folder without one.
         folder: must not exist yet, or be empty. The files appear in it when all of them are whole.
+        carried: settings that the model came with, by file (`open_source(spec).carried`), to be written again where
+            this model does not decide them.
 
     Raises:
         CheckpointError: if the folder holds something, or the tokenizer cannot be the model's.
@@ -98,7 +104,10 @@ def save_hf(model: GPT, tokenizer: Tokenizer | None, folder: Path | str) -> None
         check_vocabulary(tokenizer, model.config.vocab_size, folder)
     model = plain(model)
     with atomic_folder(folder) as part:
-        write_text(part / CONFIG, json.dumps(reference_config(model.config, tokenizer), indent=2) + "\n")
+        settings = {**(carried or {}), CONFIG: (carried or {}).get(CONFIG, {})}
+        settings[CONFIG] = reference_config(model.config, tokenizer, settings[CONFIG])
+        for file in settings.keys() & set(CARRIED):
+            write_text(part / file, json.dumps(settings[file], indent=2) + "\n")
         if tokenizer is not None:
             save_hf_tokenizer(tokenizer, part, model.config.block_size)
         write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32)

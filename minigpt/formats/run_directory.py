@@ -8,15 +8,17 @@
       model.safetensors    the best weights so far, by validation loss
       last/  previous/     the two newest checkpoints, for an exact resume
       metrics.jsonl  loss.png  samples.txt
+      reference.json       of an imported model alone: the settings of the transformers library that it came with
 
 Every file is written under another name first and renamed when it is whole.
 """
 
 import dataclasses
 import itertools
+import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class RunDirectory:
         self.best_weights = path / "model.safetensors"  # those with the lowest validation loss so far
         self.adapter = path / "adapter"  # in the place of weights, of a run that trains one: the best so far
         self.following_adapter = path / ".adapter"  # whole, and about to become the best
+        self.reference = path / "reference.json"  # of an imported model: the settings that it came with
         self.last = path / "last"  # the newest checkpoint
         self.last_weights = self.last / "model.safetensors"
         self.previous = path / "previous"  # the checkpoint before the newest
@@ -159,7 +162,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path, trained: RunConfig | None = None) -> None:
+def save_run(
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    path: Path,
+    trained: RunConfig | None = None,
+    carried: Mapping[str, Any] | None = None,
+) -> None:
     """Write a run directory of a model without its training; its three files appear when all of them are whole.
 
     An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
@@ -171,6 +180,7 @@ def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path, trained: RunCo
         path: the folder.
         trained: the settings of the run that the model comes from, by which it is measured; None if it comes from none.
             There is no checkpoint in the folder, so this is no run to resume, and no adapter is left to be merged.
+        carried: settings of the reference to be kept for an export: see `config_json.carried_from`.
 
     Raises:
         InputError: if `tokenizer` is None.
@@ -186,6 +196,8 @@ def save_run(model: GPT, tokenizer: Tokenizer | None, path: Path, trained: RunCo
         else:
             whole = dataclasses.replace(trained.train, lora_rank=0)
             write_yaml(dataclasses.replace(trained, model=model.config, train=whole), run.config, versions={})
+        if carried:
+            write_text(run.reference, json.dumps(carried, indent=1))
         tokenizer.save(run.tokenizer)
         save_weights(plain(model), run.best_weights)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
-from minigpt.formats.config_json import checked_config, config_from_reference
+from minigpt.formats.config_json import carried_from, checked_config, config_from_reference, read_carried
 from minigpt.formats.gpt2_names import reference_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
 from minigpt.formats.lora_files import load_adapter
@@ -128,6 +128,13 @@ class Source:
         """The folder in the reference's layout, which that library reads too; None for a run or a file."""
         is_one = self.path.is_dir() and not self.run and os.path.lexists(self.path / CONFIG)
         return self.path if is_one else None
+
+    @property
+    def carried(self) -> dict[str, dict[str, Any]]:
+        """The settings of the reference that came with the model, by file; see `config_json.carried_from`."""
+        if folder := self.reference_folder:
+            return carried_from(folder)
+        return read_carried(self.run.reference) if self.run and os.path.lexists(self.run.reference) else {}
 
     @property
     def config(self) -> GPTConfig:

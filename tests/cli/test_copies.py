@@ -7,7 +7,7 @@ import pytest
 
 from minigpt.cli.main import run
 from minigpt.config import read_yaml
-from minigpt.formats.pretrained import save_hf
+from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.tokenizers import CharTokenizer
 
 SMALL = [
@@ -73,34 +73,70 @@ def test_an_imported_run_is_measured_as_the_run(adapter, trained, capsys, monkey
     assert {**kept, "model": {}} == {**given, "model": {}}
 
 
-SAID = [  # file, key, value in a transformers folder, and whether a copy of the model has it
-    ("config.json", "eos_token_id", [3, 5], False),
-    ("config.json", "eos_token_id", 3, False),  # there is no tokenizer that could say it
-    ("config.json", "id2label", {"0": "good"}, False),
-    ("config.json", "task_specific_params", {"mine": {"x": 1}}, False),
-    ("config.json", "transformers_version", "4.2.0", True),
-    ("config.json", "summary_type", "cls_index", True),
-    ("generation_config.json", "temperature", 0.7, False),
-    ("generation_config.json", "eos_token_id", None, True),
+SAID = [  # file, key, value in a transformers folder, and whether an export of the model has it
+    ("config.json", "eos_token_id", [3, 5], True),
+    ("config.json", "pad_token_id", 3, True),
+    ("config.json", "id2label", {"0": "good"}, True),
+    ("config.json", "of_somebody", {"x": [1, {"y": None}]}, True),
+    ("config.json", "task_specific_params", {"mine": {"x": 1}}, True),
+    ("config.json", "begin_suppress_tokens", [3], True),
+    ("config.json", "eos_token_id", [3, 10**9], False),  # which the model does not have
+    ("config.json", "auto_map", {"AutoModel": "code.Model"}, False),  # code, which does not come along
+    ("generation_config.json", "temperature", 0.7, True),
+    ("generation_config.json", "eos_token_id", [3, 5], True),
 ]
 
 
-@pytest.mark.filterwarnings("ignore::minigpt.errors.ModelNote")
-@pytest.mark.parametrize(("file", "key", "value", "kept"), SAID)
-def test_what_an_export_cannot_keep_is_said(tiny_model, capsys, file, key, value, kept):
-    save_hf(tiny_model, None, "theirs")
-    path = Path("theirs", file)
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), key: value}))
-    assert run(["export", "theirs", "ours"]) == 0
-    assert (f"not kept of theirs: {file}: {key} = " in capsys.readouterr().err) != kept
-
-
-def test_what_an_import_cannot_keep_is_said(tiny_model, capsys):
+@pytest.fixture
+def theirs(tiny_model) -> Path:
     letters = CharTokenizer("".join(map(chr, range(97, 97 + tiny_model.config.vocab_size))))
     save_hf(tiny_model, letters, "theirs")
-    assert run(["import", "theirs", "quiet"]) == 0
-    assert "not kept" not in capsys.readouterr().err
-    content = json.loads(Path("theirs/config.json").read_text())
-    Path("theirs/config.json").write_text(json.dumps({**content, "eos_token_id": [3, 5]}))
-    assert run(["import", "theirs", "told"]) == 0
-    assert "config.json: eos_token_id = [3, 5]" in capsys.readouterr().err
+    return Path("theirs")
+
+
+def say(path: Path, **settings) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **settings}))
+
+
+@pytest.mark.parametrize("through", [[], ["run"], ["run", "copy"]], ids=["straight", "a run", "a copy of a run"])
+@pytest.mark.parametrize(("file", "key", "value", "kept"), SAID)
+def test_what_a_folder_says_is_in_its_export_or_told(theirs, capsys, through, file, key, value, kept):
+    say(theirs / file, **{key: value})
+    source = "theirs"
+    for name in through:
+        assert run(["import", source, name]) == 0
+        source = name
+    assert run(["export", source, "ours"]) == 0
+    assert (f"{key} = " in capsys.readouterr().err) != kept
+    written = json.loads(Path("ours", file).read_text())
+    assert (written.get(key) == value) == kept
+    assert load_model("ours")[0].config == load_model("theirs")[0].config
+
+
+def test_what_the_model_decides_is_not_taken_from_its_former_settings(theirs):
+    """A shorter context, and another rate of dropout."""
+    say(theirs / "config.json", n_ctx=13, torch_dtype="float16")
+    assert run(["import", "theirs", "run", "--block-size", "7", "--dropout", "0.25"]) == 0
+    assert run(["export", "run", "ours"]) == 0
+    written = json.loads(Path("ours/config.json").read_text())
+    assert [written[key] for key in ("n_ctx", "n_positions", "attn_pdrop", "torch_dtype")] == [7, 7, 0.25, "float32"]
+
+
+@pytest.mark.parametrize("how", ["link", "nothing", "another name", "a list", "no JSON", "folder"])
+def test_settings_in_a_run_of_somebody_are_data_and_no_link(theirs, capsys, how):
+    say(theirs / "generation_config.json", temperature=0.7)
+    assert run(["import", "theirs", "run"]) == 0
+    path = Path("run/reference.json")
+    content = path.read_text()
+    path.unlink()
+    if how == "link":
+        Path("elsewhere.json").write_text(content)
+        path.symlink_to(Path("elsewhere.json").absolute())
+    elif how == "folder":
+        path.mkdir()
+    else:
+        odd = {"nothing": "{}", "another name": '{"../x.json": {}}', "a list": '{"config.json": []}', "no JSON": "?"}
+        path.write_text(odd[how])
+    assert run(["export", "run", "ours"]) == 2
+    assert "reference.json" in capsys.readouterr().err
+    assert not Path("ours").exists()
