@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from minigpt.cli.evaluate_text import training_documents
 from minigpt.cli.generate import (
+    CHOICES,
     DEFAULT_LENGTH,
     EARLY_STOPPING,
-    FLAGS,
+    NUMBERS,
     add_prompts,
     encoded,
     given_prompts,
@@ -44,9 +45,10 @@ from minigpt.system.files import check_output, write_text
 from minigpt.tokenizers import encode_prompt
 
 DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
-STRATEGIES = ("sample", "greedy", "beam")
+STRATEGIES = CHOICES["strategy"]
 OPTIONS: dict[str, type] = {
-    **{name: kind for name, kind in FLAGS.items() if name != "num_return_sequences"},  # that is what --seeds is for
+    # Every setting has the same length, and --seeds says how many texts.
+    **{name: kind for name, kind in NUMBERS.items() if name not in ("max_new_tokens", "num_return_sequences")},
     "early_stopping": str,
 }
 OUTPUTS = (".json", ".csv", ".png", ".svg")

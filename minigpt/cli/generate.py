@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tqdm import tqdm
 
@@ -27,21 +27,14 @@ from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
 
-# flag -> type; names, meanings and defaults are those of DecodingOptions
-FLAGS: dict[str, type] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "typical_p": float,
-    "epsilon_cutoff": float,
-    "eta_cutoff": float,
-    "repetition_penalty": float,
-    "no_repeat_ngram_size": int,
-    "min_new_tokens": int,
-    "num_beams": int,
-    "length_penalty": float,
-    "num_return_sequences": int,
+NUMBERS: dict[str, type] = {  # the options that are one number, with its type
+    name: kind
+    for name, hint in get_type_hints(DecodingOptions).items()
+    for kind in (int, float)
+    if hint in (kind, kind | None)
+}
+CHOICES = {
+    name: get_args(hint) for name, hint in get_type_hints(DecodingOptions).items() if get_origin(hint) is Literal
 }
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 LOOKUP = "lookup"
@@ -50,7 +43,6 @@ DEFAULT_LENGTH = 200
 
 def make_parser() -> CommandParser:
     """The parser of `minigpt generate`."""
-    defaults = {field.name: field.default for field in dataclasses.fields(DecodingOptions)}
     parser = CommandParser(
         "generate",
         "Continue a text. It appears as it is written.",
@@ -73,18 +65,16 @@ def make_parser() -> CommandParser:
         "--max-new-tokens", type=int, metavar="N",
         help=f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)",
     )  # fmt: skip
-    parser.add_argument(
-        "--strategy", choices=["sample", "greedy", "beam"], default=defaults["strategy"],
-        help=field_help(DecodingOptions, "strategy"),
-    )  # fmt: skip
-    for name, kind in FLAGS.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=defaults[name],
-            metavar=kind.__name__.upper(),
-            help=field_help(DecodingOptions, name),
-        )
+    for option in dataclasses.fields(DecodingOptions):
+        name, kind = option.name, NUMBERS.get(option.name)
+        shown = {"type": kind, "metavar": kind.__name__.upper()} if kind else {"choices": CHOICES.get(name)}
+        if (kind or name in CHOICES) and name != "max_new_tokens":
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                default=option.default,
+                help=field_help(DecodingOptions, name),
+                **shown,
+            )
     parser.add_argument(
         "--early-stopping", choices=[*EARLY_STOPPING], default="no",
         help="end a beam search when num_beams sequences are complete (yes), when the best unfinished one does not "
@@ -105,17 +95,13 @@ def make_parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="STR", help=field_help(DecodingOptions, "stop"))
     parser.add_argument(
-        "--on-overflow", choices=["error", "stop", "crop"], default=defaults["on_overflow"],
-        help=field_help(DecodingOptions, "on_overflow"),
-    )  # fmt: skip
-    parser.add_argument(
         "--draft", metavar="MODEL",
         help=f"who guesses the next tokens, for --model to check several at once: the same text, sooner. A smaller "
         f"model of the same vocabulary, or {LOOKUP}: copied from the text so far",
     )  # fmt: skip
     parser.add_argument("--draft-tokens", type=int, metavar="N", help="the most tokens to guess at once")
     parser.add_argument(
-        "--seed", type=int, default=defaults["seed"], metavar="INT",
+        "--seed", type=int, default=DecodingOptions.seed, metavar="INT",
         help="of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, "
         "and so on",
     )  # fmt: skip
@@ -250,9 +236,8 @@ def _options(
             fits = max(map(len, prompts)) <= model.config.block_size
             length, on_overflow = (DEFAULT_LENGTH, "stop") if fits else (1, "error")
     return {
-        **{name: values[name] for name in FLAGS},
+        **{name: values[name] for name in (*NUMBERS, *CHOICES)},
         "max_new_tokens": length,
-        "strategy": values["strategy"],
         "early_stopping": EARLY_STOPPING[values["early_stopping"]],
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in values["banned_sequences"] or ()],
         "sequence_bias": {

@@ -1,11 +1,27 @@
 """Prompts in, completions out, both as token ids: which decoder runs, when a row ends, and what comes back.
 
+The plain loop, for one prompt and without a cache, is five lines::
+
+    logits = model(torch.tensor([ids]))[:, -1]                          # prefill: (1, V)
+    scores = apply_filters(logits, [ids], options, [len(ids) - start])  # filter
+    token = choose(scores, noise).item()                                # choose
+    ids.append(token)                                                   # append
+    done = token in options.eos or len(ids) - start == longest          # stop, or begin again
+
+`_steps` and `_choose` below are this loop for many rows at once. What they add:
+
+    ragged rows    prompts of different lengths share a batch, no padding is visible to the model, and a row that has
+                   ended leaves the batch (`sampling.Rows`, which also keeps the keys and values)
+    drafts         somebody guesses a few tokens ahead; one pass checks all of them, so a step may append several, and
+                   what was guessed wrong is taken back (`speculative`)
+    stop strings   text that may begin or end inside a token
+
+Beam search is a loop of its own, `beam_search`. What is public:
+
     generate       prompts -> Generation, by any strategy
     stream         one prompt -> ids as they are chosen, greedily or by sampling
     check_request  refuse what cannot be generated, without generating
     before_stop    text -> what of it may be shown before a stop string
-
-A prompt is a list of ids. Prompts of different lengths share a batch, and no padding is visible to the model.
 """
 
 import contextlib

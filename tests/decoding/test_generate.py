@@ -1,8 +1,10 @@
 """Whole calls: batches, ends, the context's limit, seeds, streams, bad input, and the reference library's ids."""
 
 import dataclasses
+import inspect
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack, get_type_hints
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 
 import minigpt
+from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST, DecodingOptions, Options
-from minigpt.decoding.sampling import Noise, next_token_table
+from minigpt.decoding.sampling import Noise, choose, next_token_table
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -541,6 +544,22 @@ def test_unknown_options_are_refused(
     with pytest.raises(InputError, match=answer) as caught:
         call(tiny_model, [[1]], **options)
     assert isinstance(caught.value, TypeError)  # what Python says of an argument that it does not know
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", [{}, {"eos_token_id": 7, "repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
+def test_the_page_opens_with_the_loop(tiny_model: GPT, given: dict[str, Any]) -> None:
+    """The five lines of the docstring, as they stand there."""
+    page = inspect.getdoc(inspect.getmodule(generate)) or ""
+    loop = textwrap.dedent(page.partition("::\n\n")[2].partition("\n\n")[0])
+    assert len(loop.splitlines()) == 5
+    names: dict[str, Any] = {"model": tiny_model, "ids": [*PROMPTS[1]], "start": len(PROMPTS[1]), "longest": 8}
+    names |= {"options": DecodingOptions(strategy="greedy", **given), "noise": None, "done": False}
+    names |= {"torch": torch, "apply_filters": apply_filters, "choose": choose}
+    while not names["done"]:
+        exec(loop, names)
+    out = generate(tiny_model, PROMPTS, max_new_tokens=8, strategy="greedy", **given)
+    assert names["ids"] == out.sequences[1]
 
 
 def test_the_signatures_name_the_fields_of_the_options() -> None:
