@@ -66,20 +66,20 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def accept() -> Callable[[str], None]:
     """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
 
-    def parse(command: str) -> None:
+    def accepted(command: str) -> None:
         from minigpt.cli.parser import SettingsParser
         from minigpt.cli.settings import SETTINGS
-        from minigpt.cli.train import starting_config
 
         _, name, *arguments = shlex.split(command)
         if name in SETTINGS:
-            SettingsParser(name, SETTINGS[name]).given(arguments)
+            given = SettingsParser(name, SETTINGS[name]).given(arguments)
+            given.pop("replay", None)  # of a run that has diverged
+            SETTINGS[name].of(given)
             return
         make_parser = import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser
-        defaults = [starting_config(arguments)[0]] if name in ("train", "verify-resume") else []
-        make_parser(*defaults).parse(arguments)
+        make_parser().parse(arguments)
 
-    return parse
+    return accepted
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import (
 import jsonargparse
 
 from minigpt.cli.streams import WIDTH, write_product
-from minigpt.config import DEFAULT_PRESET, RunConfig, is_plain, preset
+from minigpt.config import DEFAULT_PRESET, RunConfig, is_plain, preset, updated
 from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, did_you_mean, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -172,7 +172,7 @@ class Flag:
         metavar: what the help calls the value.
         positional: whether it is given by its place, without a flag.
         short: a second name, such as -n.
-        choices: the words that it can be, where no `Literal` lists them.
+        choices: the words that it can be, where no `Literal` lists them; its help is to name them.
         together: whether several values stand behind one flag; else the flag may be given several times.
         says: the help in the place of the field's docstring: a text, or a class that has a field of that name.
     """
@@ -191,11 +191,15 @@ class Section:
 
     Attributes:
         inline: whether its flags do without its name in front: `--seed`.
-        names: field -> flag, where that is not made of the names; None for a field without a flag.
+        names: field -> flag, where that is not made of the names, and behind a space what the help calls its value;
+            None for a field without a flag.
     """
 
     inline: bool = False
     names: Mapping[str, str | None] = field(default_factory=dict)
+
+
+NO_FLAG = object()  # beside a field that is worked out, and not typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +217,17 @@ class Command:
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of fields that were not given, where they follow from what was given."""
+        """The values of fields that do not stand beside them, because they follow from what was given."""
         return {}
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
         """The settings, from what was given: field -> value, and of a section such a mapping again."""
-        return cls(**given)
+        values = cls.defaults(given)
+        for name, value in given.items():
+            section = isinstance(value, Mapping)
+            values[name] = updated(values.get(name) or getattr(cls, name), value) if section else value
+        return cls(**values)
 
 
 def parse(name: str, kind: type[C], arguments: list[str]) -> C:
@@ -266,10 +274,10 @@ class _Typed:
         says = says if isinstance(says, str) else field_docs(says)[self.path.rpartition(".")[2]]
         if self.several and not (self.typed.together or self.typed.positional):
             says += "; may be given several times"
-        if self.choices and self.typed.metavar:
+        if self.choices and self.typed.metavar and not self.typed.choices:
             says += f": {', '.join(self.choices)}"
         default = str(self.default).lower() if self.section and isinstance(self.default, bool) else self.default
-        off = default in (None, False, "") or default is MISSING or isinstance(default, tuple)
+        off = default is None or default is False or default in ("", MISSING) or isinstance(default, tuple)
         return (says if off else f"{says} (default: {default})").replace("%", "%%")
 
 
@@ -289,6 +297,8 @@ def _typed_fields(
     parents = [{own.name for own in fields(base)} for base in kind.__mro__ if is_dataclass(base)]
     for own in sorted(fields(kind), key=lambda own: sum(own.name in inherited for inherited in parents)):
         hint, *beside = get_args(hints[own.name]) if get_origin(hints[own.name]) is Annotated else (hints[own.name],)
+        if NO_FLAG in beside:
+            continue
         default = values.get(own.name, own.default if own.default_factory is MISSING else own.default_factory())
         where = path + own.name
         if is_dataclass(hint):
@@ -300,9 +310,18 @@ def _typed_fields(
         typed = next((one for one in beside if isinstance(one, Flag)), Flag())
         usual = f"--{section}{own.name}" if section else f"--{own.name.replace('_', '-')}"
         usual = typed.metavar if typed.positional else usual
-        if flag := names.get(where, usual):
+        if named := names.get(where, usual):
+            flag, _, metavar = named.partition(" ")
+            typed = replace(typed, metavar=metavar) if metavar else typed
             kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
             yield _Typed(where, flag, kinds[0], typed, section if flag == usual else "", kind, default)
+
+
+class _WholeWords(argparse.RawDescriptionHelpFormatter):
+    """Breaks no flag at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 class SettingsParser(argparse.ArgumentParser):
@@ -327,7 +346,7 @@ class SettingsParser(argparse.ArgumentParser):
             usage=f"minigpt {name} [arguments]",
             description="\n\n".join(about),
             epilog=kind.more,
-            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=WIDTH),
+            formatter_class=partial(_WholeWords, width=WIDTH),
             allow_abbrev=False,
             add_help=False,
             argument_default=argparse.SUPPRESS,  # so that what comes out is what was given
@@ -340,16 +359,16 @@ class SettingsParser(argparse.ArgumentParser):
         others = self.add_argument_group("further flags" if kind.first else "flags")
         asked: dict[str, Any] = {"dest": "help", "action": "store_const"}
         sections: dict[str, Any] = {}
-        for one in self.fields.values():
+        for one in sorted(self.fields.values(), key=lambda one: [*kind.first, one.flag].index(one.flag)):
             group = places if one.typed.positional else wanted if one.flag in kind.first else others
-            shown = everything or not one.section or one.flag in kind.first
-            if one.section and everything:
+            if one.section:
                 if one.section not in sections:
-                    title = inspect.cleandoc(one.about.__doc__ or "").splitlines()[0].rstrip(".")
-                    sections[one.section] = self.add_argument_group(f"--{one.section}*: {title}")
-                group = sections[one.section]
-            elif one.section:
-                sections[one.section] = others
+                    title = (one.about.__doc__ or "").splitlines()[0].rstrip(".").partition(":")[0]
+                    sections[one.section] = self.add_argument_group(
+                        f"--{one.section}*, {title[:1].lower() + title[1:]}"
+                    )
+                group = wanted if group is wanted else sections[one.section]
+            shown = everything or not one.section or group is wanted
             self._add(group, one, shown)
         if sections:
             listed = ", ".join(f"--{section}*" for section in sections)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from minigpt.cli.parser import Command, Flag
+from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
 from minigpt.config import RunConfig
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
@@ -82,4 +83,10 @@ class Eval(Model):
 
 
 # command -> its settings
-SETTINGS: dict[str, type[Command]] = {"tokenize": Tokenize, "eval": Eval}
+SETTINGS: dict[str, type[Command]] = {
+    "quickstart": Quickstart,
+    "train": Train,
+    "verify-resume": VerifyResume,
+    "eval": Eval,
+    "tokenize": Tokenize,
+}

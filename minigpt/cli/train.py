@@ -5,24 +5,20 @@ import math
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.parser import CommandParser, field_help, peek, print_json
+from minigpt.cli.parser import print_json
+from minigpt.cli.run_settings import RunSettings, Train, are_documents
 from minigpt.cli.streams import say_note
-from minigpt.config import DEFAULT_PRESET, PRESETS, DataConfig, DocumentsConfig, RunConfig, preset, read_yaml, updated
-from minigpt.data.corpora import (
-    NAMED_SOURCES,
-    RECORD_SUFFIXES,
-    Corpus,
-    lasting_source,
-    load_corpus,
-    load_quickstart_corpus,
-)
+from minigpt.config import DataConfig, DocumentsConfig, RunConfig, preset, updated
+from minigpt.data.corpora import Corpus, lasting_source, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
+from minigpt.formats.run_directory import existing_run
 from minigpt.system.files import named_path
 
 if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
@@ -31,180 +27,76 @@ if TYPE_CHECKING:  # it brings torch along, and --help is to be instant
 COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interval")
 
 
-def make_parser(config: RunConfig) -> CommandParser:
-    """The parser of `minigpt train`, with a configuration as its defaults."""
-    presets = "\n".join(f"  {name:<21}{what}" for name, (what, _) in PRESETS.items())
-    corpora = "\n".join(f"  {name:<21}{what}" for name, what in NAMED_SOURCES.items())
-    parser = CommandParser(
-        "train",
-        "Train a GPT. Settings come from the preset, then the --config file, then the\n"
-        f"flags.\n\npresets:\n{presets}\n\ncorpora:\n{corpora}",
-        "  minigpt train --preset shakespeare-cpu\n"
-        "  minigpt train --data my-novel.txt --train.max_steps 2000\n"
-        "  minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code\n"
-        "  minigpt train --preset gpt2-124m --data stdlib --plan\n"
-        "  minigpt train --resume checkpoints/code\n"
-        "  minigpt train --resume checkpoints/code --train.max_steps 9000",
-    )
-    parser.add_argument(
-        "--resume", metavar="DIR", help="go on with an interrupted run, with its settings but for those given here"
-    )
-    parser.add_argument("--plan", action="store_true", help="say what the run will need, and train nothing")
-    parser.add_argument("--replay", metavar="REPORT", help="compute the step of a diverged/report.json once more")
-    parser.add_argument(
-        "--out", metavar="DIR", help="the run directory (default: checkpoints/<preset or corpus>, numbered)"
-    )
-    add_settings(parser, config)
-    return parser
-
-
-def add_settings(parser: CommandParser, config: RunConfig) -> None:
-    """Add a flag for every setting of a run, with a configuration as their defaults."""
-    parser.add_argument(
-        "--preset", metavar="PRESET", default=DEFAULT_PRESET, choices=list(PRESETS),
-        help=f"the settings to start from: {', '.join(PRESETS)}; with --init-from, finetune-documents or "
-        "finetune-text if none is named",
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings to change, as in a run's config.yaml")
-    parser.add_argument("--data", default=config.data.source, metavar="SOURCE", help=field_help(DataConfig, "source"))
-    parser.add_argument(
-        "--tokenizer", default=config.data.tokenizer, choices=["char", "gpt2"], help=field_help(DataConfig, "tokenizer")
-    )
-    parser.add_argument(
-        "--val-fraction", type=float, default=config.data.val_fraction, help=field_help(DataConfig, "val_fraction")
-    )
-    parser.add_argument(
-        "--init-from", metavar="MODEL", default=config.init_from, help=field_help(RunConfig, "init_from")
-    )
-    for name, kind in (("seed", int), ("device", str), ("dtype", str), ("compile", str), ("report_to", str)):
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=getattr(config, name), help=field_help(RunConfig, name))
-    parser.add_section("model", config.model, skip=("vocab_size",))
-    parser.add_section("documents", config.documents)
-    parser.add_section("train", config.train)
-
-
-def settings(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """A configuration with what the flags say on top of it."""
-    data = {"source": values["data"], "tokenizer": values["tokenizer"], "val_fraction": values["val_fraction"]}
-    flags = {
-        name: values[name]
-        for name in ("seed", "device", "dtype", "compile", "report_to", "init_from", "model", "documents", "train")
-    }
-    changed: RunConfig = updated(config, {"data": data, **flags})
-    return changed
-
-
-def starting_config(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
-    """The preset, or the settings of the run to go on with, and the --config file on top; and that file's content."""
-    run = run_to_continue(arguments)
-    path = peek(arguments, "--config")
-    content = read_yaml(Path(path)) if path else {}
-    if run is None:
-        config = preset(peek(arguments, "--preset") or fitting_preset(arguments, content))
-    else:
-        from minigpt.formats.run_directory import read_config, run_at
-
-        for flag in ("--preset", "--out"):
-            if peek(arguments, flag):
-                raise ConfigError(
-                    f"{flag} has no place here: {run} has its own settings and stays where it is",
-                    f"leave {flag} out, or start a new run without --resume",
-                )
-        config = read_config(run_at(run))
-    return updated(config, content), content
-
-
-def fitting_preset(arguments: list[str], content: dict[str, Any]) -> str:
-    """The preset where none is named. The rates of the quick one are for a new model, and would spoil a trained one."""
-    config = updated(preset(DEFAULT_PRESET), content)
-    if not (peek(arguments, "--init-from") or config.init_from):
-        return DEFAULT_PRESET
-    separate = peek(arguments, "--documents.separate") or config.documents.separate
-    source = peek(arguments, "--data") or config.data.source
-    return "finetune-documents" if are_documents(separate, source) else "finetune-text"
-
-
-def run_to_continue(arguments: list[str]) -> Path | None:
-    """The run directory that --resume names, or to which the report of --replay belongs."""
-    if resume := peek(arguments, "--resume"):
-        from minigpt.formats.run_directory import existing_run
-
-        return existing_run(resume)
-    report = peek(arguments, "--replay")
-    return Path(report).absolute().parent.parent if report else None
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Train) -> None:
     """Train, and say what to type next."""
-    report = peek(arguments, "--replay")
-    if report and not Path(report).is_file():
-        raise MissingFileError(f"there is no file {report}", "name a run's diverged/report.json")
-    config, content = starting_config(arguments)
-    values = make_parser(config).parse(arguments)
-    promised, config = config.data, settings(config, values)
-    if content.get("data", {}).get("checksum") and lasting_source(promised.source) != lasting_source(values["data"]):
-        say_note(f"--data names other data than --config, whose data.checksum {promised.checksum[:12]} is left out")
-        config = updated(config, {"data": {"checksum": ""}})
-    check_effect(config, arguments, content)
-    if config.init_from and run_to_continue(arguments) is None:
-        config = shaped_as_base(config, arguments, content)
-    if values["plan"]:
-        plan_and_say(config, values["json"])
+    settings = without_stale_checksum(settings)
+    check_effect(settings)
+    continued = settings.resume or settings.replay
+    config = shaped_as_base(settings) if settings.run.init_from and not continued else settings.run
+    if settings.plan:
+        plan_and_say(config, settings.json)
         return
-    if values["replay"]:
-        replay_and_say(config, Path(values["replay"]), values["json"])
+    if settings.replay:
+        replay_and_say(config, Path(settings.replay), settings.json)
         return
-    used = peek(arguments, "--preset") or fitting_preset(arguments, content)
-    name = used if config.data.source == preset(used).data.source else None
-    resume = run_to_continue(arguments) if values["resume"] else None
-    train_and_say(config, content, values["out"], name, values["json"], resume=resume)
+    name = settings.preset if config.data.source == preset(settings.preset).data.source else None
+    resume = existing_run(settings.resume) if settings.resume else None
+    train_and_say(config, settings.content, settings.out, name, settings.json, resume=resume)
 
 
-def check_effect(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> None:
+def without_stale_checksum(settings: Train) -> Train:
+    """The settings without what the --config file promises of a text, if --data names another."""
+    promised, named = settings.content.get("data", {}), settings.run.data.source
+    checksum = promised.get("checksum", "")
+    if not checksum or lasting_source(promised.get("source", DataConfig().source)) == lasting_source(named):
+        return settings
+    say_note(f"--data names other data than --config, whose data.checksum {checksum[:12]} is left out")
+    return replace(settings, run=updated(settings.run, {"data": {"checksum": ""}}))
+
+
+def check_effect(settings: RunSettings) -> None:
     """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs.
 
     In a --config file, which may be a whole run's, what is overruled is only said.
     """
-    if config.init_from and peek(arguments, "--tokenizer") is not None:
+    config, said = settings.run, settings.said
+    data = said.get("data", {})
+    if config.init_from and "tokenizer" in data:
         raise ConfigError(
             f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
             "leave --tokenizer out",
         )
-    if peek(arguments, "--val-fraction") is not None and are_documents(config.documents.separate, config.data.source):
+    if "val_fraction" in data and are_documents(config.documents.separate, config.data.source):
         raise ConfigError(
             f"--val-fraction {config.data.val_fraction} would change nothing: documents are held out by their number",
             "use --documents.val_size, or --documents.val_data for a file of their own",
         )
     for name in COUNTED_BY_EPOCHS:
-        if config.train.epochs and peek(arguments, f"--train.{name}") is not None:
+        if config.train.epochs and name in said.get("train", {}):
             raise ConfigError(
                 f"--train.{name} {getattr(config.train, name)} would change nothing: "
                 f"--train.epochs {config.train.epochs:g} decides it",
                 "choose other --train.epochs, or 0 to count in steps",
             )
-    written = [name for name in COUNTED_BY_EPOCHS if name in content.get("train", {})]
+    written = [name for name in COUNTED_BY_EPOCHS if name in settings.content.get("train", {})]
     if config.train.epochs and written:
         say_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
 
 
-def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, Any]) -> RunConfig:
+def shaped_as_base(settings: RunSettings) -> RunConfig:
     """The settings with the shape of the model to start from, its dropout too if nothing else was said.
 
     Its context is the preset's if that is shorter.
 
     Raises:
-        ConfigError: if the arguments or the --config file want another shape.
+        ConfigError: if the flags or the --config file want another shape.
     """
     from minigpt.formats.source import open_source
 
+    config = settings.run
     shape = open_source(config.init_from).config
-    names = [field.name for field in dataclasses.fields(shape) if field.name != "vocab_size"]
-    said = {
-        name: getattr(config.model, name)
-        for name in names
-        if peek(arguments, f"--model.{name}") is not None or name in content.get("model", {})
-    }
+    wanted = {**settings.content.get("model", {}), **settings.said.get("model", {})}
+    said = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
     for name, value in said.items():
         if name not in ("block_size", "dropout") and value != getattr(shape, name):
             raise ConfigError(
@@ -212,12 +104,12 @@ def shaped_as_base(config: RunConfig, arguments: list[str], content: dict[str, A
                 "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
             )
     context = {"block_size": min(config.model.block_size, shape.block_size)}
-    return dataclasses.replace(config, model=dataclasses.replace(shape, **context | said))
+    return replace(config, model=replace(shape, **context | said))
 
 
 def train_and_say(
     config: RunConfig,
-    content: dict[str, Any],
+    content: Mapping[str, Any],
     out: str | None,
     name: str | None,
     as_json: bool,
@@ -342,11 +234,6 @@ def _load_source(config: RunConfig) -> Corpus | Documents:
         drop_longer=d.longer == "drop",
     )
     return with_validation(read(source), read(d.val_data)) if d.val_data else read(source)
-
-
-def are_documents(separate: str, source: str) -> bool:
-    """Whether a source is read as separate documents, and not as one text."""
-    return separate == "on" or (separate == "auto" and source.lower().endswith(RECORD_SUFFIXES))
 
 
 def check_promise(vocab_size: int, corpus: Corpus) -> None:

@@ -242,7 +242,8 @@ def test_memory_is_read_from_the_system():
 PLAN = """
 import sys
 from pathlib import Path
-from minigpt.cli import train
+from minigpt.cli.parser import parse
+from minigpt.cli.run_settings import Train
 from minigpt.config import updated
 from minigpt.data.corpora import load_corpus
 from minigpt.data.tokens import prepare
@@ -250,9 +251,7 @@ from minigpt.system.device import choose_device, choose_dtype
 from minigpt.tokenizers import CharTokenizer
 from minigpt.analysis import run_plan as plan
 
-config, _ = train.starting_config(sys.argv[1:])
-values = train.make_parser(config).parse(sys.argv[1:])
-config = updated(config, {"model": values["model"], "train": values["train"]})
+config = parse("train", Train, sys.argv[1:]).run
 corpus = load_corpus("verse")
 tokenizer = CharTokenizer.from_text(corpus.text)
 splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("tokens"))

@@ -12,8 +12,8 @@ import pytest
 from minigpt.cli.inspect_model import VIEWS, make_view_parser
 from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.parser import SettingsParser, parser_of
+from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
-from minigpt.cli.train import make_parser
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.errors import ALIASES
 from minigpt.formats.run_directory import RunDirectory, newest_run, save_run, start_run, unfinished_run
@@ -143,8 +143,40 @@ def test_help_of_a_command_by_the_word(capsys):
 
 
 def test_examples_come_before_fifty_settings():
-    text = make_parser(RunConfig()).format_help()
+    text = SettingsParser("train", Train, everything=True).format_help()
     assert text.index("examples:") < text.index("--train.max_steps")
+
+
+def test_the_first_screen_of_train_is_what_people_need(capsys):
+    with pytest.raises(SystemExit):
+        run(["train", "--help"])
+    out = capsys.readouterr().out
+    screen = "\n".join(out.splitlines()[:24])
+    for wanted in ("--data", "--preset", "--init-from", "--out", "--resume", "--plan", "minigpt train --resume"):
+        assert wanted in screen
+    assert "--help-all            show --model.*, --documents.*, --train.* too" in screen
+    hidden = [one.flag for one in SettingsParser("train", Train).fields.values() if one.section]
+    assert len(hidden) > 40
+    assert not [flag for flag in hidden if f"  {flag} {{" in out or f"  {flag} N" in out]
+    with pytest.raises(SystemExit):
+        run(["train", "--help-all"])
+    out = capsys.readouterr().out
+    assert all(f"  {flag} " in out for flag in hidden)
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("chosen", "block_size"), [("shakespeare-cpu", 256), ("gpt2-124m", 1024)])
+def test_help_shows_the_defaults_of_the_layers_below_the_flags(capsys, order, chosen, block_size):
+    Path("c.yaml").write_text("train: {max_steps: 1234}\n", encoding="utf-8")
+    flags = [["--help-all"], ["--preset", chosen], ["--config", "c.yaml"], ["--train.batch_size", "4321"]][::order]
+    with pytest.raises(SystemExit) as end:
+        run(["train", *(word for flag in flags for word in flag)])
+    assert end.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"grows with its square (default: {block_size})" in out
+    assert "number of optimizer steps (default: 1234)" in out
+    assert "4321" not in out
 
 
 # --- texts and models
@@ -345,8 +377,6 @@ def test_the_table_of_heads_says_what_its_columns_are(capsys):
 
 
 def test_the_proof_of_a_resume_needs_no_network_and_passes_on_what_its_training_says(failing, monkeypatch):
-    from minigpt.cli.verify_resume import make_parser as parser_of_proof
-    from minigpt.config import preset
     from minigpt.training import verify
 
     sources = []
@@ -358,4 +388,3 @@ def test_the_proof_of_a_resume_needs_no_network_and_passes_on_what_its_training_
         assert run(["verify-resume", *words]) == 0
     assert sources == ["verse", "t.txt", "u.txt"]
     monkeypatch.undo()
-    assert parser_of_proof(preset("shakespeare-quick"))

@@ -13,7 +13,9 @@ import transformers
 from safetensors.torch import load_file
 
 from minigpt.cli import main
-from minigpt.cli.train import epoch_table, make_parser, settings, shaped_as_base, starting_config
+from minigpt.cli.parser import parse
+from minigpt.cli.run_settings import Train
+from minigpt.cli.train import epoch_table, shaped_as_base
 from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, with_keywords
@@ -326,8 +328,7 @@ def test_documents_that_cannot_be_learned(base, tmp_path, capsys, name, content,
 
 def settings_of(*arguments: str) -> RunConfig:
     """As `minigpt train` reads them."""
-    config, content = starting_config(list(arguments))
-    return shaped_as_base(settings(config, make_parser(config).parse(list(arguments))), list(arguments), content)
+    return shaped_as_base(parse("train", Train, list(arguments)))
 
 
 @pytest.mark.parametrize(
@@ -344,10 +345,12 @@ def test_without_a_preset_a_trained_model_gets_the_rates_of_a_lesson(base, flags
     """Those of the quick preset, Muon's above all, would undo what it has learned."""
     Path("some.yaml").write_text(f"init_from: {base}\ntrain: {{epochs: 7}}\n", encoding="utf-8")
     start = [] if "--config" in flags else ["--init-from", str(base)]
-    found, expected = settings_of(*start, *flags).train, preset(lesson).train
-    assert found == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
-    assert starting_config(["--data", "novel.txt"])[0] == preset("shakespeare-quick")
-    assert starting_config(["--preset", "shakespeare-cpu", *start])[0] == preset("shakespeare-cpu")
+    train, expected = settings_of(*start, *flags).train, preset(lesson).train
+    assert train == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
+    found = parse("train", Train, ["--data", "novel.txt"]).run
+    assert found == updated(preset("shakespeare-quick"), {"data": {"source": "novel.txt"}})
+    found = parse("train", Train, ["--preset", "shakespeare-cpu", *start]).run
+    assert found == updated(preset("shakespeare-cpu"), {"init_from": str(base)} if start else {})
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli import verify_resume
 from minigpt.cli.main import run as command
+from minigpt.cli.parser import parse
+from minigpt.cli.run_settings import VerifyResume
 from minigpt.config import updated
 from minigpt.errors import CheckpointError
 from minigpt.formats.run_directory import RunDirectory
@@ -116,9 +117,10 @@ def test_impossible_kills(flags, capsys):
     assert "are not possible" in capsys.readouterr().err
 
 
-def test_the_parser_shows_what_it_takes(config):
-    values = verify_resume.make_parser(config).parse(["--steps", "7", "--model.dropout", "0.5", "--report-to", "none"])
-    assert (values["steps"], values["model"]["dropout"]) == (7, 0.5)
+def test_the_parser_shows_what_it_takes():
+    flags = ["--steps", "7", "--model.dropout", "0.5", "--report-to", "none"]
+    settings = parse("verify-resume", VerifyResume, flags)
+    assert (settings.steps, settings.run.model.dropout) == (7, 0.5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,162 @@
+"""What can be typed behind the commands that train: a run's settings, in layers: preset, then --config, then flags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from minigpt.cli.parser import NO_FLAG, Command, Flag, Section
+from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
+from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES
+from minigpt.errors import ConfigError, MissingFileError
+
+RUN_FLAGS = {
+    "data.source": "--data SOURCE",
+    "data.tokenizer": "--tokenizer",
+    "data.val_fraction": "--val-fraction",
+    "data.checksum": None,
+    "model.vocab_size": None,  # which follows from the tokenizer
+    "init_from": "--init-from MODEL",
+    "device": "--device DEVICE",
+}
+
+
+def are_documents(separate: str, source: str) -> bool:
+    """Whether a source is read as separate documents, and not as one text."""
+    return separate == "on" or (separate == "auto" and source.lower().endswith(RECORD_SUFFIXES))
+
+
+def _listed(names: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:<21}{what}" for name, what in names.items())
+
+
+SOURCES = f"""\
+presets:
+{_listed({name: what for name, (what, _) in PRESETS.items()})}
+with --init-from and no --preset it is finetune-documents or finetune-text
+
+corpora:
+{_listed(NAMED_SOURCES)}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Command):
+    """All settings of a run, and where they come from."""
+
+    preset: Annotated[str, Flag("PRESET", choices=tuple(PRESETS))] = DEFAULT_PRESET
+    """the settings to start from, listed below"""
+    config: Annotated[str | None, Flag("FILE.yaml")] = None
+    """settings to change, as in a run's config.yaml"""
+    run: Annotated[RunConfig, Section(inline=True, names=RUN_FLAGS)] = field(default_factory=RunConfig)
+    content: Annotated[Mapping[str, Any], NO_FLAG] = field(default_factory=dict)
+    """what the --config file says; a vocabulary size in it is a promise about the corpus"""
+    said: Annotated[Mapping[str, Any], NO_FLAG] = field(default_factory=dict)
+    """what the flags say of the run"""
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The preset's settings with the --config file's on top; and what that and the flags say."""
+        content = read_yaml(Path(given["config"])) if given.get("config") else {}
+        said = given.get("run", {})
+        name = given.get("preset") or _fitting_preset(said, updated(preset(DEFAULT_PRESET), content))
+        run = updated(cls.start(given, preset(name)), content)
+        return {"preset": name, "run": run, "content": content, "said": said}
+
+    @classmethod
+    def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
+        """The lowest layer: the preset's settings."""
+        return chosen
+
+
+def _fitting_preset(said: Mapping[str, Any], config: RunConfig) -> str:
+    """The preset where none is named. The rates of the quick one are for a new model, and would spoil a trained one."""
+    if not (said.get("init_from") or config.init_from):
+        return DEFAULT_PRESET
+    separate = said.get("documents", {}).get("separate") or config.documents.separate
+    source = said.get("data", {}).get("source") or config.data.source
+    return "finetune-documents" if are_documents(separate, source) else "finetune-text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(RunSettings):
+    """Train a GPT. Settings come from the preset, then the --config file, then the flags."""
+
+    examples = """
+        minigpt train --data my-novel.txt --train.max_steps 2000
+        minigpt train --data stdlib --model.n_layer 6 --out checkpoints/code
+        minigpt train --preset gpt2-124m --data stdlib --plan
+        minigpt train --resume checkpoints/code --train.max_steps 9000
+    """
+    first = ("--data", "--preset", "--init-from", "--out", "--resume", "--plan")
+    more = SOURCES
+    resume: Annotated[str | None, Flag("DIR")] = None
+    """go on with this run; other flags change its settings"""
+    out: Annotated[str | None, Flag("DIR")] = None
+    """the run directory (default: in checkpoints, numbered)"""
+    plan: bool = False
+    """say what the run will need, and train nothing"""
+    replay: Annotated[str | None, Flag("REPORT")] = None
+    """compute the step of a diverged/report.json once more"""
+
+    @classmethod
+    def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
+        """The preset's settings, or those of the run to go on with."""
+        resume, replay = given.get("resume"), given.get("replay")
+        if not resume and not replay:
+            return chosen
+        if replay and not Path(replay).is_file():
+            raise MissingFileError(f"there is no file {replay}", "name a run's diverged/report.json")
+        from minigpt.formats.run_directory import existing_run, read_config, run_at
+
+        run = existing_run(resume) if resume else Path(str(replay)).absolute().parent.parent
+        for name in ("preset", "out"):
+            if given.get(name):
+                raise ConfigError(
+                    f"--{name} has no place here: {run} has its own settings and stays where it is",
+                    f"leave --{name} out, or start a new run without --resume",
+                )
+        return read_config(run_at(run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResume(RunSettings):
+    """Prove on this machine, with your settings, that a killed training loses nothing.
+
+    Train a few steps straight through; train them again, killed without warning on the way and resumed; compare every
+    byte.
+    """
+
+    examples = """
+        minigpt verify-resume
+        minigpt verify-resume --preset shakespeare-cpu --model.dropout 0.1
+        minigpt verify-resume --data my-novel.txt --steps 50 --kills 5
+    """
+    first = ("--steps", "--kills", "--data", "--preset")
+    more = SOURCES
+    steps: int = 20
+    """optimizer steps of each run"""
+    kills: int = 2
+    """how often the second run is killed"""
+
+    @classmethod
+    def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
+        """The preset's settings, on a text that is on every machine: what is proved is true of any."""
+        return replace(chosen, data=replace(chosen.data, source="verse"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart(Command):
+    """Train the quick preset on Shakespeare: a minute or two on an ordinary CPU.
+
+    The text comes from the data folder, the network, or the package index; without any of them, from a corpus that
+    minigpt writes itself.
+    """
+
+    examples = """
+        minigpt quickstart
+        minigpt quickstart --train.max_steps 100
+    """
+    out: Annotated[str | None, Flag("DIR", says=Train)] = None
+    seed: int = preset(DEFAULT_PRESET).seed
+    """on the same machine, the same seed gives the same weights"""
+    train: TrainConfig = preset(DEFAULT_PRESET).train
