@@ -169,7 +169,7 @@ def save_run(
     trained: RunConfig | None = None,
     carried: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a run directory of a model without its training; its three files appear when all of them are whole.
+    """Write a run directory of a model without its training; its files appear when all of them are whole.
 
     An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
     command; so it has a tokenizer, and a model without one is not written as a run.

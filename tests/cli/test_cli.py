@@ -545,7 +545,7 @@ def test_import_makes_a_run_that_every_command_takes(reference, capsys, failing)
     result = result_of(["import", str(reference.folder), "runs/mine"], capsys)
     assert result == {"out": str(Path("runs/mine")), "parameters": reference.theirs.num_parameters(), "parity": None}
     assert sorted(path.name for path in Path("runs/mine").iterdir()) == [
-        "config.yaml", "model.safetensors", "tokenizer.json",
+        "config.yaml", "model.safetensors", "reference.json", "tokenizer.json",
     ]  # fmt: skip
     assert [path.name for path in Path("runs").iterdir()] == ["mine"]  # no temporary folder is left
     for command in (
