@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named
-from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, hints
 from minigpt.system.files import read_bytes, write_text
 
 _NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
@@ -383,6 +383,7 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
         ConfigError: if a key is unknown (with the nearest one), or a value is not allowed there.
     """
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    kinds = hints(type(config))  # type: ignore[arg-type] # a class has a hash
     changes = {}
     for key, value in values.items():
         if key not in known:
@@ -393,8 +394,13 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
             value = updated(known[key], value, f"{where}{key}.")
         elif isinstance(known[key], float) and isinstance(value, str):
             value = _number(value)
-        elif isinstance(known[key], str) and isinstance(value, bool):
+        elif isinstance(value, bool) and "on" in get_args(kinds[key]):
             value = "on" if value else "off"  # which YAML 1.1 reads as true and false
+        elif kinds[key] is str and not isinstance(value, str | list | Mapping):
+            raise ConfigError(
+                f"{where}{key} = {brief(value)} is no text",
+                "put quotes around it: without them YAML reads yes, on and null, numbers and dates as other than words",
+            )
         changes[key] = value
     return dataclasses.replace(config, **changes)
 

@@ -42,7 +42,7 @@ from minigpt.errors import (
     brief,
 )
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
-from minigpt.system.files import atomic_write, listed, read_json, write_text
+from minigpt.system.files import atomic_write, listed, read_json, twice, write_text
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
 
@@ -196,8 +196,8 @@ class _TokenTable:
         """
         other = copy.copy(self)
         other.added, other.settings = tuple(added), dict(settings)
-        names = [token.content for token in other.added]
-        if taken := [name for name in names if names.count(name) > 1 or name.encode("utf-8") in self._tokens]:
+        names, known = [token.content for token in other.added], frozenset(self._tokens)
+        if taken := [*twice(names), *(name for name in names if name.encode("utf-8") in known)]:
             raise InputError(f"{taken[0]!r} is added, and a token already", "name each token once")
         return other
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -106,6 +107,33 @@ def test_yaml_reads_on_and_off_as_words(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("compile: off\n")
     assert updated(RunConfig(), read_yaml(path)).compile == "off"
+
+
+def words(settings, where=()):
+    """Where the settings are that hold free text, and no choice between words."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from words(value, (*where, field.name))
+        elif get_type_hints(type(settings))[field.name] is str:
+            yield (*where, field.name)
+
+
+@pytest.mark.parametrize("place", list(words(RunConfig())), ids=".".join)
+def test_a_word_that_yaml_reads_as_something_else_is_refused_unless_it_is_quoted(tmp_path, place):
+    """`text_field: yes` is no column called "on", `2020-01-01` no text, and `~` nothing; with quotes each is a word."""
+    path = tmp_path / "c.yaml"
+    for written in ("yes", "NO", "on", "off", "true", "False", "7", "1.5", "2020-01-01", "~", "null", ""):
+        indented = [f"{'  ' * depth}{name}:" for depth, name in enumerate(place)]
+        path.write_text("\n".join(indented) + f" {written}\n")
+        with pytest.raises(ConfigError, match=rf"^{re.escape('.'.join(place))} = .* is no text") as refused:
+            updated(RunConfig(), read_yaml(path))
+        assert "put quotes around" in refused.value.how
+        path.write_text("\n".join(indented) + f" '{written}'\n")
+        section = updated(RunConfig(), read_yaml(path))
+        for name in place:
+            section = getattr(section, name)
+        assert section == written
 
 
 @pytest.mark.parametrize("content", ["a: [1", "just text", "- 1", ""])

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.data.corpora import RECORD_SUFFIXES, TEXT_SUFFIXES, files_below, left_out, read_text, with_line_feeds
-from minigpt.errors import ConfigError, DataError, MissingFileError, first_line
+from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
 from minigpt.system.files import listed, parsed_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
@@ -365,7 +365,12 @@ def split(
     if validation is not None:
         validation = list(dict.fromkeys(validation))
         held_out = set(validation)
-        documents = [document for document in documents if document not in held_out]
+        candidates, documents = documents, [document for document in documents if document not in held_out]
+        if candidates and not documents:
+            raise DataError(
+                f"all {len(candidates):,} documents to train on are in {named('val_data')} too",
+                f"give other documents to train on, or leave {named('val_data')} out: then some of them are held out",
+            )
         return (
             _chosen(documents, len(documents) if train_size is None else train_size, seed, "train_size"),
             _chosen(validation, len(validation) if val_size is None else val_size, seed, "val_size"),

@@ -13,7 +13,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -354,8 +355,7 @@ def parsed_json(text: str | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {brief(next(name for name in names if names.count(name) > 1))} is there twice")
+        raise ValueError(f"the key {brief(twice(name for name, _ in pairs)[0])} is there twice")
     return made
 
 
@@ -369,6 +369,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{described(path)} holds a JSON {type(content).__name__}, and no object", FETCH_AGAIN)
     return content
+
+
+def twice(names: Iterable[str]) -> list[str]:
+    """Those that are there more than once, in their order, found in one pass: a file may have any number of names."""
+    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def described(path: Path) -> str:

@@ -139,7 +139,7 @@ def test_longer_documents_are_dropped_if_that_is_wanted(tmp_path):
     assert documents.described.endswith("; 1 blank ones left out; 1 longer than 4 characters left out")
     with pytest.raises(DataError, match=r"all 2 documents in .* are longer than max_characters = 3"):
         read_documents(path, max_characters=3, drop_longer=True)
-    with pytest.raises(ConfigError, match="longer = drop drops nothing"):
+    with pytest.raises(ConfigError, match="longer = 'drop' drops nothing"):
         DocumentsConfig(longer="drop")
 
 
@@ -334,6 +334,14 @@ def test_every_document_is_chosen_equally_often():
 def test_a_split_of_more_than_there_is_says_the_numbers(number, sizes, what):
     with pytest.raises(DataError, match=what) as caught:
         split(MANY[:number], *sizes, seed=0)
+    assert_two_lines(caught.value)
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_nothing_is_left_to_train_on_if_all_of_it_validates(size):
+    with pytest.raises(DataError, match=r"^all 7 documents to train on are in val_data too") as caught:
+        split(MANY[:7], size, None, seed=0, validation=MANY[:11])
+    assert "leave val_data out" in caught.value.how
     assert_two_lines(caught.value)
 
 

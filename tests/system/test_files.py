@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from minigpt.data.documents import read_documents
-from minigpt.errors import CheckpointError, DataError
+from minigpt.errors import CheckpointError, DataError, InputError
 from minigpt.formats.weights import open_weights
+from minigpt.system import files
 from minigpt.system.downloads import mismatch
 from minigpt.system.files import (
     atomic_folder,
@@ -24,6 +25,7 @@ from minigpt.system.files import (
     read_json,
     write_text,
 )
+from minigpt.tokenizers import AddedToken, CharTokenizer
 from minigpt.training.log import read_records
 
 
@@ -199,3 +201,28 @@ def test_what_a_killed_process_leaves_is_found(tmp_path):
     (tmp_path / "other").mkdir()
     with new_folder(tmp_path / "folder"), atomic_write(tmp_path / "file.json"):
         assert sorted(path.is_dir() for path in leftovers(tmp_path)) == [False, True]
+
+
+class Counted(str):
+    """A text that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_names_in_a_file_are_compared_about_once_each():
+    """A header, a vocabulary or added tokens may have a hundred thousand names: all with all would take hours."""
+    names = [Counted(f"name {number}") for number in range(2003)]
+    Counted.compared = 0
+    with pytest.raises(ValueError, match=f"^the key '{names[-1]}' is there twice$"):
+        files._object([(name, 1) for name in [*names, Counted(names[-1])]])
+    assert Counted.compared < 3 * len(names)
+
+    Counted.compared = 0
+    with pytest.raises(InputError, match=f"'{names[-1]}' is added, and a token already"):
+        CharTokenizer("abc").with_added([AddedToken(name) for name in [*names, Counted(names[-1])]], {})
+    assert Counted.compared < 3 * len(names)
