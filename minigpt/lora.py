@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from minigpt.config import LoRAConfig
 from minigpt.errors import ConfigError, did_you_mean
 from minigpt.model import GPT
-from minigpt.parameters import empty_model, own_tensors
+from minigpt.parameters import Known, as_built, empty_model, own_tensors
 from minigpt.system.files import listed
 
 # --- a layer
@@ -110,6 +110,8 @@ class LoRALinear(nn.Linear):
         part = self.in_use()
         return self.weight if part is None else self.weight + part.delta()
 
+
+KNOWN: Known = {LoRALinear: (nn.Linear, (LowRank, Tensor))}  # what adapters change in a GPT; the Tensor is `unmerged`
 
 # --- a model
 
@@ -210,7 +212,12 @@ def unmerge(model: GPT) -> None:
 
 @torch.no_grad()
 def merged(model: GPT) -> GPT:
-    """A plain GPT with weights of its own that computes the same, in evaluation mode."""
+    """A plain GPT with weights of its own that computes the same, in evaluation mode.
+
+    Raises:
+        InputError: if the model has other parts than a GPT and adapters: see `parameters.as_built`.
+    """
+    model = as_built(model, KNOWN)
     weights = own_tensors(model)
     weights |= {f"{name}.weight": layer.merged_weight() for name, layer in lora_layers(model).items()}
     plain = empty_model(model.config).to(model.wte.weight)
@@ -220,8 +227,8 @@ def merged(model: GPT) -> GPT:
 
 
 def plain(model: GPT) -> GPT:
-    """What to write as a model: the model itself, or if it has adapters, `merged` of it."""
-    return merged(model) if lora_layers(model) else model
+    """What to write as a model: the model itself, or if it has adapters, `merged` of it. Raises as `merged`."""
+    return merged(model) if lora_layers(model) else as_built(model, KNOWN)
 
 
 def adaptable(model: GPT) -> dict[str, nn.Linear]:

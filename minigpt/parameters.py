@@ -1,14 +1,20 @@
 """Whether it is a model; its tensors, each once; and a model whose tensors wait for their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError, brief
-from minigpt.model import GPT
+from minigpt.model import GPT, explicit_attention, fused_attention
+
+Known = Mapping[type, tuple[type, Container[type]]]
+
+_CORES = (fused_attention, explicit_attention)  # which give the same numbers
 
 
 def check_model(model: object) -> None:
@@ -19,6 +25,81 @@ def check_model(model: object) -> None:
     """
     if not isinstance(getattr(model, "config", None), GPTConfig):
         raise InputError(f"model = {brief(model)} is none", 'give a GPT: model, tokenizer = minigpt.load_model("gpt2")')
+
+
+def as_built(model: GPT, known: Known) -> GPT:
+    """The model, the original of a compiled one, once it is clear that a file of its weights says all that it computes.
+
+    Args:
+        model: compared with what `GPT(model.config)` makes: its parts, tensors and settings, which no hook changes.
+        known: types of parts that may stand in the place of others: type -> that of the other, and the types of what it
+            may have besides.
+
+    Raises:
+        InputError: naming the first part that is otherwise.
+    """
+    check_model(model)
+    model = getattr(model, "_orig_mod", model)
+    usual = empty_model(model.config)
+    if found := next(chain(_hooked(model), _unlike("the model", model, usual, known), _untied(model, usual)), None):
+        raise InputError(
+            f"{found}: the files of a GPT cannot say so, and would be those of another model",
+            "change it back first, or leave the block of the edit; or keep it as torch.save(model.state_dict(), path)",
+        )
+    return model
+
+
+def _untied(model: GPT, usual: GPT) -> Iterator[str]:
+    """The tensors that are one and should be two, and the head that should be the embedding."""
+    own = own_tensors(model)
+    yield from (f"{name} is shared with another part" for name in own_tensors(usual) if name not in own)
+    if model.config.tie_weights and model.lm_head.weight is not model.wte.weight:
+        yield "lm_head.weight is not that of wte, though tie_weights is True"
+
+
+def _hooked(model: GPT) -> Iterator[str]:
+    """The hooks that may change what the parts of a model compute."""
+    for path, part in model.named_modules():
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            if (getattr(hook, "__module__", None) or "").startswith("minigpt.analysis"):
+                yield "an edit or a trace is open on the model"
+            yield f"{path or 'the model'} has a hook, {hook!r:.60}"
+
+
+def _unlike(path: str, part: nn.Module, usual: nn.Module, known: Known) -> Iterator[str]:
+    """What of a part, and of those in it, is not as in the usual one."""
+    stands_for, besides = known.get(type(part), (type(part), ()))
+    if stands_for is not type(usual):
+        yield f"{path} is a {type(part).__name__}, and no {type(usual).__name__}"
+        return
+    ahead = f"{path}." if not isinstance(part, GPT) else ""
+    here, there = _held(part), _held(usual)
+    for name in {**there, **here}:
+        ours, theirs = here.get(name), there.get(name)
+        if ours is None:
+            yield f"{ahead}{name} is missing"
+        elif theirs is None:
+            if type(ours) not in besides:
+                yield f"{ahead}{name} is there too"
+        elif isinstance(ours, nn.Module):
+            yield from _unlike(f"{ahead}{name}", ours, theirs, known)
+        elif ours.shape != theirs.shape:
+            yield f"{ahead}{name} has the shape {tuple(ours.shape)}, and not {tuple(theirs.shape)}"
+        elif not isinstance(ours, nn.Parameter) and not torch.equal(ours.cpu(), theirs):
+            yield f"{ahead}{name} has other values"
+    for name, value in vars(part).items():
+        if name in vars(usual) and not name.startswith("_") and name != "training":
+            same = value in _CORES if name == "core" else value == getattr(usual, name)
+            if not same:
+                yield f"{ahead}{name} = {brief(value)}"
+        elif callable(getattr(type(part), name, None)):
+            yield f"{ahead}{name} is a method of its own"
+
+
+def _held(part: nn.Module) -> dict[str, Any]:
+    """What hangs on a part: parameters, buffers and other parts, by name."""
+    own = (part.named_parameters(recurse=False), part.named_buffers(recurse=False), part.named_children())
+    return dict(chain(*own))
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from minigpt.errors import CheckpointError, ConfigError, MissingFileError, Model
 from minigpt.formats.gpt2_names import reference_views
 from minigpt.formats.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
 from minigpt.lora import (
+    KNOWN,
     LowRank,
     adaptable,
     adapters,
@@ -28,6 +29,7 @@ from minigpt.lora import (
     new_adapter,
 )
 from minigpt.model import GPT
+from minigpt.parameters import as_built
 from minigpt.system.files import atomic_folder, check_unused, listed, named_path, read_json, write_text
 
 CONFIG = "adapter_config.json"
@@ -87,8 +89,10 @@ def save_adapter(
     Raises:
         ConfigError: if there is no such adapter, or one is merged.
         CheckpointError: if the folder holds something.
+        InputError: if the model has other parts than a GPT and adapters, or the folder is no path.
     """
-    folder = Path(folder)
+    folder = named_path(folder, "folder")
+    model = as_built(model, KNOWN)
     check_unused(folder)
     check_known(model, name)
     config = adapters(model)[name]
