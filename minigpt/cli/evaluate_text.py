@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, framed, load, shortened
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.models import framed, load, shortened
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once
-from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES, load_corpus
+from minigpt.data.corpora import RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
@@ -24,7 +25,6 @@ from minigpt.evaluation.references import nearness
 from minigpt.system.files import parsed_json, read_json
 from minigpt.tokenizers import read
 
-MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
 _FILES_PER_TABLE = 4
 _LONGEST_QUOTE = 480  # characters of a copied span that are printed
 
@@ -44,69 +44,24 @@ class Texts:
     blank: int
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt evaluate-text`."""
-    parser = CommandParser(
-        "evaluate-text",
-        f"""\
-Measure written texts. Each FILE is a column of the table, so that texts from
-before and after a fine-tuning stand side by side.
-
-distinct-n        different n-grams of words, as a share of all n-grams of the
-                  file. It falls with the amount of text: compare equal amounts.
-repeated 4-grams  four words in a row that the same text had before (seq-rep-4).
-                  People: below 0.01. Near 0.1 a text turns in circles.
-perplexity        under --model, of the texts alone, without their prompts. Near
-                  that of real text is good; far below it, the text is dull.
-n-grams copied    n-grams that stand in --training-data, word for word.
-longest copy      the longest span that stands there. Up to 10 words or so are
-                  phrases that people share; {MEMORISED} words have been memorised.
-BLEU, chrF        nearness to --reference, 0 to 100.
-
-{textwrap.fill(WORD_MEANING, 80)}""",
-        "  minigpt generate --prompts-file openings.txt --json > out.json\n"
-        "  minigpt evaluate-text out.json --training-data reviews.jsonl\n"
-        "  minigpt evaluate-text before.json after.json \\\n    --model gpt2 --model checkpoints/tuned\n"
-        "  minigpt generate ROMEO: --json | \\\n    minigpt evaluate-text - --training-data shakespeare\n"
-        "  minigpt evaluate-text out.json --reference real-endings.jsonl",
-    )
-    parser.add_argument(
-        "file", nargs="+", metavar="FILE",
-        help="texts: .txt (parts between blank lines, else lines), records such as .jsonl, a folder, what "
-        f"generate --json prints, or {STDIN} for standard input",
-    )  # fmt: skip
-    parser.add_argument("--text-field", metavar="NAME", help="the field of records that is the text")
-    parser.add_argument("--model", action="append", metavar="MODEL", help=f"{MODEL_HELP}; may be given several times")
-    add_tokenizer_argument(parser)
-    parser.add_argument(
-        "--training-data", metavar="SOURCE",
-        help=f"what the texts may have been copied from: a file or folder, or one of {', '.join(NAMED_SOURCES)}",
-    )  # fmt: skip
-    parser.add_argument("--reference", metavar="FILE", help="what should have been written: as many texts, in order")
-    add_reading_arguments(parser)
-    parser.add_device()
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: EvaluateText) -> None:
     """Measure each file and print the table."""
-    values = make_parser().parse(arguments)
-    check_stdin_once([*values["file"], values["reference"]])
-    columns = [read_texts(file, values["text_field"]) for file in values["file"]]
-    training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
+    check_stdin_once([*settings.file, settings.reference or ""])
+    columns = [read_texts(file, settings.text_field) for file in settings.file]
+    training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
     results = [_variety(texts) for texts in columns]
-    if values["reference"]:
-        references = read_texts(values["reference"], values["text_field"])
+    if settings.reference:
+        references = read_texts(settings.reference, settings.text_field)
         for texts, result in zip(columns, results, strict=True):
             result |= _nearness(texts, references)
     if training is not None:
         for texts, result in zip(columns, results, strict=True):
             result["copied"] = _copied(texts, training)
-    for spec in values["model"] or ():
-        perplexity = _perplexity_under(spec, values)
+    for spec in settings.model:
+        perplexity = _perplexity_under(spec, settings)
         for texts, result in zip(columns, results, strict=True):
             result["models"].append({"model": spec, **perplexity(texts)})
-    if values["json"]:
+    if settings.json:
         print_json({"files": results, "word": WORD_MEANING})
     else:
         _show(results)
@@ -213,9 +168,9 @@ def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _perplexity_under(spec: str, values: dict[str, Any]) -> Callable[[Texts], dict[str, Any]]:
+def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], dict[str, Any]]:
     """Load a model; gives what measures texts under it, each text by itself, from the opening token if it has one."""
-    model, tokenizer = load({**values, "model": spec})
+    model, tokenizer = load(settings, spec)
     has_bos = tokenizer.bos_token_id is not None
 
     def measure(texts: Texts) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, say_what_is_not_kept
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.models import say_what_is_not_kept
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import Import
 from minigpt.errors import CheckpointError
-from minigpt.formats.parity import BOUND, RELATIVE_BOUND, ParityReport, compare_with_reference, require_reference
+from minigpt.formats.parity import ParityReport, compare_with_reference, require_reference
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.formats.source import AssumedHeads, Source, open_source
@@ -20,60 +21,29 @@ from minigpt.system.files import check_unused, named_path
 from minigpt.tokenizers import Tokenizer
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt import`."""
-    parser = CommandParser(
-        "import",
-        "Turn a model into a run directory of minigpt, which every command takes. Of a run, the best weights and the "
-        "settings are kept, and no checkpoint to resume from. --verify proves before anything is "
-        f"written that it computes what the transformers library computes: differences of up to {BOUND:g}, or "
-        f"{RELATIVE_BOUND:g} of values above {BOUND / RELATIVE_BOUND:g}, are rounding. It holds both models in memory.",
-        "  minigpt import gpt2 checkpoints/gpt2 --verify\n"
-        "  minigpt import path/to/folder checkpoints/mine --block-size 256\n"
-        "  minigpt import nanogpt/ckpt.pt checkpoints/nano --tokenizer nanogpt/input.txt",
-    )
-    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
-    parser.add_argument("out", metavar="DIR", help="the run directory; must not exist or be empty")
-    add_tokenizer_argument(parser)
-    parser.add_argument("--block-size", type=int, metavar="N", help="a shorter context (default: the model's own)")
-    parser.add_argument(
-        "--dropout",
-        type=float,
-        metavar="P",
-        help="for further training (default: the model's own; needed where its three rates differ)",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare every layer with the transformers library; of what that cannot read, only an export is checked",
-    )
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Import) -> None:
     """Load, compare if asked, write."""
-    values = make_parser().parse(arguments)
-    directory = named_path(values["out"], "DIR")
-    if values["verify"]:
+    directory = named_path(settings.out, "DIR")
+    if settings.verify:
         require_reference()
     check_unused(directory)
-    source = open_source(values["source"])
+    source = open_source(settings.source)
     with warnings.catch_warnings():
-        if values["verify"]:
+        if settings.verify:
             warnings.simplefilter("error", AssumedHeads)
         try:
             model, tokenizer = source.load_for_text(
-                tokenizer=values["tokenizer"], block_size=values["block_size"], dropout=values["dropout"]
+                tokenizer=settings.tokenizer, block_size=settings.block_size, dropout=settings.dropout
             )
         except AssumedHeads as guess:
             raise CheckpointError(
                 f"a guess cannot be verified: {guess}",
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
-    reference, parity = verified(source, model, tokenizer) if values["verify"] else (None, None)
+    reference, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
     save_run(model, tokenizer, directory, training_config(source), source.carried)
     say_what_is_not_kept(source, model, tokenizer)
-    if values["json"]:
+    if settings.json:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})
         return

@@ -3,9 +3,6 @@
 from typing import Any
 
 from minigpt.cli.models import (
-    add_bos_argument,
-    add_model_argument,
-    add_reading_arguments,
     check_fits,
     counted,
     framed,
@@ -13,67 +10,39 @@ from minigpt.cli.models import (
     piece,
     shortened,
 )
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import Next
 from minigpt.cli.streams import given
+from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
+from minigpt.tokenizers import encode_prompt, read
 
 PIECE_WIDTH, BAR_WIDTH = 22, 20
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt next`."""
-    parser = CommandParser(
-        "next",
-        "Show what the model expects after a text: the most probable next tokens, with their logits and "
-        "probabilities. Bars are relative to the first row. --steps goes on with the most probable token, and "
-        "shows the table of every step.",
-        '  minigpt next "See you"\n'
-        '  minigpt next --prompt "Once upon a time" --top 5 --steps 5\n'
-        '  minigpt next --model gpt2 --prompt "See you" --json',
-    )
-    add_model_argument(parser)
-    parser.add_argument(
-        "text",
-        nargs="?",
-        metavar="TEXT",
-        help='the text to look beyond; "" is the beginning of a text, - reads standard input',
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="the same, as a flag")
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="rows of the table")
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="tables, one token further each")
-    add_bos_argument(parser)
-    add_reading_arguments(parser)
-    parser.add_device()
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Next) -> None:
     """Print one table a step."""
-    values = make_parser().parse(arguments)
-    from minigpt.decoding.sampling import next_token_table
-    from minigpt.tokenizers import encode_prompt, read
-
-    typed = [text for text in (values["text"], values["prompt"]) if text is not None]
+    typed = [text for text in (settings.text, settings.prompt) if text is not None]
     if not typed:
         raise InputError("a text is missing, to look beyond", 'give one: minigpt next "See you"')
     if len(typed) > 1:
         raise InputError("there are two texts, TEXT and --prompt, and one is looked beyond", "leave one of them out")
     (prompt,) = given(*typed)
-    model, tokenizer = load(values)
-    ids = framed(read(tokenizer, prompt), tokenizer, values["bos"]) or encode_prompt(tokenizer, "")
-    if values["top"] < 1:
-        raise InputError(f"--top {values['top']} asks for no row", "choose --top of at least 1")
-    _check_room(len(ids), values["steps"], model.config.block_size)
+    model, tokenizer = load(settings, settings.model, settings.adapter)
+    ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
+    if settings.top < 1:
+        raise InputError(f"--top {settings.top} asks for no row", "choose --top of at least 1")
+    _check_room(len(ids), settings.steps, model.config.block_size)
     steps: list[dict[str, Any]] = []
-    for _ in range(values["steps"]):
-        table = next_token_table(model, ids, values["top"], tokenizer.vocab_size)
+    for _ in range(settings.steps):
+        table = next_token_table(model, ids, settings.top, tokenizer.vocab_size)
         candidates = [
             {"rank": rank, "id": token_id, "text": piece(tokenizer, token_id), "logit": logit, "prob": probability}
             for rank, (token_id, logit, probability) in enumerate(table, start=1)
         ]
         steps.append({"text": tokenizer.decode(ids), "token_ids": ids, "candidates": candidates})
         ids = [*ids, table[0][0]]
-    if values["json"]:
+    if settings.json:
         print_json({"candidates": steps[0]["candidates"]} if len(steps) == 1 else {"steps": steps})
         return
     for step in steps:

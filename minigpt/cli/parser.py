@@ -338,7 +338,8 @@ class SettingsParser(argparse.ArgumentParser):
         self, name: str, kind: type[Command], defaults: Mapping[str, Any] | None = None, everything: bool = False
     ) -> None:
         self._examples = kind.examples
-        about = [textwrap.fill(part, WIDTH) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n")]
+        parts = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+        about = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts]
         if kind.examples:
             about.append("examples:\n" + textwrap.indent(inspect.cleandoc(kind.examples), "  "))
         super().__init__(

@@ -4,9 +4,6 @@ import math
 from typing import Any
 
 from minigpt.cli.models import (
-    add_bos_argument,
-    add_model_argument,
-    add_reading_arguments,
     check_fits,
     counted,
     framed,
@@ -14,48 +11,23 @@ from minigpt.cli.models import (
     piece,
     shortened,
 )
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import Score
 from minigpt.cli.streams import given
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, read
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt score`."""
-    parser = CommandParser(
-        "score",
-        "Measure how probable texts are, each as a whole: the sum of log p(token | tokens before it) over all tokens "
-        "but the first, in nats. num_tokens is the number of these predicted tokens, and perplexity is "
-        "exp(-log_prob / num_tokens). With --bos the first token of the text is predicted too, with --eos also that "
-        "the text ends there.",
-        '  minigpt score "To be, or not to be" "To be, or not to bee"\n'
-        '  minigpt score "To be, or not to be" --tokens\n'
-        '  minigpt score --model gpt2 "See you later, alligator." --bos --eos --json',
-    )
-    add_model_argument(parser)
-    parser.add_argument(
-        "text", nargs="+", metavar="TEXT",
-        help="a text of at most the model's block size; - reads standard input",
-    )  # fmt: skip
-    add_bos_argument(parser)
-    parser.add_argument("--eos", action="store_true", help="put the token that closes a document behind")
-    parser.add_argument("--tokens", action="store_true", help="show the log-probability of every token")
-    add_reading_arguments(parser)
-    parser.add_device()
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Score) -> None:
     """Print one line a text, in the order given."""
-    values = make_parser().parse(arguments)
-    texts = given(*values["text"])
-    model, tokenizer = load(values)
-    rows = [framed(read(tokenizer, text), tokenizer, values["bos"], values["eos"]) for text in texts]
+    texts = given(*settings.text)
+    model, tokenizer = load(settings, settings.model, settings.adapter)
+    rows = [framed(read(tokenizer, text), tokenizer, bool(settings.bos), settings.eos) for text in texts]
     for text, ids in zip(texts, rows, strict=True):
         _check_length(text, len(ids), model.config.block_size)
     results = [_score(model, tokenizer, text, ids) for text, ids in zip(texts, rows, strict=True)]
-    if values["json"]:
+    if settings.json:
         print_json({"results": results})
         return
     best = max(result["log_prob"] for result in results)
@@ -64,7 +36,7 @@ def run(arguments: list[str]) -> None:
         mark = "*" if len(results) > 1 and result["log_prob"] == best else " "
         numbers = f"{result['log_prob']:>10.4f} {result['num_tokens']:>6} {result['perplexity']:>10.3f}"
         print(f"{mark} {numbers}  {shortened(repr(result['text']), 48)}")
-        for token in result["tokens"] if values["tokens"] else ():
+        for token in result["tokens"] if settings.tokens else ():
             print(f"  {token['log_prob']:>10.4f} {token['id']:>6} {'':>10}    {token['text']!r}")
     if len(results) > 1:
         print("* the most probable; longer texts are less probable, so compare like with like")

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from minigpt.cli import evaluate_text as command
+from minigpt.cli.parser import parse
+from minigpt.cli.settings import EvaluateText
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
 from minigpt.evaluation.loss import sequence_log_prob
@@ -20,12 +22,14 @@ from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_parser")
-
 TRAINING = "the rain in Spain stays mainly in the plain, and nobody knows why it does"
 TEXTS = ["a b a b a b", "in Spain stays mainly, a b"]
 BLOCK_SIZE = 13
 Evaluate = Callable[..., list[dict[str, Any]]]
+
+
+def settings(*arguments: str) -> EvaluateText:
+    return parse("evaluate-text", EvaluateText, list(arguments))
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """The columns that --json prints."""
 
     def run(*arguments: str) -> list[dict[str, Any]]:
-        command.run([*arguments, "--json"])
+        command.run(settings(*arguments, "--json"))
         return json.loads(capsys.readouterr().out)["files"]
 
     return run
@@ -54,7 +58,7 @@ def random_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> GPT:
     """What every --model loads."""
     torch.manual_seed(3)
     model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
-    monkeypatch.setattr(command, "load", lambda values: (model, tokenizer))
+    monkeypatch.setattr(command, "load", lambda *_: (model, tokenizer))
     return model
 
 
@@ -97,7 +101,7 @@ def test_a_copy_of_the_training_set_is_called_so(evaluate, capsys):
     assert found["copied"]["share_13"] == (41 + 41) / (42 + 41)  # only the 13-gram with "new" is new
     assert found["copied"]["share_8"] == (46 + 46) / (47 + 46)
     assert (found["copied"]["longest_words"], found["copied"]["longest_in"], found["copied"]["whole"]) == (53, 1, 1)
-    command.run(["copy.txt", "--training-data", "training.jsonl"])
+    command.run(settings("copy.txt", "--training-data", "training.jsonl"))
     assert "copy.txt, text 1, copies 53 words: memorised:\n    w1x0 w1x1" in capsys.readouterr().out
 
 
@@ -162,7 +166,7 @@ def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatc
     names = [f"{texts[:5]}-{number}-of-a-long-name.txt" for number in range(5)]
     for number, name in enumerate(names):
         Path(name).write_text("\n".join([*TEXTS, "a"][: 1 + number % 3]), encoding="utf-8")
-    command.run([*names, "--training-data", "training.txt", "--model", "m", "--model", "n"])
+    command.run(settings(*names, "--training-data", "training.txt", "--model", "m", "--model", "n"))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert [row.split()[1:] for row in out.splitlines() if row.startswith("texts  ")] == [list("1231"), ["2"]]
@@ -197,7 +201,7 @@ def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
     Path("y.json").write_text('{"completions": [{"completion": ""}, {"completion": " "}]}', encoding="utf-8")
     Path("z.json").write_text('{"completions": [{"completion": "a"}, {"completion": ""}]}', encoding="utf-8")
     with pytest.raises(MiniGPTError) as caught:
-        command.run(arguments.split())
+        command.run(settings(*arguments.split()))
     assert what in caught.value.what
     assert caught.value.how
 
