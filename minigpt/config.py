@@ -121,8 +121,8 @@ class DocumentsConfig:
     """documents to hold out and validate on, chosen by the seed; 0 for a tenth, or all of val_data"""
     val_data: str = ""
     """a file or folder of their own for the documents that validate, read as the other; empty to hold some out"""
-    batching: Literal["padded", "packed", "confined"] = "padded"
-    """padded: one document a row; packed: back to back, no room wasted; confined: so too, and none sees another"""
+    batching: Literal["padded", "packed", "packed-masked"] = "padded"
+    """padded: one document a row; packed: back to back, no room wasted; packed-masked: so too, and none sees another"""
     keywords: CountOrOff = 0
     """open each document with a line of its most telling words, so many, that a prompt can then ask for"""
 
@@ -376,6 +376,9 @@ def _number(text: str) -> float | str:
         return text
 
 
+RENAMED = {"confined": "packed-masked"}  # a word of older settings -> what it is called now
+
+
 def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
     """A copy of a configuration with some values replaced, sections merged key by key.
 
@@ -396,6 +399,8 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
             value = _number(value)
         elif isinstance(value, bool) and "on" in get_args(kinds[key]):
             value = "on" if value else "off"  # which YAML 1.1 reads as true and false
+        elif key == "batching" and value in [*RENAMED]:
+            value = RENAMED[value]
         elif kinds[key] is str and not isinstance(value, str | list | Mapping):
             raise ConfigError(
                 f"{where}{key} = {brief(value)} is no text",

@@ -19,7 +19,7 @@ from minigpt.config import GPTConfig, LoRAConfig, TrainConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.formats.gpt2_names import reference_views
-from minigpt.formats.lora_files import fingerprint, load_adapter, save_adapter
+from minigpt.formats.lora_files import base_checksum, load_adapter, save_adapter
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.lora import (
@@ -292,7 +292,7 @@ def test_a_merged_adapter_is_in_the_way_of_others():
         lambda: set_adapter(model, None),
         lambda: add_lora(model, CONFIG, 0, "second"),
         lambda: save_adapter(model, "adapter"),
-        lambda: fingerprint(model),
+        lambda: base_checksum(model),
     ):
         with pytest.raises(ConfigError, match="an adapter is merged into the weights of this model\nunmerge it first"):
             act()
@@ -454,21 +454,21 @@ def test_there_and_back_is_the_same_adapter_without_a_note():
         save_adapter(model, "adapter", "reviews")
 
 
-def test_the_fingerprint_is_of_the_base_and_of_all_of_it():
+def test_the_checksum_is_of_the_base_and_of_all_of_it():
     model = ours(reference())
-    prints = {fingerprint(model)}
-    assert prints == {fingerprint(with_adapter(ours(reference())))}
-    assert prints == {fingerprint(ours(reference()).double()), fingerprint(ours(reference()).bfloat16())}
+    prints = {base_checksum(model)}
+    assert prints == {base_checksum(with_adapter(ours(reference())))}
+    assert prints == {base_checksum(ours(reference()).double()), base_checksum(ours(reference()).bfloat16())}
     shorter = GPT(dataclasses.replace(SHAPE, block_size=7))
     own = state(model)
     shorter.load_state_dict(own | {"wpe.weight": own["wpe.weight"][:7]})
-    assert prints == {fingerprint(shorter)}
+    assert prints == {base_checksum(shorter)}
     parameters = dict(model.named_parameters())
     del parameters["wpe.weight"]
     for parameter in parameters.values():  # one number in each weight
         with torch.no_grad():
             parameter.view(-1)[-1] *= 1.02
-        prints.add(fingerprint(model))
+        prints.add(base_checksum(model))
     assert len(prints) == 1 + len(parameters)
 
 
@@ -625,7 +625,7 @@ def test_a_damaged_or_foreign_file_is_refused_and_changes_nothing(damage):
 def test_an_adapter_of_another_base_of_the_same_shape_is_refused_by_name():
     save_adapter(with_adapter(ours(reference())), "adapter", base="the-first")
     other = ours(reference(seed=12))
-    prints = [fingerprint(ours(reference()))[:12], fingerprint(other)[:12]]
+    prints = [base_checksum(ours(reference()))[:12], base_checksum(other)[:12]]
     with pytest.raises(CheckpointError, match=f"another base, .*{prints[0]}.*{prints[1]}\n.*'the-first'"):
         load_adapter(other, "adapter")
     assert not lora_layers(other)

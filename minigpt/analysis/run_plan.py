@@ -18,7 +18,7 @@ import torch
 
 from minigpt.analysis.accounting import FLOAT, human, model_size
 from minigpt.config import GPTConfig, RunConfig
-from minigpt.data.feeds import Feed, TextFeed
+from minigpt.data.loaders import Loader, TextLoader
 from minigpt.data.tokens import TOKENS_PER_BATCH, Ids
 from minigpt.decoding.generate import generate
 from minigpt.evaluation.loss import evaluate
@@ -58,11 +58,11 @@ class Reading:
         return cls(block_size, block_size, -(-(num_tokens - 1) // block_size), num_tokens - 1, batched=False)
 
     @classmethod
-    def of_feed(cls, feed: Feed) -> "Reading":
+    def of_loader(cls, loader: Loader) -> "Reading":
         """Of a text, or of documents."""
-        if isinstance(feed, TextFeed):
-            return cls.of_text(feed.block_size, len(feed.val.ids))
-        epoch, lengths = feed.read(0), feed.val.lengths
+        if isinstance(loader, TextLoader):
+            return cls.of_text(loader.block_size, len(loader.val.ids))
+        epoch, lengths = loader.read(0), loader.val.lengths
         row = max(int(epoch.encoded.lengths[documents].sum()) for documents in epoch.rows)
         return cls(row, int(lengths.max()), len(lengths), int(lengths.sum()), batched=True)
 

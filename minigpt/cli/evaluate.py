@@ -15,13 +15,13 @@ from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.batches import padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents
-from minigpt.data.feeds import document_feed, encoded
+from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.tokenizers import note_special
-from minigpt.training.run import fingerprint
+from minigpt.training.run import corpus_checksum
 
 
 def run(settings: Eval) -> None:
@@ -95,10 +95,10 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
         chosen = replace(config, data=replace(config.data, source=named), documents=d)
     source = load_source(chosen)
     if config.data.checksum:
-        return source, fingerprint(source) == config.data.checksum
+        return source, corpus_checksum(source) == config.data.checksum
     # A run of an earlier minigpt, which noted none, or no run at all.
     same = named is None or (
-        Path(config.data.source).exists() and fingerprint(source) == fingerprint(load_source(config))
+        Path(config.data.source).exists() and corpus_checksum(source) == corpus_checksum(load_source(config))
     )
     return source, same
 
@@ -109,7 +109,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     config = replace(config, model=model.config)
     name = Path(settings.data or config.data.source).stem
     if own:
-        chosen = document_feed(documents, name, config, tokenizer).val
+        chosen = document_loader(documents, name, config, tokenizer).val
     else:
         chosen = encoded(documents.items, config, tokenizer, training=documents.items)
     batches = ((batch.inputs, batch.targets) for batch in padded(chosen, config.train.batch_size, seed=0, epoch=0))

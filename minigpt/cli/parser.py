@@ -32,7 +32,7 @@ from typing import (
 import jsonargparse
 
 from minigpt.cli.streams import WIDTH, write_product
-from minigpt.config import DEFAULT_PRESET, RunConfig, is_plain, preset, updated
+from minigpt.config import DEFAULT_PRESET, RENAMED, RunConfig, is_plain, preset, updated
 from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, did_you_mean, nearest
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -445,6 +445,7 @@ class SettingsParser(argparse.ArgumentParser):
             return tuple(self._converted(one, part, own) for part, own in zip(word, get_args(kind), strict=True))
         typed = f"{one.flag} {shlex.quote(word)}"
         if one.choices:
+            word = RENAMED.get(word, word)
             if word not in one.choices:
                 raise ConfigError(f"{one.flag} {brief(word)} is not a choice", did_you_mean(word, one.choices))
             return word

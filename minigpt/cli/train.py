@@ -254,7 +254,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     from minigpt.formats.source import open_source
     from minigpt.system.device import choose_device, choose_dtype
     from minigpt.training.loop import SAMPLE_TOKENS
-    from minigpt.training.run import counted, new_tokenizer, read
+    from minigpt.training.run import in_steps, make_loader, new_tokenizer
 
     device = choose_device(config.device)
     dtype, _ = choose_dtype(config.dtype, device)
@@ -270,9 +270,9 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     else:
         tokenizer = new_tokenizer(config, source)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
-    feed = read(config, source, tokenizer)
-    config = replace(config, train=counted(t, feed.rows_per_epoch))
-    plan = plan_run(config, Reading.of_feed(feed), feed.val.ids, device, dtype, SAMPLE_TOKENS)
+    loader = make_loader(config, source, tokenizer)
+    config = replace(config, train=in_steps(t, loader.rows_per_epoch))
+    plan = plan_run(config, Reading.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
     if as_json:
         print_json(plan.to_dict())
     else:

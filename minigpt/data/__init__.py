@@ -7,5 +7,5 @@ The files, each of which imports only from those above it::
     documents   documents from text files, JSONL, CSV or folders; splits, keywords
     tokens      text to token files to batches
     batches     documents to batches: padded in buckets, or packed
-    feeds       a text or documents, as the numbered rows that a run reads
+    loaders     the data loaders: a text or documents, as the numbered rows that a run reads
 """

@@ -2,14 +2,15 @@
 
 Both ways to batch give inputs and targets as `data.tokens` does, one ahead, with -100 where a target does not count:
 
-    padded            packed                  packed, confined
+    padded            packed                  packed, document mask
     a a a a . .       a a a a $ b             a a a a b b       "." is padding, "$" the end of a document
     b b . . . .       b $ c c c $             c c c d d .
     c c c . . .       d d $ . . .
 
 Padded, a row is one document. Packed, the documents stand back to back and rows are cut from them, and nothing is
-wasted; but a document sees those before it in its row, and one may be cut in two. Confined, whole documents share a row
-without seeing each other (`training.packing`): the numbers of padded rows, with hardly any padding.
+wasted; but a document sees those before it in its row, and one may be cut in two. With a document
+mask, whole documents share a row without seeing each other (`training.packing`): the loss is that of padded rows, with
+hardly any padding.
 
 Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed run goes on exactly. B rows, T tokens.
 """
@@ -42,7 +43,7 @@ class Encoded:
 
     Attributes:
         ids: uint16 or uint32 (number of tokens,).
-        counted: bool (number of tokens,), the loss mask: whether a token counts as a target.
+        loss_mask: bool (number of tokens,), whether a token counts as a target.
         starts: int64 (number of documents,), where each document begins.
         stops: int64 (number of documents,), where it ends, one behind its last token.
         eos_id: the token that closes a document.
@@ -50,7 +51,7 @@ class Encoded:
     """
 
     ids: IdArray
-    counted: npt.NDArray[np.bool_]
+    loss_mask: npt.NDArray[np.bool_]
     starts: Indices
     stops: Indices
     eos_id: int
@@ -67,8 +68,8 @@ class Encoded:
     def example(self, document: int) -> tuple[IdArray, Ids]:
         """Inputs (T,) and targets (T,) of one document, with -100 for a target that does not count."""
         ids = self.ids[self.starts[document] : self.stops[document]]
-        counted = self.counted[self.starts[document] : self.stops[document]]
-        return ids[:-1], np.where(counted, ids.astype(np.int64), IGNORED)[1:]
+        mask = self.loss_mask[self.starts[document] : self.stops[document]]
+        return ids[:-1], np.where(mask, ids.astype(np.int64), IGNORED)[1:]
 
 
 def encode(
@@ -149,7 +150,7 @@ class Batch:
     Attributes:
         inputs: int64 (B, T).
         targets: int64 (B, T), one token ahead; -100 where a target does not count.
-        positions: for confined rows, int64 (B, T): each token's place in its document. It starts again at 0 where a
+        positions: with a document mask, int64 (B, T): each token's place in its document. It starts again at 0 where a
             document begins, which is all that attention must know. None where rows are positions 0 to T - 1.
     """
 
@@ -169,12 +170,12 @@ class Epoch:
     Attributes:
         encoded: the documents.
         plan: batches of rows of documents, by their numbers.
-        confined: whether batches have positions.
+        document_mask: whether batches have positions.
     """
 
     encoded: Encoded = field(repr=False)
     plan: list[list[list[int]]] = field(repr=False)
-    confined: bool = False
+    document_mask: bool = False
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -208,7 +209,7 @@ class Epoch:
                 targets[place] = torch.from_numpy(y)
                 positions[place] = torch.arange(len(x))
                 start += len(x)
-        return Batch(inputs, targets, positions if self.confined else None)
+        return Batch(inputs, targets, positions if self.document_mask else None)
 
     @property
     def padding(self) -> float:
@@ -243,30 +244,32 @@ def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
     return Epoch(encoded, [batches[place] for place in chance.permutation(len(batches))])
 
 
-def packed(encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch: int, confined: bool = False) -> Epoch:
+def packed(
+    encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch: int, document_mask: bool = False
+) -> Epoch:
     """Several documents a row, back to back.
 
-    Not confined, the documents make one text in shuffled order, with an EOS between, and rows are cut from it: no
-    padding but in the last row, and every token but the first is a target once an epoch, if it counts. What is behind
-    an EOS is learned too, namely how a document begins.
+    Without a document mask, the documents make one text in shuffled order, with an EOS between, and rows are cut from
+    it: only the last row has padding, and every token except the first is a target once an epoch, if it counts. What is
+    behind an EOS is learned too, namely how a document begins.
 
-    Confined, whole documents are fitted into rows, the longest first and each where it leaves the least room (best-fit
+    With one, whole documents are fitted into rows, the longest first and each where it leaves the least room (best-fit
     decreasing; Johnson, 1974), and the rows are shuffled. The loss is that of `padded`: an EOS is a target alone.
 
     Args:
         encoded: the documents.
         batch_size: rows, B; fewer in the last batch.
-        block_size: the length of a row, T, at most the model's; confined rows may be shorter.
+        block_size: the length of a row, T, at most the model's; with a document mask, rows may be shorter.
         seed: of the run.
         epoch: from 0; each has an order of its own.
-        confined: whether a token sees its own document alone. Feed these batches through `training.packing.confined`.
+        document_mask: whether a token sees its own document alone, for a model within `training.packing.document_mask`.
 
     Raises:
-        ConfigError: if a document does not fit into a confined row.
+        ConfigError: if a document is longer than a row, with a document mask.
     """
     chance = generator(seed, stream=1 + epoch)
     order = chance.permutation(len(encoded)).tolist()
-    if not confined:
+    if not document_mask:
         windows = _windows(encoded, order, block_size)
         rows = [[window] for window in range(len(windows))]
         return Epoch(windows, batched(rows, batch_size))
@@ -277,23 +280,23 @@ def packed(encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch:
             f"choose max_length up to {block_size + 1}, or a larger block_size",
         )
     rows = _fitted(order, encoded.lengths.tolist(), block_size)
-    return Epoch(encoded, batched([rows[place] for place in chance.permutation(len(rows))], batch_size), confined)
+    return Epoch(encoded, batched([rows[place] for place in chance.permutation(len(rows))], batch_size), document_mask)
 
 
 def _windows(encoded: Encoded, order: list[int], block_size: int) -> Encoded:
     """The documents as one text with an EOS between, and its windows in the place of documents."""
-    ids, counted = [], []
+    ids, masks = [], []
     for document in order:
         span = slice(encoded.starts[document], encoded.stops[document])
         ids.append(encoded.ids[span])
-        counted.append(encoded.counted[span])
+        masks.append(encoded.loss_mask[span])
         if ids[-1][-1] != encoded.eos_id:  # it was cut: what follows is another, but this is no end to learn
             ids.append(np.array([encoded.eos_id], dtype=encoded.ids.dtype))
-            counted.append(np.zeros(1, dtype=np.bool_))
+            masks.append(np.zeros(1, dtype=np.bool_))
     text = np.concatenate(ids)
     starts = np.arange(0, len(text) - 1, block_size)
     stops = np.minimum(starts + block_size + 1, len(text))  # the last target of a window opens the next
-    return replace(encoded, ids=text, counted=np.concatenate(counted), starts=starts, stops=stops)
+    return replace(encoded, ids=text, loss_mask=np.concatenate(masks), starts=starts, stops=stops)
 
 
 def _fitted(order: list[int], lengths: list[int], capacity: int) -> list[list[int]]:

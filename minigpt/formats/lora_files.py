@@ -36,7 +36,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _TRUNK = "transformer."  # what the reference puts before the name of a layer
-_BASE = "minigpt_base"  # the key of the base's fingerprint, in the header of the weights
+_BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
 # The settings of an adapter_config.json that are read, or change no numbers.
 _ACCEPTED = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
@@ -51,7 +51,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
-def fingerprint(model: GPT) -> str:
+def base_checksum(model: GPT) -> str:
     """SHA-256 of the base, with or without adapters, in float64, float32 or bfloat16 alike.
 
     It covers every weight in the order of `NAME_TABLE`, a tied head left out: its name there, its shape, and its values
@@ -110,7 +110,7 @@ def save_adapter(
         "inference_mode": True,
     }
     tensors = _peft_tensors(adapter)
-    header = with_checksum({**(metadata or {}), _BASE: fingerprint(model)}, tensors)
+    header = with_checksum({**(metadata or {}), _BASE: base_checksum(model)}, tensors)
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(content, indent=2) + "\n")
         write_safetensors(part / WEIGHTS, tensors, metadata=header)
@@ -150,9 +150,9 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     config = _config_from_peft(content, config_path, model)
     check_values(weights)
     stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
-    if recorded is not None and recorded != (own := fingerprint(model)):
+    if recorded is not None and recorded != (own := base_checksum(model)):
         raise CheckpointError(
-            f"{folder} adapts another base, with the fingerprint {recorded[:12]}; this model has {own[:12]}",
+            f"{folder} adapts another base, with the checksum {recorded[:12]}; this model has {own[:12]}",
             f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}",
         )
     adapter = new_adapter(model, config, config.targets, name)

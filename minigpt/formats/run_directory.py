@@ -119,9 +119,10 @@ def _is_unfinished(directory: Path) -> bool:
     with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
         progress = read_json(run.last / "manifest.json").get("progress")
     counts = progress if isinstance(progress, dict) else {}
-    step, stale = (count if isinstance(count := counts.get(name), int) else 0 for name in ("step", "stale"))
+    found = counts.get("step"), counts.get("evaluations_since_best", counts.get("stale"))  # its name in older ones
+    step, since_best = (count if isinstance(count, int) else 0 for count in found)
     settings = read_config(run).train
-    return step < settings.max_steps and not 0 < settings.patience <= stale
+    return step < settings.max_steps and not 0 < settings.patience <= since_best
 
 
 def _written(path: Path) -> float:

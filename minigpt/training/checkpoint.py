@@ -87,7 +87,7 @@ class Progress:
         tokens: targets learned from.
         evaluated: the step of the last evaluation.
         best_loss: the lowest validation loss so far.
-        stale: evaluations since then.
+        evaluations_since_best: evaluations since then.
         skipped: steps whose gradient was not finite, and which changed nothing.
         skipped_in_a_row: how many of them came last.
         losses: of the steps since the last record, each a scalar.
@@ -98,7 +98,7 @@ class Progress:
     tokens: int = 0
     evaluated: int = 0
     best_loss: float = math.inf
-    stale: int = 0
+    evaluations_since_best: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     losses: list[Tensor] = field(default_factory=list)
@@ -290,7 +290,7 @@ class Checkpoint:
 
     @property
     def laid_out_for(self) -> int:
-        """The batch size for which documents were put in order (`data.feeds.document_feed`).
+        """The batch size for which documents were put in order (`data.loaders.document_loader`).
 
         Raises:
             CheckpointError: if it does not say so, as one of format 1, whose count of rows is none of documents.
@@ -313,7 +313,7 @@ class Checkpoint:
             )
 
     def check_base(self, base: str | None, name: str) -> None:
-        """Refuse an adapter's checkpoint for another base, named by its fingerprint. Raises CheckpointError."""
+        """Refuse an adapter's checkpoint for another base, named by its checksum. Raises CheckpointError."""
         if self.manifest.get("base") != base:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
@@ -443,6 +443,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if unknown := manifest.keys() - KEYS:  # nobody would read it: another one needs another format
         what = f"{path / MANIFEST} says {brief(min(unknown))}, which this minigpt does not know"
         raise CheckpointError(what, "resume with the minigpt that wrote it")
+    match manifest:
+        case {"progress": {"stale": count} as counts}:  # as it was called in older checkpoints
+            del counts["stale"]
+            counts["evaluations_since_best"] = count
     if not _says_all(manifest):  # a checksum is no signature: anybody can make one
         raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
     for name, promised in manifest["files"].items():
@@ -576,7 +580,7 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
         # the vocabulary and the checksum follow from the corpus, which is compared by itself
         if name not in (*SECTIONS, "vocab_size", "checksum") and value != getattr(_section(now, section), name)
     }
-    places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a fingerprint
+    places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a checksum
     fixed = [
         f"{name} is {was} in the run and {is_now} now"
         for name, (was, is_now) in found.items()

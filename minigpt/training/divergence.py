@@ -25,7 +25,7 @@ from minigpt.training.checkpoint import (
     write_checkpoint,
 )  # fmt: skip
 from minigpt.training.distributed import Processes, whole
-from minigpt.training.packing import reading
+from minigpt.training.packing import document_mask
 from minigpt.training.run import Run
 
 REPORT = "report.json"
@@ -169,7 +169,7 @@ def find_nonfinite(
         outputs: list[str] = []
         hooks = [module.register_forward_hook(_watch(name, outputs)) for name, module in model.named_modules() if name]
         try:
-            with autocast(device, dtype), reading(model, batch.positions) as cache:
+            with autocast(device, dtype), document_mask(model, batch.positions) as cache:
                 logits = with_text(model(batch.inputs, cache), vocab_size)
                 loss = next_token_loss(logits, batch.targets)
         finally:

@@ -46,8 +46,8 @@ from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
 from minigpt.training.log import RunLog, Say, read_records, say_nothing, say_to_stdout
 from minigpt.training.optim import set_learning_rate
-from minigpt.training.packing import reading
-from minigpt.training.run import Run, fingerprint, set_up, whole_model
+from minigpt.training.packing import document_mask
+from minigpt.training.run import Run, corpus_checksum, set_up, whole_model
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
 
@@ -125,25 +125,25 @@ def train(
                 if processes.first:
                     leaving.enter_context(locked(out))
                     clean(directory, say)
-            checkpoint, changed = checkpoint_to_resume(directory, config, fingerprint(source), say)
+            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(source), say)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
             check_new(directory)
         records = read_records(directory.metrics) if resume else []
         run = set_up(config, source, directory, processes, device, say, checkpoint)
-        counted = "epochs" if run.config.train.epochs else "max_steps"
+        limit = "epochs" if run.config.train.epochs else "max_steps"
         done, asked = float(progress.step), float(run.config.train.max_steps)
         if run.config.train.epochs:
-            done, asked = progress.sequences / run.feed.rows_per_epoch, run.last_row / run.feed.rows_per_epoch
+            done, asked = progress.sequences / run.loader.rows_per_epoch, run.last_row / run.loader.rows_per_epoch
         if done > asked:
             raise ConfigError(
-                f"the run has taken {done:g} {counted.removeprefix('max_')}, more than the {asked:g} asked for",
-                f"choose a larger --train.{counted}; what has been learned cannot be taken back",
+                f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
+                f"choose a larger --train.{limit}; what has been learned cannot be taken back",
             )
         if has_ended(run, progress, records):
             say(f"resume     nothing is left to do: the run has its {progress.step} steps")
-            say(f"           --train.{counted} N goes on to N")
+            say(f"           --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:
             if not resume:
@@ -151,7 +151,7 @@ def train(
                 leaving.enter_context(locked(out))
                 check_new(directory)  # nobody may have come first
             start_run(directory, run.config, run.tokenizer)
-        name, floor, steps = run.feed.name, run.feed.floor, run.config.train.max_steps
+        name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
         tracker = open_tracker(tracking, out, run.config, progress.step, say) if tracking else None
@@ -212,7 +212,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             assess(run, progress, log)
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
-        log.say(f"stopped    {progress.stale} evaluations without a better one: patience has ended")
+        log.say(f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended")
         save(run, progress, log, must=True)
     # The wish to stop may have come in the last step, or after it. Who asked is told that it was heard, as ever.
     if run.processes.mean(torch.tensor(float(stopping or stop.signal is not None))).item() > 0:
@@ -234,7 +234,10 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
     mean_count = processes.mean(torch.tensor(sum(counts), dtype=torch.float64)).item()  # of the processes
     total = torch.zeros((), device=run.device)
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-        with exchanging(run.forward, now=number + 1 == len(batches)), reading(run.model, batch.positions) as cache:
+        with (
+            exchanging(run.forward, now=number + 1 == len(batches)),
+            document_mask(run.model, batch.positions) as cache,
+        ):
             with autocast(run.device, run.dtype):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
                 # Each target weighs the same, in whichever micro-batch or process it is.
@@ -252,13 +255,13 @@ def assessment_due(run: Run, progress: Progress) -> bool:
 def is_due(run: Run, progress: Progress, interval: int) -> bool:
     """Whether what is done every `interval` steps, or at the end of every epoch where they are counted, is due now."""
     t = run.config.train
-    ended = progress.sequences % run.feed.rows_per_epoch == 0 if t.epochs else progress.step % interval == 0
+    ended = progress.sequences % run.loader.rows_per_epoch == 0 if t.epochs else progress.step % interval == 0
     return ended or progress.step == t.max_steps  # and after the last step, in any case
 
 
 def out_of_patience(run: Run, progress: Progress) -> bool:
     """Whether the validation loss has not become better for too long."""
-    return 0 < run.config.train.patience <= progress.stale
+    return 0 < run.config.train.patience <= progress.evaluations_since_best
 
 
 def record(run: Run, progress: Progress, log: RunLog, lr: float, grad_norm: float, speed: float) -> None:
@@ -304,10 +307,10 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
         DivergenceError: if the loss is not finite.
     """
     val_loss = validation_loss(run, progress)
-    progress.evaluated, progress.stale = progress.step, progress.stale + 1
+    progress.evaluated, progress.evaluations_since_best = progress.step, progress.evaluations_since_best + 1
     model = whole_model(run.model)
     if val_loss < progress.best_loss:
-        progress.best_loss, progress.stale = val_loss, 0
+        progress.best_loss, progress.evaluations_since_best = val_loss, 0
     if run.processes.first:
         with log.forgiving(f"step {progress.step:<5} best weights not kept"):
             keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
@@ -315,8 +318,8 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
     if run.processes.first:
         with log.only_shown(f"step {progress.step:<5} no sample"):
             written = generate(
-                model, [run.feed.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
-                tokenizer=run.tokenizer, eos_token_id=run.feed.eos_token_id, on_overflow="crop",
+                model, [run.loader.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
+                tokenizer=run.tokenizer, eos_token_id=run.loader.eos_token_id, on_overflow="crop",
             )  # fmt: skip
             log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()
@@ -329,7 +332,7 @@ def validation_loss(run: Run, progress: Progress) -> float:
         DivergenceError: if it is not finite.
     """
     share, shares = run.evaluation_share
-    batches = ((b.inputs, b.targets) for b in itertools.islice(run.feed.validation(), share, None, shares))
+    batches = ((b.inputs, b.targets) for b in itertools.islice(run.loader.validation(), share, None, shares))
     part = evaluate_batches(run.model, batches, run.dtype, run.tokenizer.vocab_size)
     loss = run.processes.weighted_mean(part.loss, part.tokens)
     check_finite({"the validation loss": torch.tensor(loss)}, progress.step, run.directory)
@@ -338,7 +341,7 @@ def validation_loss(run: Run, progress: Progress) -> float:
 
 def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float) -> None:
     """Record a validation loss, and say it."""
-    epoch = progress.sequences / run.feed.rows_per_epoch
+    epoch = progress.sequences / run.loader.rows_per_epoch
     log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
     more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
     if run.config.train.epochs:
@@ -363,7 +366,7 @@ def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say =
         CheckpointError: if one of them is damaged, or the checkpoint is of another corpus.
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
-    checkpoint.check_corpus(fingerprint(source), config)
+    checkpoint.check_corpus(corpus_checksum(source), config)
     run = set_up(config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, say, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)

@@ -1,6 +1,6 @@
-"""Several documents in one row that do not see each other.
+"""Packing with a document mask: several documents in one row that do not see each other.
 
-`data.batches.packed(..., confined=True)` puts whole documents side by side; here the model is made to read them so:
+`data.batches.packed(..., document_mask=True)` puts whole documents side by side. The model then reads them so:
 
     attention of a row with documents of 3 and 2 tokens
 
@@ -15,7 +15,7 @@ where tokens stand, which it asks of a cache.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -40,28 +40,26 @@ class _NoPast:
         pass
 
 
-def reading(model: GPT, positions: Tensor | None) -> AbstractContextManager[Cache | None]:
-    """What to give the model as its cache to read a batch: for rows of one text each, nothing."""
-    return nullcontext() if positions is None else confined(model, positions)
-
-
 @contextmanager
-def confined(model: GPT, positions: Tensor) -> Iterator[Cache]:
+def document_mask(model: GPT, positions: Tensor | None) -> Iterator[Cache | None]:
     """Within the block, attention stays within documents and their positions start at 0.
 
-        with confined(model, positions) as cache:
-            next_token_loss(model(inputs, cache), targets).backward()
+        with document_mask(model, batch.positions) as cache:
+            next_token_loss(model(batch.inputs, cache), batch.targets).backward()
 
     The backward pass belongs into the block too: with gradient checkpointing it computes attention anew. Every layer's
     own core is set aside meanwhile, and back in its place afterwards.
 
     Args:
         model: the model itself, not a compiled twin.
-        positions: int64 (B, T) on any device, each token's place in its document: `Batch.positions`.
+        positions: int64 (B, T) on any device, each token's place in its document; None for rows of one text each.
 
     Yields:
-        What to give the model as its cache.
+        What to give the model as its cache: None for rows of one text each, of which nothing is changed.
     """
+    if positions is None:
+        yield None
+        return
     positions = positions.to(model.wte.weight.device)
     document = (positions == 0).cumsum(1)  # (B, T): which of its row's documents a token belongs to
     same = document[:, :, None] == document[:, None, :]  # (B, T, 1) == (B, 1, T) -> (B, T, T)

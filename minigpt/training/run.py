@@ -19,10 +19,10 @@ from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Documents, keyword_line
-from minigpt.data.feeds import Feed, TextFeed, document_feed, text_feed
+from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, did_you_mean, first_line
-from minigpt.formats.lora_files import fingerprint as base_fingerprint
+from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
 from minigpt.kv_cache import KVCache
@@ -46,7 +46,7 @@ class Run:
     config: RunConfig
     directory: RunDirectory
     tokenizer: Tokenizer
-    feed: Feed
+    loader: Loader
     origins: dict[str, Any]  # what every checkpoint must know of where the run comes from; see `set_up`
     model: GPT
     forward: nn.Module  # the model, or what stands for it in training: the same weights
@@ -64,7 +64,7 @@ class Run:
     @property
     def last_row(self) -> int:
         """Rows that are read in the epochs asked for."""
-        return rows_in(self.config.train.epochs, self.feed.rows_per_epoch)
+        return rows_in(self.config.train.epochs, self.loader.rows_per_epoch)
 
     def rows_of_step(self, first: int) -> int:
         """Rows of the step that begins with row `first`: fewer than the others where an epoch ends.
@@ -72,10 +72,10 @@ class Run:
         With documents, and where epochs are counted, no step reaches into the next epoch. A text of which only the
         steps are counted is read on and on.
         """
-        most, rows = self.rows_per_step, self.feed.rows_per_epoch
+        most, rows = self.rows_per_step, self.loader.rows_per_epoch
         if self.config.train.epochs:
             most = min(most, self.last_row - first)
-        elif isinstance(self.feed, TextFeed):
+        elif isinstance(self.loader, TextLoader):
             return most
         return min(most, rows - first % rows)
 
@@ -91,7 +91,7 @@ class Run:
         stop, everybody = first + self.rows_of_step(first), size * processes.size
         for start in range(first, min(stop, first + count * everybody), everybody):
             own = min(start + processes.rank * size, stop)
-            batch = self.feed.batch(own, min(size, stop - own)) if own < stop else NOTHING
+            batch = self.loader.batch(own, min(size, stop - own)) if own < stop else NOTHING
             positions = None if batch.positions is None else batch.positions.to(self.device, non_blocking=True)
             inputs, targets = (part.to(self.device, non_blocking=True) for part in (batch.inputs, batch.targets))
             yield Batch(inputs, targets, positions)
@@ -118,7 +118,7 @@ def set_up(
         checkpoint: to go on from, or None.
 
     Returns:
-        The run. Its `origins` are the fingerprint of the corpus; of a run that trains an adapter, that of its base; and
+        The run. Its `origins` are the checksum of the corpus; of a run that trains an adapter, that of its base; and
         of one on documents, the batch size that their order is made for.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)
@@ -142,11 +142,11 @@ def set_up(
         tokenizer = new_tokenizer(config, source)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     progress = checkpoint.progress if checkpoint else Progress()
-    origins: dict[str, Any] = {"corpus": fingerprint(source)}
+    origins: dict[str, Any] = {"corpus": corpus_checksum(source)}
     if isinstance(source, Documents):
         origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
-        feed = read(config, source, tokenizer, origins.get("laid_out_for"))
+        loader = make_loader(config, source, tokenizer, origins.get("laid_out_for"))
     if config.data.checksum not in ("", origins["corpus"]):
         raise ConfigError(
             f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
@@ -155,14 +155,14 @@ def set_up(
     config = replace(
         config,
         data=replace(config.data, checksum=origins["corpus"]),
-        train=counted(config.train, feed.rows_per_epoch, progress.step, progress.sequences),
+        train=in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences),
     )
 
     t = config.train
     seed_everything(config.seed)
     model = GPT(config.model) if base is None else base
     if t.lora_rank:
-        origins["base"] = base_fingerprint(model)
+        origins["base"] = base_checksum(model)
         targets = tuple(_globs(t.lora_targets))
         add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
     freeze(model, t.freeze)
@@ -174,7 +174,7 @@ def set_up(
         recompute_blocks(model)
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, trained = config.model, trainable_parameters(model)
-    for line in feed.described:
+    for line in loader.described:
         say(line)
     say(f"model      {model.num_parameters():,} parameters: "
         f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}")  # fmt: skip
@@ -196,7 +196,7 @@ def set_up(
         config,
         directory,
         tokenizer,
-        feed,
+        loader,
         origins,
         model,
         forward,
@@ -234,8 +234,10 @@ def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
     return CharTokenizer.from_text(text)
 
 
-def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None) -> Feed:
-    """A source as the numbered rows that a run reads; for documents, see `data.feeds.document_feed`.
+def make_loader(
+    config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None
+) -> Loader:
+    """A source as the numbered rows that a run reads; for documents, see `data.loaders.document_loader`.
 
     Raises:
         ConfigError: if a setting contradicts the model or another.
@@ -243,8 +245,8 @@ def read(config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, la
         InputError: if the tokenizer does not know a character of it.
     """
     if isinstance(source, Documents):
-        return document_feed(source, Path(config.data.source).stem, config, tokenizer, laid_out_for)
-    return text_feed(
+        return document_loader(source, Path(config.data.source).stem, config, tokenizer, laid_out_for)
+    return text_loader(
         source, config, tokenizer, *prepare(source, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
     )
 
@@ -254,7 +256,7 @@ def rows_in(epochs: float, rows_per_epoch: int) -> int:
     return math.ceil(round(epochs * rows_per_epoch, 6))  # 0.1 * 70 is a little more than 7
 
 
-def counted(t: TrainConfig, rows_per_epoch: int, step: int = 0, rows: int = 0) -> TrainConfig:
+def in_steps(t: TrainConfig, rows_per_epoch: int, step: int = 0, rows: int = 0) -> TrainConfig:
     """The settings with epochs and shares turned into steps.
 
     Args:
@@ -310,7 +312,7 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, ca
     return y
 
 
-def fingerprint(source: Corpus | Documents) -> str:
+def corpus_checksum(source: Corpus | Documents) -> str:
     """The sha256 of all that a source holds."""
     digest = hashlib.sha256()
     if isinstance(source, Corpus):
@@ -339,7 +341,7 @@ def _compiled(
         return model, "eager (fsdp)"
     if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
         return model, "eager"
-    if config.documents.batching == "confined" or adapters(model):
+    if config.documents.batching == "packed-masked" or adapters(model):
         return model, "eager (its layers are exchanged)"
     rows, _ = processes.share(t.batch_size, t.accumulation_steps)
     try:

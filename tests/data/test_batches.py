@@ -110,11 +110,11 @@ def test_every_document_once_an_epoch(batch_size):
         epoch = padded(encoded, batch_size, seed=5, epoch=number)
         assert len(epoch) == -(-41 // batch_size)
         assert sorted(read_padded(epoch)) == expected
-        epoch = packed(encoded, batch_size, 13, seed=5, epoch=number, confined=True)
+        epoch = packed(encoded, batch_size, 13, seed=5, epoch=number, document_mask=True)
         assert sorted(read_confined(epoch)) == expected
 
 
-@pytest.mark.parametrize("layout", [padded, packed, "confined"])
+@pytest.mark.parametrize("layout", [padded, packed, "packed-masked"])
 def test_a_batch_is_a_pure_function_of_seed_epoch_and_index(layout):
     encoded = ids_of(many(41))
 
@@ -122,7 +122,7 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_index(layout):
         if layout is padded:
             plan = padded(encoded, 3, seed, epoch)
         else:
-            plan = packed(encoded, 3, 13, seed, epoch, confined=layout == "confined")
+            plan = packed(encoded, 3, 13, seed, epoch, document_mask=layout == "packed-masked")
         found = {index: plan[index] for index in order(range(len(plan)))}
         return [(found[index].inputs.tolist(), found[index].targets.tolist()) for index in sorted(found)]
 
@@ -169,17 +169,17 @@ def test_length_buckets_waste_little_and_padding_is_counted(monkeypatch):
     bucketed = padded(encoded, 5, seed=0, epoch=0)
     assert bucketed.padding == pytest.approx(counted(bucketed), abs=1e-12)
     assert {len(batch.inputs) for batch in bucketed} == {5, 2}
-    confined = packed(encoded, 5, 13, seed=0, epoch=0, confined=True)
-    assert confined.padding == pytest.approx(counted(confined), abs=1e-12)
+    masked = packed(encoded, 5, 13, seed=0, epoch=0, document_mask=True)
+    assert masked.padding == pytest.approx(counted(masked), abs=1e-12)
     text = packed(encoded, 5, 13, seed=0, epoch=0)
     assert text.padding == pytest.approx(counted(text), abs=1e-12)
     monkeypatch.setattr(batches, "POOL", 1)  # no buckets: a batch is sorted within itself
     shuffled = padded(encoded, 5, seed=0, epoch=0)
     assert bucketed.padding < 0.1 < 0.2 < shuffled.padding
-    assert confined.padding < 0.05
+    assert masked.padding < 0.05
     widths = [batch.inputs.shape[1] for batch in bucketed]
     assert widths != sorted(widths), "batches are shuffled after they were sorted"
-    longest = [int(row.max()) for batch in confined for row in batch.positions]
+    longest = [int(row.max()) for batch in masked for row in batch.positions]
     assert longest != sorted(longest, reverse=True), "and so are rows after they were fitted"
 
 
@@ -191,7 +191,7 @@ def test_length_buckets_waste_little_and_padding_is_counted(monkeypatch):
 def test_confined_rows_hold_whole_documents_and_no_two_would_fit_into_one(lengths, block_size, epoch):
     documents = [Document("a" * length) for length in lengths]
     encoded = ids_of(documents)
-    plan = packed(encoded, 1, block_size, seed=0, epoch=epoch, confined=True)
+    plan = packed(encoded, 1, block_size, seed=0, epoch=epoch, document_mask=True)
     assert sorted(document for ((row,),) in zip(plan.plan, strict=True) for document in row) == list(
         range(len(lengths))
     )
@@ -199,14 +199,16 @@ def test_confined_rows_hold_whole_documents_and_no_two_would_fit_into_one(length
     assert sum(sizes) == sum(lengths)
     assert max(sizes) <= block_size
     assert all(a + b > block_size for a, b in itertools.combinations(sizes, 2))
-    assert len(plan) == len(packed(encoded, 1, block_size, seed=7, epoch=0, confined=True)), "steps an epoch are fixed"
+    assert len(plan) == len(packed(encoded, 1, block_size, seed=7, epoch=0, document_mask=True)), (
+        "steps an epoch are fixed"
+    )
 
 
 def test_a_document_that_no_confined_row_holds_is_refused():
     encoded = ids_of([Document("abcdefgh")])
-    packed(encoded, 1, 8, seed=0, epoch=0, confined=True)
+    packed(encoded, 1, 8, seed=0, epoch=0, document_mask=True)
     with pytest.raises(ConfigError, match="a document makes 8 inputs, and a row holds block_size = 7"):
-        packed(encoded, 1, 7, seed=0, epoch=0, confined=True)
+        packed(encoded, 1, 7, seed=0, epoch=0, document_mask=True)
     assert len(packed(encoded, 1, 7, seed=0, epoch=0)) == 2
 
 
@@ -224,6 +226,6 @@ def test_real_reviews(shared_cache):
     lengths = [min(len(text), 127) for text in texts]
     in_order = 1 - num_targets / sum(4 * max(lengths[first : first + 4]) for first in range(0, 3000, 4))
     assert in_order > 0.1
-    for epoch in (padded(encoded, 4, 0, 0), packed(encoded, 4, 512, 0, 0, confined=True)):
+    for epoch in (padded(encoded, 4, 0, 0), packed(encoded, 4, 512, 0, 0, document_mask=True)):
         assert sum(int((batch.targets != -100).sum()) for batch in epoch) == num_targets
         assert epoch.padding < in_order / 10

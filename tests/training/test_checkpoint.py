@@ -315,7 +315,7 @@ def test_patience_ends_a_run(tmp_path, monkeypatch):
     result = train(config, CORPUS, tmp_path / "run", lines.append)
     assert (result.step, result.best_val_loss) == (16, 2.0)
     assert any("2 evaluations without a better one" in line for line in lines)
-    assert open_checkpoint(tmp_path / "run" / "last").progress.stale == 2
+    assert open_checkpoint(tmp_path / "run" / "last").progress.evaluations_since_best == 2
     again = train(config, CORPUS, tmp_path / "run", quiet, resume=True)
     assert again.step == 16
     assert next(values) == 1.0  # which nobody has asked for
@@ -349,7 +349,10 @@ def test_best_weights_that_could_not_be_kept_are_not_promised(tmp_path, monkeypa
     assert "step 10    best weights not kept: No space left on device" in lines
     assert result.best_val_loss == stored_loss(RunDirectory(tmp_path / "run")) == 2.5
     progress = open_checkpoint(tmp_path / "run" / "last").progress
-    assert (progress.best_loss, progress.stale) == (2.0, 1)  # patience goes by what was seen; the last save was before
+    assert (progress.best_loss, progress.evaluations_since_best) == (
+        2.0,
+        1,
+    )  # patience goes by what was seen; the last save was before
     assert read_metadata(tmp_path / "run" / "model.safetensors")["step"] == "15"
 
 

@@ -96,7 +96,7 @@ def tuned():
     adapted = updated(config, {"init_from": "base", "train": {"lora_rank": 3, "lora_targets": "c_attn,mlp.*"}})
     return {
         "padded": (config, documents),
-        "confined": (updated(config, {"documents": {"batching": "confined"}}), documents),
+        "packed-masked": (updated(config, {"documents": {"batching": "packed-masked"}}), documents),
         "adapted": (adapted, Corpus("texts", "\n".join(9 * texts), "made up for tests")),
         "adapted packed": (updated(adapted, {"documents": {"batching": "packed"}}), documents),
     }
@@ -288,7 +288,7 @@ def test_every_kind_takes_the_steps_of_one(monkeypatch):
             state, expected = (shapes(run / "last" / "state.safetensors") for run in (Path(name, how), one))
             assert {key: shape for key, shape in state.items() if not key.endswith("/1")} == expected
             model, _ = minigpt.load_model(str(Path(name, how)))
-            loss = evaluate(model, set_up_alone(variant(name)).feed.val.ids).loss
+            loss = evaluate(model, set_up_alone(variant(name)).loader.val.ids).loss
             assert loss == pytest.approx(min(r["val_loss"] for r in records(one) if "val_loss" in r), abs=1e-5)
 
 

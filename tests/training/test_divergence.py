@@ -87,7 +87,7 @@ def watch_batches(monkeypatch) -> list:
         seen.append(y)
         return x, y
 
-    monkeypatch.setattr("minigpt.data.feeds.random_batch", remember)
+    monkeypatch.setattr("minigpt.data.loaders.random_batch", remember)
     return seen
 
 
@@ -380,7 +380,7 @@ def test_a_batch_without_targets_is_no_divergence(tmp_path, corpus, config, monk
         count.append(1)
         return x, torch.full_like(y, -100) if len(count) in (5, 10, 11, 12) else y
 
-    monkeypatch.setattr("minigpt.data.feeds.random_batch", sometimes_empty)
+    monkeypatch.setattr("minigpt.data.loaders.random_batch", sometimes_empty)
     result = train(config, corpus, tmp_path / "run", say_nothing)
     assert result.step == 20
     assert math.isfinite(result.train_loss)

@@ -19,12 +19,12 @@ from minigpt.cli.train import epoch_table, shaped_as_base
 from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, with_keywords
-from minigpt.data.feeds import document_feed
+from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
 from minigpt.formats.gpt2_names import reference_views
 from minigpt.formats.hub import fetch_model
-from minigpt.formats.lora_files import fingerprint
+from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import RunDirectory, read_config, save_run
 from minigpt.formats.weights import save_weights
@@ -35,7 +35,7 @@ from minigpt.training import loop
 from minigpt.training.curves import perplexity_curve
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
-from minigpt.training.run import counted, new_tokenizer
+from minigpt.training.run import in_steps, new_tokenizer
 from minigpt.training.verify import compare
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
@@ -92,10 +92,10 @@ def test_one_step_is_the_reference_librarys_step(base, tmp_path):
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.99)
     )
-    feed = document_feed(DOCUMENTS, "texts", settings, TOKENIZER)
+    loader = document_loader(DOCUMENTS, "texts", settings, TOKENIZER)
     losses, count = 0.0, 0
     for first in (0, 4):
-        batch = feed.batch(first, 4)
+        batch = loader.batch(first, 4)
         logits = theirs(batch.inputs).logits
         losses = losses + torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -138,7 +138,7 @@ def test_the_base_is_measured_before_the_first_step(base, tmp_path, capsys):
     settings = config(base, train={"epochs": 1, "learning_rate": 3.0, "warmup_ratio": 0.0})  # which does harm
     result = train(settings, DOCUMENTS, tmp_path / "run", quiet)
     model = load_model(base)[0].double()
-    held_out = document_feed(DOCUMENTS, "texts", settings, TOKENIZER).val
+    held_out = document_loader(DOCUMENTS, "texts", settings, TOKENIZER).val
     losses = []
     for inputs, targets in map(held_out.example, range(len(held_out))):
         log_probs = model(torch.from_numpy(inputs.astype("int64"))[None])[0].log_softmax(-1)  # (T, V)
@@ -164,7 +164,7 @@ def test_the_perplexity_of_the_base_is_drawn(tmp_path):
     "sections",
     [
         {"train": {"lora_rank": 3, "lora_dropout": 0.1}},
-        {"documents": {"batching": "confined"}, "model": {"dropout": 0.1}},
+        {"documents": {"batching": "packed-masked"}, "model": {"dropout": 0.1}},
         {"train": {"gradient_checkpointing": True, "freeze": "wte.*,h.0.*"}},
     ],
 )
@@ -202,7 +202,7 @@ def test_an_adapter_is_all_that_is_trained_and_saved(base, tmp_path):
     assert all(".lora_" in name for name in load_file(run.last_weights))
     assert sum(t.numel() for t in load_file(run.last_weights).values()) == 2 * 3 * (15 + 45)  # A and B of two c_attn
     after, _ = load_model(base)
-    assert fingerprint(after) == fingerprint(before)
+    assert base_checksum(after) == base_checksum(before)
     adapted, tokenizer = load_model(run.path)
     assert tokenizer.vocab_size == TOKENIZER.vocab_size
     idx = torch.tensor([[1, 2, 3, 5, 7]])
@@ -248,9 +248,9 @@ def test_gradient_checkpointing_changes_no_number(base, tmp_path):
 
 
 def test_batching_leaves_the_first_loss_alone(base, tmp_path):
-    """Padded and confined see the same documents in other rows: before the first step, the same validation."""
+    """Padded or packed with a mask, the same documents in other rows: before the first step, the same validation."""
     losses = []
-    for batching in ("padded", "confined"):
+    for batching in ("padded", "packed-masked"):
         settings = config(base, documents={"batching": batching}, train={"batch_size": 26, "learning_rate": 1e-9,
                           "min_learning_rate": 0.0, "epochs": 1})  # fmt: skip
         train(settings, DOCUMENTS, tmp_path / batching, quiet)
@@ -461,12 +461,12 @@ def test_an_adapters_scale_stays_for_a_runs_whole_life(base, tmp_path):
 def test_epochs_in_steps_by_hand(rows, accumulation, epochs, steps, interval):
     """The last step of an epoch may be smaller: 180 rows are a step of 128 and one of 52."""
     t = TrainConfig(epochs=epochs, batch_size=4, accumulation_steps=accumulation)
-    found = counted(t, rows)
+    found = in_steps(t, rows)
     assert (found.max_steps, found.eval_interval, found.save_interval) == (steps, interval, interval)
 
 
 def test_a_warm_up_that_is_a_share_is_not_compared_with_the_steps():
-    assert counted(TrainConfig(max_steps=20, warmup_ratio=0.1), 1).warmup_steps == 2
+    assert in_steps(TrainConfig(max_steps=20, warmup_ratio=0.1), 1).warmup_steps == 2
 
 
 def test_held_out_documents_are_evaluated_as_in_training(base, tmp_path, monkeypatch, capsys):

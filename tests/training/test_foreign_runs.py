@@ -364,7 +364,8 @@ def test_what_a_manifest_says_beside_what_is_read_is_refused(run, path):
 
 
 @pytest.mark.parametrize("lacks", ["corpus", "log", "progress.step", "progress.sequences", "progress.tokens",
-                                   "progress.evaluated", "progress.stale", "progress.skipped"])  # fmt: skip
+                                   "progress.evaluated", "progress.evaluations_since_best",
+                                   "progress.skipped"])  # fmt: skip
 def test_a_manifest_that_lacks_something_is_not_filled_up(run, lacks):
     path = run.last / "manifest.json"
     content = json.loads(path.read_text())

@@ -15,7 +15,7 @@ from minigpt.data.documents import Document
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.model import explicit_attention, fused_attention
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.packing import confined
+from minigpt.training.packing import document_mask
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuv$")  # 23 characters, the tiny model's vocabulary
 EOS = 22
@@ -54,14 +54,14 @@ def totals(model, epoch):
             loss = next_token_loss(model(batch.inputs), batch.targets) * targets
             loss.backward()
         else:
-            with confined(model, batch.positions) as cache:
+            with document_mask(model, batch.positions) as cache:
                 loss = next_token_loss(model(batch.inputs, cache), batch.targets) * targets
                 loss.backward()
         total, count = total + loss.item(), count + targets
     return total, count
 
 
-@pytest.mark.parametrize("layout", ["one batch", "bucketed", "confined", "confined, long rows"])
+@pytest.mark.parametrize("layout", ["one batch", "bucketed", "packed-masked", "packed-masked, long rows"])
 def test_every_layout_has_the_loss_and_gradient_of_documents_alone(tiny_model, encoded, layout):
     exact = copy.deepcopy(tiny_model).double()
     expected, expected_count = by_loop(exact)
@@ -69,8 +69,10 @@ def test_every_layout_has_the_loss_and_gradient_of_documents_alone(tiny_model, e
     epoch = {
         "one batch": lambda: padded(encoded, 11, seed=0, epoch=0),
         "bucketed": lambda: padded(encoded, 3, seed=0, epoch=0),
-        "confined": lambda: packed(encoded, 2, 13, seed=0, epoch=0, confined=True),
-        "confined, long rows": lambda: packed(encoded, 2, 31, seed=0, epoch=0, confined=True),  # above block_size
+        "packed-masked": lambda: packed(encoded, 2, 13, seed=0, epoch=0, document_mask=True),
+        "packed-masked, long rows": lambda: packed(
+            encoded, 2, 31, seed=0, epoch=0, document_mask=True
+        ),  # above block_size
     }[layout]()
     total, count = totals(tiny_model, epoch)
     assert count == expected_count == 6 + 4 + 2 + 10 + 2 + 10 + 1 + 3 + 5 + 1 + 3
@@ -80,9 +82,9 @@ def test_every_layout_has_the_loss_and_gradient_of_documents_alone(tiny_model, e
 
 
 def test_a_document_sees_nothing_of_the_others(tiny_model, encoded):
-    (batch,) = packed(encoded, 11, 31, seed=0, epoch=0, confined=True)
+    (batch,) = packed(encoded, 11, 31, seed=0, epoch=0, document_mask=True)
     document = (batch.positions == 0).cumsum(1)  # (B, T)
-    with torch.no_grad(), confined(tiny_model, batch.positions) as cache:
+    with torch.no_grad(), document_mask(tiny_model, batch.positions) as cache:
         logits = tiny_model(batch.inputs, cache)
         for row, number in itertools.product(range(len(document)), range(1, int(document.max()) + 1)):
             inside = torch.zeros_like(document, dtype=torch.bool)
@@ -96,8 +98,8 @@ def test_a_document_sees_nothing_of_the_others(tiny_model, encoded):
 
 def test_nothing_flows_back_either(tiny_model, encoded):
     """Causality within a document: a token that changes leaves the logits before it bit-equal."""
-    batch = packed(encoded, 1, 13, seed=0, epoch=0, confined=True)[0]
-    with torch.no_grad(), confined(tiny_model, batch.positions) as cache:
+    batch = packed(encoded, 1, 13, seed=0, epoch=0, document_mask=True)[0]
+    with torch.no_grad(), document_mask(tiny_model, batch.positions) as cache:
         logits = tiny_model(batch.inputs, cache)
         for place in range(batch.inputs.size(1)):
             inputs = batch.inputs.clone()
@@ -106,10 +108,10 @@ def test_nothing_flows_back_either(tiny_model, encoded):
 
 
 def test_the_model_is_as_before_afterwards(tiny_model, encoded):
-    batch = packed(encoded, 2, 13, seed=0, epoch=0, confined=True)[0]
+    batch = packed(encoded, 2, 13, seed=0, epoch=0, document_mask=True)[0]
     tiny_model.h[0].attn.core = explicit_attention
     before = tiny_model(batch.inputs)
-    with contextlib.suppress(ZeroDivisionError), confined(tiny_model, batch.positions) as cache:
+    with contextlib.suppress(ZeroDivisionError), document_mask(tiny_model, batch.positions) as cache:
         assert not torch.allclose(tiny_model(batch.inputs, cache), before)
         raise ZeroDivisionError
     assert [block.attn.core for block in tiny_model.h] == [explicit_attention, fused_attention]
@@ -117,7 +119,7 @@ def test_the_model_is_as_before_afterwards(tiny_model, encoded):
 
 
 def test_gradients_are_right_where_activations_are_computed_anew(tiny_model, encoded):
-    epoch = packed(encoded, 2, 13, seed=0, epoch=0, confined=True)
+    epoch = packed(encoded, 2, 13, seed=0, epoch=0, document_mask=True)
     totals(tiny_model, epoch)
     expected = [parameter.grad.clone() for parameter in tiny_model.parameters()]
     for block in tiny_model.h:
@@ -128,11 +130,11 @@ def test_gradients_are_right_where_activations_are_computed_anew(tiny_model, enc
 
 
 def test_dropout_reaches_the_pattern(tiny_model, encoded):
-    batch = packed(encoded, 2, 13, seed=0, epoch=0, confined=True)[0]
+    batch = packed(encoded, 2, 13, seed=0, epoch=0, document_mask=True)[0]
     for block in tiny_model.h:
         block.attn.dropout = 0.5  # of the pattern alone; the layers' own stays 0
     tiny_model.train()
-    with confined(tiny_model, batch.positions) as cache:
+    with document_mask(tiny_model, batch.positions) as cache:
         losses = {next_token_loss(tiny_model(batch.inputs, cache), batch.targets).item() for _ in range(5)}
         tiny_model.eval()
         calm = {next_token_loss(tiny_model(batch.inputs, cache), batch.targets).item() for _ in range(5)}

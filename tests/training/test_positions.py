@@ -14,13 +14,13 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, Interrupted
-from minigpt.formats.run_directory import RunDirectory
+from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.training import loop
 from minigpt.training.checkpoint import _seal, open_checkpoint
 from minigpt.training.distributed import Processes
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
-from minigpt.training.run import counted, set_up
+from minigpt.training.run import in_steps, set_up
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -40,7 +40,7 @@ CONFIG = RunConfig(
 SOURCES = {
     **{
         batching: (updated(CONFIG, {"documents": {"val_size": 6, "batching": batching}}), DOCUMENTS)
-        for batching in ("padded", "confined", "packed")
+        for batching in ("padded", "packed-masked", "packed")
     },
     "text": (updated(CONFIG, {"model": {"block_size": 5}}), TEXT),
 }
@@ -133,7 +133,7 @@ def test_every_row_is_read_once_an_epoch(tmp_path, steps, kind, change, epochs):
     """Interrupted in the middle of the second epoch."""
     config, source = SOURCES[kind]
     config = updated(config, {"train": {"epochs": float(epochs)}})
-    in_epoch = 3 if kind == "confined" else 5  # 23 documents in fewer rows, and windows in 9 steps
+    in_epoch = 3 if kind == "packed-masked" else 5  # 23 documents in fewer rows, and windows in 9 steps
     in_two_parts(config, source, CHANGES[change], tmp_path / "run", steps, in_epoch + 2 + 5 * (kind == "text"))
     found = epochs_read(kind, steps)
     whole = found if epochs else found[:-1]
@@ -210,7 +210,7 @@ def test_steps_are_counted_by_taking_them(size, rows, epochs):
         while row < wanted:
             row += min(size, rows - row % rows, wanted - row)
             step += 1
-        t = counted(TrainConfig(epochs=epochs, batch_size=size), rows, step=10, rows=first)
+        t = in_steps(TrainConfig(epochs=epochs, batch_size=size), rows, step=10, rows=first)
         assert t.max_steps == step, first
 
 
@@ -247,6 +247,28 @@ def test_a_checkpoint_of_the_first_format(tmp_path, steps, kind):
     else:
         with pytest.raises(CheckpointError, match="is of format 1, which does not say which documents"):
             train(config, source, tmp_path / "run", quiet, resume=True)
+
+
+def test_a_run_whose_files_have_older_words_goes_on(tmp_path, steps):
+    """`confined` and `stale`, as packing with a mask and the evaluations since the best one were once called."""
+    config, source = SOURCES["packed-masked"]
+    train(config, source, tmp_path / "straight", quiet)
+    del steps[:]
+    steps.stop_after = 7
+    with pytest.raises(Interrupted):
+        train(config, source, tmp_path / "run", quiet)
+    settings = tmp_path / "run" / "config.yaml"
+    settings.write_text(settings.read_text().replace("batching: packed-masked", "batching: confined"))
+    assert "confined" in settings.read_text()
+    for path in (tmp_path / "run").glob("*/manifest.json"):
+        content = json.loads(path.read_text())
+        del content["sha256"]
+        content["progress"]["stale"] = content["progress"].pop("evaluations_since_best")
+        path.write_text(json.dumps({**content, "sha256": _seal(content)}))
+    assert read_config(RunDirectory(tmp_path / "run")).documents.batching == "packed-masked"
+    train(config, source, tmp_path / "run", quiet, resume=True)
+    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("straight", "run")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("kind", SOURCES)

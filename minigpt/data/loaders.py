@@ -19,7 +19,7 @@ from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
-class TextFeed:
+class TextLoader:
     """A text: windows of the training split in shuffled epochs, the whole validation split in order.
 
     Attributes:
@@ -60,7 +60,7 @@ class TextFeed:
 
 
 @dataclass(frozen=True)
-class DocumentFeed:
+class DocumentLoader:
     """Documents, in batches of like length or packed; see `data.batches`.
 
     Attributes:
@@ -106,17 +106,19 @@ class DocumentFeed:
         return self._epochs[number]
 
 
-Feed = TextFeed | DocumentFeed
+Loader = TextLoader | DocumentLoader
 
 
-def text_feed(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: TokenFile, val: TokenFile) -> TextFeed:
+def text_loader(
+    corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: TokenFile, val: TokenFile
+) -> TextLoader:
     """A corpus whose tokens are `train` and `val`."""
     start = tokenizer.start_token_id
     floor = None
     if corpus.floor is not None and isinstance(tokenizer, CharTokenizer):  # whatever a new model would have had
         floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
     num_tokens = f"{len(train.ids):,} to train on, {len(val.ids):,} to validate"
-    return TextFeed(
+    return TextLoader(
         name=corpus.name,
         described=[f"corpus     {corpus.origin}", f"tokens     {num_tokens}, vocabulary {tokenizer.vocab_size:,}"],
         floor=floor,
@@ -129,9 +131,9 @@ def text_feed(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: To
     )
 
 
-def document_feed(
+def document_loader(
     documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer, laid_out_for: int | None = None
-) -> DocumentFeed:
+) -> DocumentLoader:
     """Documents as the settings want them read.
 
     Args:
@@ -155,13 +157,15 @@ def document_feed(
     batch_size, seed = config.train.batch_size, config.seed
     read: Callable[[int], Epoch] = partial(padded, train, laid_out_for or batch_size, seed)
     if d.batching != "padded":
-        read = partial(packed, train, batch_size, d.max_length or block_size, seed, confined=d.batching == "confined")
+        read = partial(
+            packed, train, batch_size, d.max_length or block_size, seed, document_mask=d.batching == "packed-masked"
+        )
     epoch = read(0)
     padding = replace(epoch, plan=batched(epoch.rows, batch_size)).padding
     differing = set(documents.items).difference(documents.validation or ())
     copies = len(documents.items) - len(differing)
     counts = f"{len(train):,} documents to train on, {len(val):,} to validate"
-    return DocumentFeed(
+    return DocumentLoader(
         name=name,
         described=[
             f"documents  {documents.described}" + (f"; {copies:,} copies of others left out" if copies else ""),
@@ -189,7 +193,7 @@ def encoded(
         training: among which a keyword tells much.
 
     Raises:
-        ConfigError, DataError, InputError: as `document_feed`.
+        ConfigError, DataError, InputError: as `document_loader`.
     """
     d, block_size = config.documents, config.model.block_size
     documents = with_keywords(documents, d.keywords, training) if d.keywords else documents

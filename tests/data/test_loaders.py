@@ -9,7 +9,7 @@ import torch
 from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
-from minigpt.data.feeds import DocumentFeed, document_feed, text_feed
+from minigpt.data.loaders import DocumentLoader, document_loader, text_loader
 from minigpt.data.tokens import IGNORED, prepare
 from minigpt.errors import ConfigError, DataError
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -18,14 +18,14 @@ TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)}{i}" for i in range(31)]
 TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS) + "keywords: ,")
 
 
-def feed(**settings) -> DocumentFeed:
+def loader(**settings) -> DocumentLoader:
     batch_size = settings.pop("batch_size", 4)
     config = updated(
         RunConfig(),
         {"model": {"block_size": 13}, "train": {"batch_size": batch_size}, "documents": {"val_size": 5, **settings}},
     )
     documents = Documents([Document(text) for text in TEXTS], "31 texts", 0, 0)
-    return document_feed(documents, "texts", config, TOKENIZER)
+    return document_loader(documents, "texts", config, TOKENIZER)
 
 
 def learned(batch) -> list[str]:
@@ -33,9 +33,9 @@ def learned(batch) -> list[str]:
     return [TOKENIZER.decode([t for t in row.tolist() if t != IGNORED]) for row in batch.targets]
 
 
-@pytest.mark.parametrize("batching", ["padded", "confined"])
+@pytest.mark.parametrize("batching", ["padded", "packed-masked"])
 def test_every_document_is_read_once_an_epoch(batching):
-    source = feed(batching=batching)
+    source = loader(batching=batching)
     for epoch in range(3):
         first = epoch * source.rows_per_epoch
         rows = [row for i in range(source.rows_per_epoch) for row in learned(source.batch(first + i, 1))]
@@ -49,7 +49,7 @@ def test_every_document_is_read_once_an_epoch(batching):
 
 def test_processes_share_a_batch_by_rows():
     """4 rows in one piece are the 2 + 2 rows of two processes."""
-    source = feed(batch_size=4)
+    source = loader(batch_size=4)
     assert source.rows_per_epoch == 26
     for epoch in (0, 26):
         for first in range(epoch, epoch + 24, 4):
@@ -59,14 +59,14 @@ def test_processes_share_a_batch_by_rows():
 
 def test_batches_of_the_size_that_documents_are_laid_out_for_are_those_of_the_plan():
     """So a run without interruption pads little; the short batch is the last, wherever the plan has it."""
-    source = feed(batch_size=4)
+    source = loader(batch_size=4)
     number, plan = next((n, plan) for n in range(9) if len((plan := [*map(learned, source.read(n))])[-1]) == 4)
     found = [learned(source.batch(26 * number + first, min(4, 26 - first))) for first in range(0, 26, 4)]
     assert found == [batch for batch in plan if len(batch) == 4] + [batch for batch in plan if len(batch) == 2]
 
 
 def test_any_row_can_be_had_without_those_before_it():
-    one, other = feed(), feed()
+    one, other = loader(), loader()
     late = one.batch(5 * one.rows_per_epoch + 8, 4)
     for first in range(0, 3 * other.rows_per_epoch, 4):
         other.batch(first, 4)
@@ -77,15 +77,15 @@ def test_any_row_can_be_had_without_those_before_it():
 
 def test_settings_that_contradict_the_model_or_the_documents():
     with pytest.raises(ConfigError, match="max_length = 14 does not lie between 2 and block_size = 13"):
-        feed(max_length=14)
+        loader(max_length=14)
     with pytest.raises(DataError, match="train_size"):
-        feed(train_size=30)
+        loader(train_size=30)
 
 
 def test_copies_are_left_out_and_said():
     config = updated(RunConfig(), {"model": {"block_size": 13}, "train": {"batch_size": 4}})
     documents = Documents([Document(text) for text in [*TEXTS, *TEXTS[:7]]], "38 texts", 0, 0)
-    source = document_feed(documents, "texts", config, TOKENIZER)
+    source = document_loader(documents, "texts", config, TOKENIZER)
     assert source.described[0] == "documents  38 texts; 7 copies of others left out"
     assert source.described[1].startswith("tokens     28 documents to train on, 3 to validate; ")
 
@@ -97,7 +97,7 @@ def test_a_floor_for_each_character_needs_tokens_that_are_characters(tmp_path, s
     config = updated(RunConfig(), {"model": {"block_size": 7}, "data": {"tokenizer": setting}})
     for tokenizer, floor in ((CharTokenizer.from_text(corpus.text), 40), (GPT2Tokenizer(["0 1"]), None)):
         train, val = prepare(corpus, tokenizer, config.data, 7, tmp_path)
-        assert text_feed(corpus, config, tokenizer, train, val).floor == floor
+        assert text_loader(corpus, config, tokenizer, train, val).floor == floor
 
 
 def test_a_text_is_read_in_windows(tmp_path):
@@ -105,7 +105,7 @@ def test_a_text_is_read_in_windows(tmp_path):
     config = updated(RunConfig(), {"model": {"block_size": 7}, "seed": 3})
     tokenizer = CharTokenizer.from_text(corpus.text)
     train, val = prepare(corpus, tokenizer, config.data, 7, tmp_path)
-    source = text_feed(corpus, config, tokenizer, train, val)
+    source = text_loader(corpus, config, tokenizer, train, val)
     batch = source.batch(2, 5)
     assert batch.inputs.shape == batch.targets.shape == (5, 7)
     assert torch.equal((batch.inputs + 1) % 10, batch.targets)
