@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minigpt.formats.source import open_source as open_source
     from minigpt.kv_cache import KVCache as KVCache
     from minigpt.model import GPT as GPT
+    from minigpt.packed import pack as pack
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "save_hf": "minigpt.formats.pretrained",
     "next_token_loss": "minigpt.evaluation.loss",
     "next_token_table": "minigpt.decoding.sampling",
+    "pack": "minigpt.packed",
     "sequence_log_prob": "minigpt.evaluation.loss",
     "stream": "minigpt.decoding.generate",
     "token_log_probs": "minigpt.evaluation.loss",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from minigpt.config import LoRAConfig
 from minigpt.errors import ConfigError, did_you_mean
 from minigpt.model import GPT
-from minigpt.parameters import Known, as_built, empty_model, own_tensors
+from minigpt.parameters import Known, as_built, check_plain, empty_model, own_tensors
 from minigpt.system.files import listed
 
 # --- a layer
@@ -228,11 +228,13 @@ def merged(model: GPT) -> GPT:
 
 def plain(model: GPT) -> GPT:
     """What to write as a model: the model itself, or if it has adapters, `merged` of it. Raises as `merged`."""
+    check_plain(model, "a file of weights")
     return merged(model) if lora_layers(model) else as_built(model, KNOWN)
 
 
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
     """The linear layers of the blocks. Not the head: as the token embedding too, an adapter would untie the two."""
+    check_plain(model, "an adapter")
     layers = model.named_modules()
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
 

@@ -102,6 +102,20 @@ def _held(part: nn.Module) -> dict[str, Any]:
     return dict(chain(*own))
 
 
+def check_plain(model: GPT, what: str) -> None:
+    """Refuse a packed model, whose weights nobody can read or change.
+
+    Args:
+        model: any model.
+        what: it was to do, in words, such as "an adapter".
+
+    Raises:
+        InputError: if its layers are no linear layers of torch.
+    """
+    if not isinstance(model.lm_head, nn.Linear):
+        raise InputError(f"{what} needs plain weights, and this model's are packed", "give the model that was packed")
+
+
 def own_tensors(model: GPT) -> dict[str, Tensor]:
     """The model's weights by name, a tied head left out: it is `wte.weight`. What is written there is in the model."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -109,11 +123,11 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
 
 def empty_model(config: GPTConfig) -> GPT:
     """A GPT on the CPU, to be filled: no time was spent on its initial weights, and no random number drawn."""
-    with _WithoutRandomValues():
+    with without_random_values():
         return GPT(config)
 
 
-class _WithoutRandomValues(TorchFunctionMode):
+class without_random_values(TorchFunctionMode):  # noqa: N801 (used as a context)
     """Skips what fills tensors at random. The meta device would do as well, but its import alone takes a second."""
 
     def __torch_function__(

@@ -14,7 +14,7 @@ HOUSE = Path(minigpt.__file__).parent
 
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.
 ORDER = [
-    "errors", "system", "fields", "config", "kv_cache", "model", "parameters", "tokenizers", "lora", "data",
+    "errors", "system", "fields", "config", "kv_cache", "model", "parameters", "tokenizers", "lora", "packed", "data",
     "decoding", "completion", "evaluation", "formats", "training", "analysis",
 ]  # fmt: skip
 ABOVE_ALL = {"cli", "__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats

@@ -35,6 +35,7 @@ from minigpt.analysis.positions import At
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
 from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
+from minigpt.parameters import check_plain
 
 
 @contextmanager
@@ -339,4 +340,5 @@ def _original(model: nn.Module) -> GPT:
     gpt = getattr(model, "_orig_mod", model)
     if not isinstance(gpt, GPT):
         raise InputError(f"a {type(model).__name__} has none of the points", "give a minigpt.GPT")
+    check_plain(gpt, "a look inside")
     return gpt

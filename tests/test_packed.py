@@ -1,0 +1,188 @@
+"""Packed weights: each kind against the plain product, a packed model against its own, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+import minigpt
+from minigpt import GPT, GPTConfig, KVCache, packed
+from minigpt.analysis import ablate, edit, trace
+from minigpt.config import LoRAConfig
+from minigpt.errors import MiniGPTError
+from minigpt.lora import add_lora
+from minigpt.packed import KINDS, PackedLinear, fastest, pack
+
+SHAPES = [(7, 13), (101, 17), (37, 97), (263, 131)]  # (out, in)
+
+
+def close(found, expected, error):
+    return bool((found - expected).norm() <= error * expected.norm())
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    """A cache folder of our own, so that what this machine remembers decides nothing."""
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path))
+    return tmp_path / "packed.json"
+
+
+@pytest.fixture(params=[(True, True), (False, True), (True, False)], ids=["tied", "untied", "no biases"])
+def model(request):
+    tied, bias = request.param
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=101, block_size=31, n_layer=3, n_head=2, n_embd=26, tie_weights=tied, bias=bias)
+    made = GPT(config).eval()
+    with torch.no_grad():  # weights of a size that makes the logits differ; those of the start hardly do
+        for name, parameter in made.named_parameters():
+            parameter.add_(torch.randn(parameter.shape) * (0.3 if "ln" not in name else 0.1))
+    return made
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_layer_is_the_plain_product(kind, bias, shape):
+    weight, offset = torch.randn(shape), torch.randn(shape[0]) if bias else None
+    layer = PackedLinear(weight, offset, kind)
+    order = [*KINDS][::-1]
+    assert order.index(layer.kind) >= order.index(kind)  # where this torch lacks it, a wider one stands in
+    for rows in range(1, 34):
+        x = torch.randn(rows, shape[1])
+        exact = F.linear(x.double(), weight.double(), None if offset is None else offset.double())
+        assert close(layer(x), exact, KINDS[layer.kind].error or 1e-5), (layer.kind, rows)
+    x = torch.randn(2, 3, shape[1])
+    assert layer(x).shape == (2, 3, shape[0])
+
+
+def test_a_row_of_zeros_and_one_of_large_numbers_are_kept_in_8_bits():
+    weight = torch.randn(11, 13)
+    weight[3], weight[5] = 0, weight[5] * 1e4
+    layer, x = PackedLinear(weight, None, "int8"), torch.randn(5, 13)
+    assert torch.equal(layer(x)[:, 3], torch.zeros(5))
+    assert close(layer(x)[:, :3], F.linear(x, weight)[:, :3], KINDS["int8"].error)  # a scale for each row
+
+
+def _missing(*_):
+    raise AttributeError("no such operator")
+
+
+def _wrong(weight, bias):
+    return lambda x: F.linear(x, weight, bias) * 1.1
+
+
+@pytest.mark.parametrize("broken", [_missing, _wrong])
+@pytest.mark.parametrize(("kind", "stands_in"), [("int8", "float16"), ("float16", "float32"), ("float32", "plain")])
+def test_a_kind_that_is_missing_or_wrong_gives_way_to_a_wider_one(monkeypatch, kind, stands_in, broken):
+    monkeypatch.setitem(KINDS, kind, packed.Kind(broken, KINDS[kind].error, KINDS[kind].bits, KINDS[kind].wider))
+    weight, x = torch.randn(17, 13), torch.randn(5, 13)
+    layer = PackedLinear(weight, None, kind)
+    assert layer.kind == stands_in
+    assert close(layer(x), F.linear(x, weight), 1e-3)
+
+
+@pytest.mark.parametrize(("weights", "error"), [("float32", 1e-5), ("auto", 1e-5), ("float16", 2e-3), ("int8", 0.1)])
+def test_a_packed_model_has_the_models_logits(model, weights, error, no_cache):
+    small, idx = pack(model, weights), torch.randint(101, (3, 11))
+    expected = model(idx)
+    assert close(small(idx), expected, error)
+    assert not close(small(idx) * 1.2, expected, error)
+    cache = KVCache(model.config, batch_size=3)
+    pieces = torch.cat([small(idx[:, :5], cache=cache), small(idx[:, 5:], cache=cache)], dim=1)
+    assert close(pieces, expected, error)
+    assert small.num_parameters() == model.num_parameters()
+    assert set(small.kinds()) == {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"strategy": "beam", "num_beams": 3}, {"top_p": 0.9}])
+def test_a_packed_model_writes_the_same(model, options):
+    prompts = [[1, 2, 3], [5], [7, 11, 13, 17, 19]]
+    expected = minigpt.generate(model, prompts, max_new_tokens=19, **options)
+    assert (
+        minigpt.generate(pack(model, "float32"), prompts, max_new_tokens=19, **options).sequences == expected.sequences
+    )
+
+
+def test_packing_changes_neither_the_model_nor_anybodys_random_numbers(model, no_cache):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    small = pack(model, "auto")
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    idx = torch.randint(101, (1, 5))
+    logits = small(idx)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(small(idx), logits)  # what was packed is a copy
+
+
+def test_the_memory_of_the_plain_weights_is_given_back(model):
+    expected = model(idx := torch.randint(101, (1, 5)))
+    small = pack(model, "float32", keep=False)
+    assert close(small(idx), expected, 1e-5)
+    assert sum(layer.weight.numel() for name, layer in model.named_modules() if name.endswith("c_fc")) == 0
+
+
+def test_an_adapter_in_use_is_packed_with_the_weights(model):
+    add_lora(model, LoRAConfig(rank=3), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.normal_()
+    idx = torch.randint(101, (2, 7))
+    assert close(pack(model, "float32")(idx), model(idx), 1e-5)
+
+
+def test_what_is_fastest_is_remembered(no_cache, monkeypatch):
+    kind = fastest(17, 13)
+    assert kind in packed.LOSSLESS
+    (key,) = json.loads(no_cache.read_text())
+    assert key.endswith("17 x 13")
+    monkeypatch.setattr(packed, "measured", lambda *_: pytest.fail("measured twice"))
+    assert fastest(17, 13) == kind
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"key": 3}'])
+def test_a_damaged_memory_costs_time_and_nothing_else(no_cache, content):
+    no_cache.write_text(content)
+    assert fastest(17, 13) in packed.LOSSLESS
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "file"))
+    assert fastest(17, 13) in packed.LOSSLESS
+
+
+def test_a_packed_model_refuses_by_name_what_needs_plain_weights(model, tmp_path):
+    small = pack(model, "float32")
+
+    def traced():
+        with trace(small):
+            pass
+
+    def edited():
+        with edit(small, ablate("0.mlp")):
+            pass
+
+    for call in (
+        small.train,
+        traced,
+        edited,
+        lambda: add_lora(small, LoRAConfig(), seed=0),
+        lambda: pack(small),
+        lambda: minigpt.save_hf(small, None, tmp_path / "out"),
+    ):
+        with pytest.raises(MiniGPTError, match="packed"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["int4", None, 8, "FLOAT32"])
+def test_a_kind_that_there_is_not_is_refused(model, weights):
+    with pytest.raises(MiniGPTError, match="weights"):
+        pack(model, weights)
