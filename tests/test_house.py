@@ -42,6 +42,7 @@ WITHOUT_TORCH = [
     "analysis.accounting",
     "cli.main",
     "cli.parser",
+    "cli.run_settings",
     "cli.settings",
 ]
 

@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from minigpt.cli.parser import flags_of, parse
+from minigpt.cli.parser import flags_of
 from minigpt.cli.streams import Stream, attached, one_line, say_error, say_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
@@ -115,6 +115,7 @@ def _answer(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
+            from minigpt.cli.parser import parse  # not for `minigpt --help`
             from minigpt.cli.settings import SETTINGS
 
             settings = parse(command, SETTINGS[command], rest) if command in SETTINGS else rest

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from minigpt.cli.main import COMMANDS, run
+from minigpt.cli.settings import SETTINGS
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["To be", "or not", "to be,", "Ay me!"] * 60))
 SMALL_FLAGS = (
@@ -811,8 +812,14 @@ def test_top_level_help_and_version(capsys):
     assert run(["--version"]) == 0
 
 
-def test_help_needs_no_torch():
-    code = "import sys; from minigpt.cli.main import run; run(['--help']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("words", [[], *([name] for name in SETTINGS)], ids=" ".join)
+def test_help_needs_no_torch(words):
+    """Nor does it wait for another heavy library."""
+    code = (
+        "import sys\nfrom minigpt.cli.main import run\n"
+        f"try: run({[*words, '--help']})\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'numpy', 'matplotlib', 'tiktoken'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
