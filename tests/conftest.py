@@ -67,10 +67,15 @@ def accept() -> Callable[[str], None]:
     """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
 
     def accepted(command: str) -> None:
-        from minigpt.cli.parser import SettingsParser
+        from minigpt.cli.inspect_model import settings_of
+        from minigpt.cli.parser import SettingsParser, parse
         from minigpt.cli.settings import SETTINGS
 
         _, name, *arguments = shlex.split(command)
+        if name == "inspect":
+            view, *arguments = arguments
+            parse(f"inspect {view}", settings_of(view), arguments)
+            return
         if name in SETTINGS:
             given = SettingsParser(name, SETTINGS[name]).given(arguments)
             given.pop("replay", None)  # of a run that has diverged

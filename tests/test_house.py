@@ -44,6 +44,7 @@ WITHOUT_TORCH = [
     "cli.parser",
     "cli.run_settings",
     "cli.settings",
+    "cli.views.settings",
 ]
 
 

@@ -2,9 +2,9 @@
 
 import sys
 from importlib import import_module
-from typing import Any
 
-from minigpt.cli.parser import CommandParser
+from minigpt.cli.parser import parse
+from minigpt.cli.views.settings import SETTINGS, ViewSettings
 from minigpt.errors import ConfigError, did_you_mean
 
 # view -> (its module in this folder, what it shows). The numbers are worked out in minigpt/analysis.
@@ -52,31 +52,6 @@ identities that the numbers satisfy, with their errors, and exits 1 if one
 fails. Points inside the model are listed in docs/internals.md."""
 
 
-def make_view_parser(name: str) -> CommandParser:
-    """The parser of one view.
-
-    Raises:
-        ConfigError: if there is no such view.
-    """
-    from minigpt.cli.views.frame import parser_of
-
-    return parser_of(name, _view(name))
-
-
-class InspectParser:
-    """The parser of `minigpt inspect`: that of the view which is named first."""
-
-    def parse(self, arguments: list[str]) -> dict[str, Any]:
-        """The values of the view's flags."""
-        name, *rest = arguments or [""]
-        return make_view_parser(name).parse(rest)
-
-
-def make_parser() -> InspectParser:
-    """The parser of `minigpt inspect`."""
-    return InspectParser()
-
-
 def run(arguments: list[str]) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
     if not arguments:
@@ -86,13 +61,18 @@ def run(arguments: list[str]) -> None:
         print(usage())
         sys.exit(0)  # as every parser does
     name, *rest = arguments
-    view = _view(name)
-    from minigpt.cli.views.frame import parser_of, show
+    settings = parse(f"inspect {name}", settings_of(name), rest)
+    from minigpt.cli.views.frame import show
 
-    show(view, parser_of(name, view).parse(rest))
+    show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], vars(settings))
 
 
-def _view(name: str) -> Any:
-    if name not in VIEWS:
+def settings_of(name: str) -> type[ViewSettings]:
+    """The settings of a view.
+
+    Raises:
+        ConfigError: if there is no such view.
+    """
+    if name not in SETTINGS:
         raise ConfigError(f"there is no view {name!r}", did_you_mean(name, VIEWS))
-    return import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name]
+    return SETTINGS[name]

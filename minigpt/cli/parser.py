@@ -254,6 +254,7 @@ class _Typed:
     section: str  # what its flag begins with, such as "train."; else nothing
     about: type  # the dataclass that has it
     default: Any
+    optional: bool  # whether it can be None
 
     @property
     def several(self) -> bool:
@@ -314,7 +315,16 @@ def _typed_fields(
             flag, _, metavar = named.partition(" ")
             typed = replace(typed, metavar=metavar) if metavar else typed
             kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
-            yield _Typed(where, flag, kinds[0], typed, section if flag == usual else "", kind, default)
+            yield _Typed(
+                where,
+                flag,
+                kinds[0],
+                typed,
+                section if flag == usual else "",
+                kind,
+                default,
+                NoneType in get_args(hint),
+            )
 
 
 class _WholeWords(argparse.RawDescriptionHelpFormatter):
@@ -383,7 +393,7 @@ class SettingsParser(argparse.ArgumentParser):
         options: dict[str, Any] = {"help": one.help if shown else argparse.SUPPRESS}
         listed = f"{{{','.join(one.choices)}}}" if one.choices else ""
         if one.kind is bool and not one.section:
-            options["action"] = "store_true" if one.default is False else argparse.BooleanOptionalAction
+            options["action"] = argparse.BooleanOptionalAction if one.optional else "store_true"
         else:
             options["metavar"] = typed.metavar or listed or _METAVARS.get(one.kind, "TEXT")
         if one.several:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.settings import SETTINGS
 
@@ -812,7 +813,9 @@ def test_top_level_help_and_version(capsys):
     assert run(["--version"]) == 0
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in SETTINGS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in SETTINGS), *(["inspect", view] for view in VIEWS)], ids=" ".join
+)
 def test_help_needs_no_torch(words):
     """Nor does it wait for another heavy library."""
     code = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli.inspect_model import VIEWS, make_view_parser
+from minigpt.cli.inspect_model import VIEWS, settings_of
 from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.parser import SettingsParser, parser_of
 from minigpt.cli.run_settings import Train
@@ -100,7 +100,7 @@ def test_a_value_that_looks_like_a_flag(failing, arguments, way):
 PARSERS = {
     **{name: partial(parser_of, name if name in SETTINGS else module) for name, (module, _) in COMMANDS.items()
        if name not in ("inspect", "verify-resume")},  # whose flags are those of its views, and of train
-    **{f"inspect {view}": partial(make_view_parser, view) for view in VIEWS},
+    **{f"inspect {view}": partial(SettingsParser, f"inspect {view}", settings_of(view)) for view in VIEWS},
 }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import minigpt
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores
 from minigpt.analysis.lens import Lens
-from minigpt.cli.inspect_model import VIEWS, make_view_parser
+from minigpt.cli.inspect_model import VIEWS, settings_of
 from minigpt.cli.main import run
+from minigpt.cli.parser import SettingsParser, parse
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
@@ -137,14 +138,14 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize("name", VIEWS)
 def test_the_help_of_a_view_shows_commands_that_it_accepts(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    parser = make_view_parser(name)
+    parser = SettingsParser(f"inspect {name}", settings_of(name))
     assert [line for line in parser.format_help().splitlines() if len(line) > 80] == []
-    examples = parser.epilog.replace("\\\n", " ").splitlines()[1:]
+    examples = settings_of(name).examples.replace("\\\n", " ").strip().splitlines()
     assert examples
     for example in examples:
         program, command, view, *arguments = shlex.split(re.sub(r" < .*", "", example))
         assert (program, command, view) == ("minigpt", "inspect", name)
-        make_view_parser(name).parse(arguments)
+        parse(f"inspect {name}", settings_of(name), arguments)
 
 
 # --- numbers
@@ -252,8 +253,8 @@ def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.views.shape import VIEWS as SHAPES
 
-    values = make_view_parser("size").parse("--preset gpt2-124m --tokens 1024".split())
-    numbers = SHAPES["size"].answer(values).record.numbers
+    values = vars(parse("inspect size", settings_of("size"), "--preset gpt2-124m --tokens 1024".split()))
+    numbers = SHAPES["size"](values).record.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200
 

@@ -7,19 +7,11 @@ import torch
 from minigpt.analysis import plots
 from minigpt.analysis.decoders import BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
 from minigpt.analysis.records import Numbers
-from minigpt.cli.parser import CommandParser, field_help
-from minigpt.cli.views.frame import Answer, Subject, View, add_prompt, subject
-from minigpt.decoding.options import DecodingOptions
+from minigpt.cli.views.frame import Answer, Subject, subject
 from minigpt.decoding.sampling import next_logits
 from minigpt.system import terminal
 
-SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float}
-
-
-def _add_sampling(parser: CommandParser) -> None:
-    for name, kind in SAMPLING.items():
-        help_text = field_help(DecodingOptions, name).removesuffix("; 0.8 unless given")
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=help_text)
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def _sampling(values: dict[str, Any]) -> dict[str, Any]:
@@ -32,12 +24,6 @@ def _end(it: Subject, values: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- next
-
-
-def _add_next(parser: CommandParser) -> None:
-    add_prompt(parser, inside=False)
-    _add_sampling(parser)
-    parser.add_argument("--top", type=int, default=12, metavar="K", help="tokens that are shown")
 
 
 def _next(values: dict[str, Any]) -> Answer:
@@ -98,14 +84,6 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
 
 
 # --- steps
-
-
-def _add_steps(parser: CommandParser) -> None:
-    add_prompt(parser, inside=False)
-    parser.add_argument("-n", "--max-new-tokens", type=int, default=20, metavar="N", help="how many tokens to write")
-    _add_sampling(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--top", type=int, default=4, metavar="K", help="candidates that are shown of each step")
 
 
 def _steps(values: dict[str, Any]) -> Answer:
@@ -170,15 +148,6 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
 # --- beams
 
 
-def _add_beams(parser: CommandParser) -> None:
-    add_prompt(parser, inside=False)
-    parser.add_argument("-n", "--max-new-tokens", type=int, default=12, metavar="N", help="the most tokens to write")
-    parser.add_argument("--beams", type=int, default=4, metavar="B", help=field_help(DecodingOptions, "num_beams"))
-    parser.add_argument(
-        "--length-penalty", type=float, default=1.0, metavar="X", help=field_help(DecodingOptions, "length_penalty")
-    )
-
-
 def _beams(values: dict[str, Any]) -> Answer:
     it = subject(values)
     options = {"num_beams": values["beams"], **_end(it, values)}
@@ -223,29 +192,4 @@ def _beams_lines(it: Subject, tree: BeamTree) -> list[str]:
     return [*lines, f"score {tree.score:.4f}"]
 
 
-VIEWS = {
-    "next": View(
-        "Show what the model expects next, and what each option of sampling leaves of that: the probabilities after "
-        "temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are left.",
-        '  minigpt inspect next "To be, or not to b"\n'
-        '  minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 \\\n    -o cuts.png\n'
-        '  minigpt inspect next --model gpt2 "See you" --check',
-        _add_next,
-        _next,
-    ),
-    "steps": View(
-        "Continue a text and show what was considered for each token. Without an option of sampling the best token is "
-        "taken.",
-        '  minigpt inspect steps "ROMEO:" -n 20\n'
-        '  minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\\n    --check -o steps.png',
-        _add_steps,
-        _steps,
-    ),
-    "beams": View(
-        "Search for the likeliest continuation, and show the tree: which beams were kept at each step, and the sums "
-        "of their log-probabilities.",
-        '  minigpt inspect beams "ROMEO:" -n 12 --beams 4\n  minigpt inspect beams "My lord" --beams 3 -o tree.svg',
-        _add_beams,
-        _beams,
-    ),
-}
+VIEWS = {"next": _next, "steps": _steps, "beams": _beams}

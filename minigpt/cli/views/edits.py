@@ -11,14 +11,10 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.records import Numbers
 from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
-from minigpt.cli.parser import CommandParser
 from minigpt.cli.streams import given
 from minigpt.cli.views.frame import (
     Answer,
     Subject,
-    View,
-    add_model_flags,
-    add_prompt,
     load_reader,
     one_token,
     subject,
@@ -32,29 +28,6 @@ from minigpt.system import terminal
 # --- ablate
 
 TOTAL = "in all, through later parts too; what a part adds directly: minigpt inspect why"
-
-
-def _add_ablate(parser: CommandParser) -> None:
-    add_prompt(parser, required=False)
-    parser.add_argument(
-        "--repeated", type=int, metavar="N", help="in the place of a TEXT: N random tokens that come twice"
-    )
-    parser.add_argument("--rows", type=int, default=16, metavar="R", help="of --repeated: how many rows of them")
-    parser.add_argument("--seed", type=int, default=0, help="of --repeated, and of what resample draws")
-    parser.add_argument(
-        "--part", nargs="+", default=[], metavar="L.X", help="take these away: 1.0 a head, 1.attn, 1.mlp"
-    )
-    parser.add_argument(
-        "--sweep", choices=["heads", "mlps", "layers"], help="take each of these away in turn (default without --part)"
-    )
-    parser.add_argument(
-        "--mode", choices=["zero", "mean", "resample"], default="zero", help="what comes in the place of a part"
-    )
-    parser.add_argument(
-        "--reference", nargs="+", metavar="TEXT", help="for mean and resample: at least two texts as long as the prompt"
-    )
-    parser.add_argument("--token", metavar="TOKEN", help="measure a logit difference: this token's ...")
-    parser.add_argument("--against", metavar="TOKEN", help="... minus this one's, after the last position")
 
 
 def _ablate(values: dict[str, Any]) -> Answer:
@@ -199,20 +172,6 @@ def _sweep_chart(sweep: Sweep, what: str, title: str) -> "plots.Figure":
 # --- patch
 
 
-def _add_patch(parser: CommandParser) -> None:
-    parser.add_argument("--clean", required=True, metavar="TEXT", help="where the model does what is studied")
-    parser.add_argument("--corrupt", required=True, metavar="TEXT", help="where it does not; as many tokens")
-    parser.add_argument("--token", required=True, metavar="TOKEN", help="measured: this token's logit ...")
-    parser.add_argument("--against", required=True, metavar="TOKEN", help="... minus this one's")
-    parser.add_argument(
-        "--point",
-        choices=["resid_pre", "attn.out", "mlp.out", "attn.z"],
-        default="resid_pre",
-        help="what is put in: by position, or attn.z by head",
-    )
-    add_model_flags(parser)
-
-
 def _patch(values: dict[str, Any]) -> Answer:
     clean, corrupt = given(values["clean"], values["corrupt"])
     it = subject(values, clean)
@@ -255,27 +214,4 @@ def _patch(values: dict[str, Any]) -> Answer:
     )  # fmt: skip
 
 
-VIEWS = {
-    "ablate": View(
-        "Take parts away, and measure what that changes: the loss of the text, or a difference of logits with --token "
-        "and --against. --repeated N measures the loss on the second copy of random tokens that come twice, which a "
-        "model can only know by copying from its context. A part that later ones make up for looks unimportant, "
-        "and an early one that they live on does not, though it may add nothing itself: see inspect why.",
-        '  minigpt inspect ablate "To be, or not to be" --part 1.0 0.mlp\n'
-        "  minigpt inspect ablate --repeated 25 --sweep heads -o heads.png\n"
-        '  minigpt inspect ablate "To be" --mode mean \\\n    --reference "My lord, " "I will, " --check',
-        _add_ablate,
-        _ablate,
-    ),
-    "patch": View(
-        "Run a corrupt text with one part of the clean text's pass at a time, and measure how much of the clean answer "
-        "comes back: where in the model the answer is made.",
-        '  minigpt inspect patch --clean "And thou ha" --corrupt "And they ha" \\\n    --token s --against v\n'
-        "  minigpt inspect patch --model gpt2 \\\n"
-        '    --clean "John and Mary went home. John gave it to" \\\n'
-        '    --corrupt "John and Mary went home. Mary gave it to" \\\n'
-        '    --token " Mary" --against " John" --point attn.z',
-        _add_patch,
-        _patch,
-    ),
-}
+VIEWS = {"ablate": _ablate, "patch": _patch}

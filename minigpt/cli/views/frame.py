@@ -16,17 +16,14 @@ from minigpt.analysis.records import Numbers, Record
 from minigpt.analysis.tracing import trace
 from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import (
-    add_bos_argument,
-    add_model_argument,
-    add_reading_arguments,
     check_fits,
     counted,
     framed,
     load,
     model_source,
 )
-from minigpt.cli.parser import CommandParser, print_json
-from minigpt.cli.streams import STDIN, given
+from minigpt.cli.parser import print_json
+from minigpt.cli.streams import given
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -58,42 +55,12 @@ class Answer:
     draw: "Callable[[], Figure] | None"
 
 
-@dataclass(frozen=True)
-class View:
-    """A view: `minigpt inspect NAME`.
-
-    Attributes:
-        more: its --help.
-        examples: command lines.
-        add: gives a parser its flags.
-        answer: values of the flags -> what was found.
-    """
-
-    more: str
-    examples: str
-    add: Callable[[CommandParser], None]
-    answer: Callable[[dict[str, Any]], Answer]
-
-
-def parser_of(name: str, view: View) -> CommandParser:
-    """The parser of a view, its own flags first."""
-    parser = CommandParser(f"inspect {name}", view.more, view.examples)
-    view.add(parser)
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="also write a picture (.png, .svg) or data (.json, .npz)"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="print the identities that hold, with their errors; exit 1 if one fails"
-    )
-    return parser
-
-
-def show(view: View, values: dict[str, Any]) -> None:
+def show(view: Callable[[dict[str, Any]], Answer], values: dict[str, Any]) -> None:
     """Answer, and hand the answer out as the flags ask."""
     output: Path | None = values["output"]
     if output is not None:
         check_output(output, (*PICTURES, *DATA))
-    answer = view.answer(values)
+    answer = view(values)
     checks = answer.check() if values["check"] else []
     record = dataclasses.replace(answer.record, checks=checks if values["check"] else None)
     if output is not None:
@@ -219,25 +186,6 @@ def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str
     with torch.no_grad(), evaluating(model), trace(model, points) as t:
         model(torch.tensor(rows, device=model.wte.weight.device))
     return t
-
-
-def add_model_flags(parser: CommandParser, inside: bool = True) -> None:
-    """Add what says which model, and how it reads; `inside` as in `add_bos_argument`."""
-    add_model_argument(parser)
-    add_bos_argument(parser, inside)
-    add_reading_arguments(parser)
-    parser.add_device()
-
-
-def add_prompt(parser: CommandParser, required: bool = True, inside: bool = True) -> None:
-    """Add the prompt, and all that goes with it; `inside` as in `add_bos_argument`."""
-    parser.add_argument(
-        "prompt",
-        nargs=None if required else "?",
-        metavar="TEXT",
-        help=f"the prompt; {STDIN} reads it from standard input, without its last line break",
-    )
-    add_model_flags(parser, inside)
 
 
 def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:

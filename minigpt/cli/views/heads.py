@@ -8,12 +8,9 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.parser import CommandParser
 from minigpt.cli.views.frame import (
     Answer,
     Subject,
-    View,
-    add_prompt,
     check_count,
     check_place,
     load_reader,
@@ -34,12 +31,6 @@ HABITS = {
 CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
 
 # --- attn
-
-
-def _add_attn(parser: CommandParser) -> None:
-    add_prompt(parser)
-    parser.add_argument("--layer", type=int, metavar="L", help="only this layer")
-    parser.add_argument("--head", type=int, metavar="H", help="only this head of the layer, large")
 
 
 def _attn(values: dict[str, Any]) -> Answer:
@@ -106,14 +97,6 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 # --- heads
 
 
-def _add_heads(parser: CommandParser) -> None:
-    add_prompt(parser, required=False)
-    parser.add_argument("--by", choices=KINDS, help="sort by this score (default: the clearest habit)")
-    parser.add_argument("--top", type=int, metavar="K", help="only so many heads")
-    parser.add_argument("--length", type=int, default=50, metavar="N", help="how many random tokens are repeated")
-    parser.add_argument("--seed", type=int, default=0, help="which random tokens")
-
-
 def _heads(values: dict[str, Any]) -> Answer:
     check_count(values["top"], "--top")
     if values["prompt"] is None:
@@ -154,25 +137,4 @@ def _habits(found: HeadScores) -> list[tuple[str, str, float]]:
     return [habit for habit in best if habit[2] >= CLEAR] or best[:1]
 
 
-VIEWS = {
-    "attn": View(
-        "Show where each head looks: a line a head for the last token, or with --layer and --head the whole pattern of "
-        "one. Rows are queries, columns keys; each row sums to 1.",
-        '  minigpt inspect attn "To be, or not to be"\n'
-        '  minigpt inspect attn "To be, or not to be" --layer 1 --head 0 -o head.png\n'
-        '  minigpt inspect attn --model gpt2 "The cat sat on the mat" -o grid.png --check',
-        _add_attn,
-        _attn,
-    ),
-    "heads": View(
-        "Score every head from 0 to 1: previous (weight on the token before), first (on position 0), self, entropy (1 "
-        "is looking everywhere), and on random tokens that come twice duplicate (on the same token the first time) "
-        "and induction (on what followed it then). With a TEXT, the scores of that text, without those of repetition. "
-        "First come the clearest habits: of each kind the head that has most of its weight there.",
-        "  minigpt inspect heads\n"
-        "  minigpt inspect heads --length 25 --by induction --top 5 -o heads.png\n"
-        '  minigpt inspect heads "To be, or not to be" --by previous',
-        _add_heads,
-        _heads,
-    ),
-}
+VIEWS = {"attn": _attn, "heads": _heads}

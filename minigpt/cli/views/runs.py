@@ -7,8 +7,7 @@ from typing import Any
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.parser import CommandParser
-from minigpt.cli.views.frame import Answer, View
+from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import read_config, run_at
 from minigpt.system import terminal
@@ -16,10 +15,6 @@ from minigpt.training.curves import runs_compared
 from minigpt.training.log import read_records
 
 Records = list[dict[str, Any]]
-
-
-def _add_runs(parser: CommandParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
 
 
 def _runs(values: dict[str, Any]) -> Answer:
@@ -88,12 +83,4 @@ def _checks(records: dict[str, Records]) -> list[Check]:
     return checks
 
 
-VIEWS = {
-    "runs": View(
-        "Compare trainings by their records: steps, tokens, wall time, losses. The picture shows the losses.",
-        "  minigpt inspect runs checkpoints/shakespeare-quick checkpoints/too-large\n"
-        "  minigpt inspect runs checkpoints/* -o runs.png",
-        _add_runs,
-        _runs,
-    ),
-}
+VIEWS = {"runs": _runs}

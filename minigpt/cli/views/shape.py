@@ -8,9 +8,8 @@ from minigpt.analysis import plots
 from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.models import MODEL_HELP, add_tokenizer_argument, model_source
-from minigpt.cli.parser import CommandParser
-from minigpt.cli.views.frame import Answer, View, add_model_flags, load_reader, one_token, token_text
+from minigpt.cli.models import model_source
+from minigpt.cli.views.frame import Answer, load_reader, one_token, token_text
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
 from minigpt.formats.source import open_source
@@ -28,19 +27,6 @@ COUNTED = {
 
 
 # --- size
-
-
-def _add_size(parser: CommandParser) -> None:
-    _add_shape(parser)
-    parser.add_argument("--tokens", type=int, metavar="T", help="tokens a row (default: the block size)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="rows of a batch")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products and the cache"
-    )
-    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="whose state is counted")
-    parser.add_argument(
-        "--attention", choices=["fused", "explicit"], default="fused", help="explicit keeps its (T, T) patterns"
-    )
 
 
 def _size(values: dict[str, Any]) -> Answer:
@@ -89,11 +75,6 @@ def _size_chart(size: ModelSize, title: str) -> "plots.Figure":
 
 
 # --- arch
-
-
-def _add_arch(parser: CommandParser) -> None:
-    _add_shape(parser)
-    parser.add_argument("--diff", metavar="MODEL", help="another model, or a preset: show where the two differ")
 
 
 def _arch(values: dict[str, Any]) -> Answer:
@@ -161,16 +142,6 @@ def _differences(one: GPTConfig, other: GPTConfig, name: str) -> list[str]:
 
 
 # --- embed
-
-
-def _add_embed(parser: CommandParser) -> None:
-    parser.add_argument("what", metavar="WHAT", choices=["near", "pca", "positions"], help="near, pca or positions")
-    parser.add_argument(
-        "text", nargs="?", metavar="TEXT", help="near: the token; pca: whose tokens to draw (default: the vocabulary)"
-    )
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many neighbours")
-    parser.add_argument("--kind", choices=["cosine", "dot"], default="cosine", help="which similarity")
-    add_model_flags(parser)
 
 
 def _embed(values: dict[str, Any]) -> Answer:
@@ -271,18 +242,6 @@ def _positions(values: dict[str, Any]) -> Answer:
 # --- shapes
 
 
-def _add_shape(parser: CommandParser) -> None:
-    parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
-    parser.add_argument(
-        "--preset", metavar="PRESET", choices=[*PRESETS],
-        help=f"a preset's shape, in the place of a model's: {', '.join(PRESETS)}",
-    )  # fmt: skip
-    add_tokenizer_argument(parser)
-    parser.add_argument(
-        "--what-if", nargs="+", default=[], metavar="NAME=VALUE", help="change the shape: n_layer=24 n_embd=1024"
-    )
-
-
 def _shape(values: dict[str, Any]) -> tuple[str, GPTConfig]:
     """A name, and the shape that is meant."""
     if values["preset"] and values["model"]:
@@ -315,33 +274,4 @@ def _config_of(spec: str, tokenizer: str | None) -> GPTConfig:
     return source.shape(rates_may_differ=True)
 
 
-VIEWS = {
-    "size": View(
-        "Count what a model costs, a module a row: parameters, floating-point operations of a forward pass, bytes kept "
-        "for the backward pass, gradients, optimizer, KV-cache. Nothing is built, so --what-if costs nothing.",
-        "  minigpt inspect size --preset gpt2-124m --tokens 1024\n"
-        "  minigpt inspect size --preset gpt2-124m \\\n    --what-if n_layer=24 n_embd=1024 n_head=16\n"
-        "  minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon \\\n    -o size.png",
-        _add_size,
-        _size,
-    ),
-    "arch": View(
-        "Show a model from the token ids to the logits, with the shape of what comes out of each part and its "
-        "parameters; what is set in stands beside the residual stream. With --diff, where two models differ.",
-        "  minigpt inspect arch\n"
-        "  minigpt inspect arch --preset gpt2-124m -o gpt2.svg\n"
-        "  minigpt inspect arch --preset shakespeare-cpu --diff shakespeare-quick",
-        _add_arch,
-        _arch,
-    ),
-    "embed": View(
-        "Look at the embedding tables: the tokens nearest to one (near), two principal components of the tokens (pca), "
-        "how similar positions are (positions).",
-        '  minigpt inspect embed near "e"\n'
-        '  minigpt inspect embed near " king" --model gpt2 --top 20\n'
-        "  minigpt inspect embed pca -o tokens.png\n"
-        "  minigpt inspect embed positions --check",
-        _add_embed,
-        _embed,
-    ),
-}
+VIEWS = {"size": _size, "arch": _arch, "embed": _embed}

@@ -11,8 +11,7 @@ from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.records import Numbers
 from minigpt.analysis.sweeps import total_effects
-from minigpt.cli.parser import CommandParser
-from minigpt.cli.views.frame import Answer, Subject, View, add_prompt, check_count, one_token, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, check_count, one_token, subject, traced
 from minigpt.decoding.sampling import with_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
@@ -29,17 +28,6 @@ def _check_position(position: int, it: Subject) -> int:
 
 
 # --- lens
-
-
-def _add_lens(parser: CommandParser) -> None:
-    add_prompt(parser)
-    parser.add_argument("--position", type=int, default=-1, metavar="T", help="whose next token; -1 is the last")
-    parser.add_argument("--rank-of", metavar="TOKEN", help="show the rank of this token (default: the model's best)")
-    parser.add_argument("--top", type=int, default=4, metavar="K", help="tokens that are shown of each point")
-    parser.add_argument(
-        "--points", nargs="+", metavar="POINT", help="states of the stream, by name or glob (docs/internals.md)"
-    )
-    parser.add_argument("--norms", action="store_true", help="in the place of tokens, how the stream grows")
 
 
 def _lens(values: dict[str, Any]) -> Answer:
@@ -137,17 +125,6 @@ def _norms(it: Subject, place: int) -> Answer:
 # --- why
 
 
-def _add_why(parser: CommandParser) -> None:
-    add_prompt(parser)
-    parser.add_argument("--token", metavar="TOKEN", help="whose logit (default: the model's best)")
-    parser.add_argument("--against", metavar="TOKEN", help="take the difference from this token's logit")
-    parser.add_argument(
-        "--by", choices=["component", "layer", "head", "neuron"], default="component", help="how fine the parts are"
-    )
-    parser.add_argument("--position", type=int, default=-1, metavar="T", help="whose next token; -1 is the last")
-    parser.add_argument("--top", type=int, default=15, metavar="K", help="parts that are shown one by one")
-
-
 def _why(values: dict[str, Any]) -> Answer:
     check_count(values["top"], "--top")
     it = subject(values)
@@ -217,27 +194,4 @@ def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
     return [*parts, ("biases", sum(found.constants.values()))] if found.constants else parts
 
 
-VIEWS = {
-    "lens": View(
-        "Read the residual stream at every depth as if it were the last: the model's own last norm and output head say "
-        "what it would expect there. KL is how far that is from what the model says in the end. With --norms, how long "
-        "the stream is, and what has been written into it.",
-        '  minigpt inspect lens "To be, or not to b"\n'
-        '  minigpt inspect lens --model gpt2 "The capital of France is" \\\n    --rank-of " Paris" -o lens.png\n'
-        '  minigpt inspect lens "To be, or not to b" --points "*.resid_post" --check\n'
-        '  minigpt inspect lens "To be, or not to b" --norms',
-        _add_lens,
-        _lens,
-    ),
-    "why": View(
-        "Take a logit apart into what each part of the model has added to it directly. The parts and the biases sum to "
-        "the logit; what rounding leaves is shown. A head's part holds its share of the value bias. Beside what heads, "
-        "attention and MLPs add stands their total effect: how much of the logit is lost without the part, at every "
-        "position, with all that later parts make of it.",
-        '  minigpt inspect why "To be, or not to b"\n'
-        '  minigpt inspect why "To be, or not to b" --token e --against u \\\n    --by head -o why.png\n'
-        '  minigpt inspect why --model gpt2 "The capital of France is" \\\n    --token " Paris" --by neuron --check',
-        _add_why,
-        _why,
-    ),
-}
+VIEWS = {"lens": _lens, "why": _why}

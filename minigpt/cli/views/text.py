@@ -6,23 +6,15 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import check
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.models import add_model_argument, add_reading_arguments
-from minigpt.cli.parser import CommandParser
 from minigpt.cli.settings import Reading
 from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
-from minigpt.cli.views.frame import Answer, View, add_prompt, check_count, subject, token_text
+from minigpt.cli.views.frame import Answer, check_count, subject, token_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
 from minigpt.tokenizers import Tokenizer
 
 # --- tokens
-
-
-def _add_tokens(parser: CommandParser) -> None:
-    parser.add_argument("prompt", metavar="TEXT", help="the text; - reads it from standard input")
-    add_model_argument(parser, weights=False)
-    add_reading_arguments(parser)
 
 
 def _tokens(values: dict[str, Any]) -> Answer:
@@ -60,12 +52,6 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 # --- loss
-
-
-def _add_loss(parser: CommandParser) -> None:
-    add_prompt(parser, inside=False)
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="alternatives that are shown for each token")
-    parser.add_argument("--worst", type=int, default=10, metavar="N", help="how many tokens are shown one by one")
 
 
 def _loss(values: dict[str, Any]) -> Answer:
@@ -125,21 +111,4 @@ def _strip(names: list[str], losses: list[float]) -> list[str]:
     return [*lines, text, marks, terminal.legend(top, "nats")]
 
 
-VIEWS = {
-    "tokens": View(
-        "Show how a text is cut into tokens: position, id, text and bytes. What is only a part of a character is shown "
-        "as an escape.",
-        '  minigpt inspect tokens "To be, or not to be"\n  minigpt inspect tokens --model gpt2 "naïve café" --json',
-        _add_tokens,
-        _tokens,
-    ),
-    "loss": View(
-        "Show how much each token of a text surprised the model, in nats: -log p(token | tokens before it). The first "
-        "has nothing before it, and no loss. Shades are relative to the largest loss.",
-        '  minigpt inspect loss "To be, or not to be"\n'
-        "  minigpt inspect loss - -o loss.png < my-text.txt\n"
-        '  minigpt inspect loss --model gpt2 "The cat sat on the mat." --check',
-        _add_loss,
-        _loss,
-    ),
-}
+VIEWS = {"tokens": _tokens, "loss": _loss}

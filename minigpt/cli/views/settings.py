@@ -1,0 +1,412 @@
+"""What can be typed behind each view of `minigpt inspect`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from minigpt.cli.parser import Command, Flag
+from minigpt.cli.settings import NEWEST, Model, Next, Reading
+from minigpt.config import PRESETS
+from minigpt.decoding.options import DecodingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings(Command):
+    """How an answer is handed out."""
+
+    output: Annotated[Path | None, Flag("FILE", short="-o")] = None
+    """also write a picture (.png, .svg) or data (.json, .npz)"""
+    check: bool = False
+    """print the identities that hold, with their errors; exit 1 if one fails"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside(ViewSettings, Model):
+    """What is seen inside a model, which is shown what it was trained on."""
+
+    bos: bool | None = None
+    """put the token that opens a document in front (default: as the model was trained, so for GPT-2's weights and not
+    for a model of one long text)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideText(Inside):
+    """The same, of a text."""
+
+    prompt: Annotated[str, Flag("TEXT", positional=True)]
+    """the prompt; - reads it from standard input, without its last line break"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class After(ViewSettings, Model):
+    """What comes after a text, or how probable it is: the text is given as it is."""
+
+    prompt: Annotated[str, Flag("TEXT", positional=True, says=InsideText)]
+    bos: Annotated[bool | None, Flag(says=Next)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Command):
+    """The options of sampling that are looked into."""
+
+    temperature: Annotated[float | None, Flag("X")] = None
+    """divides the scores before a draw: below 1 the likely tokens gain, above 1 the unlikely, 0 takes the best one"""
+    top_k: Annotated[int | None, Flag("K", says=DecodingOptions)] = None
+    top_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
+    min_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(ViewSettings):
+    """Whose shape."""
+
+    model: Annotated[str | None, Flag("MODEL", says=NEWEST)] = None
+    preset: Annotated[
+        str | None,
+        Flag("PRESET", choices=tuple(PRESETS), says=f"a preset's shape, in place of a model's: {', '.join(PRESETS)}"),
+    ] = None
+    tokenizer: Annotated[str | None, Flag("T", says=Reading)] = None
+    what_if: Annotated[tuple[str, ...], Flag("NAME=VALUE", together=True)] = ()
+    """change the shape: n_layer=24 n_embd=1024"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(Shape):
+    """Count what a model costs, a module a row.
+
+    Parameters, floating-point operations of a forward pass, bytes kept for the backward pass, gradients, optimizer,
+    KV-cache. Nothing is built, so --what-if costs nothing.
+    """
+
+    examples = """
+        minigpt inspect size --preset gpt2-124m --tokens 1024
+        minigpt inspect size --preset gpt2-124m \\
+          --what-if n_layer=24 n_embd=1024 n_head=16
+        minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon \\
+          -o size.png
+    """
+    tokens: Annotated[int | None, Flag("T")] = None
+    """tokens a row (default: the block size)"""
+    batch_size: Annotated[int, Flag("B")] = 1
+    """rows of a batch"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the matrix products and the cache"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """whose state is counted"""
+    attention: Literal["fused", "explicit"] = "fused"
+    """explicit keeps its (T, T) patterns"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch(Shape):
+    """Show a model from the token ids to the logits, with the shape of what comes out of each part and its parameters.
+
+    What is set in stands beside the residual stream. With --diff, where two models differ.
+    """
+
+    examples = """
+        minigpt inspect arch
+        minigpt inspect arch --preset gpt2-124m -o gpt2.svg
+        minigpt inspect arch --preset shakespeare-cpu --diff shakespeare-quick
+    """
+    diff: Annotated[str | None, Flag("MODEL")] = None
+    """another model, or a preset: show where the two differ"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(Inside):
+    """Look at the embedding tables.
+
+    The tokens nearest to one (near), two principal components of the tokens (pca), how similar positions are
+    (positions).
+    """
+
+    examples = """
+        minigpt inspect embed near "e"
+        minigpt inspect embed near " king" --model gpt2 --top 20
+        minigpt inspect embed pca -o tokens.png
+        minigpt inspect embed positions --check
+    """
+    what: Annotated[Literal["near", "pca", "positions"], Flag("WHAT", positional=True)]
+    """which of them"""
+    text: Annotated[str | None, Flag("TEXT", positional=True)] = None
+    """near: the token; pca: whose tokens to draw (default: the vocabulary)"""
+    top: Annotated[int, Flag("K")] = 10
+    """how many neighbours"""
+    kind: Literal["cosine", "dot"] = "cosine"
+    """which similarity"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(ViewSettings, Reading):
+    """Show how a text is cut into tokens: position, id, text and bytes.
+
+    What is only a part of a character is shown as an escape.
+    """
+
+    examples = """
+        minigpt inspect tokens "To be, or not to be"
+        minigpt inspect tokens --model gpt2 "naïve café" --json
+    """
+    prompt: Annotated[str, Flag("TEXT", positional=True)]
+    """the text; - reads it from standard input"""
+    model: Annotated[str | None, Flag("MODEL", says=NEWEST)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(After):
+    """Show how much each token of a text surprised the model, in nats: -log p(token | tokens before it).
+
+    The first has nothing before it, and no loss. Shades are relative to the largest loss.
+    """
+
+    examples = """
+        minigpt inspect loss "To be, or not to be"
+        minigpt inspect loss - -o loss.png < my-text.txt
+        minigpt inspect loss --model gpt2 "The cat sat on the mat." --check
+    """
+    top: Annotated[int, Flag("K")] = 3
+    """alternatives that are shown for each token"""
+    worst: int = 10
+    """how many tokens are shown one by one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextView(Sampling, After):
+    """Show the distribution of the next token, and what each option of sampling leaves of that.
+
+    The probabilities after temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are
+    left.
+    """
+
+    examples = """
+        minigpt inspect next "To be, or not to b"
+        minigpt inspect next "My lo" --temperature 1.5 --top-k 8 --top-p 0.9 \\
+          -o cuts.png
+        minigpt inspect next --model gpt2 "See you" --check
+    """
+    top: Annotated[int, Flag("K")] = 12
+    """tokens that are shown"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Sampling, After):
+    """Continue a text and show what was considered for each token.
+
+    Without an option of sampling the best token is taken.
+    """
+
+    examples = """
+        minigpt inspect steps "ROMEO:" -n 20
+        minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\
+          --check -o steps.png
+    """
+    max_new_tokens: Annotated[int, Flag("N", short="-n")] = 20
+    """how many tokens to write"""
+    seed: int = 0
+    """of the draws"""
+    top: Annotated[int, Flag("K")] = 4
+    """candidates that are shown of each step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beams(After):
+    """Search for the likeliest continuation, and show the tree.
+
+    Which beams were kept at each step, and the sums of their log-probabilities.
+    """
+
+    examples = """
+        minigpt inspect beams "ROMEO:" -n 12 --beams 4
+        minigpt inspect beams "My lord" --beams 3 -o tree.svg
+    """
+    max_new_tokens: Annotated[int, Flag("N", short="-n")] = 12
+    """the most tokens to write"""
+    beams: Annotated[int, Flag("B")] = 4
+    """sequences that beam search keeps in view"""
+    length_penalty: Annotated[float, Flag("X", says=DecodingOptions)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attn(InsideText):
+    """Show where each head looks.
+
+    A line a head for the last token, or with --layer and --head the whole pattern of one. Rows are queries, columns
+    keys; each row sums to 1.
+    """
+
+    examples = """
+        minigpt inspect attn "To be, or not to be"
+        minigpt inspect attn "To be, or not to be" --layer 1 --head 0 -o head.png
+        minigpt inspect attn --model gpt2 "The cat sat on the mat" -o grid.png --check
+    """
+    layer: Annotated[int | None, Flag("L")] = None
+    """only this layer"""
+    head: Annotated[int | None, Flag("H")] = None
+    """only this head of the layer, large"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(Inside):
+    """Score every head from 0 to 1.
+
+    previous is the weight on the token before, first that on position 0, then self, entropy (1 is looking everywhere),
+    and on random tokens that come twice duplicate (on the same token the first time) and induction (on what followed it
+    then). With a TEXT, the scores of that text, without those of repetition. First come the clearest habits: of each
+    kind the head that has most of its weight there.
+    """
+
+    examples = """
+        minigpt inspect heads
+        minigpt inspect heads --length 25 --by induction --top 5 -o heads.png
+        minigpt inspect heads "To be, or not to be" --by previous
+    """
+    prompt: Annotated[str | None, Flag("TEXT", positional=True, says=InsideText)] = None
+    by: Annotated[Literal["induction", "duplicate", "previous", "first", "self", "entropy"] | None, Flag("SCORE")] = (
+        None
+    )
+    """sort by this score (default: the clearest habit)"""
+    top: Annotated[int | None, Flag("K")] = None
+    """only so many heads"""
+    length: int = 50
+    """how many random tokens are repeated"""
+    seed: int = 0
+    """which random tokens"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens(InsideText):
+    """Read the residual stream at every depth as if it were the last.
+
+    The model's own last norm and output head say what it would expect there. KL is how far that is from what the model
+    says in the end. With --norms, how long the stream is, and what has been written into it.
+    """
+
+    examples = """
+        minigpt inspect lens "To be, or not to b"
+        minigpt inspect lens --model gpt2 "The capital of France is" \\
+          --rank-of " Paris" -o lens.png
+        minigpt inspect lens "To be, or not to b" --points "*.resid_post" --check
+        minigpt inspect lens "To be, or not to b" --norms
+    """
+    position: Annotated[int, Flag("T")] = -1
+    """whose next token; -1 is the last"""
+    rank_of: Annotated[str | None, Flag("TOKEN")] = None
+    """show the rank of this token (default: the model's best)"""
+    top: Annotated[int, Flag("K")] = 4
+    """tokens that are shown of each point"""
+    points: Annotated[tuple[str, ...] | None, Flag("POINT", together=True)] = None
+    """states of the stream, by name or glob (docs/internals.md)"""
+    norms: bool = False
+    """in the place of tokens, how the stream grows"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Why(InsideText):
+    """Take a logit apart into what each part of the model has added to it directly.
+
+    The parts and the biases sum to the logit; what rounding leaves is shown. A head's part holds its share of the value
+    bias. Beside what heads, attention and MLPs add stands their total effect: how much of the logit is lost without the
+    part, at every position, with all that later parts make of it.
+    """
+
+    examples = """
+        minigpt inspect why "To be, or not to b"
+        minigpt inspect why "To be, or not to b" --token e --against u \\
+          --by head -o why.png
+        minigpt inspect why --model gpt2 "The capital of France is" \\
+          --token " Paris" --by neuron --check
+    """
+    token: Annotated[str | None, Flag("TOKEN")] = None
+    """whose logit (default: the model's best)"""
+    against: Annotated[str | None, Flag("TOKEN")] = None
+    """take the difference from this token's logit"""
+    by: Literal["component", "layer", "head", "neuron"] = "component"
+    """how fine the parts are"""
+    position: Annotated[int, Flag("T", says=Lens)] = -1
+    top: Annotated[int, Flag("K")] = 15
+    """parts that are shown one by one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate(Inside):
+    """Take parts away, and measure what that changes.
+
+    That is the loss of the text, or a difference of logits with --token and --against. --repeated N measures the loss
+    on the second copy of random tokens that come twice, which a model can only know by copying from its context. A part
+    that later ones make up for looks unimportant, and an early one that they live on does not, though it may add
+    nothing itself: see inspect why.
+    """
+
+    examples = """
+        minigpt inspect ablate "To be, or not to be" --part 1.0 0.mlp
+        minigpt inspect ablate --repeated 25 --sweep heads -o heads.png
+        minigpt inspect ablate "To be" --mode mean \\
+          --reference "My lord, " "I will, " --check
+    """
+    prompt: Annotated[str | None, Flag("TEXT", positional=True, says=InsideText)] = None
+    repeated: int | None = None
+    """in the place of a TEXT: N random tokens that come twice"""
+    rows: Annotated[int, Flag("R")] = 16
+    """of --repeated: how many rows of them"""
+    seed: int = 0
+    """of --repeated, and of what resample draws"""
+    part: Annotated[tuple[str, ...], Flag("L.X", together=True)] = ()
+    """take these away: 1.0 a head, 1.attn, 1.mlp"""
+    sweep: Literal["heads", "mlps", "layers"] | None = None
+    """take each of these away in turn (default without --part)"""
+    mode: Literal["zero", "mean", "resample"] = "zero"
+    """what comes in the place of a part"""
+    reference: Annotated[tuple[str, ...] | None, Flag("TEXT", together=True)] = None
+    """for mean and resample: at least two texts as long as the prompt"""
+    token: Annotated[str | None, Flag("TOKEN")] = None
+    """measure a logit difference: this token's ..."""
+    against: Annotated[str | None, Flag("TOKEN")] = None
+    """... minus this one's, after the last position"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(Inside):
+    """Run a corrupt text with one part of the clean text's pass at a time.
+
+    Measured is how much of the clean answer comes back: where in the model the answer is made.
+    """
+
+    examples = """
+        minigpt inspect patch --clean "And thou ha" --corrupt "And they ha" \\
+          --token s --against v
+        minigpt inspect patch --model gpt2 \\
+          --clean "John and Mary went home. John gave it to" \\
+          --corrupt "John and Mary went home. Mary gave it to" \\
+          --token " Mary" --against " John" --point attn.z
+    """
+    clean: Annotated[str, Flag("TEXT")]
+    """where the model does what is studied"""
+    corrupt: Annotated[str, Flag("TEXT")]
+    """where it does not; as many tokens"""
+    token: Annotated[str, Flag("TOKEN")]
+    """measured: this token's logit ..."""
+    against: Annotated[str, Flag("TOKEN")]
+    """... minus this one's"""
+    point: Literal["resid_pre", "attn.out", "mlp.out", "attn.z"] = "resid_pre"
+    """what is put in: by position, or attn.z by head"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs(ViewSettings):
+    """Compare trainings by their records: steps, tokens, wall time, losses. The picture shows the losses."""
+
+    examples = """
+        minigpt inspect runs checkpoints/shakespeare-quick checkpoints/too-large
+        minigpt inspect runs checkpoints/* -o runs.png
+    """
+    runs: Annotated[tuple[str, ...], Flag("RUN", positional=True)]
+    """run directories"""
+
+
+# view -> its settings
+SETTINGS: dict[str, type[ViewSettings]] = {
+    "size": Size, "arch": Arch, "tokens": Tokens, "next": NextView, "attn": Attn, "heads": Heads, "lens": Lens,
+    "why": Why, "loss": Loss, "ablate": Ablate, "patch": Patch, "embed": Embed, "steps": Steps, "beams": Beams,
+    "runs": Runs,
+}  # fmt: skip
