@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,6 +65,9 @@ from minigpt.system.files import (
     write_text,
 )
 from minigpt.training.distributed import Processes, part_of, whole
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
@@ -144,31 +147,61 @@ def _twister(state: Tensor) -> list[int]:
     return state.tolist()
 
 
+class RunLock:
+    """Keeps every other training out of a run directory. It ends with the process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: FileLock | None = None
+
+    def take(self) -> None:
+        """Lock the folder as it is now, and no longer one that had its name before; it is made if it is not there.
+
+        Raises:
+            CheckpointError: if another process trains there, a link would lead what is written out of it, or something
+                else has the name of a file.
+        """
+        from filelock import FileLock, Timeout
+
+        self.release()
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        check_no_links(folder)
+        for path in vars(RunDirectory(folder)).values():
+            if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders: none
+                raise CheckpointError(f"{path} is no file, and a run writes one there", "move it away")
+        open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
+        lock = FileLock(folder / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CheckpointError(
+                f"another training is at work in {folder}",
+                "wait for it to end, stop it, or name another folder with --out",
+            ) from None
+        self._lock, self._file = lock, os.lstat(folder / LOCK)
+
+    def is_lost(self) -> bool:
+        """Whether what is locked is no longer in the folder: that was removed, and somebody may have made it anew."""
+        try:
+            return self._lock is None or not os.path.samestat(self._file, os.lstat(self.folder / LOCK))
+        except FileNotFoundError:
+            return True
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._lock:
+            self._lock.release()
+        self._lock = None
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other training out of a run directory. The lock ends with the process, however that ends.
-
-    Raises:
-        CheckpointError: if another process trains there, a link would lead what is written out of it, or something
-            else has the name of a file.
-    """
-    from filelock import FileLock, Timeout
-
-    check_no_links(folder)
-    for path in vars(RunDirectory(folder)).values():
-        if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders have none
-            raise CheckpointError(f"{path} is no file, and a run writes one there", "move it away")
-    open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
-    lock = FileLock(folder / LOCK, blocking=False)
+def locked(folder: Path) -> Iterator[RunLock]:
+    """A block in which a run directory is locked; see `RunLock.take`."""
+    lock = RunLock(folder)
     try:
-        lock.acquire()
-    except Timeout:
-        raise CheckpointError(
-            f"another training is at work in {folder}",
-            "wait for it to end, stop it, or name another folder with --out",
-        ) from None
-    try:
-        yield
+        lock.take()
+        yield lock
     finally:
         lock.release()
 

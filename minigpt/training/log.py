@@ -98,11 +98,11 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        if self._drawn < len(self.records) or not self.records:
+            self.draw()
         for file in self._files.values():
             with suppress(OSError):  # of what could not be written before, which was said then
                 file.close()
-        if self._drawn < len(self.records) or not self.records:
-            self.draw()
         if self.tracker:
             self.tracker.close()
 
@@ -123,19 +123,22 @@ class RunLog:
         return {name: file.tell() for name, file in self._files.items()}
 
     def restore(self) -> None:
-        """Make the files again, with every record, if somebody has removed them; the samples so far are gone.
+        """Make the files again, with every record, if somebody has removed them, or put others in their place.
+
+        The samples so far are gone with them.
 
         Raises:
             OSError: if they cannot be written.
         """
         for name, file in self._files.items():
             path = self.run.path / name if self.run else Path(name)
-            if not path.exists():
+            if not _is_at(file, path):
                 with suppress(OSError):
                     file.close()
                 self._files[name] = open_to_append(path)
-                lines = map(_line, self.records) if name == "metrics.jsonl" else ()
-                self._files[name].write("".join(lines).encode("utf-8"))
+                if name == "metrics.jsonl":
+                    self._files[name].truncate(0)
+                    self._files[name].write("".join(map(_line, self.records)).encode("utf-8"))
 
     def step(self, step: int) -> None:
         """Move the bar to `step` finished steps."""
@@ -167,7 +170,7 @@ class RunLog:
     def draw(self) -> None:
         """Draw `loss.png` from the records so far."""
         self._drawn = len(self.records)
-        if self.run:
+        if self.run and _is_at(self._files["metrics.jsonl"], self.run.metrics):  # else it is another run's folder by now
             training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
             with self.only_shown(f"{self.run.plot.name} not drawn"):
                 save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
@@ -240,6 +243,14 @@ def _is_record(record: dict[str, Any]) -> bool:
         and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
         and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers)
     )
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return not file.closed and os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _opened(path: Path, length: int, say: Say) -> IO[bytes]:

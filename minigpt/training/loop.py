@@ -24,7 +24,7 @@ from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import with_text
-from minigpt.errors import ConfigError, Interrupted, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
 from minigpt.formats.source import open_source
@@ -113,7 +113,7 @@ def train(
         data=replace(config.data, source=lasting_source(config.data.source)),
         documents=replace(config.documents, val_data=lasting_source(config.documents.val_data)),
     )
-    directory, checkpoint, progress = RunDirectory(out), None, Progress()
+    directory, checkpoint, progress, lock = RunDirectory(out), None, Progress(), None
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
         device = processes.device(choose_device(config.device))
@@ -123,7 +123,7 @@ def train(
             read_config(directory)  # before a lock is left in a folder that is no run
             with processes.first_goes_ahead():
                 if processes.first:
-                    leaving.enter_context(locked(out))
+                    lock = leaving.enter_context(locked(out))
                     clean(directory, say)
             checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(source), say)
             progress = checkpoint.progress if checkpoint else progress
@@ -147,10 +147,10 @@ def train(
             return result(run, progress, records)
         if processes.first:
             if not resume:
-                out.mkdir(parents=True, exist_ok=True)
-                leaving.enter_context(locked(out))
+                lock = leaving.enter_context(locked(out))
                 check_new(directory)  # nobody may have come first
             start_run(directory, run.config, run.tokenizer)
+        run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
@@ -189,6 +189,9 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
                 progress.losses.append(loss)
             progress.skipped_in_a_row = 0
         else:
+            if run.processes.first:
+                with log.forgiving(f"step {progress.step:<5} no place for a report"):
+                    keep_place(run, progress, log)
             leave_out(run, progress, lr, loss.item(), grad_norm, states)
         model.zero_grad(set_to_none=True)
         if progress.step == 0:
@@ -284,6 +287,7 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
     Raises:
         DivergenceError: if a weight is not finite; the checkpoints before stay.
         OSError: if it cannot be written and `must` be.
+        CheckpointError: if another run has taken the place of this one.
     """
     states = gathered_states(random_states(run.device), run.processes)
     weights, state = checkpoint_tensors(run.model, run.optimizers, progress, states)
@@ -291,13 +295,32 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             with nullcontext() if must else log.forgiving(f"step {progress.step:<5} not saved"):
-                if not run.directory.config.exists():
-                    log.say(f"step {progress.step:<5} {run.directory.path} was removed: it is made again, without what "
-                            "was in it")  # fmt: skip
-                    start_run(run.directory, run.config, run.tokenizer)
-                    log.restore()
+                keep_place(run, progress, log)
                 facts = {**run.origins, "log": log.marks()}
                 replace_last(run.directory, weights, state, progress, facts)
+
+
+def keep_place(run: Run, progress: Progress, log: RunLog) -> None:
+    """Before anything is written: make the run directory again if somebody has removed it, and lock what is there.
+
+    Raises:
+        CheckpointError: if it holds another run now, which is not to be written over.
+        OSError: if it cannot be made.
+    """
+    directory = run.directory
+    if run.lock and run.lock.is_lost():
+        run.lock.take()
+        if directory.config.exists() and read_config(directory) != run.config:
+            raise CheckpointError(
+                f"{directory.path} holds another run now: that of this training was removed, with all that it had saved",
+                "nothing was written to the other one; begin this one again in another folder with --out",
+            )
+    elif directory.config.exists():
+        return
+    if not directory.config.exists():
+        log.say(f"step {progress.step:<5} {directory.path} was removed: it is made again, without what was in it")
+        start_run(directory, run.config, run.tokenizer)
+    log.restore()
 
 
 def assess(run: Run, progress: Progress, log: RunLog) -> None:
@@ -305,6 +328,7 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
 
     Raises:
         DivergenceError: if the loss is not finite.
+        CheckpointError: if another run has taken the place of this one.
     """
     val_loss = validation_loss(run, progress)
     progress.evaluated, progress.evaluations_since_best = progress.step, progress.evaluations_since_best + 1
@@ -313,6 +337,7 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
         progress.best_loss, progress.evaluations_since_best = val_loss, 0
     if run.processes.first:
         with log.forgiving(f"step {progress.step:<5} best weights not kept"):
+            keep_place(run, progress, log)
             keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
     record_validation(run, progress, log, val_loss)
     if run.processes.first:

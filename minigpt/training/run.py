@@ -31,7 +31,7 @@ from minigpt.model import GPT
 from minigpt.parameters import empty_model
 from minigpt.system.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import Checkpoint, Progress
+from minigpt.training.checkpoint import Checkpoint, Progress, RunLock
 from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.log import Say
 from minigpt.training.optim import make_optimizers
@@ -55,6 +55,7 @@ class Run:
     dtype: torch.dtype  # of the matrix products
     processes: Processes
     say: Say
+    lock: RunLock | None = None  # of the first process, which writes the directory
 
     @property
     def rows_per_step(self) -> int:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
-from minigpt.training import checkpoint, loop
+from minigpt.training import checkpoint, log, loop
 from minigpt.training.checkpoint import (
     Progress,
     clean,
+    locked,
     newest_checkpoint,
     open_checkpoint,
     random_states,
@@ -38,6 +40,7 @@ from minigpt.training.verify import compare
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
+DRAW = RunLog.draw
 PRECIOUS = b"nobody may touch this\n" * 11
 
 
@@ -509,6 +512,81 @@ def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path
     assert names["logged losses"]
     assert names["optimizer and random states"]
     load_model(out)
+
+
+def during_step(number, act, monkeypatch):
+    """Act once, in the midst of a step."""
+    real, due = loop.gradients, [number]
+
+    def gradients(run, first, processes):
+        if due and first // run.rows_per_step == due[0]:
+            due.clear()
+            act()
+        return real(run, first, processes)
+
+    monkeypatch.setattr(loop, "gradients", gradients)
+
+
+@pytest.mark.parametrize("first", ["eval_interval", "save_interval"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_another_run_that_took_the_place_of_a_removed_one_is_not_written_to(
+    tmp_path, corpus, config, monkeypatch, ended, first
+):
+    out, before = tmp_path / "run", {}
+    intervals = {"max_steps": 23, "eval_interval": 23, "save_interval": 23, first: 5}
+    other = updated(config, {"seed": 11, "train": {"max_steps": 3}})
+    with ExitStack() as other_process:
+
+        def take_the_place():
+            shutil.rmtree(out)
+            train(other, corpus, out, say_nothing)
+            before.update(found_in(out))
+            if not ended:
+                other_process.enter_context(locked(out))
+
+        monkeypatch.setattr(RunLog, "draw", DRAW)
+        monkeypatch.setattr(log, "save_figure", lambda figure, path: path.write_bytes(os.urandom(7)))
+        during_step(7, take_the_place, monkeypatch)
+        with pytest.raises(CheckpointError, match="holds another run now" if ended else "another training is at work"):
+            train(updated(config, {"train": intervals}), corpus, out, say_nothing)
+    assert before
+    assert found_in(out) == before
+
+
+def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config, monkeypatch):
+    out, refused = tmp_path / "run", []
+
+    def try_another():
+        with pytest.raises(CheckpointError, match="another training is at work"):
+            train(config, corpus, out, say_nothing, resume=True)
+        refused.append(True)
+
+    during_step(11, try_another, monkeypatch)
+    during_step(7, lambda: shutil.rmtree(out), monkeypatch)
+    train(config, corpus, out, say_nothing)
+    assert refused
+
+
+@pytest.mark.parametrize("what", ["the folder", "the lock"])
+def test_a_run_goes_on_in_a_copy_of_its_own_folder(tmp_path, corpus, config, monkeypatch, what):
+    """What lies there is its own by its settings, whatever numbers the file system gives the files."""
+    out, lines = tmp_path / "run", []
+    train(config, corpus, tmp_path / "straight", say_nothing)
+
+    def exchange():
+        if what == "the lock":
+            (out / files.LOCK).unlink()
+            return
+        shutil.copytree(out, tmp_path / "copy")
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "copy", out)
+
+    during_step(7, exchange, monkeypatch)
+    train(config, corpus, out, lines.append)
+    assert not any("was removed" in line for line in lines)
+    names = {c.name: c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(out))}
+    assert names["last weights"]
+    assert names["logged losses"]
 
 
 def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path, corpus, config, monkeypatch):
