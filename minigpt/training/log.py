@@ -170,7 +170,9 @@ class RunLog:
     def draw(self) -> None:
         """Draw `loss.png` from the records so far."""
         self._drawn = len(self.records)
-        if self.run and _is_at(self._files["metrics.jsonl"], self.run.metrics):  # else it is another run's folder by now
+        if self.run and _is_at(
+            self._files["metrics.jsonl"], self.run.metrics
+        ):  # else it is another run's folder by now
             training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
             with self.only_shown(f"{self.run.plot.name} not drawn"):
                 save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)

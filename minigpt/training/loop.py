@@ -312,7 +312,7 @@ def keep_place(run: Run, progress: Progress, log: RunLog) -> None:
         run.lock.take()
         if directory.config.exists() and read_config(directory) != run.config:
             raise CheckpointError(
-                f"{directory.path} holds another run now: that of this training was removed, with all that it had saved",
+                f"{directory.path} holds another run now: this one was removed there, with all that it had saved",
                 "nothing was written to the other one; begin this one again in another folder with --out",
             )
     elif directory.config.exists():
