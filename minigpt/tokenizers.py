@@ -50,7 +50,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class AddedToken(NamedTuple):
-    """A special token behind the vocabulary: a name, and what the reference library does where a text spells it.
+    """A special token behind the vocabulary: a name, and what transformers does where a text spells it.
 
     Attributes:
         content: its name.
@@ -134,7 +134,7 @@ class _TokenTable:
 
     Attributes:
         added: the special tokens behind the vocabulary, as `with_added` set them.
-        settings: what files of the reference say besides: which token has which role, on which side to pad.
+        settings: what files of transformers say besides: which token has which role, on which side to pad.
     """
 
     added: tuple[AddedToken, ...] = ()

@@ -1,4 +1,4 @@
-"""Every wrong setting has its own error (case 24), and YAML returns what was written."""
+"""Every wrong setting has its own error, and YAML returns what was written."""
 
 import dataclasses
 import itertools

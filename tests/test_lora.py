@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from minigpt.config import GPTConfig, LoRAConfig, TrainConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote
-from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.lora_files import base_checksum, load_adapter, save_adapter
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import save_run
@@ -65,7 +65,7 @@ def ours(theirs: transformers.GPT2LMHeadModel) -> GPT:
     """The same model here."""
     model = GPT(SHAPE).eval()
     state = theirs.state_dict()
-    for name, view in reference_views(model).items():
+    for name, view in transformers_views(model).items():
         view.copy_(state[name])
     return model
 

@@ -12,7 +12,7 @@ from minigpt.cli.models import say_what_is_not_kept
 from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Import
 from minigpt.errors import CheckpointError
-from minigpt.formats.parity import ParityReport, compare_with_reference, require_reference
+from minigpt.formats.parity import ParityReport, compare_with_transformers, require_transformers
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.formats.source import AssumedHeads, Source, open_source
@@ -25,7 +25,7 @@ def run(settings: Import) -> None:
     """Load, compare if asked, write."""
     directory = named_path(settings.out, "DIR")
     if settings.verify:
-        require_reference()
+        require_transformers()
     check_unused(directory)
     source = open_source(settings.source)
     with warnings.catch_warnings():
@@ -59,13 +59,13 @@ def run(settings: Import) -> None:
 
 
 def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:
-    """The comparison of a model with the reference library's model of the same source, or of an export of it.
+    """The comparison of a model with transformers' model of the same source, or of an export of it.
 
     The ids are drawn from the whole vocabulary and fill the block, so that every position and any token may show a
     difference.
 
     Returns:
-        What the reference library read, and the report.
+        What transformers read, and the report.
 
     Raises:
         CheckpointError: if they differ by more than rounding.
@@ -73,11 +73,11 @@ def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, Par
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, model.config.block_size), generator=random)  # (1, T)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = source.reference_folder
+        folder = source.transformers_folder
         if exported := folder is None:
             folder = Path(temporary) / "export"
             save_hf(model, tokenizer, folder)
-        parity = compare_with_reference(model, folder, ids)
+        parity = compare_with_transformers(model, folder, ids)
     if layer := parity.first_difference:
         raise CheckpointError(
             f"{source.name} and the model made of it differ by {layer.difference:.1e} at {layer.name}, where values "

@@ -1,4 +1,4 @@
-"""config.json, by which the transformers library ("the reference") says what a model's shape is: read and written."""
+"""config.json, by which the transformers library says what a model's shape is: read and written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from minigpt.tokenizers import Tokenizer
 
 CARRIED = ("config.json", "generation_config.json")  # settings of a model that come along, in and out
 
-# The reference's name of a field of GPTConfig.
+# The name of each field of GPTConfig in transformers.
 _FIELDS = {
     "vocab_size": "vocab_size",
     "n_positions": "block_size",
@@ -19,7 +19,7 @@ _FIELDS = {
     "n_head": "n_head",
     "n_embd": "n_embd",
 }
-# Other names that some tools write, and the reference partly reads: they must say the same.
+# Other names that some tools write, and transformers partly reads: they must say the same.
 _ALIASES = {
     "max_position_embeddings": "n_positions",
     "num_hidden_layers": "n_layer",
@@ -28,8 +28,8 @@ _ALIASES = {
     "hidden_act": "activation_function",
 }
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-# What the reference can vary and this model cannot: the values that ask for what this model computes. The first of them
-# is what the reference takes where a config.json is silent, and what we write.
+# What transformers can vary and this model cannot: the values that ask for what this model computes. The first of them
+# is what transformers takes where a config.json is silent, and what we write.
 _FIXED: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -41,8 +41,8 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "quantization_config": (None,),
     "pruned_heads": (None, {}, []),
 }
-# What this model does not depend on, and readers of GPT-2's configurations look for; as OpenAI's own has it, or as the
-# reference fills it in. llama.cpp takes the length of the context from n_ctx.
+# What this model does not depend on, and readers of GPT-2's configurations look for; as OpenAI's own has it, or as
+# transformers fills it in. llama.cpp takes the length of the context from n_ctx.
 _UNUSED: dict[str, object] = {
     "n_inner": None,  # which is 4 n_embd
     "initializer_range": 0.02,
@@ -57,8 +57,8 @@ _UNUSED: dict[str, object] = {
 }
 
 
-def config_from_reference(path: Path, rates_may_differ: bool = False) -> GPTConfig:
-    """The shape that a config.json of the reference asks for.
+def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTConfig:
+    """The shape that a config.json in transformers' form asks for.
 
     Args:
         path: the file.
@@ -72,7 +72,7 @@ def config_from_reference(path: Path, rates_may_differ: bool = False) -> GPTConf
     """
     content = read_json(path)
     content.setdefault("n_positions", content.get("n_ctx"))
-    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is the reference's own
+    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is transformers' own
     problems = [f"{key} is missing" for key in ("model_type", *_FIELDS) if content.get(key) is None]
     for key, same in _FIXED.items():
         if content.get(key, same[0]) not in same:
@@ -101,7 +101,7 @@ def config_from_reference(path: Path, rates_may_differ: bool = False) -> GPTConf
     )
 
 
-def reference_config(
+def transformers_config(
     config: GPTConfig, tokenizer: Tokenizer | None, carried: Mapping[str, Any] | None = None
 ) -> dict[str, object]:
     """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents.
@@ -148,7 +148,7 @@ def _is_sound(key: str, value: object, config: GPTConfig) -> bool:
 
 
 def carried_from(folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings in a folder of the reference, by file: plain data, which only goes from file to file."""
+    """The settings in a folder in transformers' layout, by file: plain data that is only carried from file to file."""
     return {file: read_json(folder / file) for file in CARRIED if (folder / file).is_file()}
 
 
@@ -175,7 +175,7 @@ def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | 
     Returns:
         Each as "key = value".
     """
-    written = reference_config(config, tokenizer, said)
+    written = transformers_config(config, tokenizer, said)
     return [
         f"{key} = {brief(value)}"
         for key, value in said.items()

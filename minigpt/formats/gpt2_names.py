@@ -1,4 +1,4 @@
-"""GPT-2's weights under our names and under the reference's: one table, and a model seen through it."""
+"""GPT-2's weights under our names and under those of transformers: one table, and a model seen through it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from minigpt.parameters import own_tensors
 
 
 class Name(NamedTuple):
-    """A weight here and in the reference; {i} stands for the layer.
+    """A weight here and in transformers; {i} stands for the layer.
 
     Attributes:
         ours: our name.
-        theirs: the reference's.
-        conv1d: whether the reference keeps it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
+        theirs: in transformers.
+        conv1d: whether transformers keeps it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
     """
 
     ours: str
@@ -51,10 +51,10 @@ def names(n_layer: int) -> Iterator[Name]:
             yield Name(name.ours.format(i=i), name.theirs.format(i=i), name.conv1d)
 
 
-def reference_views(model: GPT, conv1d: bool = True) -> dict[str, Tensor]:
-    """The model's weights under the reference's names, a tied head left out.
+def transformers_views(model: GPT, conv1d: bool = True) -> dict[str, Tensor]:
+    """The model's weights under transformers' names, a tied head left out.
 
-    They are views in the reference's orientation: what is written into them is in the model.
+    They are views in transformers' orientation: what is written into them is in the model.
 
     Args:
         model: ours.

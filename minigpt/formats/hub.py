@@ -13,8 +13,8 @@ from minigpt.errors import DownloadError, MissingFileError, first_line
 from minigpt.system.downloads import given_up
 from minigpt.system.files import parsed_json
 
-# The reference's layout of a model folder. Weights: the first of these that is there, none of which holds code that
-# would be run; an index names further files. Tokenizer: either all in one file, or two.
+# A model folder in transformers' layout. Weights: the first of these that is there, none of which holds code that would
+# be run; an index names further files. Tokenizer: either all in one file, or two.
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt.config import LoRAConfig, are_texts
 from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
-from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
 from minigpt.lora import (
     KNOWN,
@@ -35,7 +35,7 @@ from minigpt.system.files import atomic_folder, check_unused, listed, named_path
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_TRUNK = "transformer."  # what the reference puts before the name of a layer
+_TRUNK = "transformer."  # what transformers puts before the name of a layer
 _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
 # The settings of an adapter_config.json that are read, or change no numbers.
 _ACCEPTED = {
@@ -63,7 +63,7 @@ def base_checksum(model: GPT) -> str:
     """
     check_unmerged(model)
     digest = hashlib.sha256()
-    for name, tensor in reference_views(model, conv1d=False).items():
+    for name, tensor in transformers_views(model, conv1d=False).items():
         if not name.endswith("wpe.weight"):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
@@ -105,7 +105,7 @@ def save_adapter(
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": [_TRUNK + path for path in adapter],  # in full: PEFT knows no globs
-        "fan_in_fan_out": True,  # the reference keeps these weights as (in, out), in modules called Conv1D
+        "fan_in_fan_out": True,  # transformers keeps these weights as (in, out), in modules called Conv1D
         "bias": "none",
         "inference_mode": True,
     }

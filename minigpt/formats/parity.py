@@ -1,6 +1,6 @@
-"""The proof that a model of ours is the reference library's: the same ids through both, compared layer by layer.
+"""The proof that a model of ours computes what transformers' does: the same ids through both, compared layer by layer.
 
-The reference is the transformers library. It is imported when a comparison is asked for, and nowhere else.
+transformers is imported when a comparison is asked for, and nowhere else.
 """
 
 import importlib.util
@@ -27,8 +27,8 @@ class LayerParity:
 
     Attributes:
         name: embedding, block 0, ..., final norm, logits.
-        difference: the largest absolute difference from the reference.
-        size: the largest absolute value of the reference.
+        difference: the largest absolute difference from transformers.
+        size: the largest absolute value of transformers.
     """
 
     name: str
@@ -66,32 +66,32 @@ class ParityReport:
         return next((layer for layer in self.layers if not layer.agrees), None)
 
 
-def require_reference() -> None:
-    """Refuse a comparison on a machine without the reference library.
+def require_transformers() -> None:
+    """Refuse a comparison on a machine without transformers.
 
     Raises:
         ConfigError: if transformers is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError(
-            "a comparison with the reference needs the transformers library, which is not installed",
+            "a comparison with transformers needs the transformers library, which is not installed",
             "install it: pip install 'transformers>=5'",
         )
 
 
-def compare_with_reference(model: GPT, folder: Path, ids: Tensor) -> ParityReport:
-    """Feed the same ids to `model` and to the reference library's model of `folder`, both in float32 on the CPU.
+def compare_with_transformers(model: GPT, folder: Path, ids: Tensor) -> ParityReport:
+    """Feed the same ids to `model` and to transformers' model of `folder`, both in float32 on the CPU.
 
     Args:
         model: ours, on the CPU, in evaluation mode.
-        folder: in the layout of the reference library. Nothing is fetched.
+        folder: in transformers' layout. Nothing is fetched.
         ids: int64 (B, T), at most the block size of either.
 
     Raises:
         ConfigError: if transformers is not installed.
         CheckpointError: if it cannot read the folder.
     """
-    theirs = _load_reference(folder)
+    theirs = _load_theirs(folder)
     places = {"embedding": "drop"}
     places |= {f"block {layer}": f"h.{layer}" for layer in range(model.config.n_layer)}
     places |= {"final norm": "ln_f"}  # the names of these modules are the same in both
@@ -125,9 +125,9 @@ def _outputs(root: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor
             hook.remove()
 
 
-def _load_reference(folder: Path) -> nn.Module:
-    """The reference library's model, in silence: what it has to say is in its errors."""
-    require_reference()
+def _load_theirs(folder: Path) -> nn.Module:
+    """The model that transformers loads, in silence: what it has to say is in its errors."""
+    require_transformers()
     import transformers
 
     log: Any = transformers.utils.logging  # which has no types

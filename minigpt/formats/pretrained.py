@@ -1,8 +1,8 @@
 """A model by name, and back: `load_model(spec)` takes GPT-2's weights in any common form, `save_hf` hands them on.
 
-"The reference" is the transformers library. Most GPT-2 weights are published in its layout: a config.json, weights
-under its names, the files of the tokenizer. Its names and ours differ by prefixes, and its projections are stored
-transposed; `gpt2_names.NAME_TABLE` is all there is to know about that, in both directions.
+Most GPT-2 weights are published in the layout of the transformers library: a config.json, weights under its names, the
+files of the tokenizer. Its names and ours differ by prefixes, and it stores the projections transposed;
+`gpt2_names.NAME_TABLE` says all there is to know about that, for both directions.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.formats.config_json import CARRIED, reference_config
-from minigpt.formats.gpt2_names import names, reference_views
+from minigpt.formats.config_json import CARRIED, transformers_config
+from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
 from minigpt.formats.run_directory import check_vocabulary
 from minigpt.formats.source import open_source
@@ -44,7 +44,7 @@ def load_model(
 
             - a run directory (its best weights), or the `last` folder inside one (its newest); one that trained an
               adapter gives the model it was trained on with the adapter merged into it;
-            - a folder in the reference's layout, with a config.json: one .safetensors file, else several with their
+            - a folder in transformers' layout, with a config.json: one .safetensors file, else several with their
               index, else the same as pytorch_model.bin;
             - one .safetensors or .bin file: of a run directory, or with a config.json beside it, or without, and then
               the shape comes from the tensors and each head is taken to be 64 wide, as in all sizes of GPT-2;
@@ -81,9 +81,9 @@ def load_model(
 def save_hf(
     model: GPT, tokenizer: Tokenizer | None, folder: Path | str, carried: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write a model so that the reference loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
+    """Write a model so that transformers loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
 
-    The weights are written in float32. The reference has no switch for biases: where the model has none, zeros are
+    The weights are written in float32. transformers has no switch for biases: where the model has none, zeros are
     written, which compute the same. An adapter in use is merged into what is written, and not into `model`.
 
     Args:
@@ -105,7 +105,7 @@ def save_hf(
     model = plain(model)
     with atomic_folder(folder) as part:
         settings = {**(carried or {}), CONFIG: (carried or {}).get(CONFIG, {})}
-        settings[CONFIG] = reference_config(model.config, tokenizer, settings[CONFIG])
+        settings[CONFIG] = transformers_config(model.config, tokenizer, settings[CONFIG])
         for file in settings.keys() & set(CARRIED):
             write_text(part / file, json.dumps(settings[file], indent=2) + "\n")
         if tokenizer is not None:
@@ -114,8 +114,8 @@ def save_hf(
 
 
 def _with_zero_biases(model: GPT) -> dict[str, Tensor]:
-    """All that the reference expects, in the order of the table: the views of `model`, zeros for biases it has not."""
-    views, own = reference_views(model), own_tensors(model)
+    """All that transformers expects, in the order of the table: the views of `model`, zeros for biases it has not."""
+    views, own = transformers_views(model), own_tensors(model)
     for name in names(model.config.n_layer):
         if name.ours.endswith(".bias") and name.ours not in own:
             views[name.theirs] = torch.zeros(len(own[name.ours.replace(".bias", ".weight")]))

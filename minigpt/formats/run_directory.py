@@ -49,7 +49,7 @@ class RunDirectory:
         self.best_weights = path / "model.safetensors"  # those with the lowest validation loss so far
         self.adapter = path / "adapter"  # in the place of weights, of a run that trains one: the best so far
         self.following_adapter = path / ".adapter"  # whole, and about to become the best
-        self.reference = path / "reference.json"  # of an imported model: the settings that it came with
+        self.carried = path / "reference.json"  # of an imported model: the settings that it came with
         self.last = path / "last"  # the newest checkpoint
         self.last_weights = self.last / "model.safetensors"
         self.previous = path / "previous"  # the checkpoint before the newest
@@ -181,7 +181,7 @@ def save_run(
         path: the folder.
         trained: the settings of the run that the model comes from, by which it is measured; None if it comes from none.
             There is no checkpoint in the folder, so this is no run to resume, and no adapter is left to be merged.
-        carried: settings of the reference to be kept for an export: see `config_json.carried_from`.
+        carried: settings of transformers to be kept for an export: see `config_json.carried_from`.
 
     Raises:
         InputError: if `tokenizer` is None.
@@ -198,7 +198,7 @@ def save_run(
             whole = dataclasses.replace(trained.train, lora_rank=0)
             write_yaml(dataclasses.replace(trained, model=model.config, train=whole), run.config, versions={})
         if carried:
-            write_text(run.reference, json.dumps(carried, indent=1))
+            write_text(run.carried, json.dumps(carried, indent=1))
         tokenizer.save(run.tokenizer)
         save_weights(plain(model), run.best_weights)
 

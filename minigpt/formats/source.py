@@ -1,7 +1,7 @@
 """Where a model lies: `open_source(spec)` finds it once, and then gives its shape, its tokenizer, and the model.
 
 Read it downwards: which path or name is meant; what is asked of it; and how the tensors of each kind of place are
-found, checked, and brought to the names of the transformers library ("the reference"), which most files have.
+found, checked, and brought to the names of the transformers library, which most files have.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
-from minigpt.formats.config_json import carried_from, checked_config, config_from_reference, read_carried
-from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.config_json import carried_from, checked_config, config_from_transformers, read_carried
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import (
@@ -40,7 +40,7 @@ from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
-# What wrappers put before a name: torch.compile, data parallelism, and the reference itself or its bare trunk.
+# What wrappers put before a name: torch.compile, data parallelism, and transformers itself or its bare trunk.
 _PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
 # Causal masks, which older files hold. c_attn.bias is none of them.
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
@@ -86,7 +86,7 @@ def _looks_like_a_path(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """A model where it lies: a run, a folder in the reference's layout, one file, or the hub.
+    """A model where it lies: a run, a folder in transformers' layout, one file, or the hub.
 
     Whatever is asked of it raises the errors of `minigpt.load_model`.
 
@@ -124,17 +124,17 @@ class Source:
         return self.run.adapter if self.run and read_config(self.run).train.lora_rank else None
 
     @property
-    def reference_folder(self) -> Path | None:
-        """The folder in the reference's layout, which that library reads too; None for a run or a file."""
+    def transformers_folder(self) -> Path | None:
+        """The folder in transformers' layout, which that library reads too; None for a run or a file."""
         is_one = self.path.is_dir() and not self.run and os.path.lexists(self.path / CONFIG)
         return self.path if is_one else None
 
     @property
     def carried(self) -> dict[str, dict[str, Any]]:
-        """The settings of the reference that came with the model, by file; see `config_json.carried_from`."""
-        if folder := self.reference_folder:
+        """The settings of transformers that came with the model, by file; see `config_json.carried_from`."""
+        if folder := self.transformers_folder:
             return carried_from(folder)
-        return read_carried(self.run.reference) if self.run and os.path.lexists(self.run.reference) else {}
+        return read_carried(self.run.carried) if self.run and os.path.lexists(self.run.carried) else {}
 
     @property
     def config(self) -> GPTConfig:
@@ -145,8 +145,8 @@ class Source:
         """`config`; where a config.json has three rates of dropout that differ, an error, or the first of them."""
         if self.run:
             return read_config(self.run).model
-        if folder := self.reference_folder:
-            return config_from_reference(folder / CONFIG, rates_may_differ)
+        if folder := self.transformers_folder:
+            return config_from_transformers(folder / CONFIG, rates_may_differ)
         weights = _open(self, rates_may_differ)
         if weights.note is not None:
             warnings.warn(weights.note, stacklevel=3)
@@ -181,7 +181,7 @@ class Source:
         if needs_text:
             required(chosen, self.name)
         model = empty_model(weights.config)
-        targets = {_bare(name): view for name, view in reference_views(model, weights.conv1d).items()}
+        targets = {_bare(name): view for name, view in transformers_views(model, weights.conv1d).items()}
         fill(targets, weights.stored, weights.path, weights.how)
         for note in self._notes(weights, chosen):
             warnings.warn(note, stacklevel=4)
@@ -279,8 +279,8 @@ class _Weights:
     Attributes:
         path: the file.
         config: the shape.
-        stored: the tensors, by the reference's names without prefixes.
-        conv1d: whether they have the reference's orientation.
+        stored: the tensors, by transformers' names, without prefixes.
+        conv1d: whether they have transformers' orientation.
         how: what to look at if the tensors do not fit the shape.
         note: what one should know of the model.
     """
@@ -328,11 +328,11 @@ def _open_folder(folder: Path, rates_may_differ: bool) -> _Weights:
 
 
 def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ: bool) -> _Weights:
-    """Weights under the reference's names; config.json, if there is one, lies beside them."""
+    """Weights under transformers' names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
     note = None
     if os.path.lexists(config_path):  # a link that leads nowhere is an error, and no reason to guess
-        config = config_from_reference(config_path, rates_may_differ)
+        config = config_from_transformers(config_path, rates_may_differ)
         how = f"check that {config_path} belongs to these weights"
     else:
         config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
@@ -341,7 +341,7 @@ def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ:
 
 
 def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
-    """A checkpoint of nanoGPT: names of the reference, orientation of nn.Linear, the shape under "model_args"."""
+    """A checkpoint of nanoGPT: transformers' names, orientation of nn.Linear, the shape under "model_args"."""
     arguments = checkpoint["model_args"]
     fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     if not isinstance(arguments, dict) or "model" not in checkpoint or any(key not in arguments for key in fields):

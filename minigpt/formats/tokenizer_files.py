@@ -1,4 +1,4 @@
-"""Tokenizers to and from the reference layout: the files that `transformers.AutoTokenizer` reads and writes.
+"""Tokenizers to and from transformers' layout: the files that `transformers.AutoTokenizer` reads and writes.
 
     tokenizer.json            all of it: how text is cut into words, the vocabulary, the merges, the added tokens
     tokenizer_config.json     its class, its special tokens and their roles, how many tokens the model takes
@@ -31,7 +31,7 @@ Special = tuple[str, dict[str, Any]]  # where a special token is named, and what
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a tokenizer of ours is described in the reference layout.
+    """How a tokenizer of ours is described in transformers' layout.
 
     Attributes:
         classes: the names of its class in tokenizer_config.json, ours first; None stands for no name.
@@ -77,13 +77,13 @@ _BYTE_PAIRS = _Kind(
     },
 )
 
-# What the reference says of <|endoftext|>: it needs no blank before or behind it, and takes none along.
+# What transformers says of <|endoftext|>: it needs no blank before or behind it, and takes none along.
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _CHAT = "chat_template.jinja"  # since transformers 4.52; before, and still, it may be one of the settings
 _LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # of added tokens; whatever else names one gives it a role
-# The order in which the reference adds tokens that have a role and no id.
+# The order in which transformers adds tokens that have a role and no id.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
 
@@ -92,7 +92,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
     """Write the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
 
     It needs no further argument and no network, but the model's config.json beside these files. Ids and decoded text
-    are the same, with one difference: the reference reads "<|endoftext|>" in a text as that token, unless it is told
+    are the same, with one difference: transformers reads "<|endoftext|>" in a text as that token, unless it is told
     `split_special_tokens=True`; our `encode` reads it as text, unless it is told `allow_special=True`.
 
     Characters outside a CharTokenizer's vocabulary are an error there as here ("WordLevel error: Missing [UNK] token");
@@ -101,7 +101,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
     Args:
         tokenizer: a CharTokenizer or a GPT2Tokenizer.
         folder: made if it does not exist. Files of the same names in it are replaced.
-        block_size: the most tokens that the model takes at once, `model_max_length` in the reference.
+        block_size: the most tokens that the model takes at once, `model_max_length` in transformers.
 
     Raises:
         ConfigError: if it is a tokenizer of another type.
@@ -116,7 +116,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
     elif isinstance(tokenizer, GPT2Tokenizer):
         if (merge := _unreachable_merge(tokenizer)) is not None:
             raise InputError(
-                f"merge {merge!r} is never reached, for earlier merges take its bytes: the reference gives other ids",
+                f"merge {merge!r} is never reached, for earlier merges take its bytes: transformers gives other ids",
                 "order the merges as they were learned, the first to be applied first",
             )
         config |= {"tokenizer_class": _BYTE_PAIRS.classes[0], "add_prefix_space": False}
@@ -127,7 +127,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
         write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *tokenizer.merges, ""]))
     else:
         raise ConfigError(
-            f"a {type(tokenizer).__name__} has no form in the reference layout",
+            f"a {type(tokenizer).__name__} has no form in transformers' layout",
             "give a CharTokenizer or a GPT2Tokenizer",
         )
     if tokenizer.added:  # for readers of the older files, which have no other place for them
@@ -147,14 +147,14 @@ def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
 
 
 def load_hf_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder of the reference layout, or in a run directory of our own.
+    """The tokenizer in a folder of transformers' layout, or in a run directory of our own.
 
     Read are a tokenizer.json, or else vocab.json with merges.txt; the special tokens of tokenizer_config.json,
     special_tokens_map.json and added_tokens.json; and our own tokenizer.json. Byte pairs must be built as GPT-2's are:
     the 256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
     `save_hf_tokenizer` does. Special tokens behind either are kept by name, see `Tokenizer.added`.
 
-    Settings that change no id are read past: the reference sets `truncation` and `padding` anew with every call, and
+    Settings that change no id are read past: transformers sets `truncation` and `padding` anew with every call, and
     `clean_up_tokenization_spaces` alters decoded text, which here is always the text of the ids.
 
     Raises:
@@ -238,7 +238,7 @@ def _read_tokenizer(content: dict[str, Any], settings: dict[str, dict[str, Any]]
         text = list(tokenizer.characters)
     else:
         if END_OF_TEXT not in tokens and (END_OF_TEXT in names or config.get("tokenizer_class") not in _GENERIC):
-            tokens.append(END_OF_TEXT)  # as the reference does; its GPT2Tokenizer has this one anyway
+            tokens.append(END_OF_TEXT)  # as transformers does; its GPT2Tokenizer has this one anyway
         tokenizer = _read_byte_pairs(tokens, _typed(model.get("merges"), list, "list of merges"))
         text = list(tokenizer.vocabulary)
     added = _read_added(special, tokens, text)
@@ -345,7 +345,7 @@ def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> I
 
 
 def _place(said: list[Special]) -> tuple[bool, int, int]:
-    """Where an added token stands among others: by its id, or as the reference gives ids to tokens without one."""
+    """Where an added token stands among others: by its id, or as transformers gives ids to tokens without one."""
     ids = [int(str(token["id"])) for _, token in said if "id" in token]
     roles = [_ROLES.index(where) for where, _ in said if where in _ROLES]
     return not ids, (ids or [0])[0], min(roles, default=len(_ROLES))
@@ -376,7 +376,7 @@ def _read_settings(config: dict[str, Any]) -> dict[str, object]:
 
 
 def _merge(entry: object) -> str:
-    """A merge in our form, "left right"; the reference has it also as a pair."""
+    """A merge in our form, "left right"; transformers has it also as a pair."""
     match entry:
         case str():
             return entry
@@ -388,7 +388,7 @@ def _merge(entry: object) -> str:
 def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
     """The first merge that the bytes of its own token never come to, or None.
 
-    The reference merges a pair if the pair is listed, tiktoken if what comes of it is a token. Both always end in the
+    transformers merges a pair if the pair is listed, tiktoken if what comes of it is a token. Both always end in the
     same tokens if and only if each token, spelled out, is merged back to itself: if no earlier merge ever crosses the
     boundary between its two halves. What meets there shrinks, step by step back in time, from the halves to bytes.
     """

@@ -20,7 +20,7 @@ from minigpt.analysis.taps import PointError, points
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError, MiniGPTError
-from minigpt.formats.pretrained import reference_views
+from minigpt.formats.pretrained import transformers_views
 from minigpt.formats.weights import fill, stored_tensors
 from minigpt.kv_cache import KVCache
 from minigpt.model import explicit_attention, fused_attention
@@ -685,7 +685,7 @@ def test_the_tensors_of_a_trained_model_come_out_of_the_taps(distance, traced):
         GPTConfig(vocab_size=3, block_size=11, n_layer=3, n_head=3, n_embd=48, tie_weights=False)
     ).eval()
     weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w:")}
-    fill(reference_views(model, conv1d=False), stored_tensors(weights, GOLDEN), GOLDEN, "")
+    fill(transformers_views(model, conv1d=False), stored_tensors(weights, GOLDEN), GOLDEN, "")
     t = traced(model, tensors["p:idx"].long())
     names = {
         "tok_emb": "embed", "pos_emb": "pos_embed", "x": "blocks.0.resid_pre", "ln1": "blocks.0.ln_1.out",

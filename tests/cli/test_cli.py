@@ -246,7 +246,6 @@ def test_a_stop_string_ends_the_text(trained, capsys):
 
 
 def test_generate_from_nothing_starts_a_line(trained, capsys):
-    """Case 2."""
     assert run(["generate", "--model", str(trained), "--prompt", "", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("\n")
 
@@ -839,7 +838,7 @@ def test_a_reader_that_leaves_early_is_no_error(trained):
     assert "Traceback" not in error
 
 
-# Bad input: two lines, exit 2, nothing half-written. Numbers are those of the project's list of failure cases.
+# Bad input: two lines, exit 2, nothing half-written.
 
 
 def test_case_1_unknown_characters(trained, capsys, failing):
@@ -859,20 +858,20 @@ def test_case_2_an_empty_prompt_without_a_start(tmp_path, failing):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--temperature", "-1"], ["--temperature -1"]),  # case 5
+        (["--temperature", "-1"], ["--temperature -1"]),
         (["--temperature", "nan"], ["--temperature nan"]),
         (["--temperature", "inf"], ["--temperature inf"]),
-        (["--top-k", "-1"], ["--top-k -1"]),  # case 6
+        (["--top-k", "-1"], ["--top-k -1"]),
         (["--top-p", "0"], ["--top-p 0"]),
         (["--top-p", "1.5"], ["--top-p 1.5"]),
-        (["--num-beams", "0", "--strategy", "beam"], ["--num-beams 0"]),  # case 7
+        (["--num-beams", "0", "--strategy", "beam"], ["--num-beams 0"]),
         (["--num-beams", "2", "--num-return-sequences", "3", "--strategy", "beam"], ["--num-return-sequences 3"]),
         (["--num-beams", "2", "--strategy", "beam", "--temperature", "0.5"], ["--temperature 0.5"]),
         (["--max-new-tokens", "-1"], ["--max-new-tokens -1"]),
         (["--top-k", "many"], ["--top-k", "many"]),
         (["--strategy", "best"], ["--strategy", "best", "greedy"]),
         (["--temprature", "1"], ["--temprature", "did you mean --temperature?"]),
-        (["--device", "cuda:99"], ["cuda"]),  # case 20
+        (["--device", "cuda:99"], ["cuda"]),
     ],
 )
 def test_wrong_decoding_options(trained, failing, flags, parts):
@@ -945,7 +944,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--train.max_step", "3"], ["--train.max_step", "did you mean --train.max_steps?"]),  # case 24
+        (["--train.max_step", "3"], ["--train.max_step", "did you mean --train.max_steps?"]),
         (["--train.max_steps", "many"], ["--train.max_steps many", "a whole number"]),
         (["--train.max_steps", "2.5"], ["max_steps", "2.5"]),
         (["--model.n_head", "3"], ["--model.n_embd 8", "--model.n_head 3"]),
@@ -958,7 +957,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
         (["--train.optimizer", "sgd"], ["optimizer", "sgd", "adamw"]),
         (["--preset", "quick"], ["quick", "shakespeare-quick"]),
         (["--config", "none.yaml"], ["none.yaml"]),
-        (["--dtype", "float16"], ["float16", "bfloat16"]),  # case 20
+        (["--dtype", "float16"], ["float16", "bfloat16"]),
         (["--dtype", "int8"], ["int8"]),
         (["--device", "gpu"], ["'gpu'"]),
         (["--seed", "-1"], ["--seed -1"]),

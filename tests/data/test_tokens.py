@@ -22,7 +22,7 @@ from minigpt.tokenizers import CharTokenizer
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2, "<u2"), (65535, "<u2"), (65536, "<u4"), (100_003, "<u4")])
 def test_the_vocabulary_decides_the_dtype_and_nothing_wraps(tmp_path, vocab_size, dtype):
-    """Case 12: 65,537 stored as uint16 would come back as 1."""
+    """65,537 stored as uint16 would come back as 1."""
     ids = np.array([0, 1, vocab_size - 1])
     write_tokens(tmp_path / "t.bin", ids, vocab_size, "print")
     tokens = open_tokens(tmp_path / "t.bin")
@@ -33,7 +33,6 @@ def test_the_vocabulary_decides_the_dtype_and_nothing_wraps(tmp_path, vocab_size
 
 @pytest.mark.parametrize("bad", [-1, 7, 65_537])
 def test_an_id_outside_the_vocabulary_is_refused_with_its_place(tmp_path, bad):
-    """Case 10."""
     with pytest.raises(DataError, match=rf"token id {bad} at position 2 is outside a vocabulary of 7"):
         write_tokens(tmp_path / "t.bin", np.array([1, 6, bad, 2]), 7, "print")
     assert not list(tmp_path.iterdir())
@@ -78,7 +77,7 @@ def test_a_corpus_is_split_and_prepared_once(tmp_path):
 
 
 def test_another_text_tokenizer_or_split_is_never_taken_for_this_one(tmp_path):
-    """Case 11: a character set of the same size, of another text under the same name."""
+    """Such as a character set of the same size, of another text under the same name."""
     config = DataConfig()
     folders = set()
     for text, characters, split in (("ab" * 9, "ab", config), ("bc" * 9, "bc", config), ("ab" * 9, "ba", config),
@@ -88,7 +87,7 @@ def test_another_text_tokenizer_or_split_is_never_taken_for_this_one(tmp_path):
 
 
 def test_a_split_that_is_too_short_says_what_it_needs(tmp_path):
-    """Case 9: and nothing is written."""
+    """And nothing is written."""
     corpus = Corpus("short", "abcdef" * 10, "")
     tokenizer = CharTokenizer.from_text(corpus.text)
     with pytest.raises(DataError, match=r"val split: 6 tokens, but block_size = 6 needs 7\nuse --model.block_size 2"):

@@ -26,7 +26,7 @@ from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream
 
-# number in the design notes: what went wrong, and the tests that would see it
+# number, as in the names of the tests below: what went wrong, and the tests that would see it
 BUGS: dict[int, tuple[str, list[str]]] = {
     1: ("an early stop for the whole batch", ["test_beam_search::test_a_prompt_does_not_feel_its_batch"]),
     2: (

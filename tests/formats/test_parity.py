@@ -9,7 +9,7 @@ import torch
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, InputError
 from minigpt.formats import parity
-from minigpt.formats.parity import LayerParity, compare_with_reference
+from minigpt.formats.parity import LayerParity, compare_with_transformers
 from minigpt.model import GPT
 
 SHAPE = {"vocab_size": 31, "n_layer": 3, "n_head": 5, "n_embd": 5 * 7}
@@ -46,7 +46,7 @@ def ours(reference) -> GPT:
 
 
 def test_equal_models(reference, ours):
-    report = compare_with_reference(ours, reference, IDS)
+    report = compare_with_transformers(ours, reference, IDS)
     assert [layer.name for layer in report.layers] == [
         "embedding", "block 0", "block 1", "block 2", "final norm", "logits",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_equal_models(reference, ours):
 def test_a_damaged_model_differs_from_there_on(reference, ours, path, first):
     with torch.no_grad():
         ours.get_parameter(path).view(-1)[3] += 0.5
-    report = compare_with_reference(ours, reference, IDS)
+    report = compare_with_transformers(ours, reference, IDS)
     assert report.first_difference.name == first
     names = [layer.name for layer in report.layers]
     assert not any(layer.agrees for layer in report.layers[names.index(first) :])
@@ -81,7 +81,7 @@ def test_the_numbers_of_a_known_damage(reference, ours):
     """Every logit moved by the same amount: the most probable token stays."""
     ours.lm_head.weight = torch.nn.Parameter(ours.wte.weight.detach().clone())
     ours.lm_head.register_forward_hook(lambda module, args, output: output + 0.25)
-    report = compare_with_reference(ours, reference, IDS)
+    report = compare_with_transformers(ours, reference, IDS)
     assert report.first_difference.name == "logits"
     assert report.first_difference.difference == pytest.approx(0.25, abs=1e-4)
     assert report.same_argmax == 14
@@ -90,7 +90,7 @@ def test_the_numbers_of_a_known_damage(reference, ours):
 def test_other_best_tokens_are_counted(reference, ours):
     logits = ours(IDS)
     ours.lm_head.register_forward_hook(lambda module, args, output: -output)
-    assert compare_with_reference(ours, reference, IDS).same_argmax == int(
+    assert compare_with_transformers(ours, reference, IDS).same_argmax == int(
         (logits.argmax(-1) == logits.argmin(-1)).sum()
     )
 
@@ -99,7 +99,7 @@ def test_the_erf_form_of_gelu_is_seen(reference, ours):
     """The commonest mistake with these weights."""
     for block in ours.h:
         block.mlp.gelu = torch.nn.GELU()
-    assert compare_with_reference(ours, reference, IDS).first_difference is not None
+    assert compare_with_transformers(ours, reference, IDS).first_difference is not None
 
 
 def test_what_rounding_explains():
@@ -111,16 +111,16 @@ def test_what_rounding_explains():
 
 
 def test_nothing_stays_behind(reference, ours):
-    compare_with_reference(ours, reference, IDS)
+    compare_with_transformers(ours, reference, IDS)
     with pytest.raises(InputError, match="not all in the vocabulary"):
-        compare_with_reference(ours, reference, torch.tensor([[31]]))
+        compare_with_transformers(ours, reference, torch.tensor([[31]]))
     assert not any(module._forward_hooks for module in ours.modules())
 
 
 def test_no_gradients_are_kept(reference, ours):
     kept = []
     ours.ln_f.register_forward_hook(lambda module, args, output: kept.append(output.requires_grad))
-    compare_with_reference(ours, reference, IDS)
+    compare_with_transformers(ours, reference, IDS)
     assert kept == [False]
 
 
@@ -132,7 +132,7 @@ def test_the_reference_library_is_asked_in_silence(reference, ours, capfd):
     logging.enable_progress_bar()
     try:
         capfd.readouterr()
-        compare_with_reference(ours, reference, IDS)
+        compare_with_transformers(ours, reference, IDS)
         assert capfd.readouterr() == ("", "")
         assert logging.get_verbosity() == logging.INFO
         assert logging.is_progress_bar_enabled()
@@ -143,10 +143,10 @@ def test_the_reference_library_is_asked_in_silence(reference, ours, capfd):
 def test_without_the_reference_library(monkeypatch, ours):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="not installed") as raised:
-        compare_with_reference(ours, Path("folder"), IDS)
+        compare_with_transformers(ours, Path("folder"), IDS)
     assert "pip install" in raised.value.how
     with pytest.raises(ConfigError):
-        parity.require_reference()
+        parity.require_transformers()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -158,10 +158,10 @@ def test_names_that_the_reference_cannot_read(reference, ours, tmp_path, prefix)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((reference / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"cannot read the names in .* more\ncompare with an export"):
-        compare_with_reference(ours, tmp_path, IDS)
+        compare_with_transformers(ours, tmp_path, IDS)
 
 
 def test_a_folder_that_the_reference_cannot_read(ours):
     Path("folder").mkdir()
     with pytest.raises(CheckpointError, match="cannot read folder"):
-        compare_with_reference(ours, Path("folder"), IDS)
+        compare_with_transformers(ours, Path("folder"), IDS)

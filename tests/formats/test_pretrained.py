@@ -25,7 +25,7 @@ from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.evaluation.loss import evaluate, next_token_loss, sequence_log_prob
 from minigpt.formats import config_json, pretrained, source
-from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import RunDirectory, check_vocabulary, save_run, start_run
 from minigpt.formats.source import AssumedHeads, open_source
@@ -365,7 +365,7 @@ def test_loading_leaves_the_random_state_alone(run):
 
 
 def test_another_tokenizer_than_a_runs_own_is_refused(run):
-    """Failure case 11: a character set of equal size gives the same shapes, and nonsense."""
+    """A character set of equal size gives the same shapes, and nonsense."""
     other = CharTokenizer(CHARACTERS.lower())
     other.save(Path("other.json"))
     CHAR.save(Path("same.json"))
@@ -691,7 +691,7 @@ def test_a_file_of_another_kind():
 
 
 def test_all_mismatches_are_named():
-    """Failure case 15."""
+    """And not only the first one."""
     theirs = reference_model()
     folder = reference_folder(theirs)
     state = renamed(theirs.state_dict(), "transformer.")
@@ -944,7 +944,7 @@ def test_a_configuration_says_all_that_openais_own_says(monkeypatch, tiny_model)
     gpt2 = GPT2Tokenizer([])
     monkeypatch.setattr(gpt2, "eos_token_id", 50256)
     monkeypatch.setattr(gpt2, "bos_token_id", 50256)
-    written = config_json.reference_config(dataclasses.replace(preset("gpt2-124m").model, dropout=0.1), gpt2)
+    written = config_json.transformers_config(dataclasses.replace(preset("gpt2-124m").model, dropout=0.1), gpt2)
     openai = json.loads(OPENAI)
     assert {key: written.get(key, "missing") for key in openai} == openai
     assert {*transformers.GPT2Config().to_dict()} & {*written} >= {*openai} - {"n_ctx", "task_specific_params"}
@@ -1040,7 +1040,7 @@ def nano_sort(golden) -> tuple[GPT, dict[str, torch.Tensor]]:
     config = GPTConfig(vocab_size=3, block_size=11, n_layer=3, n_head=3, n_embd=48, tie_weights=False)
     model = empty_model(config).eval()
     weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w:")}
-    fill(reference_views(model, conv1d=False), stored_tensors(weights, golden), golden, "")
+    fill(transformers_views(model, conv1d=False), stored_tensors(weights, golden), golden, "")
     return model, {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("p:")}
 
 

@@ -64,7 +64,7 @@ def test_every_kind_of_place(models, spec):
     assert source.path == path
     assert (source.run and source.run.path) == (run and run.path)
     assert source.adapter == (ADAPTED.adapter if which == "adapted" else None)
-    assert source.reference_folder == (path if is_reference else None)
+    assert source.transformers_folder == (path if is_reference else None)
     assert source.lasting == (spec if spec == "org/name" else str(path.absolute()))
     model, tokenizer = source.load()
     for config in (source.config, model.config):

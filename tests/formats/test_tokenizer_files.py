@@ -194,7 +194,7 @@ def test_unknown_types_are_refused(tmp_path: Path) -> None:
     class Words:
         vocab_size = 2
 
-    with pytest.raises(ConfigError, match="a Words has no form in the reference layout"):
+    with pytest.raises(ConfigError, match="a Words has no form in transformers' layout"):
         save_hf_tokenizer(Words(), tmp_path, BLOCK_SIZE)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Devices and dtypes are chosen with a reason, and refused with one (case 20)."""
+"""Devices and dtypes are chosen with a reason, and refused with one."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
-from minigpt.formats.gpt2_names import reference_views
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import fetch_model
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.pretrained import load_model
@@ -85,7 +85,7 @@ def test_one_step_is_the_reference_librarys_step(base, tmp_path):
             embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )
     ).train()  # fmt: skip
-    theirs.load_state_dict({**theirs.state_dict(), **reference_views(model)})
+    theirs.load_state_dict({**theirs.state_dict(), **transformers_views(model)})
     theirs.tie_weights()
     matrices = [p for p in theirs.parameters() if p.dim() >= 2]
     rest = [p for p in theirs.parameters() if p.dim() < 2]
@@ -107,7 +107,7 @@ def test_one_step_is_the_reference_librarys_step(base, tmp_path):
 
     train(settings, DOCUMENTS, tmp_path / "run", quiet)
     ours, _ = load_model(tmp_path / "run" / "last")
-    for name, view in reference_views(ours).items():
+    for name, view in transformers_views(ours).items():
         difference = (view - theirs.state_dict()[name]).abs()
         if name.endswith("c_attn.bias"):
             # A bias of the keys shifts all scores of a query alike: its gradient is 0 but for rounding, which AdamW's
