@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     settings = parse(f"inspect {name}", settings_of(name), rest)
     from minigpt.cli.views.frame import show
 
-    show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], vars(settings))
+    show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], settings)
 
 
 def settings_of(name: str) -> type[ViewSettings]:

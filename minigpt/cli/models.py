@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from argparse import BooleanOptionalAction
 from typing import Any
 
 from minigpt.cli.parser import CommandParser
@@ -92,22 +91,6 @@ def add_reading_arguments(parser: CommandParser) -> None:
         "--special",
         action="store_true",
         help="read the name of a special token, such as <|endoftext|>, as that token (default: as text)",
-    )
-
-
-def add_bos_argument(parser: CommandParser, inside: bool = False) -> None:
-    """Add --bos. Whoever asks what comes next, or how probable a text is, gives the text as it is; views look inside.
-
-    Args:
-        parser: of the command.
-        inside: whether the command looks into the model, which is then shown what it was trained on.
-    """
-    usual = "as the model was trained, so for GPT-2's weights and not for a model of one long text"
-    parser.add_argument(
-        "--bos",
-        action=BooleanOptionalAction,
-        default=None if inside else False,
-        help=f"put the token that opens a document in front (default: {usual if inside else 'nothing in front'})",
     )
 
 

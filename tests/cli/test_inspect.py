@@ -253,7 +253,7 @@ def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.views.shape import VIEWS as SHAPES
 
-    values = vars(parse("inspect size", settings_of("size"), "--preset gpt2-124m --tokens 1024".split()))
+    values = parse("inspect size", settings_of("size"), "--preset gpt2-124m --tokens 1024".split())
     numbers = SHAPES["size"](values).record.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200

@@ -7,6 +7,8 @@ import torch
 from minigpt.analysis import plots
 from minigpt.analysis.decoders import BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
 from minigpt.analysis.records import Numbers
+from minigpt.cli.streams import given
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
 from minigpt.decoding.sampling import next_logits
 from minigpt.system import terminal
@@ -14,23 +16,23 @@ from minigpt.system import terminal
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
-def _sampling(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in SAMPLING if values[name] is not None}
+def _sampling(asked: settings.Sampling) -> dict[str, Any]:
+    return {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
 
 
-def _end(it: Subject, values: dict[str, Any]) -> dict[str, Any]:
+def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
     """What ends a continuation, as for `minigpt generate`."""
-    return {"max_new_tokens": values["max_new_tokens"], "eos_token_id": it.tokenizer.eos_token_id}
+    return {"max_new_tokens": asked.max_new_tokens, "eos_token_id": it.tokenizer.eos_token_id}
 
 
 # --- next
 
 
-def _next(values: dict[str, Any]) -> Answer:
-    it = subject(values)
+def _next(asked: settings.NextView) -> Answer:
+    it = subject(asked, given(asked.prompt)[0])
     logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
-    cuts = sampling_cuts(logits, **_sampling(values))
-    best = cuts.top(values["top"])
+    cuts = sampling_cuts(logits, **_sampling(asked))
+    best = cuts.top(asked.top)
     record = it.record(
         "next",
         {
@@ -41,7 +43,7 @@ def _next(values: dict[str, Any]) -> Answer:
             "best": Numbers(("rank",), best),
         },
         labels={"stage": cuts.names, "rank": it.names(best)},
-        settings=_sampling(values),
+        settings=_sampling(asked),
     )
     drawn = [
         (name, cuts.probabilities[stage, best].tolist(), left)
@@ -86,12 +88,12 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
 # --- steps
 
 
-def _steps(values: dict[str, Any]) -> Answer:
-    it = subject(values)
-    options = _sampling(values) | {"seed": values["seed"], **_end(it, values)}
-    if not _sampling(values):
+def _steps(asked: settings.Steps) -> Answer:
+    it = subject(asked, given(asked.prompt)[0])
+    options = _sampling(asked) | {"seed": asked.seed, **_end(it, asked)}
+    if not _sampling(asked):
         options["strategy"] = "greedy"
-    found = write_steps(it.model, it.ids, it.tokenizer, values["top"], **options)
+    found = write_steps(it.model, it.ids, it.tokenizer, asked.top, **options)
     seen = [choice.candidates for choice in found.choices]
     record = it.record(
         "steps",
@@ -148,10 +150,10 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
 # --- beams
 
 
-def _beams(values: dict[str, Any]) -> Answer:
-    it = subject(values)
-    options = {"num_beams": values["beams"], **_end(it, values)}
-    tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=values["length_penalty"])
+def _beams(asked: settings.Beams) -> Answer:
+    it = subject(asked, given(asked.prompt)[0])
+    options = {"num_beams": asked.beams, **_end(it, asked)}
+    tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=asked.length_penalty)
     candidates = [node.candidate for node in tree.nodes]
     record = it.record(
         "beams",
@@ -165,13 +167,13 @@ def _beams(values: dict[str, Any]) -> Answer:
             "score": Numbers((), tree.score),
         },
         labels={"node": it.names([candidate.id for candidate in candidates])},
-        settings=options | {"length_penalty": values["length_penalty"]},
+        settings=options | {"length_penalty": asked.length_penalty},
     )
     branches = [
         plots.Branch(node.parent, it.shown(node.candidate.id), node.candidate.total, node.candidate.kept, node.best)
         for node in tree.nodes
     ]
-    title = f"{values['beams']} beams of {it.name}, score {tree.score:.4f}"
+    title = f"{asked.beams} beams of {it.name}, score {tree.score:.4f}"
     root = terminal.visible(it.prompt)
     return Answer(record, _beams_lines(it, tree), tree.check, lambda: plots.beam_tree(branches, root, title))
 

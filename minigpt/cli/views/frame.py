@@ -23,7 +23,7 @@ from minigpt.cli.models import (
     model_source,
 )
 from minigpt.cli.parser import print_json
-from minigpt.cli.streams import given
+from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -55,17 +55,17 @@ class Answer:
     draw: "Callable[[], Figure] | None"
 
 
-def show(view: Callable[[dict[str, Any]], Answer], values: dict[str, Any]) -> None:
+def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
     """Answer, and hand the answer out as the flags ask."""
-    output: Path | None = values["output"]
+    output: Path | None = settings.output
     if output is not None:
         check_output(output, (*PICTURES, *DATA))
-    answer = view(values)
-    checks = answer.check() if values["check"] else []
-    record = dataclasses.replace(answer.record, checks=checks if values["check"] else None)
+    answer = view(settings)
+    checks = answer.check() if settings.check else []
+    record = dataclasses.replace(answer.record, checks=checks if settings.check else None)
     if output is not None:
         _save(answer, record, output)
-    if values["json"]:
+    if settings.json:
         print_json(record.to_dict())
     else:
         ends = [f"written    {output}"] if output is not None else []
@@ -188,30 +188,29 @@ def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str
     return t
 
 
-def subject(values: dict[str, Any], prompt: str | None = None) -> Subject:
+def subject(settings: Inside | After, prompt: str) -> Subject:
     """The model of the flags, and the prompt.
 
     Args:
-        values: of the flags of `add_prompt`.
-        prompt: in the place of the flag's.
+        settings: which model, and how it reads.
+        prompt: a text; "-" was read before.
 
     Raises:
         InputError: if the prompt is empty, or longer than the model can read.
         MiniGPTError: whatever loading a model raises.
     """
-    text = given(values["prompt"])[0] if prompt is None else prompt
-    reader = load_reader(values)
-    ids = _checked(framed(read(reader.tokenizer, text), reader.tokenizer, reader.bos), reader.model, "the prompt")
-    return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, text, ids)
+    reader = load_reader(settings)
+    ids = _checked(framed(read(reader.tokenizer, prompt), reader.tokenizer, reader.bos), reader.model, "the prompt")
+    return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, prompt, ids)
 
 
-def load_reader(values: dict[str, Any]) -> Reader:
+def load_reader(settings: Inside | After) -> Reader:
     """The model of the flags."""
-    source = model_source(values["model"])
-    model, tokenizer = load({**values, "model": source.name})
+    source = model_source(settings.model)
+    model, tokenizer = load(settings, source.name, settings.adapter)
     # A model trained here has read one long text, in which no document begins.
     usual = tokenizer.bos_token_id is not None and training_config(source) is None
-    return Reader(source.name, model, tokenizer, usual if values["bos"] is None else values["bos"])
+    return Reader(source.name, model, tokenizer, usual if settings.bos is None else settings.bos)
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

@@ -8,6 +8,8 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.streams import given
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import (
     Answer,
     Subject,
@@ -33,9 +35,9 @@ CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
 # --- attn
 
 
-def _attn(values: dict[str, Any]) -> Answer:
-    it = subject(values)
-    config, layer, head = it.model.config, values["layer"], values["head"]
+def _attn(asked: settings.Attn) -> Answer:
+    it = subject(asked, given(asked.prompt)[0])
+    config, layer, head = it.model.config, asked.layer, asked.head
     if layer is not None:
         check_place(layer, config.n_layer, "layer")
     if head is not None:
@@ -44,7 +46,7 @@ def _attn(values: dict[str, Any]) -> Answer:
             raise InputError(f"--head {head} is in every layer", "say which one: --layer 0")
     layers = list(range(config.n_layer)) if layer is None else [layer]
     heads = list(range(config.n_head)) if head is None else [head]
-    points = "*.attn.*" if values["check"] else "*.attn.pattern"
+    points = "*.attn.*" if asked.check else "*.attn.pattern"
     t = traced(it.model, [it.ids], points)
     pattern = torch.stack([t[f"blocks.{number}.attn.pattern"][0] for number in layers]).cpu()[:, heads]  # (L, H, T, T)
     entropy = torch.special.entr(pattern).sum(-1)  # (L, H, T)
@@ -97,29 +99,29 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 # --- heads
 
 
-def _heads(values: dict[str, Any]) -> Answer:
-    check_count(values["top"], "--top")
-    if values["prompt"] is None:
-        reader = load_reader(values)
+def _heads(asked: settings.Heads) -> Answer:
+    check_count(asked.top, "--top")
+    if asked.prompt is None:
+        reader = load_reader(asked)
         V = reader.tokenizer.vocab_size
-        found = head_scores(reader.model, None, values["seed"], values["length"], reader.start_token_id, V)
+        found = head_scores(reader.model, None, asked.seed, asked.length, reader.start_token_id, V)
         half = len(found.ids) // 2
         it = reader.reading(found.ids)
-        head = [it.header("heads"), f"on {half} random tokens, seed {values['seed']}, that come twice"]
+        head = [it.header("heads"), f"on {half} random tokens, seed {asked.seed}, that come twice"]
     else:
-        it = subject(values)
+        it = subject(asked, given(asked.prompt)[0])
         found = head_scores(it.model, it.ids)
         head = [it.header("heads")]
     kinds = [kind for kind in KINDS if kind in found.scores]
     habits = _habits(found)
-    kind = values["by"] or habits[0][0]
+    kind = asked.by or habits[0][0]
     record = it.record(
         "heads",
         {kind: Numbers(("layer", "head"), found.scores[kind]) for kind in kinds},
-        settings={"period": found.period, "seed": values["seed"] if found.period else None},
+        settings={"period": found.period, "seed": asked.seed if found.period else None},
     )
     rows = []
-    for label, _ in found.sorted(kind)[: values["top"]]:
+    for label, _ in found.sorted(kind)[: asked.top]:
         layer, number = map(int, label.split("."))
         rows.append((label, *(f"{float(found.scores[one][layer, number]):.3f}" for one in kinds)))
     marked = [f"{one} *" if one == kind else one for one in kinds]

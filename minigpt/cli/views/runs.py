@@ -7,6 +7,7 @@ from typing import Any
 
 from minigpt.analysis.checks import Check, check
 from minigpt.analysis.records import Numbers, Record
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import read_config, run_at
@@ -17,8 +18,8 @@ from minigpt.training.log import read_records
 Records = list[dict[str, Any]]
 
 
-def _runs(values: dict[str, Any]) -> Answer:
-    records = {name: _read(name) for name in dict.fromkeys(values["runs"])}
+def _runs(asked: settings.Runs) -> Answer:
+    records = {name: _read(name) for name in dict.fromkeys(asked.runs)}
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
         for name, run in records.items()

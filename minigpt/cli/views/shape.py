@@ -9,6 +9,7 @@ from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.records import Numbers, Record
 from minigpt.cli.models import model_source
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, load_reader, one_token, token_text
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
@@ -29,17 +30,17 @@ COUNTED = {
 # --- size
 
 
-def _size(values: dict[str, Any]) -> Answer:
-    name, config = _shape(values)
+def _size(asked: settings.Size) -> Answer:
+    name, config = _shape(asked)
     size = model_size(
         config,
-        batch_size=values["batch_size"],
-        tokens=values["tokens"],
-        bytes_per_value=2 if values["dtype"] == "bfloat16" else 4,
-        optimizer=values["optimizer"],
-        attention=values["attention"],
+        batch_size=asked.batch_size,
+        tokens=asked.tokens,
+        bytes_per_value=2 if asked.dtype == "bfloat16" else 4,
+        optimizer=asked.optimizer,
+        attention=asked.attention,
     )
-    settings = {key: values[key] for key in ("batch_size", "dtype", "optimizer", "attention")}
+    settings = {key: getattr(asked, key) for key in ("batch_size", "dtype", "optimizer", "attention")}
     record = Record(
         view="size",
         model=name,
@@ -49,7 +50,7 @@ def _size(values: dict[str, Any]) -> Answer:
         labels={"module": [row.name for row in size.rows]},
         settings=settings | {"tokens": size.tokens},
     )
-    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {values['dtype']}"
+    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {asked.dtype}"
     sums = (
         f"{size.parameters:,} parameters; a step of training is {human(size.training_flops)}FLOPs",
         f"at least {human(_training_bytes(size))}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
@@ -77,8 +78,8 @@ def _size_chart(size: ModelSize, title: str) -> "plots.Figure":
 # --- arch
 
 
-def _arch(values: dict[str, Any]) -> Answer:
-    name, config = _shape(values)
+def _arch(asked: settings.Arch) -> Answer:
+    name, config = _shape(asked)
     size = model_size(config)
     stages = _stages(config)
     parameters = [sum(row.parameters for row in size.rows if row.name.startswith(prefix)) for prefix, _, _, _ in stages]
@@ -88,7 +89,7 @@ def _arch(values: dict[str, Any]) -> Answer:
         config=config,
         numbers={"parameters": Numbers(("stage",), parameters)},
         labels={"stage": [stage for _, stage, _, _ in stages], "shape": [shape for _, _, shape, _ in stages]},
-        settings={"diff": values["diff"]},
+        settings={"diff": asked.diff},
     )
     rows = [
         ("    " * aside + stage, shape, f"{number:,}" if number else "")
@@ -98,8 +99,8 @@ def _arch(values: dict[str, Any]) -> Answer:
         f"arch of {name}: {size.parameters:,} parameters",
         *terminal.table(("", "shape", "parameters"), rows, left=(0, 1)),
     ]
-    if values["diff"]:
-        lines += ["", *_differences(config, _config_of(values["diff"], values["tokenizer"]), values["diff"])]
+    if asked.diff:
+        lines += ["", *_differences(config, _config_of(asked.diff, asked.tokenizer), asked.diff)]
     drawn = [(stage, shape, aside) for _, stage, shape, aside in stages]
     return Answer(record, lines, size.check, lambda: plots.block_diagram(drawn, lines[0]))
 
@@ -144,17 +145,17 @@ def _differences(one: GPTConfig, other: GPTConfig, name: str) -> list[str]:
 # --- embed
 
 
-def _embed(values: dict[str, Any]) -> Answer:
-    return {"near": _near, "pca": _pca, "positions": _positions}[values["what"]](values)
+def _embed(asked: settings.Embed) -> Answer:
+    return {"near": _near, "pca": _pca, "positions": _positions}[asked.what](asked)
 
 
-def _near(values: dict[str, Any]) -> Answer:
-    reader = load_reader(values)
+def _near(asked: settings.Embed) -> Answer:
+    reader = load_reader(asked)
     name, model, tokenizer = reader.name, reader.model, reader.tokenizer
-    if values["text"] is None:
+    if asked.text is None:
         raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
-    token = one_token(tokenizer, values["text"], "TEXT")
-    found = neighbours(model, token, values["top"], values["kind"])
+    token = one_token(tokenizer, asked.text, "TEXT")
+    found = neighbours(model, token, asked.top, asked.kind)
     texts = [terminal.visible(token_text(tokenizer, token_id)) for token_id in found.ids]
     record = Record(
         view="embed",
@@ -162,27 +163,28 @@ def _near(values: dict[str, Any]) -> Answer:
         config=model.config,
         numbers={"id": Numbers(("neighbour",), found.ids), "similarity": Numbers(("neighbour",), found.similarities)},
         labels={"neighbour": [token_text(tokenizer, token_id) for token_id in found.ids]},
-        settings={"what": "near", "token": values["text"], "kind": values["kind"]},
+        settings={"what": "near", "token": asked.text, "kind": asked.kind},
     )
     top = max(map(abs, found.similarities))
     rows = [
         (str(token_id), terminal.cut(text, 16), f"{x:+.4f}", terminal.bar(abs(x) / top))
         for token_id, text, x in zip(found.ids, texts, found.similarities, strict=True)
     ]
-    head = f"near {values['text']!r} in wte of {name}, by {values['kind']}"
+    label = terminal.visible(asked.text)
+    head = f"near {asked.text!r} in wte of {name}, by {asked.kind}"
     lines = [terminal.cut(head, 80), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
     return Answer(
         record, lines, found.check,
         lambda: plots.heat_map(
-            [found.similarities], [terminal.visible(values["text"])], texts, values["kind"], head, xlabel="neighbours",
+            [found.similarities], [label], texts, asked.kind, head, xlabel="neighbours",
         ),
     )  # fmt: skip
 
 
-def _pca(values: dict[str, Any]) -> Answer:
-    reader = load_reader(values)
+def _pca(asked: settings.Embed) -> Answer:
+    reader = load_reader(asked)
     name, model, tokenizer = reader.name, reader.model, reader.tokenizer
-    ids = range(tokenizer.vocab_size) if values["text"] is None else sorted(set(read(tokenizer, values["text"])))
+    ids = range(tokenizer.vocab_size) if asked.text is None else sorted(set(read(tokenizer, asked.text)))
     if len(ids) < 3:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
     found = pca(model.wte.weight.detach().cpu()[list(ids)], 2)
@@ -217,10 +219,10 @@ def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]
     return [terminal.cut(f"{what} from {ends[0]}", 80), terminal.cut(f"    to {ends[1]}", 80)]
 
 
-def _positions(values: dict[str, Any]) -> Answer:
-    if values["text"] is not None:
-        raise InputError(f"positions have no text, and {values['text']!r} is one", "leave it out")
-    reader = load_reader(values)
+def _positions(asked: settings.Embed) -> Answer:
+    if asked.text is not None:
+        raise InputError(f"positions have no text, and {asked.text!r} is one", "leave it out")
+    reader = load_reader(asked)
     found = position_similarity(reader.model)
     cosines = found.cosines.cpu()
     places = [str(place) for place in range(len(cosines))]
@@ -242,15 +244,15 @@ def _positions(values: dict[str, Any]) -> Answer:
 # --- shapes
 
 
-def _shape(values: dict[str, Any]) -> tuple[str, GPTConfig]:
+def _shape(asked: settings.Shape) -> tuple[str, GPTConfig]:
     """A name, and the shape that is meant."""
-    if values["preset"] and values["model"]:
+    if asked.preset and asked.model:
         raise InputError("--preset and --model name two shapes", "leave one of them out")
-    name = values["preset"] or model_source(values["model"]).name
-    config = _config_of(name, values["tokenizer"])
-    changes = dict(_change(text) for text in values["what_if"])
+    name = asked.preset or model_source(asked.model).name
+    config = _config_of(name, asked.tokenizer)
+    changes = dict(_change(text) for text in asked.what_if)
     changed = updated(config, changes) if changes else config
-    return " ".join([name, *values["what_if"]]), changed
+    return " ".join([name, *asked.what_if]), changed
 
 
 def _change(text: str) -> tuple[str, Any]:

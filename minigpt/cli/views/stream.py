@@ -1,7 +1,6 @@
 """`minigpt inspect lens` and `why`: the residual stream, read early and taken apart."""
 
 import re
-from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +10,8 @@ from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.records import Numbers
 from minigpt.analysis.sweeps import total_effects
+from minigpt.cli.streams import given
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, check_count, one_token, subject, traced
 from minigpt.decoding.sampling import with_text
 from minigpt.errors import InputError
@@ -30,18 +31,18 @@ def _check_position(position: int, it: Subject) -> int:
 # --- lens
 
 
-def _lens(values: dict[str, Any]) -> Answer:
-    if values["norms"] and (values["points"] or values["rank_of"] is not None):
+def _lens(asked: settings.Lens) -> Answer:
+    if asked.norms and (asked.points or asked.rank_of is not None):
         raise InputError("--norms shows no tokens, and --points and --rank-of are about these", "leave them out")
-    it = subject(values)
-    place = _check_position(values["position"], it)
-    if values["norms"]:
+    it = subject(asked, given(asked.prompt)[0])
+    place = _check_position(asked.position, it)
+    if asked.norms:
         return _norms(it, place)
-    t = traced(it.model, [it.ids], [*(values["points"] or STREAM), "logits"])
-    lens = logit_lens(t, values["points"], it.tokenizer.vocab_size)
+    t = traced(it.model, [it.ids], [*(asked.points or STREAM), "logits"])
+    lens = logit_lens(t, asked.points, it.tokenizer.vocab_size)
     best = int(lens.final[0, place].argmax())
-    token = best if values["rank_of"] is None else one_token(it.tokenizer, values["rank_of"], "--rank-of")
-    ids, probs = lens.top(values["top"])
+    token = best if asked.rank_of is None else one_token(it.tokenizer, asked.rank_of, "--rank-of")
+    ids, probs = lens.top(asked.top)
     ranks, divergence = lens.rank_of(token) + 1, lens.kl_to_final()
     record = it.record(
         "lens",
@@ -125,20 +126,20 @@ def _norms(it: Subject, place: int) -> Answer:
 # --- why
 
 
-def _why(values: dict[str, Any]) -> Answer:
-    check_count(values["top"], "--top")
-    it = subject(values)
-    place = _check_position(values["position"], it)
+def _why(asked: settings.Why) -> Answer:
+    check_count(asked.top, "--top")
+    it = subject(asked, given(asked.prompt)[0])
+    place = _check_position(asked.position, it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
     target, against = (
-        None if values[flag] is None else one_token(it.tokenizer, values[flag], f"--{flag}")
-        for flag in ("token", "against")
+        None if text is None else one_token(it.tokenizer, text, flag)
+        for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
     )
     if target is None:
         target = int(with_text(t["logits"][0, place], it.tokenizer.vocab_size).argmax())
-    found = attribute(t, target, against, by=values["by"], position=place)
+    found = attribute(t, target, against, by=asked.by, position=place)
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
-    parts = _parts(found, values["top"])
+    parts = _parts(found, asked.top)
     in_all = _in_all(it, found, [name for name, _ in parts])
     record = it.record(
         "why",
@@ -151,7 +152,7 @@ def _why(values: dict[str, Any]) -> Answer:
             "in_all": Numbers(("shown",), [*in_all.values()]),
         },
         labels={"part": found.labels, "bias": [*found.constants], "shown": [*in_all]},
-        settings={"token": target, "against": against, "by": values["by"], "position": place},
+        settings={"token": target, "against": against, "by": asked.by, "position": place},
     )
     largest = max(abs(value) for _, value in parts) or 1.0
     columns = [

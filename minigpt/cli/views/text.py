@@ -1,14 +1,12 @@
 """`minigpt inspect tokens` and `loss`: a text, token by token."""
 
-from typing import Any
-
 from minigpt.analysis import plots
 from minigpt.analysis.checks import check
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.records import Numbers, Record
-from minigpt.cli.settings import Reading
 from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
+from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, check_count, subject, token_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
@@ -17,10 +15,9 @@ from minigpt.tokenizers import Tokenizer
 # --- tokens
 
 
-def _tokens(values: dict[str, Any]) -> Answer:
-    (text,) = given(values["prompt"])
-    how = Reading(**{key: values[key] for key in ("tokenizer", "unknown", "special")})
-    name, tokenizer, ids = tokenized(how, values["model"], text)
+def _tokens(asked: settings.Tokens) -> Answer:
+    (text,) = given(asked.prompt)
+    name, tokenizer, ids = tokenized(asked, asked.model, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id) for token_id in ids]
@@ -54,12 +51,12 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 # --- loss
 
 
-def _loss(values: dict[str, Any]) -> Answer:
-    check_count(values["worst"], "--worst")
-    it = subject(values)
+def _loss(asked: settings.Loss) -> Answer:
+    check_count(asked.worst, "--worst")
+    it = subject(asked, given(asked.prompt)[0])
     found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()
-    ids, probs = (x.tolist() for x in found.top(values["top"]))
+    ids, probs = (x.tolist() for x in found.top(asked.top))
     num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])
     record = it.record(
         "loss",
@@ -76,7 +73,7 @@ def _loss(values: dict[str, Any]) -> Answer:
         labels={"predicted": it.texts[1:]},
     )
     names = it.names(it.ids)
-    order = sorted(range(len(losses)), key=lambda place: -losses[place])[: values["worst"]]
+    order = sorted(range(len(losses)), key=lambda place: -losses[place])[: asked.worst]
     rows = [(str(place + 1), terminal.cut(names[place + 1], 12), f"{losses[place]:.3f}") for place in order]
     expected = [_expected(it.names(ids[place]), probs[place]) for place in order]
     lines = [
