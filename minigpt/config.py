@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, hints
-from minigpt.system.files import read_bytes, write_text
+from minigpt.system.files import named_path, read_bytes, write_text
 
 _NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
 _LARGEST = 1e100  # beyond float32, whose overflow a training finds by itself, and far from that of a double
@@ -410,13 +410,14 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path | str) -> dict[str, Any]:
     """The settings of a YAML file as nested dictionaries, without the record of versions that a run adds.
 
     Raises:
         MissingFileError: if there is no such file.
         ConfigError: if it is not YAML, or holds no mapping.
     """
+    path = named_path(path, "config")
     try:
         values = _parsed(read_bytes(path, _LONGEST_YAML).decode("utf-8"))
     except FileNotFoundError:
@@ -477,9 +478,9 @@ def _parsed(text: str) -> Any:
         loader.dispose()
 
 
-def write_yaml(config: RunConfig, path: Path, versions: Mapping[str, str]) -> None:
+def write_yaml(config: RunConfig, path: Path | str, versions: Mapping[str, str]) -> None:
     """Write a complete configuration, and the versions that it ran with, as YAML that `read_yaml` accepts."""
     import yaml
 
     content = {**dataclasses.asdict(config), "versions": dict(versions)}
-    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    write_text(named_path(path, "path"), yaml.safe_dump(content, sort_keys=False))

@@ -42,7 +42,7 @@ from minigpt.errors import (
     brief,
 )
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
-from minigpt.system.files import atomic_write, listed, read_json, twice, write_text
+from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
 
@@ -125,7 +125,7 @@ class Tokenizer(Protocol):
     def special_id(self, role: str) -> int | None:
         """The id of the token that the tokenizer's files give a role, such as "pad_token"; None if they do not."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write everything that `load_tokenizer` needs as one JSON file: whole, or not at all."""
 
 
@@ -208,12 +208,12 @@ class _TokenTable:
         names = [*self._tokens, *(token.content.encode("utf-8") for token in self.added)]
         return names.index(name.encode("utf-8")) if isinstance(name, str) and name.encode("utf-8") in names else None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the tokenizer as UTF-8 JSON, with its fingerprint; missing folders are made."""
         content = {**self._content, "fingerprint": self.fingerprint()}
         if self.added or self.settings:
             content |= {"added_tokens": [token._asdict() for token in self.added], "settings": self.settings}
-        write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(named_path(path, "tokenizer"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def _lookup(self, token_id: int, position: int | None = None) -> bytes:
         if self.vocab_size <= token_id < self.vocab_size + len(self.added):
@@ -459,13 +459,14 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return [tokenizer.start_token_id]
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path | str) -> Tokenizer:
     """The tokenizer that `save` wrote.
 
     Raises:
         MissingFileError: if there is no such file.
         CheckpointError: if it is not a tokenizer, of an unknown type, damaged, or changed by hand.
     """
+    path = named_path(path, "tokenizer")
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist", "name the tokenizer.json in the folder of a training run")
     content = read_json(path)

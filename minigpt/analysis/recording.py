@@ -23,7 +23,7 @@ from minigpt.analysis.taps import PointError
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 from minigpt.model import GPT
-from minigpt.system.files import atomic_write
+from minigpt.system.files import atomic_write, named_path
 
 
 class Trace(Mapping[str, Tensor]):
@@ -148,7 +148,7 @@ class Trace(Mapping[str, Tensor]):
             "positions": {name: self.positions(name) for name in self._chunks},
         }
         arrays = {name: as_numpy(self[name]) for name in self._chunks}
-        with atomic_write(Path(path)) as file:
+        with atomic_write(named_path(path, "path")) as file:
             np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
     def begin(self, first: int, attention: Literal["explicit", "fused"]) -> None:

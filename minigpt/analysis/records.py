@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt.analysis.checks import Check
 from minigpt.config import GPTConfig
-from minigpt.system.files import atomic_write, write_text
+from minigpt.system.files import atomic_write, named_path, write_text
 
 SCHEMA = "minigpt-trace/1"
 
@@ -86,12 +86,13 @@ class Record:
             }
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a .json file, or an .npz file with `about` among its arrays: the rest, as JSON text.
 
         Raises:
             OSError: if the file cannot be written.
         """
+        path = named_path(path, "path")
         if path.suffix.lower() == ".json":
             write_text(path, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
             return

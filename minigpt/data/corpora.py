@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, near
+from minigpt.errors import DataError, DownloadError, MissingFileError, brief, near
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -27,7 +27,7 @@ from minigpt.system.downloads import (
     mismatch,
     read_archive,
 )
-from minigpt.system.files import listed, read_bytes, write_text
+from minigpt.system.files import listed, named_path, read_bytes, write_text
 
 NAMED_SOURCES = {
     "shakespeare": "a million characters of the plays, downloaded once",
@@ -113,17 +113,18 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return Corpus("verse", verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
-    if not os.path.exists(source):
+    if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
-            f"there is no corpus, file or folder named '{source}'",
+            f"there is no corpus, file or folder named {brief(str(source))}",
             f"{near(str(source).lower(), NAMED_SOURCES)}give a path, or one of: {', '.join(NAMED_SOURCES)}",
         )
-    return _from_path(Path(source))
+    return _from_path(named_path(source, "source"))
 
 
 def lasting_source(source: str) -> str:
     """A file's or folder's path as it is found from any folder; the name of a corpus as it is."""
-    return source if source in NAMED_SOURCES or not os.path.exists(source) else os.path.abspath(source)
+    path = os.path.expanduser(source)
+    return source if source in NAMED_SOURCES or not os.path.exists(path) else os.path.abspath(path)
 
 
 def load_quickstart_corpus() -> tuple[Corpus, str]:

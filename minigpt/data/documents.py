@@ -19,7 +19,7 @@ import numpy as np
 
 from minigpt.data.corpora import RECORD_SUFFIXES, TEXT_SUFFIXES, files_below, left_out, read_text, with_line_feeds
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
-from minigpt.system.files import listed, parsed_json
+from minigpt.system.files import listed, named_path, parsed_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072, and a novel is longer
@@ -105,7 +105,7 @@ def read_documents(
             a CSV is parted by semicolons or tabs, names two columns alike, or begins with a row; if several fields
             could be the text; if all documents are blank, or longer than is allowed.
     """
-    path = Path(path)
+    path = named_path(path, "path")
     _check_settings(text_field, prompt_field, completion_field, max_characters)
     learned = text_field or completion_field
     files = _fitting_files(path, RECORD_SUFFIXES if learned else (*TEXT_SUFFIXES, *RECORD_SUFFIXES))

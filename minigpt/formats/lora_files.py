@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from minigpt.config import LoRAConfig, are_texts
-from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
+from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, ModelNote
+from minigpt.fields import check_value
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
 from minigpt.lora import (
@@ -89,10 +90,11 @@ def save_adapter(
     Raises:
         ConfigError: if there is no such adapter, or one is merged.
         CheckpointError: if the folder holds something.
-        InputError: if the model has other parts than a GPT and adapters, or the folder is no path.
+        InputError: if the model has other parts than a GPT and adapters, the folder is no path, or `base` no text.
     """
     folder = named_path(folder, "folder")
     model = as_built(model, KNOWN)
+    check_value("base", base, str | None, InputError)
     check_unused(folder)
     check_known(model, name)
     config = adapters(model)[name]

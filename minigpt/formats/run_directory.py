@@ -166,7 +166,7 @@ def versions() -> dict[str, str]:
 def save_run(
     model: GPT,
     tokenizer: Tokenizer | None,
-    path: Path,
+    path: Path | str,
     trained: RunConfig | None = None,
     carried: Mapping[str, Any] | None = None,
 ) -> None:
@@ -184,11 +184,12 @@ def save_run(
         carried: settings of transformers to be kept for an export: see `config_json.carried_from`.
 
     Raises:
-        InputError: if `tokenizer` is None.
+        InputError: if `tokenizer` is None, or `path` is no path.
         OSError: if the folder cannot be written.
     """
     import yaml
 
+    path = named_path(path, "path")
     tokenizer = required(tokenizer, path)
     with atomic_folder(path) as part:
         run = RunDirectory(part)

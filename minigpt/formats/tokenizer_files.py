@@ -88,7 +88,7 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
 
 
-def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int) -> None:
     """Write the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
 
     It needs no further argument and no network, but the model's config.json beside these files. Ids and decoded text
@@ -108,6 +108,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
         InputError: if its merges contradict each other: see `load_hf_tokenizer`.
         OSError: if the folder cannot be written.
     """
+    folder = named_path(folder, "folder")
     config: dict[str, object] = {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     if isinstance(tokenizer, CharTokenizer):
         config["tokenizer_class"] = _CHARACTERS.classes[0]
@@ -146,7 +147,7 @@ def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
     ]
 
 
-def load_hf_tokenizer(folder: Path) -> Tokenizer:
+def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer in a folder of transformers' layout, or in a run directory of our own.
 
     Read are a tokenizer.json, or else vocab.json with merges.txt; the special tokens of tokenizer_config.json,
@@ -162,6 +163,7 @@ def load_hf_tokenizer(folder: Path) -> Tokenizer:
         CheckpointError: if a file is damaged, or the tokenizer is one that ours cannot reproduce: another model or
             pattern, a normalizer, an added word, ids in another order, merges that contradict each other.
     """
+    folder = named_path(folder, "folder")
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if os.path.lexists(whole):  # something else than a file is refused when it is read
         content = read_json(whole)

@@ -31,7 +31,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from minigpt.errors import CheckpointError, MissingFileError, first_line
 from minigpt.model import GPT
 from minigpt.parameters import own_tensors
-from minigpt.system.files import FETCH_AGAIN, atomic_write, described, first_bytes, listed, parsed_json, read_json
+from minigpt.system.files import (
+    FETCH_AGAIN,
+    atomic_write,
+    described,
+    first_bytes,
+    listed,
+    named_path,
+    parsed_json,
+    read_json,
+)
 
 # The number formats of a .safetensors file, as far as torch has them.
 DTYPES = {
@@ -103,13 +112,14 @@ class StoredTensor:
         return dataclasses.replace(self, shape=(n, *self.shape[1:]))
 
 
-def open_weights(path: Path) -> dict[str, StoredTensor]:
+def open_weights(path: Path | str) -> dict[str, StoredTensor]:
     """The tensors of a weights file, or of the files that an index names, by their names there.
 
     Raises:
         MissingFileError: if a file is not there.
         CheckpointError: if a file is damaged, is something else, or holds code. Nothing of it was executed.
     """
+    path = named_path(path, "path")
     if path.name.endswith(".index.json"):
         return _open_shards(path)
     if path.suffix == ".safetensors":
@@ -117,9 +127,9 @@ def open_weights(path: Path) -> dict[str, StoredTensor]:
     return stored_tensors(load_torch_file(path), path)
 
 
-def save_weights(model: GPT, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(model: GPT, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's weights under its own names, in its own dtype, whole or not at all."""
-    write_safetensors(path, own_tensors(model), metadata=metadata)
+    write_safetensors(named_path(path, "path"), own_tensors(model), metadata=metadata)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.system.files import atomic_write
+from minigpt.system.files import atomic_write, named_path
 from minigpt.system.terminal import visible
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a figure as PNG or SVG, by the path's ending, whole or not at all. Needs no display."""
+    path = named_path(path, "path")
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.lower().lstrip(".") or "png", dpi=150)
 

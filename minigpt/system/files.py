@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line
+from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line, named
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
@@ -207,21 +207,24 @@ def named_path(name: object, what: str) -> Path:
 
     Args:
         name: a text or a path.
-        what: is named, for an error.
+        what: is named, for an error: an argument or a flag.
+
+    Returns:
+        It, such that naming it again changes nothing.
 
     Raises:
         InputError: if it is something else, or nothing can be called so.
     """
     if not isinstance(name, str | Path):
-        raise InputError(f"{what} = {brief(name)} is no path", "give a text or a pathlib.Path")
+        raise InputError(f"{named(what, name)} is no path", "give a text or a pathlib.Path")
     try:
         path = Path(os.path.expanduser(name))
         os.lstat(path)
     except (OSError, ValueError) as error:  # the latter of a zero byte, or half a character
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
             why = getattr(error, "strerror", None) or error
-            raise InputError(f"{what} = {brief(str(name))} cannot name a file: {why}", "check the path") from None
-    return path
+            raise InputError(f"{named(what, str(name))} cannot name a file: {why}", "check the path") from None
+    return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # of "./~", a folder here
 
 
 def check_unused(path: Path) -> None:

@@ -29,6 +29,7 @@ from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexit
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
 from minigpt.formats.source import open_source
 from minigpt.system.device import autocast, choose_device
+from minigpt.system.files import named_path
 from minigpt.training.checkpoint import (
     Progress,
     checkpoint_tensors,
@@ -81,7 +82,7 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, source: Corpus | Documents, out: Path, say: Say = say_to_stdout, resume: bool = False
+    config: RunConfig, source: Corpus | Documents, out: Path | str, say: Say = say_to_stdout, resume: bool = False
 ) -> TrainResult:
     """Train a GPT and leave a run directory, or go on with one as if it had never been interrupted.
 
@@ -104,7 +105,7 @@ def train(
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
-    base = config.init_from
+    base, out = config.init_from, named_path(out, "out")
     with suppress(MissingFileError):  # what a run started from may be gone by the time that it goes on
         base = open_source(base).lasting if base else ""
     config = replace(
