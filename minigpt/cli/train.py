@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.parser import print_json
 from minigpt.cli.run_settings import RunSettings, Train, are_documents
 from minigpt.cli.streams import say_note
-from minigpt.config import DataConfig, DocumentsConfig, RunConfig, preset, updated
-from minigpt.data.corpora import Corpus, lasting_source, load_corpus, load_quickstart_corpus
+from minigpt.config import DocumentsConfig, RunConfig, preset, updated
+from minigpt.data.corpora import Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.formats.run_directory import existing_run
@@ -29,7 +29,6 @@ COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interva
 
 def run(settings: Train) -> None:
     """Train, and say what to type next."""
-    settings = without_stale_checksum(settings)
     check_effect(settings)
     continued = settings.resume or settings.replay
     config = shaped_as_base(settings) if settings.run.init_from and not continued else settings.run
@@ -42,16 +41,6 @@ def run(settings: Train) -> None:
     name = settings.preset if config.data.source == preset(settings.preset).data.source else None
     resume = existing_run(settings.resume) if settings.resume else None
     train_and_say(config, settings.content, settings.out, name, settings.json, resume=resume)
-
-
-def without_stale_checksum(settings: Train) -> Train:
-    """The settings without what the --config file promises of a text, if --data names another."""
-    promised, named = settings.content.get("data", {}), settings.run.data.source
-    checksum = promised.get("checksum", "")
-    if not checksum or lasting_source(promised.get("source", DataConfig().source)) == lasting_source(named):
-        return settings
-    say_note(f"--data names other data than --config, whose data.checksum {checksum[:12]} is left out")
-    return replace(settings, run=updated(settings.run, {"data": {"checksum": ""}}))
 
 
 def check_effect(settings: RunSettings) -> None:

@@ -151,7 +151,7 @@ def set_up(
     if config.data.checksum not in ("", origins["corpus"]):
         raise ConfigError(
             f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
-            "bring that back, or leave data.checksum out of the settings to train on what is there now",
+            "name with --data where that lies now, or leave data.checksum out of the settings to train on this",
         )
     config = replace(
         config,
