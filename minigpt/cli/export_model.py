@@ -1,6 +1,6 @@
 """`minigpt export`."""
 
-from minigpt.cli.models import say_what_is_not_kept
+from minigpt.cli.models import note_what_is_not_kept
 from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Export
 from minigpt.formats.pretrained import save_hf
@@ -15,7 +15,7 @@ def run(settings: Export) -> None:
     source = open_source(settings.model)
     model, tokenizer = source.load(tokenizer=settings.tokenizer)
     save_hf(model, tokenizer, folder, source.carried)
-    say_what_is_not_kept(source, model, tokenizer)
+    note_what_is_not_kept(source, model, tokenizer)
     files = sorted(path.name for path in folder.iterdir())
     if settings.json:
         print_json({"out": str(folder), "parameters": model.num_parameters(), "files": files})

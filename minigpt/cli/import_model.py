@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import say_what_is_not_kept
+from minigpt.cli.models import note_what_is_not_kept
 from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Import
 from minigpt.errors import CheckpointError
@@ -42,7 +42,7 @@ def run(settings: Import) -> None:
             ) from None
     reference, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
     save_run(model, tokenizer, directory, training_config(source), source.carried)
-    say_what_is_not_kept(source, model, tokenizer)
+    note_what_is_not_kept(source, model, tokenizer)
     if settings.json:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})

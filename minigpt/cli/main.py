@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from minigpt.cli.parser import flags_of
-from minigpt.cli.streams import Stream, attached, one_line, say_error, say_note
+from minigpt.cli.streams import Stream, attached, one_line, print_error, print_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
@@ -82,14 +82,16 @@ def run(arguments: list[str]) -> int:
         except SystemExit as end:
             ended, code = True, int(end.code or 0)
         except KeyboardInterrupt:
-            say_error("interrupted", "nothing is half-written: what had been saved is whole, and the rest is not there")
+            print_error(
+                "interrupted", "nothing is half-written: what had been saved is whole, and the rest is not there"
+            )
             code = 130
         out.end()
         if isinstance(out.failure, BrokenPipeError):  # `minigpt ... | head`: the reader has seen enough
             code = 141 if arguments[:1] in TRAINING and not ended else code  # but a training that it ended is not done
         elif out.failure:
             why = getattr(out.failure, "strerror", None) or out.failure
-            say_error(f"standard output could not be written: {why}", "free some space, or send it somewhere else")
+            print_error(f"standard output could not be written: {why}", "free some space, or send it somewhere else")
             code = code or 2
     if ended:
         sys.exit(code)
@@ -126,7 +128,7 @@ def _answer(arguments: list[str], out: Stream) -> int:
         lines = _two_lines(error, command)
         if lines is None or "--debug" in rest:
             raise
-        say_error(*lines)
+        print_error(*lines)
         return 2
     except Interrupted as stop:
         print(f"\n{one_line(stop.what)}\n{one_line(stop.how)}", file=sys.stderr)
@@ -159,4 +161,4 @@ def _two_lines(error: Exception, command: str) -> tuple[str, str] | None:
 
 def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:
     """A warning as one line on standard error; the place in the code that it comes from helps nobody here."""
-    say_note(str(message))
+    print_note(str(message))

@@ -156,7 +156,7 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def say_what_is_not_kept(source: Source, model: GPT, tokenizer: Tokenizer | None) -> None:
+def note_what_is_not_kept(source: Source, model: GPT, tokenizer: Tokenizer | None) -> None:
     """Say on standard error what the source's own settings hold that no export repeats."""
     if lost := not_kept(source.carried.get(CONFIG, {}), model.config, tokenizer):
         print(f"note: not kept of {source.name}'s {CONFIG}: {listed(lost, '; ')}", file=sys.stderr)

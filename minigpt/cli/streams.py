@@ -123,13 +123,13 @@ def write_product(text: str) -> None:
     sys.stdout.flush()  # a text appears as it is written
 
 
-def say_error(what: str, how: str) -> None:
+def print_error(what: str, how: str) -> None:
     """Two lines on standard error: what is wrong, and how to mend it."""
     start = "error: "
     print(f"{_wrapped(start, what)}\n{_wrapped(' ' * len(start), how)}", file=sys.stderr)
 
 
-def say_note(text: str, start: str = "note: ") -> None:
+def print_note(text: str, start: str = "note: ") -> None:
     """One line on standard error: what one should know, though nothing is wrong."""
     print(_wrapped(start, text), file=sys.stderr)
 

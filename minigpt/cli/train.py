@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.parser import print_json
 from minigpt.cli.run_settings import RunSettings, Train, are_documents
-from minigpt.cli.streams import say_note
+from minigpt.cli.streams import print_note
 from minigpt.config import DocumentsConfig, RunConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
@@ -69,7 +69,7 @@ def check_effect(settings: RunSettings) -> None:
             )
     written = [name for name in COUNTED_BY_EPOCHS if name in settings.content.get("train", {})]
     if config.train.epochs and written:
-        say_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
+        print_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
 
 
 def shaped_as_base(settings: RunSettings) -> RunConfig:
@@ -126,12 +126,12 @@ def train_and_say(
     )
     from minigpt.system.device import choose_device, choose_dtype
     from minigpt.training.distributed import joined
-    from minigpt.training.log import say_nothing, say_to_stderr, say_to_stdout
+    from minigpt.training.log import print_nothing, print_to_stderr, print_to_stdout
     from minigpt.training.loop import train
 
     with joined() as processes, processes.one_voice():
-        say = say_to_stderr if as_json else say_to_stdout
-        say = say if processes.first else say_nothing
+        print_line = print_to_stderr if as_json else print_to_stdout
+        print_line = print_line if processes.first else print_nothing
         directory = named_path(out, "--out") if out else None
         if directory:
             check_new(RunDirectory(directory))  # before a corpus is fetched for nothing
@@ -140,19 +140,19 @@ def train_and_say(
             source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")
         read = source.name if isinstance(source, Corpus) else Path(config.data.source).stem
         if quickstart:
-            say(why)
+            print_line(why)
             config = updated(config, {"data": {"source": read}})
         directory = directory or unused_directory(CHECKPOINTS, name or read)
         directory = run_at(resume).path if resume else directory
         if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
-            say(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
-            say(f"           {program()} train --resume {shlex.quote(str(left))}")
+            print_line(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
+            print_line(f"           {program()} train --resume {shlex.quote(str(left))}")
         promised = content.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)
-        result = train(config, source, directory, say, resume=bool(resume))
+        result = train(config, source, directory, print_line, resume=bool(resume))
         for line in [*summary(result, config, directory), *next_steps(directory, prompt_to_try(source, config))]:
-            say(line)
+            print_line(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))
 
@@ -271,17 +271,19 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
 def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
     """Compute a diverged step once more, and say whether it diverges in the same way."""
     from minigpt.training.divergence import read_report
-    from minigpt.training.log import say_to_stderr, say_to_stdout
+    from minigpt.training.log import print_to_stderr, print_to_stdout
     from minigpt.training.loop import replay
 
-    say = say_to_stderr if as_json else say_to_stdout
+    print_line = print_to_stderr if as_json else print_to_stdout
     before = read_report(report)
-    now = replay(config, load_source(config), report, say)
-    say("")
+    now = replay(config, load_source(config), report, print_line)
+    print_line("")
     for name, value in dataclasses.asdict(now).items():
         differs = "" if value == getattr(before, name) else f"   (the report says {getattr(before, name)})"
-        say(f"{name:<17}{value}{differs}")
-    say("reproduced       " + ("yes, all of it" if now == before else "no: settings, versions or the machine differ"))
+        print_line(f"{name:<17}{value}{differs}")
+    print_line(
+        "reproduced       " + ("yes, all of it" if now == before else "no: settings, versions or the machine differ")
+    )
     if as_json:
         print_json({**dataclasses.asdict(now), "reproduced": now == before})
 

@@ -9,7 +9,7 @@ from minigpt.cli.run_settings import VerifyResume
 from minigpt.cli.train import shaped_as_base
 from minigpt.errors import ConfigError
 from minigpt.training import verify
-from minigpt.training.log import say_to_stderr, say_to_stdout
+from minigpt.training.log import print_to_stderr, print_to_stdout
 
 
 def run(settings: VerifyResume) -> None:
@@ -18,19 +18,19 @@ def run(settings: VerifyResume) -> None:
     if not 0 < kills < steps:
         raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")
     config = verify.shortened(shaped_as_base(settings) if settings.run.init_from else settings.run, steps)
-    say = say_to_stderr if settings.json else say_to_stdout
+    print_line = print_to_stderr if settings.json else print_to_stdout
     moments = [verify.at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]
     with tempfile.TemporaryDirectory(prefix="minigpt-") as name:
         folder = Path(name)
-        say(f"straight   {steps} steps without a break ...")
+        print_line(f"straight   {steps} steps without a break ...")
         straight = verify.run_straight(config, folder)
-        say(f"broken     the same {steps} steps, killed {kills} times ...")
-        found = verify.compare(straight, verify.run_interrupted(config, folder, moments, say))
+        print_line(f"broken     the same {steps} steps, killed {kills} times ...")
+        found = verify.compare(straight, verify.run_interrupted(config, folder, moments, print_line))
     for comparison in found:
-        say(f"{'equal' if comparison.equal else 'DIFFERENT':<11}{comparison.name}")
+        print_line(f"{'equal' if comparison.equal else 'DIFFERENT':<11}{comparison.name}")
     equal = all(comparison.equal for comparison in found)
-    say("")
-    say("An interrupted run goes on here as if nothing had happened, byte for byte." if equal else
+    print_line("")
+    print_line("An interrupted run goes on here as if nothing had happened, byte for byte." if equal else
         "Resume is not exact here: some operation gives other bits at another time.")  # fmt: skip
     if settings.json:
         print_json({"steps": steps, "kills": kills, "equal": {c.name: c.equal for c in found}})

@@ -549,7 +549,7 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
     return checkpoint, f"{last.what}; going on from {run.previous}, step {checkpoint.progress.step}"
 
 
-def clean(run: RunDirectory, say: Callable[[str], None]) -> None:
+def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
     """Tidy up after a killed process, in a run directory that is locked by this one.
 
     What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`, and a whole adapter
@@ -558,12 +558,12 @@ def clean(run: RunDirectory, say: Callable[[str], None]) -> None:
     for path in leftovers(run.path):
         remove(path)
     if damage := make_last(run):
-        say(f"damaged    {damage}")
+        print_line(f"damaged    {damage}")
     make_best(run)
 
 
 def checkpoint_to_resume(
-    run: RunDirectory, config: RunConfig, corpus: str, say: Callable[[str], None]
+    run: RunDirectory, config: RunConfig, corpus: str, print_line: Callable[[str], None]
 ) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
     """The checkpoint that a run goes on from, or None if it was interrupted before the first; and changed settings.
 
@@ -571,7 +571,7 @@ def checkpoint_to_resume(
         run: its paths.
         config: the settings from now on.
         corpus: the sha256 of the corpus.
-        say: where the lines for people go.
+        print_line: where lines for people go.
 
     Raises:
         MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
@@ -579,24 +579,24 @@ def checkpoint_to_resume(
     """
     changed = changes(read_config(run), config)
     for name, (before, now) in changed.items():
-        say(f"changed    {name}: {before} before, {now} from now on")
+        print_line(f"changed    {name}: {before} before, {now} from now on")
     if not run.last.exists() and not run.previous.exists():
         if run.best_weights.exists():  # they would be written over
             raise MissingFileError(
                 f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
                 "start a new run in another folder",
             )
-        say(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
+        print_line(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
         return None, changed
     checkpoint, damage = newest_checkpoint(run)
     if damage:
-        say(f"damaged    {damage}")
+        print_line(f"damaged    {damage}")
     checkpoint.check_corpus(corpus, config)
     here = versions()
     for name, before in checkpoint.manifest["versions"].items():
         if (now := here.get(name, "not known")) != before:
-            say(f"changed    {name}: {before} before, {now} now; the last digits may differ")
-    say(f"resume     {run.path} at step {checkpoint.progress.step}")
+            print_line(f"changed    {name}: {before} before, {now} now; the last digits may differ")
+    print_line(f"resume     {run.path} at step {checkpoint.progress.step}")
     return checkpoint, changed
 
 

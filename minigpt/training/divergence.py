@@ -78,7 +78,7 @@ def leave_out(
     progress.skipped_in_a_row += 1
     what = f"step {progress.step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.3g}"
     if run.config.train.on_nonfinite == "skip" and progress.skipped_in_a_row < MOST_SKIPPED:
-        run.say(f"skipped    {what}")
+        run.print_line(f"skipped    {what}")
         return
     restore_random_states(states, run.device)
     batches = run.micro_batches(progress.sequences, Processes())

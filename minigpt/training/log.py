@@ -25,21 +25,21 @@ _COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text an
 _NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
 SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-def say_to_stdout(line: str) -> None:
+def print_to_stdout(line: str) -> None:
     """Print a line above the progress bar, if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()  # a log that is followed, or whose job is killed, has every line
 
 
-def say_to_stderr(line: str) -> None:
+def print_to_stderr(line: str) -> None:
     """The same to standard error, where standard output is kept for one JSON object."""
     tqdm.write(line, file=sys.stderr)
 
 
-def say_nothing(line: str) -> None:
+def print_nothing(line: str) -> None:
     """For every process of a run but the first."""
 
 
@@ -49,7 +49,7 @@ class RunLog:
     Args:
         run: the run's paths, or None to keep the records in memory alone.
         max_steps: steps that the run will take.
-        say: where lines for people go.
+        print_line: where lines for people go.
         floor: the entropy of the corpus in nats per token, where it is known; drawn into the plot.
         title: of the plot.
         marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
@@ -62,7 +62,7 @@ class RunLog:
         self,
         run: RunDirectory | None,
         max_steps: int,
-        say: Say,
+        print_line: PrintLine,
         floor: float | None,
         title: str,
         marks: Mapping[str, int] | None = None,
@@ -72,13 +72,15 @@ class RunLog:
         self.run = run
         self.by_epoch = by_epoch
         self.tracker = tracker
-        self.say = say
+        self.print_line = print_line
         self.floor = floor
         self.title = title
         paths = (run.metrics, run.samples) if run else ()
         with ExitStack() as opening:  # if one cannot be opened, the other is closed
             self._files = {
-                path.name: opening.enter_context(_opened(path, 0 if marks is None else marks.get(path.name, -1), say))
+                path.name: opening.enter_context(
+                    _opened(path, 0 if marks is None else marks.get(path.name, -1), print_line)
+                )
                 for path in paths
             }
             opening.pop_all()
@@ -165,7 +167,7 @@ class RunLog:
         if self.tracker:
             self.tracker.sample(step, text)
         for line in text.strip("\n").splitlines()[:SHOWN_LINES]:
-            self.say(f"    {line[:74]}")
+            self.print_line(f"    {line[:74]}")
 
     def draw(self) -> None:
         """Draw `loss.png` from the records so far."""
@@ -186,7 +188,7 @@ class RunLog:
         try:
             yield
         except kind as error:
-            self.say(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
+            self.print_line(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
 
     def only_shown(self, what: str) -> AbstractContextManager[None]:
         """A block whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
@@ -255,7 +257,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _opened(path: Path, length: int, say: Say) -> IO[bytes]:
+def _opened(path: Path, length: int, print_line: PrintLine) -> IO[bytes]:
     """A file to append to, of which only the first bytes are kept, if a record ends there."""
     file = open_to_append(path)
     size = file.seek(0, os.SEEK_END)
@@ -263,6 +265,6 @@ def _opened(path: Path, length: int, say: Say) -> IO[bytes]:
     if length == 0 or (0 < length <= size and file.read(1) == b"\n"):
         file.truncate(length)
     else:  # somebody has edited or removed it since
-        say(f"{path.name} is not as the checkpoint left it: nothing of it was cut, so steps may occur twice")
+        print_line(f"{path.name} is not as the checkpoint left it: nothing of it was cut, so steps may occur twice")
     file.seek(0, os.SEEK_END)
     return file

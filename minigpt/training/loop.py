@@ -45,7 +45,7 @@ from minigpt.training.checkpoint import (
 )  # fmt: skip
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
-from minigpt.training.log import RunLog, Say, read_records, say_nothing, say_to_stdout
+from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout, read_records
 from minigpt.training.optim import set_learning_rate
 from minigpt.training.packing import document_mask
 from minigpt.training.run import Run, corpus_checksum, set_up, whole_model
@@ -82,7 +82,11 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, source: Corpus | Documents, out: Path | str, say: Say = say_to_stdout, resume: bool = False
+    config: RunConfig,
+    source: Corpus | Documents,
+    out: Path | str,
+    print_line: PrintLine = print_to_stdout,
+    resume: bool = False,
 ) -> TrainResult:
     """Train a GPT and leave a run directory, or go on with one as if it had never been interrupted.
 
@@ -91,7 +95,7 @@ def train(
         source: the text, or the documents.
         out: the run directory. A new one must not exist yet, or be empty, and is made only when all else is found in
             order.
-        say: where the lines for people go.
+        print_line: where lines for people go.
         resume: go on from the newest whole checkpoint in `out`.
 
     Raises:
@@ -118,21 +122,21 @@ def train(
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
         device = processes.device(choose_device(config.device))
-        say = say if processes.first else say_nothing
+        print_line = print_line if processes.first else print_nothing
         tracking = tracking_library(config.report_to) if processes.first else None
         if resume:
             read_config(directory)  # before a lock is left in a folder that is no run
             with processes.first_goes_ahead():
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
-                    clean(directory, say)
-            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(source), say)
+                    clean(directory, print_line)
+            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(source), print_line)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
             check_new(directory)
         records = read_records(directory.metrics) if resume else []
-        run = set_up(config, source, directory, processes, device, say, checkpoint)
+        run = set_up(config, source, directory, processes, device, print_line, checkpoint)
         limit = "epochs" if run.config.train.epochs else "max_steps"
         done, asked = float(progress.step), float(run.config.train.max_steps)
         if run.config.train.epochs:
@@ -143,8 +147,8 @@ def train(
                 f"choose a larger --train.{limit}; what has been learned cannot be taken back",
             )
         if has_ended(run, progress, records):
-            say(f"resume     nothing is left to do: the run has its {progress.step} steps")
-            say(f"           --train.{limit} N goes on to N")
+            print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")
+            print_line(f"           --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:
             if not resume:
@@ -155,9 +159,9 @@ def train(
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
-        tracker = open_tracker(tracking, out, run.config, progress.step, say) if tracking else None
+        tracker = open_tracker(tracking, out, run.config, progress.step, print_line) if tracking else None
         written, by_epoch = directory if processes.first else None, run.config.train.epochs > 0
-        log = RunLog(written, steps, say, floor, title, marks, tracker, by_epoch)
+        log = RunLog(written, steps, print_line, floor, title, marks, tracker, by_epoch)
         with log, StopRequest() as stop:
             if checkpoint:
                 log.record(progress.step, progress.tokens, resumed=changed)
@@ -197,7 +201,9 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         model.zero_grad(set_to_none=True)
         if progress.step == 0:
             V = run.tokenizer.vocab_size
-            log.say(f"step 0     loss {loss.item():.3f}; a model that knows nothing has ln {V} = {math.log(V):.3f}")
+            log.print_line(
+                f"step 0     loss {loss.item():.3f}; a model that knows nothing has ln {V} = {math.log(V):.3f}"
+            )
 
         progress.step += 1
         progress.sequences += run.rows_of_step(progress.sequences)
@@ -216,7 +222,9 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             assess(run, progress, log)
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
-        log.say(f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended")
+        log.print_line(
+            f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended"
+        )
         save(run, progress, log, must=True)
     # The wish to stop may have come in the last step, or after it. Who asked is told that it was heard, as ever.
     if run.processes.mean(torch.tensor(float(stopping or stop.signal is not None))).item() > 0:
@@ -319,13 +327,15 @@ def keep_place(run: Run, progress: Progress, log: RunLog) -> None:
     elif directory.config.exists():
         return
     if not directory.config.exists():
-        log.say(f"step {progress.step:<5} {directory.path} was removed: it is made again, without what was in it")
+        log.print_line(
+            f"step {progress.step:<5} {directory.path} was removed: it is made again, without what was in it"
+        )
         start_run(directory, run.config, run.tokenizer)
     log.restore()
 
 
 def assess(run: Run, progress: Progress, log: RunLog) -> None:
-    """Evaluate, keep the best weights, record it, say it, and let the model write a little.
+    """Evaluate, keep the best weights, record and print it, and let the model write a little.
 
     Raises:
         DivergenceError: if the loss is not finite.
@@ -366,23 +376,25 @@ def validation_loss(run: Run, progress: Progress) -> float:
 
 
 def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float) -> None:
-    """Record a validation loss, and say it."""
+    """Record a validation loss, and print it."""
     epoch = progress.sequences / run.loader.rows_per_epoch
     log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
     more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
     if run.config.train.epochs:
         more += f", perplexity {perplexity(val_loss):.2f}, epoch {epoch:.3g}"
-    log.say(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
+    log.print_line(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
 
 
-def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say = say_to_stdout) -> Divergence:
+def replay(
+    config: RunConfig, source: Corpus | Documents, path: Path, print_line: PrintLine = print_to_stdout
+) -> Divergence:
     """Compute a step that diverged once more, from the checkpoint that lies beside its report.
 
     Args:
         config: the run's settings.
         source: what it was trained on.
         path: the report.
-        say: where the lines for people go.
+        print_line: where lines for people go.
 
     Returns:
         What was found this time; equal to the report if the step could be reproduced.
@@ -393,7 +405,9 @@ def replay(config: RunConfig, source: Corpus | Documents, path: Path, say: Say =
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
     checkpoint.check_corpus(corpus_checksum(source), config)
-    run = set_up(config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, say, checkpoint)
+    run = set_up(
+        config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint
+    )
     run.model.train()
     checkpoint.restore_random(0, device)
     lr = set_learning_rate(run.optimizers, report.step - 1, config.train)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -33,7 +33,7 @@ from minigpt.system.device import autocast, choose_dtype, keep_freed_memory
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock
 from minigpt.training.distributed import Processes, parallel, whole
-from minigpt.training.log import Say
+from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
 
 TOKEN_FOLDER = Path("data") / "tokens"
@@ -54,7 +54,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype  # of the matrix products
     processes: Processes
-    say: Say
+    print_line: PrintLine
     lock: RunLock | None = None  # of the first process, which writes the directory
 
     @property
@@ -104,7 +104,7 @@ def set_up(
     directory: RunDirectory,
     processes: Processes,
     device: torch.device,
-    say: Say,
+    print_line: PrintLine,
     checkpoint: Checkpoint | None,
 ) -> Run:
     """Everything that a run needs, from a seed, from a model, or from a checkpoint. Only token files are written.
@@ -115,7 +115,7 @@ def set_up(
         directory: the run's.
         processes: of this run.
         device: this process's.
-        say: where the lines for people go.
+        print_line: where lines for people go.
         checkpoint: to go on from, or None.
 
     Returns:
@@ -123,70 +123,29 @@ def set_up(
         of one on documents, the batch size that their order is made for.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)
-    if config.train.lora_rank and not config.init_from:
-        raise ConfigError(
-            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
-            "name it with --init-from, or leave --train.lora_rank out to train a new one",
-        )
     keep_freed_memory()
     dtype, reason = choose_dtype(config.dtype, device)
-    base = None
-    if config.init_from and (checkpoint is None or config.train.lora_rank):
-        base, tokenizer = open_source(config.init_from).load_for_text(
-            block_size=config.model.block_size, dropout=config.model.dropout
-        )
-        config = replace(config, model=base.config)
-    elif checkpoint is not None:
-        tokenizer = load_tokenizer(directory.tokenizer)
-        config = replace(config, model=replace(config.model, vocab_size=read_config(directory).model.vocab_size))
-    else:
-        tokenizer = new_tokenizer(config, source)
-        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
-    progress = checkpoint.progress if checkpoint else Progress()
-    origins: dict[str, Any] = {"corpus": corpus_checksum(source)}
-    if isinstance(source, Documents):
-        origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
-    with processes.first_goes_ahead():
-        loader = make_loader(config, source, tokenizer, origins.get("laid_out_for"))
-    if config.data.checksum not in ("", origins["corpus"]):
-        raise ConfigError(
-            f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
-            "name with --data where that lies now, or leave data.checksum out of the settings to train on this",
-        )
-    config = replace(
-        config,
-        data=replace(config.data, checksum=origins["corpus"]),
-        train=in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences),
-    )
-
+    config, tokenizer, base = starting_point(config, source, directory, checkpoint)
+    config, loader, origins = read_data(config, source, tokenizer, processes, checkpoint)
     t = config.train
+    if base is not None and t.lora_rank:
+        origins["base"] = base_checksum(base)
     seed_everything(config.seed)
-    model = GPT(config.model) if base is None else base
-    if t.lora_rank:
-        origins["base"] = base_checksum(model)
-        targets = tuple(_globs(t.lora_targets))
-        add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
-    freeze(model, t.freeze)
-    if checkpoint is not None:
-        checkpoint.check_base(origins.get("base"), config.init_from)
-        checkpoint.restore_weights(model)
-    model = model.to(device)
+    model = make_model(config, base, checkpoint, origins).to(device)
     if t.gradient_checkpointing:
         recompute_blocks(model)
     forward, compiled = _compiled(model, config, processes, device, dtype)
-    m, trained = config.model, trainable_parameters(model)
+    m, threads = config.model, torch.get_num_threads()
+    size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
+    where = f"on {device.type}, {threads} thread{'s' * (threads > 1)}, {str(dtype)[6:]} ({reason}), {compiled}"
     for line in loader.described:
-        say(line)
-    say(f"model      {model.num_parameters():,} parameters: "
-        f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}")  # fmt: skip
+        print_line(line)
+    print_line(f"model      {model.num_parameters():,} parameters: {size}")
     if config.init_from:
-        say(
-            f"from       {config.init_from}; {trained:,} parameters are trained" + (", as adapters" * bool(t.lora_rank))
-        )
-    threads = torch.get_num_threads()
-    say(f"computing  on {device.type}, {threads} thread{'s' * (threads > 1)}, {str(dtype)[6:]} ({reason}), {compiled}"
-        + (f", {processes.size} processes" if processes.size > 1 else ""))  # fmt: skip
-    say(f"seed       {config.seed}")
+        trained = f"{trainable_parameters(model):,} parameters are trained" + ", as adapters" * bool(t.lora_rank)
+        print_line(f"from       {config.init_from}; {trained}")
+    print_line(f"computing  {where}" + (f", {processes.size} processes" if processes.size > 1 else ""))
+    print_line(f"seed       {config.seed}")
     forward = parallel(model, forward, t.parallel, processes)
     optimizers = make_optimizers(model, t, dtype)  # of the parameters that each process has by now
     if checkpoint is not None:
@@ -205,8 +164,80 @@ def set_up(
         device,
         dtype,
         processes,
-        say,
+        print_line,
     )
+
+
+def starting_point(
+    config: RunConfig, source: Corpus | Documents, directory: RunDirectory, checkpoint: Checkpoint | None
+) -> tuple[RunConfig, Tokenizer, GPT | None]:
+    """The settings with the model's shape, its tokenizer, and the model to start from, if there is one.
+
+    Raises:
+        ConfigError: if an adapter is to be trained and there is no model to start from.
+    """
+    if config.train.lora_rank and not config.init_from:
+        raise ConfigError(
+            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
+            "name it with --init-from, or leave --train.lora_rank out to train a new one",
+        )
+    shape = config.model
+    if config.init_from and (checkpoint is None or config.train.lora_rank):
+        base, tokenizer = open_source(config.init_from).load_for_text(
+            block_size=shape.block_size, dropout=shape.dropout
+        )
+        return replace(config, model=base.config), tokenizer, base
+    if checkpoint is not None:
+        tokenizer, vocab_size = load_tokenizer(directory.tokenizer), read_config(directory).model.vocab_size
+    else:
+        tokenizer = new_tokenizer(config, source)
+        vocab_size = tokenizer.vocab_size
+    return replace(config, model=replace(shape, vocab_size=vocab_size)), tokenizer, None
+
+
+def read_data(
+    config: RunConfig,
+    source: Corpus | Documents,
+    tokenizer: Tokenizer,
+    processes: Processes,
+    checkpoint: Checkpoint | None,
+) -> tuple[RunConfig, Loader, dict[str, Any]]:
+    """The settings with the data's checksum and with epochs in steps, the loader of the data, and the run's origins.
+
+    Raises:
+        ConfigError: if the data are not those that the settings name by their checksum.
+    """
+    progress = checkpoint.progress if checkpoint else Progress()
+    origins: dict[str, Any] = {"corpus": corpus_checksum(source)}
+    if isinstance(source, Documents):
+        origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
+    with processes.first_goes_ahead():
+        loader = make_loader(config, source, tokenizer, origins.get("laid_out_for"))
+    if config.data.checksum not in ("", origins["corpus"]):
+        raise ConfigError(
+            f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
+            "name with --data where that lies now, or leave data.checksum out of the settings to train on this",
+        )
+    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences)
+    return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
+
+
+def make_model(config: RunConfig, base: GPT | None, checkpoint: Checkpoint | None, origins: Mapping[str, Any]) -> GPT:
+    """A new model or the base, with an adapter and frozen parameters as asked for, and with a checkpoint's weights.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another base, or of another architecture.
+        ConfigError: if `freeze` names no parameter, or all of them.
+    """
+    t, model = config.train, GPT(config.model) if base is None else base
+    if t.lora_rank:
+        targets = tuple(_globs(t.lora_targets))
+        add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
+    freeze(model, t.freeze)
+    if checkpoint is not None:
+        checkpoint.check_base(origins.get("base"), config.init_from)
+        checkpoint.restore_weights(model)
+    return model
 
 
 def whole_model(model: GPT) -> GPT:

@@ -51,7 +51,7 @@ def tracking_library(name: str) -> Any:
         ) from None
 
 
-def open_tracker(library: Any, out: Path, config: RunConfig, step: int, say: Callable[[str], None]) -> Tracker:
+def open_tracker(library: Any, out: Path, config: RunConfig, step: int, print_line: Callable[[str], None]) -> Tracker:
     """Begin to track a run, or go on where it was tracked before.
 
     Args:
@@ -59,10 +59,10 @@ def open_tracker(library: Any, out: Path, config: RunConfig, step: int, say: Cal
         out: the run directory, where the tracker keeps what it needs.
         config: the run's settings.
         step: steps taken so far; what a killed run has told of later ones is told again.
-        say: is told, once, if the tracker fails.
+        print_line: is given a line, once, if the tracker fails.
     """
     kind = TensorBoard if config.report_to == "tensorboard" else WandB
-    return Forgiven(lambda: kind(library, out, config, step), say)
+    return Forgiven(lambda: kind(library, out, config, step), print_line)
 
 
 class TensorBoard:
@@ -122,11 +122,11 @@ class Forgiven:
 
     Args:
         begin: makes the tracker.
-        say: where the line about the error goes.
+        print_line: where the line about the error goes.
     """
 
-    def __init__(self, begin: Callable[[], Tracker], say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, begin: Callable[[], Tracker], print_line: Callable[[str], None]) -> None:
+        self._print_line = print_line
         self._tracker: Tracker | None = self._tried(begin)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ class Forgiven:
             return call()
         except Exception as error:  # of any kind: these libraries write files, and talk to the network
             self._tracker = None
-            self._say(f"report_to  failed, and training goes on without it: {first_line(error, 100)}")
+            self._print_line(f"report_to  failed, and training goes on without it: {first_line(error, 100)}")
             return None
 
 

@@ -66,7 +66,10 @@ def run_straight(config: RunConfig, folder: Path) -> RunDirectory:
 
 
 def run_interrupted(
-    config: RunConfig, folder: Path, moments: Iterable[Callable[[RunDirectory], bool]], say: Callable[[str], None]
+    config: RunConfig,
+    folder: Path,
+    moments: Iterable[Callable[[RunDirectory], bool]],
+    print_line: Callable[[str], None],
 ) -> RunDirectory:
     """The same, but the process is killed (SIGKILL) whenever the next of the moments has come, and resumed.
 
@@ -74,7 +77,7 @@ def run_interrupted(
         config: the settings.
         folder: where its run directory will be.
         moments: each is asked again and again whether it has come.
-        say: is told of every kill.
+        print_line: is given a line of every kill.
 
     Raises:
         CheckpointError: if a run cannot be resumed.
@@ -85,11 +88,11 @@ def run_interrupted(
         while process.poll() is None and not moment(run):
             time.sleep(0.001)
         if process.poll() is not None:
-            say("finished   before it could be killed once more")
+            print_line("finished   before it could be killed once more")
             break
         process.kill()
         process.wait()
-        say(f"killed     at step {step_of(run)}, and resumed")
+        print_line(f"killed     at step {step_of(run)}, and resumed")
         arguments = ("--resume", run.path) if run.config.is_file() else ("--out", run.path)
         process = _start(config, folder, *arguments)
     _finish(process, folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli.main import COMMANDS, _show_note, run
-from minigpt.cli.streams import Stream, attached, said, say_error, say_note, write_product
+from minigpt.cli.streams import Stream, attached, print_error, print_note, said, write_product
 from minigpt.config import GPTConfig
 from minigpt.errors import LONGEST
 from minigpt.formats.run_directory import save_run
@@ -175,7 +175,7 @@ def test_nothing_that_is_said_moves_the_terminal(capsys, attack):
     with attached():
         print(f"table {attack}")
         print(f"note: {attack}", file=sys.stderr)
-        say_error(f"no such file: {attack}", f"rename {attack}")
+        print_error(f"no such file: {attack}", f"rename {attack}")
     out, err = capsys.readouterr()
     for text in (out, err):
         assert not set(text) & {"\x1b", *"\x07\x9b\x00\x08\x7f\u202e\u2066\u2028"}
@@ -262,7 +262,7 @@ def on_a_terminal(say: Callable[[], None]) -> list[str]:
 
 
 def test_errors_are_wrapped_where_people_read_them():
-    lines = on_a_terminal(lambda: say_error("what " * 30, "how " * 30 + "/a/path/" + "that-is-long" * 9))
+    lines = on_a_terminal(lambda: print_error("what " * 30, "how " * 30 + "/a/path/" + "that-is-long" * 9))
     assert lines[0].startswith("error: what")
     assert all(line.startswith("       ") for line in lines[1:])
     assert all(len(line) <= 80 for line in lines[:-1])
@@ -270,7 +270,7 @@ def test_errors_are_wrapped_where_people_read_them():
 
 
 @pytest.mark.parametrize("say", [
-    lambda: _show_note(UserWarning("word " * 40)), lambda: say_note("word " * 40),
+    lambda: _show_note(UserWarning("word " * 40)), lambda: print_note("word " * 40),
 ])  # fmt: skip
 def test_notes_are_wrapped_as_errors_are(say, capsys):
     lines = on_a_terminal(say)

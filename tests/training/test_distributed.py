@@ -33,7 +33,7 @@ from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
 from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, exchanging, joined, numbers_held, parallel
-from minigpt.training.log import RunLog, say_nothing
+from minigpt.training.log import RunLog, print_nothing
 from minigpt.training.loop import train
 from minigpt.training.run import set_up
 from minigpt.training.verify import compare
@@ -113,7 +113,7 @@ def train_until(step, config, out, resume=False):
 
     loop.gradients = gradients
     try:
-        train(updated(config, {"train": {"save_interval": 1}}), CORPUS, out, say_nothing, resume)
+        train(updated(config, {"train": {"save_interval": 1}}), CORPUS, out, print_nothing, resume)
     except PulledPlug:
         return
     finally:
@@ -124,7 +124,7 @@ def train_until(step, config, out, resume=False):
 def worker_train(*names):
     for name in names:
         for how in BOTH if len(names) > 1 else BOTH[:1]:
-            train(variant(name, how), CORPUS, Path(name, how), say_nothing)
+            train(variant(name, how), CORPUS, Path(name, how), print_nothing)
 
 
 def worker_begin():
@@ -132,18 +132,18 @@ def worker_begin():
     for how in BOTH:
         train_until(7, variant("untied", how), Path("begun", how))
         config = updated(variant("muon", how), {"model": {"dropout": 0.3}, "train": {"save_interval": 1}})
-        train(config, CORPUS, Path("straight", how), say_nothing)
+        train(config, CORPUS, Path("straight", how), print_nothing)
         train_until(7, config, Path("broken", how))
         train_until(13, config, Path("broken", how), resume=True)
-        train(config, CORPUS, Path("broken", how), say_nothing, resume=True)
+        train(config, CORPUS, Path("broken", how), print_nothing, resume=True)
 
 
 def worker_go_on():
     """Each run with what the other one began; and one that lacks nothing but its evaluation."""
-    result = train(UNASSESSED, CORPUS, Path("unassessed"), say_nothing, resume=True)
+    result = train(UNASSESSED, CORPUS, Path("unassessed"), print_nothing, resume=True)
     assert math.isfinite(result.train_loss), "each process knows what was recorded before"
     for how, other in zip(BOTH, reversed(BOTH), strict=True):
-        train(variant("untied", how), CORPUS, Path("begun", other), say_nothing, resume=True)
+        train(variant("untied", how), CORPUS, Path("begun", other), print_nothing, resume=True)
 
 
 def worker_count():
@@ -152,7 +152,7 @@ def worker_count():
 
     counted = {}
     for how in BOTH:
-        run = set_up(variant("adamw", how), CORPUS, RunDirectory(Path()), ALL, torch.device("cpu"), say_nothing, None)
+        run = set_up(variant("adamw", how), CORPUS, RunDirectory(Path()), ALL, torch.device("cpu"), print_nothing, None)
         for _ in range(3):  # DDP rearranges its buffers in the second step
             run.model.zero_grad(set_to_none=True)
             with profile(record_shapes=True) as profiler:
@@ -178,7 +178,7 @@ def worker_count():
 def worker_fine_tune():
     for name, (config, source) in tuned().items():
         for how in BOTH:
-            train(updated(config, {"train": {"parallel": how}}), source, Path(name, how), say_nothing)
+            train(updated(config, {"train": {"parallel": how}}), source, Path(name, how), print_nothing)
 
 
 def worker_diverge():
@@ -191,7 +191,7 @@ def worker_diverge():
 
     divergence.write_checkpoint = slowly
     large = {"train": {"learning_rate": 1e30, "save_interval": 50, "eval_interval": 50, "max_steps": 50}}
-    train(updated(CONFIG, large), CORPUS, Path("run"), say_nothing)
+    train(updated(CONFIG, large), CORPUS, Path("run"), print_nothing)
 
 
 # What is started, and what is found afterwards
@@ -269,7 +269,7 @@ def shapes(path):
 def test_two_processes_take_the_steps_of_one(monkeypatch):
     without_decoration(monkeypatch)
     work("train", "adamw")
-    train(variant("adamw"), CORPUS, Path("one"), say_nothing)
+    train(variant("adamw"), CORPUS, Path("one"), print_nothing)
     assert_same_steps(Path("adamw", "ddp"), Path("one"))
 
 
@@ -280,7 +280,7 @@ def test_every_kind_takes_the_steps_of_one(monkeypatch):
     work("train", *VARIANTS)
     for name in VARIANTS:
         one = Path(name, "one")
-        train(variant(name), CORPUS, one, say_nothing)
+        train(variant(name), CORPUS, one, print_nothing)
         for how in BOTH:
             assert_same_steps(Path(name, how), one)
             for file in ("model.safetensors", "last/model.safetensors"):
@@ -301,7 +301,7 @@ def test_documents_and_adapters_take_the_steps_of_one(monkeypatch):
     work("fine_tune")
     for name, (config, source) in tuned().items():
         one = Path(name, "one")
-        train(config, source, one, say_nothing)
+        train(config, source, one, print_nothing)
         first = 1 if config.init_from else 0  # the base is evaluated too
         for how in BOTH:
             run = Path(name, how)
@@ -312,7 +312,7 @@ def test_documents_and_adapters_take_the_steps_of_one(monkeypatch):
             assert torch.allclose(best_logits(run), best_logits(one), rtol=0, atol=1e-4)
     config, source = tuned()["adapted"]
     longer = updated(config, {"train": {"max_steps": 14}})
-    assert train(longer, source, Path("adapted", "fsdp"), say_nothing, resume=True).step == 14
+    assert train(longer, source, Path("adapted", "fsdp"), print_nothing, resume=True).step == 14
 
 
 def best_logits(run):
@@ -331,21 +331,21 @@ def best_logits(run):
 
 
 def set_up_alone(config):
-    return set_up(config, CORPUS, RunDirectory(Path()), Processes(), torch.device("cpu"), say_nothing, None)
+    return set_up(config, CORPUS, RunDirectory(Path()), Processes(), torch.device("cpu"), print_nothing, None)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
     """Two, one, two; DDP that becomes FSDP and the other way round. With dropout, two and two are equal in each bit."""
     without_decoration(monkeypatch)
-    train(variant("untied"), CORPUS, Path("one"), say_nothing)
+    train(variant("untied"), CORPUS, Path("one"), print_nothing)
     work("begin")
     for how in BOTH:
         train_until(13, variant("untied", how), Path("begun", how), resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "assess", pulled_plug)
         with pytest.raises(PulledPlug):
-            train(UNASSESSED, CORPUS, Path("unassessed"), say_nothing)
+            train(UNASSESSED, CORPUS, Path("unassessed"), print_nothing)
     work("go_on")
     assert "val_loss" in records(Path("unassessed"))[-1]
     for how in BOTH:
@@ -392,7 +392,7 @@ def test_a_process_that_dies_ends_all(how, killed, monkeypatch):
     step = open_checkpoint(Path("run", "last")).progress.step
     config = loop.read_config(RunDirectory(Path("run")))
     config = updated(config, {"train": {"max_steps": step + 2, "eval_interval": step + 2}})
-    assert train(config, Corpus("text.txt", TEXT, ""), Path("run"), say_nothing, resume=True).step == step + 2
+    assert train(config, Corpus("text.txt", TEXT, ""), Path("run"), print_nothing, resume=True).step == step + 2
 
 
 @pytest.mark.slow
@@ -602,7 +602,7 @@ def test_parts_of_an_evaluation_are_the_whole(tiny_model):
 def test_fsdp_without_torchrun_is_one_process(monkeypatch):
     without_decoration(monkeypatch)
     for how in BOTH:
-        train(updated(variant("muon", how), {"train": {"max_steps": 4}}), CORPUS, Path(how), say_nothing)
+        train(updated(variant("muon", how), {"train": {"max_steps": 4}}), CORPUS, Path(how), print_nothing)
     weights = [Path(how, "last", "model.safetensors").read_bytes() for how in BOTH]
     assert weights[0] == weights[1]
 

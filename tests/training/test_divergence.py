@@ -23,7 +23,7 @@ from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
 from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.divergence import MOST_SKIPPED, read_report
-from minigpt.training.log import read_records, say_nothing
+from minigpt.training.log import print_nothing, read_records
 from minigpt.training.loop import replay, train
 from minigpt.training.verify import compare
 
@@ -42,7 +42,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def diverging(config, corpus, out: Path) -> DivergenceError:
     with pytest.raises(DivergenceError) as diverged:
-        train(config, corpus, out, say_nothing)
+        train(config, corpus, out, print_nothing)
     return diverged.value
 
 
@@ -50,7 +50,7 @@ def replayed(corpus, out: Path):
     """The report, and what a replay finds; the run is not touched by it."""
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     run = RunDirectory(out)
-    now = replay(read_config(run), corpus, run.diverged / "report.json", say_nothing)
+    now = replay(read_config(run), corpus, run.diverged / "report.json", print_nothing)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     return read_report(run.diverged / "report.json"), now
 
@@ -180,8 +180,8 @@ def test_what_was_saved_before_stays(tmp_path, corpus, config, monkeypatch):
     assert taken == [kept()]
     assert open_checkpoint(run.last).progress.step == 6
     assert all("NaN" not in line for line in run.metrics.read_text().splitlines())
-    train(config, corpus, run.path, say_nothing, resume=True)
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, run.path, print_nothing, resume=True)
+    train(config, corpus, tmp_path / "straight", print_nothing)
     assert all(c.equal for c in compare(RunDirectory(tmp_path / "straight"), run))
 
 
@@ -366,7 +366,7 @@ def test_a_run_whose_steps_were_all_skipped_has_a_result(tmp_path, corpus, confi
     real = loop.gradients
     monkeypatch.setattr(loop, "gradients", lambda *arguments: (real(*arguments)[0] * math.nan, 1))
     short = updated(config, {"train": {"on_nonfinite": "skip", "max_steps": 5}})
-    result = train(short, corpus, tmp_path / "run", say_nothing)
+    result = train(short, corpus, tmp_path / "run", print_nothing)
     assert math.isnan(result.train_loss)
     assert math.isfinite(result.val_loss)
 
@@ -381,7 +381,7 @@ def test_a_batch_without_targets_is_no_divergence(tmp_path, corpus, config, monk
         return x, torch.full_like(y, -100) if len(count) in (5, 10, 11, 12) else y
 
     monkeypatch.setattr("minigpt.data.loaders.random_batch", sometimes_empty)
-    result = train(config, corpus, tmp_path / "run", say_nothing)
+    result = train(config, corpus, tmp_path / "run", print_nothing)
     assert result.step == 20
     assert math.isfinite(result.train_loss)
 

@@ -40,7 +40,7 @@ from minigpt.training.checkpoint import (
     stored_loss,
 )
 from minigpt.training.divergence import read_report
-from minigpt.training.log import read_records, say_nothing
+from minigpt.training.log import print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.verify import compare, losses
 
@@ -57,7 +57,7 @@ def finished(tmp_path_factory, corpus, config) -> RunDirectory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out.parent)
         patch.setattr(loop, "SAMPLE_TOKENS", 5)
-        train(updated(config, {"train": {"max_steps": 7}}), corpus, out, say_nothing)
+        train(updated(config, {"train": {"max_steps": 7}}), corpus, out, print_nothing)
     return RunDirectory(out)
 
 
@@ -142,7 +142,7 @@ def test_both_damaged_are_both_named(run, corpus, longer):
     (run.last / "state.safetensors").write_bytes(b"")
     (run.previous / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError) as damaged:
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
     assert str(run.last / "state.safetensors") in damaged.value.what
     assert str(run.previous / "model.safetensors") in damaged.value.what
 
@@ -195,7 +195,7 @@ def test_weights_without_a_checksum_are_read(run):
 
 def test_damaged_best_weights_stop_no_resume(run, corpus, longer):
     run.best_weights.write_bytes(run.best_weights.read_bytes()[:11])
-    train(longer, corpus, run.path, say_nothing, resume=True)
+    train(longer, corpus, run.path, print_nothing, resume=True)
     load_model(run.path)  # a better loss came, and its weights
 
 
@@ -205,9 +205,9 @@ def test_a_damaged_log_costs_its_lines_alone(run, corpus, longer):
     run.metrics.write_bytes(b"".join([lines[0], *strange, *lines[1:]]))
     assert len(read_records(run.metrics)) == len(lines)
     run.metrics.write_bytes(lines[0].replace(b'"lr": ', b'"lr": NaN, "old": ') + b"".join(lines[1:]))
-    train(longer, corpus, run.path, say_nothing, resume=True)
+    train(longer, corpus, run.path, print_nothing, resume=True)
     run.metrics.unlink()
-    result = train(longer, corpus, run.path, say_nothing, resume=True)
+    result = train(longer, corpus, run.path, print_nothing, resume=True)
     assert result.step == 11
     assert result.val_loss > 0
 
@@ -316,7 +316,7 @@ def test_a_whole_checkpoint_without_its_name_gets_it(run, monkeypatch):
     run.last.replace(run.following)
     shutil.copytree(run.previous, run.last)
     (run.last / "state.safetensors").write_bytes(b"half")
-    clean(run, say_nothing)
+    clean(run, print_nothing)
     assert open_checkpoint(run.last).progress.step == 7
     assert not run.following.exists()
 
@@ -349,7 +349,7 @@ def test_an_adapter_that_cannot_be_kept_leaves_the_one_before(run, monkeypatch, 
             failures += 1
         calls = faults.count
         faults.at(0)
-        clean(run, say_nothing)
+        clean(run, print_nothing)
         assert stored_loss(run) in (2.0, 3.0)
         assert sorted(path.name for path in run.adapter.iterdir()) == ["adapter_config.json", ADAPTER_WEIGHTS]
         keep_best(run, model, 1.0, 5, "")
@@ -361,7 +361,7 @@ def test_an_adapter_that_cannot_be_kept_leaves_the_one_before(run, monkeypatch, 
 
 def test_training_goes_on_after_a_save_that_failed(tmp_path, corpus, config, monkeypatch):
     """The disk is full from step 6 on until step 12; the run ends as if it had not been."""
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, tmp_path / "straight", print_nothing)
     faults, real = Faults(monkeypatch, FULL, for_good=True), loop.gradients
 
     def gradients(run, first, processes):
@@ -426,7 +426,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def test_a_real_disk_that_is_full_for_a_while(tmp_path, corpus, config):
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, tmp_path / "straight", print_nothing)
     with mounted(tmp_path / "disk", "size=2m") as disk:
         ballast, lines = disk / "ballast", []
 
@@ -489,7 +489,7 @@ def test_what_cannot_be_resumed(run, corpus, config, longer, tmp_path, capsys):
     shutil.rmtree(run.previous)
     before = content_of(run.path)
     with pytest.raises(MissingFileError, match="has weights, but no checkpoint"):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
     assert content_of(run.path) == before
 
 
@@ -500,7 +500,7 @@ def test_an_imported_model_is_no_interrupted_run(finished, corpus, config, tmp_p
     save_run(model, tokenizer, tmp_path / "imported")
     before = (tmp_path / "imported" / "model.safetensors").read_bytes()
     with pytest.raises(MissingFileError, match="has weights, but no checkpoint"):
-        train(replace(config, model=trained.model), corpus, tmp_path / "imported", say_nothing, resume=True)
+        train(replace(config, model=trained.model), corpus, tmp_path / "imported", print_nothing, resume=True)
     assert (tmp_path / "imported" / "model.safetensors").read_bytes() == before
 
 
@@ -567,7 +567,7 @@ def test_a_resume_runs_no_code(run, corpus, longer):
         for path in (*run.last.iterdir(), run.best_weights, run.metrics, run.samples):
             path.write_bytes(poison)
         with suppress(MiniGPTError):
-            train(longer, corpus, run.path, say_nothing, resume=True)
+            train(longer, corpus, run.path, print_nothing, resume=True)
         with suppress(MiniGPTError):
             read_metadata(run.best_weights)
         assert losses(run)

@@ -34,7 +34,7 @@ from minigpt.training.checkpoint import (
     random_states,
     replace_last,
 )
-from minigpt.training.log import RunLog, read_records, say_nothing
+from minigpt.training.log import RunLog, print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.verify import compare
 
@@ -51,7 +51,7 @@ def finished(tmp_path_factory, corpus, config) -> RunDirectory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out.parent)
         patch.setattr(loop, "SAMPLE_TOKENS", 5)
-        train(updated(config, {"train": {"max_steps": 7}}), corpus, out, say_nothing)
+        train(updated(config, {"train": {"max_steps": 7}}), corpus, out, print_nothing)
     return RunDirectory(out)
 
 
@@ -95,7 +95,7 @@ def test_a_link_out_of_a_run_is_never_followed(run, outside, corpus, longer, nam
     before = found_in(outside)
     expected = "config.yaml" if name == "config.yaml" else f"{run.path / name} is a link to"  # which is read first
     with pytest.raises(MiniGPTError, match=re.escape(expected)):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
     assert found_in(outside) == before
     assert (run.path / name).is_symlink()  # what it was, for its owner to look at
 
@@ -105,7 +105,7 @@ def test_a_second_name_of_a_file_elsewhere_is_never_written(run, outside, corpus
     (run.path / name).unlink()
     os.link(outside / "file", run.path / name)
     with pytest.raises(OSError, match="second name"):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
     assert (outside / "file").read_bytes() == PRECIOUS
 
 
@@ -114,7 +114,7 @@ def test_a_pipe_in_the_place_of_a_log_does_not_hang(run, corpus, longer, name):
     (run.path / name).unlink()
     os.mkfifo(run.path / name)
     with pytest.raises((OSError, CheckpointError), match=r"is no file|No such device"):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", ".lock"])
@@ -130,7 +130,7 @@ def test_a_link_that_comes_between_check_and_write_is_not_followed(run, outside,
 
     monkeypatch.setattr(os, "open", late)
     with pytest.raises(OSError, match=r"symbolic|link") as refused:
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
     assert refused.value.errno == errno.ELOOP
     assert (outside / "file").read_bytes() == PRECIOUS
 
@@ -216,7 +216,7 @@ def test_a_mark_that_is_no_end_of_a_record_cuts_nothing(run, mark):
 
 def test_a_mark_at_the_end_of_a_record_cuts_there(run):
     first = run.metrics.read_bytes().index(b"\n") + 1
-    with RunLog(run, 10, say_nothing, None, "", {"metrics.jsonl": first, "samples.txt": 0}) as log:
+    with RunLog(run, 10, print_nothing, None, "", {"metrics.jsonl": first, "samples.txt": 0}) as log:
         assert len(log.records) == 1
     assert len(run.metrics.read_bytes()) == first
     assert run.samples.read_bytes() == b""
@@ -399,7 +399,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(run, corpus, lo
     files.remove(run.path / name)
     (run.path / name).mkdir()
     with pytest.raises(CheckpointError, match=f"{name} is no file"):
-        train(longer, corpus, run.path, say_nothing, resume=True)
+        train(longer, corpus, run.path, print_nothing, resume=True)
 
 
 RECORD = {"step": 3, "tokens": 9, "seconds": 1.5, "train_loss": 2.5, "val_loss": 2.4, "lr": 0.1, "grad_norm": 1.0,
@@ -437,10 +437,10 @@ def test_another_text_than_the_settings_name_is_refused(run, tmp_path, corpus, c
     asked = updated(config, {"data": {"checksum": checksum}, "train": {"max_steps": 2}})
     if written == "0" * 64:
         with pytest.raises(ConfigError, match=r"data\.checksum"):
-            train(asked, corpus, tmp_path / "new", say_nothing)
+            train(asked, corpus, tmp_path / "new", print_nothing)
         assert not (tmp_path / "new").exists()
     else:
-        train(asked, corpus, tmp_path / "new", say_nothing)
+        train(asked, corpus, tmp_path / "new", print_nothing)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_an_unchanged_record_counts(run):
 def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path, corpus, config, monkeypatch, how):
     """What is said at the end, "go on with", is then true, and the run ends as if nothing had been."""
     out, real, lines = tmp_path / "parent" / "run", loop.gradients, []
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, tmp_path / "straight", print_nothing)
     longer = updated(config, {"train": {"max_steps": 20}})
 
     def gradients(run, first, processes):
@@ -540,7 +540,7 @@ def test_another_run_that_took_the_place_of_a_removed_one_is_not_written_to(
 
         def take_the_place():
             shutil.rmtree(out)
-            train(other, corpus, out, say_nothing)
+            train(other, corpus, out, print_nothing)
             before.update(found_in(out))
             if not ended:
                 other_process.enter_context(locked(out))
@@ -549,7 +549,7 @@ def test_another_run_that_took_the_place_of_a_removed_one_is_not_written_to(
         monkeypatch.setattr(log, "save_figure", lambda figure, path: path.write_bytes(os.urandom(7)))
         during_step(7, take_the_place, monkeypatch)
         with pytest.raises(CheckpointError, match="holds another run now" if ended else "another training is at work"):
-            train(updated(config, {"train": intervals}), corpus, out, say_nothing)
+            train(updated(config, {"train": intervals}), corpus, out, print_nothing)
     assert before
     assert found_in(out) == before
 
@@ -559,12 +559,12 @@ def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config,
 
     def try_another():
         with pytest.raises(CheckpointError, match="another training is at work"):
-            train(config, corpus, out, say_nothing, resume=True)
+            train(config, corpus, out, print_nothing, resume=True)
         refused.append(True)
 
     during_step(11, try_another, monkeypatch)
     during_step(7, lambda: shutil.rmtree(out), monkeypatch)
-    train(config, corpus, out, say_nothing)
+    train(config, corpus, out, print_nothing)
     assert refused
 
 
@@ -572,7 +572,7 @@ def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config,
 def test_a_run_goes_on_in_a_copy_of_its_own_folder(tmp_path, corpus, config, monkeypatch, what):
     """What lies there is its own by its settings, whatever numbers the file system gives the files."""
     out, lines = tmp_path / "run", []
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, tmp_path / "straight", print_nothing)
 
     def exchange():
         if what == "the lock":
@@ -598,13 +598,13 @@ def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(loop, "gradients", no_room)
         with pytest.raises(MemoryError):
-            train(config, corpus, out, say_nothing)
+            train(config, corpus, out, print_nothing)
     (out / ".minigpt-halfhalf").mkdir()
     smaller = updated(config, {"train": {"batch_size": 3, "max_steps": 7}})
-    train(smaller, corpus, out, say_nothing)
+    train(smaller, corpus, out, print_nothing)
     assert read_config(RunDirectory(out)).train.batch_size == 3
     with pytest.raises(CheckpointError, match="not empty"):
-        train(smaller, corpus, out, say_nothing)
+        train(smaller, corpus, out, print_nothing)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "last", "previous", ".next", "adapter", ".adapter", "notes.txt"])
@@ -615,7 +615,7 @@ def test_a_folder_with_anything_more_is_never_begun_again(run, corpus, config, n
             files.remove(path)
     (run.path / name).mkdir()
     with pytest.raises(CheckpointError, match="not empty"):
-        train(config, corpus, run.path, say_nothing)
+        train(config, corpus, run.path, print_nothing)
 
 
 def test_a_run_whose_checkpoints_were_removed_keeps_its_records(run, corpus, config):
@@ -623,5 +623,5 @@ def test_a_run_whose_checkpoints_were_removed_keeps_its_records(run, corpus, con
         files.remove(path)
     before = found_in(run.path)
     with pytest.raises(CheckpointError, match="not empty"):
-        train(config, corpus, run.path, say_nothing)
+        train(config, corpus, run.path, print_nothing)
     assert found_in(run.path) == before

@@ -11,7 +11,7 @@ from minigpt.config import updated
 from minigpt.errors import ConfigError
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.log import RunLog, read_records, say_nothing
+from minigpt.training.log import RunLog, print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.trackers import tracking_library
 from minigpt.training.verify import compare
@@ -97,7 +97,7 @@ def dies_at(step: int, patch) -> None:
     patch.setattr(loop, "gradients", gradients)
 
 
-def interrupted(config, corpus, out: Path, monkeypatch, say=say_nothing) -> None:
+def interrupted(config, corpus, out: Path, monkeypatch, say=print_nothing) -> None:
     """Killed after 13 steps, of which the last checkpoint has 12; then resumed."""
     with monkeypatch.context() as patch:
         dies_at(13, patch)
@@ -107,7 +107,7 @@ def interrupted(config, corpus, out: Path, monkeypatch, say=say_nothing) -> None
 
 
 def test_wandb_is_told_every_record_and_every_sample(tmp_path, corpus, config, wandb):
-    train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "run", say_nothing)
+    train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "run", print_nothing)
     (run,) = wandb.runs
     assert run.finished
     options = run.options
@@ -122,7 +122,7 @@ def test_wandb_is_told_every_record_and_every_sample(tmp_path, corpus, config, w
 
 def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path, corpus, config, wandb, monkeypatch):
     interrupted(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "run", monkeypatch)
-    train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "another", say_nothing)
+    train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "another", print_nothing)
     first, second, another = (run.options["id"] for run in wandb.runs)
     assert first == second == (tmp_path / "run" / "wandb-id").read_text()
     assert another != first
@@ -146,8 +146,8 @@ def test_tensorboard_is_told_every_record_and_every_sample(tmp_path, corpus, con
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_tracker_changes_no_byte(tmp_path, corpus, config, wandb, tensorboard, name):
-    train(config, corpus, tmp_path / "without", say_nothing)
-    train(updated(config, {"report_to": name}), corpus, tmp_path / "with", say_nothing)
+    train(config, corpus, tmp_path / "without", print_nothing)
+    train(updated(config, {"report_to": name}), corpus, tmp_path / "with", print_nothing)
     assert all(c.equal for c in compare(RunDirectory(tmp_path / "without"), RunDirectory(tmp_path / "with")))
 
 
@@ -156,7 +156,7 @@ def test_a_missing_package_is_two_lines_and_leaves_nothing(tmp_path, corpus, con
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     kind = name.rpartition(".")[2]
     with pytest.raises(ConfigError) as missing:
-        train(updated(config, {"report_to": kind}), corpus, tmp_path / "run", say_nothing)
+        train(updated(config, {"report_to": kind}), corpus, tmp_path / "run", print_nothing)
     assert f"report_to = {kind} needs a package" in missing.value.what
     assert f'pip install "minigpt-torch[{kind}]"' in missing.value.how
     assert not (tmp_path / "run").exists()
@@ -197,13 +197,13 @@ def test_a_tracker_that_cannot_begin_ends_no_training(tmp_path, corpus, config, 
 def test_the_tracker_is_closed_however_a_run_ends(tmp_path, corpus, config, wandb, monkeypatch):
     dies_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "run", say_nothing)
+        train(updated(config, {"report_to": "wandb"}), corpus, tmp_path / "run", print_nothing)
     assert wandb.runs[0].finished
 
 
 def test_only_the_first_process_tracks(tmp_path):
     """The others keep a log in memory alone, and have no tracker."""
-    with RunLog(None, 1, say_nothing, None, "") as log:
+    with RunLog(None, 1, print_nothing, None, "") as log:
         log.record(1, 1, train_loss=1.0, tokens_per_second=1.0)
         log.sample(1, "x")
     assert log.tracker is None
@@ -219,8 +219,8 @@ def test_what_tensorboard_reads(tmp_path, corpus, config, monkeypatch):
     with monkeypatch.context() as patch:
         dies_at(14, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(config, corpus, tmp_path / "run", say_nothing)
-    train(config, corpus, tmp_path / "run", say_nothing, resume=True)
+            train(config, corpus, tmp_path / "run", print_nothing)
+    train(config, corpus, tmp_path / "run", print_nothing, resume=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     records = read_records(tmp_path / "run" / "metrics.jsonl")
@@ -245,16 +245,16 @@ def test_what_wandb_keeps_offline(tmp_path, corpus, config, monkeypatch):
     files = list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2  # one of each part; `wandb sync` makes one run of them
     assert all(file.stat().st_size > 0 for file in files)
-    train(config, corpus, tmp_path / "straight", say_nothing)
+    train(config, corpus, tmp_path / "straight", print_nothing)
     assert all(c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "run")))
 
 
 def test_the_setting_is_a_setting(tmp_path, corpus, config, wandb):
     with pytest.raises(ConfigError, match="report_to = 'mlflow' is not a choice"):
         updated(config, {"report_to": "mlflow"})
-    train(config, corpus, tmp_path / "run", say_nothing)
+    train(config, corpus, tmp_path / "run", print_nothing)
     more = updated(config, {"report_to": "wandb", "train": {"max_steps": 22}})
-    train(more, corpus, tmp_path / "run", say_nothing, resume=True)
+    train(more, corpus, tmp_path / "run", print_nothing, resume=True)
     # From the checkpoint on, which was made before the evaluation of its step.
     assert [step for step, values in wandb.runs[0].told if "val_loss" in values] == [20, 22]
     resumed = [r["resumed"] for r in read_records(tmp_path / "run" / "metrics.jsonl") if "resumed" in r]

@@ -13,7 +13,7 @@ from minigpt.config import updated
 from minigpt.errors import CheckpointError
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import verify
-from minigpt.training.log import say_nothing
+from minigpt.training.log import print_nothing
 from minigpt.training.loop import train
 from minigpt.training.verify import at_step, compare, run_straight, shortened, step_of
 
@@ -34,7 +34,7 @@ def test_the_step_of_a_run_and_its_comparison(tmp_path, corpus, config):
     run = RunDirectory(tmp_path / "run")
     assert step_of(run) == 0
     assert not at_step(1)(run)
-    train(config, corpus, run.path, say_nothing)
+    train(config, corpus, run.path, print_nothing)
     assert step_of(run) == 4
     assert at_step(4)(run)
     assert not at_step(5)(run)
