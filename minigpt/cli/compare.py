@@ -10,23 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
 from minigpt.cli.evaluate_text import training_documents
-from minigpt.cli.generate import (
-    CHOICES,
-    DEFAULT_LENGTH,
-    EARLY_STOPPING,
-    NUMBERS,
-    add_prompts,
-    encoded,
-    given_prompts,
-    prompt_texts,
-)
-from minigpt.cli.models import MODEL_HELP, add_reading_arguments, add_tokenizer_argument, load, model_source, shortened
-from minigpt.cli.parser import CommandParser, print_json
+from minigpt.cli.generate import EARLY_STOPPING, encoded, prompt_texts
+from minigpt.cli.models import load, model_source, shortened
+from minigpt.cli.parser import print_json
+from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, OPTIONS, Compare
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
 from minigpt.evaluation.comparison import (
@@ -44,13 +36,7 @@ from minigpt.model import GPT
 from minigpt.system.files import check_output, write_text
 from minigpt.tokenizers import encode_prompt
 
-DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
-STRATEGIES = CHOICES["strategy"]
-OPTIONS: dict[str, type] = {
-    # Every setting has the same length, and --seeds says how many texts.
-    **{name: kind for name, kind in NUMBERS.items() if name not in ("max_new_tokens", "num_return_sequences")},
-    "early_stopping": str,
-}
+STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 OUTPUTS = (".json", ".csv", ".png", ".svg")
 _MOST_COLUMNS = 3  # of text side by side
 _WIDTH = 80
@@ -86,107 +72,42 @@ class Row:
     values: dict[str, Values]
 
 
-def make_parser() -> CommandParser:
-    """The parser of `minigpt compare`."""
-    parser = CommandParser(
-        "compare",
-        """\
-Compare decoders, or models, on the same prompts with the same seeds.
-
-Every setting writes --seeds texts for each prompt. A measure is averaged over
-the texts of a prompt, then over the prompts. Beside the mean stands its 95 %
-interval: Efron's percentile bootstrap, 2,000 times as many prompts drawn from
-them with replacement. A star marks a line that differs from the first one by
-more than chance: the interval of the differences, prompt by prompt, excludes 0.
-Of many stars to be won, one in twenty comes by luck; with fewer than ten
-prompts, more. Greedy and beam search draw nothing: their one text of a prompt
-counts for each seed, and so distinct-n shows that they never vary.
-
-A setting is a strategy (sample, greedy, beam) and options, as in
-"sample temperature=0.8 top_k=50". Several values, as in temperature=0.5,0.8,
-make several settings; two such lists make all their combinations.""",
-        "  minigpt compare --prompts-file openings.txt \\\n"
-        '    --setting greedy --setting "beam num_beams=5"\n'
-        "  minigpt compare --prompts-file openings.txt \\\n"
-        '    --setting "sample temperature=0.5,0.8,1.1" --seeds 5\n'
-        "  minigpt compare --prompts-file openings.txt \\\n"
-        "    --training-data reviews.jsonl -o out.json -o out.png\n"
-        "  minigpt compare --model gpt2 --model checkpoints/tuned \\\n"
-        '    --prompt "The film" --prompt "The plot"\n'
-        '  minigpt compare --model gpt2 --prompt "The film" \\\n'
-        "    --adapter reviews/adapter --adapter news/adapter",
-    )
-    parser.add_argument(
-        "--model", action="append", metavar="MODEL",
-        help=f"{MODEL_HELP} (default: the newest run); several are compared, and their texts shown side by side",
-    )  # fmt: skip
-    parser.add_argument(
-        "--adapter", action="append", metavar="DIR",
-        help="a LoRA adapter, to compare the one --model with and without it; several are compared with each other too",
-    )  # fmt: skip
-    add_tokenizer_argument(parser)
-    add_prompts(parser)
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help=f"how to decode; may be given several times (default: {', '.join(DEFAULT_SETTINGS)}). "
-        f"Options: {', '.join(OPTIONS)}",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="texts of each prompt")
-    parser.add_argument("--seed", type=int, default=0, metavar="INT", help="the first of them, and of the bootstrap")
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N",
-        help=f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)",
-    )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts that are written side by side")
-    parser.add_argument("--training-data", metavar="SOURCE", help="measure what is copied from this file or corpus")
-    parser.add_argument("--text-field", metavar="NAME", help="the field of its records that is the text")
-    parser.add_argument("--show", type=int, default=2, metavar="N", help="prompts whose texts are printed side by side")
-    parser.add_argument(
-        "-o", "--out", action="append", metavar="FILE",
-        help="keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg); may be given several times",
-    )  # fmt: skip
-    add_reading_arguments(parser)
-    parser.add_device()
-    return parser
-
-
-def run(arguments: list[str]) -> None:
+def run(settings: Compare) -> None:
     """Let every model write with every setting, then print the measures."""
-    values = make_parser().parse(arguments)
-    _check(values)
-    settings = [setting for text in values["setting"] or DEFAULT_SETTINGS for setting in parse_setting(text)]
-    texts = prompt_texts(values)
-    training = training_documents(values["training_data"], values["text_field"]) if values["training_data"] else None
-    specs = _specs(values)
-    models = [load({**values, "model": model, "adapter": adapter}) for model, adapter in specs]
+    _check(settings)
+    decoders = [setting for text in settings.setting or DEFAULT_SETTINGS for setting in parse_setting(text)]
+    texts = prompt_texts(settings)
+    training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
+    specs = _specs(settings)
+    models = [load(settings, model, adapter) for model, adapter in specs]
     prompts = [[encoded(partial(encode_prompt, own), *text) for text in texts] for _, own in models]
     length = min(
-        _length(values["max_new_tokens"], model, [name for name, _ in texts], own)
+        _length(settings.max_new_tokens, model, [name for name, _ in texts], own)
         for (model, _), own in zip(models, prompts, strict=True)
     )
     rows = []
-    total = len(models) * len(settings) * len(texts) * values["seeds"]
+    total = len(models) * len(decoders) * len(texts) * settings.seeds
     with tqdm(total=total, unit="text", leave=False, disable=None, delay=1) as bar:
         for spec, (model, tokenizer), own in zip(map(_name, specs), models, prompts, strict=True):
-            for setting in settings:
+            for setting in decoders:
                 completions = continue_prompts(
                     model, tokenizer, own, {**setting.options, "max_new_tokens": length},
-                    draws=values["seeds"], seed=values["seed"], batch_size=values["batch_size"], advance=bar.update,
+                    draws=settings.seeds, seed=settings.seed, batch_size=settings.batch_size, advance=bar.update,
                 )  # fmt: skip
                 rows.append(Row(spec, setting, completions, measured(completions, training)))
-    result = _result(rows, [text for _, text in texts], values["seed"])
-    for file in values["out"] or ():
+    result = _result(rows, [text for _, text in texts], settings.seed)
+    for file in settings.out:
         _write(Path(file), result)
-    if values["json"]:
+    if settings.json:
         print_json(result)
     else:
         _show(result)
-        _show_texts(rows, [text for _, text in texts][: values["show"]])
+        _show_texts(rows, [text for _, text in texts][: settings.show])
 
 
-def _specs(values: dict[str, Any]) -> list[tuple[str, str | None]]:
+def _specs(settings: Compare) -> list[tuple[str, str | None]]:
     """What is compared: models without an adapter, then the one model with each adapter."""
-    models, adapters = values["model"] or [model_source(None).name], values["adapter"] or []
+    models, adapters = settings.model or [model_source(None).name], settings.adapter
     return [*((model, None) for model in models), *((models[0], adapter) for adapter in adapters)]
 
 
@@ -248,22 +169,22 @@ def _checked(text: str, options: dict[str, Any]) -> Setting:
     return Setting(" ".join(words), options)
 
 
-def _check(values: dict[str, Any]) -> None:
+def _check(settings: Compare) -> None:
     """Refuse, before a model is loaded, what cannot be compared."""
-    if not given_prompts(values) and not values["prompts_file"]:
+    if not settings.given and not settings.prompts_file:
         raise InputError("there is no prompt to continue", "give a text, --prompt several times, or --prompts-file")
     for name, least in (("seeds", 1), ("seed", 0), ("batch_size", 1), ("show", 0)):
-        if values[name] < least:
+        if getattr(settings, name) < least:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} {values[name]} is too small", f"{flag} must be at least {least}")
-    if values["max_new_tokens"] is not None and values["max_new_tokens"] < 1:
-        raise InputError(f"--max-new-tokens {values['max_new_tokens']} writes nothing to compare", "choose at least 1")
-    if values["adapter"] and len(values["model"] or ()) > 1:
+            raise InputError(f"{flag} {getattr(settings, name)} is too small", f"{flag} must be at least {least}")
+    if settings.max_new_tokens is not None and settings.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {settings.max_new_tokens} writes nothing to compare", "choose at least 1")
+    if settings.adapter and len(settings.model) > 1:
         raise InputError(
-            f"--adapter {values['adapter'][0]} could belong to each of {len(values['model'])} models",
+            f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",
             "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
         )
-    for file in values["out"] or ():
+    for file in settings.out:
         check_output(Path(file), OUTPUTS)
 
 

@@ -1,16 +1,20 @@
 """What can be typed behind each command: its settings, from which its flags and its help are made. No work is here."""
 
 import textwrap
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from minigpt.cli.parser import Command, Flag
+from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
 from minigpt.cli.streams import WIDTH
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig
+from minigpt.decoding.options import DecodingOptions
 from minigpt.evaluation.diversity import WORD_MEANING
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
+DEFAULT_LENGTH = 200
+LENGTH = f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)"
 MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
 NEWEST = f"{MODEL} (default: the newest run)"
 
@@ -238,6 +242,146 @@ class Doctor(Command):
     """do not time torch.compile, which takes a minute"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Command):
+    """What is continued."""
+
+    text: Annotated[str | None, Flag("TEXT", positional=True)] = None
+    """the text to continue, as with --prompt; - reads standard input"""
+    prompt: Annotated[tuple[str, ...], Flag("TEXT")] = ()
+    """the text to continue"""
+    prompts_file: Annotated[str | None, Flag("FILE")] = None
+    """a text file with one prompt a line; empty ones are left out"""
+
+    @property
+    def given(self) -> list[str]:
+        """TEXT, and every --prompt, as they were typed."""
+        return [text for text in (self.text, *self.prompt) if text is not None]
+
+
+# Options that have no flag, or one of another form.
+_OTHERWISE = dict.fromkeys(
+    (
+        "max_new_tokens", "early_stopping", "stop", "seed", "eos_token_id", "use_cache", "force_eos",
+        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "banned_sequences",
+        "sequence_bias", "required_sequences",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Prompts, Model):
+    """Continue a text. It appears as it is written."""
+
+    examples = """
+        minigpt generate "ROMEO:"
+        minigpt generate --prompt "ROMEO:" --max-new-tokens 500 --on-overflow crop
+        minigpt generate "To be" --top-p 0.9 --num-return-sequences 3
+        minigpt generate --prompt "To be" --strategy beam --num-beams 5 --json
+        minigpt generate "My lord" --strategy beam --num-beams 8 --require "crown"
+        minigpt generate --prompt "ROMEO:" --ablate 0.1
+        minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json
+    """
+    batch_size: Annotated[int | None, Flag("N")] = None
+    """prompts that are continued side by side (default: 8, or 1 with --ablate, for then they must be of one length)"""
+    max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
+    options: Annotated[DecodingOptions, Section(inline=True, names=_OTHERWISE)] = field(default_factory=DecodingOptions)
+    early_stopping: Literal["no", "yes", "never"] = "no"
+    """end a beam search when num_beams sequences are complete (yes), when the best unfinished one does not beat them as
+    it stands (no), or when nothing that it can become would (never)"""
+    ban: Annotated[tuple[str, ...], Flag("TEXT")] = ()
+    """a text that must not be written, as the model's tokenizer spells it"""
+    bias: Annotated[tuple[tuple[str, str], ...], Flag("TEXT NUMBER")] = ()
+    """add a number to the score of a text's last token where its other tokens have just been written"""
+    require: Annotated[tuple[str, ...], Flag("TEXT")] = ()
+    """a text that beam search must write somewhere"""
+    stop: Annotated[tuple[str, ...], Flag("STR", says=DecodingOptions)] = ()
+    draft: Annotated[str | None, Flag("MODEL")] = None
+    """who guesses the next tokens, for --model to check several at once: the same text, sooner. A smaller model of the
+    same vocabulary, or lookup: copied from the text so far"""
+    draft_tokens: Annotated[int | None, Flag("N")] = None
+    """the most tokens to guess at once"""
+    seed: int = 0
+    """of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, and so
+    on"""
+    show_special: bool = False
+    """show special tokens, such as the one that ends a document, by their names (default: they are no text)"""
+    ablate: Annotated[tuple[str, ...], Flag("L.X")] = ()
+    """write without this part: 1.0 a head, 1.attn, 1.mlp"""
+    no_cache: bool = False
+    """compute everything anew for each token, as a check"""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Length and end become known with the model."""
+        options = DecodingOptions(**given.get("options", {}), max_new_tokens=2**31, eos_token_id=0)
+        return cls(**{**given, "options": options})
+
+
+DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
+OPTIONS: dict[str, type] = {  # of a setting: those that are one number, with its type
+    # Every setting has the same length, and --seeds says how many texts.
+    **{
+        name: kind
+        for name, hint in get_type_hints(DecodingOptions).items()
+        for kind in (int, float)
+        if hint in (kind, kind | None) and name not in ("max_new_tokens", "num_return_sequences")
+    },
+    "early_stopping": str,
+}
+SETTING = f"how to decode (default: {', '.join(DEFAULT_SETTINGS)}). Options: {', '.join(OPTIONS)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Prompts, Computing):
+    """Compare decoders, or models, on the same prompts with the same seeds.
+
+    Every setting writes --seeds texts for each prompt. A measure is averaged over the texts of a prompt, then over the
+    prompts. Beside the mean stands its 95 % interval: Efron's percentile bootstrap, 2,000 times as many prompts drawn
+    from them with replacement. A star marks a line that differs from the first one by more than chance: the interval of
+    the differences, prompt by prompt, excludes 0. Of many stars to be won, one in twenty comes by luck; with fewer than
+    ten prompts, more. Greedy and beam search draw nothing: their one text of a prompt counts for each seed, and so
+    distinct-n shows that they never vary.
+
+    A setting is a strategy (sample, greedy, beam) and options, as in "sample temperature=0.8 top_k=50". Several values,
+    as in temperature=0.5,0.8, make several settings; two such lists make all their combinations.
+    """
+
+    examples = r"""
+        minigpt compare --prompts-file openings.txt \
+          --setting greedy --setting "beam num_beams=5"
+        minigpt compare --prompts-file openings.txt \
+          --setting "sample temperature=0.5,0.8,1.1" --seeds 5
+        minigpt compare --prompts-file openings.txt \
+          --training-data reviews.jsonl -o out.json -o out.png
+        minigpt compare --model gpt2 --model checkpoints/tuned \
+          --prompt "The film" --prompt "The plot"
+        minigpt compare --model gpt2 --prompt "The film" \
+          --adapter reviews/adapter --adapter news/adapter
+    """
+    model: Annotated[
+        tuple[str, ...], Flag("MODEL", says=f"{NEWEST}; several are compared, and their texts shown side by side")
+    ] = ()
+    adapter: Annotated[tuple[str, ...], Flag("DIR")] = ()
+    """a LoRA adapter, to compare the one --model with and without it; several are compared with each other too"""
+    setting: Annotated[tuple[str, ...], Flag("SETTING", says=SETTING)] = ()
+    seeds: int = 3
+    """texts of each prompt"""
+    seed: int = 0
+    """the first of them, and of the bootstrap"""
+    max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
+    batch_size: int = 8
+    """texts that are written side by side"""
+    training_data: Annotated[str | None, Flag("SOURCE")] = None
+    """measure what is copied from this file or corpus"""
+    text_field: Annotated[str | None, Flag("NAME")] = None
+    """the field of its records that is the text"""
+    show: int = 2
+    """prompts whose texts are printed side by side"""
+    out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
+    """keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
+
+
 # command -> its settings
 SETTINGS: dict[str, type[Command]] = {
     "quickstart": Quickstart,
@@ -245,6 +389,8 @@ SETTINGS: dict[str, type[Command]] = {
     "verify-resume": VerifyResume,
     "next": Next,
     "score": Score,
+    "generate": Generate,
+    "compare": Compare,
     "eval": Eval,
     "evaluate-text": EvaluateText,
     "tokenize": Tokenize,

@@ -11,6 +11,8 @@ import torch
 
 from minigpt.cli import compare as command
 from minigpt.cli.models import load
+from minigpt.cli.parser import parse
+from minigpt.cli.settings import Compare
 from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
 from minigpt.errors import InputError, MiniGPTError
@@ -21,8 +23,6 @@ from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
-
-pytestmark = pytest.mark.usefixtures("one_parser")
 
 TOKENIZER = CharTokenizer.from_text("abcde \n")
 PROMPTS = ["ab", "c", "de a"]
@@ -44,13 +44,17 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT]:
         return model
 
     known = {"one": random_model(3), "two": random_model(4), "small": random_model(5, block_size=7)}
-    monkeypatch.setattr(command, "load", lambda values: (known[values["model"]], TOKENIZER))
+    monkeypatch.setattr(command, "load", lambda settings, model, adapter: (known[model], TOKENIZER))
     Path("openings.txt").write_text("\n".join(PROMPTS) + "\n\n", encoding="utf-8")
     return known
 
 
+def compare(arguments: list[str]) -> None:
+    command.run(parse("compare", Compare, arguments))
+
+
 def sweep(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    command.run(["--model", "one", *SWEEP, *arguments, "--json"])
+    compare(["--model", "one", *SWEEP, *arguments, "--json"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -135,7 +139,7 @@ def test_the_numbers_are_those_of_the_texts(capsys):
 
 
 def test_two_models_stand_side_by_side(capsys):
-    command.run(["--model", "one", "--model", "two", *SWEEP, "--show", "1"])
+    compare(["--model", "one", "--model", "two", *SWEEP, "--show", "1"])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "model 1    one\nmodel 2    two\n" in out
@@ -163,7 +167,7 @@ def test_adapters_stand_beside_their_base(capsys, models, monkeypatch):
                 target.weight += part.B @ part.A * 3
         save_adapter(adapted, name)
         expected[f"base + {name}"] = own
-    command.run(["--model", "base", "--adapter", "first", "--adapter", "second", *SWEEP[:4], "--seeds", "1", "--json"])
+    compare(["--model", "base", "--adapter", "first", "--adapter", "second", *SWEEP[:4], "--seeds", "1", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in result["rows"]] == list(expected)
     for one in result["completions"]:
@@ -179,7 +183,7 @@ def test_columns_keep_the_lines_of_their_texts(capsys):
 
 
 def test_one_prompt_has_no_interval(capsys):
-    command.run(["--model", "one", "--prompt", "ab", *SETTINGS, "--max-new-tokens", "5", "--json"])
+    compare(["--model", "one", "--prompt", "ab", *SETTINGS, "--max-new-tokens", "5", "--json"])
     measures = json.loads(capsys.readouterr().out)["rows"][1]["measures"]
     assert measures["tokens"]["mean"] == 5
     assert measures["tokens"]["low"] is measures["tokens"]["high"] is None
@@ -187,7 +191,7 @@ def test_one_prompt_has_no_interval(capsys):
 
 
 def test_texts_and_numbers_are_kept(capsys):
-    command.run(["--model", "one", *SWEEP, "-o", "kept/out.json", "-o", "out.csv"])
+    compare(["--model", "one", *SWEEP, "-o", "kept/out.json", "-o", "out.csv"])
     kept = json.loads(Path("kept/out.json").read_text(encoding="utf-8"))
     capsys.readouterr()
     assert kept == sweep(capsys)
@@ -197,8 +201,8 @@ def test_texts_and_numbers_are_kept(capsys):
 
 
 def test_a_picture_is_drawn():
-    command.run(["--model", "one", "--prompt", "ab", "--setting", "greedy", "--max-new-tokens", "5", "-o", "o.png"])
-    command.run(["--model", "one", *SWEEP, "-o", "o.svg"])
+    compare(["--model", "one", "--prompt", "ab", "--setting", "greedy", "--max-new-tokens", "5", "-o", "o.png"])
+    compare(["--model", "one", *SWEEP, "-o", "o.svg"])
     assert Path("o.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in Path("o.svg").read_text(encoding="utf-8")
 
@@ -229,15 +233,13 @@ def test_mistakes_are_two_lines_and_nothing_is_written(arguments, what):
     Path("folder.csv").mkdir()
     before = sorted(Path().iterdir())
     with pytest.raises(MiniGPTError) as caught:
-        command.run(arguments.split())
+        compare(arguments.split())
     assert what in caught.value.what
     assert caught.value.how
     assert sorted(Path().iterdir()) == before
 
 
 def test_the_length_fits_every_model(capsys):
-    command.run(
-        ["--model", "one", "--model", "small", "--prompts-file", "openings.txt", "--setting", "greedy", "--json"]
-    )
+    compare(["--model", "one", "--model", "small", "--prompts-file", "openings.txt", "--setting", "greedy", "--json"])
     completions = json.loads(capsys.readouterr().out)["completions"]
     assert {one["num_tokens"] for one in completions} == {7 - 4}  # the longest prompt has 4 of the 7 places

@@ -20,8 +20,6 @@ from minigpt.errors import InputError, named, named_ids
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_parser")
-
 BLOCK_SIZE = 19
 LETTERS = "\nabcdefghijklmnopqrstuvwxyz :.EMOR"
 CharModel = tuple[GPT, CharTokenizer]
@@ -41,7 +39,7 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     """What --model, whatever it names, and --draft load: a random model of characters."""
     tokenizer = CharTokenizer.from_text(LETTERS)
     pair = random_model(tokenizer), tokenizer
-    monkeypatch.setattr(command, "load", lambda values: pair)
+    monkeypatch.setattr(command, "load", lambda *_: pair)
     draft = SimpleNamespace(load_for_text=lambda: (random_model(tokenizer, seed=4), tokenizer))
     monkeypatch.setattr(command, "open_source", lambda spec: draft)
     return pair
@@ -314,7 +312,7 @@ def test_an_end_of_sequence_can_be_put_off(monkeypatch: pytest.MonkeyPatch, comp
     model = random_model(tokenizer)
     with torch.no_grad():
         model.wte.weight[tokenizer.eos_token_id] *= 9  # it comes soon
-    monkeypatch.setattr(command, "load", lambda values: (model, tokenizer))
+    monkeypatch.setattr(command, "load", lambda *_: (model, tokenizer))
     lengths = {}
     for least in ("0", "6"):
         found = completions("--prompt", "la", "--num-return-sequences", "9", "--min-new-tokens", least, "--temperature",
