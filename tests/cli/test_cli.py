@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -205,10 +204,11 @@ def test_prompts_from_a_pipe(trained, capsys):
     options = ["generate", "--model", str(trained), "--max-new-tokens", "5"]
     Path("p.txt").write_text("To be\nor not\n")
     expected = result_of([*options, "--prompts-file", "p.txt"], capsys)["completions"]
-    os.mkfifo("pipe")
-    with ThreadPoolExecutor(1) as writer:
-        writer.submit(Path("pipe").write_text, "To be\nor not\n")
-        assert result_of([*options, "--prompts-file", "pipe"], capsys)["completions"] == expected
+    reading, writing = os.pipe()
+    os.write(writing, b"To be\nor not\n")
+    os.close(writing)
+    assert result_of([*options, "--prompts-file", f"/dev/fd/{reading}"], capsys)["completions"] == expected
+    os.close(reading)
 
 
 @pytest.mark.parametrize("error", [
