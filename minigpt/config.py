@@ -81,7 +81,7 @@ class DataConfig:
     """
 
     source: str = "shakespeare"
-    """a named corpus, a text file, a folder of them, or records: .jsonl, .ndjson, .csv, .tsv"""
+    """a named corpus, a text file, a folder of them, or records: .jsonl, .ndjson, .csv, .tsv, .json"""
     tokenizer: Literal["char", "gpt2"] = "char"
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
     val_fraction: Part = 0.1

@@ -15,7 +15,7 @@ from minigpt.cli.models import framed, load, shortened
 from minigpt.cli.parser import print_json
 from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once
-from minigpt.data.corpora import RECORD_SUFFIXES, load_corpus
+from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
@@ -88,7 +88,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
         MissingFileError: if there is no such corpus or path.
         DataError: if there is no text in it.
     """
-    if source.lower().endswith(RECORD_SUFFIXES):
+    if source.lower().endswith(NAMED_RECORD_SUFFIXES):
         return [document.text for document in read_documents(source, text_field=field).items]
     return [load_corpus(source).text]
 

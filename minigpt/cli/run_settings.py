@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from minigpt.cli.parser import NO_FLAG, Command, Flag, Section
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES, RECORD_SUFFIXES
+from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, NAMED_SOURCES
 from minigpt.errors import ConfigError, MissingFileError
 
 RUN_FLAGS = {
@@ -23,7 +23,7 @@ RUN_FLAGS = {
 
 def are_documents(separate: str, source: str) -> bool:
     """Whether a source is read as separate documents, and not as one text."""
-    return separate == "on" or (separate == "auto" and source.lower().endswith(RECORD_SUFFIXES))
+    return separate == "on" or (separate == "auto" and source.lower().endswith(NAMED_RECORD_SUFFIXES))
 
 
 def _listed(names: Mapping[str, str]) -> str:

@@ -50,6 +50,7 @@ SPEAKER = re.compile(r"(?<=\n\n)([A-Z][A-Za-z']*(?: [A-Z][A-Za-z']*)*)\.(?=\n[^\
 
 # Records, which are documents (`data.documents`), and files that hold records in a form that is not read.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+NAMED_RECORD_SUFFIXES = (*RECORD_SUFFIXES, ".json")  # of a file; in a folder, .json is most often somebody's settings
 OTHER_RECORDS = (".json", ".parquet", ".arrow", ".feather", ".avro", ".orc", ".xls", ".xlsx", ".ods", ".db",
                  ".sqlite", ".sqlite3", ".pkl", ".npy", ".npz", ".gz", ".bz2", ".xz", ".zst", ".zip")  # fmt: skip
 
@@ -225,7 +226,7 @@ def _from_path(path: Path) -> Corpus:
     else:
         if path.name.lower().endswith(OTHER_RECORDS):
             raise DataError(
-                f"{path} ends in {path.suffix}, a form that is not read, and is no plain text",
+                f"{path} ends in {path.suffix}, a form that is not read as one text",
                 "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
             )
         text = read_text(path)

@@ -6,6 +6,7 @@ split by seeded choice, and on request opened with their keywords; `data.batches
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -17,9 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.data.corpora import RECORD_SUFFIXES, TEXT_SUFFIXES, files_below, left_out, read_text, with_line_feeds
+from minigpt.data.corpora import (
+    NAMED_RECORD_SUFFIXES,
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    files_below,
+    left_out,
+    read_text,
+    with_line_feeds,
+)
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
-from minigpt.system.files import listed, named_path, parsed_json
+from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072, and a novel is longer
@@ -75,11 +84,12 @@ def read_documents(
     max_characters: int | None = None,
     drop_longer: bool = False,
 ) -> Documents:
-    """Read documents from a text file, a `.jsonl`, a `.csv`, or a folder of these.
+    """Read documents from a text file, a `.jsonl`, a `.json`, a `.csv`, or a folder of these.
 
     What is one document:
 
         .jsonl, .ndjson    each line, a JSON object
+        .json              each object of an array; in a folder, it is not read
         .csv, .tsv         each row below the header; with commas or tabs, and double quotes, line ends inside quotes
         one text file      the parts between blank lines; where no line is blank, each line
         a folder           each text file (`corpora.TEXT_SUFFIXES`) as a whole, each record of the others; in the
@@ -100,8 +110,9 @@ def read_documents(
     Raises:
         MissingFileError: if there is no such path.
         ConfigError: if the fields contradict each other, or `max_characters` is below 1.
-        DataError: if the text is of another encoding; on a line that is no JSON object, a CSV row of another length
-            than the header, or a record without the field or with half a character in it, with the line's number; if
+        DataError: if the text is of another encoding; on a line or a record that is no JSON object, a CSV row of
+            another length than the header, or a record without the field or with half a character in it, with its
+            number; if
             a CSV is parted by semicolons or tabs, names two columns alike, or begins with a row; if several fields
             could be the text; if all documents are blank, or longer than is allowed.
     """
@@ -113,7 +124,7 @@ def read_documents(
     units: list[str] = []  # what was taken for a document
     unused: dict[str, None] = {}  # fields that are not
     for file in files:
-        if file.suffix.lower() in RECORD_SUFFIXES:
+        if file.suffix.lower() in NAMED_RECORD_SUFFIXES:
             documents, unit, others = _from_records(file, learned, prompt_field)
             unused |= dict.fromkeys(others)
         else:
@@ -178,6 +189,8 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The file, or those below the folder, that end in one of the suffixes."""
     if not path.exists():
         raise MissingFileError(f"there is no file or folder {path}", "check the path of the documents")
+    if not path.is_dir():
+        suffixes = tuple(dict.fromkeys((*suffixes, *NAMED_RECORD_SUFFIXES)))
     found = files_below(path, suffixes, lambda folder: folder.startswith(".")) if path.is_dir() else [path]
     fitting = [file for file in found if file.name.lower().endswith(suffixes)]
     if not fitting:
@@ -203,46 +216,65 @@ def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
 
 def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[list[Document], str, list[str]]:
     """The documents of a file of records, what was taken for one, and the fields that were not."""
-    read = _csv_records if file.suffix.lower() in SEPARATORS else _json_records
+    ending = file.suffix.lower()
+    read = _csv_records if ending in SEPARATORS else _array_records if ending == ".json" else _line_records
     records = read(file)
     others = list(dict.fromkeys(name for record in records.values() for name in record))
     if learned is None:
         learned = _text_field(file, list(records.values()))
-    texts = [_field_of(record, learned, f"{file}, line {line}") for line, record in records.items()]
+    texts = [_field_of(record, learned, place) for place, record in records.items()]
     others = [name for name in others if name not in (learned, prompt)]
     if prompt is None:
         return [Document(text.strip()) for text in texts], f"the field {learned!r} of a record", others
-    prompts = [_field_of(record, prompt, f"{file}, line {line}") for line, record in records.items()]
+    prompts = [_field_of(record, prompt, place) for place, record in records.items()]
     pairs = [Document(*pair) for pair in zip(texts, prompts, strict=True)]
     return pairs, f"the fields {prompt!r} and {learned!r}", others
 
 
-def _json_records(file: Path) -> dict[int, dict[str, object]]:
-    """The objects of a JSONL file by the number of their line."""
+def _line_records(file: Path) -> dict[str, dict[str, object]]:
+    """The objects of a JSONL file by their place: its path and the number of their line."""
     records = {}
     # At line feeds alone: a JSON string may hold the other characters that end a line for `splitlines`.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
+        place = f"{file}, line {number}"
         try:
-            record = parsed_json(line)
+            found = parsed_json(line)
         except (ValueError, RecursionError) as error:
             reason = first_line(error, 200).partition(": line 1")[0]  # always 1, of this line
-            raise DataError(
-                f"{file}, line {number} is not JSON: {reason}", "mend that line: each is one JSON object"
-            ) from None
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{file}, line {number} holds a JSON {type(record).__name__}, and no object",
-                'write each line as {"text": "..."}',
-            )
-        records[number] = record
+            raise DataError(f"{place} is not JSON: {reason}", "mend that line: each is one JSON object") from None
+        records[place] = _record(found, place)
     return records
 
 
-def _csv_records(file: Path) -> dict[int, dict[str, object]]:
-    """The rows of a CSV file, below its header, by the number of the line on which they end."""
-    records: dict[int, dict[str, object]] = {}
+def _array_records(file: Path) -> dict[str, dict[str, object]]:
+    """The objects of the array in a JSON file by their place: its path and their number."""
+    text, records = read_text(file), {}
+    if not text.lstrip().startswith("["):
+        raise DataError(f"{file} holds no array of records", 'write [{"text": "..."}, ...], or save them as .jsonl')
+    items = json_items(text)
+    for number in itertools.count(1):
+        place = f"{file}, record {number}"
+        try:
+            found = next(items)
+        except StopIteration:
+            break
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place} is not JSON: {first_line(error, 200)}", "each is one JSON object") from None
+        records[place] = _record(found, place)
+    return records
+
+
+def _record(found: object, place: str) -> dict[str, object]:
+    if not isinstance(found, dict):
+        raise DataError(f"{place} holds a JSON {type(found).__name__}, and no object", 'write each as {"text": "..."}')
+    return found
+
+
+def _csv_records(file: Path) -> dict[str, dict[str, object]]:
+    """The rows of a CSV file, below its header, by their place: its path and the number of the line they end on."""
+    records: dict[str, dict[str, object]] = {}
     separator = SEPARATORS[file.suffix.lower()]
     reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
     limit = csv.field_size_limit(_LONGEST_CELL)
@@ -256,7 +288,7 @@ def _csv_records(file: Path) -> dict[int, dict[str, object]]:
                     'put a text that holds commas or line ends into double quotes, and write " inside as ""',
                 )
             if row:
-                records[reader.line_num] = dict(zip(header, row, strict=True))
+                records[f"{file}, line {reader.line_num}"] = dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(
             f"{file}, line {reader.line_num} is not CSV: {first_line(error, 200)}",
@@ -313,13 +345,13 @@ def _field_of(record: dict[str, object], name: str, place: str) -> str:
     if name not in record:
         raise DataError(
             f"{place} has no field {name!r}; its fields: {listed(list(record))}",
-            "name a field that every record has, or mend that line",
+            "name a field that every record has, or mend that one",
         )
     value = record[name]
     if not isinstance(value, str):
         raise DataError(
             f"{place}: the field {name!r} holds {json.dumps(value)[:60]}, and no text",
-            "write it as a string, or remove that line",
+            "write it as a string, or remove that record",
         )
     if half := _HALF_CHARACTER.search(value):
         raise DataError(

@@ -28,6 +28,7 @@ _UNFINISHED = ".minigpt-"  # how a name begins while what it shall name is writt
 _PART = "part"  # all that a folder of such a name holds
 _LEFT_FOLDER = re.compile(re.escape(_UNFINISHED) + "[a-z0-9_]{8}")  # with the random part that `tempfile` makes
 _LEFT_FILE = re.compile(re.escape(_UNFINISHED) + r".+\.[a-z0-9_]{8}\.tmp")
+_BLANKS = " \t\n\r"  # of JSON
 _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
 
 
@@ -353,6 +354,31 @@ def parsed_json(text: str | bytes) -> Any:
         RecursionError: if it is nested too deeply.
     """
     return json.loads(text, object_pairs_hook=_object)
+
+
+def json_items(text: str) -> Iterator[Any]:
+    """The items of a JSON array one by one, each read as by `parsed_json`: so it can be told which one is wrong.
+
+    Raises:
+        ValueError: if it is no such array, or a key is there twice.
+        RecursionError: if an item is nested too deeply.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    at, mark = _past_mark(text, 0, "[")
+    while mark != "]" and not (mark == "[" and text.startswith("]", at)):
+        item, at = decoder.raw_decode(text, at)
+        yield item
+        at, mark = _past_mark(text, at, ",]")
+    if text[at + (mark == "[") :].strip(_BLANKS):
+        raise json.JSONDecodeError("Extra data", text, at)
+
+
+def _past_mark(text: str, at: int, marks: str) -> tuple[int, str]:
+    """Where the next thing stands behind one of these marks, with or without blanks around it; and which it is."""
+    found = re.compile(f"[{_BLANKS}]*([{re.escape(marks)}])[{_BLANKS}]*").match(text, at)
+    if not found:
+        raise json.JSONDecodeError(f"Expecting {marks[0]!r} delimiter", text, at)
+    return found.end(), found[1]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -221,6 +221,24 @@ def test_what_the_json_module_writes_is_read(written, mark, ascii_only, end):
     assert read_back("r.jsonl", ("\ufeff" if mark else "") + "".join(lines)) == cleaned(written)
 
 
+@settings(max_examples=40)
+@given(ANYTHING, strategies.booleans(), strategies.booleans(), strategies.sampled_from([None, 3]))
+def test_an_array_of_records_is_read_as_the_same_records_in_lines(written, mark, ascii_only, indent):
+    records = [{"id": n, "text": text} for n, text in enumerate([*written, "last"])]
+    content = json.dumps(records, ensure_ascii=ascii_only, indent=indent)
+    assert read_back("r.json", ("\ufeff" if mark else "") + content + "\n") == cleaned(written)
+
+
+def test_an_array_is_read_where_it_is_named_and_not_where_it_is_met(tmp_path):
+    """In a folder it is most often somebody's settings."""
+    write(tmp_path / "a.jsonl", '{"text": "in lines"}\n')
+    array = write(tmp_path / "B.JSON", '[{"text": "in an array", "id": 7}]')
+    assert texts(array) == ["in an array"]
+    folder = read_documents(tmp_path)
+    assert [document.text for document in folder.items] == ["in lines"]
+    assert folder.described.endswith("1 other files not read: .json")
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +258,22 @@ def test_what_the_json_module_writes_is_read(written, mark, ascii_only, end):
         ("r.jsonl", '{"text": "x"}\n["y"]\n', {}, "line 2 holds a JSON list, and no object"),
         ("r.jsonl", '{"title": "x", "body": "y"}', {},
          "no field 'text', and 2 others that hold text; its fields: title, body"),
+        ("r.json", '[{"text": "x"},\n\n{"txt": "y"}]', {}, "r.json, record 2 has no field 'text'; its fields: txt"),
+        ("r.json", '[{"text": "x"}, {"text": "ab\\ud83d"}]', {},
+         "record 2: the field 'text' holds half a character, '\\ud83d' at 2"),
+        ("r.json", '[{"text": "x"}, {"text": "y"}, {"text": "z", "text": "z"}]', {},
+         "record 3 is not JSON: the key 'text' is there twice"),
+        ("r.json", '[{"text": "x"}, {"text": "y"},\n ' + "[" * 100_000, {},
+         "record 3 is not JSON: maximum recursion depth exceeded"),
+        ("r.json", '[{"text": "x"}, {"text": "y"\n', {}, "record 2 is not JSON: Expecting ',' delimiter: line 2"),
+        ("r.json", '[{"text": "x"} {"text": "y"}]', {}, "record 2 is not JSON: Expecting ',' delimiter: line 1"),
+        ("r.json", '[{"text": "x"},]', {}, "record 2 is not JSON: "),
+        ("r.json", '[{"text": "x"}', {}, "record 2 is not JSON: Expecting ',' delimiter"),
+        ("r.json", '[{"text": "x"}] []', {}, "record 2 is not JSON: Extra data"),
+        ("r.json", '[{"text": "x"}, ["y"]]', {}, "record 2 holds a JSON list, and no object"),
+        ("r.json", '{"text": "x"}', {}, "r.json holds no array of records"),
+        ("r.json", '"text"', {}, "r.json holds no array of records"),
+        ("r.json", " [ ] ", {}, "has no records"),
         ("r.csv", 'text\n"x\ny\n', {}, "line 3 is not CSV: unexpected end of data"),
         ("r.csv", "text,n\nx,1\ny,z,2\n", {}, "line 3 has 3 cells where the header has 2"),
         ("r.csv", "text;n\nx;1\n", {}, "r.csv has one column, 'text;n': its cells seem to be parted by ';'"),

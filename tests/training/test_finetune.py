@@ -335,6 +335,7 @@ def settings_of(*arguments: str) -> RunConfig:
     ("flags", "lesson"),
     [
         (["--data", "reviews.jsonl"], PRESET),
+        (["--data", "reviews.json"], PRESET),
         (["--data", "reviews.txt", "--documents.separate", "on"], PRESET),
         (["--data", "reviews.CSV", "--config", "some.yaml"], PRESET),
         (["--data", "novel.txt"], "finetune-text"),
