@@ -83,7 +83,7 @@ class Edit(Brief):
         if self.head is not None and not 0 <= self.head < config.n_head:
             raise InputError(
                 f"there is no head {self.head}: the model has {config.n_head} a layer",
-                f"there are blocks 0 to {config.n_layer - 1}, heads 0 to {config.n_head - 1} in each",
+                taps.what_there_is(config),
             )
         check_in_block(self.places, config)
 

@@ -168,12 +168,20 @@ def _names(n_layer: int) -> Mapping[str, str]:
     return own | theirs
 
 
+def what_there_is(config: GPTConfig) -> str:
+    """The numbers of a model's blocks and heads, for the second line of an error."""
+    heads = "head 0" if config.n_head == 1 else f"heads 0 to {config.n_head - 1}"
+    if config.n_layer == 1:
+        return f"there is block 0, {heads} in it"
+    return f"there are blocks 0 to {config.n_layer - 1}, {heads} in each"
+
+
 def _unknown(pattern: str, config: GPTConfig) -> PointError:
     layer = re.match(r"blocks\.(\d+)\.", pattern)
     if layer and int(layer[1]) >= config.n_layer:
         return PointError(
             f"{pattern!r} asks for layer {layer[1]}, and the model has {config.n_layer} layers",
-            f"there are blocks 0 to {config.n_layer - 1}, heads 0 to {config.n_head - 1} in each",
+            what_there_is(config),
         )
     return PointError(
         f"there is no point {pattern!r}",

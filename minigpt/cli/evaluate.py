@@ -43,6 +43,12 @@ def run(settings: Eval) -> None:
             f"{config.data.source} has changed since {named.name} was trained on it",
             "name with --data where the former one lies, or this one, to measure all of it",
         )
+    if field and config.documents.separate == "off":
+        raise InputError(
+            f"--text-field {field} is a field of records, and documents.separate is off in {named.name}: it reads them "
+            "as one text",
+            "leave --text-field out",
+        )
     if field and not isinstance(source, Documents):
         raise InputError(
             f"--text-field {field} is a field of records, and {settings.data or config.data.source} is one text",

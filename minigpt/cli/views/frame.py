@@ -243,7 +243,8 @@ def check_place(place: int, count: int, what: str) -> None:
         InputError: with how many there are.
     """
     if not 0 <= place < count:
-        raise InputError(f"there is no {what} {place}: the model has {count}", f"choose one from 0 to {count - 1}")
+        known = f"one from 0 to {count - 1}" if count > 1 else "0"
+        raise InputError(f"there is no {what} {place}: the model has {count}", f"choose {known}")
 
 
 def check_count(number: int | None, flag: str) -> None:
