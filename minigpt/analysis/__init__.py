@@ -9,7 +9,7 @@ The files, each of which imports only from those above it::
     positions     which tokens of a sequence are meant
     accounting    parameters, FLOPs and memory, a module a row, from the configuration alone
     recording     what a trace holds, and how large it will be
-    records       what was found inside a model, for other programs: JSON and arrays
+    results       what was found inside a model, for other programs: JSON and arrays
     edits         what to change inside: ablate, patch, knock out
     tracing       reading and changing a model from outside, by hooks that always go
     lens          what the model would say after each half of a block; the loss token by token

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 
@@ -121,7 +121,8 @@ class ModelSize:
         """Of the keys and values of the batch; the cache's counter of lengths, 8 bytes a row, is left out."""
         return sum(row.kv_cache_bytes for row in self.rows)
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """The identities that the sums must satisfy: the closed forms that books and papers give; relative errors."""
         c, B, T = self.config, self.batch_size, self.tokens
         L, C, V = c.n_layer, c.n_embd, c.vocab_size
@@ -138,7 +139,7 @@ class ModelSize:
             "optimizer = 4 bytes a state": (self.optimizer_bytes, 4 * states),
             "KV-cache = 2 L B T C numbers": (self.kv_cache_bytes, 2 * L * B * T * C * self.bytes_per_value),
         }
-        return [check(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
+        return [measured(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
 
     def table(self) -> str:
         """The rows for people, 80 columns wide; of the blocks, which are all alike, only the first is taken apart."""

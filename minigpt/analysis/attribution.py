@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace, weight_in_use
 from minigpt.errors import InputError
 from minigpt.system.terminal import Brief
@@ -62,11 +62,12 @@ class Attribution(Brief):
         order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(self.labels[place], float(self.values[place])) for place in order]
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """That nothing is missing."""
         name = "the logit" if self.against is None else "the difference of the logits"
         return [
-            check(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
+            measured(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
         ]
 
 

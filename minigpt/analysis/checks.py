@@ -19,6 +19,6 @@ class Check(NamedTuple):
     ok: bool
 
 
-def check(name: str, error: float, tolerance: float) -> Check:
+def measured(name: str, error: float, tolerance: float) -> Check:
     """An observed distance, judged."""
     return Check(name, error, tolerance, error <= tolerance)

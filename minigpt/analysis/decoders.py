@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
@@ -65,31 +65,34 @@ class Cuts(Brief):
             raise InputError(f"there are no {k} likeliest of {V} tokens", f"choose from 1 to {V}")
         return self.probabilities[0].topk(k).indices.tolist()
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """Sums of 1; and each cut against its definition, on the distribution that it was given, in float64."""
         sums = self.probabilities.double().sum(-1)
-        checks = [check("the probabilities of a stage sum to 1", float((sums - 1).abs().max()), 1e-5)]
+        checks = [measured("the probabilities of a stage sum to 1", float((sums - 1).abs().max()), 1e-5)]
         for (name, value), (before, after) in zip(
             self.stages, itertools.pairwise(self.probabilities.double()), strict=True
         ):
             left, cut = before[after > 0], before[after == 0]
             if name == "temperature":
                 powers = before.log().div(value).softmax(-1)
-                checks.append(check("temperature: p ** (1 / T), normalised", float((powers - after).abs().max()), 1e-5))
+                checks.append(
+                    measured("temperature: p ** (1 / T), normalised", float((powers - after).abs().max()), 1e-5)
+                )
             elif name == "top_k":
                 k = min(value or len(before), int((before > 0).sum()))  # 0 is off
                 better = int((before > left.min()).sum())
-                checks.append(check("top-k: fewer than k are better than the last", max(0, better - k + 1), 0))
-                checks.append(check("top-k: no fewer than k are left, if there were k", max(0, k - len(left)), 0))
+                checks.append(measured("top-k: fewer than k are better than the last", max(0, better - k + 1), 0))
+                checks.append(measured("top-k: no fewer than k are left, if there were k", max(0, k - len(left)), 0))
             elif name == "top_p":
                 lacking, surplus = value - float(left.sum()), float(left.sum() - left.min()) - value
-                checks.append(check("top-p: what is left reaches p", max(0.0, lacking), 1e-5))
-                checks.append(check("top-p: without its last token it would not", max(0.0, surplus), 1e-5))
+                checks.append(measured("top-p: what is left reaches p", max(0.0, lacking), 1e-5))
+                checks.append(measured("top-p: without its last token it would not", max(0.0, surplus), 1e-5))
             else:
                 least = value * float(before.max())
                 lacking, surplus = least - float(left.min()), max([0.0, *cut.tolist()]) - least
-                checks.append(check("min-p: the last token has its share of the best", max(0.0, lacking), 1e-6))
-                checks.append(check("min-p: what was cut has not", max(0.0, surplus), 1e-6))
+                checks.append(measured("min-p: the last token has its share of the best", max(0.0, lacking), 1e-6))
+                checks.append(measured("min-p: what was cut has not", max(0.0, surplus), 1e-6))
         return checks
 
 
@@ -141,10 +144,6 @@ class Written:
     score: float
     checks: tuple[Check, ...]
 
-    def check(self) -> list[Check]:
-        """What was observed along the way."""
-        return list(self.checks)
-
 
 def write_steps(
     model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
@@ -167,10 +166,10 @@ def write_steps(
     choices = [choice for step in steps for choice in step.choices]
     (ids,), (score,) = out.sequences, out.scores
     summed = math.fsum(choice.log_prob for choice in choices)
-    checks = [check("the log-probabilities of the steps sum to the score", abs(summed - score), 1e-4)]
+    checks = [measured("the log-probabilities of the steps sum to the score", abs(summed - score), 1e-4)]
     if len(ids) <= model.config.block_size:  # else the model saw only the end of it
         again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
-        checks.append(check("with the cache = in one pass without it", abs(again - score), 1e-3))
+        checks.append(measured("with the cache = in one pass without it", abs(again - score), 1e-3))
     return Written(ids, choices, score, tuple(checks))
 
 
@@ -219,10 +218,6 @@ class BeamTree:
             at = self.nodes[at].parent
         return tokens[::-1]
 
-    def check(self) -> list[Check]:
-        """What was observed along the way."""
-        return list(self.checks)
-
 
 def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **options: Any) -> BeamTree:
     """Search for the best continuation of a prompt, and keep what was considered.
@@ -247,12 +242,12 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
     summed = max((node for node in nodes if node.best), key=lambda node: node.step).candidate.total
     expected = summed / (len(ids) - len(prompt)) ** chosen.length_penalty
     checks = [
-        check("no branch is likelier than what it continues", max([0.0, *gains]), 1e-4),
-        check("score = sum of log-probabilities / length ** penalty", abs(score - expected), 1e-4),
+        measured("no branch is likelier than what it continues", max([0.0, *gains]), 1e-4),
+        measured("score = sum of log-probabilities / length ** penalty", abs(score - expected), 1e-4),
     ]
     if len(ids) <= model.config.block_size:
         again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
-        checks.append(check("with the cache = in one pass without it", abs(again - summed), 1e-3))
+        checks.append(measured("with the cache = in one pass without it", abs(again - summed), 1e-3))
     return BeamTree(nodes, ids, score, tuple(checks))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
@@ -37,14 +37,15 @@ class Neighbours:
     similarities: list[float]
     own: float
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """Similarities in order; of cosines, all within -1 to 1 and one's own 1."""
         rises = [after - before for before, after in zip(self.similarities, self.similarities[1:], strict=False)]
-        checks = [check("similarities never rise", max([0.0, *rises]), 0.0)]
+        checks = [measured("similarities never rise", max([0.0, *rises]), 0.0)]
         if self.kind == "cosine":
             largest = max(map(abs, self.similarities))
-            checks.append(check("similarity with itself = 1", abs(self.own - 1), 1e-5))
-            checks.append(check("no cosine beyond 1", max(0.0, largest - 1), 1e-5))
+            checks.append(measured("similarity with itself = 1", abs(self.own - 1), 1e-5))
+            checks.append(measured("no cosine beyond 1", max(0.0, largest - 1), 1e-5))
         return checks
 
 
@@ -98,7 +99,8 @@ class PCA(Brief):
     explained: Tensor
     projected: Tensor
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """Directions orthonormal, coordinates centred and uncorrelated, shares in order and no more than everything."""
         products = self.projected.T @ self.projected  # (k, k)
         lengths = products.diagonal().sqrt()
@@ -110,7 +112,7 @@ class PCA(Brief):
             "the shares never rise": self.explained.diff().clamp(min=0).sum(),
             "the shares sum to at most 1": (self.explained.sum() - 1).clamp(min=0),
         }
-        return [check(name, float(error.abs().max()), 1e-9) for name, error in checks.items()]
+        return [measured(name, float(error.abs().max()), 1e-9) for name, error in checks.items()]
 
 
 @torch.no_grad()
@@ -155,12 +157,13 @@ class PositionSimilarity(Brief):
 
     cosines: Tensor
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """1 on the diagonal, symmetric, and nothing beyond 1."""
         return [
-            check("similarity with itself = 1", float((self.cosines.diagonal() - 1).abs().max()), 1e-5),
-            check("symmetric", float((self.cosines - self.cosines.T).abs().max()), 1e-5),
-            check("no cosine beyond 1", float((self.cosines.abs() - 1).clamp(min=0).max()), 1e-5),
+            measured("similarity with itself = 1", float((self.cosines.diagonal() - 1).abs().max()), 1e-5),
+            measured("symmetric", float((self.cosines - self.cosines.T).abs().max()), 1e-5),
+            measured("no cosine beyond 1", float((self.cosines.abs() - 1).clamp(min=0).max()), 1e-5),
         ]
 
 
@@ -221,16 +224,17 @@ class ResidualNorms(Brief):
         dimensions = self.stream.abs().topk(k).indices
         return dimensions, self.stream.gather(-1, dimensions)
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """Every state is the one before and what was written, to the bit; the last is the sum of all writes."""
         steps = self.stream[:-1] + self.writes[1:] - self.stream[1:]
         final = self.stream[-1]
         total = (self.writes.sum(0) - final).abs().max() / final.abs().max()
         return [
-            check("resid_mid = resid_pre + attn.out", float(steps[::2].abs().max()), 0.0),
-            check("resid_post = resid_mid + mlp.out", float(steps[1::2].abs().max()), 0.0),
-            check("embed + pos_embed + all writes = the final stream", float(total), 1e-5),
-            check("the shares sum to 1", float((self.shares.sum(0) - 1).abs().max()), 1e-5),
+            measured("resid_mid = resid_pre + attn.out", float(steps[::2].abs().max()), 0.0),
+            measured("resid_post = resid_mid + mlp.out", float(steps[1::2].abs().max()), 0.0),
+            measured("embed + pos_embed + all writes = the final stream", float(total), 1e-5),
+            measured("the shares sum to 1", float((self.shares.sum(0) - 1).abs().max()), 1e-5),
         ]
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import trace
 from minigpt.config import GPTConfig
@@ -59,10 +59,11 @@ class HeadScores(Brief):
         """The first k of `sorted`."""
         return self.sorted(kind)[:k]
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """That every score is a share."""
         return [
-            check(f"0 <= {kind} <= 1", float((scores - scores.clamp(0, 1)).abs().max()), 1e-5)
+            measured(f"0 <= {kind} <= 1", float((scores - scores.clamp(0, 1)).abs().max()), 1e-5)
             for kind, scores in self.scores.items()
         ]
 
@@ -198,4 +199,4 @@ def attention_checks(t: Trace, layer: int) -> list[Check]:
         "0 <= entropy <= ln(number of keys)": entropy - entropy.clamp(min=0).minimum(highest),
     }
     exact = "no weight on the future"
-    return [check(name, float(error.abs().max()), 0.0 if name == exact else 1e-5) for name, error in errors.items()]
+    return [measured(name, float(error.abs().max()), 0.0 if name == exact else 1e-5) for name, error in errors.items()]

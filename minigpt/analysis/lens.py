@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 import minigpt.analysis.taps as taps
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import check_prompts, num_with_text, with_text
@@ -73,16 +73,17 @@ class Lens(Brief):
         final = _log_probs(self.final)
         return torch.stack([(final.exp() * (final - _log_probs(logits))).sum(-1) for logits in self.logits])
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """Probabilities that sum to 1; and at the last point, if it is among them, the model's own logits."""
         sums, kl = torch.stack([_log_probs(logits).exp().sum(-1) for logits in self.logits]), self.kl_to_final()
         checks = [
-            check("the probabilities of a point sum to 1", _largest(sums - 1), 1e-5),
-            check("no KL divergence is negative", _largest(kl.clamp(max=0)), 1e-5),
+            measured("the probabilities of a point sum to 1", _largest(sums - 1), 1e-5),
+            measured("no KL divergence is negative", _largest(kl.clamp(max=0)), 1e-5),
         ]
         if self.points[-1].endswith("resid_post"):
-            checks.append(check("the last point = the model's logits", _largest(self.logits[-1] - self.final), 1e-4))
-            checks.append(check("KL of the last point = 0", _largest(kl[-1]), 1e-5))
+            checks.append(measured("the last point = the model's logits", _largest(self.logits[-1] - self.final), 1e-4))
+            checks.append(measured("KL of the last point = 0", _largest(kl[-1]), 1e-5))
         return checks
 
 
@@ -181,15 +182,16 @@ class TokenLosses(Brief):
         best = self.log_probs.topk(k)
         return best.indices, best.values.exp()
 
-    def check(self) -> list[Check]:
+    @property
+    def checks(self) -> list[Check]:
         """The mean against torch's cross-entropy; probabilities that sum to 1; entropies in their bounds."""
         following = torch.tensor(self.ids[1:], device=self.log_probs.device)
         expected = float(F.cross_entropy(self.log_probs, following))
         highest = math.log(self.log_probs.size(-1))
         return [
-            check("mean = cross-entropy", abs(self.mean - expected), 1e-4),
-            check("the probabilities of a token sum to 1", _largest(self.log_probs.exp().sum(-1) - 1), 1e-5),
-            check("0 <= entropy <= ln V", _largest(self.entropy - self.entropy.clamp(0, highest)), 1e-4),
+            measured("mean = cross-entropy", abs(self.mean - expected), 1e-4),
+            measured("the probabilities of a token sum to 1", _largest(self.log_probs.exp().sum(-1) - 1), 1e-5),
+            measured("0 <= entropy <= ln V", _largest(self.entropy - self.entropy.clamp(0, highest)), 1e-4),
         ]
 
 

@@ -158,7 +158,7 @@ class Trace(Mapping[str, Tensor]):
         for name in list(self._chunks):
             self._forget(name, first)
 
-    def record(self, name: str, values: Tensor, positions: range, continued: bool) -> None:
+    def keep(self, name: str, values: Tensor, positions: range, continued: bool) -> None:
         """Keep the values of a point at these positions, if it is asked for."""
         if name not in self.points:
             return

@@ -34,7 +34,7 @@ HEAP_OVERHEAD = 0.6
 
 
 @dataclass(frozen=True)
-class Reading:
+class Workload:
     """How much a run reads at once, and how much in an evaluation.
 
     Attributes:
@@ -53,12 +53,12 @@ class Reading:
     batched: bool
 
     @classmethod
-    def of_text(cls, block_size: int, num_tokens: int) -> "Reading":
+    def of_text(cls, block_size: int, num_tokens: int) -> "Workload":
         """Of a text whose validation split has so many tokens."""
         return cls(block_size, block_size, -(-(num_tokens - 1) // block_size), num_tokens - 1, batched=False)
 
     @classmethod
-    def of_loader(cls, loader: Loader) -> "Reading":
+    def of_loader(cls, loader: Loader) -> "Workload":
         """Of a text, or of documents."""
         if isinstance(loader, TextLoader):
             return cls.of_text(loader.block_size, len(loader.val.ids))
@@ -176,7 +176,7 @@ class Plan:
 
 def plan_run(
     config: RunConfig,
-    reading: Reading,
+    workload: Workload,
     val_ids: Ids,
     device: torch.device,
     dtype: torch.dtype,
@@ -191,7 +191,7 @@ def plan_run(
 
     Args:
         config: the run, with its true vocabulary size. What it reads must be open, so that it counts as the process's.
-        reading: how much of it at once.
+        workload: how much of it at once.
         val_ids: what validates, (number of tokens,); a part of it is evaluated.
         device: where to compute.
         dtype: of the matrix products.
@@ -201,40 +201,42 @@ def plan_run(
     keep_freed_memory()
     rehearse(config, device, dtype)
     process, free = resident_bytes() if device.type == "cpu" else 0, free_bytes(device)
-    memory = predict_memory(config, device, dtype, reading)
+    memory = predict_memory(config, device, dtype, workload)
     seconds, advice = None, ""
     if free is None or memory.peak <= free:
-        seconds = measure_time(config, reading, val_ids, device, dtype, sample_tokens, measure_seconds)
+        seconds = measure_time(config, workload, val_ids, device, dtype, sample_tokens, measure_seconds)
     else:
-        advice = how_to_fit(config, device, dtype, reading, free)
+        advice = how_to_fit(config, device, dtype, workload, free)
     parameters = model_size(config.model).parameters
     return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice)
 
 
-def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading) -> Memory:
+def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, workload: Workload) -> Memory:
     """The memory that a run adds to its process, by formula; nothing is allocated.
 
     Args:
         config: the run, with its true vocabulary size.
         device: where it computes; the allocator of a GPU is taken to waste nothing, which was not measured.
         dtype: of the matrix products.
-        reading: how much it reads at once.
+        workload: how much it reads at once.
     """
     m, t = config.model, config.train
     value: Literal[2, 4] = 4 if dtype == torch.float32 else 2
-    size = model_size(m, t.batch_size, reading.row, bytes_per_value=value, optimizer=t.optimizer)
+    size = model_size(m, t.batch_size, workload.row, bytes_per_value=value, optimizer=t.optimizer)
     gradients = [row.gradient_bytes for row in size.rows]
     blocks = {
         "training": {
             "activations": [row.activation_bytes for row in size.rows],
-            **_backward_blocks(m, t.batch_size * reading.row, value),
+            **_backward_blocks(m, t.batch_size * workload.row, value),
             "gradients so far": gradients if t.accumulation_steps > 1 else [],
         },
         "updating": {
             "gradients": gradients,
             "Muon's matrices": _muon_blocks(m, value) if t.optimizer == "muon" else [],
         },
-        "evaluating": {"activations and logits": _evaluation_blocks(m, reading.evaluated_at_once(t.batch_size), value)},
+        "evaluating": {
+            "activations and logits": _evaluation_blocks(m, workload.evaluated_at_once(t.batch_size), value)
+        },
     }
     lasting = {
         "weights": size.parameter_bytes,
@@ -287,14 +289,14 @@ def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
     return max(in_mlp, at_loss, key=sum)
 
 
-def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, reading: Reading, free: int) -> str:
+def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, workload: Workload, free: int) -> str:
     """Which setting to change, when the memory that a run adds is more than there is."""
     t = config.train
     for batch_size in range(t.batch_size - 1, 0, -1):
         if t.batch_size % batch_size == 0:
             steps = t.accumulation_steps * t.batch_size // batch_size
             smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
-            if predict_memory(smaller, device, dtype, reading).peak <= free:
+            if predict_memory(smaller, device, dtype, workload).peak <= free:
                 return (
                     f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}: "
                     "the same batch a step, in less memory"
@@ -304,7 +306,7 @@ def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, read
 
 def measure_time(
     config: RunConfig,
-    reading: Reading,
+    workload: Workload,
     val_ids: Ids,
     device: torch.device,
     dtype: torch.dtype,
@@ -313,7 +315,7 @@ def measure_time(
 ) -> dict[str, float]:
     """Seconds of a whole run, from a few steps, a part of an evaluation and one sample of the real size."""
     m, t = config.model, config.train
-    as_long = replace(config, model=replace(m, block_size=reading.row))  # rows of the run's own length
+    as_long = replace(config, model=replace(m, block_size=workload.row))  # rows of the run's own length
     times = train_a_little(as_long, device, dtype, False, seconds)[1]
     evaluations = -(-t.max_steps // t.eval_interval)  # the last step is always one of them
     samples = evaluations
@@ -327,7 +329,7 @@ def measure_time(
     generate(model, [[0]], max_new_tokens=sample_tokens, on_overflow="crop")
     return {
         "training": t.max_steps * t.accumulation_steps * statistics.median(times[1:]),
-        "evaluations": evaluations * (evaluated - start) * reading.val_tokens / (len(part) - 1),
+        "evaluations": evaluations * (evaluated - start) * workload.val_tokens / (len(part) - 1),
         "samples": samples * (perf_counter() - evaluated),
     }
 

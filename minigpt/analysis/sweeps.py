@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.analysis.checks import Check, check
+from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
@@ -57,10 +57,6 @@ class Sweep(Brief):
         labels, effects = [label for row in self.labels for label in row], self.effects.flatten()
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(labels[place], float(effects[place])) for place in order]
-
-    def check(self) -> list[Check]:
-        """What was observed along the way."""
-        return list(self.checks)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,7 +161,7 @@ def ablation_sweep(
             model(idx)
         itself = measure(patch("blocks.0.attn.z", t))
         values = [[measure(*edits(layer, column)) for column in columns] for layer in range(model.config.n_layer)]
-    unchanged = check("a patch of layer 0's heads with themselves changes nothing", abs(itself - baseline), 0.0)
+    unchanged = measured("a patch of layer 0's heads with themselves changes nothing", abs(itself - baseline), 0.0)
     return Sweep(_layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
 
 
@@ -237,7 +233,7 @@ def patching_sweep(
             [measure(patch(f"blocks.{layer}.{point}", t, **{place: n})) for n in places]
             for layer in range(model.config.n_layer)
         ]
-    same = check(f"{first} patched at all positions gives the clean metric", abs(whole - expected), 0.0)
+    same = measured(f"{first} patched at all positions gives the clean metric", abs(whole - expected), 0.0)
     columns = [str(n) for n in places]
     return PatchingSweep(
         _layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (same,), expected

@@ -248,7 +248,7 @@ class _Wiring:
 
     def _record(self, name: str, x: Tensor) -> Tensor:
         for one in self.open.traces:
-            one.record(name, x, self._positions(x), self.open.span.start > 0)
+            one.keep(name, x, self._positions(x), self.open.span.start > 0)
         return x
 
     def _positions(self, x: Tensor) -> range:

@@ -128,15 +128,15 @@ def _completions(name: str, content: dict[str, Any]) -> Texts:
 
 
 def _variety(texts: Texts) -> dict[str, Any]:
-    counted = [words(text) for text in texts.items]
+    in_words = [words(text) for text in texts.items]
     return {
         "file": texts.name,
         "texts": len(texts.items),
         "blank": texts.blank,
-        "words_per_text": sum(map(len, counted)) / len(counted),
-        "characters_per_text": sum(map(len, texts.items)) / len(counted),
-        **{f"distinct_{n}": _or_none(distinct_n, counted, n) for n in (1, 2, 3)},
-        "repeated_4": _or_none(repeated_n, counted, 4),
+        "words_per_text": sum(map(len, in_words)) / len(in_words),
+        "characters_per_text": sum(map(len, texts.items)) / len(in_words),
+        **{f"distinct_{n}": _or_none(distinct_n, in_words, n) for n in (1, 2, 3)},
+        "repeated_4": _or_none(repeated_n, in_words, 4),
         "models": [],
     }
 

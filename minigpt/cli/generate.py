@@ -18,7 +18,7 @@ from minigpt.cli.parser import print_json
 from minigpt.cli.settings import DEFAULT_LENGTH, Generate, Prompts
 from minigpt.cli.streams import given, write_product
 from minigpt.completion import new_text
-from minigpt.data.corpora import read_text
+from minigpt.data.corpora import read_plain_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import DataError, InputError, MissingFileError, brief, named, named_ids
@@ -103,7 +103,9 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
     if not Path(file).exists():
         raise MissingFileError(f"there is no file {file}", advice)
     lines = [
-        (f"line {n} of {file}", line) for n, line in enumerate(read_text(Path(file)).split("\n"), 1) if line.strip()
+        (f"line {n} of {file}", line)
+        for n, line in enumerate(read_plain_text(Path(file)).split("\n"), 1)
+        if line.strip()
     ]
     if not lines:
         raise DataError(f"there is no prompt in {file}", advice)

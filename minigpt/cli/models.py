@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from minigpt.cli.parser import CommandParser
-from minigpt.cli.settings import Computing, Reading
+from minigpt.cli.settings import Computing, TextSettings
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
@@ -76,7 +76,7 @@ def load(
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)
-    return model.to(device), reading(tokenizer, settings)
+    return model.to(device), configured(tokenizer, settings)
 
 
 def add_reading_arguments(parser: CommandParser) -> None:
@@ -94,7 +94,7 @@ def add_reading_arguments(parser: CommandParser) -> None:
     )
 
 
-def reading(tokenizer: Tokenizer, settings: Reading) -> Tokenizer:
+def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:
     """The tokenizer, reading a text as --unknown and --special say.
 
     Raises:
@@ -133,7 +133,7 @@ def piece(tokenizer: Tokenizer, token_id: int) -> str:
     return tokenizer.decode([token_id], skip_special=False) if token_id < tokenizer.vocab_size else ""
 
 
-def counted(tokens: int) -> str:
+def in_tokens(tokens: int) -> str:
     """So many tokens, in words."""
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
@@ -146,8 +146,8 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "") -> No
     """
     if num_tokens > block_size:
         raise InputError(
-            f"{what} is {counted(num_tokens)}, more than block_size = {block_size}",
-            how or f"shorten it to at most {counted(block_size)}",
+            f"{what} is {in_tokens(num_tokens)}, more than block_size = {block_size}",
+            how or f"shorten it to at most {in_tokens(block_size)}",
         )
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from minigpt.cli.models import (
     check_fits,
-    counted,
     framed,
+    in_tokens,
     load,
     piece,
     shortened,
@@ -57,7 +57,7 @@ def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
     check_fits(num_tokens, block_size, "the prompt")
     if num_tokens + steps - 1 > block_size:
         raise InputError(
-            f"{counted(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
+            f"{in_tokens(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
             "shorten the prompt, or take fewer --steps",
         )
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from minigpt.cli.models import (
     check_fits,
-    counted,
     framed,
+    in_tokens,
     load,
     piece,
     shortened,
@@ -46,7 +46,7 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
     name = shortened(repr(text), 40)
     if num_tokens < 2:
         raise InputError(
-            f"{name} is {counted(num_tokens)}: there is nothing to predict",
+            f"{name} is {in_tokens(num_tokens)}: there is nothing to predict",
             "give a longer text, or put a token in front with --bos if the model has one",
         )
     check_fits(num_tokens, block_size, name, "shorten it, or measure a long text in windows: minigpt eval --data FILE")

@@ -20,7 +20,7 @@ NEWEST = f"{MODEL} (default: the newest run)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Command):
+class TextSettings(Command):
     """How a text is read."""
 
     tokenizer: Annotated[str | None, Flag("T")] = None
@@ -32,7 +32,7 @@ class Reading(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing(Reading):
+class Computing(TextSettings):
     """Where a model computes."""
 
     device: Annotated[str, Flag("DEVICE", says=RunConfig)] = "auto"
@@ -48,7 +48,7 @@ class Model(Computing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenize(Reading):
+class Tokenize(TextSettings):
     """Show how a text is cut into tokens: each token's id, its text, and its bytes.
 
     A token of GPT-2 may be a part of a character; its text is then shown as U+FFFD, and the bytes say what it is.
@@ -196,7 +196,7 @@ class Import(Command):
     source: Annotated[str, Flag("SRC", positional=True, says=MODEL)]
     out: Annotated[str, Flag("DIR", positional=True)]
     """the run directory; must not exist or be empty"""
-    tokenizer: Annotated[str | None, Flag("T", says=Reading)] = None
+    tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
     block_size: int | None = None
     """a shorter context (default: the model's own)"""
     dropout: Annotated[float | None, Flag("P")] = None
@@ -220,7 +220,7 @@ class Export(Command):
     model: Annotated[str, Flag("MODEL", positional=True, says=MODEL)]
     out: Annotated[str, Flag("DIR", positional=True)]
     """the folder; must not exist or be empty"""
-    tokenizer: Annotated[str | None, Flag("T", says=Reading)] = None
+    tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """`minigpt tokenize`."""
 
-from minigpt.cli.models import model_source, piece, reading
+from minigpt.cli.models import configured, model_source, piece
 from minigpt.cli.parser import print_json
-from minigpt.cli.settings import Reading, Tokenize
+from minigpt.cli.settings import TextSettings, Tokenize
 from minigpt.cli.streams import given
 from minigpt.formats.run_directory import required
 from minigpt.formats.tokenizer_files import named_tokenizer
@@ -26,7 +26,7 @@ def run(settings: Tokenize) -> None:
     print(f"{len(rows)} tokens, {len(text)} characters, vocabulary {tokenizer.vocab_size:,}")
 
 
-def tokenized(settings: Reading, model: str | None, text: str) -> tuple[str, Tokenizer, list[int]]:
+def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str, Tokenizer, list[int]]:
     """The name and the tokenizer of --model, or of --tokenizer alone, which needs no model here; a text's tokens."""
     chosen = settings.tokenizer
     if chosen and not model:
@@ -34,5 +34,5 @@ def tokenized(settings: Reading, model: str | None, text: str) -> tuple[str, Tok
     else:
         source = model_source(model)
         name, tokenizer = source.name, required(source.tokenizer(chosen), source.name)
-    tokenizer = reading(tokenizer, settings)
+    tokenizer = configured(tokenizer, settings)
     return name, tokenizer, read(tokenizer, text)

@@ -238,7 +238,7 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 
 def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
-    from minigpt.analysis.run_plan import Reading, plan_run
+    from minigpt.analysis.run_plan import Workload, plan_run
     from minigpt.formats.run_directory import required
     from minigpt.formats.source import open_source
     from minigpt.system.device import choose_device, choose_dtype
@@ -261,7 +261,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     loader = make_loader(config, source, tokenizer)
     config = replace(config, train=in_steps(t, loader.rows_per_epoch))
-    plan = plan_run(config, Reading.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
+    plan = plan_run(config, Workload.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
     if as_json:
         print_json(plan.to_dict())
     else:

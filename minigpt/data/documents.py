@@ -24,7 +24,7 @@ from minigpt.data.corpora import (
     TEXT_SUFFIXES,
     files_below,
     left_out,
-    read_text,
+    read_plain_text,
     with_line_feeds,
 )
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
@@ -204,7 +204,7 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
     """The documents of a text file, and what was taken for one."""
-    text = read_text(file).strip()
+    text = read_plain_text(file).strip()
     if not is_single:
         parts, unit = [text], "a file"
     elif re.search(r"\n\s*\n", text):
@@ -235,7 +235,7 @@ def _line_records(file: Path) -> dict[str, dict[str, object]]:
     """The objects of a JSONL file by their place: its path and the number of their line."""
     records = {}
     # At line feeds alone: a JSON string may hold the other characters that end a line for `splitlines`.
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_plain_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{file}, line {number}"
@@ -250,7 +250,7 @@ def _line_records(file: Path) -> dict[str, dict[str, object]]:
 
 def _array_records(file: Path) -> dict[str, dict[str, object]]:
     """The objects of the array in a JSON file by their place: its path and their number."""
-    text, records = read_text(file), {}
+    text, records = read_plain_text(file), {}
     if not text.lstrip().startswith("["):
         raise DataError(f"{file} holds no array of records", 'write [{"text": "..."}, ...], or save them as .jsonl')
     items = json_items(text)
@@ -276,7 +276,7 @@ def _csv_records(file: Path) -> dict[str, dict[str, object]]:
     """The rows of a CSV file, below its header, by their place: its path and the number of the line they end on."""
     records: dict[str, dict[str, object]] = {}
     separator = SEPARATORS[file.suffix.lower()]
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(read_plain_text(file), newline=""), delimiter=separator, strict=True)
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         header = next(reader, [])

@@ -36,9 +36,9 @@ def repeated_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     It is seq-rep-n of Welleck et al. (2020): 0 for texts that never repeat themselves. Texts of fewer than n tokens
     are left out. Args and errors are those of `distinct_n`.
     """
-    counted = [ngrams for ngrams in (_ngrams(text, n) for text in texts) if ngrams]
-    _check_any(counted, n)
-    return sum(1 - len(set(ngrams)) / len(ngrams) for ngrams in counted) / len(counted)
+    usable = [ngrams for ngrams in (_ngrams(text, n) for text in texts) if ngrams]
+    _check_any(usable, n)
+    return sum(1 - len(set(ngrams)) / len(ngrams) for ngrams in usable) / len(usable)
 
 
 def _ngrams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:

@@ -84,7 +84,7 @@ def save_adapter(
         model: the base and its adapters.
         folder: must not exist yet, or be empty. Both files appear in it when they are whole.
         name: which adapter; the files do not tell it.
-        base: where the base comes from, for the record.
+        base: where the base comes from, for whoever reads the file.
         metadata: texts for the header of the weights.
 
     Raises:
@@ -135,7 +135,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         ConfigError: if the rank is above that of a layer, the name is taken or unusable, or an adapter is merged.
 
     Warns:
-        ModelNote: if the files do not record their base, so that shapes alone could be compared.
+        ModelNote: if the files do not name their base, so that shapes alone could be compared.
     """
     folder = named_path(folder, "adapter")
     config_path, weights = folder / CONFIG, folder / WEIGHTS
@@ -161,7 +161,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     fill(_peft_tensors(adapter), stored, weights, f"check that {config_path} and this base belong to it")
     attach(model, adapter, name)
     if recorded is None:
-        note = f"{folder} does not record which base it adapts: its shapes fit this one, and no more is known"
+        note = f"{folder} does not say which base it adapts: its shapes fit this one, and no more is known"
         warnings.warn(ModelNote(note), stacklevel=2)
     return list(adapter)
 

@@ -148,13 +148,13 @@ def test_gradients_and_optimizer_state_are_the_real_ones(config, optimizer):
 @pytest.mark.parametrize("config", [*SHAPES, GPT2])
 def test_the_identities_hold_and_a_lost_row_breaks_them(config, optimizer):
     size = model_size(config, optimizer=optimizer)
-    checks = size.check()
+    checks = size.checks
     assert all(check.ok and check.error <= check.tolerance for check in checks)
     without = replace(size, rows=tuple(row for row in size.rows if row.name != "h.0.attn.c_attn"))
-    broken = {check.name.split(" =")[0] for check in without.check() if not check.ok}
+    broken = {check.name.split(" =")[0] for check in without.checks if not check.ok}
     assert broken == {"parameters", "forward FLOPs", "training FLOPs", "gradients", "optimizer"}
     without = replace(size, rows=tuple(row for row in size.rows if row.name != "h.0.attn values"))
-    broken = {check.name.split(" =")[0] for check in without.check() if not check.ok}
+    broken = {check.name.split(" =")[0] for check in without.checks if not check.ok}
     assert broken == {"forward FLOPs", "training FLOPs", "KV-cache"}
 
 

@@ -77,7 +77,7 @@ def test_no_part_is_missing_in_float32(model, whole, by, parts, constants):
         a = attribute(whole, target, against, by)
         assert len(a.labels) == len(set(a.labels)) == len(a.values) == parts
         assert len(a.constants) == constants
-        (one,) = a.check()
+        (one,) = a.checks
         assert one.ok
         assert one.error < 1e-5
         assert a.total + a.remainder == pytest.approx(a.logit, abs=1e-12)
@@ -108,8 +108,8 @@ def test_a_difference_is_the_difference_of_two_and_blind_to_what_raises_every_to
     untied.load_state_dict(model.state_dict() | {"lm_head.weight": model.wte.weight + torch.randn(C)})
     raised = attribute(traced(untied, idx), 3, 8, "head")
     assert torch.allclose(raised.values, difference.values, atol=1e-5)
-    assert raised.check()[0].ok
-    assert attribute(traced(untied, idx), 3).check()[0].ok
+    assert raised.checks[0].ok
+    assert attribute(traced(untied, idx), 3).checks[0].ok
 
 
 def test_a_part_that_is_taken_away_adds_nothing(model, idx):
@@ -118,7 +118,7 @@ def test_a_part_that_is_taken_away_adds_nothing(model, idx):
     a = attribute(t, 4, by="head")
     values = dict(zip(a.labels, a.values.tolist(), strict=True))
     assert values["1.2"] == values["2.mlp"] == 0
-    assert a.check()[0].ok
+    assert a.checks[0].ok
 
 
 @pytest.mark.parametrize("state", ["in use", "merged", "not in use"])
@@ -152,7 +152,7 @@ def test_without_biases_there_are_no_constants(traced):
     for by in EVERY:
         a = attribute(traced(model, torch.tensor([[1, 2, 3]])), 5, by=by)
         assert a.constants == {}
-        assert a.check()[0].ok
+        assert a.checks[0].ok
 
 
 def test_positions_are_absolute_or_from_the_end_with_a_cache_too(model, idx, whole):
@@ -185,7 +185,7 @@ def test_a_token_against_itself_is_refused(whole):
 
 def test_a_missing_part_is_seen(whole):
     a = attribute(whole, 3)
-    one = dataclasses.replace(a, values=a.values[1:], labels=a.labels[1:]).check()[0]
+    one = dataclasses.replace(a, values=a.values[1:], labels=a.labels[1:]).checks[0]
     assert not one.ok
     assert one.error == pytest.approx(abs(float(a.values[0])), abs=1e-4)
 

@@ -63,7 +63,7 @@ def test_the_stages_are_those_of_the_definitions():
     entropies = [-(stage[stage > 0] * np.log(stage[stage > 0])).sum() for stage in expected]
     np.testing.assert_allclose(cuts.entropy, entropies, atol=1e-5)
     assert cuts.top(3) == np.argsort(-expected[0])[:3].tolist()
-    assert all(check.ok for check in cuts.check())
+    assert all(check.ok for check in cuts.checks)
 
 
 def test_the_ends_of_every_option():
@@ -101,7 +101,7 @@ def test_a_cut_in_the_wrong_place_is_seen():
     cuts = sampling_cuts(logits, top_p=0.7)
     best = cuts.probabilities[1].argmax()
     cuts.probabilities[1, best] = 0  # the nucleus without its best token
-    assert not all(check.ok for check in cuts.check())
+    assert not all(check.ok for check in cuts.checks)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_a_cut_in_the_wrong_place_is_seen():
 )
 def test_a_cut_that_is_not_what_it_is_called_is_seen(name, value, told):
     cuts = sampling_cuts(torch.randn(37, generator=torch.Generator().manual_seed(2)), **{name: value})
-    assert all(check.ok for check in cuts.check())
-    assert not all(check.ok for check in Cuts([(name, told)], cuts.probabilities).check())
+    assert all(check.ok for check in cuts.checks)
+    assert not all(check.ok for check in Cuts([(name, told)], cuts.probabilities).checks)
 
 
 def test_an_option_that_is_off_cuts_nothing_and_holds():
     cuts = sampling_cuts(torch.randn(37), top_k=0, top_p=1.0, min_p=0.0)
     assert cuts.kept == [37] * 4
-    assert all(check.ok for check in cuts.check())
+    assert all(check.ok for check in cuts.checks)
 
 
 def test_wrong_scores_are_seen(tiny_model, monkeypatch):
@@ -137,9 +137,9 @@ def test_wrong_scores_are_seen(tiny_model, monkeypatch):
     monkeypatch.setattr(decoders, "generate", wrong)
     monkeypatch.setattr(decoders, "token_log_probs", lambda model, ids, vocab_size: [2.0] * (len(ids) - 1))
     found = write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=3, strategy="greedy")
-    assert [check.ok for check in found.check()] == [False, False]
+    assert [check.ok for check in found.checks] == [False, False]
     tree = beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=3, num_beams=2)
-    assert [check.ok for check in tree.check()] == [True, False, False]
+    assert [check.ok for check in tree.checks] == [True, False, False]
 
 
 def test_sampling_at_temperature_0_has_no_stages(tiny_model):
@@ -155,8 +155,8 @@ def test_the_steps_sum_to_the_score(tiny_model, options):
     assert found.ids[:5] == PROMPT
     assert [choice.id for choice in found.choices] == found.ids[5:]
     assert len(found.choices) == 7
-    assert all(check.ok for check in found.check())
-    assert len(found.check()) == 2
+    assert all(check.ok for check in found.checks)
+    assert len(found.checks) == 2
     expected = [log_probs(tiny_model, found.ids[:n])[found.ids[n]] for n in range(5, 12)]
     np.testing.assert_allclose([choice.log_prob for choice in found.choices], expected, atol=1e-4)
     assert found.score == pytest.approx(sum(expected), abs=1e-4)
@@ -178,7 +178,7 @@ def test_two_steps_of_all_beams_are_the_exhaustive_search(tiny_model):
         assert len(path) == node.step + 1
         assert node.candidate.total == pytest.approx(totals[tuple(path)], abs=1e-4)
     assert [tree.path(number) for number, node in enumerate(tree.nodes) if node.best] == [[best[0]], [*best]]
-    assert all(check.ok for check in tree.check())
+    assert all(check.ok for check in tree.checks)
 
 
 def test_one_beam_is_greedy(tiny_model):

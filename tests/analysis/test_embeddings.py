@@ -33,15 +33,15 @@ def test_neighbours_by_brute_force(model, table, kind):
         assert found.ids == order[:5]
         assert found.similarities == pytest.approx(similar[order[:5]].tolist(), abs=1e-4)
         assert found.own == pytest.approx(similar[token], rel=1e-5)
-        assert all(one.ok for one in found.check())
+        assert all(one.ok for one in found.checks)
         assert neighbours(model, token, len(rows) - 1, kind, table).ids == order
 
 
 def test_neighbours_in_disorder_are_seen(model):
     found = neighbours(model, 3, 4)
     wrong = dataclasses.replace(found, similarities=found.similarities[::-1], own=0.9)
-    assert [one.ok for one in wrong.check()] == [False, False, True]
-    assert not dataclasses.replace(found, similarities=[1.1]).check()[2].ok
+    assert [one.ok for one in wrong.checks] == [False, False, True]
+    assert not dataclasses.replace(found, similarities=[1.1]).checks[2].ok
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_components_are_the_eigenvectors_of_the_covariance(N, C):
         for n in range(min(k, rank)):
             assert abs(found.components[n].numpy() @ vectors[:, -1 - n]) == pytest.approx(1, abs=1e-6)
             assert found.components[n, found.components[n].abs().argmax()] > 0
-        assert all(one.ok for one in found.check())
+        assert all(one.ok for one in found.checks)
         left = (matrix.double() - found.mean - found.projected @ found.components).square().sum()
         whole = (matrix.double() - matrix.double().mean(0)).square().sum()
         assert float(left / whole) == pytest.approx(1 - float(found.explained.sum()), abs=1e-9)
@@ -100,11 +100,11 @@ def test_components_that_are_none_are_seen():
     names = {"components": 0, "projected": 2, "explained": 4}
     for name, place in names.items():
         wrong = dataclasses.replace(found, **{name: getattr(found, name) + 1})
-        assert not wrong.check()[place].ok
+        assert not wrong.checks[place].ok
     skewed = found.projected.clone()
     skewed[:, 1] += skewed[:, 0]
-    assert not dataclasses.replace(found, projected=skewed).check()[1].ok
-    assert not dataclasses.replace(found, explained=found.explained.flip(0)).check()[3].ok
+    assert not dataclasses.replace(found, projected=skewed).checks[1].ok
+    assert not dataclasses.replace(found, explained=found.explained.flip(0)).checks[3].ok
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_similarity_of_positions(model):
         cosine = float(rows[i] @ rows[j]) / math.sqrt(float(rows[i] @ rows[i]) * float(rows[j] @ rows[j]))
         assert float(found.cosines[i, j]) == pytest.approx(cosine, abs=1e-5)
     assert found.cosines.shape == (13, 13)
-    assert all(one.ok for one in found.check())
+    assert all(one.ok for one in found.checks)
     faults = [torch.eye(13), torch.ones(13, 13).triu(), torch.ones(13, 13)]
     for place, fault in enumerate(faults):
-        assert not dataclasses.replace(found, cosines=found.cosines + fault).check()[place].ok
+        assert not dataclasses.replace(found, cosines=found.cosines + fault).checks[place].ok
 
 
 # --- the residual stream
@@ -167,13 +167,13 @@ def test_the_stream_by_a_loop(model, idx, by_hand, traced):
 
 def test_the_stream_holds_its_identities_and_a_fault_is_seen(model, idx, traced):
     found = residual_norms(traced(model, idx))
-    assert len(found.check()) == 4
-    assert all(one.ok for one in found.check())
-    assert [one.error for one in found.check()[:2]] == [0.0, 0.0]  # to the bit
+    assert len(found.checks) == 4
+    assert all(one.ok for one in found.checks)
+    assert [one.error for one in found.checks[:2]] == [0.0, 0.0]  # to the bit
     for place, expected in [(1, [False, True, False, False]), (2, [True, False, False, False])]:
         writes = found.writes.clone()
         writes[place] *= 2
-        assert [one.ok for one in dataclasses.replace(found, writes=writes).check()] == expected
+        assert [one.ok for one in dataclasses.replace(found, writes=writes).checks] == expected
 
 
 def test_the_stream_of_a_pass_with_a_cache_and_of_chosen_positions(model, idx, traced):
@@ -184,7 +184,7 @@ def test_the_stream_of_a_pass_with_a_cache_and_of_chosen_positions(model, idx, t
         model(idx[:, 4:], cache)
     found = residual_norms(t)
     assert torch.allclose(found.norms, whole.norms, rtol=1e-4)
-    assert all(one.ok for one in found.check())
+    assert all(one.ok for one in found.checks)
     late = residual_norms(traced(model, idx, positions=[3, 5]))
     assert late.positions == [3, 5]
     step = 2**-23  # of float32: other shapes may take another kernel, but sums in float64 are rounded to it once

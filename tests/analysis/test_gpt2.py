@@ -58,11 +58,11 @@ def test_the_heads_that_write_the_name(gpt2, folded):
                  "10.10": 0.4524, "8.10": 0.4264}  # fmt: skip
     assert {head: values[head] for head in published} == pytest.approx(published, abs=1e-3)
     assert [label for label, _ in heads.top() if "mlp" not in label and "embed" not in label][:8] == list(published)
-    assert heads.check()[0].ok
+    assert heads.checks[0].ok
     neurons = attribute(t, 5335, 1757, "neuron")
     assert sum(".mlp." in label for label in neurons.labels) == 36_864
-    assert neurons.check()[0].ok
-    assert all(one.ok for one in [*logit_lens(t).check(), *residual_norms(t).check(), *attention_checks(t, 5)])
+    assert neurons.checks[0].ok
+    assert all(one.ok for one in [*logit_lens(t).checks, *residual_norms(t).checks, *attention_checks(t, 5)])
 
 
 def test_without_head_9_9_others_step_in(gpt2, folded):

@@ -199,7 +199,7 @@ def test_heads_by_their_patterns(model, traced):
         assert torch.equal(found.scores[kind], expected)
         assert expected.shape == (L, H)
     assert set(found.scores) == {*KINDS, "entropy"}
-    assert all(one.ok for one in found.check())
+    assert all(one.ok for one in found.checks)
 
 
 def test_on_a_text_repetition_is_not_scored(model, idx):
@@ -233,8 +233,8 @@ def test_the_best_come_first():
     found = HeadScores({"self": scores}, [1, 2, 3], None)
     assert [head for head, _ in found.sorted("self")] == ["1.2", "0.1", "1.0", "0.2", "0.0", "1.1"]
     assert found.best("self", 2) == [("1.2", pytest.approx(0.9)), ("0.1", pytest.approx(0.7))]
-    assert found.check()[0].ok
-    assert not HeadScores({"self": scores - 0.2}, [1, 2, 3], None).check()[0].ok
+    assert found.checks[0].ok
+    assert not HeadScores({"self": scores - 0.2}, [1, 2, 3], None).checks[0].ok
 
 
 @pytest.mark.parametrize(

@@ -78,26 +78,26 @@ def test_chosen_points_and_positions(model, idx, lens, traced):
     some = logit_lens(traced(model, idx), ["*.1.resid_pre", "blocks.0.hook_resid_mid"])
     assert some.points == ["blocks.0.resid_mid", "blocks.1.resid_pre"]
     assert torch.equal(some.logits, lens.logits[1:3])
-    assert not any("last" in one.name for one in some.check())
+    assert not any("last" in one.name for one in some.checks)
     late = logit_lens(traced(model, idx, positions=[4, -1]))
     assert late.positions == [4, 10]
     assert torch.allclose(late.logits, lens.logits[:, :, [4, 10]], atol=1e-5)
 
 
 def test_a_lens_holds_its_identities_and_sees_when_they_fail(lens):
-    assert len(lens.check()) == 4
-    assert all(one.ok for one in lens.check())
+    assert len(lens.checks) == 4
+    assert all(one.ok for one in lens.checks)
     wrong = dataclasses.replace(lens, final=lens.final + torch.eye(V)[3])
-    assert [one.ok for one in wrong.check()] == [True, True, False, False]
+    assert [one.ok for one in wrong.checks] == [True, True, False, False]
     lost = dataclasses.replace(lens, logits=lens.logits * math.nan)
-    assert not any(one.ok for one in lost.check())
+    assert not any(one.ok for one in lost.checks)
 
 
 def test_a_lens_in_bfloat16(model, idx, traced):
     model.bfloat16()
     lens = logit_lens(traced(model, idx))
     assert lens.probs().dtype == torch.float32
-    assert all(one.ok for one in lens.check())
+    assert all(one.ok for one in lens.checks)
 
 
 def test_what_no_lens_can_read(model, idx, lens, traced):
@@ -149,12 +149,12 @@ def test_means_and_sums(model, idx, losses):
     total = -sequence_log_prob(model, idx[0])
     assert float(losses.cumulative[-1]) == pytest.approx(total, abs=1e-4)
     assert losses.bits_per_byte(29) == pytest.approx(total / math.log(2) / 29, abs=1e-5)
-    assert all(one.ok for one in losses.check())
-    assert len(losses.check()) == 3
+    assert all(one.ok for one in losses.checks)
+    assert len(losses.checks) == 3
 
 
 def test_a_loss_that_is_no_distribution_is_seen(losses):
-    assert [one.ok for one in dataclasses.replace(losses, log_probs=losses.log_probs - 1).check()][:2] == [False] * 2
+    assert [one.ok for one in dataclasses.replace(losses, log_probs=losses.log_probs - 1).checks][:2] == [False] * 2
 
 
 def test_a_text_of_the_whole_block_and_the_token_after_it(model):

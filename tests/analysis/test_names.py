@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigpt import analysis
-from minigpt.analysis.checks import check
+from minigpt.analysis.checks import measured
 
 
 def test_every_name_is_there_and_known_to_type_checkers():
@@ -31,6 +31,6 @@ def test_counting_does_not_import_torch():
 
 
 def test_a_check_is_judged_and_never_by_what_is_no_number():
-    assert check("a = b", 0.5, 0.5) == ("a = b", 0.5, 0.5, True)
-    assert not check("a = b", 0.6, 0.5).ok
-    assert not check("a = b", math.nan, 0.5).ok
+    assert measured("a = b", 0.5, 0.5) == ("a = b", 0.5, 0.5, True)
+    assert not measured("a = b", 0.6, 0.5).ok
+    assert not measured("a = b", math.nan, 0.5).ok

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from minigpt.analysis import run_plan as plan
-from minigpt.analysis.run_plan import Reading, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
+from minigpt.analysis.run_plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
 from minigpt.cli import main
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
 from minigpt.data.tokens import TokenFile
@@ -86,9 +86,9 @@ def test_training_and_updating_allocate_what_is_predicted(changes, dtype, phase)
     assert predicted == pytest.approx(most_allocated(train), rel=0.02 if dtype == torch.float32 else 0.06)
 
 
-def text(num_tokens: int, config: RunConfig = SMALL) -> Reading:
+def text(num_tokens: int, config: RunConfig = SMALL) -> Workload:
     """A text whose validation split has so many tokens."""
-    return Reading.of_text(config.model.block_size, num_tokens)
+    return Workload.of_text(config.model.block_size, num_tokens)
 
 
 def evaluation_bytes(monkeypatch, changes, dtype) -> tuple[int, int]:
@@ -256,10 +256,10 @@ corpus = load_corpus("verse")
 tokenizer = CharTokenizer.from_text(corpus.text)
 splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("tokens"))
 config = updated(config, {"model": {"vocab_size": tokenizer.vocab_size}})
-reading = plan.Reading.of_text(config.model.block_size, len(splits[1].ids))
+workload = plan.Workload.of_text(config.model.block_size, len(splits[1].ids))
 plan.measure_time = lambda *arguments: {"training": 1.0}  # only the memory is asked for
 dtype, _ = choose_dtype(config.dtype, choose_device("cpu"))
-print(plan.plan_run(config, reading, splits[1].ids, choose_device("cpu"), dtype, 200).peak)
+print(plan.plan_run(config, workload, splits[1].ids, choose_device("cpu"), dtype, 200).peak)
 """
 # A process begins with the peak of the one that started it, so a small one stands between.
 MEASURE = """

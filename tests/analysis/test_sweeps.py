@@ -56,7 +56,7 @@ def test_a_sweep_over_heads_is_one_model_without_weights_after_the_other(model, 
     with torch.no_grad():
         assert sweep.baseline == pytest.approx(METRIC(model(idx)), abs=1e-12)
     assert sweep.labels[2] == ["2.0", "2.1", "2.2", "2.3", "2.4"]
-    assert [(one.error, one.ok) for one in sweep.check()] == [(0.0, True)]
+    assert [(one.error, one.ok) for one in sweep.checks] == [(0.0, True)]
     effects = dict(sweep.top())
     assert effects["1.3"] == float(sweep.values[1, 3]) - sweep.baseline
     sizes = [abs(value) for value in effects.values()]
@@ -137,7 +137,7 @@ def test_patching_positions_one_at_a_time(model, idx, point):
         assert float(share[0, 4]) == pytest.approx(1, abs=1e-4)  # in the embeddings, it is all there is
         assert share[0, 5:].abs().max() < 1e-4
     assert torch.allclose(share, (sweep.values - sweep.baseline) / (sweep.clean - sweep.baseline))
-    assert [(one.error, one.ok) for one in sweep.check()] == [(0.0, True)]
+    assert [(one.error, one.ok) for one in sweep.checks] == [(0.0, True)]
 
 
 def test_patching_the_last_position_before_the_last_layer_by_hand(model, idx, traced):
@@ -173,7 +173,7 @@ def test_a_sweep_sees_that_its_identity_fails(model, idx):
         return float(next(calls))
 
     for sweep in (ablation_sweep(model, idx, drifting), patching_sweep(model, idx, (idx + 1) % V, drifting)):
-        (check,) = sweep.check()
+        (check,) = sweep.checks
         assert not check.ok
 
 

@@ -254,7 +254,7 @@ def test_the_size_is_gpt2s():
     from minigpt.cli.views.shape import VIEWS as SHAPES
 
     values = parse("inspect size", settings_of("size"), "--preset gpt2-124m --tokens 1024".split())
-    numbers = SHAPES["size"](values).record.numbers
+    numbers = SHAPES["size"](values).result.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200
 
@@ -297,7 +297,7 @@ def test_data_files_hold_what_json_holds(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_an_identity_that_fails_is_exit_code_1(model, monkeypatch, capsys, flags):
-    monkeypatch.setattr(Lens, "check", lambda self: [Check("one = two", 1.0, 1e-5, False)])
+    monkeypatch.setattr(Lens, "checks", property(lambda self: [Check("one = two", 1.0, 1e-5, False)]))
     with pytest.raises(SystemExit) as stop:
         run([*words(COMMANDS["lens"], model), "--check", *flags])
     assert stop.value.code == 1

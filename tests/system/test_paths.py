@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt.analysis import trace
-from minigpt.analysis.records import Record
+from minigpt.analysis.results import Record
 from minigpt.config import DataConfig, GPTConfig, LoRAConfig, RunConfig, TrainConfig, read_yaml, write_yaml
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.data.documents import read_documents

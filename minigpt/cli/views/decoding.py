@@ -6,7 +6,7 @@ import torch
 
 from minigpt.analysis import plots
 from minigpt.analysis.decoders import BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
-from minigpt.analysis.records import Numbers
+from minigpt.analysis.results import Numbers
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
@@ -33,7 +33,7 @@ def _next(asked: settings.NextView) -> Answer:
     logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
     cuts = sampling_cuts(logits, **_sampling(asked))
     best = cuts.top(asked.top)
-    record = it.record(
+    result = it.result(
         "next",
         {
             "logit": Numbers(("vocabulary",), logits),
@@ -51,9 +51,9 @@ def _next(asked: settings.NextView) -> Answer:
     ]
     title = f"next token of {it.name} after {it.prompt[-60:]!r}"
     return Answer(
-        record,
+        result,
         [it.header("next"), *_next_lines(it, logits, cuts, best)],
-        cuts.check,
+        lambda: cuts.checks,
         lambda: plots.sampling_cuts(it.names(best), drawn, title),
     )
 
@@ -95,7 +95,7 @@ def _steps(asked: settings.Steps) -> Answer:
         options["strategy"] = "greedy"
     found = write_steps(it.model, it.ids, it.tokenizer, asked.top, **options)
     seen = [choice.candidates for choice in found.choices]
-    record = it.record(
+    result = it.result(
         "steps",
         {
             "chosen": Numbers(("step",), [choice.id for choice in found.choices]),
@@ -108,7 +108,7 @@ def _steps(asked: settings.Steps) -> Answer:
         labels={"step": it.names([choice.id for choice in found.choices])},
         settings=options,
     )
-    return Answer(record, _steps_lines(it, found), found.check, lambda: _steps_chart(it, found))
+    return Answer(result, _steps_lines(it, found), lambda: found.checks, lambda: _steps_chart(it, found))
 
 
 def _steps_lines(it: Subject, found: Written) -> list[str]:
@@ -155,7 +155,7 @@ def _beams(asked: settings.Beams) -> Answer:
     options = {"num_beams": asked.beams, **_end(it, asked)}
     tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=asked.length_penalty)
     candidates = [node.candidate for node in tree.nodes]
-    record = it.record(
+    result = it.result(
         "beams",
         {
             "step": Numbers(("node",), [node.step for node in tree.nodes]),
@@ -175,7 +175,7 @@ def _beams(asked: settings.Beams) -> Answer:
     ]
     title = f"{asked.beams} beams of {it.name}, score {tree.score:.4f}"
     root = terminal.visible(it.prompt)
-    return Answer(record, _beams_lines(it, tree), tree.check, lambda: plots.beam_tree(branches, root, title))
+    return Answer(result, _beams_lines(it, tree), lambda: tree.checks, lambda: plots.beam_tree(branches, root, title))
 
 
 def _beams_lines(it: Subject, tree: BeamTree) -> list[str]:

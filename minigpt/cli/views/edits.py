@@ -8,7 +8,7 @@ from minigpt.analysis import plots
 from minigpt.analysis.edits import ablate
 from minigpt.analysis.heads import repeated_tokens
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.records import Numbers
+from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
 from minigpt.cli.streams import given
@@ -40,7 +40,7 @@ def _ablate(asked: settings.Ablate) -> Answer:
         return _without(asked, it, rows, measure, what, reference)
     kind = asked.sweep or "heads"
     sweep = ablation_sweep(it.model, rows, measure, asked.mode, reference, kind, asked.seed)
-    record = it.record(
+    result = it.result(
         "ablate",
         {
             "value": Numbers(("layer", kind), sweep.values),
@@ -61,7 +61,7 @@ def _ablate(asked: settings.Ablate) -> Answer:
         TOTAL,
     ]
     title = f"{', '.join(head)}; {what} {sweep.baseline:.4f} with everything"
-    return Answer(record, lines, sweep.check, lambda: _sweep_chart(sweep, f"change of the {what}", title))
+    return Answer(result, lines, lambda: sweep.checks, lambda: _sweep_chart(sweep, f"change of the {what}", title))
 
 
 def _without(
@@ -87,10 +87,10 @@ def _without(
         numbers["probability"] = Numbers(("pass", "rank"), shares)
         table = [(name, *map("{:.4f}".format, pair)) for name, *pair in zip(it.names(best), *shares, strict=True)]
         lines += ["", *terminal.table(("next token", "before", f"without {parts}"), table)]
-    record = it.record("ablate", numbers, settings=_settings(asked) | {"metric": what, "parts": asked.part})
+    result = it.result("ablate", numbers, settings=_settings(asked) | {"metric": what, "parts": asked.part})
     return Answer(
-        record, lines,
-        lambda: ablation_sweep(it.model, rows, measure, what="mlps").check(),
+        result, lines,
+        lambda: ablation_sweep(it.model, rows, measure, what="mlps").checks,
         lambda: plots.heat_map(
             shares, ["with everything", f"without {parts}"], it.names(best), "probability", title, xlabel="next token",
         ),
@@ -113,7 +113,7 @@ def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
         half = len(rows[0]) // 2
         # The first token of the second copy cannot be known: nothing says that a copy begins.
         targets = [[IGNORED] * (half + 2) + row[half + 2 :] for row in rows]
-        return reader.reading(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
+        return reader.subject(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
     assert asked.prompt is not None  # one of the two is there
     it = subject(asked, given(asked.prompt)[0])
     if asked.token is None and asked.against is None:
@@ -186,7 +186,7 @@ def _patch(asked: settings.Patch) -> Answer:
     names = [terminal.cut(name, 12) for name in it.names(it.ids)]
     columns = sweep.columns if by_head else [f"{name}@{place}" for place, name in enumerate(names)]
     axis = "head" if by_head else "position"
-    record = it.record(
+    result = it.result(
         "patch",
         {
             "value": Numbers(("layer", axis), sweep.values),
@@ -210,7 +210,7 @@ def _patch(asked: settings.Patch) -> Answer:
     ]
     title = f"{it.header('patch')}; {asked.point} put into the corrupt pass; {what}"
     return Answer(
-        record, lines, sweep.check,
+        result, lines, lambda: sweep.checks,
         lambda: plots.heat_map(
             sweep.normalised, sweep.rows, columns, "0: corrupt, 1: clean", title, signed=True, xlabel=axis,
             ylabel="layer",

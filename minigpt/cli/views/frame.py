@@ -12,13 +12,13 @@ import torch
 
 from minigpt.analysis.checks import Check
 from minigpt.analysis.recording import Trace
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
 from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import (
     check_fits,
-    counted,
     framed,
+    in_tokens,
     load,
     model_source,
 )
@@ -43,15 +43,15 @@ class Answer:
     """What a view has found, in all its forms.
 
     Attributes:
-        record: the numbers.
+        result: the numbers.
         lines: the same for a terminal.
         check: looks at the identities that the numbers satisfy.
         draw: makes the picture; None if the view has none.
     """
 
-    record: Record
+    result: Result
     lines: Sequence[str]
-    check: Callable[[], list[Check]]
+    checks: Callable[[], Sequence[Check]]
     draw: "Callable[[], Figure] | None"
 
 
@@ -61,12 +61,12 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
     if output is not None:
         check_output(output, (*PICTURES, *DATA))
     answer = view(settings)
-    checks = answer.check() if settings.check else []
-    record = dataclasses.replace(answer.record, checks=checks if settings.check else None)
+    checks = answer.checks() if settings.check else []
+    result = dataclasses.replace(answer.result, checks=checks if settings.check else None)
     if output is not None:
-        _save(answer, record, output)
+        _save(answer, result, output)
     if settings.json:
-        print_json(record.to_dict())
+        print_json(result.to_dict())
     else:
         ends = [f"written    {output}"] if output is not None else []
         print("\n".join([*answer.lines, *_check_lines(checks), *ends]))
@@ -75,9 +75,9 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
         sys.exit(1)
 
 
-def _save(answer: Answer, record: Record, path: Path) -> None:
+def _save(answer: Answer, result: Result, path: Path) -> None:
     if path.suffix.lower() in DATA:
-        record.save(path)
+        result.save(path)
     elif answer.draw is None:
         raise InputError(f"this view has no picture, and {path} would be one", f"choose {' or '.join(DATA)}")
     else:
@@ -116,7 +116,7 @@ class Reader:
         """The token that is put in front, if one is."""
         return self.tokenizer.bos_token_id if self.bos else None
 
-    def reading(self, ids: list[int]) -> "Subject":
+    def subject(self, ids: list[int]) -> "Subject":
         """These ids as a prompt, the one in front included."""
         text = "".join(token_text(self.tokenizer, token_id) for token_id in ids)
         return Subject(self.name, self.model, self.tokenizer, self.bos, text, ids)
@@ -157,18 +157,18 @@ class Subject(Reader):
 
     def header(self, view: str) -> str:
         """The first line of an answer."""
-        what = f": {counted(len(self.ids))}, BOS in front: {'yes' if self.bos else 'no'}"
+        what = f": {in_tokens(len(self.ids))}, BOS in front: {'yes' if self.bos else 'no'}"
         return cut(f"{view} of {self.name}", WIDTH - len(what)) + what
 
-    def record(
+    def result(
         self,
         view: str,
         numbers: Mapping[str, Numbers],
         labels: Mapping[str, Sequence[str]] | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> Record:
+    ) -> Result:
         """The numbers of a view of this prompt."""
-        return Record(
+        return Result(
             view=view,
             model=self.name,
             config=self.model.config,
@@ -230,7 +230,7 @@ def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
     if len(ids) != 1:
         pieces = ", ".join(repr(token_text(tokenizer, token_id)) for token_id in ids[:8])
         raise InputError(
-            f"{flag} {text!r} is {counted(len(ids))}{': ' if ids else ''}{pieces}{', ...' if len(ids) > 8 else ''}",
+            f"{flag} {text!r} is {in_tokens(len(ids))}{': ' if ids else ''}{pieces}{', ...' if len(ids) > 8 else ''}",
             "give the text of one token; a space belongs to the word behind it",
         )
     return ids[0]

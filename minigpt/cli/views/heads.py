@@ -7,7 +7,7 @@ import torch
 from minigpt.analysis import plots
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import (
@@ -50,7 +50,7 @@ def _attn(asked: settings.Attn) -> Answer:
     t = traced(it.model, [it.ids], points)
     pattern = torch.stack([t[f"blocks.{number}.attn.pattern"][0] for number in layers]).cpu()[:, heads]  # (L, H, T, T)
     entropy = torch.special.entr(pattern).sum(-1)  # (L, H, T)
-    record = it.record(
+    result = it.result(
         "attn",
         {
             "pattern": Numbers(("layer", "head", "query", "key"), pattern),
@@ -65,18 +65,18 @@ def _attn(asked: settings.Attn) -> Answer:
         return [one._replace(name=f"layer {number}: {one.name}") for number, one in found]
 
     if head is not None:
-        return _one_head(it, record, pattern[0, 0], f"head {layer}.{head}", checks)
+        return _one_head(it, result, pattern[0, 0], f"head {layer}.{head}", checks)
     title = it.header("attention")
     lines = [it.header("attn"), *_strongest(it, pattern, layers, entropy)]
-    return Answer(record, lines, checks, lambda: plots.attention_grid(pattern, layers, it.texts, title))
+    return Answer(result, lines, checks, lambda: plots.attention_grid(pattern, layers, it.texts, title))
 
 
-def _one_head(it: Subject, record: Record, pattern: torch.Tensor, name: str, checks: Any) -> Answer:
+def _one_head(it: Subject, result: Result, pattern: torch.Tensor, name: str, checks: Any) -> Answer:
     names = it.names(it.ids)
     lines = [it.header(f"attn, {name},"), "rows look at columns, from the first token on the left"]
     lines += terminal.heat_map(pattern, names)
     title = it.header(f"attention of {name}")
-    return Answer(record, lines, checks, lambda: plots.attention_head(pattern, it.texts, title))
+    return Answer(result, lines, checks, lambda: plots.attention_head(pattern, it.texts, title))
 
 
 def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: torch.Tensor) -> list[str]:
@@ -106,7 +106,7 @@ def _heads(asked: settings.Heads) -> Answer:
         V = reader.tokenizer.vocab_size
         found = head_scores(reader.model, None, asked.seed, asked.length, reader.start_token_id, V)
         half = len(found.ids) // 2
-        it = reader.reading(found.ids)
+        it = reader.subject(found.ids)
         head = [it.header("heads"), f"on {half} random tokens, seed {asked.seed}, that come twice"]
     else:
         it = subject(asked, given(asked.prompt)[0])
@@ -115,7 +115,7 @@ def _heads(asked: settings.Heads) -> Answer:
     kinds = [kind for kind in KINDS if kind in found.scores]
     habits = _habits(found)
     kind = asked.by or habits[0][0]
-    record = it.record(
+    result = it.result(
         "heads",
         {kind: Numbers(("layer", "head"), found.scores[kind]) for kind in kinds},
         settings={"period": found.period, "seed": asked.seed if found.period else None},
@@ -129,7 +129,7 @@ def _heads(asked: settings.Heads) -> Answer:
     lines = [*head, *shown, *terminal.table(("head", *marked), rows)]
     title = ", ".join(head)
     scores = {one: found.scores[one] for one in sorted(kinds, key=lambda one: one != kind)}
-    return Answer(record, lines, found.check, lambda: plots.head_scoreboard(scores, title))
+    return Answer(result, lines, lambda: found.checks, lambda: plots.head_scoreboard(scores, title))
 
 
 def _habits(found: HeadScores) -> list[tuple[str, str, float]]:

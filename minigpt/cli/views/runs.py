@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minigpt.analysis.checks import Check, check
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.checks import Check, measured
+from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
@@ -25,7 +25,7 @@ def _runs(asked: settings.Runs) -> Answer:
         for name, run in records.items()
         for what in ("train_loss", "val_loss", "lr", "grad_norm")
     }
-    record = Record(
+    result = Result(
         view="runs",
         model=", ".join(records),
         config=None,
@@ -38,7 +38,7 @@ def _runs(asked: settings.Runs) -> Answer:
     )
     drawn = [(name, curves[f"{name} train_loss"], curves[f"{name} val_loss"]) for name in records]
     lines = [*_table(records), "losses in nats a token; train loss as last recorded"]
-    return Answer(record, lines, lambda: _checks(records), lambda: runs_compared(drawn))
+    return Answer(result, lines, lambda: _checks(records), lambda: runs_compared(drawn))
 
 
 def _read(name: str) -> Records:
@@ -79,8 +79,8 @@ def _checks(records: dict[str, Records]) -> list[Check]:
     for name, run in records.items():
         back = [max(0, before["step"] - after["step"]) for before, after in itertools.pairwise(run)]
         lost = sum(not math.isfinite(record[key]) for record in run for key in record if key.endswith("loss"))
-        checks.append(check(f"{name}: steps never go back", max([0, *back]), 0))
-        checks.append(check(f"{name}: every loss is a number", lost, 0))
+        checks.append(measured(f"{name}: steps never go back", max([0, *back]), 0))
+        checks.append(measured(f"{name}: every loss is a number", lost, 0))
     return checks
 
 

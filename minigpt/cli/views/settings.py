@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from minigpt.cli.parser import Command, Flag
-from minigpt.cli.settings import NEWEST, Model, Next, Reading
+from minigpt.cli.settings import NEWEST, Model, Next, TextSettings
 from minigpt.config import PRESETS
 from minigpt.decoding.options import DecodingOptions
 
@@ -65,7 +65,7 @@ class Shape(ViewSettings):
         str | None,
         Flag("PRESET", choices=tuple(PRESETS), says=f"a preset's shape, in place of a model's: {', '.join(PRESETS)}"),
     ] = None
-    tokenizer: Annotated[str | None, Flag("T", says=Reading)] = None
+    tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
     what_if: Annotated[tuple[str, ...], Flag("NAME=VALUE", together=True)] = ()
     """change the shape: n_layer=24 n_embd=1024"""
 
@@ -138,7 +138,7 @@ class Embed(Inside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(ViewSettings, Reading):
+class Tokens(ViewSettings, TextSettings):
     """Show how a text is cut into tokens: position, id, text and bytes.
 
     What is only a part of a character is shown as an escape.

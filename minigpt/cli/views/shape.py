@@ -7,7 +7,7 @@ from typing import Any
 from minigpt.analysis import plots
 from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.models import model_source
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, load_reader, one_token, token_text
@@ -41,7 +41,7 @@ def _size(asked: settings.Size) -> Answer:
         attention=asked.attention,
     )
     settings = {key: getattr(asked, key) for key in ("batch_size", "dtype", "optimizer", "attention")}
-    record = Record(
+    result = Result(
         view="size",
         model=name,
         config=config,
@@ -56,7 +56,9 @@ def _size(asked: settings.Size) -> Answer:
         f"at least {human(_training_bytes(size))}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
         "decode with a full cache",
     )
-    return Answer(record, [head, *sums, "", *size.table().splitlines()], size.check, lambda: _size_chart(size, head))
+    return Answer(
+        result, [head, *sums, "", *size.table().splitlines()], lambda: size.checks, lambda: _size_chart(size, head)
+    )
 
 
 def _training_bytes(size: ModelSize) -> int:
@@ -83,7 +85,7 @@ def _arch(asked: settings.Arch) -> Answer:
     size = model_size(config)
     stages = _stages(config)
     parameters = [sum(row.parameters for row in size.rows if row.name.startswith(prefix)) for prefix, _, _, _ in stages]
-    record = Record(
+    result = Result(
         view="arch",
         model=name,
         config=config,
@@ -102,7 +104,7 @@ def _arch(asked: settings.Arch) -> Answer:
     if asked.diff:
         lines += ["", *_differences(config, _config_of(asked.diff, asked.tokenizer), asked.diff)]
     drawn = [(stage, shape, aside) for _, stage, shape, aside in stages]
-    return Answer(record, lines, size.check, lambda: plots.block_diagram(drawn, lines[0]))
+    return Answer(result, lines, lambda: size.checks, lambda: plots.block_diagram(drawn, lines[0]))
 
 
 def _stages(config: GPTConfig) -> list[tuple[str, str, str, bool]]:
@@ -157,7 +159,7 @@ def _near(asked: settings.Embed) -> Answer:
     token = one_token(tokenizer, asked.text, "TEXT")
     found = neighbours(model, token, asked.top, asked.kind)
     texts = [terminal.visible(token_text(tokenizer, token_id)) for token_id in found.ids]
-    record = Record(
+    result = Result(
         view="embed",
         model=name,
         config=model.config,
@@ -174,7 +176,7 @@ def _near(asked: settings.Embed) -> Answer:
     head = f"near {asked.text!r} in wte of {name}, by {asked.kind}"
     lines = [terminal.cut(head, 80), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
     return Answer(
-        record, lines, found.check,
+        result, lines, lambda: found.checks,
         lambda: plots.heat_map(
             [found.similarities], [label], texts, asked.kind, head, xlabel="neighbours",
         ),
@@ -189,7 +191,7 @@ def _pca(asked: settings.Embed) -> Answer:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
     found = pca(model.wte.weight.detach().cpu()[list(ids)], 2)
     texts = [token_text(tokenizer, token_id) for token_id in ids]
-    record = Record(
+    result = Result(
         view="embed",
         model=name,
         config=model.config,
@@ -208,7 +210,7 @@ def _pca(asked: settings.Embed) -> Answer:
         *_ends(texts, found.projected[:, 0].tolist(), "component 1"),
         *_ends(texts, found.projected[:, 1].tolist(), "component 2"),
     ]
-    return Answer(record, lines, found.check, lambda: plots.scatter(found.projected, texts, shares, lines[0]))
+    return Answer(result, lines, lambda: found.checks, lambda: plots.scatter(found.projected, texts, shares, lines[0]))
 
 
 def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]:
@@ -226,7 +228,7 @@ def _positions(asked: settings.Embed) -> Answer:
     found = position_similarity(reader.model)
     cosines = found.cosines.cpu()
     places = [str(place) for place in range(len(cosines))]
-    record = Record(
+    result = Result(
         view="embed",
         model=reader.name,
         config=reader.model.config,
@@ -236,7 +238,7 @@ def _positions(asked: settings.Embed) -> Answer:
     head = f"cosine between positions, wpe of {terminal.cut(reader.name, 40)}"
     lines = [head, *terminal.heat_map(cosines.clamp(min=0), places)]
     return Answer(
-        record, lines, found.check,
+        result, lines, lambda: found.checks,
         lambda: plots.heat_map(cosines, places, places, "cosine", head, signed=True),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from minigpt.analysis import plots
 from minigpt.analysis.attribution import Attribution, attribute
 from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
-from minigpt.analysis.records import Numbers
+from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import total_effects
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
@@ -44,7 +44,7 @@ def _lens(asked: settings.Lens) -> Answer:
     token = best if asked.rank_of is None else one_token(it.tokenizer, asked.rank_of, "--rank-of")
     ids, probs = lens.top(asked.top)
     ranks, divergence = lens.rank_of(token) + 1, lens.kl_to_final()
-    record = it.record(
+    result = it.result(
         "lens",
         {
             "top_id": Numbers(("point", "position", "rank"), ids[:, 0].cpu()),
@@ -66,7 +66,7 @@ def _lens(asked: settings.Lens) -> Answer:
         *terminal.table(("read at", "KL", f"rank of {shown}", "likeliest tokens"), rows, (0, 3), likeliest),
         "KL in nats, from the model's own distribution",
     ]
-    return Answer(record, lines, lens.check, lambda: _lens_chart(it, lens))
+    return Answer(result, lines, lambda: lens.checks, lambda: _lens_chart(it, lens))
 
 
 def _tokens(it: Subject, ids: list[int], probs: list[float]) -> list[str]:
@@ -86,7 +86,7 @@ def _norms(it: Subject, place: int) -> Answer:
     found = residual_norms(traced(it.model, [it.ids], STREAM))
     norms, cosines, shares = (x[:, 0].cpu() for x in (found.norms, found.cosine_to_final, found.shares))  # (P, T)
     dimensions, sizes = (x[:, 0].cpu() for x in found.largest(3))  # (P, T, 3)
-    record = it.record(
+    result = it.result(
         "lens",
         {
             "norm": Numbers(("point", "position"), norms),
@@ -118,7 +118,7 @@ def _norms(it: Subject, place: int) -> Answer:
     ]
     title = it.header("norms of the stream")
     return Answer(
-        record, lines, found.check,
+        result, lines, lambda: found.checks,
         lambda: plots.heat_map(norms, found.points, it.names(it.ids), "norm", title, xlabel="position"),
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ def _why(asked: settings.Why) -> Answer:
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
     parts = _parts(found, asked.top)
     in_all = _in_all(it, found, [name for name, _ in parts])
-    record = it.record(
+    result = it.result(
         "why",
         {
             "value": Numbers(("part",), found.values),
@@ -172,7 +172,7 @@ def _why(asked: settings.Why) -> Answer:
         f"the model says {found.logit:.4f}; the remainder is {found.remainder:.1e}",
     ]
     title = f"{it.header('why')}; {lines[1]}"
-    return Answer(record, lines, found.check, lambda: plots.waterfall(parts, found.total, what, title))
+    return Answer(result, lines, lambda: found.checks, lambda: plots.waterfall(parts, found.total, what, title))
 
 
 def _in_all(it: Subject, found: Attribution, parts: list[str]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """`minigpt inspect tokens` and `loss`: a text, token by token."""
 
 from minigpt.analysis import plots
-from minigpt.analysis.checks import check
+from minigpt.analysis.checks import measured
 from minigpt.analysis.lens import token_losses
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
 from minigpt.cli.views import settings
@@ -22,7 +22,7 @@ def _tokens(asked: settings.Tokens) -> Answer:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id) for token_id in ids]
     lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
-    record = Record(
+    result = Result(
         view="tokens",
         model=name,
         config=None,
@@ -41,7 +41,7 @@ def _tokens(asked: settings.Tokens) -> Answer:
         *terminal.table(("position", "id", "token", "bytes"), rows, left=(2, 3)),
     ]
     different = float(tokenizer.decode(ids, skip_special=False) != text)
-    return Answer(record, lines, lambda: [check("decode(encode(text)) = text", different, 0.0)], None)
+    return Answer(result, lines, lambda: [measured("decode(encode(text)) = text", different, 0.0)], None)
 
 
 def _hex(tokenizer: Tokenizer, token_id: int) -> str:
@@ -58,7 +58,7 @@ def _loss(asked: settings.Loss) -> Answer:
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(asked.top))
     num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])
-    record = it.record(
+    result = it.result(
         "loss",
         {
             "loss": Numbers(("predicted",), found.losses),
@@ -87,7 +87,7 @@ def _loss(asked: settings.Loss) -> Answer:
         *terminal.table(("position", "token", "loss", "the model expected"), rows, left=(1, 3), pieces=expected),
     ]
     title = f"{it.header('loss')}, mean {found.mean:.3f} nats"
-    return Answer(record, lines, found.check, lambda: plots.loss_strip(it.texts, losses, title))
+    return Answer(result, lines, lambda: found.checks, lambda: plots.loss_strip(it.texts, losses, title))
 
 
 def _expected(names: list[str], probabilities: list[float]) -> list[str]:

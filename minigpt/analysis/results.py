@@ -34,7 +34,7 @@ class Numbers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
+class Result:
     """One view of one model.
 
     Attributes:

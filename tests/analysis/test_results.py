@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from minigpt.analysis.checks import Check
-from minigpt.analysis.records import Numbers, Record
+from minigpt.analysis.results import Numbers, Result
 
 
 @pytest.fixture
 def record(tiny_config):
-    return Record(
+    return Result(
         view="attn",
         model="checkpoints/naïve",
         config=tiny_config,
@@ -63,8 +63,8 @@ def test_arrays_are_exact_and_say_what_they_are(record, tmp_path):
 
 
 def test_without_checks_there_is_no_such_field(record):
-    assert "checks" not in Record("size", "m", None, {}).to_dict()
-    assert Record("size", "m", None, {}).to_dict()["model"] == {"name": "m"}
+    assert "checks" not in Result("size", "m", None, {}).to_dict()
+    assert Result("size", "m", None, {}).to_dict()["model"] == {"name": "m"}
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz"])
