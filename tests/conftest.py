@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 # Tiny tensors on spinning threads: where another program wants a core too, the tests would take ten times as long.
@@ -15,7 +14,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minigpt.cli.main import COMMANDS
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
 from minigpt.formats.pretrained import load_model
@@ -76,13 +74,9 @@ def accept() -> Callable[[str], None]:
             view, *arguments = arguments
             parse(f"inspect {view}", settings_of(view), arguments)
             return
-        if name in SETTINGS:
-            given = SettingsParser(name, SETTINGS[name]).given(arguments)
-            given.pop("replay", None)  # of a run that has diverged
-            SETTINGS[name].of(given)
-            return
-        make_parser = import_module(f"minigpt.cli.{COMMANDS[name][0]}").make_parser
-        make_parser().parse(arguments)
+        given = SettingsParser(name, SETTINGS[name]).given(arguments)
+        given.pop("replay", None)  # of a run that has diverged
+        SETTINGS[name].of(given)
 
     return accepted
 

@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, get_type_hints
 
 import pytest
 
-from minigpt.cli.parser import CommandParser
+from minigpt.cli.parser import Command, Flag, parse
 from minigpt.config import (
     PRESETS,
     DataConfig,
@@ -259,25 +260,32 @@ def test_a_number_is_spelled_as_a_flag_takes_it(tmp_path, name, spelled):
         read_yaml(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Command):
+    """To see."""
+
+    whole: Annotated[int | None, Flag(short="-w")] = None
+    """a whole number"""
+    number: float = 0
+    """a number"""
+    train: TrainConfig = preset("shakespeare-quick").train
+
+
 @pytest.mark.parametrize("spelled", ["010", "1_0", "1:30", "0x1F", "\u0661", "1__0"])
 @pytest.mark.parametrize("flag", ["--whole", "--train.max_steps", "--train.grad_clip"])
 def test_a_flag_takes_no_other_spelling(flag, spelled):
-    parser = CommandParser("try", "to see")
-    parser.add_argument("--whole", "-w", type=int)
-    parser.add_section("train", TrainConfig())
     for arguments in ([flag, spelled], [f"{flag}={spelled}"], ["-w", spelled], [f"-w{spelled}"], [f"-w={spelled}"]):
         with pytest.raises(ConfigError, match=re.escape(spelled)):
-            parser.parse(arguments)
+            parse("try", Numbers, arguments)
 
 
 @pytest.mark.parametrize("spelled", ["0", "7", "-0", "+3", "0.5", ".5", "5.", "1e-3", "1E3", "2.5e+1", "-1e2"])
 def test_a_plain_number_is_read_everywhere_alike(tmp_path, spelled):
     path = tmp_path / "c.yaml"
     path.write_text(f"train: {{weight_decay: {spelled.replace('-', '', spelled[0] == '-')}}}")
-    parser = CommandParser("try", "to see")
-    parser.add_argument("--number", type=float)
     assert updated(RunConfig(), read_yaml(path)).train.weight_decay == abs(float(spelled))
-    assert parser.parse([f"--number={spelled}"])["number"] == float(spelled)
+    for arguments in ([f"--number={spelled}"], ["--number", spelled]):
+        assert parse("try", Numbers, arguments).number == float(spelled)
 
 
 @pytest.mark.parametrize("written", ["3", "[a]", "x", "null"])

@@ -2,9 +2,7 @@
 
 import copy
 import sys
-from typing import Any
 
-from minigpt.cli.parser import CommandParser
 from minigpt.cli.settings import Computing, TextSettings
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
@@ -17,27 +15,6 @@ from minigpt.model import GPT
 from minigpt.system.device import choose_device
 from minigpt.system.files import listed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
-
-MODEL_HELP = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
-
-
-def add_model_argument(parser: CommandParser, weights: bool = True) -> None:
-    """Add --model, whose default is the run that was trained last, --tokenizer, and if `weights` count, --adapter."""
-    parser.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: the newest run)")
-    if weights:
-        parser.add_argument(
-            "--adapter", metavar="DIR", help="a LoRA adapter for --model: a run's adapter folder, or one of PEFT's"
-        )
-    add_tokenizer_argument(parser)
-
-
-def add_tokenizer_argument(parser: CommandParser) -> None:
-    """Add --tokenizer, for weights that come without one."""
-    parser.add_argument(
-        "--tokenizer",
-        metavar="T",
-        help="for weights without one: gpt2, a tokenizer.json or its folder, or a text with all of its characters",
-    )
 
 
 def model_source(spec: str | None) -> Source:
@@ -55,9 +32,7 @@ def model_source(spec: str | None) -> Source:
     return open_source(path)
 
 
-def load(
-    settings: Computing | dict[str, Any], name: str | None = None, adapter: str | None = None
-) -> tuple[GPT, Tokenizer]:
+def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:
     """A model on the --device, and its tokenizer, reading as --unknown and --special say.
 
     Args:
@@ -68,30 +43,12 @@ def load(
     Raises:
         MiniGPTError: whatever `Source.load_for_text` and `choose_device` raise.
     """
-    if isinstance(settings, dict):
-        name, adapter = settings["model"], settings.get("adapter")
-        settings = Computing(**{key: settings[key] for key in ("device", "tokenizer", "unknown", "special")})
     device = choose_device(settings.device)  # before the work of loading
     model, tokenizer = model_source(name).load_for_text(tokenizer=settings.tokenizer)
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)
     return model.to(device), configured(tokenizer, settings)
-
-
-def add_reading_arguments(parser: CommandParser) -> None:
-    """Add --unknown and --special: how a text is read that has more in it than a tokenizer's plain text."""
-    parser.add_argument(
-        "--unknown",
-        choices=["error", "skip"],
-        default="error",
-        help="what to do with characters that the model does not know",
-    )
-    parser.add_argument(
-        "--special",
-        action="store_true",
-        help="read the name of a special token, such as <|endoftext|>, as that token (default: as text)",
-    )
 
 
 def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:

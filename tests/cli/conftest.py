@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from minigpt.cli.main import run
-from minigpt.cli.parser import CommandParser
 from minigpt.tokenizers import GPT2Tokenizer
 
 Failing = Callable[[list[str]], str]
@@ -31,19 +30,6 @@ class Reference:
         with torch.no_grad():
             logits = self.theirs(torch.tensor([ids[:-1]])).logits[0].double()  # (T - 1, V)
         return [(row[token] - row.exp().sum().log()).item() for row, token in zip(logits, ids[1:], strict=True)]
-
-
-@pytest.fixture(scope="module")
-def parser(request: pytest.FixtureRequest) -> CommandParser:
-    """That of the one command which a file calls `command`."""
-    made: CommandParser = request.module.command.make_parser()
-    return made
-
-
-@pytest.fixture
-def one_parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, parser: CommandParser) -> None:
-    """It is made once a file: that takes longer than what is done with it."""
-    monkeypatch.setattr(request.module.command, "make_parser", lambda: parser)
 
 
 @pytest.fixture

@@ -98,26 +98,16 @@ def test_a_value_that_looks_like_a_flag(failing, arguments, way):
 
 
 PARSERS = {
-    **{name: partial(parser_of, name if name in SETTINGS else module) for name, (module, _) in COMMANDS.items()
-       if name not in ("inspect", "verify-resume")},  # whose flags are those of its views, and of train
+    **{name: partial(parser_of, name) for name in SETTINGS if name != "verify-resume"},  # whose flags are train's
     **{f"inspect {view}": partial(SettingsParser, f"inspect {view}", settings_of(view)) for view in VIEWS},
-}  # fmt: skip
-
-
-def flags_of(parser):
-    """Of each flag or place its name, its choices, and whether it is required."""
-    if isinstance(parser, SettingsParser):
-        return [(one.flag, one.choices, one.required) for one in parser.fields.values()]
-    return [
-        ((action.option_strings or [action.metavar or action.dest.upper()])[-1], action.choices or (), action.required)
-        for action in parser._actions
-    ]
+}
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, command):
-    for name, choices, _ in flags_of(PARSERS[command]()):
-        for choice in choices:
+    for one in PARSERS[command]().fields.values():
+        name = one.flag
+        for choice in one.choices:
             wrong = f"{choice}{choice[-1]}"
             flags = [name] * name.startswith("-") + [wrong]
             what, how = failing([*command.split(), *flags]).splitlines()
@@ -127,7 +117,7 @@ def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, comma
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_what_is_missing_is_named_and_shown_in_an_example(failing, command):
-    missing = [name for name, _, required in flags_of(PARSERS[command]()) if required]
+    missing = [one.flag for one in PARSERS[command]().fields.values() if one.required]
     if not missing:
         return
     what, how = failing(command.split()).splitlines()
