@@ -194,3 +194,28 @@ def test_public_names_are_there():
 def test_the_rooms_for_everybody_need_no_import_of_their_own(attribute):
     code = f"import minigpt; before = dir(minigpt); minigpt.{attribute}; assert dir(minigpt) == before"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def glossary() -> list[tuple[str, str]]:
+    page = HOUSE.parent / "docs" / "glossary.md"
+    if not page.is_file():
+        pytest.skip("needs the checkout that minigpt was installed from")
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [row for row in rows if row[0] != "word"]
+
+
+def test_every_name_of_the_glossary_exists():
+    names = set(re.findall(r"^    ([A-Z])  \w", HOUSE.joinpath("model.py").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in rooms().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names |= {getattr(node, field) for field in ("id", "attr", "arg", "name") if hasattr(node, field)}
+            names |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+    starts = {f"{name.split('_')[0]}_" for name in names if name and "_" in name}
+    for name in re.findall(r"`([^`]+)`", " ".join(map(" ".join, glossary()))):
+        assert name in names | starts, f"docs/glossary.md: nothing is called {name}"
+
+
+def test_a_word_of_the_glossary_has_one_line():
+    words = [word.strip("` ") for row in glossary() for word in re.split(r", | (?=`)", row[0])]
+    assert len(words) > 50
+    assert sorted(words) == sorted(set(words))
