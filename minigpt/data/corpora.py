@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, brief, near
+from minigpt.errors import DataError, DownloadError, MissingFileError, near
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -116,7 +116,7 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return _stdlib()
     if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
-            f"there is no corpus, file or folder named {brief(str(source))}",
+            f"there is no corpus, file or folder named {str(source)!r}",
             f"{near(str(source).lower(), NAMED_SOURCES)}give a path, or one of: {', '.join(NAMED_SOURCES)}",
         )
     return _from_path(named_path(source, "source"))

@@ -479,8 +479,8 @@ def test_folders_that_cannot_be_written(tmp_path, corpus, flags, capsys):
 
 def test_what_cannot_be_resumed(run, corpus, config, longer, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for name in ("empty", "nowhere"):
-        assert "is not a run directory" in two_lines(["train", "--resume", name], capsys)
+    for name, what in (("empty", "empty is not a run directory"), ("nowhere", "there is no folder nowhere")):
+        assert what in two_lines(["train", "--resume", name], capsys)
     assert list((tmp_path / "empty").iterdir()) == []
     shutil.rmtree(run.last)
     checkpoint, said = newest_checkpoint(run)
