@@ -1,7 +1,7 @@
 """Text in, text out: `decoding.generate` with the tokenizer on both sides."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -9,8 +9,9 @@ from minigpt.decoding.generate import before_stop, generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, brief
+from minigpt.fields import check_value
 from minigpt.model import GPT
-from minigpt.tokenizers import Tokenizer, check_tokenizer, encode_prompt
+from minigpt.tokenizers import Tokenizer, encode_prompt
 
 
 def complete(  # noqa: D417 (what an option means is said once, in DecodingOptions)
@@ -72,10 +73,11 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     """
     given = locals()
     options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(DecodingOptions)}
-    texts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
+    texts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else list(prompt)
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"prompt = {brief(prompt)} is no text", "give a string, or a list of strings")
-    check_tokenizer(tokenizer)
+    check_value("tokenizer", tokenizer, Tokenizer, InputError)
+    check_value("skip_special", skip_special, bool, InputError)
     if eos_token_id is None:
         options["eos_token_id"] = tokenizer.eos_token_id
     rows = [encode_prompt(tokenizer, text) for text in texts]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named
-from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, hints
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
 _NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
@@ -21,6 +21,8 @@ _LONGEST_YAML = 2**20  # bytes
 
 Layers = Annotated[int, Bounds(1, 10_000)]
 Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch: the square of it can be counted, though not computed
+VocabSize = Annotated[int, Bounds(1, 2**31 - 1)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")]
 Count = Annotated[int, Bounds(1, _NO_END)]
 CountOrOff = Annotated[int, Bounds(0, _NO_END)]
 NotNegative = Annotated[float, Bounds(0, _LARGEST)]
@@ -45,7 +47,7 @@ class GPTConfig:
         ConfigError: if a value is out of range, or `n_embd` cannot be split into `n_head` heads.
     """
 
-    vocab_size: Annotated[int, Bounds(1, 2**31 - 1)] = 50257
+    vocab_size: VocabSize = 50257
     """tokens in the vocabulary; training takes it from the tokenizer"""
     block_size: Size = 1024
     """the longest context in tokens: attention's memory grows with its square"""
@@ -265,7 +267,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     init_from: str = ""
     """the model to start from: a run directory, a transformers folder, weights, gpt2, ORG/NAME; empty for a new one"""
-    seed: Annotated[int, Bounds(0, 2**63 - 1, "in [0, 2**63)")] = 0
+    seed: Seed = 0
     """fixes the initial weights, the batches and dropout: on the same machine and number of threads, the same
     seed gives the same weights, byte for byte"""
     device: str = "auto"
@@ -349,6 +351,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
 DEFAULT_PRESET = "shakespeare-quick"
 
 
+@checked
 def preset(name: str) -> RunConfig:
     """The settings of a named preset.
 
@@ -379,6 +382,7 @@ def _number(text: str) -> float | str:
 RENAMED = {"confined": "packed-masked"}  # a word of older settings -> what it is called now
 
 
+@checked
 def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
     """A copy of a configuration with some values replaced, sections merged key by key.
 

@@ -60,7 +60,7 @@ class ConfigError(MiniGPTError, ValueError):
 
 
 class InputError(MiniGPTError, ValueError):
-    """A prompt, a token id or a decoding option cannot be used."""
+    """An argument, such as a prompt, a token id or a decoding option, cannot be used."""
 
 
 class DataError(MiniGPTError, ValueError):

@@ -1,17 +1,25 @@
 """What a field of a settings class may be is data beside the field: its type and its rule, and one check reads both.
 
-n_layer: Annotated[int, Bounds(1, 10_000)] = 12
+    n_layer: Annotated[int, Bounds(1, 10_000)] = 12
+
+The parameters of a public function are such fields too, if it is `checked`.
 """
 
+import inspect
 import math
+import operator
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from minigpt.errors import ConfigError, MiniGPTError, brief, named, named_ids
+from minigpt.errors import ConfigError, InputError, MiniGPTError, brief, named, named_ids
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_UNIONS = Union, types.UnionType  # Optional[X] and X | None
 BELOW_1, ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
 
 
@@ -84,6 +92,14 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
     Of several values, the one that is wrong is named: the whole could be too long to be read.
     """
     kind, rule = _parts(hint)
+    if (
+        value is not None
+        and get_origin(kind) in _UNIONS
+        and len(get_args(kind)) == 2
+        and types.NoneType in get_args(kind)
+    ):
+        kind, inner = _parts(next(part for part in get_args(kind) if part is not types.NoneType))  # X of X | None
+        rule = rule or inner
     if (one := _one_of_several(kind)) and value is not None:
         for item in value if matches(value, Sequence) else [value]:
             check_value(name, item, one, error)
@@ -97,6 +113,55 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
     if rule and value is not None and (fault := rule.fault(value)):  # None is off, where it is allowed
         both = f"at least {rule.low:,} and at most {rule.high:,}" if isinstance(rule, Bounds) else ""
         raise error(f"{named(name, value)} {fault}", f"{named(name)} must be {rule.advice or both}")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that sees, before it begins, that each argument is what its annotation says.
+
+    Lists of token ids are left to who reads them, for they may come as arrays and tensors; so is what no annotation
+    tells. A whole number of numpy's or torch's arrives as Python's own.
+
+    Raises:
+        InputError: by the call, naming the first argument that is something else, and what it must be.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    places = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+
+    @cache  # at the first call: an annotation may name what is defined further down
+    def rules() -> dict[str, Any]:
+        found = get_type_hints(function, include_extras=True)
+        return {name: found[name] for name in places if name in found and not _holds_ids(found[name])}
+
+    def seen(name: str, value: Any) -> Any:
+        if (hint := rules().get(name)) is None:
+            return value
+        value = _own_number(value, hint)
+        check_value(name, value, hint, InputError)
+        return value
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = [seen(name, value) for name, value in zip(places, args, strict=False)]
+        rest = {name: seen(name, value) for name, value in kwargs.items()}
+        return function(*first, *args[len(first) :], **rest)  # type: ignore[arg-type] # the same, seen
+
+    return call
+
+
+def _holds_ids(hint: Any) -> bool:
+    """Whether token ids in a list are among what may be given."""
+    return hint in (Sequence[int], Iterable[int]) or any(map(_holds_ids, get_args(hint)))
+
+
+def _own_number(value: Any, hint: Any) -> Any:
+    """A whole number, where one is asked for, as Python's own; anything else as it is."""
+    kinds = get_args(kind := _parts(hint)[0]) or (kind,)
+    if isinstance(value, int) or not any(_parts(one)[0] is int for one in kinds):
+        return value
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:
@@ -121,7 +186,7 @@ def _parts(hint: object) -> tuple[Any, Bounds | Form | None]:
 
 def _one_of_several(kind: object) -> Any:
     """X, where a type is X | Sequence[X], or None."""
-    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    parts = get_args(kind) if get_origin(kind) in _UNIONS else ()
     return next((part for part in parts if Sequence[part] in parts), None)  # type: ignore[valid-type]
 
 
@@ -133,18 +198,30 @@ def matches(value: object, hint: object) -> bool:
         return False
     if origin is Literal:
         return any(value is part or (isinstance(value, str) and value == part) for part in parts)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return any(matches(value, part) for part in parts)
     if origin is tuple and Ellipsis not in parts:
         return isinstance(value, tuple | list) and len(value) == len(parts) and all(map(matches, value, parts))
     if origin in (Sequence, tuple):
         ours = isinstance(value, origin) and not isinstance(value, str | bytes)
-        return ours and all(matches(item, part) for part in parts[:1] for item in value)  # type: ignore[attr-defined]
+        # Of what is long, most items are plainly of the type itself.
+        return (
+            ours
+            and (
+                set(map(type, value)) <= {*parts[:1]}  # type: ignore[call-overload]
+                or all(matches(item, part) for part in parts[:1] for item in value)  # type: ignore[attr-defined]
+            )
+        )
     if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool)  # finite by the bounds beside it
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin) if isinstance(origin, type) else value is hint
+    if origin is Any or not isinstance(origin, type):
+        return origin is Any or value is hint
+    if getattr(origin, "_is_protocol", False) and not getattr(origin, "_is_runtime_protocol", False):
+        return True
+    # Of a compiled model, the original tells what it is.
+    return isinstance(value, origin) or isinstance(getattr(value, "_orig_mod", value), origin)
 
 
 def _advice(hint: object) -> str:
@@ -154,4 +231,26 @@ def _advice(hint: object) -> str:
         return rule.advice
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
-    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+    if get_origin(kind) in _UNIONS:
+        return " or ".join(map(_advice, get_args(kind)))
+    if get_origin(kind) in (Callable, Sequence, Mapping):
+        return _HAD.get(get_origin(kind).__name__, str(kind))
+    name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+    return _HAD.get(name, name)
+
+
+# How to come by what is asked for, where its name does not say it.
+_HAD = {
+    "Callable": "a function",
+    "Edit": "an edit, which ablate, patch and knockout make",
+    "GPT": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',
+    "GPTConfig": "a GPTConfig: model.config",
+    "LoRAConfig": "a LoRAConfig: LoRAConfig(rank=8)",
+    "NoneType": "None",
+    "Tensor": "a tensor",
+    "TokenBytes": "the model's tokenizer",
+    "Tokenizer": "a tokenizer: the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
+    "Trace": "a trace: with minigpt.analysis.trace(model) as t",
+    "dtype": "a dtype: torch.float32",
+    "str": 'a text: "..."',
+}

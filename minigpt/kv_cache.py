@@ -22,12 +22,23 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor
 
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
-from minigpt.fields import Bounds, check_value
+from minigpt.fields import Bounds, Form, checked
 
 _MAKE_ONE = "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))"
 
+
+def _is_here(device: torch.device | str) -> bool:
+    """Whether a tensor can live there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # the latter without CUDA
+        return False
+    return True
+
+
+Device = Annotated[torch.device | str, Form('a device that is here, such as "cpu" or "cuda:1"', _is_here)]
 _Rows = Annotated[int, Bounds(1, 2**24, below="rows hold nothing")]
 
 
@@ -65,19 +76,17 @@ class KVCache:
         InputError: if `max_length` does not lie in 1 .. `block_size`, or `batch_size` is below 1; or one is no number.
     """
 
+    @checked
     def __init__(
         self,
         config: GPTConfig,
-        batch_size: int,
-        max_length: int | None = None,
+        batch_size: _Rows,
+        max_length: Size | None = None,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
     ) -> None:
-        check_value("config", config, GPTConfig, InputError)
-        check_value("batch_size", batch_size, _Rows, InputError)
         max_length = config.block_size if max_length is None else max_length
-        check_value("max_length", max_length, int, InputError)
-        if not 1 <= max_length <= config.block_size:
+        if max_length > config.block_size:
             raise InputError(
                 f"a cache of {max_length} columns does not fit a block_size of {config.block_size}",
                 f"choose max_length from 1 to {config.block_size}: there is no position beyond the block",

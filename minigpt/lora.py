@@ -17,14 +17,15 @@ keep their names.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import LoRAConfig
+from minigpt.config import LoRAConfig, Seed
 from minigpt.errors import ConfigError, did_you_mean
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.parameters import Known, as_built, check_plain, empty_model, own_tensors
 from minigpt.system.files import listed
@@ -116,7 +117,8 @@ KNOWN: Known = {LoRALinear: (nn.Linear, (LowRank, Tensor))}  # what adapters cha
 # --- a model
 
 
-def add_lora(model: GPT, config: LoRAConfig, seed: int, name: str = "default") -> list[str]:
+@checked
+def add_lora(model: GPT, config: LoRAConfig, seed: Seed, name: str = "default") -> list[str]:
     """Put a new adapter on a model, take it into use, and freeze all else. The logits stay the same, to the bit.
 
     Args:
@@ -148,16 +150,19 @@ def add_lora(model: GPT, config: LoRAConfig, seed: int, name: str = "default") -
     return list(adapter)
 
 
+@checked
 def lora_layers(model: GPT) -> dict[str, LoRALinear]:
     """The layers with adapters, by their names in the model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
+@checked
 def adapters(model: GPT) -> dict[str, LoRAConfig]:
     """The adapters of a model, by name."""
     return {name: part.config for layer in lora_layers(model).values() for name, part in layer.adapters().items()}
 
 
+@checked
 def set_adapter(model: GPT, name: str | None) -> None:
     """Take an adapter into use, to generate with or to train; None is the base.
 
@@ -173,11 +178,13 @@ def set_adapter(model: GPT, name: str | None) -> None:
             part.requires_grad_(other == name)
 
 
+@checked
 def trainable_parameters(model: GPT) -> int:
     """How many numbers training changes."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+@checked
 @torch.no_grad()
 def merge(model: GPT) -> None:
     """Make W + ΔW the weights, so that the adapter in use costs no time. Nothing can be trained until `unmerge`.
@@ -195,6 +202,7 @@ def merge(model: GPT) -> None:
         layer.weight.copy_(merged_weight)
 
 
+@checked
 @torch.no_grad()
 def unmerge(model: GPT) -> None:
     """Put the weights back to what they were before `merge`, to the bit; the adapter computes beside them again.
@@ -210,6 +218,7 @@ def unmerge(model: GPT) -> None:
             layer.unmerged = None
 
 
+@checked
 @torch.no_grad()
 def merged(model: GPT) -> GPT:
     """A plain GPT with weights of its own that computes the same, in evaluation mode.
@@ -226,12 +235,14 @@ def merged(model: GPT) -> GPT:
     return plain.eval()
 
 
+@checked
 def plain(model: GPT) -> GPT:
     """What to write as a model: the model itself, or if it has adapters, `merged` of it. Raises as `merged`."""
     check_plain(model, "a file of weights")
     return merged(model) if lora_layers(model) else as_built(model, KNOWN)
 
 
+@checked
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
     """The linear layers of the blocks. Not the head: as the token embedding too, an adapter would untie the two."""
     check_plain(model, "an adapter")
@@ -239,13 +250,15 @@ def adaptable(model: GPT) -> dict[str, nn.Linear]:
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
 
 
-def matching(layers: Iterable[str], targets: Iterable[str]) -> list[str]:
+@checked
+def matching(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
     """The layers whose name, or its end behind a dot, matches one of the globs."""
     globs = [glob for target in targets for glob in (target, f"*.{target}")]
     return [layer for layer in layers if any(fnmatchcase(layer, glob) for glob in globs)]
 
 
-def new_adapter(model: GPT, config: LoRAConfig, layers: Iterable[str], name: str) -> dict[str, LowRank]:
+@checked
+def new_adapter(model: GPT, config: LoRAConfig, layers: Sequence[str], name: str) -> dict[str, LowRank]:
     """An adapter that is no part of the model yet, layer by layer."""
     check_unmerged(model)
     if not re.fullmatch(r"[\w-]+", name):
@@ -259,6 +272,7 @@ def new_adapter(model: GPT, config: LoRAConfig, layers: Iterable[str], name: str
     return {path: LowRank(config, by_name[path]) for path in layers}
 
 
+@checked
 def attach(model: GPT, adapter: Mapping[str, LowRank], name: str) -> None:
     """Make an adapter a part of the model, freeze all else, and take it into use."""
     model.requires_grad_(False)
@@ -276,12 +290,14 @@ def _is_merged(model: GPT) -> bool:
     return any(layer.unmerged is not None for layer in lora_layers(model).values())
 
 
+@checked
 def check_unmerged(model: GPT) -> None:
     """Raise ConfigError if an adapter is merged."""
     if _is_merged(model):
         raise ConfigError("an adapter is merged into the weights of this model", "unmerge it first")
 
 
+@checked
 def check_known(model: GPT, name: str) -> None:
     """Raise ConfigError if the model has no adapter of this name."""
     if name not in adapters(model):

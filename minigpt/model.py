@@ -24,6 +24,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
+from minigpt.fields import checked
 from minigpt.kv_cache import Cache
 
 # An attention core: (q, k, v, mask, dropout) -> values mixed by attention. Shapes as in `explicit_attention`.
@@ -188,6 +189,7 @@ class GPT(nn.Module):
             is the sum of both uses.
     """
 
+    @checked
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config

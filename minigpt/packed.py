@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from minigpt.errors import InputError, MiniGPTError
-from minigpt.fields import check_value
+from minigpt.fields import checked
 from minigpt.lora import LoRALinear
 from minigpt.model import GPT
-from minigpt.parameters import check_model, without_random_values
+from minigpt.parameters import without_random_values
 from minigpt.system.device import processor
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
@@ -193,6 +193,7 @@ class PackedGPT(GPT):
         return {name: part.kind for name, part in self.named_modules() if isinstance(part, PackedLinear)}
 
 
+@checked
 def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedGPT:
     """The same model for inference on a CPU, with weights laid out once for its kernels.
 
@@ -206,8 +207,6 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
     Raises:
         InputError: if it is no model, is packed already, or does not lie on the CPU; or there is no such kind.
     """
-    check_model(model)
-    check_value("weights", weights, Weights, InputError)
     if isinstance(model, PackedGPT):
         raise InputError(f"the model is packed already, as {model.weights}", "pack the plain model")
     if model.wte.weight.device.type != "cpu":

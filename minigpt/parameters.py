@@ -1,4 +1,4 @@
-"""Whether it is a model; its tensors, each once; and a model whose tensors wait for their values."""
+"""A model's tensors, each once; and a model whose tensors wait for their values."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import chain
@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError, brief
+from minigpt.fields import checked
 from minigpt.model import GPT, explicit_attention, fused_attention
 
 Known = Mapping[type, tuple[type, Container[type]]]
@@ -17,16 +18,7 @@ Known = Mapping[type, tuple[type, Container[type]]]
 _CORES = (fused_attention, explicit_attention)  # which give the same numbers
 
 
-def check_model(model: object) -> None:
-    """See that it is a model; one that torch.compile has wrapped is.
-
-    Raises:
-        InputError: if it is something else, such as the name of a model.
-    """
-    if not isinstance(getattr(model, "config", None), GPTConfig):
-        raise InputError(f"model = {brief(model)} is none", 'give a GPT: model, tokenizer = minigpt.load_model("gpt2")')
-
-
+@checked
 def as_built(model: GPT, known: Known) -> GPT:
     """The model, the original of a compiled one, once it is clear that a file of its weights says all that it computes.
 
@@ -38,7 +30,6 @@ def as_built(model: GPT, known: Known) -> GPT:
     Raises:
         InputError: naming the first part that is otherwise.
     """
-    check_model(model)
     model = getattr(model, "_orig_mod", model)
     usual = empty_model(model.config)
     if found := next(chain(_hooked(model), _unlike("the model", model, usual, known), _untied(model, usual)), None):

@@ -26,14 +26,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
     DownloadError,
     InputError,
@@ -41,6 +40,7 @@ from minigpt.errors import (
     TextNote,
     brief,
 )
+from minigpt.fields import checked
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
@@ -77,6 +77,7 @@ class AddedToken(NamedTuple):
         return cls(name, **{flag: bool(entry.get(flag)) for flag in cls._fields[1:]})
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of minigpt knows of a tokenizer.
 
@@ -242,13 +243,12 @@ class CharTokenizer(_TokenTable):
 
     Raises:
         DataError: if `characters` is empty.
-        InputError: if a character is there twice, or is a lone surrogate; or they are no text.
-        ConfigError: if `unknown` is something else.
+        InputError: if a character is there twice, or is a lone surrogate; they are no text; or `unknown` is something
+            else.
     """
 
+    @checked
     def __init__(self, characters: str, unknown: Literal["error", "skip"] = "error") -> None:
-        if unknown not in ("error", "skip"):
-            raise ConfigError(f"unknown = {unknown!r} is not a way to treat characters", 'choose "error" or "skip"')
         points = _code_points(characters)
         if not characters:
             raise DataError("a vocabulary needs at least one character, and the text has none", "give a longer text")
@@ -267,6 +267,7 @@ class CharTokenizer(_TokenTable):
         self._id_of[points] = np.arange(self.vocab_size, dtype=self._id_dtype)
 
     @classmethod
+    @checked
     def from_text(cls, text: str, unknown: Literal["error", "skip"] = "error") -> "CharTokenizer":
         """The tokenizer of a corpus: its distinct characters in code point order, which are also nanoGPT's ids."""
         return cls("".join(sorted(set(text))), unknown)
@@ -316,6 +317,7 @@ class GPT2Tokenizer(_TokenTable):
     # a letter back, so that a long word leaves no long trail of other ways to try.
     PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
+    @checked
     def __init__(self, merges: Sequence[str] | None = None) -> None:
         import tiktoken  # here, so that a model of characters runs on a machine where tiktoken does not install
 
@@ -374,17 +376,12 @@ class GPT2Tokenizer(_TokenTable):
         return np.concatenate(pieces)
 
 
-def check_tokenizer(tokenizer: object) -> None:
-    """See that it is a tokenizer.
+@runtime_checkable
+class TokenBytes(Protocol):
+    """What a stream of text needs of a tokenizer."""
 
-    Raises:
-        InputError: if it is something else, such as the name of one, or None.
-    """
-    if not hasattr(tokenizer, "decode_batch"):
-        raise InputError(
-            f"tokenizer = {brief(tokenizer)} is none, and a text is not read without one",
-            "give the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
-        )
+    def token_bytes(self, token_id: int) -> bytes:
+        """As a `Tokenizer`."""
 
 
 class TextStream:
@@ -402,11 +399,12 @@ class TextStream:
         skip_special: as in `decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = (), skip_special: bool = True) -> None:
+    @checked
+    def __init__(self, tokenizer: TokenBytes, prompt_ids: Iterable[int] = (), skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._hidden = getattr(tokenizer, "special_ids", ()) if skip_special else ()  # a bare table of bytes has none
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token_id in prompt_ids:
+        for token_id in _whole(prompt_ids):
             self.feed(token_id)
 
     def feed(self, token_id: int) -> str:
@@ -418,6 +416,7 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+@checked
 def read(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text that somebody gave to go on from, or to be measured: `tokenizer.encode(text)`.
 
@@ -431,6 +430,7 @@ def read(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
+@checked
 def note_special(tokenizer: Tokenizer, text: str) -> None:
     """Say, once, if a text spells a special token and will be read as text all the same."""
     spelled = [name for name in tokenizer.special_tokens if name in text and not tokenizer.allow_special]
@@ -439,6 +439,7 @@ def note_special(tokenizer: Tokenizer, text: str) -> None:
         warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
 
 
+@checked
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a prompt, at least one of them: an empty prompt becomes the tokenizer's start token.
 
@@ -459,6 +460,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return [tokenizer.start_token_id]
 
 
+@checked
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """The tokenizer that `save` wrote.
 

@@ -107,7 +107,8 @@ def test_a_model_of_characters(tiny_model: GPT):
 @pytest.mark.parametrize("nobody", [None, "gpt2"])
 def test_text_needs_a_tokenizer(model: GPT, nobody: Any):
     with pytest.raises(
-        InputError, match=r"tokenizer = .* is none, and a text is not read without one\ngive the model's"
+        InputError,
+        match=r"tokenizer = .* is of the wrong type .*\n.* a tokenizer: the model's; if load_model",
     ):
         minigpt.complete(model, nobody, "the")
 

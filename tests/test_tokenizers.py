@@ -23,7 +23,6 @@ from minigpt import tokenizers
 from minigpt.decoding.generate import generate
 from minigpt.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
     DownloadError,
     InputError,
@@ -167,7 +166,7 @@ def test_unknown_characters_are_skipped_on_request() -> None:
     tokenizer = CharTokenizer("abc", unknown="skip")
     assert tokenizer.decode(tokenizer.encode("xa-b\U0010ffffc😀")) == "abc"
     assert tokenizer.encode_array("😀").dtype == np.uint16
-    with pytest.raises(ConfigError, match="replace"):
+    with pytest.raises(InputError, match="replace"):
         CharTokenizer("abc", unknown="replace")  # type: ignore[arg-type]
 
 

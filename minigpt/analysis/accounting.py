@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minigpt.analysis.checks import Check, measured
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
+from minigpt.fields import checked
 
 FLOAT = 4  # bytes of a float32
 INT = 8  # bytes of an int64
@@ -163,10 +164,11 @@ BYTES = ("parameter", "activation", "gradient", "optimizer", "kv_cache")
 _NAME_WIDTH, _WIDTH = 20, 10  # of the columns of the table
 
 
+@checked
 def model_size(
     config: GPTConfig,
-    batch_size: int = 1,
-    tokens: int | None = None,
+    batch_size: Size = 1,
+    tokens: Size | None = None,
     bytes_per_value: Literal[2, 4] = 4,
     optimizer: Literal["adamw", "muon"] = "adamw",
     attention: Literal["fused", "explicit"] = "fused",
@@ -186,10 +188,10 @@ def model_size(
         InputError: if the batch is empty, or its rows are longer than the block.
     """
     tokens = config.block_size if tokens is None else tokens
-    if batch_size < 1 or not 1 <= tokens <= config.block_size:
+    if tokens > config.block_size:
         raise InputError(
             f"a batch of {batch_size} rows of {tokens} tokens cannot go through this model",
-            f"choose batch_size from 1, and tokens from 1 to block_size = {config.block_size}",
+            f"choose tokens up to block_size = {config.block_size}",
         )
     counter = _Counter(config, batch_size, tokens, bytes_per_value, optimizer == "muon", attention == "explicit")
     return ModelSize(config, batch_size, tokens, bytes_per_value, optimizer, attention, tuple(counter.rows()))

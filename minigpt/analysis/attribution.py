@@ -17,6 +17,7 @@ from torch import Tensor
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace, weight_in_use
 from minigpt.errors import InputError
+from minigpt.fields import checked
 from minigpt.system.terminal import Brief
 
 
@@ -71,6 +72,7 @@ class Attribution(Brief):
         ]
 
 
+@checked
 @torch.no_grad()
 def attribute(
     t: Trace, target: int, against: int | None = None, by: str = "component", position: int = -1, row: int = 0

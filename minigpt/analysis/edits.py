@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from torch import Tensor
 import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace
-from minigpt.config import GPTConfig
-from minigpt.decoding.options import check_seed
+from minigpt.config import GPTConfig, Seed
 from minigpt.errors import InputError, near
+from minigpt.fields import Form, checked
 from minigpt.system.terminal import Brief
 
 
@@ -41,11 +41,6 @@ class Edit(Brief):
     head: int | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.point, str) and isinstance(self.head, int | None)):
-            raise InputError(
-                f"point = {self.point!r} and head = {self.head!r} name no place",
-                "give a point's name and a head's number",
-            )
         object.__setattr__(self, "at", normal(self.at))
 
     @property
@@ -128,7 +123,6 @@ class Ablation(Edit):
                 f"mode = {self.mode!r} and reference = {'None' if self.reference is None else 'a tensor'} do not match",
                 "mean and resample need a reference, a trace or a tensor; zero needs none",
             )
-        check_seed(self.seed)
         if self.mode == "resample" and self.reference is not None and len(self.reference) < 2:
             raise InputError(
                 "the reference has 1 row, and resample takes another row than one's own",
@@ -217,12 +211,16 @@ class Knockout(Edit):
         return scores
 
 
+_PART = 'head 1 of layer 0 is "0.1", its attention "0.attn", its MLP "0.mlp"'
+
+
+@checked
 def ablate(
-    what: str,
+    what: Annotated[str, Form(f"a part: {_PART}", wrong="names no part")],
     mode: str = "zero",
     reference: Trace | Tensor | None = None,
     at: At = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Ablation:
     """Take a component's contribution away.
 
@@ -240,17 +238,16 @@ def ablate(
         InputError: if mode and reference do not belong together, or the reference lacks the point.
     """
     head = None
-    if found := re.fullmatch(r"(\d+)\.(\d+|attn|mlp)", what if isinstance(what, str) else ""):
+    if found := re.fullmatch(r"(\d+)\.(\d+|attn|mlp)", what):
         layer, part = found.groups()
         head = int(part) if part.isdecimal() else None
         what = f"blocks.{layer}." + (f"{part}.out" if head is None else "attn.z")
     elif not taps.exists(what):
-        layer, *_ = *re.findall(r"\d+", str(what)), "0"
+        layer, *_ = *re.findall(r"\d+", what), "0"
         known = [f"{layer}.attn", f"{layer}.mlp", *(tap.name.replace("{l}", layer) for tap in taps.TAPS)]
         raise taps.PointError(
             f"there is no point {what!r}",
-            near(str(what), known) + 'head 1 of layer 0 is "0.1", its attention "0.attn", its MLP "0.mlp"; '
-            "minigpt.analysis.points(model.config) lists the points",
+            f"{near(what, known)}{_PART}; minigpt.analysis.points(model.config) lists the points",
         )
     values = None if reference is None else _values(reference, what)
     if mode == "mean" and values is not None:
@@ -259,6 +256,7 @@ def ablate(
     return Ablation(point=what, mode=mode, reference=values, at=at, head=head, seed=seed)
 
 
+@checked
 def patch(point: str, source: Trace | Tensor, at: At = None, head: int | None = None) -> Patch:
     """Put values of another pass, or any others, in the place of a point's.
 
@@ -276,6 +274,7 @@ def patch(point: str, source: Trace | Tensor, at: At = None, head: int | None = 
     return Patch(point=point, value=_values(source, point), at=at, head=head)
 
 
+@checked
 def knockout(layer: int, head: int, query: int, key: int) -> Knockout:
     """Remove one edge: this query of this head no longer sees this key, and what it took from there goes to the others.
 

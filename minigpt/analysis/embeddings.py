@@ -13,6 +13,7 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -49,6 +50,7 @@ class Neighbours:
         return checks
 
 
+@checked
 @torch.no_grad()
 def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", table: str = "wte") -> Neighbours:
     """The rows of an embedding table that are most similar to one of them, which is itself left out.
@@ -115,6 +117,7 @@ class PCA(Brief):
         return [measured(name, float(error.abs().max()), 1e-9) for name, error in checks.items()]
 
 
+@checked
 @torch.no_grad()
 def pca(matrix: Tensor, k: int = 2) -> PCA:
     """Principal components of the rows, by the singular values of what is left without their mean, in float64.
@@ -124,8 +127,10 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
         k: how many, at most N or C.
 
     Raises:
-        InputError: if there are not as many, or all rows are the same.
+        InputError: if there are not as many, all rows are the same, or a number is not finite.
     """
+    if not matrix.isfinite().all():
+        raise InputError("the matrix holds infinite numbers, or what is no number", "leave out the rows that do")
     if matrix.dim() != 2 or not 1 <= k <= min(matrix.shape):
         raise InputError(
             f"a tensor of the shape {tuple(matrix.shape)} has no {k} principal components",
@@ -167,6 +172,7 @@ class PositionSimilarity(Brief):
         ]
 
 
+@checked
 @torch.no_grad()
 def position_similarity(model: GPT) -> PositionSimilarity:
     """The cosine between the embeddings of any two positions."""
@@ -238,6 +244,7 @@ class ResidualNorms(Brief):
         ]
 
 
+@checked
 @torch.no_grad()
 def residual_norms(t: Trace) -> ResidualNorms:
     """How the residual stream grows.

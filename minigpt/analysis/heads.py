@@ -20,10 +20,10 @@ from torch import Tensor
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import trace
-from minigpt.config import GPTConfig
-from minigpt.decoding.options import check_seed
+from minigpt.config import Count, GPTConfig, Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text
 from minigpt.errors import InputError
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -68,14 +68,15 @@ class HeadScores(Brief):
         ]
 
 
+@checked
 @torch.no_grad()
 def head_scores(
     model: GPT,
     ids: Sequence[int] | None = None,
-    seed: int = 0,
-    length: int = 50,
+    seed: Seed = 0,
+    length: Count = 50,
     start_token_id: int | None = None,
-    vocab_size: int | None = None,
+    vocab_size: VocabSize | None = None,
 ) -> HeadScores:
     """Score every head: on random tokens that are repeated once, or on a text.
 
@@ -101,8 +102,9 @@ def head_scores(
     return HeadScores(scores_of_pattern(pattern, period), row, period)
 
 
+@checked
 def repeated_tokens(
-    config: GPTConfig, length: int, seed: int, start_token_id: int | None = None, vocab_size: int | None = None
+    config: GPTConfig, length: Count, seed: Seed, start_token_id: int | None = None, vocab_size: VocabSize | None = None
 ) -> list[int]:
     """One token, and then `length` others twice; no two of these are alike, so nothing else repeats.
 
@@ -118,7 +120,6 @@ def repeated_tokens(
     Raises:
         InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.
     """
-    check_seed(seed)
     V = config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
     length = min(length, (config.block_size - 1) // 2, V - 1)
     if length < 3:

@@ -16,10 +16,11 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, VocabSize
 from minigpt.decoding.sampling import check_prompts, num_with_text, with_text
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_log_probs, perplexity
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -87,8 +88,9 @@ class Lens(Brief):
         return checks
 
 
+@checked
 @torch.no_grad()
-def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: int | None = None) -> Lens:
+def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: VocabSize | None = None) -> Lens:
     """Read the residual stream at several depths with the model's last norm and its output head.
 
     Args:
@@ -109,6 +111,8 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: 
                 f"{name} is no state of the residual stream, and the output head cannot read it",
                 "choose among *.resid_pre, *.resid_mid and *.resid_post",
             )
+    if not names:
+        raise InputError("the lens has no point to read", 'name some: "*.resid_post", or leave points out')
     positions = t.shared_positions([*names, "logits"])
     # One point after the other, in the shapes of the model's pass: so the last is the model's own to the bit.
     rows = [t.model.lm_head(t.model.ln_f(t[name].to(t.model.wte.weight))).to(t[name].device) for name in names]
@@ -195,8 +199,9 @@ class TokenLosses(Brief):
         ]
 
 
+@checked
 @torch.no_grad()
-def token_losses(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> TokenLosses:
+def token_losses(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> TokenLosses:
     """The loss of every token of a text but the first.
 
     Args:

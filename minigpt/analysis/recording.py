@@ -20,8 +20,9 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.taps import PointError
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.files import atomic_write, named_path
 
@@ -250,10 +251,11 @@ class Plan:
         )
 
 
+@checked
 def plan(
     config: GPTConfig,
-    batch_size: int,
-    tokens: int,
+    batch_size: Size,
+    tokens: Size,
     points: str | Sequence[str] = "*",
     dtype: torch.dtype = torch.float32,
 ) -> Plan:
@@ -263,10 +265,10 @@ def plan(
         PointError: if there is no such point.
         InputError: if the batch is empty, or its rows do not fit the block.
     """
-    if batch_size < 1 or not 1 <= tokens <= config.block_size:
+    if tokens > config.block_size:
         raise InputError(
             f"a pass of {batch_size} rows of {tokens} tokens is not possible",
-            f"choose at least 1 row, and from 1 to block_size = {config.block_size} tokens",
+            f"choose at most block_size = {config.block_size} tokens",
         )
     nbytes = {}
     for name in stored(taps.resolve(points, config)):

@@ -15,9 +15,11 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
+from minigpt.config import Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts, evaluating, with_text
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_token_loss
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -93,7 +95,7 @@ def logit_difference(target: int | Sequence[int], against: int | Sequence[int], 
     return metric
 
 
-def loss_of(ids: Sequence[Sequence[int]] | Tensor, vocab_size: int | None = None) -> Metric:
+def loss_of(ids: Sequence[Sequence[int]] | Tensor, vocab_size: VocabSize | None = None) -> Metric:
     """The metric: mean loss in nats of these tokens (B, T), each predicted from those before it.
 
     Args:
@@ -121,6 +123,7 @@ _PARTS = ("heads", "mlps", "layers")
 _PATCHES = ("resid_pre", "attn.out", "mlp.out", "attn.z")
 
 
+@checked
 def ablation_sweep(
     model: GPT,
     ids: Sequence[Sequence[int]] | Tensor,
@@ -128,7 +131,7 @@ def ablation_sweep(
     mode: str = "zero",
     reference: Trace | None = None,
     what: str = "heads",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Sweep:
     """Take each part away in turn, at all positions, and measure.
 
@@ -165,6 +168,7 @@ def ablation_sweep(
     return Sweep(_layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
 
 
+@checked
 def total_effects(
     model: GPT, ids: Sequence[Sequence[int]] | Tensor, metric: Metric, parts: Sequence[str]
 ) -> dict[str, float]:
@@ -188,6 +192,7 @@ def total_effects(
         return {part: whole - measure(ablate(part)) for part in parts}
 
 
+@checked
 def patching_sweep(
     model: GPT,
     clean: Sequence[Sequence[int]] | Tensor,

@@ -13,6 +13,7 @@ from typing import Literal
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError, near
+from minigpt.fields import checked
 
 Where = Literal["output", "input", "heads", "argument", "inside", "scale", "product"]
 
@@ -96,6 +97,7 @@ TAPS = (
 _ROWS = {tap.name: tap for tap in TAPS}
 
 
+@checked
 def points(config: GPTConfig) -> list[str]:
     """The names of all points of a model, in the order of the forward pass."""
     return list(dict.fromkeys(_names(config.n_layer).values()))

@@ -34,16 +34,19 @@ from minigpt.analysis.edits import Edit, Editing
 from minigpt.analysis.positions import At
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
+from minigpt.fields import checked
+from minigpt.kv_cache import Device
 from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
 from minigpt.parameters import check_plain
 
 
+@checked
 @contextmanager
 def trace(
     model: nn.Module,
     points: str | Sequence[str] = "*",
     *,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     dtype: torch.dtype | None = None,
     positions: At = None,
     grad: bool = False,
@@ -79,6 +82,7 @@ def trace(
         )
 
 
+@checked
 @contextmanager
 def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """Change what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.

@@ -34,10 +34,11 @@ from typing import Protocol, Unpack
 import torch
 from torch import Tensor
 
+from minigpt.config import Count
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
-from minigpt.decoding.options import DecodingOptions, Options, check_count
+from minigpt.decoding.options import DecodingOptions, Options
 from minigpt.decoding.sampling import (
     FinishReason,
     Noise,
@@ -50,6 +51,7 @@ from minigpt.decoding.sampling import (
 )
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError, named, named_ids
+from minigpt.fields import checked
 from minigpt.model import GPT
 
 
@@ -144,6 +146,7 @@ class Step:
     beams: tuple[BeamCandidate, ...] = ()
 
 
+@checked
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -151,7 +154,7 @@ def generate(
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
-    num_candidates: int = 10,
+    num_candidates: Count = 10,
     **options: Unpack[Options],
 ) -> Generation:
     """Continue each prompt.
@@ -169,11 +172,11 @@ def generate(
         InputError: before any work, if a prompt or an option cannot be used; later, if bans leave no token to choose,
             or no beam finds room for all required sequences.
     """
-    check_count("num_candidates", num_candidates)
     job = _Job(model, prompts, tokenizer, draft, DecodingOptions(**options))
     return _search(job, on_step) if job.options.uses_beams else _collect(job, on_step, num_candidates)
 
 
+@checked
 def stream(
     model: GPT,
     prompt_ids: Sequence[int],
@@ -181,7 +184,7 @@ def stream(
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
-    num_candidates: int = 10,
+    num_candidates: Count = 10,
     **options: Unpack[Options],
 ) -> Generator[int, None, None]:
     """The ids that `generate` adds to one prompt, each as soon as it is chosen.
@@ -200,7 +203,6 @@ def stream(
     Raises:
         InputError: at once, if the prompt or an option cannot be used; later, if bans leave no token to choose.
     """
-    check_count("num_candidates", num_candidates)
     job = _Job(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
     if job.options.uses_beams or job.options.num_return_sequences > 1:
         raise InputError(
@@ -218,6 +220,7 @@ def _chosen_ids(job: "_Job", on_step: Callable[[Step], None] | None, num_candida
                 yield choice.id
 
 
+@checked
 def check_request(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -321,8 +324,6 @@ class _Job:
     def _check_draft(self) -> None:
         if self.draft is None:
             return
-        if not isinstance(self.draft, PromptLookup | DraftModel):
-            raise InputError(f"{named('draft', self.draft)} cannot be used", "give a PromptLookup or a DraftModel")
         if self.options.uses_beams:
             raise InputError(
                 f"a draft guesses how one sequence goes on, and {named('num_beams', self.options.num_beams)} changes "

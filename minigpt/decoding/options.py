@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from minigpt.errors import InputError, brief, named, named_ids, near, passed
-from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, check_value, hints, matches
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, hints
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
@@ -40,7 +40,6 @@ def _number(low: float, high: float, advice: str) -> Bounds:
 
 
 _MOST = 2**63 - 1  # what torch can count
-_Count = Annotated[int, _number(1, _MOST, "a whole number, 1 or more")]
 _Seed = Annotated[int, _number(0, _MOST, "a whole number from 0 to 2**63 - 1, or a list with one for each prompt")]
 _TokenId = Annotated[int, Form("a token id, or a list of them")]
 _Ids = Annotated[Sequence[int], Form("a list of token ids")]
@@ -337,20 +336,6 @@ def _concerns() -> dict[str, Concerns]:
     """The fields that do not concern every strategy."""
     found = ((name, remark) for name, hint in hints(DecodingOptions).items() for remark in get_args(hint)[1:])
     return {name: remark for name, remark in found if isinstance(remark, Concerns)}
-
-
-def check_seed(seed: object) -> None:
-    """Raise InputError if torch cannot draw by it."""
-    _refuse(
-        not matches(seed, _Seed),
-        f"{named('seed', seed)} cannot be used",
-        "a seed is a whole number from 0 to 2**63 - 1",
-    )
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise InputError, with the name and the value, for what does not count anything."""
-    check_value(name, value, _Count, InputError)
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:

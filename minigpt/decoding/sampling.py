@@ -14,16 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from minigpt.decoding.options import check_count
+from minigpt.config import Count, VocabSize
 from minigpt.errors import InputError, brief, named
+from minigpt.fields import checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
-from minigpt.parameters import check_model
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 
 
-def with_text(logits: Tensor, vocab_size: int | None) -> Tensor:
+def with_text(logits: Tensor, vocab_size: VocabSize | None) -> Tensor:
     """The logits of the ids that have text: (..., V) -> (..., vocab_size).
 
     A model may have more ids than its tokenizer, so that V is a round number, or for special tokens that were added.
@@ -36,9 +36,9 @@ def with_text(logits: Tensor, vocab_size: int | None) -> Tensor:
     return logits if vocab_size is None or vocab_size >= logits.size(-1) else logits[..., :vocab_size]
 
 
-def num_with_text(model: GPT, vocab_size: int | None) -> int:
+@checked
+def num_with_text(model: GPT, vocab_size: VocabSize | None) -> int:
     """How many of a model's ids `with_text` leaves: 0 to that number - 1; InputError if it is no model."""
-    check_model(model)
     config = model.config
     return config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
 
@@ -224,8 +224,9 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
     return greedy(scores) if noise is None else sample(scores, noise)
 
 
+@checked
 @torch.inference_mode()
-def next_logits(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> Tensor:
+def next_logits(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> Tensor:
     """The logits of the token after `ids`, which are at most the block: float32 (V,). Raises as `next_token_table`."""
     (ids,) = check_prompts([ids], num_with_text(model, vocab_size))
     with evaluating(model):
@@ -233,8 +234,9 @@ def next_logits(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -
         return with_text(model.lm_head(hidden[0, -1]), vocab_size).float()
 
 
+@checked
 def next_token_table(
-    model: GPT, ids: Sequence[int], k: int = 10, vocab_size: int | None = None
+    model: GPT, ids: Sequence[int], k: Count = 10, vocab_size: VocabSize | None = None
 ) -> list[tuple[int, float, float]]:
     """What the model expects after `ids`: (token id, logit, probability) of the k likeliest tokens, best first.
 
@@ -247,7 +249,6 @@ def next_token_table(
     Raises:
         InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
     """
-    check_count("k", k)
     logits = next_logits(model, ids, vocab_size)
     probabilities = logits.softmax(-1)
     best = logits.topk(min(k, logits.numel()))

@@ -24,12 +24,16 @@ R rows, V tokens in the vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from minigpt.decoding.filters import apply_filters
-from minigpt.decoding.options import DecodingOptions, check_count
+from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import NoiseTape, Rows, choose
+from minigpt.errors import InputError
+from minigpt.fields import Bounds, check_fields
 from minigpt.model import GPT
+
+_Count = Annotated[int, Bounds(1, 2**63 - 1)]
 
 
 class Drafter(Protocol):
@@ -59,12 +63,11 @@ class PromptLookup:
         InputError: if one of them is below 1.
     """
 
-    num_tokens: int = 10
-    max_ngram: int = 2
+    num_tokens: _Count = 10
+    max_ngram: _Count = 2
 
     def __post_init__(self) -> None:
-        check_count("num_tokens", self.num_tokens)
-        check_count("max_ngram", self.max_ngram)
+        check_fields(self, InputError)
 
     def draft(self, rows: Sequence[int], ids: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
         """What followed the first occurrence of each row's end."""
@@ -91,10 +94,10 @@ class DraftModel:
     """
 
     model: GPT
-    num_tokens: int = 4
+    num_tokens: _Count = 4
 
     def __post_init__(self) -> None:
-        check_count("num_tokens", self.num_tokens)
+        check_fields(self, InputError)
 
 
 class ModelDrafter:

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from minigpt.config import VocabSize
 from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.errors import DataError, InputError, first_line
+from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system.device import autocast
 
 
+@checked
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats over the targets that are not -100.
 
@@ -76,7 +79,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_batches(
-    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: int | None = None
+    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: VocabSize | None = None
 ) -> Evaluation:
     """The loss over all targets of some batches that are not -100.
 
@@ -104,7 +107,7 @@ def evaluate(
     ids: Ids,
     dtype: torch.dtype = torch.float32,
     stride: int | None = None,
-    vocab_size: int | None = None,
+    vocab_size: VocabSize | None = None,
 ) -> Evaluation:
     """The loss over a whole text, in order: every token but the first is predicted exactly once.
 
@@ -130,8 +133,9 @@ def evaluate(
     return evaluate_batches(model, batches, dtype, vocab_size)
 
 
+@checked
 @torch.no_grad()
-def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> Tensor:
+def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> Tensor:
     """The log-probabilities of whatever may follow each token, given all tokens before: (T, V), in float32 or better.
 
     Args:
@@ -148,7 +152,8 @@ def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None
     return _at_least_float32(with_text(logits, vocab_size)).log_softmax(-1)
 
 
-def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = None) -> list[float]:
+@checked
+def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> list[float]:
     """The terms log p(ids[t] | ids[:t]) for t >= 1, in nats.
 
     Args:
@@ -168,8 +173,9 @@ def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: int | None = Non
     return chosen
 
 
+@checked
 def sequence_log_prob(
-    model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor, vocab_size: int | None = None
+    model: GPT, ids: Sequence[int] | Sequence[Sequence[int]] | Tensor, vocab_size: VocabSize | None = None
 ) -> float | list[float]:
     """Sum of log p(ids[t] | ids[:t]) over t >= 1, in nats.
 

@@ -193,7 +193,7 @@ def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoR
     targets = content.get("target_modules")
     listed_names = targets if isinstance(targets, list) and are_texts(targets) else []
     # A target that matches nothing is no mistake there; whether a layer is missing, the tensors tell.
-    layers = matching(adaptable(model), [name.removeprefix(_TRUNK) for name in listed_names])
+    layers = matching(list(adaptable(model)), [name.removeprefix(_TRUNK) for name in listed_names])
     if not layers:
         raise CheckpointError(
             f"{path}: target_modules = {targets!r:.80} names no layer of this model",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.fields import checked
 from minigpt.formats.config_json import CARRIED, transformers_config
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
@@ -22,7 +23,7 @@ from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import write_safetensors
 from minigpt.lora import plain
 from minigpt.model import GPT
-from minigpt.parameters import check_model, own_tensors
+from minigpt.parameters import own_tensors
 from minigpt.system.files import atomic_folder, check_unused, named_path, write_text
 from minigpt.tokenizers import Tokenizer
 
@@ -78,6 +79,7 @@ def load_model(
     return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout)
 
 
+@checked
 def save_hf(
     model: GPT, tokenizer: Tokenizer | None, folder: Path | str, carried: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
@@ -97,7 +99,6 @@ def save_hf(
         CheckpointError: if the folder holds something, or the tokenizer cannot be the model's.
         InputError: if one of the three is something else.
     """
-    check_model(model)
     folder = named_path(folder, "folder")
     check_unused(folder)
     if tokenizer is not None:

@@ -28,13 +28,14 @@ import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, did_you_mean
+from minigpt.fields import checked
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.system.device import processor
 from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, named_path, read_json, write_text
-from minigpt.tokenizers import CharTokenizer, Tokenizer, check_tokenizer
+from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
@@ -292,6 +293,7 @@ def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
     return tokenizer
 
 
+@checked
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
     """Refuse a tokenizer that cannot be the one of a model.
 
@@ -309,7 +311,6 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
     Raises:
         CheckpointError: if the model has fewer ids, or more of them than that.
     """
-    check_tokenizer(tokenizer)
     named = tokenizer.vocab_size + len(tokenizer.added)
     padding = vocab_size - named  # negative if the model was never made larger for the added tokens
     may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)

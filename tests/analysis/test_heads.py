@@ -113,7 +113,7 @@ def test_random_tokens_come_twice_and_nothing_else_does():
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0])
 def test_what_is_no_seed(model, seed):
-    with pytest.raises(InputError, match="a seed is a whole number"):
+    with pytest.raises(InputError, match="seed must be a whole number"):
         repeated_tokens(model.config, 5, seed)
 
 

@@ -290,7 +290,7 @@ def test_draft_and_model_agree_as_often_as_promised() -> None:
         (PromptLookup(), {"strategy": "beam", "num_beams": 2}, "num_beams = 2 changes sequences"),
         (PromptLookup(), {"num_beams": 3}, "num_beams = 3 changes sequences"),
         (DraftModel(Counting()), {}, "a vocabulary of 26 tokens, the model one of 23"),
-        ("lookup", {}, "draft = 'lookup' cannot be used"),
+        ("lookup", {}, "draft = 'lookup' is of the wrong type .*\ndraft must be PromptLookup or DraftModel"),
     ],
 )
 def test_impossible_drafts_are_refused(

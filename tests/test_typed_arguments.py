@@ -1,0 +1,223 @@
+"""Every parameter of every public function meets values of other types: two lines, or what it was asked for."""
+
+import inspect
+import math
+import types
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+import minigpt
+import minigpt.analysis.edits as analysis_edits
+import minigpt.analysis.recording as analysis_trace
+from minigpt import GPT, GPTConfig, MiniGPTError, analysis, config, lora, tokenizers
+from minigpt.tokenizers import CharTokenizer
+
+LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw")
+IDS = [3, 1, 4, 1, 5]
+NOT_CALLED = {
+    "minigpt.MiniGPTError",  # raised, not called
+    "minigpt.open_source",  # its one argument meets more values in test_wrong_arguments
+    "minigpt.GPTConfig",  # settings, whose fields test_config checks
+    *("minigpt.lora.LoRALinear", "minigpt.lora.LowRank"),  # made by add_lora
+    *("minigpt.tokenizers.Tokenizer", "minigpt.tokenizers.TokenBytes"),  # protocols
+    "minigpt.tokenizers.AddedToken",  # a record of a file
+}
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """The functions and classes that each room offers."""
+    rooms = {
+        minigpt: set(minigpt.__all__) - {"analysis", "errors", "tokenizers"},
+        analysis: analysis.__all__,
+        lora: [name for name, thing in vars(lora).items() if getattr(thing, "__module__", "") == "minigpt.lora"],
+        tokenizers: [
+            n for n, thing in vars(tokenizers).items() if getattr(thing, "__module__", "") == "minigpt.tokenizers"
+        ],
+        config: ["preset", "updated"],
+    }
+    found = {f"{room.__name__}.{name}": getattr(room, name) for room, names in rooms.items() for name in names}
+    found["minigpt.tokenizers.CharTokenizer.from_text"] = CharTokenizer.from_text
+    found["minigpt.tokenizers.CharTokenizer.save"] = LETTERS.save
+    return {name: thing for name, thing in found.items() if name not in NOT_CALLED and "._" not in name}
+
+
+def arguments(name: str, model: GPT) -> dict[str, Any]:
+    """Arguments with which a public function does its work."""
+    shape = model.config
+    adapted = GPT(shape)
+    if ".lora." in name:
+        lora.add_lora(adapted, lora.LoRAConfig(), 0)
+        if name.endswith(".unmerge"):
+            lora.merge(adapted)
+    with analysis.trace(model) as t:
+        model(torch.tensor([IDS]))
+    metric = lambda logits: float(logits[0, -1, 3])  # noqa: E731
+    given: dict[str, dict[str, Any]] = {
+        "minigpt.GPT": {"config": shape},
+        "minigpt.KVCache": {"config": shape, "batch_size": 2, "max_length": 5, "dtype": torch.float32, "device": "cpu"},
+        "minigpt.complete": {
+            "model": model, "tokenizer": LETTERS, "prompt": "ab", "max_new_tokens": 2, "strategy": "greedy",
+            "draft": None, "skip_special": True,
+        },
+        "minigpt.few_shot_prompt": {
+            "examples": [("a", "b")], "query": "c", "instruction": "d", "input_label": "e:", "output_label": "f:",
+            "separator": "##",
+        },
+        "minigpt.generate": {
+            "model": model, "prompts": [IDS], "tokenizer": LETTERS, "draft": None, "on_step": None,
+            "num_candidates": 3, "max_new_tokens": 2,
+        },
+        "minigpt.load_model": {"spec": "saved", "tokenizer": None, "block_size": 7, "dropout": 0.1},
+        "minigpt.pack": {"model": model, "weights": "float32", "keep": True},
+        "minigpt.save_hf": {"model": model, "tokenizer": LETTERS, "folder": "out", "carried": None},
+        "minigpt.next_token_loss": {"logits": torch.zeros(2, 23), "targets": torch.zeros(2, dtype=torch.int64)},
+        "minigpt.next_token_table": {"model": model, "ids": IDS, "k": 3, "vocab_size": 21},
+        "minigpt.sequence_log_prob": {"model": model, "ids": IDS, "vocab_size": 21},
+        "minigpt.token_log_probs": {"model": model, "ids": IDS, "vocab_size": 21},
+        "minigpt.stream": {
+            "model": model, "prompt_ids": IDS, "tokenizer": LETTERS, "draft": None, "on_step": None,
+            "num_candidates": 3, "max_new_tokens": 2,
+        },
+        "minigpt.analysis.ablate": {"what": "0.1", "mode": "mean", "reference": t, "at": 2, "seed": 3},
+        "minigpt.analysis.ablation_sweep": {
+            "model": model, "ids": [IDS], "metric": metric, "mode": "zero", "reference": None,
+            "what": "mlps", "seed": 3,
+        },
+        "minigpt.analysis.attribute": {
+            "t": t, "target": 3, "against": 5, "by": "head", "position": -1, "row": 0,
+        },
+        "minigpt.analysis.edit": {"model": model},
+        "minigpt.analysis.head_scores": {
+            "model": model, "ids": None, "seed": 3, "length": 5, "start_token_id": 2, "vocab_size": 21,
+        },
+        "minigpt.analysis.knockout": {"layer": 0, "head": 1, "query": 3, "key": 2},
+        "minigpt.analysis.logit_lens": {"t": t, "points": "*.resid_post", "vocab_size": 21},
+        "minigpt.analysis.model_size": {
+            "config": shape, "batch_size": 2, "tokens": 3, "bytes_per_value": 4, "optimizer": "adamw",
+            "attention": "fused",
+        },
+        "minigpt.analysis.neighbours": {"model": model, "token_id": 3, "k": 2, "kind": "cosine", "table": "wte"},
+        "minigpt.analysis.patch": {"point": "blocks.0.attn.z", "source": t, "at": 2, "head": 1},
+        "minigpt.analysis.patching_sweep": {
+            "model": model, "clean": [IDS], "corrupt": [[2, *IDS[1:]]], "metric": metric, "point": "attn.z",
+        },
+        "minigpt.analysis.pca": {"matrix": torch.eye(5, 3), "k": 2},
+        "minigpt.analysis.plan": {
+            "config": shape, "batch_size": 2, "tokens": 3, "points": "*", "dtype": torch.float32,
+        },
+        "minigpt.analysis.points": {"config": shape},
+        "minigpt.analysis.position_similarity": {"model": model},
+        "minigpt.analysis.residual_norms": {"t": t},
+        "minigpt.analysis.token_losses": {"model": model, "ids": IDS, "vocab_size": 21},
+        "minigpt.analysis.total_effects": {"model": model, "ids": [IDS], "metric": metric, "parts": ["0.1"]},
+        "minigpt.analysis.trace": {
+            "model": model, "points": "*", "device": None, "dtype": None, "positions": None, "grad": False,
+        },
+        "minigpt.lora.add_lora": {"model": model, "config": lora.LoRAConfig(), "seed": 3, "name": "other"},
+        "minigpt.lora.attach": {"model": adapted, "adapter": {}, "name": "default"},
+        "minigpt.lora.check_known": {"model": adapted, "name": "default"},
+        "minigpt.lora.matching": {"layers": ["h.0.attn"], "targets": ["attn"]},
+        "minigpt.lora.new_adapter": {"model": model, "config": lora.LoRAConfig(), "layers": [], "name": "other"},
+        "minigpt.lora.set_adapter": {"model": adapted, "name": "default"},
+        "minigpt.tokenizers.CharTokenizer": {"characters": "ab", "unknown": "error"},
+        "minigpt.tokenizers.CharTokenizer.from_text": {"text": "ab", "unknown": "error"},
+        "minigpt.tokenizers.CharTokenizer.save": {"path": "tokenizer.json"},
+        "minigpt.tokenizers.GPT2Tokenizer": {"merges": ["a b"]},
+        "minigpt.tokenizers.TextStream": {"tokenizer": LETTERS, "prompt_ids": IDS, "skip_special": True},
+        "minigpt.tokenizers.encode_prompt": {"tokenizer": LETTERS, "text": "ab"},
+        "minigpt.tokenizers.load_tokenizer": {"path": "saved.json"},
+        "minigpt.tokenizers.note_special": {"tokenizer": LETTERS, "text": "ab"},
+        "minigpt.tokenizers.read": {"tokenizer": LETTERS, "text": "ab"},
+        "minigpt.config.preset": {"name": "shakespeare-quick"},
+        "minigpt.config.updated": {"config": config.RunConfig(), "values": {"seed": 3}, "where": "a."},
+    }  # fmt: skip
+    return given.get(name) or {"model": adapted}
+
+
+def used(result: Any, model: GPT) -> None:
+    """What is lazy does its work."""
+    if isinstance(result, Generator):
+        list(result)
+    if isinstance(result, analysis_edits.Edit):
+        result = analysis.edit(model, result)
+    if isinstance(result, AbstractContextManager):
+        with result:
+            model(torch.tensor([IDS]))
+
+
+WRONG = [None, "x", 1.5, True, -1, [], torch.tensor(math.nan)]
+
+
+def may_be(value: object, hint: Any) -> bool:
+    """Whether an annotation allows a value; of what is not decided here, such as lists of ids, it may."""
+    if get_origin(hint) is Annotated:
+        return may_be(value, get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(may_be(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return any(type(value) is type(part) and value == part for part in get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (bool, int, str, type(None)):
+        return type(value) is hint
+    # None of the wrong values is one of these.
+    return hint not in (GPT, GPTConfig, analysis_trace.Trace, torch.dtype, torch.device, Path, lora.LoRAConfig)
+
+
+@pytest.mark.parametrize("name", public())
+def test_the_arguments_to_begin_with_are_right(name, tiny_model):
+    function, given = public()[name], arguments(name, tiny_model)
+    minigpt.save_hf(tiny_model, LETTERS, "saved")
+    LETTERS.save("saved.json")
+    known = inspect.signature(function).parameters.values()
+    missing = {one.name for one in known if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} - {*given}
+    assert name == "minigpt.complete" or not missing  # whose options test_wrong_arguments has
+    used(function(**given), tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [(name, one.name) for name, function in public().items() for one in inspect.signature(function).parameters.values()
+     if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.annotation is not Any],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_a_mistake_in_two_lines(name, parameter, tiny_model):
+    function = public()[name]
+    home = function.__init__ if isinstance(function, type) else function
+    hint = get_type_hints(home, include_extras=True)[parameter]
+    minigpt.save_hf(tiny_model, LETTERS, "saved")
+    LETTERS.save("saved.json")
+    for wrong in WRONG:
+        given = {**arguments(name, tiny_model), parameter: wrong}
+        try:
+            used(function(**given), tiny_model)
+        except MiniGPTError as error:
+            assert str(error).count("\n") == 1  # noqa: PT017 (there need not be one)
+        else:
+            assert may_be(wrong, hint), f"{wrong!r} was taken without a word"
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_whole_numbers_of_numpy_and_torch_are_numbers(number, tiny_model):
+    found = analysis.neighbours(tiny_model, number, number)
+    assert found == analysis.neighbours(tiny_model, 3, 3)
+    assert type(found.token_id) is int
+    assert minigpt.next_token_table(tiny_model, IDS, number) == minigpt.next_token_table(tiny_model, IDS, 3)
+
+
+def test_a_checked_function_still_looks_like_itself():
+    signature = inspect.signature(analysis.neighbours)
+    assert list(signature.parameters) == ["model", "token_id", "k", "kind", "table"]
+    assert analysis.neighbours.__doc__.startswith("The rows of an embedding table")
+    with pytest.raises(TypeError, match=r"neighbours\(\) missing 1 required positional argument: 'token_id'"):
+        analysis.neighbours(GPT(GPTConfig(vocab_size=5, block_size=3, n_layer=1, n_head=1, n_embd=2)))
+
+
+def test_a_compiled_model_is_a_model(tiny_model):
+    compiled = torch.compile(tiny_model, backend="eager")
+    assert minigpt.generate(compiled, [IDS], max_new_tokens=2) == minigpt.generate(tiny_model, [IDS], max_new_tokens=2)
