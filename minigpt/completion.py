@@ -56,7 +56,7 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
 
     Args:
         model: stays as it is.
-        tokenizer: the model's. Its end-of-sequence token ends a text, if `eos_token_id` names no other.
+        tokenizer: the model's. Its `end_ids` end a text, if `eos_token_id` names no others.
         prompt: a text, or a list of texts. An empty one begins where the tokenizer begins.
         skip_special: leave out special tokens, such as the one that ends a document; else their names are shown.
         draft: as for `generate`, and all other options are those of `DecodingOptions`, with their meanings there.
@@ -79,7 +79,7 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     check_value("tokenizer", tokenizer, Tokenizer, InputError)
     check_value("skip_special", skip_special, bool, InputError)
     if eos_token_id is None:
-        options["eos_token_id"] = tokenizer.eos_token_id
+        options["eos_token_id"] = tokenizer.end_ids
     rows = [encode_prompt(tokenizer, text) for text in texts]
     out = generate(model, rows, tokenizer=tokenizer, draft=draft, **options)
     owners = [number for number in range(len(texts)) for _ in range(num_return_sequences)]

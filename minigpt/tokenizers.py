@@ -85,6 +85,7 @@ class Tokenizer(Protocol):
         vocab_size: number of ids; they run from 0 to `vocab_size - 1`.
         bos_token_id: the token that opens a document, or None.
         eos_token_id: the token that closes a document, or None.
+        end_ids: the tokens at which a text ends: that one, and others that the model's settings list.
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
         added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
         special_tokens: name -> id of tokens whose names `encode` reads as text, unless asked otherwise.
@@ -104,6 +105,13 @@ class Tokenizer(Protocol):
     @property
     def special_ids(self) -> frozenset[int]:
         """As above."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """As above."""
+
+    def with_ends(self, ids: Iterable[int]) -> Self:
+        """The same tokenizer with other tokens beside the usual one at which a text ends."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Raises InputError where it cannot be encoded."""
@@ -144,6 +152,7 @@ class _TokenTable:
     eos_token_id: int | None = None
     start_token_id: int | None = None
     special_tokens: Mapping[str, int] = {}
+    _further_ends: tuple[int, ...] = ()  # they stay text, which may have them anywhere
     allow_special = False  # how to read a text, not what the ids mean: part of neither the file nor the fingerprint
 
     def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
@@ -176,6 +185,18 @@ class _TokenTable:
         ends = (self.bos_token_id, self.eos_token_id, *self.special_tokens.values())
         added = range(self.vocab_size, self.vocab_size + len(self.added))
         return frozenset([*added, *(token_id for token_id in ends if token_id is not None)])
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens at which a text ends."""
+        usual = () if self.eos_token_id is None else (self.eos_token_id,)
+        return tuple(dict.fromkeys((*usual, *self._further_ends)))
+
+    def with_ends(self, ids: Iterable[int]) -> Self:
+        """The same tokenizer with other tokens beside the usual one at which a text ends."""
+        other = copy.copy(self)
+        other._further_ends = tuple(ids)
+        return other
 
     def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
         """The text of each sequence, as `decode` gives it: `decode_batch(generate(...).sequences)`."""

@@ -122,7 +122,7 @@ def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[in
 
 def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The arguments of `generate`, with a seed for each prompt."""
-    if settings.options.min_new_tokens > 0 and tokenizer.eos_token_id is None:
+    if settings.options.min_new_tokens > 0 and not tokenizer.end_ids:
         raise InputError(
             f"--min-new-tokens {settings.options.min_new_tokens} puts off the end-of-sequence token, but this model "
             "has none",
@@ -141,7 +141,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
         "stop": settings.stop,
         "on_overflow": on_overflow,
         "use_cache": not settings.no_cache,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.end_ids,
         "seed": [settings.seed + number for number in range(len(prompts))],
         "tokenizer": tokenizer,
         "draft": _drafter(settings, model, tokenizer),
@@ -204,8 +204,8 @@ def _in_words(words: Mapping[str, str], names: Sequence[str]) -> Iterator[None]:
 
 def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) -> dict[str, str]:
     """What an error of the library names otherwise than who types it."""
-    required, end = phrases["required_sequences"], tokenizer.eos_token_id
-    known = [*required, *phrases["banned_sequences"], *phrases["sequence_bias"], *([] if end is None else [[end]])]
+    required, ends = phrases["required_sequences"], [[end] for end in tokenizer.end_ids]
+    known = [*required, *phrases["banned_sequences"], *phrases["sequence_bias"], *ends]
     return {
         **{named_ids(ids): repr(tokenizer.decode(ids, skip_special=False)) for ids in known},
         "banned_sequences": "--ban",

@@ -99,7 +99,7 @@ def continue_prompts(
     Raises:
         InputError: as `generate`.
     """
-    options = {"eos_token_id": tokenizer.eos_token_id, **options}
+    options = {"eos_token_id": tokenizer.end_ids, **options}
     copies = 1 if DecodingOptions(**options).samples else draws
     jobs = [(prompt, seed + place * draws + draw) for place, prompt in enumerate(prompts) for draw in range(draws)]
     jobs = jobs[::copies]

@@ -164,6 +164,18 @@ def read_carried(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
+def listed_ends(carried: Mapping[str, Mapping[str, Any]], vocab_size: int) -> list[int]:
+    """The tokens that settings of transformers list as ends of a text, as far as one may be drawn.
+
+    Args:
+        carried: the settings, see `carried_from`.
+        vocab_size: the tokenizer's.
+    """
+    found = [carried.get(file, {}).get("eos_token_id") for file in reversed(CARRIED)]  # as that library reads them
+    ids = next((ids for ids in found if isinstance(ids, list)), [])
+    return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]
+
+
 def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
     """What a config.json says that an export of its model will not.
 

@@ -16,7 +16,13 @@ from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
-from minigpt.formats.config_json import carried_from, checked_config, config_from_transformers, read_carried
+from minigpt.formats.config_json import (
+    carried_from,
+    checked_config,
+    config_from_transformers,
+    listed_ends,
+    read_carried,
+)
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
 from minigpt.formats.lora_files import load_adapter
@@ -224,9 +230,11 @@ class Source:
             chosen = GPT2Tokenizer()
             note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
             warnings.warn(ModelNote(note), stacklevel=5)
-        if chosen is not None:
-            check_vocabulary(chosen, vocab_size, self.path)
-        return chosen
+        if chosen is None:
+            return None
+        check_vocabulary(chosen, vocab_size, self.path)
+        ends = listed_ends(self.carried, chosen.vocab_size)
+        return chosen.with_ends(ends) if ends else chosen
 
     def _own_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that comes with the model, if one does."""

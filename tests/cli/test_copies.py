@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import minigpt
 from minigpt.cli.main import run
 from minigpt.config import read_yaml
 from minigpt.formats.pretrained import load_model, save_hf
@@ -111,6 +112,33 @@ def test_what_a_folder_says_is_in_its_export_or_told(theirs, capsys, through, fi
     written = json.loads(Path("ours", file).read_text())
     assert (written.get(key) == value) == kept
     assert load_model("ours")[0].config == load_model("theirs")[0].config
+
+
+@pytest.mark.parametrize("through", [[], ["run"], ["run", "copy"]], ids=["straight", "a run", "a copy of a run"])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_text_ends_at_each_of_the_ends_that_a_folder_lists(theirs, capsys, through, file):
+    options = {"max_new_tokens": 11, "seed": 7, "on_overflow": "stop"}
+    model, tokenizer = load_model("theirs")
+    whole = minigpt.complete(model, tokenizer, "a", **options)
+    assert tokenizer.end_ids == ()
+    end = next(letter for number, letter in enumerate(whole[4:], 4) if letter not in whole[1:number])
+    ended = whole[: whole.index(end, 1) + 1]
+    assert len(ended) < len(whole)
+    never = next(letter for letter in map(chr, range(97, 123)) if letter not in whole)
+    say(theirs / file, eos_token_id=[*tokenizer.encode(never + end), 10**9])
+    source = "theirs"
+    for name in through:
+        assert run(["import", source, name]) == 0
+        source = name
+    model, tokenizer = load_model(source)
+    assert tokenizer.end_ids == tuple(tokenizer.encode(never + end))
+    assert tokenizer.decode(tokenizer.encode(whole)) == whole  # which it is in a text, too
+    assert minigpt.complete(model, tokenizer, "a", **options) == ended
+    capsys.readouterr()
+    flags = ["--model", source, "--max-new-tokens", "11", "--seed", "7", "--on-overflow", "stop", "--json"]
+    assert run(["generate", "a", *flags]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["completions"]
+    assert (found["text"], found["finish_reason"]) == (ended, "eos")
 
 
 def test_what_the_model_decides_is_not_taken_from_its_former_settings(theirs):

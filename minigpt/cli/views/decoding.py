@@ -22,7 +22,7 @@ def _sampling(asked: settings.Sampling) -> dict[str, Any]:
 
 def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
     """What ends a continuation, as for `minigpt generate`."""
-    return {"max_new_tokens": asked.max_new_tokens, "eos_token_id": it.tokenizer.eos_token_id}
+    return {"max_new_tokens": asked.max_new_tokens, "eos_token_id": it.tokenizer.end_ids}
 
 
 # --- next
