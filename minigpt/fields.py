@@ -233,7 +233,9 @@ def _advice(hint: object) -> str:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) in _UNIONS:
         return " or ".join(map(_advice, get_args(kind)))
-    if get_origin(kind) in (Callable, Sequence, Mapping):
+    if get_origin(kind) is Sequence:
+        return f"a list, each {_advice(get_args(kind)[0])}"
+    if get_origin(kind) in (Callable, Mapping):
         return _HAD.get(get_origin(kind).__name__, str(kind))
     name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
     return _HAD.get(name, name)
@@ -246,6 +248,7 @@ _HAD = {
     "GPT": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',
     "GPTConfig": "a GPTConfig: model.config",
     "LoRAConfig": "a LoRAConfig: LoRAConfig(rank=8)",
+    "Module": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',
     "NoneType": "None",
     "Tensor": "a tensor",
     "TokenBytes": "the model's tokenizer",
