@@ -10,7 +10,7 @@ import math
 import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, wraps
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -82,8 +82,9 @@ def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> N
     Raises:
         MiniGPTError: of the given kind, with the first that does not, its value and what it must be.
     """
-    for name, hint in hints(type(settings)).items():  # type: ignore[arg-type] # a class has a hash
-        check_value(name, getattr(settings, name), hint, error)
+    known = hints(type(settings))  # type: ignore[arg-type] # a class has a hash
+    for field in fields(settings):  # type: ignore[arg-type] # they are a dataclass
+        check_value(field.name, getattr(settings, field.name), known[field.name], error)
 
 
 def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) -> None:

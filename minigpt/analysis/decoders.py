@@ -17,7 +17,7 @@ from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
@@ -116,7 +116,9 @@ def sampling_cuts(
         InputError: if an option cannot be used.
     """
     if temperature == 0:
-        raise InputError("temperature = 0 draws nothing: the best token is taken", "choose a temperature above 0")
+        raise InputError(
+            f"{named('temperature', 0)} draws nothing: the best token is taken", "choose a temperature above 0"
+        )
     given = zip(_CUTS, (temperature, top_k, top_p, min_p), strict=True)
     stages = [(name, value) for name, value in given if value is not None]
     scores = logits.float()[None]  # (V,) -> (1, V)

@@ -173,12 +173,6 @@ def _check(settings: Compare) -> None:
     """Refuse, before a model is loaded, what cannot be compared."""
     if not settings.given and not settings.prompts_file:
         raise InputError("there is no prompt to continue", "give a text, --prompt several times, or --prompts-file")
-    for name, least in (("seeds", 1), ("seed", 0), ("batch_size", 1), ("show", 0)):
-        if getattr(settings, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} {getattr(settings, name)} is too small", f"{flag} must be at least {least}")
-    if settings.max_new_tokens is not None and settings.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {settings.max_new_tokens} writes nothing to compare", "choose at least 1")
     if settings.adapter and len(settings.model) > 1:
         raise InputError(
             f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",

@@ -33,8 +33,6 @@ LOOKUP = "lookup"
 def run(settings: Generate) -> None:
     """Continue the prompts; one prompt alone is streamed, several are done together."""
     without = [ablate(part) for part in settings.ablate]
-    if settings.batch_size is not None and settings.batch_size < 1:
-        raise InputError(f"--batch-size {settings.batch_size} continues nothing", "choose at least 1")
     texts = prompt_texts(settings)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     with edit(model, *without) if without else nullcontext():
@@ -172,11 +170,9 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
     """Whoever --draft names.
 
     Raises:
-        InputError: if its tokens are others than the model's, or --draft-tokens is below 1 or without it.
+        InputError: if its tokens are others than the model's, or --draft-tokens is given without it.
     """
     number = {} if settings.draft_tokens is None else {"num_tokens": settings.draft_tokens}
-    if settings.draft_tokens is not None and settings.draft_tokens < 1:
-        raise InputError(f"--draft-tokens {settings.draft_tokens} guesses nothing", "choose at least 1")
     if settings.draft is None:
         if number:
             raise InputError("--draft-tokens concerns a draft, but there is none", "add --draft, or leave it out")

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -125,7 +126,7 @@ def _answer(arguments: list[str], out: Stream) -> int:
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
             return 0
-        lines = _two_lines(error, command)
+        lines = _two_lines(error, command, rest)
         if lines is None or "--debug" in rest:
             raise
         print_error(*lines)
@@ -136,10 +137,10 @@ def _answer(arguments: list[str], out: Stream) -> int:
     return 0
 
 
-def _two_lines(error: Exception, command: str) -> tuple[str, str] | None:
+def _two_lines(error: Exception, command: str, rest: Sequence[str]) -> tuple[str, str] | None:
     """What is wrong and how to mend it, with the flags of a command for fields; None for what only we can mend."""
     if isinstance(error, MiniGPTError):
-        told = MiniGPTError(*error.renamed(flags_of(command)))
+        told = MiniGPTError(*error.renamed(flags_of(command, rest)))
         return told.what, told.how
     if isinstance(error, OSError):
         try:

@@ -30,8 +30,6 @@ def run(settings: Next) -> None:
     (prompt,) = given(*typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
-    if settings.top < 1:
-        raise InputError(f"--top {settings.top} asks for no row", "choose --top of at least 1")
     _check_room(len(ids), settings.steps, model.config.block_size)
     steps: list[dict[str, Any]] = []
     for _ in range(settings.steps):
@@ -52,8 +50,6 @@ def run(settings: Next) -> None:
 
 
 def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
-    if steps < 1:
-        raise InputError(f"--steps {steps} asks for no table", "choose --steps of at least 1")
     check_fits(num_tokens, block_size, "the prompt")
     if num_tokens + steps - 1 > block_size:
         raise InputError(

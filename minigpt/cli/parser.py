@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
@@ -30,6 +30,7 @@ from typing import (
 from minigpt.cli.streams import WIDTH, write_product
 from minigpt.config import RENAMED, is_plain, updated
 from minigpt.errors import ALIASES, CheckpointError, ConfigError, brief, did_you_mean, nearest
+from minigpt.fields import check_fields
 
 MOST_FLAGS = ("train", "generate")  # the commands that have most of them, asked for what another does not have
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE"}
@@ -112,13 +113,19 @@ def parse(name: str, kind: type[C], arguments: list[str]) -> C:
     """The settings of one command line. If it asks for --help, that is printed, and the process ends.
 
     Raises:
-        ConfigError: if there is no such flag, a value is missing, or is not what its field can be.
+        ConfigError: if there is no such flag, a value is missing, is not what its field can be, or out of its bounds.
     """
-    given = SettingsParser(name, kind).given(arguments)
+    parser = SettingsParser(name, kind)
+    given = parser.given(arguments)
     if asked := given.pop("help", None):
         SettingsParser(name, kind, kind.defaults(given), everything=asked == "all").print_help()
         sys.exit(0)
-    return kind.of(given)
+    settings = kind.of(given)
+    try:
+        check_fields(settings)
+    except ConfigError as error:
+        raise ConfigError(*error.renamed(parser.flags())) from None
+    return settings
 
 
 @dataclass(frozen=True)
@@ -396,10 +403,19 @@ def parser_of(command: str) -> SettingsParser:
     return SettingsParser(command, SETTINGS[command])
 
 
-def flags_of(command: str) -> dict[str, str]:
-    """The flags of a command by the fields that they set: the one place where a field's name becomes a flag's."""
+def flags_of(command: str, rest: Sequence[str] = ()) -> dict[str, str]:
+    """The flags of a command by the fields that they set: the one place where a field's name becomes a flag's.
+
+    Args:
+        command: its name.
+        rest: what was typed behind it; of inspect, a view comes first.
+    """
     from minigpt.cli.settings import SETTINGS
 
+    if command == "inspect":
+        from minigpt.cli.views.settings import SETTINGS as VIEWS
+
+        return SettingsParser(rest[0], VIEWS[rest[0]]).flags() if rest and rest[0] in VIEWS else {}
     return parser_of(command).flags() if command in SETTINGS else {}
 
 

@@ -11,12 +11,17 @@ from minigpt.cli.streams import WIDTH
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig
 from minigpt.decoding.options import DecodingOptions
 from minigpt.evaluation.diversity import WORD_MEANING
+from minigpt.fields import Bounds
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 DEFAULT_LENGTH = 200
 LENGTH = f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)"
 MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
 NEWEST = f"{MODEL} (default: the newest run)"
+
+
+Rows = Annotated[int, Bounds(1, 1_000_000)]  # worked on at once
+Shown = Annotated[int, Bounds(1, 1_000_000, below="shows nothing")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Eval(Model):
     """the field of its records that is the text"""
     split: Literal["val", "train", "all"] | None = None
     """which part of it (default: val of the corpus it was trained on, all of any other)"""
-    stride: int | None = None
+    stride: Annotated[int | None, Bounds(1, 10**9)] = None
     """tokens from one window to the next; fewer than the block size give every token more context, and take longer
     (default: the block size)"""
 
@@ -107,9 +112,9 @@ class Next(Model):
     """the text to look beyond; "" is the beginning of a text, - reads standard input"""
     prompt: Annotated[str | None, Flag("TEXT")] = None
     """the same, as a flag"""
-    top: Annotated[int, Flag("K")] = 10
+    top: Annotated[Shown, Flag("K")] = 10
     """rows of the table"""
-    steps: int = 1
+    steps: Annotated[int, Bounds(1, 10**9)] = 1
     """tables, one token further each"""
     bos: bool | None = None
     """put the token that opens a document in front (default: nothing in front)"""
@@ -282,7 +287,7 @@ class Generate(Prompts, Model):
         minigpt generate --prompt "ROMEO:" --ablate 0.1
         minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json
     """
-    batch_size: Annotated[int | None, Flag("N")] = None
+    batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
     """prompts that are continued side by side (default: 8, or 1 with --ablate, for then they must be of one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[DecodingOptions, Section(inline=True, names=_OTHERWISE)] = field(default_factory=DecodingOptions)
@@ -299,7 +304,7 @@ class Generate(Prompts, Model):
     draft: Annotated[str | None, Flag("MODEL")] = None
     """who guesses the next tokens, for --model to check several at once: the same text, sooner. A smaller model of the
     same vocabulary, or lookup: copied from the text so far"""
-    draft_tokens: Annotated[int | None, Flag("N")] = None
+    draft_tokens: Annotated[int | None, Bounds(1, 10**9, below="guesses nothing"), Flag("N")] = None
     """the most tokens to guess at once"""
     seed: int = 0
     """of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, and so
@@ -365,18 +370,20 @@ class Compare(Prompts, Computing):
     adapter: Annotated[tuple[str, ...], Flag("DIR")] = ()
     """a LoRA adapter, to compare the one --model with and without it; several are compared with each other too"""
     setting: Annotated[tuple[str, ...], Flag("SETTING", says=SETTING)] = ()
-    seeds: int = 3
+    seeds: Rows = 3
     """texts of each prompt"""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**63 - 1, below="is too small")] = 0
     """the first of them, and of the bootstrap"""
-    max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
-    batch_size: int = 8
+    max_new_tokens: Annotated[
+        int | None, Bounds(1, 10**9, below="writes nothing to compare"), Flag("N", says=LENGTH)
+    ] = None
+    batch_size: Rows = 8
     """texts that are written side by side"""
     training_data: Annotated[str | None, Flag("SOURCE")] = None
     """measure what is copied from this file or corpus"""
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
-    show: int = 2
+    show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 2
     """prompts whose texts are printed side by side"""
     out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
     """keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""

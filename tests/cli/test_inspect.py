@@ -427,7 +427,7 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("loss 't' {model}", "1 token leaves nothing to predict"),
         ("next 'to' {model} --top 99", "there are no 99 likeliest of 23 tokens"),
         ("next 'to' {model} --temperature 0", "draws nothing"),
-        ("next 'to' {model} --top-p 7", "top_p = 7"),
+        ("next 'to' {model} --top-p 7", "--top-p 7"),
         ("ablate {model}", "there must be one text"),
         ("ablate 'to' {model} --repeated 5", "there must be one text"),
         ("ablate 'to' {model} --part 1.9", "there is no head 9"),

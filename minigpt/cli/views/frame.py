@@ -247,16 +247,6 @@ def check_place(place: int, count: int, what: str) -> None:
         raise InputError(f"there is no {what} {place}: the model has {count}", f"choose {known}")
 
 
-def check_count(number: int | None, flag: str) -> None:
-    """Refuse to show less than one of something.
-
-    Raises:
-        InputError: if the flag was given, and is not at least 1.
-    """
-    if number is not None and number < 1:
-        raise InputError(f"{flag} {number} shows nothing", "choose at least 1, or leave it out")
-
-
 def _checked(ids: list[int], model: GPT, what: str) -> list[int]:
     if not ids:
         raise InputError(f"{what} is empty: there is no token to look at", "give some text, or --bos if there is one")

@@ -13,7 +13,6 @@ from minigpt.cli.views import settings
 from minigpt.cli.views.frame import (
     Answer,
     Subject,
-    check_count,
     check_place,
     load_reader,
     subject,
@@ -100,7 +99,6 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 
 
 def _heads(asked: settings.Heads) -> Answer:
-    check_count(asked.top, "--top")
     if asked.prompt is None:
         reader = load_reader(asked)
         V = reader.tokenizer.vocab_size

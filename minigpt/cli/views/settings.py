@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from minigpt.cli.parser import Command, Flag
-from minigpt.cli.settings import NEWEST, Model, Next, TextSettings
-from minigpt.config import PRESETS
+from minigpt.cli.settings import NEWEST, Model, Next, Rows, Shown, TextSettings
+from minigpt.config import PRESETS, Seed
 from minigpt.decoding.options import DecodingOptions
+from minigpt.fields import Bounds
+
+Considered = Annotated[int, Bounds(1, 10**9, below="leaves nothing to consider")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +88,9 @@ class Size(Shape):
         minigpt inspect size --batch-size 32 --dtype bfloat16 --optimizer muon \\
           -o size.png
     """
-    tokens: Annotated[int | None, Flag("T")] = None
+    tokens: Annotated[int | None, Bounds(1, 2**24), Flag("T")] = None
     """tokens a row (default: the block size)"""
-    batch_size: Annotated[int, Flag("B")] = 1
+    batch_size: Annotated[int, Bounds(1, 2**24), Flag("B")] = 1
     """rows of a batch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the matrix products and the cache"""
@@ -131,7 +134,7 @@ class Embed(Inside):
     """which of them"""
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
     """near: the token; pca: whose tokens to draw (default: the vocabulary)"""
-    top: Annotated[int, Flag("K")] = 10
+    top: Annotated[Shown, Flag("K")] = 10
     """how many neighbours"""
     kind: Literal["cosine", "dot"] = "cosine"
     """which similarity"""
@@ -165,9 +168,9 @@ class Loss(After):
         minigpt inspect loss - -o loss.png < my-text.txt
         minigpt inspect loss --model gpt2 "The cat sat on the mat." --check
     """
-    top: Annotated[int, Flag("K")] = 3
+    top: Annotated[Shown, Flag("K")] = 3
     """alternatives that are shown for each token"""
-    worst: int = 10
+    worst: Shown = 10
     """how many tokens are shown one by one"""
 
 
@@ -185,7 +188,7 @@ class NextView(Sampling, After):
           -o cuts.png
         minigpt inspect next --model gpt2 "See you" --check
     """
-    top: Annotated[int, Flag("K")] = 12
+    top: Annotated[Shown, Flag("K")] = 12
     """tokens that are shown"""
 
 
@@ -201,11 +204,11 @@ class Steps(Sampling, After):
         minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\
           --check -o steps.png
     """
-    max_new_tokens: Annotated[int, Flag("N", short="-n")] = 20
+    max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 20
     """how many tokens to write"""
-    seed: int = 0
+    seed: Seed = 0
     """of the draws"""
-    top: Annotated[int, Flag("K")] = 4
+    top: Annotated[Shown, Flag("K")] = 4
     """candidates that are shown of each step"""
 
 
@@ -220,9 +223,9 @@ class Beams(After):
         minigpt inspect beams "ROMEO:" -n 12 --beams 4
         minigpt inspect beams "My lord" --beams 3 -o tree.svg
     """
-    max_new_tokens: Annotated[int, Flag("N", short="-n")] = 12
+    max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 12
     """the most tokens to write"""
-    beams: Annotated[int, Flag("B")] = 4
+    beams: Annotated[Rows, Flag("B")] = 4
     """sequences that beam search keeps in view"""
     length_penalty: Annotated[float, Flag("X", says=DecodingOptions)] = 1.0
 
@@ -266,11 +269,11 @@ class Heads(Inside):
         None
     )
     """sort by this score (default: the clearest habit)"""
-    top: Annotated[int | None, Flag("K")] = None
+    top: Annotated[int | None, Bounds(1, 1_000_000, below="shows nothing"), Flag("K")] = None
     """only so many heads"""
-    length: int = 50
+    length: Annotated[int, Bounds(1, 1_000_000)] = 50
     """how many random tokens are repeated"""
-    seed: int = 0
+    seed: Seed = 0
     """which random tokens"""
 
 
@@ -293,7 +296,7 @@ class Lens(InsideText):
     """whose next token; -1 is the last"""
     rank_of: Annotated[str | None, Flag("TOKEN")] = None
     """show the rank of this token (default: the model's best)"""
-    top: Annotated[int, Flag("K")] = 4
+    top: Annotated[Shown, Flag("K")] = 4
     """tokens that are shown of each point"""
     points: Annotated[tuple[str, ...] | None, Flag("POINT", together=True)] = None
     """states of the stream, by name or glob (docs/internals.md)"""
@@ -324,7 +327,7 @@ class Why(InsideText):
     by: Literal["component", "layer", "head", "neuron"] = "component"
     """how fine the parts are"""
     position: Annotated[int, Flag("T", says=Lens)] = -1
-    top: Annotated[int, Flag("K")] = 15
+    top: Annotated[Shown, Flag("K")] = 15
     """parts that are shown one by one"""
 
 
@@ -345,11 +348,11 @@ class Ablate(Inside):
           --reference "My lord, " "I will, " --check
     """
     prompt: Annotated[str | None, Flag("TEXT", positional=True, says=InsideText)] = None
-    repeated: int | None = None
+    repeated: Annotated[int | None, Bounds(1, 1_000_000)] = None
     """in the place of a TEXT: N random tokens that come twice"""
-    rows: Annotated[int, Flag("R")] = 16
+    rows: Annotated[Rows, Flag("R")] = 16
     """of --repeated: how many rows of them"""
-    seed: int = 0
+    seed: Seed = 0
     """of --repeated, and of what resample draws"""
     part: Annotated[tuple[str, ...], Flag("L.X", together=True)] = ()
     """take these away: 1.0 a head, 1.attn, 1.mlp"""

@@ -12,7 +12,7 @@ from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import total_effects
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, Subject, check_count, one_token, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, one_token, subject, traced
 from minigpt.decoding.sampling import with_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
@@ -127,7 +127,6 @@ def _norms(it: Subject, place: int) -> Answer:
 
 
 def _why(asked: settings.Why) -> Answer:
-    check_count(asked.top, "--top")
     it = subject(asked, given(asked.prompt)[0])
     place = _check_position(asked.position, it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])

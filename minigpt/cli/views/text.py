@@ -7,7 +7,7 @@ from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.streams import given
 from minigpt.cli.tokens import tokenized
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, check_count, subject, token_text
+from minigpt.cli.views.frame import Answer, subject, token_text
 from minigpt.errors import InputError
 from minigpt.system import terminal
 from minigpt.tokenizers import Tokenizer
@@ -52,7 +52,6 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def _loss(asked: settings.Loss) -> Answer:
-    check_count(asked.worst, "--worst")
     it = subject(asked, given(asked.prompt)[0])
     found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()

@@ -1,0 +1,116 @@
+"""Every flag that takes a number, with numbers that nobody means: an answer, or two lines that name the flag."""
+
+import pytest
+import torch
+
+from minigpt.cli.inspect_model import settings_of
+from minigpt.cli.main import run
+from minigpt.cli.parser import SettingsParser, flags_of, parse, parser_of
+from minigpt.cli.run_settings import Train
+from minigpt.cli.settings import SETTINGS
+from minigpt.cli.views.settings import SETTINGS as VIEWS
+from minigpt.config import GPTConfig
+from minigpt.errors import ConfigError
+from minigpt.formats.run_directory import save_run
+from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
+
+CHARACTERS = "\n abcdefghij"
+NUMBERS = {"10**30": str(10**30), "-10**30": str(-(10**30)), "0": "0", "nan": "nan", "inf": "inf", "-inf": "-inf"}
+PLACES = ("--layer", "--head", "--position")  # there is no layer 7: the model has 2
+# A command line of each command that has numbers and does more than training.
+LINES = {
+    "next": ["next", "ab"],
+    "eval": ["eval", "--data", "text.txt"],
+    "import": ["import", "model", "imported"],
+    "generate": ["generate", "ab", "--max-new-tokens", "2"],
+    "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "2", "--setting", "sample"],
+    "size": ["inspect", "size"],
+    "embed": ["inspect", "embed", "near", "a"],
+    "loss": ["inspect", "loss", "abc"],
+    "next view": ["inspect", "next", "abc"],
+    "steps": ["inspect", "steps", "abc", "-n", "2"],
+    "beams": ["inspect", "beams", "abc", "-n", "2"],
+    "attn": ["inspect", "attn", "abc"],
+    "heads": ["inspect", "heads", "--length", "5"],
+    "lens": ["inspect", "lens", "abc"],
+    "why": ["inspect", "why", "abc"],
+    "ablate": ["inspect", "ablate", "--repeated", "5", "--rows", "2"],
+}
+
+
+def parser(line):
+    """That of the command or of the view."""
+    return SettingsParser("", settings_of(line[1])) if line[0] == "inspect" else parser_of(line[0])
+
+
+def kinds(of):
+    """What the flags of a parser take."""
+    return {one.flag: one.kind for one in of.fields.values() if not one.typed.positional}
+
+
+def numbers(of):
+    """The flags of a parser that take a number."""
+    return [flag for flag, kind in kinds(of).items() if kind in (int, float)]
+
+
+CASES = [(name, flag) for name, line in LINES.items() for flag in numbers(parser(line))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of characters and a text for it."""
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("numbers")
+    save_run(GPT(GPTConfig(len(CHARACTERS), 19, 2, 3, 15)).eval(), CharTokenizer(CHARACTERS), folder / "model")
+    (folder / "text.txt").write_text("abc def\n" * 29)
+    return folder
+
+
+def test_every_command_with_numbers_is_here():
+    """Those that train check theirs where they are read: see below."""
+    typed = {name: SettingsParser("", kind) for name, kind in {**SETTINGS, **VIEWS}.items()}
+    having = {
+        name for name, one in typed.items() if numbers(one) and name not in ("quickstart", "train", "verify-resume")
+    }
+    assert having <= set(LINES)
+    assert {"generate", "compare"} <= set(LINES)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(("name", "flag"), CASES)
+def test_a_number_that_nobody_means(folder, monkeypatch, tmp_path, capsys, name, flag, number):
+    monkeypatch.chdir(folder)
+    line = LINES[name]
+    model = [] if name == "import" else ["--model", "model"]
+    if name == "import":
+        line = [*line[:2], str(tmp_path / "imported")]
+    line = list(line)
+    if flag in line or (flag == "--max-new-tokens" and "-n" in line):
+        at = line.index(flag if flag in line else "-n")
+        del line[at : at + 2]
+    code = run([*line, *model, f"{flag}={NUMBERS[number]}"])
+    out, err = capsys.readouterr()
+    assert code in (0, 2)
+    assert len(out) < 100_000
+    if code == 2:
+        told = err.rstrip("\n").split("\n")
+        assert len(told) == 2, err
+        assert max(map(len, told)) < 300
+        assert out == ""
+        assert flag in err or (flag in PLACES and flag.lstrip("-") in told[0])
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("flag", numbers(parser_of("train")))
+def test_a_number_that_nobody_trains_with(flag, number):
+    """What is taken here is within bounds; of the steps of a schedule nobody waits for the last."""
+    try:
+        parse("train", Train, [f"{flag}={NUMBERS[number]}"])
+    except ConfigError as error:
+        told = error.renamed(flags_of("train"))
+        assert flag in told[0]
+        assert max(map(len, told)) < 300
+    else:
+        assert number in ("0", "10**30")
+        assert number == "0" or kinds(parser_of("train"))[flag] is float
