@@ -15,12 +15,12 @@ from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, n
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
-_NO_END = 10**15  # nobody counts so far, and its product with the rows of a step fits 64 bits
-_LARGEST = 1e100  # beyond float32, whose overflow a training finds by itself, and far from that of a double
+_NO_END = 10**15  # more than any run needs; times the rows of a step, it still fits 64 bits
+_LARGEST = 1e100  # above float32's largest: a training itself finds out if it overflows; a double does not
 _LONGEST_YAML = 2**20  # bytes
 
 Layers = Annotated[int, Bounds(1, 10_000)]
-Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch: the square of it can be counted, though not computed
+Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch; its square, which costs grow with, can be counted
 VocabSize = Annotated[int, Bounds(1, 2**31 - 1)]
 Seed = Annotated[int, Bounds(0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")]
 Count = Annotated[int, Bounds(1, _NO_END)]
@@ -415,7 +415,7 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The settings of a YAML file as nested dictionaries, without the record of versions that a run adds.
+    """The settings of a YAML file as nested dictionaries, without the versions that a run notes there.
 
     Raises:
         MissingFileError: if there is no such file.

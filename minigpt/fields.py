@@ -119,8 +119,8 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """A function that sees, before it begins, that each argument is what its annotation says.
 
-    Lists of token ids are left to who reads them, for they may come as arrays and tensors; so is what no annotation
-    tells. A whole number of numpy's or torch's arrives as Python's own.
+    Lists of token ids are checked by the function itself, because they may come as arrays and tensors; so is what no
+    annotation tells. A whole number of numpy's or torch's arrives as Python's own.
 
     Raises:
         InputError: by the call, naming the first argument that is something else, and what it must be.
@@ -163,6 +163,28 @@ def _own_number(value: Any, hint: Any) -> Any:
         return operator.index(value)
     except (TypeError, ValueError):
         return value
+
+
+def check_ids(
+    ids: Iterable[int], vocab_size: int, whose: str = "", error: type[MiniGPTError] = InputError, how: str = ""
+) -> None:
+    """See that ids lie in the vocabulary.
+
+    Args:
+        ids: whole numbers.
+        vocab_size: one more than the largest that may be.
+        whose: what holds the ids, for the error.
+        error: of which kind it is.
+        how: how to mend it; by default, which ids there are.
+
+    Raises:
+        MiniGPTError: of the given kind, with the first id that does not, and its position.
+    """
+    for position, token_id in enumerate(ids):
+        if not 0 <= token_id < vocab_size:
+            what = f"id {brief(token_id)} at position {position} is outside the vocabulary of {vocab_size}"
+            advice = f"use ids from 0 to {vocab_size - 1}, made by the tokenizer that belongs to this model"
+            raise error(f"{whose}: {what}" if whose else what, how or advice)
 
 
 def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:

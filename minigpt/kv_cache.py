@@ -1,17 +1,17 @@
-"""The KV-cache: what attention has already computed for the tokens behind us.
+"""The KV-cache: what attention has computed for earlier tokens, and need not compute again.
 
-A decoder feeds one new token at a time. Its query needs the keys and values of every earlier token, and those never
-change, so they are kept. The cache belongs to the caller: a model holds nothing of it, and `None` in its place means
-"no memory", as in training.
+A decoder gives the model one new token at a time. Its query needs the keys and values of every earlier token, and those
+never change, so they are kept. The cache belongs to the caller: a model holds nothing of it, and `None` in its place
+means "no memory", as in training.
 
 The layout is one rule: **column = absolute position**. Rows are left-aligned and each row has its own length, so
 
     row 0   t0 t1 t2 t3 t4  .  .  .      length 5
     row 1   t0 t1  .  .  .  .  .  .      length 2      "." is dead: never attended to, overwritten when reached
 
-prompts of several lengths share a batch without padding that anyone can see, and a row is taken back by shortening it.
-GPT-2's positions are learned and absolute, and enter before the first layer: a cache can grow, shrink and be copied
-between rows, but it can never slide.
+prompts of several lengths share a batch, and no token sees padding; the last tokens of a row are taken back by
+shortening it. GPT-2's positions are learned and absolute, and enter before the first layer: a cache can grow, shrink
+and be copied between rows, but it can never slide.
 
 B batch rows, T new tokens, S columns in use, H heads, D head size.
 """
@@ -128,7 +128,7 @@ class KVCache:
             block_size: the model's, which may be less than that of the model that the cache was made for.
 
         Raises:
-            InputError: if there are other rows, or they would not fit; nothing has been written then.
+            InputError: if the number of rows is another, or they do not fit; nothing has been written then.
         """
         if rows not in (None, self.batch_size):
             raise InputError(f"{self!r} does not fit {rows} rows", _MAKE_ONE)
@@ -180,7 +180,7 @@ class KVCache:
     def rollback(self, num_tokens: int | Tensor) -> None:
         """Take back the last `num_tokens` of each row: a number, or int64 (B,). Nothing is moved or cleared.
 
-        This is also how a ragged prefill is made: feed the prompts right-padded, then take the padding back.
+        This is also how prompts of several lengths are read at once: pad them on the right, then take the padding back.
 
         Raises:
             InputError: if a row would become shorter than empty.
@@ -222,7 +222,7 @@ class KVCache:
         self.gather(rows.repeat_interleave(num_copies))
 
     def reset(self) -> None:
-        """Empty every row. The memory is kept, its content is dead."""
+        """Empty every row. The memory is kept, and nothing reads what is in it."""
         self.length.zero_()
         self._longest = 0
         self.uniform = 0

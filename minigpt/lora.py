@@ -1,7 +1,7 @@
 """LoRA: low-rank adaptation of a frozen model (Hu et al., 2021).
 
-Fine-tuning adds some ΔW to a weight matrix W, and a ΔW of low rank is enough (sections 4.1 and 7.2). So W stays as it
-is, and two thin matrices are trained instead::
+Fine-tuning adds some ΔW to a weight matrix W, and a ΔW of low rank is enough, as sections 4.1 and 7.2 of the paper
+show. So W stays as it is, and two thin matrices are trained instead::
 
     x (..., in) --+--> W, bias -----------------------------------------> (+) --> y (..., out)
                   |                                                        |
@@ -84,7 +84,7 @@ class LoRALinear(nn.Linear):
     unmerged: Tensor | None
 
     def __init__(self, base: nn.Linear) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would draw weights, only to have them replaced
+        nn.Module.__init__(self)  # nn.Linear's own would draw weights that are then replaced
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.active: str | None = None
@@ -244,7 +244,7 @@ def plain(model: GPT) -> GPT:
 
 @checked
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks. Not the head: as the token embedding too, an adapter would untie the two."""
+    """The linear layers of the blocks. Not the head: it is the token embedding too, and an adapter would untie them."""
     check_plain(model, "an adapter")
     layers = model.named_modules()
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
@@ -265,8 +265,8 @@ def new_adapter(model: GPT, config: LoRAConfig, layers: Sequence[str], name: str
         raise ConfigError(f"an adapter cannot be called {name!r}", "use letters, digits, - and _")
     if name in adapters(model):
         raise ConfigError(f"the model has an adapter {name!r} already", "choose another name")
-    full_rank = model.config.n_embd  # of every layer: width in, or width out, or both
-    if config.rank > full_rank:  # nor could a file then ask for any amount of memory
+    full_rank = model.config.n_embd  # the smaller side of every layer is n_embd
+    if config.rank > full_rank:  # which also keeps a file from asking for any amount of memory
         raise ConfigError(f"rank = {config.rank} is more than a layer's own, {full_rank}", "choose a smaller rank")
     by_name = adaptable(model)
     return {path: LowRank(config, by_name[path]) for path in layers}

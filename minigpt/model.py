@@ -6,7 +6,7 @@ optimizer, checkpoint or decoding: ids go in, logits come out.
 
 One letter per dimension, here and in the whole project:
 
-    B  batch        rows that do not see each other
+    B  batch        rows, each computed for itself
     T  tokens       positions fed in this call: the queries
     S  keys         positions that a query may look back on; S = T without a cache
     C  width        n_embd, the residual stream
@@ -34,7 +34,7 @@ AttentionCore = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 def attention_scores(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     """How well each key answers each query: (B, H, T, D), (B, H, S, D) -> (B, H, T, S); -inf where it may not look."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
-    # -inf and no large finite number: a finite mask can be outbid by the scores, and then the model sees the future.
+    # Not a large finite number: scores can be larger still, and then the model sees the future.
     return scores.masked_fill(~mask, -math.inf)
 
 
@@ -90,7 +90,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
-        self.register_buffer("tril", mask, persistent=False)  # follows the model's device, is no part of its weights
+        self.register_buffer("tril", mask, persistent=False)  # moves with the model to its device, but is not saved
 
     def forward(self, x: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). `positions`: int64 (T,), or (B, T) if the rows' pasts differ in length."""
@@ -103,8 +103,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.write(self.layer, positions, k, v)  # (B, H, T, D) -> (B, H, S, D): the past and the present
 
         S = k.size(2)
-        mask = self.tril[S - T : S, :S]  # (T, S): its rows are where the queries stand
-        if positions.dim() == 2:  # and that differs from row to row
+        mask = self.tril[S - T : S, :S]  # (T, S): the rows of the last T positions, where the queries stand
+        if positions.dim() == 2:  # the queries of each row of the batch stand elsewhere
             mask = self.tril[positions, :S].unsqueeze(1)  # (B, 1, T, S)
         y = self.core(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again: (B, H, T, D) -> (B, T, C)
@@ -137,7 +137,7 @@ class Block(nn.Module):
             |                       |    |                      |
             +-----------------------+    +----------------------+
 
-    The residual stream passes through untouched but for what the two sublayers add; the norms stand inside the
+    Nothing changes the residual stream except what the two sublayers add to it; the norms stand inside the
     branches ("pre-norm"), so the gradient has a straight way down.
     """
 
@@ -254,7 +254,7 @@ class GPT(nn.Module):
         Raises:
             InputError: if the tokens are no ids of the vocabulary, or do not fit the block, or the cache.
         """
-        check_ids(idx, self.config.vocab_size)  # here and not in the trunk: decoders have checked theirs
+        check_ids(idx, self.config.vocab_size)  # not in the trunk, because decoders have checked their ids
         return self.lm_head(self.trunk(idx, cache))  # (B, T, C) -> (B, T, V)
 
     def num_parameters(self) -> int:

@@ -8,9 +8,9 @@ Every token is a byte string, so decoding is the same for all: join the bytes, r
 A character may be spread over several byte-pair tokens ("😀" is two), so tokens must never be decoded one at a time:
 `TextStream` holds back the bytes of an unfinished character and gives it out with the token that completes it.
 
-The ids from 0 to `vocab_size - 1` are those that text can give. A model may have more of them: special tokens that were
-added behind the vocabulary, such as [PAD], and rows that only pad its size. Those are ids without text: no text gives
-them, and they are never drawn. The names of added tokens are kept, to be shown and to be written out again.
+The ids from 0 to `vocab_size - 1` are those that text can give. A model may have more: special tokens that were added
+behind the vocabulary, such as [PAD], and rows that only round its size up. No text gives these ids, and they are never
+drawn. The names of added tokens are kept, to be shown and to be written out again.
 """
 
 import codecs
@@ -40,7 +40,7 @@ from minigpt.errors import (
     TextNote,
     brief,
 )
-from minigpt.fields import checked
+from minigpt.fields import check_ids, checked
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
@@ -55,8 +55,8 @@ class AddedToken(NamedTuple):
     Attributes:
         content: its name.
         single_word: it is found only as a word of its own.
-        lstrip: it takes the blanks before it along.
-        rstrip: it takes the blanks behind it along.
+        lstrip: blanks before it belong to it.
+        rstrip: blanks behind it belong to it.
         normalized: it is looked for in the normalized text.
     """
 
@@ -153,7 +153,7 @@ class _TokenTable:
     start_token_id: int | None = None
     special_tokens: Mapping[str, int] = {}
     _further_ends: tuple[int, ...] = ()  # they stay text, which may have them anywhere
-    allow_special = False  # how to read a text, not what the ids mean: part of neither the file nor the fingerprint
+    allow_special = False  # how a text is read, not what the ids mean: neither saved nor in the fingerprint
 
     def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
         self.vocab_size = len(tokens)
@@ -175,8 +175,7 @@ class _TokenTable:
             InputError: on an id outside the vocabulary.
         """
         hidden = self.special_ids if skip_special else frozenset()
-        numbered = enumerate(_whole(ids))
-        pieces = [self._lookup(token_id, at) for at, token_id in numbered if token_id not in hidden]
+        pieces = [self._bytes_of(token_id) for token_id in self._known(ids) if token_id not in hidden]
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     @property
@@ -204,7 +203,8 @@ class _TokenTable:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which need not be whole characters."""
-        return self._lookup(*_whole([token_id]))
+        (token_id,) = self._known([token_id])
+        return self._bytes_of(token_id)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the tokenizer's type and vocabulary."""
@@ -237,17 +237,17 @@ class _TokenTable:
             content |= {"added_tokens": [token._asdict() for token in self.added], "settings": self.settings}
         write_text(named_path(path, "tokenizer"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
-    def _lookup(self, token_id: int, position: int | None = None) -> bytes:
-        if self.vocab_size <= token_id < self.vocab_size + len(self.added):
-            return self.added[token_id - self.vocab_size].content.encode("utf-8")
-        if not 0 <= token_id < self.vocab_size:
-            where = "" if position is None else f" at position {position}"
-            raise InputError(
-                f"token id {brief(token_id)}{where} is outside the vocabulary of {self.vocab_size}",
-                f"use ids from 0 to {self.vocab_size - 1}; a model may have more, which have no text: "
-                "generate(..., tokenizer=tokenizer) draws none of them",
-            )
-        return self._tokens[token_id]
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        """The ids as Python's integers, each of which has a token."""
+        found = _whole(ids)
+        size = self.vocab_size + len(self.added)
+        more = "a model may have more, which have no text: generate(..., tokenizer=tokenizer) draws none of them"
+        check_ids(found, size, how=f"use ids from 0 to {size - 1}; {more}")
+        return found
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        behind = token_id - self.vocab_size
+        return self._tokens[token_id] if behind < 0 else self.added[behind].content.encode("utf-8")
 
 
 class CharTokenizer(_TokenTable):

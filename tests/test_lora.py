@@ -427,7 +427,7 @@ def test_we_load_what_peft_saves(changes):
     theirs = reference()
     model = ours(theirs)
     wrapped = peft_adapter(theirs, **changes)
-    with pytest.warns(ModelNote, match="theirs does not record which base it adapts"):
+    with pytest.warns(ModelNote, match="theirs does not say which base it adapts"):
         layers = load_adapter(model, "theirs", "reviews")
     assert layers == [
         name.split("model.transformer.")[1] for name, m in wrapped.named_modules() if hasattr(m, "lora_A")

@@ -195,7 +195,7 @@ def test_id_outside_the_vocabulary(bad: int) -> None:
     with pytest.raises(InputError, match=rf"id {bad} at position 2 is outside the vocabulary of 5\n.*0 to 4"):
         tokenizer.decode([0, 4, bad])
     for one in (tokenizer.token_bytes, TextStream(tokenizer).feed):
-        with pytest.raises(InputError, match=rf"id {bad} is outside the vocabulary of 5\n"):
+        with pytest.raises(InputError, match=rf"id {bad} at position 0 is outside the vocabulary of 5\n"):
             one(bad)
 
 

@@ -4,7 +4,7 @@ Nothing is built and torch is not imported, so "what if" takes no longer than th
 
 FLOPs        matrix products only, 2 a multiply-add. Attention computes the whole (T, S) square, of which the causal
              mask throws away half: it is counted whole, as `explicit_attention` computes it. The backward pass costs
-             twice the forward one, for each product has two factors and each factor's gradient is one product more.
+             twice the forward one, because each product has two factors, and the gradient of each is one more product.
 kept         bytes that autograd keeps from the forward pass for the backward pass, on a CPU. A tensor that several
              modules keep is counted once, at the first of them; parameters and the mask buffer are not counted.
 number size  `bytes_per_value` is that of the matrix products: 4 in float32, 2 under bfloat16 autocast. Weights, sums,

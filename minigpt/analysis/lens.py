@@ -202,7 +202,7 @@ class TokenLosses(Brief):
 @checked
 @torch.no_grad()
 def token_losses(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> TokenLosses:
-    """The loss of every token of a text but the first.
+    """The loss of every token of a text except the first.
 
     Args:
         model: used in evaluation mode.

@@ -38,7 +38,7 @@ class Trace(Mapping[str, Tensor]):
         config: its shape.
         points: the points that are kept as they come.
         attention: "explicit" or "fused": how attention was computed, in any layer. Whoever asks for scores or patterns
-            gets them from the explicit core, which gives the same numbers but for rounding.
+            gets them from the explicit core, which gives the same numbers up to rounding.
     """
 
     def __init__(

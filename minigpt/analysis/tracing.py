@@ -57,7 +57,7 @@ def trace(
     about the model changes.
 
     Args:
-        model: a GPT. Of a compiled one, the original is traced: call that, for the compiled one would compile anew.
+        model: a GPT. Of a compiled one, the original is traced: call that, because the compiled one would compile anew.
         points: names or globs, as `taps.resolve` takes them.
         device: where to keep what is recorded; by default where it is.
         dtype: how to keep it; by default as it is.

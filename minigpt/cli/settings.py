@@ -288,7 +288,7 @@ class Generate(Prompts, Model):
         minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json
     """
     batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
-    """prompts that are continued side by side (default: 8, or 1 with --ablate, for then they must be of one length)"""
+    """prompts that are continued side by side (default: 8, or 1 with --ablate, where all must be of one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[DecodingOptions, Section(inline=True, names=_OTHERWISE)] = field(default_factory=DecodingOptions)
     early_stopping: Literal["no", "yes", "never"] = "no"

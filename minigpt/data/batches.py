@@ -8,9 +8,8 @@ Both ways to batch give inputs and targets as `data.tokens` does, one ahead, wit
     c c c . . .       d d $ . . .
 
 Padded, a row is one document. Packed, the documents stand back to back and rows are cut from them, and nothing is
-wasted; but a document sees those before it in its row, and one may be cut in two. With a document
-mask, whole documents share a row without seeing each other (`training.packing`): the loss is that of padded rows, with
-hardly any padding.
+wasted; but a document sees those before it in its row, and one may be cut in two. With a document mask, whole documents
+share a row without seeing each other (`training.packing`): the loss is that of padded rows, with hardly any padding.
 
 Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed run goes on exactly. B rows, T tokens.
 """
@@ -29,6 +28,7 @@ from torch import Tensor
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
 from minigpt.errors import ConfigError, DataError, InputError
+from minigpt.fields import check_ids
 from minigpt.tokenizers import IdArray, Tokenizer
 
 POOL = 50  # batches' worth of documents that are sorted by length together: more waste less, and mix the lengths less
@@ -78,8 +78,8 @@ def encode(
     """Documents as ids: prompt, text and EOS.
 
     What is beyond `max_length` tokens is cut. A document that is cut, here or before, gets no EOS, as it has not ended.
-    All tokens count as targets but those of prompts; in the end, so does the EOS. Prompt and text are encoded apart, as
-    they are when the model is asked to go on from the prompt.
+    All tokens count as targets except those of prompts; the EOS at the end counts too. Prompt and text are encoded
+    apart, as they are when the model is asked to go on from the prompt.
 
     Args:
         documents: at least one.
@@ -98,11 +98,7 @@ def encode(
             f"max_length = {max_length} does not lie between 2 and block_size = {block_size}",
             f"choose max_length from 2 to {block_size}: the model has no positions beyond",
         )
-    if not 0 <= eos_id < tokenizer.vocab_size:
-        raise ConfigError(
-            f"eos_id = {eos_id} is outside the vocabulary of {tokenizer.vocab_size}",
-            "choose a token of this tokenizer, for example its eos_token_id",
-        )
+    check_ids([eos_id], tokenizer.vocab_size, "eos_id", ConfigError)
     rows, masks, truncated = [], [], 0
     strange = []  # documents that cannot be encoded
     for number, document in enumerate(documents, start=1):
@@ -188,7 +184,7 @@ class Epoch:
 
     @cached_property
     def rows(self) -> list[list[int]]:
-        """All rows of documents in the order of the plan, but with its short batch at the end."""
+        """All rows of documents in the order of the plan, except that its short batch comes last."""
         return [row for batch in sorted(self.plan, key=len, reverse=True) for row in batch]
 
     def batch(self, first: int, count: int) -> Batch:

@@ -27,6 +27,7 @@ from torch import Tensor
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
 from minigpt.errors import DataError, MissingFileError, brief
+from minigpt.fields import check_ids
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import atomic_write, parsed_json
 from minigpt.tokenizers import Tokenizer
@@ -116,12 +117,9 @@ def open_tokens(path: Path) -> TokenFile:
 
 
 def _check_ids(path: Path, ids: Ids, vocab_size: int) -> None:
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-        position = int(np.argmax((ids < 0) | (ids >= vocab_size)))
-        raise DataError(
-            f"{path}: token id {ids[position]} at position {position} is outside a vocabulary of {vocab_size}",
-            "the text was encoded with another tokenizer: delete the file, and it is prepared again",
-        )
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:  # fast, and then by name
+        again = "the text was encoded with another tokenizer: delete the file, and it is prepared again"
+        check_ids(map(int, ids), vocab_size, str(path), DataError, again)
 
 
 def prepare(
@@ -231,7 +229,7 @@ def _epoch(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[n
 def windows_in_order(
     ids: Ids, batch_size: int, block_size: int, stride: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All ids once, in order, so that every token but the first is a target exactly once.
+    """All ids once, in order, so that every token except the first is a target exactly once.
 
     Args:
         ids: the text.
@@ -239,7 +237,7 @@ def windows_in_order(
         block_size: tokens a window, T.
         stride: how far one window is from the next. With T, the default, they lie side by side, and a token sees
             between 1 and T tokens before it. With less they overlap, only the last `stride` targets of each window
-            count, and all but the first tokens of the text see at least T - stride + 1: more work, a lower loss.
+            count, and all tokens except the first of the text see at least T - stride + 1: more work, a lower loss.
 
     Yields:
         Inputs and targets, int64 (B, T). A target that does not count, or lies beyond the end, is -100.

@@ -92,7 +92,7 @@ def beam_search(
     B = options.num_beams
     searches = [_Search(options, limit, functools.partial(finish_reason, n)) for n, limit in enumerate(limits)]
     alive = [number for number, limit in enumerate(limits) if limit]  # prompts still searched, in the order of the rows
-    # All beams of a prompt start equal. All but one start dead, or the first step would find each token B times.
+    # All beams of a prompt start equal. All except one start at -inf, or the first step would find each token B times.
     totals = torch.tensor([0.0] + [-math.inf] * (B - 1), device=rows.logits.device).repeat(len(alive))  # (R,)
     num_new = 0
     while alive:

@@ -5,7 +5,7 @@ vocabulary. It returns new ones and never changes its input. A removed token get
 filter brings back. Filters that look at what was written before also take `history`: the ids of each row, prompt
 included.
 
-Scores are logits, or in beam search log-probabilities. All but the repetition penalty give the same answer for both.
+Scores are logits, or in beam search log-probabilities. Except for the repetition penalty, both give the same answer.
 """
 
 import math

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from minigpt.errors import InputError, brief, named, named_ids, near, passed
-from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, hints
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, check_ids, hints
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
@@ -205,12 +205,8 @@ class DecodingOptions:
             **{name: getattr(self, name) for name in _SEQUENCES},
         }
         for name, sequences in given.items():
-            for token_id in (token_id for ids in sequences for token_id in ids):
-                if not 0 <= token_id < vocab_size:
-                    raise InputError(
-                        f"{named(name)} names token {brief(token_id)}, outside the vocabulary of {vocab_size}",
-                        f"use ids from 0 to {vocab_size - 1}",
-                    )
+            for ids in sequences:
+                check_ids(ids, vocab_size, named(name))
 
     def _is(self, name: str) -> str:
         """A field and its value, in an error."""

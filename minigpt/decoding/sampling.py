@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minigpt.config import Count, VocabSize
 from minigpt.errors import InputError, brief, named
-from minigpt.fields import checked
+from minigpt.fields import check_ids, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 
@@ -282,13 +282,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
                 f"{named(f'prompt {number}')} is empty: there is no token to continue from",
                 "start from the tokenizer's start_token_id, as the command line does",
             )
-        for position, token in enumerate(ids):
-            if not 0 <= token < vocab_size:
-                raise InputError(
-                    f"{named(f'prompt {number}')} has id {brief(token)} at position {position}, outside the vocabulary "
-                    f"of {vocab_size}",
-                    f"use ids from 0 to {vocab_size - 1}, made by the tokenizer that belongs to this model",
-                )
+        check_ids(ids, vocab_size, named(f"prompt {number}"))
         checked.append(ids)
     return checked
 

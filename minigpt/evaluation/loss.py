@@ -30,8 +30,8 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         A scalar. 0 where every target is ignored, and never NaN for that reason.
 
     Raises:
-        InputError: if a shape or a type is another. A target outside the vocabulary too, on the CPU: a GPU would have
-            to be waited for.
+        InputError: if a shape or a type is another. On the CPU also if a target is outside the vocabulary; a GPU would
+            have to be waited for.
     """
     tensors = isinstance(logits, Tensor) and isinstance(targets, Tensor) and logits.is_floating_point()
     if not tensors or (targets.dtype, targets.shape) != (torch.int64, logits.shape[:-1]):
@@ -109,7 +109,7 @@ def evaluate(
     stride: int | None = None,
     vocab_size: VocabSize | None = None,
 ) -> Evaluation:
-    """The loss over a whole text, in order: every token but the first is predicted exactly once.
+    """The loss over a whole text, in order: every token except the first is predicted exactly once.
 
     The model is in evaluation mode meanwhile, and in its former mode afterwards.
 

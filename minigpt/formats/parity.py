@@ -62,7 +62,7 @@ class ParityReport:
 
     @property
     def first_difference(self) -> LayerParity | None:
-        """Where the models part, for what comes later differs because of it; None if they agree everywhere."""
+        """The first layer at which they differ: later ones differ because of it; None if they agree everywhere."""
         return next((layer for layer in self.layers if not layer.agrees), None)
 
 

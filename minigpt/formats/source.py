@@ -395,7 +395,7 @@ def _sizes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
 
 
 def _all_sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
-    """What the tensors say about the shape, which must be all but the heads."""
+    """What the tensors say about the shape: all of it except the number of heads."""
     sizes = _sizes(stored)
     if len(sizes) < 4:
         raise CheckpointError(

@@ -117,7 +117,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int)
     elif isinstance(tokenizer, GPT2Tokenizer):
         if (merge := _unreachable_merge(tokenizer)) is not None:
             raise InputError(
-                f"merge {merge!r} is never reached, for earlier merges take its bytes: transformers gives other ids",
+                f"merge {merge!r} is never reached: earlier merges take its bytes, and transformers gives other ids",
                 "order the merges as they were learned, the first to be applied first",
             )
         config |= {"tokenizer_class": _BYTE_PAIRS.classes[0], "add_prefix_space": False}
@@ -316,7 +316,7 @@ def _read_byte_pairs(tokens: list[str], merges: list[object]) -> GPT2Tokenizer:
         if found != expected:
             raise ValueError(f"id {token_id} is {_brief(found)}, and by the order of its merges {_brief(expected)}")
     if (merge := _unreachable_merge(tokenizer)) is not None:
-        raise ValueError(f"merge {_brief(merge)} is never reached, for earlier merges take its bytes")
+        raise ValueError(f"merge {_brief(merge)} is never reached, because earlier merges take its bytes")
     return tokenizer
 
 

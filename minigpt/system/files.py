@@ -323,7 +323,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """As `open` does, but that a pipe to which nobody writes is not waited for."""
+    """As `open`, except that it does not wait for a pipe to which nobody writes."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if os.name == "posix":
         os.set_blocking(descriptor, True)  # its writers are

@@ -160,7 +160,7 @@ def bar(share: float, width: int = 20) -> str:
 class Brief:
     """A dataclass that shows itself in a few lines: of arrays the shape, of long lists the beginning.
 
-    Its children are made with `repr=False`, for a dataclass would show every number.
+    Its children are made with `repr=False`, because a dataclass would show every number.
     """
 
     def __repr__(self) -> str:

@@ -209,7 +209,7 @@ def locked(folder: Path) -> Iterator[RunLock]:
 def checkpoint_tensors(
     model: GPT, optimizers: Sequence[Optimizer], progress: Progress, states: Mapping[str, Sequence[Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the two files of tensors hold: (weights, state). Every process must ask, for each may have only a part.
+    """What the two files of tensors hold: (weights, state). Every process must call it: each may have only a part.
 
     Args:
         model: the model.
@@ -354,7 +354,7 @@ class Checkpoint:
             )
 
     def restore_weights(self, model: GPT) -> None:
-        """Read the weights into a whole model, not finite ones too, for a diverged step to be repeated.
+        """Read the weights into a whole model. They need not be finite: a diverged step is repeated from them.
 
         Raises:
             CheckpointError: if the model is of another architecture.

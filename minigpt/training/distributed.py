@@ -227,7 +227,7 @@ def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes
 def exchanging(forward: nn.Module, now: bool) -> Any:
     """A context for one micro-batch: under ddp gradients are exchanged only with the last one of a step.
 
-    Under fsdp they are with each, for no process has room for a whole gradient.
+    Under fsdp they are exchanged with each, because no process has room for a whole gradient.
     """
     if isinstance(forward, nn.parallel.DistributedDataParallel) and not now:
         return forward.no_sync()

@@ -40,7 +40,7 @@ def print_to_stderr(line: str) -> None:
 
 
 def print_nothing(line: str) -> None:
-    """For every process of a run but the first."""
+    """What every process of a run prints through, except the first."""
 
 
 class RunLog:
@@ -53,7 +53,7 @@ class RunLog:
         floor: the entropy of the corpus in nats per token, where it is known; drawn into the plot.
         title: of the plot.
         marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
-            after that is cut off, for it will be written again.
+            after that is cut off, because it will be written again.
         tracker: is told every record and every sample too.
         by_epoch: draw the perplexity of the epochs as well.
     """
@@ -196,7 +196,7 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:
-            with self.forgiving(f"{name} not written"):  # the next one that is takes it along, out of the file's buffer
+            with self.forgiving(f"{name} not written"):  # the next one that is takes it along, from the file's buffer
                 self._files[name].write(text.encode("utf-8"))
                 self._files[name].flush()
 

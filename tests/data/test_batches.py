@@ -71,7 +71,7 @@ def test_the_loss_is_on_the_text_and_its_end_alone(document, max_length, inputs,
         (Document("a", whole=False), (EOS, 4, 13), DataError, "document 2 of 2 leaves nothing to learn: 1 tokens"),
         (Document("a"), (EOS, 14, 13), ConfigError, "max_length = 14 does not lie between 2 and block_size = 13"),
         (Document("a"), (EOS, 1, 13), ConfigError, "max_length = 1 "),
-        (Document("a"), (23, 4, 13), ConfigError, "eos_id = 23 is outside the vocabulary of 23"),
+        (Document("a"), (23, 4, 13), ConfigError, "eos_id: id 23 at position 0 is outside the vocabulary of 23"),
     ],
 )
 def test_bad_input_is_named_in_two_lines(document, settings, error, what):

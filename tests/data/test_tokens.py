@@ -33,7 +33,7 @@ def test_the_vocabulary_decides_the_dtype_and_nothing_wraps(tmp_path, vocab_size
 
 @pytest.mark.parametrize("bad", [-1, 7, 65_537])
 def test_an_id_outside_the_vocabulary_is_refused_with_its_place(tmp_path, bad):
-    with pytest.raises(DataError, match=rf"token id {bad} at position 2 is outside a vocabulary of 7"):
+    with pytest.raises(DataError, match=rf"t.bin: id {bad} at position 2 is outside the vocabulary of 7"):
         write_tokens(tmp_path / "t.bin", np.array([1, 6, bad, 2]), 7, "print")
     assert not list(tmp_path.iterdir())
 
@@ -42,7 +42,7 @@ def test_an_id_that_was_damaged_later_is_found(tmp_path):
     path = tmp_path / "t.bin"
     write_tokens(path, np.array([1, 2, 3]), 7, "print")
     path.write_bytes(path.read_bytes()[:-2] + b"\xff\xff")
-    with pytest.raises(DataError, match="token id 65535 at position 2"):
+    with pytest.raises(DataError, match=r"t\.bin: id 65535 at position 2"):
         open_tokens(path)
 
 

@@ -453,7 +453,7 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_chosen(tiny_model: GPT) 
         assert all(token < 7 for ids in found.sequences for token in ids)
     assert all(token < 7 for token in stream(tiny_model, [1], tokenizer=Small(), max_new_tokens=6, temperature=2.0))
     for changes in ({"banned_sequences": [[7]]}, {"eos_token_id": 7}):
-        with pytest.raises(InputError, match="names token 7, outside the vocabulary of 7"):
+        with pytest.raises(InputError, match="id 7 at position 0 is outside the vocabulary of 7"):
             generate(tiny_model, prompts, tokenizer=Small(), **changes)
-    with pytest.raises(InputError, match="id 7 at position 0, outside the vocabulary of 7"):
+    with pytest.raises(InputError, match="id 7 at position 0 is outside the vocabulary of 7"):
         generate(tiny_model, [[7]], tokenizer=Small())

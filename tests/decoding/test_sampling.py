@@ -140,7 +140,7 @@ def test_next_token_table(tiny_model: GPT) -> None:
     ("ids", "k", "message"),
     [
         ([], 5, "empty"),
-        ([1, 23], 5, "id 23 at position 1, outside the vocabulary of 23"),
+        ([1, 23], 5, "id 23 at position 1 is outside the vocabulary of 23"),
         ([1], 0, "k = 0"),
         ([1], 1.5, "k = 1.5"),
         ([1] * 14, 5, "14 tokens .* block_size = 13"),
