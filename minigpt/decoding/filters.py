@@ -56,7 +56,7 @@ def apply_filters(scores: Tensor, history: History, options: DecodingOptions, nu
         first = [n == 0 for n in num_new]
         scores = _in_rows(first, ban_tokens(scores, options.begin_suppress_tokens), scores)
     if not options.samples:
-        return scores  # what only shapes a draw does not concern the best token
+        return scores  # the filters below only shape a draw: the best token stays the best
     # Beams are drawn several at a time, and all would end if only end-of-sequence tokens were left.
     keep = max(2, 1 + len(options.eos)) if options.uses_beams else 1
     # Each of these sees what the one before has left: top-p counts the probability that temperature and top-k made.

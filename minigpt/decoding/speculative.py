@@ -1,16 +1,16 @@
 """Speculative decoding: guess a few tokens cheaply, and check them all in one pass of the model.
 
 A pass over five tokens takes little longer than a pass over one: with few rows, a model waits for its weights to come
-from memory, not for arithmetic. So somebody drafts the next tokens, the model is fed all of them, and chooses a token
-after each:
+from memory, not for arithmetic. So the next tokens are drafted, the model reads all of them at once, and chooses a
+token after each:
 
     written    to be or not
     draft                     to   be   that   is
     chosen                    to   be   or     ...   ...
     new                       to   be   or
 
-Choices are taken over as long as the draft agrees with them, and the first that differs is still good, for everything
-before it is what the model wanted. Nothing else can come out, however bad the draft: it changes the speed alone.
+Choices are kept as long as the draft agrees with them. The first that differs is kept too, because everything before it
+is what the model chose. So a bad draft costs time, and never changes the text.
 
 Sampling needs no rule of its own, because draft and model draw with the same chance. A draw is a race
 (`sampling.sample`) whose noise belongs to a place in the text, not to who draws: the closer the draft's probabilities

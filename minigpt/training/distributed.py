@@ -1,4 +1,4 @@
-"""Several processes that train one model: who reads what, and the few things that they tell each other.
+"""Several processes that train one model: which rows each reads, and the few numbers that they exchange.
 
 `torchrun --nproc-per-node 4 -m minigpt train ...` starts the same program four times. Each process reads its share of
 every batch, and gradients are averaged before each step, so that all of them take the same one:
@@ -52,7 +52,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that speaks and writes."""
+        """Whether this is the one that prints and writes files."""
         return self.rank == 0
 
     def share(self, batch_size: int, accumulation_steps: int) -> tuple[int, int]:

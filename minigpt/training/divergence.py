@@ -37,9 +37,9 @@ class Divergence:
     """A step whose loss or gradient was infinite or not a number; it was not taken.
 
     Attributes:
-        step: counted from 1, as in all that is said of a run.
+        step: counted from 1, as in what a run prints.
         learning_rate: of the step.
-        loss: of the step; a text such as "nan", for JSON has no such number.
+        loss: of the step; a text such as "nan", because JSON has no such number.
         grad_norm: likewise.
         seed: of the run: with it, the windows follow from their numbers.
         first_sequence: number of the first window of the step.

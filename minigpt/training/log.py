@@ -227,8 +227,8 @@ def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`.
 
-    A line that is none is left out, such as the last one after a crash, or one with something else than a number where
-    a number belongs: whatever reads records may compute with them.
+    Lines that are no records are left out, such as a half-written last one after a crash, or one with something else
+    where a number belongs: code that reads records may compute with them.
     """
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:

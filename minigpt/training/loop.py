@@ -218,7 +218,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         if stopping or is_due(run, progress, t.save_interval):
             # Before the evaluation, which must not cost the run if it dies.
             save(run, progress, log, must=stopping or progress.step == t.max_steps)
-        if assessment_due(run, progress) and not stopping:  # who stops need not wait for it: a resume begins with it
+        if assessment_due(run, progress) and not stopping:  # it can wait: a resume begins with it
             assess(run, progress, log)
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
@@ -226,7 +226,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended"
         )
         save(run, progress, log, must=True)
-    # The wish to stop may have come in the last step, or after it. Who asked is told that it was heard, as ever.
+    # A signal may also come in the last step, or after it; whoever sent it is told that it was heard.
     if run.processes.mean(torch.tensor(float(stopping or stop.signal is not None))).item() > 0:
         raise Interrupted(
             stop.signal or signal.SIGTERM,

@@ -10,8 +10,8 @@
         . . . b .
         . . . b b
 
-The model has two seams that are enough for it, and needs no change: what attention is, `CausalSelfAttention.core`, and
-where tokens stand, which it asks of a cache.
+The model needs no change for this: its attention is exchanged at `CausalSelfAttention.core`, and it asks a cache for
+the positions of its tokens.
 """
 
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ def document_mask(model: GPT, positions: Tensor | None) -> Iterator[Cache | None
         with document_mask(model, batch.positions) as cache:
             next_token_loss(model(batch.inputs, cache), batch.targets).backward()
 
-    The backward pass belongs into the block too: with gradient checkpointing it computes attention anew. Every layer's
-    own core is set aside meanwhile, and back in its place afterwards.
+    The backward pass belongs into the block too: with gradient checkpointing it computes attention anew. Every layer
+    gets its own core back afterwards.
 
     Args:
         model: the model itself, not a compiled twin.
