@@ -34,7 +34,7 @@ COMMANDS = {
     **{
         f"train documents {batching}": f"train {TINY} {SHORT} --data records.jsonl --out {batching} "
         f"--documents.separate on --documents.batching {batching} --documents.longer cut --documents.max_length 29"
-        for batching in ("padded", "packed", "packed-masked")
+        for batching in ("padded", "packed", "confined")  # the older name of packed-masked, which both commits read
     },
     "train lora": f"train {SHORT} {TEXT} --init-from adamw --out lora --train.lora_rank 3 --train.lora_dropout 0.1",
     "train resume": "train --resume muon --train.max_steps 17",

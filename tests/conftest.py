@@ -66,13 +66,13 @@ def accept() -> Callable[[str], None]:
 
     def accepted(command: str) -> None:
         from minigpt.cli.inspect_model import settings_of
-        from minigpt.cli.parser import SettingsParser, parse
+        from minigpt.cli.parser import SettingsParser
         from minigpt.cli.settings import SETTINGS
 
         _, name, *arguments = shlex.split(command)
         if name == "inspect":
             view, *arguments = arguments
-            parse(f"inspect {view}", settings_of(view), arguments)
+            SettingsParser(f"inspect {view}", settings_of(view)).parse(arguments)
             return
         given = SettingsParser(name, SETTINGS[name]).given(arguments)
         given.pop("replay", None)  # of a run that has diverged

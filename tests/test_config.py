@@ -13,7 +13,7 @@ from typing import Annotated, get_type_hints
 
 import pytest
 
-from minigpt.cli.parser import Command, Flag, parse
+from minigpt.cli.parser import Command, Flag, SettingsParser
 from minigpt.config import (
     PRESETS,
     DataConfig,
@@ -276,7 +276,7 @@ class Numbers(Command):
 def test_a_flag_takes_no_other_spelling(flag, spelled):
     for arguments in ([flag, spelled], [f"{flag}={spelled}"], ["-w", spelled], [f"-w{spelled}"], [f"-w={spelled}"]):
         with pytest.raises(ConfigError, match=re.escape(spelled)):
-            parse("try", Numbers, arguments)
+            SettingsParser("try", Numbers).parse(arguments)
 
 
 @pytest.mark.parametrize("spelled", ["0", "7", "-0", "+3", "0.5", ".5", "5.", "1e-3", "1E3", "2.5e+1", "-1e2"])
@@ -285,7 +285,7 @@ def test_a_plain_number_is_read_everywhere_alike(tmp_path, spelled):
     path.write_text(f"train: {{weight_decay: {spelled.replace('-', '', spelled[0] == '-')}}}")
     assert updated(RunConfig(), read_yaml(path)).train.weight_decay == abs(float(spelled))
     for arguments in ([f"--number={spelled}"], ["--number", spelled]):
-        assert parse("try", Numbers, arguments).number == float(spelled)
+        assert SettingsParser("try", Numbers).parse(arguments).number == float(spelled)
 
 
 @pytest.mark.parametrize("written", ["3", "[a]", "x", "null"])

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from minigpt.cli.evaluate_text import training_documents
 from minigpt.cli.generate import EARLY_STOPPING, encoded, prompt_texts
 from minigpt.cli.models import load, model_source, shortened
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, OPTIONS, Compare
+from minigpt.cli.streams import print_json
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
 from minigpt.evaluation.comparison import (

@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Doctor
+from minigpt.cli.streams import print_json
 from minigpt.config import preset, updated
 from minigpt.system.device import choose_device
 from minigpt.training.selfcheck import facts, time_settings

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from minigpt.cli.models import load, model_source
-from minigpt.cli.parser import print_json
 from minigpt.cli.run_settings import are_documents
 from minigpt.cli.settings import Eval
+from minigpt.cli.streams import print_json
 from minigpt.cli.train import load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.batches import padded

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from minigpt.cli.models import framed, load, shortened
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import MEMORISED, EvaluateText
-from minigpt.cli.streams import STDIN, check_stdin_once
+from minigpt.cli.streams import STDIN, check_stdin_once, print_json
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, load_corpus
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError

@@ -1,8 +1,8 @@
 """`minigpt export`."""
 
 from minigpt.cli.models import note_what_is_not_kept
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Export
+from minigpt.cli.streams import print_json
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.source import open_source
 from minigpt.system.files import check_unused, named_path

@@ -14,9 +14,8 @@ from tqdm import tqdm
 from minigpt.analysis.edits import ablate
 from minigpt.analysis.tracing import edit
 from minigpt.cli.models import load
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import DEFAULT_LENGTH, Generate, Prompts
-from minigpt.cli.streams import given, write_product
+from minigpt.cli.streams import given, print_json, write_product
 from minigpt.completion import new_text
 from minigpt.data.corpora import read_plain_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream

@@ -9,8 +9,8 @@ import torch
 
 from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import note_what_is_not_kept
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Import
+from minigpt.cli.streams import print_json
 from minigpt.errors import CheckpointError
 from minigpt.formats.parity import ParityReport, compare_with_transformers, require_transformers
 from minigpt.formats.pretrained import save_hf

@@ -1,9 +1,7 @@
 """`minigpt inspect VIEW`: find the view's module, answer, and hand the answer out."""
 
-import sys
 from importlib import import_module
 
-from minigpt.cli.parser import parse
 from minigpt.cli.views.settings import SETTINGS, ViewSettings
 from minigpt.errors import ConfigError, did_you_mean
 
@@ -52,18 +50,11 @@ identities that the numbers satisfy, with their errors, and exits 1 if one
 fails. Points inside the model are listed in docs/internals.md."""
 
 
-def run(arguments: list[str]) -> None:
+def run(settings: ViewSettings) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
-    if not arguments:
-        print(usage())
-        return
-    if arguments[0] in ("--help", "-h"):
-        print(usage())
-        sys.exit(0)  # as every parser does
-    name, *rest = arguments
-    settings = parse(f"inspect {name}", settings_of(name), rest)
-    from minigpt.cli.views.frame import show
+    from minigpt.cli.views.frame import show  # not for --help, which does without torch
 
+    name = next(name for name, own in SETTINGS.items() if own is type(settings))
     show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], settings)
 
 

@@ -4,11 +4,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from minigpt.cli.parser import flags_of
+from minigpt.cli.parser import Command, SettingsParser
 from minigpt.cli.streams import Stream, attached, one_line, print_error, print_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
@@ -104,10 +104,16 @@ def _answer(arguments: list[str], out: Stream) -> int:
     command, *rest = arguments or ["help"]
     if command in ("--help", "-h", "help"):
         command, rest = rest[0] if rest else "help", [*rest[1:], "--help"]
+    parser = None
     try:
         if command == "help":
             print(usage())
             return 0
+        if command == "inspect" and rest[:1] in ([], ["--help"], ["-h"]):
+            from minigpt.cli.inspect_model import usage as views
+
+            print(views())
+            return sys.exit(0) if rest else 0  # a parser ends the process behind its help, too
         if command == "--version":
             from minigpt import __version__
 
@@ -118,16 +124,15 @@ def _answer(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
-            from minigpt.cli.parser import parse  # not for `minigpt --help`
-            from minigpt.cli.settings import SETTINGS
-
-            settings = parse(command, SETTINGS[command], rest) if command in SETTINGS else rest
-            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(settings)
+            name, settings, rest = _asked(command, rest)
+            parser = SettingsParser(name, settings)
+            given = parser.parse(rest)
+            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(given)
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
             return 0
-        lines = _two_lines(error, command, rest)
-        if lines is None or "--debug" in rest:
+        lines = _two_lines(error, parser.flags() if parser else {})
+        if lines is None or (parser and parser.debug):
             raise
         print_error(*lines)
         return 2
@@ -137,10 +142,21 @@ def _answer(arguments: list[str], out: Stream) -> int:
     return 0
 
 
-def _two_lines(error: Exception, command: str, rest: Sequence[str]) -> tuple[str, str] | None:
-    """What is wrong and how to mend it, with the flags of a command for fields; None for what only we can mend."""
+def _asked(command: str, rest: list[str]) -> tuple[str, type[Command], list[str]]:
+    """The whole name of a command, its settings, and the words behind the name: one of `inspect` is two words long."""
+    if command == "inspect":
+        from minigpt.cli.inspect_model import settings_of
+
+        return f"inspect {rest[0]}", settings_of(rest[0]), rest[1:]
+    from minigpt.cli.settings import SETTINGS
+
+    return command, SETTINGS[command], rest
+
+
+def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | None:
+    """What is wrong and how to mend it, with flags for the fields that they set; None for what only we can mend."""
     if isinstance(error, MiniGPTError):
-        told = MiniGPTError(*error.renamed(flags_of(command, rest)))
+        told = MiniGPTError(*error.renamed(flags))
         return told.what, told.how
     if isinstance(error, OSError):
         try:

@@ -10,9 +10,8 @@ from minigpt.cli.models import (
     piece,
     shortened,
 )
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Next
-from minigpt.cli.streams import given
+from minigpt.cli.streams import given, print_json
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
 from minigpt.tokenizers import encode_prompt, read

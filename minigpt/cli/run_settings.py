@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from minigpt.cli.parser import NO_FLAG, Command, Flag, Section
+from minigpt.cli.parser import Command, Flag, Section
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, NAMED_SOURCES
 from minigpt.errors import ConfigError, MissingFileError
@@ -51,9 +51,9 @@ class RunSettings(Command):
     config: Annotated[str | None, Flag("FILE.yaml")] = None
     """settings to change, as in a run's config.yaml"""
     run: Annotated[RunConfig, Section(inline=True, names=RUN_FLAGS)] = field(default_factory=RunConfig)
-    content: Annotated[Mapping[str, Any], NO_FLAG] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
     """what the --config file says; a vocabulary size in it is a promise about the corpus"""
-    said: Annotated[Mapping[str, Any], NO_FLAG] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
     """what the flags say of the run"""
 
     @classmethod

@@ -11,9 +11,8 @@ from minigpt.cli.models import (
     piece,
     shortened,
 )
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import Score
-from minigpt.cli.streams import given
+from minigpt.cli.streams import given, print_json
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer, read

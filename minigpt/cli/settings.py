@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
@@ -264,16 +264,6 @@ class Prompts(Command):
         return [text for text in (self.text, *self.prompt) if text is not None]
 
 
-# Options that have no flag, or one of another form.
-_OTHERWISE = dict.fromkeys(
-    (
-        "max_new_tokens", "early_stopping", "stop", "seed", "eos_token_id", "use_cache", "force_eos",
-        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "banned_sequences",
-        "sequence_bias", "required_sequences",
-    )
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generate(Prompts, Model):
     """Continue a text. It appears as it is written."""
@@ -287,10 +277,16 @@ class Generate(Prompts, Model):
         minigpt generate --prompt "ROMEO:" --ablate 0.1
         minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json
     """
+    first = (
+        "--prompt", "--model", "--max-new-tokens", "--strategy", "--temperature", "--top-k", "--top-p", "--num-beams",
+        "--num-return-sequences",
+    )  # fmt: skip
     batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
     """prompts that are continued side by side (default: 8, or 1 with --ablate, where all must be of one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
-    options: Annotated[DecodingOptions, Section(inline=True, names=_OTHERWISE)] = field(default_factory=DecodingOptions)
+    options: Annotated[
+        DecodingOptions, Section(inline=True, names=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos")))
+    ]
     early_stopping: Literal["no", "yes", "never"] = "no"
     """end a beam search when num_beams sequences are complete (yes), when the best unfinished one does not beat them as
     it stands (no), or when nothing that it can become would (never)"""
@@ -364,6 +360,7 @@ class Compare(Prompts, Computing):
         minigpt compare --model gpt2 --prompt "The film" \
           --adapter reviews/adapter --adapter news/adapter
     """
+    first = ("--prompt", "--prompts-file", "--setting", "--model", "--adapter", "--training-data", "--out")
     model: Annotated[
         tuple[str, ...], Flag("MODEL", says=f"{NEWEST}; several are compared, and their texts shown side by side")
     ] = ()

@@ -7,6 +7,7 @@ cut: names in it come from files that may be anybody's, and a terminal obeys wha
 to make, a text or JSON, goes to a file or a pipe as it is.
 """
 
+import json
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from minigpt.errors import InputError, cut
+from minigpt.errors import CheckpointError, InputError, cut
 
 WIDTH = 80  # columns of an error or a note on a terminal
 STDIN = "-"  # in the place of a text or a file: what standard input holds
@@ -121,6 +122,25 @@ def write_product(text: str) -> None:
     else:
         sys.stdout.write(text)
     sys.stdout.flush()  # a text appears as it is written
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object on standard output.
+
+    Raises:
+        CheckpointError: if a number is infinite or not a number, which JSON cannot hold.
+    """
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise CheckpointError(
+            "the result has a number that is infinite or not a number, which JSON cannot hold",
+            "look at it without --json; the model's values overflow",
+        ) from None
+    # Half a character, as in a path that is not UTF-8, becomes an escape that JSON has too; so do the control
+    # characters that JSON allows and terminals obey.
+    text = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    write_product(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def print_error(what: str, how: str) -> None:

@@ -1,9 +1,8 @@
 """`minigpt tokenize`."""
 
 from minigpt.cli.models import configured, model_source, piece
-from minigpt.cli.parser import print_json
 from minigpt.cli.settings import TextSettings, Tokenize
-from minigpt.cli.streams import given
+from minigpt.cli.streams import given, print_json
 from minigpt.formats.run_directory import required
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.tokenizers import Tokenizer, read

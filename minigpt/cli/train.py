@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.parser import print_json
 from minigpt.cli.run_settings import RunSettings, Train, are_documents
-from minigpt.cli.streams import print_note
+from minigpt.cli.streams import print_json, print_note
 from minigpt.config import DocumentsConfig, RunConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus, load_quickstart_corpus
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation

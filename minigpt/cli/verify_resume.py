@@ -4,8 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.cli.parser import print_json
 from minigpt.cli.run_settings import VerifyResume
+from minigpt.cli.streams import print_json
 from minigpt.cli.train import shaped_as_base
 from minigpt.errors import ConfigError
 from minigpt.training import verify

@@ -242,7 +242,7 @@ def test_memory_is_read_from_the_system():
 PLAN = """
 import sys
 from pathlib import Path
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
 from minigpt.config import updated
 from minigpt.data.corpora import load_corpus
@@ -251,7 +251,7 @@ from minigpt.system.device import choose_device, choose_dtype
 from minigpt.tokenizers import CharTokenizer
 from minigpt.analysis import run_plan as plan
 
-config = parse("train", Train, sys.argv[1:]).run
+config = SettingsParser("train", Train).parse(sys.argv[1:]).run
 corpus = load_corpus("verse")
 tokenizer = CharTokenizer.from_text(corpus.text)
 splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("tokens"))

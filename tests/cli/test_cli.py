@@ -650,7 +650,7 @@ def test_tokenize_refuses_another_models_tokenizer(reference, failing):
 
 
 def test_json_has_no_nan():
-    from minigpt.cli.parser import print_json
+    from minigpt.cli.streams import print_json
     from minigpt.errors import CheckpointError
 
     for value in (float("nan"), float("inf")):
@@ -1014,6 +1014,10 @@ def test_debug_shows_where(trained):
 
     with pytest.raises(InputError):
         run(["generate", "--model", str(trained), "--prompt", "To", "--temperature", "-1", "--debug"])
+
+
+def test_debug_is_a_flag_and_no_word(failing):
+    assert "nowhere" in failing(["tokenize", "--model", "nowhere", "--", "--debug"])
 
 
 def test_case_22_offline_without_a_cache(failing, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from minigpt.cli import compare as command
 from minigpt.cli.models import load
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import Compare
 from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
@@ -50,7 +50,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT]:
 
 
 def compare(arguments: list[str]) -> None:
-    command.run(parse("compare", Compare, arguments))
+    command.run(SettingsParser("compare", Compare).parse(arguments))
 
 
 def sweep(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minigpt.cli import evaluate_text as command
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import EvaluateText
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
@@ -29,7 +29,7 @@ Evaluate = Callable[..., list[dict[str, Any]]]
 
 
 def settings(*arguments: str) -> EvaluateText:
-    return parse("evaluate-text", EvaluateText, list(arguments))
+    return SettingsParser("evaluate-text", EvaluateText).parse(list(arguments))
 
 
 @pytest.fixture

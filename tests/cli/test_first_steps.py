@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_the_first_screen_of_train_is_what_people_need(capsys):
     out = capsys.readouterr().out
     assert all(f"  {flag} " in out for flag in hidden)
     assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_says_a_default_once(command):
+    for one in PARSERS[command]().fields.values():
+        assert len(re.findall(r"\(default|unless given", one.help)) <= 1, one.flag
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -19,7 +19,7 @@ from minigpt.analysis.heads import HeadScores
 from minigpt.analysis.lens import Lens
 from minigpt.cli.inspect_model import VIEWS, settings_of
 from minigpt.cli.main import run
-from minigpt.cli.parser import SettingsParser, parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
@@ -145,7 +145,7 @@ def test_the_help_of_a_view_shows_commands_that_it_accepts(name, monkeypatch):
     for example in examples:
         program, command, view, *arguments = shlex.split(re.sub(r" < .*", "", example))
         assert (program, command, view) == ("minigpt", "inspect", name)
-        parse(f"inspect {name}", settings_of(name), arguments)
+        SettingsParser(f"inspect {name}", settings_of(name)).parse(arguments)
 
 
 # --- numbers
@@ -253,7 +253,7 @@ def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.views.shape import VIEWS as SHAPES
 
-    values = parse("inspect size", settings_of("size"), "--preset gpt2-124m --tokens 1024".split())
+    values = SettingsParser("inspect size", settings_of("size")).parse("--preset gpt2-124m --tokens 1024".split())
     numbers = SHAPES["size"](values).result.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200

@@ -5,7 +5,7 @@ import torch
 
 from minigpt.cli.inspect_model import settings_of
 from minigpt.cli.main import run
-from minigpt.cli.parser import SettingsParser, flags_of, parse, parser_of
+from minigpt.cli.parser import SettingsParser, parser_of
 from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
 from minigpt.cli.views.settings import SETTINGS as VIEWS
@@ -41,7 +41,7 @@ LINES = {
 
 def parser(line):
     """That of the command or of the view."""
-    return SettingsParser("", settings_of(line[1])) if line[0] == "inspect" else parser_of(line[0])
+    return SettingsParser(f"inspect {line[1]}", settings_of(line[1])) if line[0] == "inspect" else parser_of(line[0])
 
 
 def kinds(of):
@@ -106,9 +106,9 @@ def test_a_number_that_nobody_means(folder, monkeypatch, tmp_path, capsys, name,
 def test_a_number_that_nobody_trains_with(flag, number):
     """What is taken here is within bounds; of the steps of a schedule nobody waits for the last."""
     try:
-        parse("train", Train, [f"{flag}={NUMBERS[number]}"])
+        SettingsParser("train", Train).parse([f"{flag}={NUMBERS[number]}"])
     except ConfigError as error:
-        told = error.renamed(flags_of("train"))
+        told = error.renamed(parser_of("train").flags())
         assert flag in told[0]
         assert max(map(len, told)) < 300
     else:

@@ -226,7 +226,7 @@ def test_a_text_that_was_asked_for_is_written_as_it_is_but_not_to_a_terminal():
 
 
 def test_json_has_no_control_characters_and_stays_json(capsys):
-    from minigpt.cli.parser import print_json
+    from minigpt.cli.streams import print_json
 
     content = {"text": "".join(map(chr, range(0xA0))), "path": "half \udc80"}
     print_json(content)

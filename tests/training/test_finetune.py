@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from minigpt.cli import main
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
 from minigpt.cli.train import epoch_table, shaped_as_base
 from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
@@ -328,7 +328,7 @@ def test_documents_that_cannot_be_learned(base, tmp_path, capsys, name, content,
 
 def settings_of(*arguments: str) -> RunConfig:
     """As `minigpt train` reads them."""
-    return shaped_as_base(parse("train", Train, list(arguments)))
+    return shaped_as_base(SettingsParser("train", Train).parse(list(arguments)))
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def test_without_a_preset_a_trained_model_gets_the_rates_of_a_lesson(base, flags
     start = [] if "--config" in flags else ["--init-from", str(base)]
     train, expected = settings_of(*start, *flags).train, preset(lesson).train
     assert train == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
-    found = parse("train", Train, ["--data", "novel.txt"]).run
+    found = SettingsParser("train", Train).parse(["--data", "novel.txt"]).run
     assert found == updated(preset("shakespeare-quick"), {"data": {"source": "novel.txt"}})
-    found = parse("train", Train, ["--preset", "shakespeare-cpu", *start]).run
+    found = SettingsParser("train", Train).parse(["--preset", "shakespeare-cpu", *start]).run
     assert found == updated(preset("shakespeare-cpu"), {"init_from": str(base)} if start else {})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli.main import run as command
-from minigpt.cli.parser import parse
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import VerifyResume
 from minigpt.config import updated
 from minigpt.errors import CheckpointError
@@ -119,7 +119,7 @@ def test_impossible_kills(flags, capsys):
 
 def test_the_parser_shows_what_it_takes():
     flags = ["--steps", "7", "--model.dropout", "0.5", "--report-to", "none"]
-    settings = parse("verify-resume", VerifyResume, flags)
+    settings = SettingsParser("verify-resume", VerifyResume).parse(flags)
     assert (settings.steps, settings.run.model.dropout) == (7, 0.5)
 
 

@@ -22,7 +22,7 @@ from minigpt.cli.models import (
     load,
     model_source,
 )
-from minigpt.cli.parser import print_json
+from minigpt.cli.streams import print_json
 from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
