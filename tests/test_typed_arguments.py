@@ -33,7 +33,7 @@ NOT_CALLED = {
 def public() -> dict[str, Callable[..., Any]]:
     """The functions and classes that each room offers."""
     rooms = {
-        minigpt: set(minigpt.__all__) - {"analysis", "errors", "tokenizers"},
+        minigpt: sorted({*minigpt.__all__} - {"analysis", "errors", "tokenizers"}),  # the same in every process
         analysis: analysis.__all__,
         lora: [name for name, thing in vars(lora).items() if getattr(thing, "__module__", "") == "minigpt.lora"],
         tokenizers: [
