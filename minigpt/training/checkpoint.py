@@ -23,7 +23,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,10 +183,9 @@ class RunLock:
 
     def is_lost(self) -> bool:
         """Whether what is locked is no longer in the folder: that was removed, and somebody may have made it anew."""
-        try:
+        with suppress(OSError):  # whatever is there instead
             return self._lock is None or not os.path.samestat(self._file, os.lstat(self.folder / LOCK))
-        except FileNotFoundError:
-            return True
+        return True
 
     def release(self) -> None:
         """Let others in."""

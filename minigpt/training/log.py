@@ -135,9 +135,9 @@ class RunLog:
         for name, file in self._files.items():
             path = self.run.path / name if self.run else Path(name)
             if not _is_at(file, path):
+                self._files[name] = open_to_append(path)
                 with suppress(OSError):
                     file.close()
-                self._files[name] = open_to_append(path)
                 if name == "metrics.jsonl":
                     self._files[name].truncate(0)
                     self._files[name].write("".join(map(_line, self.records)).encode("utf-8"))
@@ -172,9 +172,9 @@ class RunLog:
     def draw(self) -> None:
         """Draw `loss.png` from the records so far."""
         self._drawn = len(self.records)
-        if self.run and _is_at(
-            self._files["metrics.jsonl"], self.run.metrics
-        ):  # else it is another run's folder by now
+        if self.run and not _is_at(self._files["metrics.jsonl"], self.run.metrics):  # it may be another run's folder
+            self.print_line(f"{self.run.plot.name} not drawn: {self.run.metrics.name} is another file now")
+        elif self.run:
             training, validation, rates = (self.values(key) for key in ("train_loss", "val_loss", "lr"))
             with self.only_shown(f"{self.run.plot.name} not drawn"):
                 save_figure(loss_curve(training, validation, rates, self.floor, self.title), self.run.plot)
@@ -196,7 +196,7 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:
-            with self.forgiving(f"{name} not written"):  # the next one that is takes it along, from the file's buffer
+            with self.only_shown(f"{name} not written"):  # the next one that is takes it along, from the file's buffer
                 self._files[name].write(text.encode("utf-8"))
                 self._files[name].flush()
 
@@ -250,11 +250,10 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
+    """Whether an open file is still the one of that name, as far as can be seen."""
+    with suppress(OSError):
         return not file.closed and os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _opened(path: Path, length: int, print_line: PrintLine) -> IO[bytes]:

@@ -554,6 +554,34 @@ def test_another_run_that_took_the_place_of_a_removed_one_is_not_written_to(
     assert found_in(out) == before
 
 
+@pytest.mark.parametrize("what", ["a file", "below a file", "a link to itself"])
+def test_a_run_goes_on_while_something_else_has_its_folders_name(tmp_path, corpus, config, monkeypatch, what):
+    """What is for people alone is a line then, and so is a save; when the folder is back, nothing is lost."""
+    out, away, lines = tmp_path / "parent" / "run", tmp_path / "away", []
+    config = updated(config, {"train": {"max_steps": 17, "eval_interval": 2, "save_interval": 2}})
+    train(config, corpus, tmp_path / "straight", print_nothing)
+    place = out.parent if what == "below a file" else out
+
+    def take_away():
+        place.rename(away)
+        place.symlink_to(place) if "link" in what else place.touch()
+
+    def bring_back():
+        place.unlink()
+        away.rename(place)
+
+    monkeypatch.setattr(RunLog, "draw", DRAW)
+    monkeypatch.setattr(log, "save_figure", lambda figure, path: path.write_bytes(b"a picture"))
+    during_step(13, bring_back, monkeypatch)
+    during_step(7, take_away, monkeypatch)
+    train(config, corpus, out, lines.append)
+    for said in ("best weights not kept: ", "not saved: ", "loss.png not drawn: "):
+        assert any(said in line for line in lines), said
+    names = {c.name: c.equal for c in compare(RunDirectory(tmp_path / "straight"), RunDirectory(out))}
+    assert names["last weights"]
+    assert names["logged losses"]
+
+
 def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config, monkeypatch):
     out, refused = tmp_path / "run", []
 

@@ -90,6 +90,24 @@ def test_a_picture_that_cannot_be_written_is_a_line(run, monkeypatch):
     assert lines == ["loss.png not drawn: No space left on device"]
 
 
+def test_files_that_cannot_be_made_again_cost_lines_until_they_can(run):
+    """Records are kept in memory, and written when their place is free again."""
+    lines = []
+    with RunLog(run, 10, lines.append, None, "title") as log:
+        log.record(1, 100, lr=0.1)
+        run.metrics.unlink()
+        run.metrics.mkdir()
+        with pytest.raises(OSError, match="metrics"):
+            log.restore()
+        log.record(2, 200, lr=0.2)
+        log.sample(2, "two")
+        log.draw()
+        run.metrics.rmdir()
+        log.restore()
+    assert [record["step"] for record in read_records(run.metrics)] == [1, 2]
+    assert "loss.png not drawn: metrics.jsonl is another file now" in lines
+
+
 def test_damaged_lines_are_left_out(run):
     good = [{"step": 1, "seconds": 1.0}, {"step": 2, "seconds": 2.0, "val_loss": 2.5}]
     lines = [json.dumps(good[0]), "[]", '"x"', "{", "\x00" * 20, json.dumps({"step": 3}), json.dumps(good[1]), '{"st']
