@@ -220,9 +220,3 @@ class KVCache:
         """Repeat each row `num_copies` times, copies side by side: prefill a prompt once, then fan out."""
         rows = torch.arange(self.batch_size, device=self.length.device)
         self.gather(rows.repeat_interleave(num_copies))
-
-    def reset(self) -> None:
-        """Empty every row. The memory is kept, and nothing reads what is in it."""
-        self.length.zero_()
-        self._longest = 0
-        self.uniform = 0

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 import minigpt
-from minigpt.analysis.plots import probability_bars
 from minigpt.decoding.filters import temperature as tempered
 from minigpt.evaluation.diversity import distinct_n, repeated_n
-from minigpt.system.figures import save_figure
+from minigpt.system.figures import BLUE, new_figure, save_figure
 from minigpt.system.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -53,11 +52,27 @@ def temperature_table() -> str:
     for value in TEMPERATURES:
         probabilities = tempered(torch.tensor(LOGITS), value).softmax(-1).tolist()
         panels.append((f"T = {value:g}", probabilities))
-    save_figure(probability_bars(panels, [f"{x:g}" for x in LOGITS], "logit", "softmax(logits / T)"), PICTURE)
+    draw(panels)
     lines = ["| temperature | " + " | ".join(f"logit {logit:g}" for logit in LOGITS) + " |", "|---" * 6 + "|"]
     for value, (_, probabilities) in zip(TEMPERATURES, panels, strict=True):
         lines.append(f"| {value:g} | " + " | ".join(f"{p:.4f}" for p in probabilities) + " |")
     return "\n".join(lines)
+
+
+def draw(panels: list[tuple[str, list[float]]]) -> None:
+    """The same logits under several temperatures, (name, probabilities), side by side on one scale."""
+    figure = new_figure(1.9 * len(panels), 2.8)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, probabilities) in zip(row, panels, strict=True):
+        bars = axes.bar([f"{x:g}" for x in LOGITS], probabilities, color=BLUE)
+        axes.bar_label(bars, [f"{value:.2f}" if value >= 0.005 else "~0" for value in probabilities], fontsize=7)
+        axes.set_title(name, fontsize=10)
+        axes.set_ylim(0, 1.1)
+        axes.tick_params(labelsize=8)
+    row[0].set_ylabel("probability")
+    figure.supxlabel("logit", fontsize=9)
+    figure.suptitle("softmax(logits / T)", fontsize=10)
+    save_figure(figure, PICTURE)
 
 
 def study(spec: str) -> tuple[str, str]:

@@ -173,14 +173,12 @@ def test_expand_fans_a_prompt_out(tiny_model, tiny_config):
 
 
 @torch.no_grad()
-def test_gather_of_fewer_rows_and_reset(tiny_model, tiny_config):
+def test_gather_of_fewer_rows(tiny_model, tiny_config):
     idx = torch.randint(23, (3, 13))
     cache, _ = ragged(tiny_model, tiny_config, [2, 7, 5], idx)
     cache.gather(torch.tensor([2]))
     assert (cache.batch_size, cache.uniform, cache.longest) == (1, 5, 5)
     assert (tiny_model(idx[2:, 5:6], cache=cache) - tiny_model(idx[2:, :6])[:, 5:]).abs().max() < ATOL
-    cache.reset()
-    assert (tiny_model(idx[:1, :6], cache=cache) - tiny_model(idx[:1, :6])).abs().max() < ATOL
 
 
 @torch.no_grad()

@@ -28,31 +28,6 @@ POINTS = 72  # an inch
 Array = npt.NDArray[Any]
 
 
-def probability_bars(
-    panels: Sequence[tuple[str, Sequence[float]]], labels: Sequence[str], xlabel: str = "token", title: str = ""
-) -> "Figure":
-    """The same tokens under several distributions, side by side on one scale.
-
-    Args:
-        panels: (what it is, its probabilities), from left to right.
-        labels: of the tokens.
-        xlabel: what the labels are.
-        title: one line above.
-    """
-    figure = new_figure(1.9 * len(panels), 2.8)
-    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (name, probabilities) in zip(row, panels, strict=True):
-        bars = axes.bar(labels, probabilities, color=BLUE)
-        axes.bar_label(bars, [f"{value:.2f}" if value >= 0.005 else "~0" for value in probabilities], fontsize=7)
-        axes.set_title(name, fontsize=10)
-        axes.set_ylim(0, 1.1)
-        axes.tick_params(labelsize=8)
-    row[0].set_ylabel("probability")
-    figure.supxlabel(drawable(xlabel, spaces=False), fontsize=9)
-    figure.suptitle(drawable(title, spaces=False), fontsize=10)
-    return figure
-
-
 def heat_map(
     values: npt.ArrayLike,
     rows: Sequence[str],

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -248,44 +248,6 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)  # nothing is sent
-
-
-def numbers_held(model: GPT, how: Parallel, size: int) -> int:
-    """Of the model's numbers, those that stay in the process that has most of them.
-
-    As many numbers has its gradient, and twice as many AdamW's state. See docs/several-processes.md.
-    """
-    return sum(_part(parameter, how, size) for parameter in model.parameters())
-
-
-def bytes_sent(model: GPT, how: Parallel, size: int, micro_batches: int = 1) -> int:
-    """What each process sends in a step, in bytes, if all pass their parts around a ring.
-
-    To gather n parts of a tensor in every process, or to add up n tensors and leave each process its part of the sum,
-    is n - 1 sendings of one part. DDP does both to the gradient, once a step. FSDP2, in each micro-batch, gathers the
-    blocks for the forward pass and once more for the backward pass, gathers what lies outside them once, and adds up
-    the gradient.
-
-    Args:
-        model: whole.
-        how: see the top of this file.
-        size: processes.
-        micro_batches: that each of them computes for a step.
-    """
-    if how == "ddp":
-        return round(2 * (size - 1) / size * _bytes(model.parameters(), how, 1))
-    everything, blocks = (_bytes(module.parameters(), how, size) for module in (model, model.h))
-    return micro_batches * (size - 1) * (2 * everything + blocks)
-
-
-def _bytes(parameters: Iterable[Tensor], how: Parallel, size: int) -> int:
-    return sum(_part(parameter, how, size) * parameter.element_size() for parameter in parameters)
-
-
-def _part(parameter: Tensor, how: Parallel, size: int) -> int:
-    """The numbers of one process's part of a tensor: under fsdp of n processes, every n-th row, rounded up."""
-    cut = size if how == "fsdp" else 1
-    return -(-parameter.size(0) // cut) * parameter[0].numel()
 
 
 def _tells_of_a_peer(error: RuntimeError) -> bool:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
 from minigpt.training.checkpoint import open_checkpoint
-from minigpt.training.distributed import LAUNCHER, Processes, bytes_sent, exchanging, joined, numbers_held, parallel
+from minigpt.training.distributed import LAUNCHER, Processes, exchanging, joined, parallel
 from minigpt.training.log import RunLog, print_nothing
 from minigpt.training.loop import train
 from minigpt.training.run import set_up
@@ -56,6 +57,8 @@ VARIANTS = {
 }
 UNASSESSED = updated(CONFIG, {"train": {"max_steps": 5, "eval_interval": 5}})
 BOTH = ("ddp", "fsdp")
+COSTS = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "process_costs.py"))
+bytes_sent, numbers_held = COSTS["bytes_sent"], COSTS["numbers_held"]
 PAGE = (Path(__file__).parents[2] / "docs" / "several-processes.md").read_text(encoding="utf-8")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FLAGS = (
