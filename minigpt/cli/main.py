@@ -6,11 +6,13 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.parser import Command, SettingsParser
 from minigpt.cli.streams import Stream, attached, one_line, print_error, print_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
+
+if TYPE_CHECKING:
+    from minigpt.cli.parser import Command
 
 # command -> (its module in this folder, what it does). A module is imported only when its command runs.
 COMMANDS = {
@@ -113,7 +115,9 @@ def _answer(arguments: list[str], out: Stream) -> int:
             from minigpt.cli.inspect_model import usage as views
 
             print(views())
-            return sys.exit(0) if rest else 0  # a parser ends the process behind its help, too
+            if rest:
+                sys.exit(0)  # as a parser does behind its help
+            return 0
         if command == "--version":
             from minigpt import __version__
 
@@ -124,6 +128,8 @@ def _answer(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
+            from minigpt.cli.parser import SettingsParser  # not for `minigpt --help`
+
             name, settings, rest = _asked(command, rest)
             parser = SettingsParser(name, settings)
             given = parser.parse(rest)
@@ -142,7 +148,7 @@ def _answer(arguments: list[str], out: Stream) -> int:
     return 0
 
 
-def _asked(command: str, rest: list[str]) -> tuple[str, type[Command], list[str]]:
+def _asked(command: str, rest: list[str]) -> tuple[str, "type[Command]", list[str]]:
     """The whole name of a command, its settings, and the words behind the name: one of `inspect` is two words long."""
     if command == "inspect":
         from minigpt.cli.inspect_model import settings_of

@@ -2,14 +2,7 @@
 
 from typing import Any
 
-from minigpt.cli.models import (
-    check_fits,
-    framed,
-    in_tokens,
-    load,
-    piece,
-    shortened,
-)
+from minigpt.cli.models import check_fits, framed, in_tokens, load, piece, shortened
 from minigpt.cli.settings import Next
 from minigpt.cli.streams import given, print_json
 from minigpt.decoding.sampling import next_token_table

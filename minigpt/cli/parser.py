@@ -340,7 +340,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             SettingsParser(name, self.settings, defaults, everything=asked == "all").print_help()
             sys.exit(0)
         settings = self.settings.of(given)
-        check_fields(settings)
+        try:
+            check_fields(settings)
+        except ConfigError as error:
+            raise ConfigError(*error.renamed(self.flags())) from None
         return settings
 
     def given(self, arguments: list[str]) -> dict[str, Any]:

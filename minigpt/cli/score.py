@@ -3,14 +3,7 @@
 import math
 from typing import Any
 
-from minigpt.cli.models import (
-    check_fits,
-    framed,
-    in_tokens,
-    load,
-    piece,
-    shortened,
-)
+from minigpt.cli.models import check_fits, framed, in_tokens, load, piece, shortened
 from minigpt.cli.settings import Score
 from minigpt.cli.streams import given, print_json
 from minigpt.errors import InputError

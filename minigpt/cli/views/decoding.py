@@ -113,11 +113,7 @@ def _steps(asked: settings.Steps) -> Answer:
 
 def _steps_lines(it: Subject, found: Written) -> list[str]:
     rows = [
-        (
-            str(number),
-            terminal.cut(it.shown(choice.id), 10),
-            f"{choice.log_prob:.3f}",
-        )
+        (str(number), terminal.cut(it.shown(choice.id), 10), f"{choice.log_prob:.3f}")
         for number, choice in enumerate(found.choices, start=1)
     ]
     candidates = [

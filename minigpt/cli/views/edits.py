@@ -13,14 +13,7 @@ from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_differe
 from minigpt.analysis.tracing import edit
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import (
-    Answer,
-    Subject,
-    load_reader,
-    one_token,
-    subject,
-    traced,
-)
+from minigpt.cli.views.frame import Answer, Subject, load_reader, one_token, subject, traced
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.sampling import evaluating, with_text
 from minigpt.errors import InputError
@@ -201,12 +194,7 @@ def _patch(asked: settings.Patch) -> Answer:
         it.header("patch"),
         f"{what}: clean {sweep.clean:.4f}, corrupt {sweep.baseline:.4f}",
         f"{asked.point} of the clean pass in the corrupt one: 0 changes nothing, 1 mends all",
-        *terminal.grid(
-            sweep.normalised,
-            [f"layer {row}" for row in sweep.rows],
-            columns,
-            "{:z.2f}",
-        ),
+        *terminal.grid(sweep.normalised, [f"layer {row}" for row in sweep.rows], columns, "{:z.2f}"),
     ]
     title = f"{it.header('patch')}; {asked.point} put into the corrupt pass; {what}"
     return Answer(

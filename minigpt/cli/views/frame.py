@@ -15,13 +15,7 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
 from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import (
-    check_fits,
-    framed,
-    in_tokens,
-    load,
-    model_source,
-)
+from minigpt.cli.models import check_fits, framed, in_tokens, load, model_source
 from minigpt.cli.streams import print_json
 from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.decoding.sampling import evaluating

@@ -10,14 +10,7 @@ from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import (
-    Answer,
-    Subject,
-    check_place,
-    load_reader,
-    subject,
-    traced,
-)
+from minigpt.cli.views.frame import Answer, Subject, check_place, load_reader, subject, traced
 from minigpt.errors import InputError
 from minigpt.system import terminal
 
