@@ -133,7 +133,7 @@ def brief(value: object) -> str:
 
 
 def named(name: str, *value: object) -> str:
-    """A name in a line of an error that not everybody calls so: a field `name = value` is a flag to who types.
+    """Mark a name in an error's line, so that the command line can show the flag: `top_k = 3` becomes `--top-k 3`.
 
     See `MiniGPTError.renamed`.
     """
@@ -141,7 +141,7 @@ def named(name: str, *value: object) -> str:
 
 
 def passed(name: str, value: str) -> str:
-    """The same in an advice, as a call has it: `name="value"`."""
+    """`named` for a value that is advised: in Python it reads `name="value"`, on the command line `--name value`."""
     return f'\x0e{name}="{value}"\x0f'
 
 

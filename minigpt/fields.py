@@ -1,4 +1,4 @@
-"""What a field of a settings class may be is data beside the field: its type and its rule, and one check reads both.
+"""The check of settings: what a field may be is written beside it, as a type and a rule, and `check_fields` reads both.
 
     n_layer: Annotated[int, Bounds(1, 10_000)] = 12
 

@@ -98,7 +98,7 @@ class KVCache:
         self.max_length = max_length
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.uniform: int | None = 0
-        self._longest = 0  # host-side upper bound on length.max()
+        self._longest = 0  # length.max() as a Python int, so that nothing waits for a device
 
     def __repr__(self) -> str:
         layers, _, heads, _, size = self.k.shape
@@ -116,7 +116,7 @@ class KVCache:
 
     @property
     def longest(self) -> int:
-        """An upper bound, known on the host, on the length of the longest row."""
+        """The length of the longest row, known on the host."""
         return self._longest
 
     def positions(self, num_new: int, rows: int | None = None, block_size: int | None = None) -> Tensor:

@@ -61,7 +61,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: floa
         # The backward pass of the CPU kernel is several times slower in bfloat16 than in float32.
         with torch.autocast("cpu", enabled=False):
             return fused_attention(q.float(), k.float(), v.float(), mask, dropout).to(q.dtype)
-    if q.size(2) == k.size(2):  # nothing is cached: every row starts at position 0, plain causal attention
+    if q.size(2) == k.size(2):
+        # T = S, nothing is cached: `mask` is the plain causal triangle, which `is_causal` makes itself, faster.
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     # With fewer queries than keys `is_causal` would align the triangle to the wrong corner: the mask says who sees
     # whom, and may be left out only where a single query sees every key.
@@ -73,8 +74,9 @@ class CausalSelfAttention(nn.Module):
     """Every position gathers values from itself and the positions before it, in H independent heads.
 
     Attributes:
-        core: the seam between what attention is and how fast it runs. `fused_attention` by default;
-            `explicit_attention` shows its scores and pattern. Any two cores must give the same numbers.
+        core: the function that computes attention from q, k and v; exchange it to see inside, or to compute faster.
+            `fused_attention` by default; `explicit_attention` makes scores and pattern. All cores must give the same
+            numbers.
         tril: the causal mask, bool (block_size, block_size): row = query position, column = key position.
     """
 
@@ -155,10 +157,10 @@ class Block(nn.Module):
 
 
 def check_ids(idx: Tensor, vocab_size: int) -> None:
-    """See that idx is int64 (B, T), and its ids lie in the vocabulary: a GPU that looks up others ends the process.
+    """Check that idx is int64 (B, T) and all ids are in the vocabulary. A GPU that looks up another ends the process.
 
     Raises:
-        InputError: if they do not. A pass that is being compiled has no values yet, and they are taken as they are.
+        InputError: if not. While torch.compile traces the model there are no values: then type and shape are checked.
     """
     if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.dim() != 2 or not idx.numel():
         found = f"{idx.dtype} {tuple(idx.shape)}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"

@@ -89,8 +89,8 @@ class Tokenizer(Protocol):
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
         added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
         special_tokens: name -> id of tokens whose names `encode` reads as text, unless asked otherwise.
-        special_ids: the ids that are no text: of these, and of the ends of documents. `decode` leaves them out, unless
-            asked otherwise.
+        special_ids: the ids that are no text: those of `special_tokens` and `added`, `bos_token_id` and `eos_token_id`.
+            `decode` leaves them out, unless asked otherwise.
         allow_special: whether `encode` reads these names as the tokens, where its caller does not say.
     """
 
@@ -318,6 +318,13 @@ class CharTokenizer(_TokenTable):
         )
 
 
+# GPT-2's files hold text, so each byte is spelled as one visible character: printable Latin-1 as itself, the other 68
+# bytes as U+0100, U+0101 and so on (a space is "Ġ"). In this order they are the ids 0 to 255.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
 class GPT2Tokenizer(_TokenTable):
     """GPT-2's byte pair encoding: 256 bytes, 50,000 merges, `<|endoftext|>`. The merging is tiktoken's.
 
@@ -334,8 +341,8 @@ class GPT2Tokenizer(_TokenTable):
         InputError: if a merge does not join two earlier tokens into a new one.
     """
 
-    # Published in openai/gpt-2, src/encoder.py; in tiktoken's spelling, which matches the same words. "++" never gives
-    # a letter back, so that a long word leaves no long trail of other ways to try.
+    # Published in openai/gpt-2, src/encoder.py; in tiktoken's spelling, which matches the same words. "++" is
+    # possessive: it never backtracks, so that the time to match a very long word grows only with its length.
     PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
     @checked
@@ -558,12 +565,6 @@ def _pieces(text: str) -> Iterator[str]:
         start = cut.start()
     yield text[start:]
 
-
-# GPT-2's files hold text, so each byte is spelled as one visible character: printable Latin-1 as itself, the other 68
-# bytes as U+0100, U+0101 and so on (a space is "Ġ"). In this order they are the ids 0 to 255.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
-_BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
 
 _URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # of vocab.bpe

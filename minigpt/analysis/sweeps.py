@@ -262,7 +262,7 @@ def _measuring(
         with edit(model, *edits):
             return metric(model(idx))
 
-    with evaluating(model), torch.no_grad(), edit(model):  # the outer block keeps the hooks from pass to pass
+    with evaluating(model), torch.no_grad(), edit(model):  # the outer `with` keeps the hooks from pass to pass
         yield idx, measure
 
 

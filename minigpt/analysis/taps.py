@@ -1,7 +1,8 @@
 """The points of a model that can be read and changed from outside: one table, their names, and where each is taken.
 
 `trace` and `edit` are wired from this table, the documentation's page is printed from it, and the tests walk over it.
-Letters as in `model.py`; whatever the shape, axis -2 is the position: column by column in the table, a token's values.
+Letters as in `model.py`. In every shape, axis -2 is the position, and the last axis holds the values of one position
+(in scores and pattern: one for each key).
 """
 
 import re
@@ -29,7 +30,9 @@ class Tap:
     Attributes:
         name: with {l} in the place of the layer.
         shape: one letter or number a dimension.
-        where: on which side of the module the point lies.
+        where: how it is taken: the "input" or "output" of the module; "heads": its input, split into heads; "scale":
+            worked out from its input; "argument", "inside": in the attention core; "product": worked out when it is
+            read.
         module: its path in the model.
         alias: TransformerLens's name for it, under which courses know it, or "".
         meaning: in one line.

@@ -13,8 +13,8 @@ Positions are absolute, and with a KV-cache too: a pass that begins at position 
 and an edit changes its positions in the pass that computes them. The rows of a batch must stand at one position and
 stay the same rows; calls of single modules by hand, outside a pass, are neither recorded nor changed.
 
-A block belongs to the thread that opened it. Passes of other threads go on meanwhile, neither recorded nor changed, and
-each may have blocks of its own on the same model.
+A `with` block belongs to the thread that opened it. Passes of other threads go on meanwhile, neither recorded nor
+changed, and each thread may have `with` blocks of its own on the same model.
 """
 
 import math
@@ -51,7 +51,7 @@ def trace(
     positions: At = None,
     grad: bool = False,
 ) -> Iterator[Trace]:
-    """Record what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
+    """Record what a model computes inside the `with`, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
     Several passes with a cache make one recording, and passes of other threads none; see the top of this file. Nothing
     about the model changes.
@@ -85,9 +85,9 @@ def trace(
 @checked
 @contextmanager
 def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
-    """Change what a model computes inside the block, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
+    """Change what a model computes inside the `with`, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
-    Edits of one point are done in the order given, those of an outer block before those of an inner one. Passes of
+    Edits of one point are done in the order given, those of an outer `with` before those of an inner one. Passes of
     other threads stay as they are.
 
     Args:
@@ -97,7 +97,7 @@ def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
     Raises:
         InputError: at once, if the model has no such point, head or position, or is in training mode; during a pass, if
             values do not fit, a query is left without a key, or the rows of a batch stand at different positions; when
-            the block ends, if an edit has touched nothing, or not all positions that it names.
+            the `with` ends, if an edit has touched nothing, or not all positions that it names.
     """
     gpt = _original(model)
     if gpt.training:
@@ -117,11 +117,13 @@ class _Open(threading.local):
     """What is open on a model, and where its pass is: each thread has its own.
 
     Attributes:
-        edits: those of the open `edit` blocks, the outermost first.
+        edits: those of the open `with edit(...)`, the outermost first.
         traces: the open traces.
         span: the positions of the pass under way.
-        running: from the positions' embeddings to the last norm: what is called by hand is no pass.
-        kept: what the pass has of the points that are added again; the head is about to read the last one.
+        running: whether a pass is under way: from wpe to the end of ln_f. Modules that are called by hand, outside it,
+            are left alone.
+        kept: point -> its value in this pass, where it is needed again: the two terms of each sum in `_Wiring._sums`,
+            and `ln_f.out`, by which `_logits` knows what the head reads.
     """
 
     def __init__(self) -> None:
@@ -138,22 +140,24 @@ class _Open(threading.local):
 
 
 class _Wiring:
-    """The hooks on one model, shared by all blocks that are open on it.
+    """The hooks on one model, shared by all that listen to it: every open trace and edit.
 
     Attributes:
-        open: the blocks of the thread that asks.
-        num_blocks: of all threads.
+        open: the listeners of the thread that asks.
+        num_listeners: of all threads.
     """
 
     def __init__(self, model: GPT) -> None:
         self.open = _Open()
-        self.num_blocks = 0
+        self.num_listeners = 0
         self._model = model
         self._attentions = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
         self._usual = [attention.core for attention in self._attentions]
         self._hooks = ExitStack()
         layers = range(model.config.n_layer)
-        # The model adds two pairs of points whose first it takes before a hook can change it: they are added again.
+        # Two kinds of sum in the model (embed + pos_embed, resid_mid + mlp.out) use their first term as it was before
+        # our hook changed it. So `_sum` adds both terms once more, as the hooks have left them, and replaces the
+        # model's sum.
         self._sums = {"embed": "pos_embed"} | {f"blocks.{i}.resid_mid": f"blocks.{i}.mlp.out" for i in layers}
         self._terms = {*self._sums, *self._sums.values(), "ln_f.out"}
 
@@ -311,7 +315,7 @@ def _check_keys(name: str, scores: Tensor) -> None:
         )
 
 
-_wirings: dict[GPT, _Wiring] = {}  # of the models on which a block is open
+_wirings: dict[GPT, _Wiring] = {}  # of the models with a listener
 _lock = threading.RLock()  # held while hooks come and go
 
 
@@ -323,7 +327,7 @@ def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
             _wirings[model] = _Wiring(model)
             _wirings[model].connect()
         wiring = _wirings[model]
-        wiring.num_blocks += 1
+        wiring.num_listeners += 1
         if not wiring.open.listeners:  # an error may have ended this thread's last pass half-way
             wiring.open.running = False
             wiring.open.kept.clear()
@@ -334,8 +338,8 @@ def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
     finally:
         own[:] = [other for other in own if other is not listener]
         with _lock:
-            wiring.num_blocks -= 1
-            if not wiring.num_blocks:
+            wiring.num_listeners -= 1
+            if not wiring.num_listeners:
                 _wirings.pop(model).disconnect()
 
 

@@ -5,7 +5,9 @@ vocabulary. It returns new ones and never changes its input. A removed token get
 filter brings back. Filters that look at what was written before also take `history`: the ids of each row, prompt
 included.
 
-Scores are logits, or in beam search log-probabilities. Except for the repetition penalty, both give the same answer.
+Scores are logits, or in beam search log-probabilities. The repetition penalty and `favour_end` look at the sign or the
+size of a score, so there the two give different answers; all other filters give the same for both. `keep` is the least
+number of tokens that a filter leaves in a row.
 """
 
 import math
@@ -39,7 +41,7 @@ def apply_filters(scores: Tensor, history: History, options: DecodingOptions, nu
     if options.no_repeat_ngram_size:
         scores = no_repeat_ngram(scores, history, options.no_repeat_ngram_size)
     if options.banned_sequences:
-        # One end-of-sequence token alone cannot be banned: that is min_new_tokens.
+        # A ban of one end-of-sequence token alone is ignored: min_new_tokens is what delays the end.
         banned = (tuple(ids) for ids in options.banned_sequences if len(ids) > 1 or ids[0] not in options.eos)
         scores = bias_sequences(scores, history, dict.fromkeys(banned, -math.inf))
     if min(num_new) < options.min_new_tokens:
@@ -57,7 +59,8 @@ def apply_filters(scores: Tensor, history: History, options: DecodingOptions, nu
         scores = _in_rows(first, ban_tokens(scores, options.begin_suppress_tokens), scores)
     if not options.samples:
         return scores  # the filters below only shape a draw: the best token stays the best
-    # Beams are drawn several at a time, and all would end if only end-of-sequence tokens were left.
+    # Beam sampling draws several tokens at once. At least two stay, and one of them is no end-of-sequence token, or
+    # every beam could end here.
     keep = max(2, 1 + len(options.eos)) if options.uses_beams else 1
     # Each of these sees what the one before has left: top-p counts the probability that temperature and top-k made.
     if options.temperature is not None and options.temperature != 1:

@@ -1,6 +1,7 @@
 """Prompts in, completions out, both as token ids: which decoder runs, when a row ends, and what comes back.
 
-The plain loop, for one prompt and without a cache, is five lines::
+The plain loop, for one prompt and without a cache, is five lines. Before the first pass, `start = len(ids)`; `noise` is
+what `Noise.draw` gives, anew in each pass, or None for greedy decoding; and `longest = options.max_new_tokens`::
 
     logits = model(torch.tensor([ids]))[:, -1]                          # prefill: (1, V)
     scores = apply_filters(logits, [ids], options, [len(ids) - start])  # filter
@@ -92,7 +93,8 @@ class Generation:
     def __repr__(self) -> str:
         rows = [*zip(self.sequences, self.scores, self.finish_reasons, strict=True)]
         lines = [f"{len(ids)} ids {reprlib.repr(ids)}, score {x:.3f}, {reason}" for ids, x, reason in rows[:5]]
-        return "Generation(" + "\n  ".join([*lines, *["..."] * (len(rows) > 5)]) + ")"
+        more = ["..."] if len(rows) > 5 else []
+        return "Generation(" + "\n  ".join([*lines, *more]) + ")"
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,9 @@ def check_request(
     draft: PromptLookup | DraftModel | None = None,
     **options: Unpack[Options],
 ) -> None:
-    """For those who cut many prompts into batches, and want to know beforehand that all of them can be continued.
+    """Raise where `generate` would refuse these prompts or options, and generate nothing.
+
+    It is for callers that cut many prompts into batches, and ask before the first batch whether all can be continued.
 
     Args:
         model: as for `generate`, and so is the rest.
@@ -313,11 +317,10 @@ class _Job:
         if self.options.on_overflow == "stop":
             return room
         too_much = f"and {named('max_new_tokens', wanted)} do not fit" if room else "alone does not fit"
+        lower = f"lower {named('max_new_tokens')} to {room}, " if room else ""
         raise InputError(
             f"{named(f'prompt {number}')} of length {length} {too_much} block_size = {block_size}",
-            f"lower {named('max_new_tokens')} to {room}, "
-            * (room > 0)
-            + f"shorten the prompt, or choose {named('on_overflow')}: "
+            f"{lower}shorten the prompt, or choose {named('on_overflow')}: "
             '"stop" ends when the block is full, "crop" goes on with the newest tokens',
         )
 
@@ -342,7 +345,8 @@ class _Job:
         required = self.options.required_sequences
         needed = num_required(required)
         for number, limit in enumerate(self.limits if required else ()):
-            # The last token may be taken: at the full length, but not where the context ends before.
+            # With force_eos the last of max_new_tokens is not free. Where the context ends the row earlier, nothing is
+            # forced.
             room = limit - (self.options.force_eos and limit == self.options.max_new_tokens)
             if room < needed:
                 raise InputError(
@@ -369,17 +373,17 @@ class _Job:
         """All that take part."""
         return [self.model, self.draft.model] if isinstance(self.draft, DraftModel) else [self.model]
 
-    def prompt_number(self, row: int) -> int:
+    def prompt_of(self, row: int) -> int:
         """Which prompt a row continues."""
         return row // self.options.num_return_sequences
 
     def limit(self, row: int) -> int:
         """How many tokens a row may get."""
-        return self.limits[self.prompt_number(row)]
+        return self.limits[self.prompt_of(row)]
 
     def num_new(self, row: int, ids: Sequence[int]) -> int:
         """How many of a row's ids come after its prompt."""
-        return len(ids) - len(self.prompts[self.prompt_number(row)])
+        return len(ids) - len(self.prompts[self.prompt_of(row)])
 
     def draft_lengths(self, rows: Sequence[int], ids: Sequence[Sequence[int]], room: int) -> list[int]:
         """How many tokens it makes sense to draft for each row: one more comes from the model."""
@@ -405,9 +409,9 @@ class _Job:
         """What the draws need, if there are any."""
         return Noise(self.options.seed, self.model.wte.weight.device) if self.options.samples else None
 
-    def finish_reason(self, number: int, ids: Sequence[int]) -> FinishReason | None:
-        """Why the row `ids` of prompt `number` ends with its last token, or None if it goes on."""
-        num_new = len(ids) - len(self.prompts[number])
+    def finish_reason(self, prompt_number: int, ids: Sequence[int]) -> FinishReason | None:
+        """Why the row `ids` of this prompt ends with its last token, or None if it goes on."""
+        num_new = len(ids) - len(self.prompts[prompt_number])
         if ids[-1] in self.options.eos:
             return "eos"
         if self._stop:
@@ -416,16 +420,16 @@ class _Job:
             tail = self._bytes(ids[-reach:])
             if any(stop in tail for stop in self._stop):
                 return "stop"
-        return self.limit_reason(number) if num_new == self.limits[number] else None
+        return self.limit_reason(prompt_number) if num_new == self.limits[prompt_number] else None
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
         """The text of ids, where there are stop strings to look for."""
         assert self._tokenizer is not None
         return b"".join(map(self._tokenizer.token_bytes, ids))
 
-    def limit_reason(self, number: int) -> FinishReason:
-        """What it is called when prompt `number` reaches its limit."""
-        return "length" if self.limits[number] == self.options.max_new_tokens else "context"
+    def limit_reason(self, prompt_number: int) -> FinishReason:
+        """What it is called when a row of this prompt reaches its limit."""
+        return "length" if self.limits[prompt_number] == self.options.max_new_tokens else "context"
 
 
 def _watched_steps(
@@ -456,16 +460,17 @@ def _steps(job: _Job, num_candidates: int = 0) -> Generator[Step, None, None]:
         while True:
             new = _choose(job, rows, alive, drafts, tape, num_candidates)
             yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, drafts)))
-            going = [place for place, choices in enumerate(new) if choices[-1].finish_reason is None]
+            going = [index for index, choices in enumerate(new) if choices[-1].finish_reason is None]
             if not going:
                 return
-            # All but the last of a row's new tokens are there: they were drafted. Of the draft, no more is kept.
-            keep = [len(rows.ids[place]) - len(drafts[place]) + len(new[place]) - 1 for place in going]
-            last = [new[place][-1].id for place in going]
-            alive = [alive[place] for place in going]
+            # `rows.ids` ends with the draft, so all new tokens but the last one are in it already. Keep up to them, and
+            # drop the rest of the draft.
+            keep = [len(rows.ids[index]) - len(drafts[index]) + len(new[index]) - 1 for index in going]
+            last = [new[index][-1].id for index in going]
+            alive = [alive[index] for index in going]
             drafts = [[] for _ in alive]
             if drafter is not None:
-                written = [[*rows.ids[place][:n], token] for place, n, token in zip(going, keep, last, strict=True)]
+                written = [[*rows.ids[index][:n], token] for index, n, token in zip(going, keep, last, strict=True)]
                 drafts = drafter.draft(alive, written, job.draft_lengths(alive, written, rows.room(map(len, written))))
             tokens = [[token, *draft] for token, draft in zip(last, drafts, strict=True)]
             rows.advance(going, tokens, None if drafter is None else keep)
@@ -480,34 +485,35 @@ def _choose(
     num_candidates: int,
 ) -> list[list[Choice]]:
     """New tokens of each row: the model's choices at the places where its draft agrees with them, and one more."""
-    # A place is a row and how many tokens of its draft are taken for granted there: M places.
-    places = [(row, n) for row, draft in enumerate(drafts) for n in range(len(draft) + 1)]
-    before = [rows.ids[row][: len(rows.ids[row]) - len(drafts[row]) + n] for row, n in places]
-    numbers = [alive[row] for row, _ in places]
-    steps = [job.num_new(number, ids) for number, ids in zip(numbers, before, strict=True)]
-    logits = rows.logits[[row for row, _ in places], [n for _, n in places]]  # (R, T, V) -> (M, V)
-    scores = apply_filters(logits, before, job.options, steps)
-    chosen = choose(scores, None if tape is None else tape.at(numbers, steps))  # (M,)
+    # A place is (index, n): the text of the row at this index in `rows`, followed by the first n tokens of its draft.
+    # All rows together have M places.
+    places = [(index, n) for index, draft in enumerate(drafts) for n in range(len(draft) + 1)]
+    before = [rows.ids[index][: len(rows.ids[index]) - len(drafts[index]) + n] for index, n in places]
+    row_numbers = [alive[index] for index, _ in places]
+    counts = [job.num_new(row, ids) for row, ids in zip(row_numbers, before, strict=True)]
+    logits = rows.logits[[index for index, _ in places], [n for _, n in places]]  # (R, T, V) -> (M, V)
+    scores = apply_filters(logits, before, job.options, counts)
+    chosen = choose(scores, None if tape is None else tape.at(row_numbers, counts))  # (M,)
     if tape is not None:
-        tape.forget(min(steps) + 1)
+        tape.forget(min(counts) + 1)
     log_probs = logits.log_softmax(-1)
     candidates = _candidates(log_probs, scores, num_candidates) if num_candidates else [()] * len(places)
     tokens, chosen_log_probs = chosen.tolist(), log_probs.gather(-1, chosen[:, None])[:, 0].tolist()
 
     new: list[list[Choice]] = [[] for _ in drafts]
     reached = []
-    for place, (row, n) in enumerate(places):
-        if n and not (new[row][-1].drafted and new[row][-1].finish_reason is None):
-            continue  # what was taken for granted here is not what is written
+    for place, (index, n) in enumerate(places):
+        if n and not (new[index][-1].drafted and new[index][-1].finish_reason is None):
+            continue  # a token of the draft before this place was refused, or ended the row: nothing is chosen here
         reached.append(place)
-        token = tokens[place]
-        new[row].append(
+        row, token = row_numbers[place], tokens[place]
+        new[index].append(
             Choice(
-                row=numbers[place],
+                row=row,
                 id=token,
                 log_prob=chosen_log_probs[place],
-                drafted=token in drafts[row][n : n + 1],
-                finish_reason=job.finish_reason(job.prompt_number(numbers[place]), [*before[place], token]),
+                drafted=token in drafts[index][n : n + 1],
+                finish_reason=job.finish_reason(job.prompt_of(row), [*before[place], token]),
                 candidates=candidates[place],
             )
         )
@@ -527,10 +533,10 @@ def _candidates(log_probs: Tensor, scores: Tensor, count: int) -> list[tuple[Can
 
 def _collect(job: _Job, on_step: Callable[[Step], None] | None, num_candidates: int) -> Generation:
     """Run greedy decoding or sampling to its end."""
-    numbers = [job.prompt_number(row) for row in range(job.num_rows)]
-    sequences = [list(job.prompts[number]) for number in numbers]
+    prompt_numbers = [job.prompt_of(row) for row in range(job.num_rows)]
+    sequences = [list(job.prompts[number]) for number in prompt_numbers]
     scores = [0.0] * len(sequences)
-    reasons = [job.limit_reason(number) for number in numbers]
+    reasons = [job.limit_reason(number) for number in prompt_numbers]
     num_drafted, num_accepted = 0, 0
     for step in _watched_steps(job, on_step, num_candidates):
         for choice in step.choices:

@@ -86,7 +86,7 @@ class Rows:
         if use_cache and max(map(len, prompts)) <= self._block_size:
             self._cache = KVCache(model.config, len(prompts), self._columns, weight.dtype, weight.device)
         self.ids = [list(prompt) for prompt in prompts for _ in range(copies)]
-        self._num_new = [1] * len(self.ids)  # how many of each row's logits mean something
+        self._num_last = [1] * len(self.ids)  # of each row's ids, those whose next token has logits
         self.logits = self._feed(prompts, [1] * len(prompts)).repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
         if self._cache is not None and copies > 1:
             self._cache.expand(copies)
@@ -94,7 +94,7 @@ class Rows:
     @property
     def last_logits(self) -> Tensor:
         """Of the token after the last one of each row: (R, V)."""
-        return self.logits[range(len(self.ids)), [n - 1 for n in self._num_new]]  # (R, T, V) -> (R, V)
+        return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]  # (R, T, V) -> (R, V)
 
     def room(self, lengths: Iterable[int]) -> int:
         """How many tokens may be tried after rows of these lengths, so that all fit the block, and the cache."""
@@ -117,27 +117,27 @@ class Rows:
             self._cache.rollback(torch.tensor(surplus, device=self._device))
         kept = old if keep is None else [ids[:n] for ids, n in zip(old, keep, strict=True)]
         self.ids = [[*ids, *new] for ids, new in zip(kept, tokens, strict=True)]
-        self._num_new = [min(len(new), self._block_size) for new in tokens]
+        self._num_last = [min(len(new), self._block_size) for new in tokens]
         if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
-        self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_new)
+        self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
 
-    def _feed(self, rows: Sequence[Sequence[int]], num_new: Sequence[int]) -> Tensor:
-        """Feed each row's ids, give the logits (R, T, V) after its last `num_new[row]` ones; T is the largest."""
+    def _feed(self, rows: Sequence[Sequence[int]], num_last: Sequence[int]) -> Tensor:
+        """Feed each row's ids, give the logits (R, T, V) after its last `num_last[row]` ones; T is the largest."""
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
-        longest, T = max(lengths), max(num_new)
+        longest, T = max(lengths), max(num_last)
         # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
         idx = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=self._device)
         hidden = self._model.trunk(idx, self._cache)  # (R, longest) -> (R, longest, C)
         if self._cache is not None and min(lengths) < longest:
             self._cache.rollback(torch.tensor([longest - length for length in lengths], device=self._device))
         if longest > T:  # the head is a third of GPT-2 small: it is spared the positions that nobody asks for
-            first = torch.tensor([length - new for length, new in zip(lengths, num_new, strict=True)])
+            first = torch.tensor([length - last for length, last in zip(lengths, num_last, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
         logits = with_text(self._model.lm_head(hidden), self._vocab_size).float()  # (R, T, V)
-        asked = torch.arange(T) < torch.tensor(num_new)[:, None]  # (R, T): the others are those of filling
+        asked = torch.arange(T) < torch.tensor(num_last)[:, None]  # (R, T): the others are those of filling
         if not logits[asked.to(self._device)].isfinite().all():
             raise InputError(
                 "the model's logits are not numbers: one is infinite or NaN",
@@ -147,7 +147,7 @@ class Rows:
 
 
 class Noise:
-    """The chance in sampling: exponential noise from generators of our own. The global random state is untouched.
+    """The randomness of sampling: exponential noise from generators of its own. The global random state is untouched.
 
     Args:
         seed: one seed draws for the whole batch in turn, as transformers does after `torch.manual_seed(seed)`, so a
@@ -176,8 +176,8 @@ class Noise:
 class NoiseTape:
     """Noise laid out by place: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
 
-    So a draft and the model that checks it draw with the same chance, and what is written does not depend on when it
-    was decided. Steps are drawn in order, each for all rows, those that are done too: no row's draws depend on when
+    So a draft and the model that checks it use the same noise, and what is written does not depend on when it was
+    decided. Noise is drawn in order of n, for all rows at once, those that are done too: no row's noise depends on when
     another one ends.
 
     Args:
@@ -189,19 +189,19 @@ class NoiseTape:
     def __init__(self, noise: Noise, rows: int, columns: int) -> None:
         self._noise = noise
         self._shape = (rows, columns)
-        self._first = 0  # the step of the first tensor that is still kept
-        self._steps: list[Tensor] = []
+        self._first = 0  # the count that the first tensor still kept belongs to
+        self._drawn: list[Tensor] = []  # one (rows, V) for each count
 
-    def at(self, rows: Sequence[int], steps: Sequence[int]) -> Tensor:
-        """Noise (M, V) for the token number `steps[i]` of row `rows[i]`."""
-        while self._first + len(self._steps) <= max(steps):
-            self._steps.append(self._noise.draw(*self._shape))
-        kept = torch.stack(self._steps)  # (steps, rows, V)
-        return kept[torch.tensor(steps, device=kept.device) - self._first, torch.tensor(rows, device=kept.device)]
+    def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """Noise (M, V) for the token that follows `counts[i]` new ones in row `rows[i]`."""
+        while self._first + len(self._drawn) <= max(counts):
+            self._drawn.append(self._noise.draw(*self._shape))
+        kept = torch.stack(self._drawn)  # (counts, rows, V)
+        return kept[torch.tensor(counts, device=kept.device) - self._first, torch.tensor(rows, device=kept.device)]
 
     def forget(self, before: int) -> None:
-        """Steps before this one will not be asked for again."""
-        del self._steps[: max(0, before - self._first)]
+        """Noise for smaller counts than this will not be asked for again."""
+        del self._drawn[: max(0, before - self._first)]
         self._first = max(before, self._first)
 
 

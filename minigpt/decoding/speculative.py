@@ -12,7 +12,7 @@ token after each:
 Choices are kept as long as the draft agrees with them. The first that differs is kept too, because everything before it
 is what the model chose. So a bad draft costs time, and never changes the text.
 
-Sampling needs no rule of its own, because draft and model draw with the same chance. A draw is a race
+Sampling needs no rule of its own, because draft and model draw with the same noise. A draw is a race
 (`sampling.sample`) whose noise belongs to a place in the text, not to who draws: the closer the draft's probabilities
 are to the model's, the more often the same token wins both races, at total variation distance d at least
 (1 - d) / (1 + d) of the time (Daliri, Musco and Suresh, 2024). The rule that is better known (Leviathan, Kalman and
@@ -83,7 +83,7 @@ class PromptLookup:
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Drafts written by a smaller model of the same vocabulary, with the same filters and the same chance.
+    """Drafts written by a smaller model of the same vocabulary, with the same filters and the same noise.
 
     Attributes:
         model: stays as it is.
@@ -107,7 +107,7 @@ class ModelDrafter:
         rows: of the draft model, in evaluation mode, after the prompts.
         numbers: of these rows.
         options: the filters, which shape the draft's choices too.
-        tape: the chance in its draws, shared with the model that it drafts for; None if nothing is drawn.
+        tape: the noise of its draws, shared with the model that it drafts for; None if nothing is drawn.
     """
 
     def __init__(self, rows: Rows, numbers: Sequence[int], options: DecodingOptions, tape: NoiseTape | None) -> None:

@@ -425,10 +425,9 @@ def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
 
 
 def _checked(weights: _Weights) -> _Weights:
-    """The weights, with a tied head left out, if its configuration and its tensors say the same.
+    """Check that configuration and tensors agree, and leave a tied head out.
 
-    Sizes are compared first, and without a model: a wrong one could ask for any amount of memory, and so could one that
-    no tensor confirms.
+    Sizes are compared before a model is made, because a wrong one could ask for any amount of memory.
     """
     config, stored = weights.config, dict(weights.stored)
     differing = [
