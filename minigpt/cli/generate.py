@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,31 @@ def run(settings: Generate) -> None:
         _write(settings, texts, model, tokenizer)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What is to be continued, and how.
+
+    Attributes:
+        prompts: their ids.
+        names: what an error calls each of them.
+        words: what an error of the library names otherwise than who types it.
+        options: the arguments of `generate`, with a seed for each prompt.
+        skip_special: whether special tokens are no text.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    prompts: list[list[int]]
+    names: list[str]
+    words: Mapping[str, str]
+    options: dict[str, Any]
+    skip_special: bool
+
+    @property
+    def uses_beams(self) -> bool:
+        return self.options["strategy"] == "beam" or self.options["num_beams"] > 1
+
+
 def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
     prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
@@ -50,16 +76,14 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
     with _in_words(words, names):
         options = {**_options(settings, model, tokenizer, prompts), **phrases}
         check_request(model, prompts, **options)
-    hidden = not settings.show_special
-    if options["num_return_sequences"] == len(prompts) == 1 and not _uses_beams(options) and not settings.json:
-        _stream(model, tokenizer, prompts[0], words, options, hidden)
+    request = _Request(model, tokenizer, prompts, names, words, options, not settings.show_special)
+    if options["num_return_sequences"] == len(prompts) == 1 and not request.uses_beams and not settings.json:
+        _stream(request)
         return
     start = time.perf_counter()
-    out = _in_batches(
-        model, tokenizer, prompts, names, words, settings.batch_size or (1 if settings.ablate else 8), options
-    )
+    out = _in_batches(request, settings.batch_size or (1 if settings.ablate else 8))
     seconds = time.perf_counter() - start
-    rows = [_completion(tokenizer, prompts, number, out, options, hidden) for number in range(len(out.scores))]
+    rows = [_completion(request, number, out) for number in range(len(out.scores))]
     num_new = sum(len(row["token_ids"]) - len(prompts[row["prompt_index"]]) for row in rows)
     if settings.json:
         drafted = {"num_drafted": out.num_drafted, "num_accepted": out.num_accepted} if options["draft"] else {}
@@ -67,10 +91,10 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
         return
     for row in rows:
         which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
-        name = "score" if _uses_beams(options) else "log-probability"
+        name = "score" if request.uses_beams else "log-probability"
         print(f"--- {which}{name} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         write_product(row["text"] + "\n")
-    if _uses_beams(options):
+    if request.uses_beams:
         power = f"length ** {options['length_penalty']:g}"
         print(f"[score: the sum of the filtered log-probabilities / {power}]", file=sys.stderr)
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
@@ -211,16 +235,9 @@ def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) ->
     }
 
 
-def _in_batches(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[list[int]],
-    names: Sequence[str],
-    words: Mapping[str, str],
-    batch_size: int,
-    options: dict[str, Any],
-) -> Generation:
+def _in_batches(request: _Request, batch_size: int) -> Generation:
     """All completions, under a progress bar. Each prompt has a seed of its own, so the batches change no draw."""
+    options, prompts = request.options, request.prompts
     outs = []
     longest, num_batches = options["max_new_tokens"], math.ceil(len(prompts) / batch_size)
     with tqdm(total=longest * num_batches, unit="step", leave=False, disable=None, delay=1) as bar:
@@ -231,8 +248,8 @@ def _in_batches(
         for number in range(num_batches):
             batch = slice(number * batch_size, (number + 1) * batch_size)
             ours = {**options, "seed": options["seed"][batch]}
-            with _in_words(words, names[batch]):
-                outs.append(generate(model, prompts[batch], **ours, on_step=advance, num_candidates=1))
+            with _in_words(request.words, request.names[batch]):
+                outs.append(generate(request.model, prompts[batch], **ours, on_step=advance, num_candidates=1))
             bar.update((number + 1) * longest - bar.n)  # those steps that were not needed
     return Generation(
         sequences=[ids for out in outs for ids in out.sequences],
@@ -243,21 +260,14 @@ def _in_batches(
     )
 
 
-def _completion(
-    tokenizer: Tokenizer,
-    prompts: Sequence[list[int]],
-    number: int,
-    out: Generation,
-    options: dict[str, Any],
-    skip_special: bool,
-) -> dict[str, Any]:
+def _completion(request: _Request, number: int, out: Generation) -> dict[str, Any]:
     """One entry of what --json prints."""
-    index = number // options["num_return_sequences"]
-    ids, prompt = out.sequences[number], prompts[index]
-    completion = new_text(tokenizer, ids[len(prompt) :], options["stop"], skip_special)
+    index = number // request.options["num_return_sequences"]
+    ids, prompt = out.sequences[number], request.prompts[index]
+    completion = new_text(request.tokenizer, ids[len(prompt) :], request.options["stop"], request.skip_special)
     return {
         "prompt_index": index,
-        "text": tokenizer.decode(prompt, skip_special) + completion,
+        "text": request.tokenizer.decode(prompt, request.skip_special) + completion,
         "completion": completion,
         "token_ids": ids,
         "score": out.scores[number],
@@ -265,19 +275,9 @@ def _completion(
     }
 
 
-def _uses_beams(options: dict[str, Any]) -> bool:
-    return options["strategy"] == "beam" or options["num_beams"] > 1
-
-
-def _stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    words: Mapping[str, str],
-    options: dict[str, Any],
-    skip_special: bool,
-) -> None:
-    """Print the prompt, then every character as soon as its last token is chosen."""
+def _stream(request: _Request) -> None:
+    """Print the one prompt, then every character as soon as its last token is chosen."""
+    tokenizer, options, (prompt,) = request.tokenizer, request.options, request.prompts
     num_new, num_drafted, num_accepted, reason = 0, 0, 0, None
 
     def count(step: Step) -> None:
@@ -288,15 +288,15 @@ def _stream(
         reason = step.choices[-1].finish_reason
 
     def pieces() -> Iterator[str]:
-        text = TextStream(tokenizer, prompt, skip_special)
-        for token_id in stream(model, prompt, **options, on_step=count, num_candidates=1):
+        text = TextStream(tokenizer, prompt, request.skip_special)
+        for token_id in stream(request.model, prompt, **options, on_step=count, num_candidates=1):
             yield text.feed(token_id)
         yield text.flush()
 
     start = time.perf_counter()
     try:
-        write_product(tokenizer.decode(prompt, skip_special))
-        with _in_words(words, ["the prompt"]):
+        write_product(tokenizer.decode(prompt, request.skip_special))
+        with _in_words(request.words, request.names):
             for piece in before_stop(pieces(), options["stop"] or ()):
                 write_product(piece)
     finally:
