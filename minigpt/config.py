@@ -16,11 +16,11 @@ from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, checked, hint
 from minigpt.system.files import named_path, read_bytes, write_text
 
 _NO_END = 10**15  # more than any run needs; times the rows of a step, it still fits 64 bits
-_LARGEST = 1e100  # above float32's largest: a training itself finds out if it overflows; a double does not
+_LARGEST = 1e100  # too large for float32, so that training notices, and far below the largest double
 _LONGEST_YAML = 2**20  # bytes
 
 Layers = Annotated[int, Bounds(1, 10_000)]
-Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch; its square, which costs grow with, can be counted
+Size = Annotated[int, Bounds(1, 2**24)]  # of a model or a batch: its square still fits a 64-bit integer
 VocabSize = Annotated[int, Bounds(1, 2**31 - 1)]
 Seed = Annotated[int, Bounds(0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")]
 Count = Annotated[int, Bounds(1, _NO_END)]
@@ -29,7 +29,7 @@ NotNegative = Annotated[float, Bounds(0, _LARGEST)]
 Rate = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0 and at most 1e100", below="would not learn")]
 Alpha = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual")]
 Share = Annotated[float, Bounds(0, BELOW_1, "in [0, 1)")]
-Part = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
+ValFraction = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
 
 
 def _require(condition: bool, what: str, how: str) -> None:
@@ -86,7 +86,7 @@ class DataConfig:
     """a named corpus, a text file, a folder of them, or records: .jsonl, .ndjson, .csv, .tsv, .json"""
     tokenizer: Literal["char", "gpt2"] = "char"
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
-    val_fraction: Part = 0.1
+    val_fraction: ValFraction = 0.1
     """the last part of the corpus, kept out of training and used to measure the validation loss"""
     checksum: str = ""
     """sha256 of what was read of the source, wherever it lies; training fills it in"""
@@ -126,7 +126,7 @@ class DocumentsConfig:
     batching: Literal["padded", "packed", "packed-masked"] = "padded"
     """padded: one document a row; packed: back to back, no room wasted; packed-masked: so too, and none sees another"""
     keywords: CountOrOff = 0
-    """open each document with a line of its most telling words, so many, that a prompt can then ask for"""
+    """open each document with a line of this many of its most telling words, which a prompt can then ask for"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -148,9 +148,10 @@ class TrainConfig:
     max_steps: Count = 5000
     """number of optimizer steps"""
     epochs: Annotated[float, Bounds(0, 1e9)] = 0.0
-    """number of readings of all data; above 0 it decides max_steps; each ends with a step, an evaluation and a save"""
+    """how often all data are read; above 0 it decides max_steps; each epoch ends with an evaluation and a save, and no
+    step reaches into the next one"""
     batch_size: Size = 64
-    """sequences in one micro-batch"""
+    """rows in one micro-batch"""
     accumulation_steps: Size = 1
     """micro-batches whose gradients are averaged for one step: a larger batch in the same memory"""
     learning_rate: Rate = 1e-3
@@ -452,7 +453,7 @@ def _parsed(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):  # a few of them in a few lines make gigabytes
-                raise refusal("what is written elsewhere is referred to: write it out", self.current_event)
+                raise refusal("a YAML alias (*name) cannot be used: write the value out here", self.current_event)
             return super().compose_node(parent, index)
 
         def construct_object(self, node: Any, deep: bool = False) -> Any:

@@ -36,7 +36,7 @@ _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "tr
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field of a command's settings is typed, beside its type: `top: Annotated[int, Flag("K")] = 10`.
+    """How a field is given on the command line, beside its type: `top: Annotated[int, Flag("K")] = 10`.
 
     Attributes:
         metavar: what the help calls the value.
@@ -111,7 +111,7 @@ class TypedField:
         kind: its type, without None.
         optional: whether it can be None.
         default: its value unless it is given; `MISSING` if it must be.
-        typed: what is said beside it.
+        flag_options: how it is given on the command line.
         section: what its flag begins with, such as "train."; else nothing.
         about: the dataclass that has it.
     """
@@ -121,7 +121,7 @@ class TypedField:
     kind: Any
     optional: bool
     default: Any
-    typed: Flag
+    flag_options: Flag
     section: str
     about: type
 
@@ -144,16 +144,16 @@ class TypedField:
     def choices(self) -> tuple[str, ...]:
         """The words that it can be; none if it can be any."""
         kind = get_args(self.kind)[0] if self.several else self.kind
-        return self.typed.choices or (get_args(kind) if get_origin(kind) is Literal else ())
+        return self.flag_options.choices or (get_args(kind) if get_origin(kind) is Literal else ())
 
     @property
     def help(self) -> str:
         """What it does, and its default if that is not off."""
-        says = self.typed.says or self.about
+        says = self.flag_options.says or self.about
         says = says if isinstance(says, str) else field_docs(says)[self.name]
-        if self.several and not (self.typed.together or self.typed.positional):
+        if self.several and not (self.flag_options.together or self.flag_options.positional):
             says += "; may be given several times"
-        if self.choices and self.typed.metavar and not self.typed.choices:
+        if self.choices and self.flag_options.metavar and not self.flag_options.choices:
             says += f": {', '.join(self.choices)}"
         default = str(self.default).lower() if self.section and isinstance(self.default, bool) else self.default
         off = default is None or default is False or default in ("", MISSING) or isinstance(default, tuple)
@@ -220,9 +220,9 @@ def typed_fields(
             yield from typed_fields(cast(type, hint), inside, f"{where}.", ahead, inner)
             continue
         kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
-        typed = next((one for one in beside if isinstance(one, Flag)), Flag())
+        own_flag = next((one for one in beside if isinstance(one, Flag)), Flag())
         usual = f"--{section}{own.name}" if section else f"--{own.name.replace('_', '-')}"
-        usual = typed.metavar if typed.positional else usual
+        usual = own_flag.metavar if own_flag.positional else usual
         flag, _, metavar = (names.get(where, usual) or "").partition(" ")
         if not flag or len(kinds) > 1 or not _is_spelled(kinds[0]):
             continue
@@ -232,7 +232,7 @@ def typed_fields(
             kind=kinds[0],
             optional=NoneType in get_args(hint),
             default=default,
-            typed=replace(typed, metavar=metavar) if metavar else typed,
+            flag_options=replace(own_flag, metavar=metavar) if metavar else own_flag,
             section=section if flag == usual else "",
             about=settings,
         )
@@ -307,7 +307,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         others = self.add_argument_group("further flags" if first else "flags")
         sections: dict[str, Any] = {}
         for one in sorted(self.fields.values(), key=lambda one: [*first, one.flag].index(one.flag)):
-            group = places if one.typed.positional else wanted if one.flag in first else others
+            group = places if one.flag_options.positional else wanted if one.flag in first else others
             if one.section:
                 if one.section not in sections:
                     title = (one.about.__doc__ or "").splitlines()[0].rstrip(".").partition(":")[0]
@@ -317,10 +317,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             options = _options(one)
             if one.section and group is not wanted and not everything:
                 options["help"] = argparse.SUPPRESS
-            if one.typed.positional:
+            if one.flag_options.positional:
                 group.add_argument(one.path, **options).required = False  # `given` names what is missing
             else:
-                group.add_argument(*filter(None, (one.typed.short, one.flag)), dest=one.path, **options)
+                group.add_argument(*filter(None, (one.flag_options.short, one.flag)), dest=one.path, **options)
         asked: dict[str, Any] = {"dest": "help", "action": "store_const"}
         if sections:
             says = f"show {', '.join(f'--{section}*' for section in sections)} too"
@@ -382,7 +382,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
 
     def flags(self) -> dict[str, str]:
         """The flags by the fields that they set: learning_rate -> --train.learning_rate, banned_sequences -> --ban."""
-        return {one.name: one.flag for one in self.fields.values() if not one.typed.positional}
+        return {one.name: one.flag for one in self.fields.values() if not one.flag_options.positional}
 
     def names(self) -> dict[str, str]:
         """The flags by their own last names: learning_rate -> --train.learning_rate, ban -> --ban."""
@@ -426,7 +426,7 @@ class _WholeWords(argparse.RawDescriptionHelpFormatter):
 
 def _place(one: TypedField) -> str:
     """A positional field in the line of usage; nothing for a flag."""
-    if not one.typed.positional:
+    if not one.flag_options.positional:
         return ""
     return f"{one.flag}{' ...' * one.several}" if one.required else f"[{one.flag}]"
 
@@ -437,14 +437,14 @@ def _options(one: TypedField) -> dict[str, Any]:
     if one.kind is bool and not one.section:
         return options | {"action": argparse.BooleanOptionalAction if one.optional else "store_true"}
     listed = f"{{{','.join(one.choices)}}}" if one.choices else ""
-    options["metavar"] = one.typed.metavar or listed or _METAVARS.get(one.kind, "TEXT")
-    if one.several and (one.typed.together or one.typed.positional):
+    options["metavar"] = one.flag_options.metavar or listed or _METAVARS.get(one.kind, "TEXT")
+    if one.several and (one.flag_options.together or one.flag_options.positional):
         options |= {"nargs": "+", "action": "extend"}
     elif one.several:
         options["action"] = "append"
-        if len(pair := one.typed.metavar.split()) > 1:
+        if len(pair := one.flag_options.metavar.split()) > 1:
             options |= {"metavar": tuple(pair), "nargs": len(pair)}
-    if one.typed.positional and not one.required:
+    if one.flag_options.positional and not one.required:
         options["nargs"] = "?"
     return options
 

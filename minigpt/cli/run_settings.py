@@ -51,19 +51,19 @@ class RunSettings(Command):
     config: Annotated[str | None, Flag("FILE.yaml")] = None
     """settings to change, as in a run's config.yaml"""
     run: Annotated[RunConfig, Section(inline=True, names=RUN_FLAGS)] = field(default_factory=RunConfig)
-    content: Mapping[str, Any] = field(default_factory=dict)
+    from_file: Mapping[str, Any] = field(default_factory=dict)
     """what the --config file says; a vocabulary size in it is a promise about the corpus"""
-    said: Mapping[str, Any] = field(default_factory=dict)
+    from_flags: Mapping[str, Any] = field(default_factory=dict)
     """what the flags say of the run"""
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The preset's settings with the --config file's on top; and what that and the flags say."""
-        content = read_yaml(Path(given["config"])) if given.get("config") else {}
-        said = given.get("run", {})
-        name = given.get("preset") or _fitting_preset(said, updated(preset(DEFAULT_PRESET), content))
-        run = updated(cls.start(given, preset(name)), content)
-        return {"preset": name, "run": run, "content": content, "said": said}
+        from_file = read_yaml(Path(given["config"])) if given.get("config") else {}
+        from_flags = given.get("run", {})
+        name = given.get("preset") or _fitting_preset(from_flags, updated(preset(DEFAULT_PRESET), from_file))
+        run = updated(cls.start(given, preset(name)), from_file)
+        return {"preset": name, "run": run, "from_file": from_file, "from_flags": from_flags}
 
     @classmethod
     def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
@@ -71,12 +71,12 @@ class RunSettings(Command):
         return chosen
 
 
-def _fitting_preset(said: Mapping[str, Any], config: RunConfig) -> str:
+def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     """The preset where none is named. The rates of the quick one are for a new model, and would spoil a trained one."""
-    if not (said.get("init_from") or config.init_from):
+    if not (from_flags.get("init_from") or config.init_from):
         return DEFAULT_PRESET
-    separate = said.get("documents", {}).get("separate") or config.documents.separate
-    source = said.get("data", {}).get("source") or config.data.source
+    separate = from_flags.get("documents", {}).get("separate") or config.documents.separate
+    source = from_flags.get("data", {}).get("source") or config.data.source
     return "finetune-documents" if are_documents(separate, source) else "finetune-text"
 
 

@@ -39,7 +39,7 @@ def run(settings: Train) -> None:
         return
     name = settings.preset if config.data.source == preset(settings.preset).data.source else None
     resume = existing_run(settings.resume) if settings.resume else None
-    train_and_say(config, settings.content, settings.out, name, settings.json, resume=resume)
+    train_and_say(config, settings.from_file, settings.out, name, settings.json, resume=resume)
 
 
 def check_effect(settings: RunSettings) -> None:
@@ -47,8 +47,8 @@ def check_effect(settings: RunSettings) -> None:
 
     In a --config file, which may be a whole run's, what is overruled is only said.
     """
-    config, said = settings.run, settings.said
-    data = said.get("data", {})
+    config, from_flags = settings.run, settings.from_flags
+    data = from_flags.get("data", {})
     if config.init_from and "tokenizer" in data:
         raise ConfigError(
             f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
@@ -60,13 +60,13 @@ def check_effect(settings: RunSettings) -> None:
             "use --documents.val_size, or --documents.val_data for a file of their own",
         )
     for name in COUNTED_BY_EPOCHS:
-        if config.train.epochs and name in said.get("train", {}):
+        if config.train.epochs and name in from_flags.get("train", {}):
             raise ConfigError(
                 f"--train.{name} {getattr(config.train, name)} would change nothing: "
                 f"--train.epochs {config.train.epochs:g} decides it",
                 "choose other --train.epochs, or 0 to count in steps",
             )
-    written = [name for name in COUNTED_BY_EPOCHS if name in settings.content.get("train", {})]
+    written = [name for name in COUNTED_BY_EPOCHS if name in settings.from_file.get("train", {})]
     if config.train.epochs and written:
         print_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
 
@@ -83,21 +83,21 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
 
     config = settings.run
     shape = open_source(config.init_from).config
-    wanted = {**settings.content.get("model", {}), **settings.said.get("model", {})}
-    said = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
-    for name, value in said.items():
+    wanted = {**settings.from_file.get("model", {}), **settings.from_flags.get("model", {})}
+    asked = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
+    for name, value in asked.items():
         if name not in ("block_size", "dropout") and value != getattr(shape, name):
             raise ConfigError(
                 f"--model.{name} {value} is not the {getattr(shape, name)} of {config.init_from}",
                 "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
             )
     context = {"block_size": min(config.model.block_size, shape.block_size)}
-    return replace(config, model=replace(shape, **context | said))
+    return replace(config, model=replace(shape, **context | asked))
 
 
 def train_and_say(
     config: RunConfig,
-    content: Mapping[str, Any],
+    from_file: Mapping[str, Any],
     out: str | None,
     name: str | None,
     as_json: bool,
@@ -108,7 +108,7 @@ def train_and_say(
 
     Args:
         config: the settings.
-        content: what the --config file said; a vocabulary size in it is a promise about the corpus.
+        from_file: what the --config file says; a vocabulary size in it is a promise about the corpus.
         out: the run directory, or None for `checkpoints/<name>`, numbered if that is taken.
         name: the preset's, or None to name the run after its corpus.
         as_json: one JSON object on standard output, everything else on standard error.
@@ -146,7 +146,7 @@ def train_and_say(
         if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
             print_line(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
             print_line(f"           {program()} train --resume {shlex.quote(str(left))}")
-        promised = content.get("model", {}).get("vocab_size")
+        promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)
         result = train(config, source, directory, print_line, resume=bool(resume))
@@ -313,7 +313,7 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
         f"  {program()} generate --model {shlex.quote(str(directory))} \\",
         f"    --prompt {shlex.quote(prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",
-        f"or in Python ({near(sys.executable)}):",
+        f"or in Python ({as_typed(sys.executable)}):",
         "  import minigpt",
         f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
         "  print(minigpt.complete(",
@@ -326,12 +326,12 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
 def program() -> str:
     """How to call this program from here: by its name if that is found, else by its path."""
     if Path(sys.argv[0]).stem != "minigpt":
-        return f"{near(sys.executable)} -m minigpt"
+        return f"{as_typed(sys.executable)} -m minigpt"
     found = shutil.which("minigpt")
-    return "minigpt" if found and Path(found).samefile(sys.argv[0]) else near(sys.argv[0])
+    return "minigpt" if found and Path(found).samefile(sys.argv[0]) else as_typed(sys.argv[0])
 
 
-def near(path: str) -> str:
+def as_typed(path: str) -> str:
     """A path as it is typed from the working folder, if it lies below it."""
     here = Path(path).absolute()
     return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)

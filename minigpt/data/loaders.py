@@ -132,7 +132,7 @@ def text_loader(
 
 
 def document_loader(
-    documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer, laid_out_for: int | None = None
+    documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer, order_batch_size: int | None = None
 ) -> DocumentLoader:
     """Documents as the settings want them read.
 
@@ -141,8 +141,8 @@ def document_loader(
         name: of the corpus.
         config: the settings; `model.block_size` is the model's.
         tokenizer: the model's.
-        laid_out_for: the batch size that the order of the documents is made for, so that those of a batch are of like
-            length. A run keeps the one that it began with: with another order it would lose its place in the epoch.
+        order_batch_size: the documents are ordered so that those of a batch of this size are of like length. A run
+            keeps the one that it began with: with another order it would lose its place in the epoch.
 
     Raises:
         ConfigError: if a setting of `documents` contradicts the model or another.
@@ -155,7 +155,7 @@ def document_loader(
     eos_id = end_of_document(tokenizer)
     train, val = (encoded(part, config, tokenizer, chosen) for part in (chosen, validating))
     batch_size, seed = config.train.batch_size, config.seed
-    read: Callable[[int], Epoch] = partial(padded, train, laid_out_for or batch_size, seed)
+    read: Callable[[int], Epoch] = partial(padded, train, order_batch_size or batch_size, seed)
     if d.batching != "padded":
         read = partial(
             packed, train, batch_size, d.max_length or block_size, seed, document_mask=d.batching == "packed-masked"

@@ -321,7 +321,7 @@ class Checkpoint:
     manifest: dict[str, Any]
 
     @property
-    def laid_out_for(self) -> int:
+    def order_batch_size(self) -> int:
         """The batch size for which documents were put in order (`data.loaders.document_loader`).
 
         Raises:

@@ -6,7 +6,7 @@ every batch, and gradients are averaged before each step, so that all of them ta
     ddp   every process has the whole model and all of the optimizer's state (Li et al., 2020)
     fsdp  each has one part of every tensor, and borrows the others for the length of a block (Zhao et al., 2023)
 
-The batch of a step, `batch_size * accumulation_steps` sequences, is the same for any number of processes.
+The batch of a step, `batch_size * accumulation_steps` rows, is the same for any number of processes.
 """
 
 import os
@@ -59,7 +59,7 @@ class Processes:
         """Sequences in a micro-batch of each process, and micro-batches in its step.
 
         Raises:
-            ConfigError: if neither the micro-batches nor their sequences can be dealt out evenly.
+            ConfigError: if neither the micro-batches nor their rows can be dealt out evenly.
         """
         if accumulation_steps % self.size == 0:
             return batch_size, accumulation_steps // self.size
@@ -67,7 +67,7 @@ class Processes:
             return batch_size // self.size, accumulation_steps
         raise ConfigError(
             f"{self.size} processes cannot share out accumulation_steps = {accumulation_steps} micro-batches of "
-            f"batch_size = {batch_size} sequences",
+            f"batch_size = {batch_size} rows",
             f"choose batch_size or accumulation_steps as a multiple of {self.size}",
         )
 

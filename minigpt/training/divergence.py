@@ -41,9 +41,9 @@ class Divergence:
         learning_rate: of the step.
         loss: of the step; a text such as "nan", because JSON has no such number.
         grad_norm: likewise.
-        seed: of the run: with it, the windows follow from their numbers.
-        first_sequence: number of the first window of the step.
-        num_sequences: windows in the step.
+        seed: of the run: with it, the rows follow from their numbers.
+        first_sequence: number of the first row of the step.
+        num_sequences: rows in the step.
         first_nonfinite: the first tensor that was not finite, in the order of computing.
     """
 

@@ -1,6 +1,6 @@
 """The training loop: `train` sets a run up, `run_steps` is the loop itself, on one screen.
 
-    windows i..j --> logits --> loss --> gradients, averaged over micro-batches --> clipped --> optimizers @ lr_at(step)
+    rows i..j --> logits --> loss --> gradients, averaged over micro-batches --> clipped --> optimizers @ lr_at(step)
 
 There is no trainer class and no callback. To change how minigpt trains, change these lines.
 """
@@ -83,7 +83,7 @@ class TrainResult:
 
 def train(
     config: RunConfig,
-    source: Corpus | Documents,
+    data: Corpus | Documents,
     out: Path | str,
     print_line: PrintLine = print_to_stdout,
     resume: bool = False,
@@ -92,7 +92,7 @@ def train(
 
     Args:
         config: the settings; `model.vocab_size` is replaced by the tokenizer's.
-        source: the text, or the documents.
+        data: the text or the documents, already read.
         out: the run directory. A new one must not exist yet, or be empty, and is made only when all else is found in
             order.
         print_line: where lines for people go.
@@ -118,7 +118,8 @@ def train(
         data=replace(config.data, source=lasting_source(config.data.source)),
         documents=replace(config.documents, val_data=lasting_source(config.documents.val_data)),
     )
-    directory, checkpoint, progress, lock = RunDirectory(out), None, Progress(), None
+    directory, progress = RunDirectory(out), Progress()
+    checkpoint = lock = None
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
         device = processes.device(choose_device(config.device))
@@ -130,17 +131,17 @@ def train(
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
-            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(source), print_line)
+            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(data), print_line)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
             check_new(directory)
         records = read_records(directory.metrics) if resume else []
-        run = set_up(config, source, directory, processes, device, print_line, checkpoint)
+        run = set_up(config, data, directory, processes, device, print_line, checkpoint)
         limit = "epochs" if run.config.train.epochs else "max_steps"
         done, asked = float(progress.step), float(run.config.train.max_steps)
         if run.config.train.epochs:
-            done, asked = progress.sequences / run.loader.rows_per_epoch, run.last_row / run.loader.rows_per_epoch
+            done, asked = progress.sequences / run.loader.rows_per_epoch, run.rows_to_read / run.loader.rows_per_epoch
         if done > asked:
             raise ConfigError(
                 f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
@@ -153,15 +154,18 @@ def train(
         if processes.first:
             if not resume:
                 lock = leaving.enter_context(locked(out))
-                check_new(directory)  # nobody may have come first
+                check_new(
+                    directory
+                )  # again, now that we hold the lock: another process may have started a run here since
             start_run(directory, run.config, run.tokenizer)
         run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
         tracker = open_tracker(tracking, out, run.config, progress.step, print_line) if tracking else None
-        written, by_epoch = directory if processes.first else None, run.config.train.epochs > 0
-        log = RunLog(written, steps, print_line, floor, title, marks, tracker, by_epoch)
+        log_directory = directory if processes.first else None  # the others write nothing
+        by_epoch = run.config.train.epochs > 0
+        log = RunLog(log_directory, steps, print_line, floor, title, marks, tracker, by_epoch)
         with log, StopRequest() as stop:
             if checkpoint:
                 log.record(progress.step, progress.tokens, resumed=changed)
@@ -195,8 +199,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             progress.skipped_in_a_row = 0
         else:
             if run.processes.first:
-                with log.forgiving(f"step {progress.step:<5} no place for a report"):
-                    keep_place(run, progress, log)
+                with log.forgiving(f"step {progress.step:<5} report not written"):
+                    ensure_directory(run, progress, log)
             leave_out(run, progress, lr, loss.item(), grad_norm, states)
         model.zero_grad(set_to_none=True)
         if progress.step == 0:
@@ -252,7 +256,7 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
         ):
             with autocast(run.device, run.dtype):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
-                # Each target weighs the same, in whichever micro-batch or process it is.
+                # A mean over `count` targets, weighted by count / mean_count: each target of the step weighs the same.
                 loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))
             loss.backward()  # gradients add up over the micro-batches
         total += loss.detach()
@@ -304,13 +308,13 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             with nullcontext() if must else log.forgiving(f"step {progress.step:<5} not saved"):
-                keep_place(run, progress, log)
+                ensure_directory(run, progress, log)
                 facts = {**run.origins, "log": log.marks()}
                 replace_last(run.directory, weights, state, progress, facts)
 
 
-def keep_place(run: Run, progress: Progress, log: RunLog) -> None:
-    """Before anything is written: make the run directory again if somebody has removed it, and lock what is there.
+def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
+    """Before a write: make the run directory again if somebody has removed it, and lock it.
 
     Raises:
         CheckpointError: if it holds another run now, which is not to be written over.
@@ -348,7 +352,7 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
         progress.best_loss, progress.evaluations_since_best = val_loss, 0
     if run.processes.first:
         with log.forgiving(f"step {progress.step:<5} best weights not kept"):
-            keep_place(run, progress, log)
+            ensure_directory(run, progress, log)
             keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
     record_validation(run, progress, log, val_loss)
     if run.processes.first:
@@ -386,13 +390,13 @@ def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float
 
 
 def replay(
-    config: RunConfig, source: Corpus | Documents, path: Path, print_line: PrintLine = print_to_stdout
+    config: RunConfig, data: Corpus | Documents, path: Path, print_line: PrintLine = print_to_stdout
 ) -> Divergence:
     """Compute a step that diverged once more, from the checkpoint that lies beside its report.
 
     Args:
         config: the run's settings.
-        source: what it was trained on.
+        data: the text or the documents that it was trained on.
         path: the report.
         print_line: where lines for people go.
 
@@ -404,10 +408,8 @@ def replay(
         CheckpointError: if one of them is damaged, or the checkpoint is of another corpus.
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
-    checkpoint.check_corpus(corpus_checksum(source), config)
-    run = set_up(
-        config, source, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint
-    )
+    checkpoint.check_corpus(corpus_checksum(data), config)
+    run = set_up(config, data, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)
     lr = set_learning_rate(run.optimizers, report.step - 1, config.train)

@@ -63,8 +63,8 @@ class Run:
         return self.config.train.batch_size * self.config.train.accumulation_steps
 
     @property
-    def last_row(self) -> int:
-        """Rows that are read in the epochs asked for."""
+    def rows_to_read(self) -> int:
+        """Number of rows in all epochs asked for; 0 if steps are counted."""
         return rows_in(self.config.train.epochs, self.loader.rows_per_epoch)
 
     def rows_of_step(self, first: int) -> int:
@@ -75,14 +75,17 @@ class Run:
         """
         most, rows = self.rows_per_step, self.loader.rows_per_epoch
         if self.config.train.epochs:
-            most = min(most, self.last_row - first)
+            most = min(most, self.rows_to_read - first)
         elif isinstance(self.loader, TextLoader):
             return most
         return min(most, rows - first % rows)
 
     @property
     def evaluation_share(self) -> tuple[int, int]:
-        """This process's part of an evaluation, and of how many; all of it under fsdp, where each needs the others."""
+        """(i, n): this process computes part i of n of an evaluation.
+
+        Under fsdp it is (0, 1), all of it, because every pass needs every process.
+        """
         return (0, 1) if self.config.train.parallel == "fsdp" else (self.processes.rank, self.processes.size)
 
     def micro_batches(self, first: int, processes: Processes) -> Iterator[Batch]:
@@ -100,7 +103,7 @@ class Run:
 
 def set_up(
     config: RunConfig,
-    source: Corpus | Documents,
+    data: Corpus | Documents,
     directory: RunDirectory,
     processes: Processes,
     device: torch.device,
@@ -111,7 +114,7 @@ def set_up(
 
     Args:
         config: the settings.
-        source: a text, or documents.
+        data: a text or documents, already read.
         directory: the run's.
         processes: of this run.
         device: this process's.
@@ -122,11 +125,11 @@ def set_up(
         The run. Its `origins` are the checksum of the corpus; of a run that trains an adapter, that of its base; and
         of one on documents, the batch size that their order is made for.
     """
-    processes.share(config.train.batch_size, config.train.accumulation_steps)
+    processes.share(config.train.batch_size, config.train.accumulation_steps)  # raises now, before any work
     keep_freed_memory()
     dtype, reason = choose_dtype(config.dtype, device)
-    config, tokenizer, base = starting_point(config, source, directory, checkpoint)
-    config, loader, origins = read_data(config, source, tokenizer, processes, checkpoint)
+    config, tokenizer, base = starting_point(config, data, directory, checkpoint)
+    config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     t = config.train
     if base is not None and t.lora_rank:
         origins["base"] = base_checksum(base)
@@ -137,12 +140,12 @@ def set_up(
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, threads = config.model, torch.get_num_threads()
     size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
-    where = f"on {device.type}, {threads} thread{'s' * (threads > 1)}, {str(dtype)[6:]} ({reason}), {compiled}"
+    where = f"on {device.type}, {threads} thread{'s' if threads > 1 else ''}, {str(dtype)[6:]} ({reason}), {compiled}"
     for line in loader.described:
         print_line(line)
     print_line(f"model      {model.num_parameters():,} parameters: {size}")
     if config.init_from:
-        trained = f"{trainable_parameters(model):,} parameters are trained" + ", as adapters" * bool(t.lora_rank)
+        trained = f"{trainable_parameters(model):,} parameters are trained" + (", as adapters" if t.lora_rank else "")
         print_line(f"from       {config.init_from}; {trained}")
     print_line(f"computing  {where}" + (f", {processes.size} processes" if processes.size > 1 else ""))
     print_line(f"seed       {config.seed}")
@@ -169,7 +172,7 @@ def set_up(
 
 
 def starting_point(
-    config: RunConfig, source: Corpus | Documents, directory: RunDirectory, checkpoint: Checkpoint | None
+    config: RunConfig, data: Corpus | Documents, directory: RunDirectory, checkpoint: Checkpoint | None
 ) -> tuple[RunConfig, Tokenizer, GPT | None]:
     """The settings with the model's shape, its tokenizer, and the model to start from, if there is one.
 
@@ -190,14 +193,14 @@ def starting_point(
     if checkpoint is not None:
         tokenizer, vocab_size = load_tokenizer(directory.tokenizer), read_config(directory).model.vocab_size
     else:
-        tokenizer = new_tokenizer(config, source)
+        tokenizer = new_tokenizer(config, data)
         vocab_size = tokenizer.vocab_size
     return replace(config, model=replace(shape, vocab_size=vocab_size)), tokenizer, None
 
 
 def read_data(
     config: RunConfig,
-    source: Corpus | Documents,
+    data: Corpus | Documents,
     tokenizer: Tokenizer,
     processes: Processes,
     checkpoint: Checkpoint | None,
@@ -208,11 +211,11 @@ def read_data(
         ConfigError: if the data are not those that the settings name by their checksum.
     """
     progress = checkpoint.progress if checkpoint else Progress()
-    origins: dict[str, Any] = {"corpus": corpus_checksum(source)}
-    if isinstance(source, Documents):
-        origins["laid_out_for"] = checkpoint.laid_out_for if checkpoint else config.train.batch_size
+    origins: dict[str, Any] = {"corpus": corpus_checksum(data)}
+    if isinstance(data, Documents):
+        origins["laid_out_for"] = checkpoint.order_batch_size if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
-        loader = make_loader(config, source, tokenizer, origins.get("laid_out_for"))
+        loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
     if config.data.checksum not in ("", origins["corpus"]):
         raise ConfigError(
             f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
@@ -253,13 +256,13 @@ def whole_model(model: GPT) -> GPT:
     return copy
 
 
-def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
-    """The tokenizer of a new model. One of characters knows those of the source, and the line end behind documents."""
+def new_tokenizer(config: RunConfig, data: Corpus | Documents) -> Tokenizer:
+    """The tokenizer of a new model. One of characters knows those of the data, and the line end behind documents."""
     if config.data.tokenizer == "gpt2":
         return GPT2Tokenizer()
-    if isinstance(source, Corpus):
-        return CharTokenizer.from_text(source.text)
-    documents = [*source.items, *(source.validation or ())]
+    if isinstance(data, Corpus):
+        return CharTokenizer.from_text(data.text)
+    documents = [*data.items, *(data.validation or ())]
     text = "\n" + "".join(document.prompt + document.text for document in documents)
     if config.documents.keywords:  # they come in lower case, in a line whose other letters are minigpt's own
         text += keyword_line([text.lower(), ""])
@@ -267,19 +270,19 @@ def new_tokenizer(config: RunConfig, source: Corpus | Documents) -> Tokenizer:
 
 
 def make_loader(
-    config: RunConfig, source: Corpus | Documents, tokenizer: Tokenizer, laid_out_for: int | None = None
+    config: RunConfig, data: Corpus | Documents, tokenizer: Tokenizer, order_batch_size: int | None = None
 ) -> Loader:
-    """A source as the numbered rows that a run reads; for documents, see `data.loaders.document_loader`.
+    """A text or documents as the numbered rows that a run reads; for documents, see `data.loaders.document_loader`.
 
     Raises:
         ConfigError: if a setting contradicts the model or another.
-        DataError: if the source is too short.
+        DataError: if the data are too short.
         InputError: if the tokenizer does not know a character of it.
     """
-    if isinstance(source, Documents):
-        return document_loader(source, Path(config.data.source).stem, config, tokenizer, laid_out_for)
+    if isinstance(data, Documents):
+        return document_loader(data, Path(config.data.source).stem, config, tokenizer, order_batch_size)
     return text_loader(
-        source, config, tokenizer, *prepare(source, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
+        data, config, tokenizer, *prepare(data, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
     )
 
 
@@ -301,12 +304,17 @@ def in_steps(t: TrainConfig, rows_per_epoch: int, step: int = 0, rows: int = 0) 
         size, wanted = t.batch_size * t.accumulation_steps, rows_in(t.epochs, rows_per_epoch)
         begun = min(-rows % rows_per_epoch, max(0, wanted - rows))  # rows that the epoch begun has still to give
         whole_epochs, part = divmod(max(0, wanted - rows - begun), rows_per_epoch)
-        per_epoch = -(-rows_per_epoch // size)
-        max_steps = step - (-begun // size) + whole_epochs * per_epoch - (-part // size)
+        per_epoch = _ceil_div(rows_per_epoch, size)
+        max_steps = step + _ceil_div(begun, size) + whole_epochs * per_epoch + _ceil_div(part, size)
         t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=per_epoch, save_interval=per_epoch)
     if t.warmup_ratio:
         t = replace(t, warmup_steps=math.ceil(t.warmup_ratio * t.max_steps))
     return t
+
+
+def _ceil_div(a: int, b: int) -> int:
+    """The quotient a / b, rounded up."""
+    return -(-a // b)
 
 
 def freeze(model: GPT, patterns: str) -> None:
@@ -344,16 +352,16 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, ca
     return y
 
 
-def corpus_checksum(source: Corpus | Documents) -> str:
-    """The sha256 of all that a source holds."""
+def corpus_checksum(data: Corpus | Documents) -> str:
+    """The sha256 of a text, or of all documents."""
     digest = hashlib.sha256()
-    if isinstance(source, Corpus):
-        digest.update(source.text.encode("utf-8"))
+    if isinstance(data, Corpus):
+        digest.update(data.text.encode("utf-8"))
     else:
-        for document in [*source.items, *(source.validation or ())]:
+        for document in [*data.items, *(data.validation or ())]:
             digest.update(repr(document).encode("utf-8"))
-        if source.validation is not None:
-            digest.update(f"{len(source.validation)} validate".encode())
+        if data.validation is not None:
+            digest.update(f"{len(data.validation)} validate".encode())
     return digest.hexdigest()
 
 

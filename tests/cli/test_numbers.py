@@ -46,7 +46,7 @@ def parser(line):
 
 def kinds(of):
     """What the flags of a parser take."""
-    return {one.flag: one.kind for one in of.fields.values() if not one.typed.positional}
+    return {one.flag: one.kind for one in of.fields.values() if not one.flag_options.positional}
 
 
 def numbers(of):

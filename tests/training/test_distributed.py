@@ -445,7 +445,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_once():
     assert status == 1
     assert errors_of_ours(errors) == [
         (
-            "2 processes cannot share out accumulation_steps = 5 micro-batches of batch_size = 3 sequences",
+            "2 processes cannot share out accumulation_steps = 5 micro-batches of batch_size = 3 rows",
             "choose batch_size or accumulation_steps as a multiple of 2",
         )
     ]

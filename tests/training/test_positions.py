@@ -281,7 +281,7 @@ def test_processes_share_every_row_of_a_smaller_step(tmp_path, kind, processes, 
     config = updated(config, {"train": {"epochs": 2.0, "batch_size": sizes[0], "accumulation_steps": sizes[1]}})
     run = set_up(config, source, RunDirectory(tmp_path), Processes(), torch.device("cpu"), quiet, None)
     first = 0
-    while first < run.last_row:
+    while first < run.rows_to_read:
         count = run.rows_of_step(first)
         parts = [[*run.micro_batches(first, Processes(rank, processes))] for rank in range(processes)]
         assert len({len(part) for part in parts}) == 1
@@ -291,7 +291,7 @@ def test_processes_share_every_row_of_a_smaller_step(tmp_path, kind, processes, 
         alone = [row for batch in run.micro_batches(first, Processes()) for row in batch.targets.tolist()]
         assert sorted(trimmed(learned)) == sorted(trimmed(alone))
         first += count
-    assert first == run.last_row
+    assert first == run.rows_to_read
 
 
 def trimmed(rows):
