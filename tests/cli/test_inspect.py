@@ -126,6 +126,11 @@ def test_a_view_in_the_schema(name, model, capsys):
             assert len(record["labels"].get(axis, [None] * size)) == size
 
 
+@pytest.mark.parametrize("name", ["steps", "beams"])
+def test_what_ends_a_continuation_is_a_list_only_of_several(name, model, capsys):
+    assert record_of(words(COMMANDS[name], model), capsys)["settings"]["eos_token_id"] is None
+
+
 def test_help_teaches(capsys):
     overview = printed(["inspect"], capsys)
     assert all(re.search(rf"^  {name} ", overview, re.MULTILINE) for name in VIEWS)

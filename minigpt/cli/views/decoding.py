@@ -21,8 +21,12 @@ def _sampling(asked: settings.Sampling) -> dict[str, Any]:
 
 
 def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
-    """What ends a continuation, as for `minigpt generate`."""
-    return {"max_new_tokens": asked.max_new_tokens, "eos_token_id": it.tokenizer.end_ids}
+    """What ends a continuation, as for `minigpt generate`; a list only where several tokens do."""
+    ends = it.tokenizer.end_ids
+    return {
+        "max_new_tokens": asked.max_new_tokens,
+        "eos_token_id": ends if len(ends) > 1 else it.tokenizer.eos_token_id,
+    }
 
 
 # --- next
