@@ -8,10 +8,11 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named
+from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named, refuse_if
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
@@ -32,9 +33,7 @@ Share = Annotated[float, Bounds(0, BELOW_1, "in [0, 1)")]
 ValFraction = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
 
 
-def _require(condition: bool, what: str, how: str) -> None:
-    if not condition:
-        raise ConfigError(what, how)
+_refuse = partial(refuse_if, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require(
-            self.n_embd % self.n_head == 0,
+        _refuse(
+            self.n_embd % self.n_head != 0,
             f"{named('n_embd', self.n_embd)} cannot be split into {named('n_head', self.n_head)} equal heads",
             f"choose {named('n_embd')} as a multiple of {named('n_head')}, for example "
             f"{self.n_head * max(1, self.n_embd // self.n_head)}",
@@ -130,8 +129,8 @@ class DocumentsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require(
-            self.longer == "cut" or self.max_characters > 0,
+        _refuse(
+            self.longer != "cut" and self.max_characters == 0,
             f"{named('longer', self.longer)} drops nothing: {named('max_characters')} sets no limit",
             f"give {named('max_characters')} too, the most characters of a document",
         )
@@ -203,21 +202,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require(
-            not (self.lora_rank and self.optimizer == "muon"),
+        _refuse(
+            self.lora_rank > 0 and self.optimizer == "muon",
             f"{named('optimizer', self.optimizer)} is not for adapters: made orthogonal, a thin matrix moves in all "
             "of its directions alike",
             f"use {named('optimizer', 'adamw')} with {named('lora_rank')}",
         )
-        _require(
-            self.min_learning_rate <= self.learning_rate,
+        _refuse(
+            self.min_learning_rate > self.learning_rate,
             f"{named('min_learning_rate', self.min_learning_rate)} is above "
             f"{named('learning_rate', self.learning_rate)}",
             f"the schedule falls: choose {named('min_learning_rate')} <= {named('learning_rate')}, for example a tenth "
             "of it",
         )
-        _require(
-            self.warmup_steps <= self.max_steps or self.epochs > 0 or self.warmup_ratio > 0,  # which decide them
+        _refuse(
+            self.warmup_steps > self.max_steps and self.epochs == self.warmup_ratio == 0,  # which would decide them
             f"{named('warmup_steps', self.warmup_steps)} is more than {named('max_steps', self.max_steps)}",
             f"lower {named('warmup_steps')} too, or give {named('warmup_ratio')}, which is a share of all steps",
         )
@@ -242,8 +241,8 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require(
-            are_texts(self.targets),
+        _refuse(
+            not are_texts(self.targets),
             f"{named('targets', self.targets)} cannot be used",
             f"{named('targets')} must be a tuple of at least one name",
         )

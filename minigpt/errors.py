@@ -87,6 +87,12 @@ class PeerError(MiniGPTError, RuntimeError):
     """Another process of the same training has died, or does not answer."""
 
 
+def refuse_if(error: type[MiniGPTError], condition: bool, what: str, how: str) -> None:
+    """Raise an error of two lines if a condition holds."""
+    if condition:
+        raise error(what, how)
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop by a signal, and has saved its state. No mistake, so no `MiniGPTError`.
 

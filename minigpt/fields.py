@@ -32,23 +32,19 @@ class Bounds:
         high: the largest. Where nothing else ends a field it is more than anybody has, and less than what would
             overflow or never end.
         advice: both in words, behind "must be"; made from the two if it is not given.
-        wrong: what is wrong with any other value; by default that depends on the value.
-        below: what is wrong with a smaller number, if it can be said better.
+        below: what is wrong with a smaller number, if more can be said than that it is out of range.
     """
 
     low: float
     high: float
     advice: str = ""
-    wrong: str = ""
     below: str = ""
 
     def fault(self, value: float) -> str:
         """What is wrong with a number, or "" if nothing is."""
         if self.low <= value <= self.high:
             return ""
-        below = self.below or ("is out of range" if self.advice else "is too small" if self.low > 0 else "is negative")
-        above = "is out of range" if self.advice else "is too large"
-        return self.wrong or (below if value < self.low else above if value > self.high else "is not a number")
+        return (self.below if value < self.low else "") or "is out of range"
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,8 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
             raise error(f"{what} {brief(item)}", f"{place} must be {_advice(inner)}")
     if not matches(value, kind):
         usual = "is not a choice" if get_origin(kind) is Literal else f"is of the wrong type ({type(value).__name__})"
-        raise error(f"{named(name, value)} {(rule and rule.wrong) or usual}", f"{named(name)} must be {_advice(hint)}")
+        wrong = rule.wrong if isinstance(rule, Form) else usual
+        raise error(f"{named(name, value)} {wrong}", f"{named(name)} must be {_advice(hint)}")
     if rule and value is not None and (fault := rule.fault(value)):  # None is off, where it is allowed
         both = f"at least {rule.low:,} and at most {rule.high:,}" if isinstance(rule, Bounds) else ""
         raise error(f"{named(name, value)} {fault}", f"{named(name)} must be {rule.advice or both}")

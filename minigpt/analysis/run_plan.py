@@ -19,7 +19,7 @@ import torch
 from minigpt.analysis.accounting import FLOAT, human, model_size
 from minigpt.config import GPTConfig, RunConfig
 from minigpt.data.loaders import Loader, TextLoader
-from minigpt.data.tokens import TOKENS_PER_BATCH, Ids
+from minigpt.data.tokens import TOKENS_PER_BATCH, Ids, rows_at_once
 from minigpt.decoding.generate import generate
 from minigpt.evaluation.loss import evaluate
 from minigpt.model import GPT
@@ -68,7 +68,7 @@ class Workload:
 
     def evaluated_at_once(self, batch_size: int) -> int:
         """Tokens of the largest batch of an evaluation."""
-        rows = batch_size if self.batched else max(1, TOKENS_PER_BATCH // self.val_row)
+        rows = batch_size if self.batched else rows_at_once(self.val_row)
         return self.val_row * min(self.val_rows, rows)
 
 

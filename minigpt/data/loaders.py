@@ -13,7 +13,7 @@ from minigpt.config import RunConfig
 from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed, padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, split, with_keywords
-from minigpt.data.tokens import TOKENS_PER_BATCH, TokenFile, random_batch, split_at, windows_in_order
+from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
 from minigpt.errors import ConfigError, InputError
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
@@ -47,7 +47,7 @@ class TextLoader:
     @property
     def rows_per_epoch(self) -> int:
         """Windows of an epoch."""
-        return max(1, (len(self.train.ids) - self.block_size) // self.block_size)
+        return windows_per_epoch(self.train, self.block_size)
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows `first` to `first + count - 1` of the run; see `data.tokens.random_batch`."""
@@ -55,8 +55,8 @@ class TextLoader:
 
     def validation(self) -> Iterator[Batch]:
         """See `data.tokens.windows_in_order`."""
-        rows = max(1, TOKENS_PER_BATCH // self.block_size)
-        return (Batch(x, y) for x, y in windows_in_order(self.val.ids, rows, self.block_size))
+        windows = windows_in_order(self.val.ids, rows_at_once(self.block_size), self.block_size)
+        return (Batch(x, y) for x, y in windows)
 
 
 @dataclass(frozen=True)

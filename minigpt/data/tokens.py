@@ -203,7 +203,7 @@ def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int,
     drawn independently would leave 37 % of the text unread after as many tokens as it has. A batch may reach over the
     border of two epochs, and how windows are grouped into batches changes none of them.
     """
-    num_windows = max(1, (len(tokens.ids) - block_size) // block_size)  # one less than fits: room for the offset
+    num_windows = windows_per_epoch(tokens, block_size)
     epochs, places = np.divmod(np.arange(first, first + batch_size), num_windows)
     starts = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -213,6 +213,16 @@ def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int,
     windows = tokens.ids[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
     batch = torch.from_numpy(windows.astype(np.int64))
     return batch[:, :-1], batch[:, 1:]
+
+
+def windows_per_epoch(tokens: TokenFile, block_size: int) -> int:
+    """Windows of an epoch of `random_batch`: one less than fits, so that there is room for the offset."""
+    return max(1, (len(tokens.ids) - block_size) // block_size)
+
+
+def rows_at_once(block_size: int) -> int:
+    """Windows of a batch of an evaluation."""
+    return max(1, TOKENS_PER_BATCH // block_size)
 
 
 @lru_cache(maxsize=2)  # a batch needs the epoch it is in, and at a border the next

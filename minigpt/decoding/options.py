@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from minigpt.errors import InputError, brief, named, named_ids, near, passed
+from minigpt.errors import InputError, brief, named, named_ids, near, passed, refuse_if
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, check_ids, hints
+
+_refuse = partial(refuse_if, InputError)
 
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
@@ -35,12 +37,8 @@ class Concerns:
     off: object = None
 
 
-def _number(low: float, high: float, advice: str) -> Bounds:
-    return Bounds(low, high, advice, "cannot be used")
-
-
 _MOST = 2**63 - 1  # what torch can count
-_Seed = Annotated[int, _number(0, _MOST, "a whole number from 0 to 2**63 - 1, or a list with one for each prompt")]
+_Seed = Annotated[int, Bounds(0, _MOST, "a whole number from 0 to 2**63 - 1, or a list with one for each prompt")]
 _TokenId = Annotated[int, Form("a token id, or a list of them")]
 _Ids = Annotated[Sequence[int], Form("a list of token ids")]
 _SomeIds = Annotated[Sequence[int], Form("a list of token ids, at least one", bool)]
@@ -59,16 +57,16 @@ _Decay = tuple[Annotated[int, Bounds(0, _MOST)], Annotated[float, Bounds(ABOVE_0
 _DECAY = Form(
     f"a pair (start, factor): after start new tokens, 0 or more, a factor above 0 and at most {LARGEST:g}; 1.05 is mild"
 )
-_FROM_0 = _number(0, _MOST, "a whole number from 0 to 2**63 - 1")
-_ROWS = _number(1, 1_000_000, "a whole number from 1 to 1,000,000")
-_TEMPERATURE = _number(0, LARGEST, f"from 0 to {LARGEST:g}: 0 takes the best token, 1 leaves the scores alone")
-_TOP_K = _number(0, _MOST, "a whole number below 2**63: 0 is off, 50 keeps the 50 best tokens")
-_NUCLEUS = _number(ABOVE_0, 1, "above 0 and at most 1: 1 is off")
-_SHARE = _number(0, 1, "from 0 to 1: 0 is off")
-_CUTOFF = _number(0, BELOW_1, "from 0 to below 1: 0 is off")
-_PENALTY = _number(0.001, 1000, "from 0.001 to 1000: 1 is off, 1.2 discourages repetition")
-_NGRAM = _number(0, _MOST, "a whole number below 2**63: 0 is off, 3 forbids a repeated triple")
-_LENGTH = _number(-10, 10, "from -10 to 10: 0 is the sum, 1 the mean per token")
+_FROM_0 = Bounds(0, _MOST, "a whole number from 0 to 2**63 - 1")
+_ROWS = Bounds(1, 1_000_000, "a whole number from 1 to 1,000,000")
+_TEMPERATURE = Bounds(0, LARGEST, f"from 0 to {LARGEST:g}: 0 takes the best token, 1 leaves the scores alone")
+_TOP_K = Bounds(0, _MOST, "a whole number below 2**63: 0 is off, 50 keeps the 50 best tokens")
+_NUCLEUS = Bounds(ABOVE_0, 1, "above 0 and at most 1: 1 is off")
+_SHARE = Bounds(0, 1, "from 0 to 1: 0 is off")
+_CUTOFF = Bounds(0, BELOW_1, "from 0 to below 1: 0 is off")
+_PENALTY = Bounds(0.001, 1000, "from 0.001 to 1000: 1 is off, 1.2 discourages repetition")
+_NGRAM = Bounds(0, _MOST, "a whole number below 2**63: 0 is off, 3 forbids a repeated triple")
+_LENGTH = Bounds(-10, 10, "from -10 to 10: 0 is the sum, 1 the mean per token")
 _SEQUENCES = ("banned_sequences", "sequence_bias", "required_sequences")
 _BANS = (  # what may leave a step without any token
     "banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", "suppress_tokens",
@@ -344,8 +342,3 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str | bytes) or not isinstance(value, Sequence) else tuple(value)
-
-
-def _refuse(condition: bool, what: str, how: str) -> None:
-    if condition:
-        raise InputError(what, how)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt.config import VocabSize
-from minigpt.data.tokens import IGNORED, TOKENS_PER_BATCH, Ids, windows_in_order
+from minigpt.data.tokens import IGNORED, Ids, rows_at_once, windows_in_order
 from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
 from minigpt.errors import DataError, InputError, first_line
 from minigpt.fields import checked
@@ -129,7 +129,7 @@ def evaluate(
         raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
     if stride is not None and not 1 <= stride <= block_size:
         raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
-    batches = windows_in_order(ids, max(1, TOKENS_PER_BATCH // block_size), block_size, stride)
+    batches = windows_in_order(ids, rows_at_once(block_size), block_size, stride)
     return evaluate_batches(model, batches, dtype, vocab_size)
 
 

@@ -383,20 +383,14 @@ def _bare_names(state: Mapping[str, StoredTensor], path: Path) -> dict[str, Stor
     return stored
 
 
-def _sizes(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """What the tensors say about the shape, as far as they are there."""
+def _sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
+    """What the tensors say about the shape: all of it except the number of heads."""
     sizes: dict[str, int] = {}
     for name, rows in (("wte.weight", "vocab_size"), ("wpe.weight", "block_size")):
         if name in stored and len(stored[name].shape) == 2:
             sizes[rows], sizes["n_embd"] = stored[name].shape
     if layers := {match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))}:
         sizes["n_layer"] = len(layers)
-    return sizes
-
-
-def _all_sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
-    """What the tensors say about the shape: all of it except the number of heads."""
-    sizes = _sizes(stored)
     if len(sizes) < 4:
         raise CheckpointError(
             f"{path} does not hold the weights of a GPT-2: it lacks the matrices wte.weight or wpe.weight, or layers "
@@ -407,7 +401,7 @@ def _all_sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]
 
 
 def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
-    sizes = _all_sizes(stored, path)
+    sizes = _sizes(stored, path)
     if sizes["n_embd"] % 64:
         raise CheckpointError(
             f"{path} alone does not tell the shape of a GPT-2: n_embd = {sizes['n_embd']} is no multiple of 64",
@@ -432,7 +426,7 @@ def _checked(weights: _Weights) -> _Weights:
     config, stored = weights.config, dict(weights.stored)
     differing = [
         f"{key} = {getattr(config, key)} there, {size} here"
-        for key, size in _all_sizes(stored, weights.path).items()
+        for key, size in _sizes(stored, weights.path).items()
         if getattr(config, key) != size
     ]
     if differing:

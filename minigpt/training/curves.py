@@ -1,9 +1,9 @@
 """Pictures of the losses of a run, or of several."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from minigpt.evaluation.loss import perplexity
 from minigpt.system.figures import BLUE, GREEN, GREY, ORANGE, drawable, new_figure
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = 
     axes = figure.subplots()
     places, training, validation = zip(*epochs, strict=True)
     for losses, colour, label in ((training, BLUE, "training"), (validation, ORANGE, "validation")):
-        perplexities = [math.exp(min(loss, 700.0)) for loss in losses]  # beyond that a float overflows
+        perplexities = [perplexity(loss) for loss in losses]
         axes.plot(places, perplexities, color=colour, marker="o", markersize=4, label=label)
         axes.annotate(f"{perplexities[-1]:.1f}", (places[-1], perplexities[-1]), textcoords="offset points",
                       xytext=(6, 0), va="center", color=colour)  # fmt: skip

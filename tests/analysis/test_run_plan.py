@@ -93,8 +93,7 @@ def text(num_tokens: int, config: RunConfig = SMALL) -> Workload:
 
 def evaluation_bytes(monkeypatch, changes, dtype) -> tuple[int, int]:
     """What an evaluation of 15 rows of 67 tokens is predicted to allocate, and what it allocates."""
-    for module in ("evaluation.loss", "analysis.run_plan"):
-        monkeypatch.setattr(f"minigpt.{module}.TOKENS_PER_BATCH", 1021)
+    monkeypatch.setattr("minigpt.data.tokens.TOKENS_PER_BATCH", 1021)
     config = updated(SMALL, changes)
     ids = tokens(3001).ids
     predicted = (
@@ -179,7 +178,8 @@ def test_where_there_is_no_room_nothing_large_is_tried(monkeypatch):
 
 
 def test_the_advice_is_the_largest_batch_that_fits(monkeypatch):
-    monkeypatch.setattr(plan, "TOKENS_PER_BATCH", 1)  # else an evaluation takes more than the smaller batches do
+    # Else an evaluation takes more than the smaller batches do.
+    monkeypatch.setattr("minigpt.data.tokens.TOKENS_PER_BATCH", 1)
     for batch_size, steps in ((6, 2), (4, 3), (3, 4), (2, 6), (1, 12)):
         smaller = updated(SMALL, {"train": {"batch_size": batch_size, "accumulation_steps": steps}})
         enough = predict_memory(smaller, CPU, torch.float32, text(VAL_TOKENS, smaller)).peak

@@ -948,7 +948,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
         (["--train.max_steps", "many"], ["--train.max_steps many", "a whole number"]),
         (["--train.max_steps", "2.5"], ["max_steps", "2.5"]),
         (["--model.n_head", "3"], ["--model.n_embd 8", "--model.n_head 3"]),
-        (["--model.n_layer", "0"], ["--model.n_layer 0 is too small", "--model.n_layer must be"]),
+        (["--model.n_layer", "0"], ["--model.n_layer 0 is out of range", "--model.n_layer must be"]),
         (["--model.block_size", "0"], ["--model.block_size 0"]),
         (["--model.dropout", "1"], ["--model.dropout 1"]),
         (["--train.learning_rate", "-1"], ["--train.learning_rate -1"]),

@@ -44,7 +44,7 @@ def test_loss_of_bfloat16_logits_is_float32():
 
 @pytest.mark.parametrize("num_tokens", [2, 13, 14, 15, 53])
 def test_every_token_but_the_first_is_predicted_once(tiny_model, num_tokens, monkeypatch):
-    monkeypatch.setattr("minigpt.evaluation.loss.TOKENS_PER_BATCH", 26)  # two windows a batch
+    monkeypatch.setattr("minigpt.data.tokens.TOKENS_PER_BATCH", 26)  # two windows a batch
     ids = np.random.default_rng(0).integers(0, 23, num_tokens).astype(np.uint16)
     total = 0.0
     with torch.no_grad():

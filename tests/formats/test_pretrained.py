@@ -418,7 +418,7 @@ def test_a_shorter_context_has_the_first_positions(run, source):
     assert torch.equal(short(tokens(2, 7)), full(tokens(2, 7)))
     with pytest.raises(ConfigError, match="block_size = 14 is more than the model's 13"):
         load_model(path, block_size=14)
-    with pytest.raises(ConfigError, match="block_size = 0 is too small"):
+    with pytest.raises(ConfigError, match="block_size = 0 is out of range"):
         load_model(path, block_size=0)
     with pytest.raises(ConfigError, match="dropout = 1 is out of range"):
         load_model(path, dropout=1)
