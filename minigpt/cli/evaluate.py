@@ -13,7 +13,7 @@ from minigpt.cli.streams import print_json
 from minigpt.cli.train import load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import Corpus
+from minigpt.data.corpora import Corpus, source_name
 from minigpt.data.documents import Documents
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.tokens import split_at
@@ -113,7 +113,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     """Evaluate a model on the documents that its run has held out, or on all of others, and print."""
     model, tokenizer = load(settings, model_name, settings.adapter)
     config = replace(config, model=model.config)
-    name = Path(settings.data or config.data.source).stem
+    name = source_name(settings.data or config.data.source)
     if own:
         chosen = document_loader(documents, name, config, tokenizer).val
     else:

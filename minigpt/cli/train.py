@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.run_settings import RunSettings, Train, are_documents
 from minigpt.cli.streams import print_json, print_note
 from minigpt.config import DocumentsConfig, RunConfig, preset, updated
-from minigpt.data.corpora import Corpus, load_corpus, load_quickstart_corpus
+from minigpt.data.corpora import Corpus, load_corpus, load_quickstart_corpus, source_name
 from minigpt.data.documents import Documents, read_documents, with_keywords, with_validation
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.formats.run_directory import existing_run
@@ -137,7 +137,7 @@ def train_and_say(
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
             source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")
-        read = source.name if isinstance(source, Corpus) else Path(config.data.source).stem
+        read = source.name if isinstance(source, Corpus) else source_name(config.data.source)
         if quickstart:
             print_line(why)
             config = updated(config, {"data": {"source": read}})

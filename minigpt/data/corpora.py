@@ -10,11 +10,13 @@ import hashlib
 import os
 import platform
 import re
+import stat
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
 from minigpt.errors import DataError, DownloadError, MissingFileError, near
@@ -219,44 +221,106 @@ def _stdlib() -> Corpus:
 
 def _from_path(path: Path) -> Corpus:
     if path.is_dir():
-        files = files_below(path, TEXT_SUFFIXES, lambda folder: folder.startswith("."))
+        files = files_below(path, TEXT_SUFFIXES)
         texts = (read_plain_text(file) for file in files)
         text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
-        stem, origin = path.resolve().name, f"{path}, {len(files)} files" + left_out(path, files)
+        origin = f"{path}, {len(files)} files" + left_out(path, files)
     else:
         if path.name.lower().endswith(OTHER_RECORDS):
             raise DataError(
                 f"{path} ends in {path.suffix}, a form that is not read as one text",
                 "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
             )
-        text = read_plain_text(path)
-        stem, origin = path.stem, str(path)
+        text, origin = read_plain_text(path), str(path)
     if not text.strip():
         raise DataError(
             f"there is no text in {path}",
             f"name a file with text in it, or a folder with files that end in {' '.join(TEXT_SUFFIXES)}",
         )
+    return Corpus(source_name(path), text, origin)
+
+
+def source_name(source: str | Path) -> str:
+    """A name for what is made of a source: short, fit for a file or a folder, never empty, and no other corpus's."""
+    if source in NAMED_SOURCES:
+        return str(source)
+    path = named_path(source, "source")
+    stem = path.resolve().name if path.is_dir() else path.stem  # "." has no name of its own
     name = re.sub(r"\W+", "-", stem.lower())[:40].strip("-") or "text"
-    return Corpus(f"{name}-file" if name in NAMED_SOURCES else name, text, origin)
+    return f"{name}-file" if name in NAMED_SOURCES else name
 
 
-def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool]) -> list[Path]:
+def is_hidden(name: str) -> bool:
+    """Whether the system's own lists leave out a file or folder of this name."""
+    return name.startswith(".")
+
+
+def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool] = is_hidden) -> list[Path]:
     """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere.
 
-    Pipes, devices and sockets are no files: who opens one may wait for ever.
+    Pipes, devices and sockets are no files: who opens one may wait for ever. Nor are those of a run part of what it
+    learns from: they are written while it learns, and it could not go on.
+
+    Raises:
+        DataError: if a folder or a file in one cannot be read.
     """
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = [folder for folder in folders if not skip_folder(folder)]
-        found += [Path(parent, name) for name in names if name.lower().endswith(suffixes) and name[0] != "."]
-    return sorted(filter(os.path.isfile, found), key=lambda path: path.relative_to(root).as_posix())
+    fitting = (path for path in _below(root, skip_folder).files if path.name.lower().endswith(suffixes))
+    return [path for path in fitting if _is_file(path)]
 
 
 def left_out(root: Path, files: Sequence[Path]) -> str:
     """What of a folder was not read, to be said behind what was; empty if it is a file, or nothing was left out."""
-    others = sorted({*files_below(root, ("",), lambda folder: folder.startswith("."))} - {*files})
+    found = _below(root, is_hidden)
+    others = sorted(filter(os.path.isfile, {*found.files} - {*files}))
     endings = dict.fromkeys(path.suffix.lower() or path.name for path in others)
-    return f"; {len(others):,} other files not read: {listed(list(endings))}" if others else ""
+    said = f"; {len(others):,} other files not read: {listed(list(endings))}" if others else ""
+    for what, folders in (("linked folders", found.links), ("runs", found.runs)):
+        names = [folder.relative_to(root).as_posix() for folder in folders]
+        said += f"; {what} not read: {listed(names)}" if names else ""
+    return said
+
+
+class _Below(NamedTuple):
+    """What lies below a folder, each in the order of its paths; nothing of links to folders, and of runs, is listed."""
+
+    files: list[Path]
+    links: list[Path]
+    runs: list[Path]
+
+
+def _below(root: Path, skip_folder: Callable[[str], bool]) -> _Below:
+    found = _Below([], [], [])
+    for parent, folders, names in os.walk(root, onerror=_refuse) if root.is_dir() else ():
+        paths = {Path(parent, name) for name in folders if not skip_folder(name)}
+        links = set(filter(os.path.islink, paths))
+        runs = set(filter(_is_run, paths - links))
+        folders[:] = [path.name for path in paths - links - runs]
+        found.files.extend(Path(parent, name) for name in names if not is_hidden(name))
+        found.links.extend(links)
+        found.runs.extend(runs)
+    for listing in found:
+        listing.sort(key=lambda path: path.relative_to(root).as_posix())
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a training writes here, or wrote: see `formats.run_directory`."""
+    begun = all(os.path.isfile(folder / name) for name in ("config.yaml", "tokenizer.json"))
+    return begun and any(os.path.exists(folder / name) for name in ("metrics.jsonl", "last"))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError as error:
+        _refuse(error)
+    except OSError:  # of a link that leads nowhere
+        return False
+
+
+def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
+    what = f"cannot read {path or error.filename}: {error.strerror}"
+    raise DataError(what, "make it readable, or name another file") from error
 
 
 def read_plain_text(path: Path) -> str:
@@ -275,7 +339,7 @@ def read_plain_text(path: Path) -> str:
         byte = content[error.start]
         raise DataError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "make it readable, or name another file") from error
+        _refuse(error, path)
     if "\0" in text:
         raise DataError(f"{path} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
     return with_line_feeds(text.removeprefix("\ufeff"))

@@ -191,7 +191,7 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         raise MissingFileError(f"there is no file or folder {path}", "check the path of the documents")
     if not path.is_dir():
         suffixes = tuple(dict.fromkeys((*suffixes, *NAMED_RECORD_SUFFIXES)))
-    found = files_below(path, suffixes, lambda folder: folder.startswith(".")) if path.is_dir() else [path]
+    found = files_below(path, suffixes) if path.is_dir() else [path]
     fitting = [file for file in found if file.name.lower().endswith(suffixes)]
     if not fitting:
         what = f"{path} has no file that ends" if path.is_dir() else f"{path} does not end"

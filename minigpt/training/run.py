@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
-from minigpt.data.corpora import Corpus
+from minigpt.data.corpora import Corpus, source_name
 from minigpt.data.documents import Documents, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
@@ -280,7 +280,7 @@ def make_loader(
         InputError: if the tokenizer does not know a character of it.
     """
     if isinstance(data, Documents):
-        return document_loader(data, Path(config.data.source).stem, config, tokenizer, order_batch_size)
+        return document_loader(data, source_name(config.data.source), config, tokenizer, order_batch_size)
     return text_loader(
         data, config, tokenizer, *prepare(data, tokenizer, config.data, config.model.block_size, TOKEN_FOLDER)
     )

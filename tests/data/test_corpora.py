@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies
 
 from minigpt.data import corpora
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, lasting_source, load_corpus, load_quickstart_corpus
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, lasting_source, load_corpus, load_quickstart_corpus, source_name
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, DownloadError, MissingFileError
 from minigpt.system.downloads import PackageFile, UnwritableFolderError
@@ -445,6 +445,78 @@ def test_only_regular_files_of_a_folder_are_read(tmp_path, kind):
     if kind != "folder":
         with pytest.raises((DataError, MissingFileError), match=re.escape(str(other))):
             load_corpus(str(other))
+
+
+def make_run(folder: Path, *, learning: str) -> None:
+    for name in ("config.yaml", "tokenizer.json", "samples.txt", "diverged/notes.txt"):
+        write(folder / name, "of the run")
+    write(folder / "metrics.jsonl" if learning == "metrics" else folder / "last" / "manifest.json", '{"step": 1}\n')
+
+
+@pytest.mark.parametrize("learning", ["metrics", "last"])
+def test_runs_in_a_folder_are_no_part_of_it(tmp_path, learning):
+    folder = tmp_path / "own"
+    write(folder / "a.txt", "a text\n")
+    write(folder / "sub" / "config.yaml", "no run\n")
+    write(folder / "sub" / "b.txt", "b text\n")
+    before = load_corpus(folder), read_documents(folder)
+    make_run(folder / "checkpoints" / "own", learning=learning)
+    make_run(folder / "sub" / "run", learning=learning)
+    text, documents = load_corpus(folder), read_documents(folder)
+    assert (text.text, documents.items) == (before[0].text, before[1].items)
+    said = "; runs not read: checkpoints/own, sub/run"
+    assert text.origin == before[0].origin + said
+    assert documents.described == before[1].described + said
+    named = load_corpus(folder / "checkpoints" / "own")  # the run itself, if that is what somebody names
+    assert named.text.count("of the run") == 2
+
+
+def test_a_linked_folder_is_said_to_be_left_out(tmp_path):
+    """Following it could go round for ever."""
+    folder = tmp_path / "texts"
+    write(folder / "a.txt", "a text\n")
+    write(tmp_path / "other" / "b.txt", "b text\n")
+    (folder / "round").symlink_to(folder)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "linked").symlink_to(tmp_path / "other")
+    (folder / ".hidden").symlink_to(tmp_path / "other")
+    said = "; linked folders not read: round, sub/linked"
+    assert load_corpus(folder).origin == f"{folder}, 1 files{said}"
+    assert read_documents(folder).described.endswith(said)
+    assert load_corpus(folder / "sub" / "linked").text == "b text\n"
+
+
+@pytest.mark.parametrize("read", [load_corpus, read_documents])
+@pytest.mark.parametrize("closed", ["to be listed", "to be entered"])
+def test_a_folder_that_cannot_be_read_is_an_error_as_a_file_is(tmp_path, monkeypatch, read, closed):
+    write(tmp_path / "a.txt", "a text\n")
+    shut = write(tmp_path / "shut" / "b.txt", "b text\n").parent
+
+    def refusing(real):
+        def call(path, **options):
+            if (Path(path) if closed == "to be listed" else Path(path).parent) == shut:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, **options)
+
+        return call
+
+    name = "scandir" if closed == "to be listed" else "stat"
+    monkeypatch.setattr(os, name, refusing(getattr(os, name)))  # root, who may run this, may read everything
+    with pytest.raises(DataError, match=f"cannot read {re.escape(str(shut))}.*: Permission denied"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [(".", "my-texts"), ("sub/..", "my-texts"), ("../My Texts", "my-texts"), ("a.b.JSONL", "a-b"), ("/", "text"),
+     ("verse", "verse"), ("./verse", "verse-file"), ("!!.txt", "text"), ("sub", "sub"), ("gone.txt", "gone")],
+)  # fmt: skip
+def test_a_source_names_what_is_made_of_it(tmp_path, monkeypatch, source, name):
+    """Whatever it is read as, a name that a folder can have, and never an empty one."""
+    folder = tmp_path / "My Texts"
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert source_name(source) == name
 
 
 def test_a_device_is_no_text():

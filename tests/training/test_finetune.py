@@ -553,6 +553,31 @@ def test_other_documents_are_all_measured(base, tmp_path, capsys):
         assert found["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["text", "documents"])
+@pytest.mark.parametrize("out", [None, "sub/run"])
+def test_a_run_that_lies_in_what_it_learns_from_can_go_on(base, tmp_path, monkeypatch, capsys, kind, out):
+    """What it writes there is no part of the text: neither for itself nor for the next one."""
+    home = tmp_path / "My Texts"
+    home.mkdir()
+    for number, text in enumerate(TEXTS * 3 if kind == "text" else TEXTS):
+        (home / f"{number}.txt").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(home)
+    separate = ["--documents.separate", "off" if kind == "text" else "on"]
+    start = ["train", "--init-from", str(base), "--preset", "finetune-text" if kind == "text" else PRESET]
+    sizes = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"]
+    steps = ["--train.warmup_steps", "1"] if kind == "text" else sizes
+    more = ["--train.max_steps", "2"] if kind == "text" else ["--train.epochs", "1"]
+    start += ["--data", ".", *separate, *steps, "--device", "cpu"]
+    trained = answered(capsys, *start, *more, *(["--out", out] if out else []))
+    run = Path(out or "checkpoints/my-texts")
+    assert (run / "samples.txt").stat().st_size
+    more[-1] = "4" if kind == "text" else "2"
+    assert answered(capsys, "train", "--resume", str(run), *more)["step"] == 2 * trained["step"]
+    second = answered(capsys, *start, *more, "--out", "second")
+    assert read_yaml(Path("second/config.yaml"))["data"] == read_yaml(run / "config.yaml")["data"]
+    assert second["step"] == 2 * trained["step"]
+
+
 @pytest.mark.parametrize("kind", ["text", "documents", "val_data"])
 def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_path, monkeypatch, capsys, kind):
     """Trained in one folder; measured and resumed from another, after the file has moved and got another name."""
