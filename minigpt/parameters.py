@@ -1,6 +1,8 @@
-"""A model's tensors, each once; and a model whose tensors wait for their values."""
+"""A model's tensors, each once; a model that waits for its values; its mode; and which of its ids have text."""
 
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, VocabSize
 from minigpt.errors import InputError, brief
 from minigpt.fields import checked
 from minigpt.model import GPT, explicit_attention, fused_attention
@@ -127,3 +129,51 @@ class without_random_values(TorchFunctionMode):  # noqa: N801 (used as a context
         if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
             return None  # they work in place, and nobody asks for what they return
         return func(*args, **(kwargs or {}))
+
+
+def with_text(logits: Tensor, vocab_size: VocabSize | None) -> Tensor:
+    """The logits of the ids that have text: (..., V) -> (..., vocab_size).
+
+    A model may have more ids than its tokenizer, so that V is a round number, or for special tokens that were added.
+    Text never gives these ids, so wherever the tokenizer is known, they are never drawn, and no part of a probability.
+
+    Args:
+        logits: of all ids of the model. They come back as they are, and no copy, if all of them have text.
+        vocab_size: the tokenizer's; None if there is no tokenizer, and every id counts.
+    """
+    return logits if vocab_size is None or vocab_size >= logits.size(-1) else logits[..., :vocab_size]
+
+
+@checked
+def num_with_text(model: GPT, vocab_size: VocabSize | None) -> int:
+    """How many of a model's ids `with_text` leaves: 0 to that number - 1; InputError if it is no model."""
+    config = model.config
+    return config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
+
+
+# model -> how many are inside `evaluating` with it, and which of its modules were in training mode before the first
+_EVALUATED: dict[GPT, tuple[int, list[nn.Module]]] = {}
+_ENTERING = threading.RLock()  # held while one enters or leaves
+
+
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """Dropout off inside, and every module back in its own mode outside, whatever happens.
+
+    Two streams of one model may overlap, in several threads too: its modes come back when the last of those inside
+    leaves.
+    """
+    with _ENTERING:
+        users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
+        _EVALUATED[model] = users + 1, training
+        model.eval()
+    try:
+        yield
+    finally:
+        with _ENTERING:
+            users, training = _EVALUATED.pop(model)
+            if users > 1:
+                _EVALUATED[model] = users - 1, training
+            else:
+                for module in training:
+                    module.training = True

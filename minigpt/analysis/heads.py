@@ -21,10 +21,11 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import trace
 from minigpt.config import Count, GPTConfig, Seed, VocabSize
-from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text
+from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.parameters import evaluating, num_with_text
 from minigpt.system.terminal import Brief
 
 
@@ -86,7 +87,7 @@ def head_scores(
         seed: which random tokens.
         length: how many; fewer if the block has no room for them twice, or the vocabulary has fewer.
         start_token_id: the token before them, for models that begin every text with one; a random one by default.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         InputError: if the text or the model is too short, or an id lies outside the vocabulary.
@@ -115,7 +116,7 @@ def repeated_tokens(
         length: how many.
         seed: which ones.
         start_token_id: the token in front; a random one by default.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.

@@ -17,11 +17,12 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig, VocabSize
-from minigpt.decoding.sampling import check_prompts, num_with_text, with_text
+from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_log_probs, perplexity
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.parameters import num_with_text, with_text
 from minigpt.system.terminal import Brief
 
 # --- the logit lens
@@ -98,7 +99,7 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: 
         points: states of the residual stream, by name or glob, in the order of the forward pass whatever the order
             here; by default the embeddings, and the stream after every sublayer. All V logits of all points are kept:
             for GPT-2 small 5 MB a token.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         PointError: if a point does not exist, or was not recorded.
@@ -207,7 +208,7 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = 
     Args:
         model: used in evaluation mode.
         ids: the text, from 2 to `block_size` + 1 tokens.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         InputError: if the text is shorter or longer, or holds an id outside the vocabulary.

@@ -16,11 +16,12 @@ from minigpt.analysis.edits import Edit, ablate, patch
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import Seed, VocabSize
-from minigpt.decoding.sampling import check_prompts, evaluating, with_text
+from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.parameters import evaluating, with_text
 from minigpt.system.terminal import Brief
 
 Metric = Callable[[Tensor], float]  # of logits (B, T, V)
@@ -100,7 +101,7 @@ def loss_of(ids: Sequence[Sequence[int]] | Tensor, vocab_size: VocabSize | None 
 
     Args:
         ids: the tokens; -100 is not predicted.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
     """
     targets = torch.as_tensor(ids)[:, 1:]
     return lambda logits: next_token_loss(with_text(logits[:, :-1], vocab_size), targets.to(logits.device)).item()

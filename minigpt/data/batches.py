@@ -9,7 +9,7 @@ Both ways to batch give inputs and targets as `data.tokens` does, one ahead, wit
 
 Padded, a row is one document. Packed, the documents stand back to back and rows are cut from them, and nothing is
 wasted; but a document sees those before it in its row, and one may be cut in two. With a document mask, whole documents
-share a row without seeing each other (`training.packing`): the loss is that of padded rows, with hardly any padding.
+share a row without seeing each other (`training.document_mask`): the loss of padded rows, with hardly any padding.
 
 Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed run goes on exactly. B rows, T tokens.
 """
@@ -258,7 +258,7 @@ def packed(
         block_size: the length of a row, T, at most the model's; with a document mask, rows may be shorter.
         seed: of the run.
         epoch: from 0; each has an order of its own.
-        document_mask: whether a token sees its own document alone, for a model within `training.packing.document_mask`.
+        document_mask: whether a token sees its own document alone, for a model within `training.document_mask`.
 
     Raises:
         ConfigError: if a document is longer than a row, with a document mask.

@@ -40,27 +40,19 @@ from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.filters import all_banned, apply_filters, check_not_empty
 from minigpt.decoding.options import DecodingOptions, Options
-from minigpt.decoding.sampling import (
-    FinishReason,
-    Noise,
-    NoiseTape,
-    Rows,
-    check_prompts,
-    choose,
-    evaluating,
-    num_with_text,
-)
+from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts, choose
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError, named, named_ids
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.parameters import evaluating, num_with_text
 
 
 class TokenBytes(Protocol):
     """What a decoder needs of a tokenizer.
 
     Attributes:
-        vocab_size: number of ids. A model may have more, which have no text; see `sampling.with_text`.
+        vocab_size: number of ids. A model may have more, which have no text; see `parameters.with_text`.
     """
 
     vocab_size: int

@@ -1,46 +1,25 @@
 """One step of decoding: the scores of the next token of each row, and the choice of one.
 
 `Rows` holds the sequences being written and the model's logits after each; `greedy` and `sample` choose. The loops
-that repeat this step are in `generate` and `beam_search`. `with_text` is the rule for ids that text never gives.
+that repeat this step are in `generate` and `beam_search`.
 R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
 import operator
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.config import Count, VocabSize
 from minigpt.errors import InputError, brief, named
 from minigpt.fields import check_ids, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.parameters import evaluating, num_with_text, with_text
 
 FinishReason = Literal["eos", "stop", "length", "context"]
-
-
-def with_text(logits: Tensor, vocab_size: VocabSize | None) -> Tensor:
-    """The logits of the ids that have text: (..., V) -> (..., vocab_size).
-
-    A model may have more ids than its tokenizer, so that V is a round number, or for special tokens that were added.
-    Text never gives these ids, so wherever the tokenizer is known, they are never drawn, and no part of a probability.
-
-    Args:
-        logits: of all ids of the model. They come back as they are, and no copy, if all of them have text.
-        vocab_size: the tokenizer's; None if there is no tokenizer, and every id counts.
-    """
-    return logits if vocab_size is None or vocab_size >= logits.size(-1) else logits[..., :vocab_size]
-
-
-@checked
-def num_with_text(model: GPT, vocab_size: VocabSize | None) -> int:
-    """How many of a model's ids `with_text` leaves: 0 to that number - 1; InputError if it is no model."""
-    config = model.config
-    return config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
 
 
 class Rows:
@@ -285,31 +264,3 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
         check_ids(ids, vocab_size, named(f"prompt {number}"))
         checked.append(ids)
     return checked
-
-
-# model -> how many are inside `evaluating` with it, and which of its modules were in training mode before the first
-_EVALUATED: dict[GPT, tuple[int, list[nn.Module]]] = {}
-_ENTERING = threading.RLock()  # held while one enters or leaves
-
-
-@contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
-    """Dropout off inside, and every module back in its own mode outside, whatever happens.
-
-    Two streams of one model may overlap, in several threads too: its modes come back when the last of those inside
-    leaves.
-    """
-    with _ENTERING:
-        users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
-        _EVALUATED[model] = users + 1, training
-        model.eval()
-    try:
-        yield
-    finally:
-        with _ENTERING:
-            users, training = _EVALUATED.pop(model)
-            if users > 1:
-                _EVALUATED[model] = users - 1, training
-            else:
-                for module in training:
-                    module.training = True

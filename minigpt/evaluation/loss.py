@@ -11,10 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from minigpt.config import VocabSize
 from minigpt.data.tokens import IGNORED, Ids, rows_at_once, windows_in_order
-from minigpt.decoding.sampling import check_prompts, evaluating, num_with_text, with_text
+from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import DataError, InputError, first_line
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.parameters import evaluating, num_with_text, with_text
 from minigpt.system.device import autocast
 
 
@@ -89,7 +90,7 @@ def evaluate_batches(
         model: the model; its device is used.
         batches: inputs and targets, int64 (B, T) each. Without a target, the loss is 0.
         dtype: of the matrix products.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
     """
     device, total, count = model.wte.weight.device, 0.0, 0
     with evaluating(model):
@@ -118,7 +119,7 @@ def evaluate(
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
         stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         DataError: if there is nothing to predict: fewer than two tokens.
@@ -141,7 +142,7 @@ def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None 
     Args:
         model: used in evaluation mode.
         ids: one sequence of T token ids.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
         InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
@@ -159,7 +160,7 @@ def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None
     Args:
         model: the model; used in evaluation mode.
         ids: one sequence of T token ids.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Returns:
         T - 1 numbers, in order. Their sum is `sequence_log_prob`.
@@ -182,7 +183,7 @@ def sequence_log_prob(
     Args:
         model: the model; used in evaluation mode.
         ids: one sequence of token ids, or several, which may differ in length.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Returns:
         One number, or one for each sequence. A sequence of one token predicts nothing: 0.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.data.batches import Batch
-from minigpt.decoding.sampling import with_text
 from minigpt.errors import CheckpointError, DivergenceError
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
+from minigpt.parameters import with_text
 from minigpt.system.device import autocast
 from minigpt.system.files import new_folder, read_json, remove, write_text
 from minigpt.training.checkpoint import (
@@ -25,7 +25,7 @@ from minigpt.training.checkpoint import (
     write_checkpoint,
 )  # fmt: skip
 from minigpt.training.distributed import Processes, whole
-from minigpt.training.packing import document_mask
+from minigpt.training.document_mask import document_mask
 from minigpt.training.run import Run
 
 REPORT = "report.json"
@@ -155,7 +155,7 @@ def find_nonfinite(
         batches: on the device.
         device: where to compute.
         dtype: of the matrix products.
-        vocab_size: the tokenizer's; see `sampling.with_text`.
+        vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Returns:
         A few words, such as "the output of h.2.mlp.c_fc in micro-batch 0".

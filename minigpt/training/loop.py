@@ -23,11 +23,11 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.decoding.sampling import with_text
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
 from minigpt.formats.source import open_source
+from minigpt.parameters import with_text
 from minigpt.system.device import autocast, choose_device
 from minigpt.system.files import named_path
 from minigpt.training.checkpoint import (
@@ -45,9 +45,9 @@ from minigpt.training.checkpoint import (
 )  # fmt: skip
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
+from minigpt.training.document_mask import document_mask
 from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout, read_records
 from minigpt.training.optim import set_learning_rate
-from minigpt.training.packing import document_mask
 from minigpt.training.run import Run, corpus_checksum, set_up, whole_model
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt import parameters
 from minigpt.config import GPTConfig
 from minigpt.decoding import sampling
 from minigpt.decoding.generate import generate, stream
@@ -162,7 +163,7 @@ def test_prompts_may_hold_any_integers() -> None:
 def test_modes_are_restored(tiny_model: GPT, check: Callable[[GPT], object]) -> None:
     check(tiny_model.train())
     before = [module.training for module in tiny_model.modules()]
-    with contextlib.suppress(ZeroDivisionError), sampling.evaluating(tiny_model):
+    with contextlib.suppress(ZeroDivisionError), parameters.evaluating(tiny_model):
         assert not any(module.training for module in tiny_model.modules())
         raise ZeroDivisionError
     assert [module.training for module in tiny_model.modules()] == before

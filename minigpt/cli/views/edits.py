@@ -15,8 +15,8 @@ from minigpt.cli.streams import given
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, load_reader, one_token, subject, traced
 from minigpt.data.tokens import IGNORED
-from minigpt.decoding.sampling import evaluating, with_text
 from minigpt.errors import InputError
+from minigpt.parameters import evaluating, with_text
 from minigpt.system import terminal
 
 # --- ablate

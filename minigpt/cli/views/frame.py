@@ -18,9 +18,9 @@ from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import check_fits, framed, in_tokens, load, model_source
 from minigpt.cli.streams import print_json
 from minigpt.cli.views.settings import After, Inside, ViewSettings
-from minigpt.decoding.sampling import evaluating
 from minigpt.errors import InputError
 from minigpt.model import GPT
+from minigpt.parameters import evaluating
 from minigpt.system.figures import save_figure
 from minigpt.system.files import check_output
 from minigpt.system.terminal import WIDTH, cut, visible

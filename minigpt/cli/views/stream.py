@@ -13,8 +13,8 @@ from minigpt.analysis.sweeps import total_effects
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, one_token, subject, traced
-from minigpt.decoding.sampling import with_text
 from minigpt.errors import InputError
+from minigpt.parameters import with_text
 from minigpt.system import terminal
 
 STREAM = ["embed", "pos_embed", "*.resid_*", "*.attn.out", "*.mlp.out"]

@@ -15,7 +15,7 @@ from minigpt.data.documents import Document
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.model import explicit_attention, fused_attention
 from minigpt.tokenizers import CharTokenizer
-from minigpt.training.packing import document_mask
+from minigpt.training.document_mask import document_mask
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuv$")  # 23 characters, the tiny model's vocabulary
 EOS = 22
