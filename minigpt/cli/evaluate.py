@@ -9,7 +9,7 @@ import torch
 from minigpt.cli.models import load, model_source
 from minigpt.cli.run_settings import are_documents
 from minigpt.cli.settings import Eval
-from minigpt.cli.streams import print_json
+from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.train import load_source
 from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
 from minigpt.data.batches import padded
@@ -37,6 +37,15 @@ def run(settings: Eval) -> None:
     if field := settings.text_field:
         fields = {"text_field": field, "prompt_field": "", "completion_field": ""}
         config = updated(config, {"documents": fields})
+    if settings.val_data:
+        if not config.documents.val_data or not are_documents(
+            config.documents.separate, settings.data or config.data.source
+        ):
+            raise InputError(
+                f"--val-data {settings.val_data} is for separate documents, of a run with others that validated",
+                "leave --val-data out",
+            )
+        config = updated(config, {"documents": {"val_data": settings.val_data}})
     source, own = measured(config, settings.data)
     if settings.data is None and not own:
         raise InputError(
@@ -97,9 +106,13 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
         if not are_documents(d.separate, named):
             d = DocumentsConfig()  # settings of documents, and this is a text
         elif not Path(d.val_data).exists():
+            print_note(
+                f"{d.val_data}, which validated in this run, is not there: all of {named} is measured, even what this "
+                "run learned from; --val-data names where it lies now"
+            )
             d = replace(d, val_data="")
         chosen = replace(config, data=replace(config.data, source=named), documents=d)
-    source = load_source(chosen)
+    source = load_source(chosen, moved="--val-data" if named is None else "")
     if config.data.checksum:
         return source, corpus_checksum(source) == config.data.checksum
     # A run of an earlier minigpt, which noted none, or no run at all.

@@ -88,6 +88,8 @@ class Eval(Model):
     """a corpus, file, folder or records (default: what a run was trained on)"""
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
+    val_data: Annotated[str | None, Flag("FILE")] = None
+    """where the documents that validated in the run lie now"""
     split: Literal["val", "train", "all"] | None = None
     """which part of it (default: val of the corpus it was trained on, all of any other)"""
     stride: Annotated[int | None, Bounds(1, 10**9)] = None

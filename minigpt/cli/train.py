@@ -136,7 +136,8 @@ def train_and_say(
             check_new(RunDirectory(directory))  # before a corpus is fetched for nothing
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
-            source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved=bool(resume)), "")
+            moved = "--documents.val_data" if resume else ""
+            source, why = load_quickstart_corpus() if quickstart else (load_source(config, moved), "")
         read = source.name if isinstance(source, Corpus) else source_name(config.data.source)
         if quickstart:
             print_line(why)
@@ -188,18 +189,19 @@ def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 
-def load_source(config: RunConfig, moved: bool = False) -> Corpus | Documents:
+def load_source(config: RunConfig, moved: str = "") -> Corpus | Documents:
     """The text, or the documents, that a configuration names.
 
     Args:
         config: the settings.
-        moved: whether a path that is not there was given when the run was started, and not now.
+        moved: the flag for `documents.val_data`, if a path that is not there was given when the run was started, and
+            not now.
     """
     try:
         return _load_source(config)
     except MissingFileError as error:
         if moved:
-            raise MissingFileError(error.what, "name where it lies now: --data, or --documents.val_data") from None
+            raise MissingFileError(error.what, f"name where it lies now: --data, or {moved}") from None
         raise
 
 

@@ -578,6 +578,29 @@ def test_a_run_that_lies_in_what_it_learns_from_can_go_on(base, tmp_path, monkey
     assert second["step"] == 2 * trained["step"]
 
 
+def test_documents_that_validated_and_have_moved_can_be_named(base, tmp_path, monkeypatch, capsys):
+    """Else the run's training documents would be measured as if they were others, without a word."""
+    for name, part in {"a": TEXTS[:23], "v": TEXTS[23:], "b": TEXTS[:7]}.items():
+        Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in part), encoding="utf-8")
+    sizes = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"]
+    start = ["train", "--init-from", str(base), "--preset", PRESET, "--device", "cpu", "--out", "run"]
+    answered(capsys, *start, "--data", "a.jsonl", "--documents.val_data", "v.jsonl", *sizes, "--train.epochs", "1")
+    evaluate = ["eval", "--model", "run"]
+    expected = answered(capsys, *evaluate)
+    Path("v.jsonl").rename("w.jsonl")
+    assert answered(capsys, *evaluate, "--val-data", "w.jsonl") == expected
+    assert answered(capsys, *evaluate, "--data", "a.jsonl", "--val-data", "w.jsonl") == expected
+    assert main.run(evaluate) == 2
+    assert "name where it lies now: --data, or --val-data" in capsys.readouterr().err
+    for data in ("a.jsonl", "b.jsonl"):
+        assert main.run([*evaluate, "--data", data]) == 0
+        err = " ".join(capsys.readouterr().err.split())
+        assert f"{Path('v.jsonl').absolute()}, which validated in this run, is not there: all of {data} is " in err
+        assert "--val-data names where it lies now" in err
+    assert main.run(["eval", "--model", str(base), "--data", "b.jsonl", "--val-data", "w.jsonl"]) == 2
+    assert "--val-data w.jsonl is for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["text", "documents", "val_data"])
 def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_path, monkeypatch, capsys, kind):
     """Trained in one folder; measured and resumed from another, after the file has moved and got another name."""
