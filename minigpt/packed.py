@@ -198,9 +198,9 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
     """The same model for inference on a CPU, with weights laid out once for its kernels.
 
     Args:
-        model: on the CPU. An adapter in use is added to the weights. The page on speed says what each kind costs.
+        model: on the CPU. An adapter in use is added to the weights.
         weights: "float32" (the same numbers within rounding), "float16", "int8", or "auto": for each layer whichever is
-            fastest here of what loses nothing.
+            fastest here of what loses nothing. `docs/decoding-speed.md` says what each kind costs.
         keep: whether `model` can be used afterwards; without, the memory of its weights is given back as they are
             laid out, and it is empty.
 

@@ -42,12 +42,12 @@ class _NoPast:
 
 @contextmanager
 def document_mask(model: GPT, positions: Tensor | None) -> Iterator[Cache | None]:
-    """Within the block, attention stays within documents and their positions start at 0.
+    """Within the `with`, attention stays within documents and their positions start at 0.
 
         with document_mask(model, batch.positions) as cache:
             next_token_loss(model(batch.inputs, cache), batch.targets).backward()
 
-    The backward pass belongs into the block too: with gradient checkpointing it computes attention anew. Every layer
+    The backward pass belongs inside the `with` too: with gradient checkpointing it computes attention anew. Every layer
     gets its own core back afterwards.
 
     Args:

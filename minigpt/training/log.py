@@ -184,14 +184,14 @@ class RunLog:
 
     @contextmanager
     def forgiving(self, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
-        """A block whose failure to write, as on a full disk, costs a line that says so, and not the run."""
+        """A `with` whose failure to write, as on a full disk, costs a line that says so, and not the run."""
         try:
             yield
         except kind as error:
             self.print_line(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
 
     def only_shown(self, what: str) -> AbstractContextManager[None]:
-        """A block whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
+        """A `with` whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
         return self.forgiving(what, Exception)
 
     def _append(self, name: str, text: str) -> None:
