@@ -418,7 +418,7 @@ def split(
         raise DataError(
             f"train_size = {train_size:,} and val_size = {val_size:,} need {train_size + val_size:,} documents, "
             f"and there are {len(documents):,} that differ",
-            "choose smaller sizes, or give more documents; --documents.train_size 0 takes all that do not validate",
+            f"choose smaller sizes, or give more documents; {named('train_size', 0)} takes all that do not validate",
         )
     chosen = _chosen(documents, val_size + train_size, seed, "train_size + val_size")
     return chosen[val_size:], chosen[:val_size]

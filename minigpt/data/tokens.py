@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
-from minigpt.errors import DataError, MissingFileError, brief
+from minigpt.errors import DataError, MissingFileError, brief, named
 from minigpt.fields import check_ids
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import atomic_write, parsed_json
@@ -189,10 +189,10 @@ def check_length(split: str, num_tokens: int, block_size: int) -> None:
         DataError: with the number of tokens needed and found.
     """
     if num_tokens < block_size + 1:
-        smaller = f"use --model.block_size {(num_tokens - 1) // 2}, " if num_tokens > 2 else "use "
+        smaller = f"use {named('block_size', (num_tokens - 1) // 2)}, " if num_tokens > 2 else "use "
         raise DataError(
             f"{split} split: {num_tokens} tokens, but block_size = {block_size} needs {block_size + 1}",
-            f"{smaller}a longer text, or another --val-fraction",
+            f"{smaller}a longer text, or another {named('val_fraction')}",
         )
 
 

@@ -23,7 +23,7 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
 from minigpt.formats.source import open_source
@@ -145,7 +145,7 @@ def train(
         if done > asked:
             raise ConfigError(
                 f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
-                f"choose a larger --train.{limit}; what has been learned cannot be taken back",
+                f"choose a larger {named(limit)}; what has been learned cannot be taken back",
             )
         if has_ended(run, progress, records):
             print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")

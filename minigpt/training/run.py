@@ -21,7 +21,7 @@ from minigpt.data.corpora import Corpus, source_name
 from minigpt.data.documents import Documents, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
-from minigpt.errors import ConfigError, did_you_mean, first_line
+from minigpt.errors import ConfigError, did_you_mean, first_line, named
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
@@ -181,8 +181,8 @@ def starting_point(
     """
     if config.train.lora_rank and not config.init_from:
         raise ConfigError(
-            f"lora_rank = {config.train.lora_rank} adapts a trained model, and there is none to start from",
-            "name it with --init-from, or leave --train.lora_rank out to train a new one",
+            f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
+            f"name it with {named('init_from')}, or leave {named('lora_rank')} out to train a new one",
         )
     shape = config.model
     if config.init_from and (checkpoint is None or config.train.lora_rank):

@@ -90,7 +90,7 @@ def test_a_split_that_is_too_short_says_what_it_needs(tmp_path):
     """And nothing is written."""
     corpus = Corpus("short", "abcdef" * 10, "")
     tokenizer = CharTokenizer.from_text(corpus.text)
-    with pytest.raises(DataError, match=r"val split: 6 tokens, but block_size = 6 needs 7\nuse --model.block_size 2"):
+    with pytest.raises(DataError, match=r"val split: 6 tokens, but block_size = 6 needs 7\nuse block_size = 2"):
         prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
     assert not list(tmp_path.iterdir())
     prepare(corpus, tokenizer, DataConfig(), 5, tmp_path)

@@ -366,7 +366,7 @@ def test_the_context_is_the_presets_or_the_models(tmp_path, own, flags, expected
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--train.lora_rank", "3"], "lora_rank = 3 adapts a trained model, and there is none to start from"),
+        (["--train.lora_rank", "3"], "--train.lora_rank 3 adapts a trained model, and there is none to start from"),
         (["--documents.keywords", "3"], "documents.keywords = 3 is for separate documents, and a.txt is read as one"),
         (["--documents.text_field", "body"], "documents.text_field = 'body' is for separate documents"),
     ],
