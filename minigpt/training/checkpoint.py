@@ -165,7 +165,7 @@ class RunLock:
 
         self.release()
         folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.realpath(folder), exist_ok=True)  # where it leads, if it is a link
         check_no_links(folder)
         for path in vars(RunDirectory(folder)).values():
             if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders: none

@@ -582,6 +582,14 @@ def test_a_run_goes_on_while_something_else_has_its_folders_name(tmp_path, corpu
     assert names["logged losses"]
 
 
+def test_a_run_directory_may_be_a_link_to_what_is_not_there_yet(tmp_path, corpus, config):
+    """As on another disk, where an export may go too."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "run")
+    train(updated(config, {"train": {"max_steps": 3}}), corpus, tmp_path / "link", print_nothing)
+    assert (tmp_path / "link").is_symlink()
+    load_model(tmp_path / "elsewhere" / "run")
+
+
 def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config, monkeypatch):
     out, refused = tmp_path / "run", []
 
