@@ -59,13 +59,22 @@ def check_effect(settings: RunSettings) -> None:
             f"--val-fraction {config.data.val_fraction} would change nothing: documents are held out by their number",
             "use --documents.val_size, or --documents.val_data for a file of their own",
         )
-    for name in COUNTED_BY_EPOCHS:
-        if config.train.epochs and name in from_flags.get("train", {}):
-            raise ConfigError(
-                f"--train.{name} {getattr(config.train, name)} would change nothing: "
-                f"--train.epochs {config.train.epochs:g} decides it",
-                "choose other --train.epochs, or 0 to count in steps",
-            )
+    t, d = config.train, config.documents
+    ratio, lora = t.warmup_ratio, ("lora_alpha", "lora_dropout", "lora_targets")
+    documents = [name for name in vars(d) if name != "separate"]
+    for section, names, overruled, why, how in (
+        ("train", COUNTED_BY_EPOCHS, t.epochs, f"--train.epochs {t.epochs:g} decides it",
+         "choose other --train.epochs, or 0 to count in steps"),
+        ("train", ["warmup_steps"], ratio, f"--train.warmup_ratio {ratio:g} decides it", "give one of the two"),
+        ("train", ["muon_learning_rate", "muon_momentum"], t.optimizer != "muon", "it is Muon's",
+         "add --train.optimizer muon, or leave it out"),
+        ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
+        ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
+    ):  # fmt: skip
+        for name in names:
+            if overruled and name in from_flags.get(section, {}):
+                value = getattr(getattr(config, section), name)
+                raise ConfigError(f"--{section}.{name} {value} would change nothing: {why}", how)
     written = [name for name in COUNTED_BY_EPOCHS if name in settings.from_file.get("train", {})]
     if config.train.epochs and written:
         print_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")

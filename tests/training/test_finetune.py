@@ -664,6 +664,28 @@ def test_a_base_without_a_line_end_says_so(tmp_path):
         train(config(tmp_path / "plain"), DOCUMENTS, tmp_path / "run", quiet)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--train.lora_alpha", "3"], "--train.lora_alpha 3.0 would change nothing: it is an adapter's"),
+        (["--train.lora_targets", "mlp"], "--train.lora_targets mlp would change nothing"),
+        (["--train.lora_dropout", "0.1"], "--train.lora_dropout 0.1 would change nothing"),
+        (["--train.optimizer", "adamw", "--train.muon_learning_rate", "0.3"], "--train.muon_learning_rate 0.3 would"),
+        (
+            ["--train.optimizer", "adamw", "--train.muon_momentum", "0.3"],
+            "--train.muon_momentum 0.3 would change nothing",
+        ),
+        (["--train.warmup_ratio", "0.5", "--train.warmup_steps", "1"], "--train.warmup_steps 1 would change nothing"),
+        (["--documents.separate", "off", "--documents.max_length", "7"], "--documents.max_length 7 would change"),
+        (["--documents.separate", "off", "--documents.val_data", "gone"], "--documents.val_data gone would change"),
+    ],
+)
+def test_a_flag_that_another_makes_useless_is_refused(flags, words, capsys):
+    Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    assert main.run(["train", "--data", "a.txt", "--model.block_size", "7", "--plan", *flags]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_share_of_a_text_holds_out_no_documents(base, capsys):
     Path("a.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
     assert main.run(["train", "--init-from", str(base), "--data", "a.jsonl", "--val-fraction", "0.3"]) == 2
