@@ -48,7 +48,7 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name[:20]}.", suffix=".tmp")
     temporary = path.parent / Path(name).name  # as relative as `path` is
     try:
         with os.fdopen(descriptor, "wb") as file:

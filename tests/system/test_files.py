@@ -226,3 +226,10 @@ def test_names_in_a_file_are_compared_about_once_each():
     with pytest.raises(InputError, match=f"'{names[-1]}' is added, and a token already"):
         CharTokenizer("abc").with_added([AddedToken(name) for name in [*names, Counted(names[-1])]], {})
     assert Counted.compared < 3 * len(names)
+
+
+@pytest.mark.parametrize("letter", ["b", "字"])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path, letter):
+    path = tmp_path / (letter * (250 // len(letter.encode())) + ".json")
+    write_text(path, "x")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
