@@ -135,7 +135,7 @@ def test_a_real_run_killed_twice(corpus, flags, capsys):
 @pytest.mark.slow
 def test_a_training_that_fails_is_no_proof(tmp_path, config):
     broken = updated(config, {"data": {"source": "nowhere.txt"}})
-    with pytest.raises(CheckpointError, match=r"ended with exit code 2: error: .*nowhere\.txt"):
+    with pytest.raises(CheckpointError, match=r"^there is no corpus, file or folder named .nowhere\.txt.\ngive a path"):
         run_straight(broken, tmp_path)
 
 
