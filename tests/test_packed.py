@@ -75,7 +75,7 @@ def _wrong(weight, bias):
 @pytest.mark.parametrize("broken", [_missing, _wrong])
 @pytest.mark.parametrize(("kind", "stands_in"), [("int8", "float16"), ("float16", "float32"), ("float32", "plain")])
 def test_a_kind_that_is_missing_or_wrong_gives_way_to_a_wider_one(monkeypatch, kind, stands_in, broken):
-    monkeypatch.setitem(KINDS, kind, packed.Kind(broken, KINDS[kind].error, KINDS[kind].bits, KINDS[kind].wider))
+    monkeypatch.setitem(KINDS, kind, packed.Kind(broken, KINDS[kind].error, KINDS[kind].wider))
     weight, x = torch.randn(17, 13), torch.randn(5, 13)
     layer = PackedLinear(weight, None, kind)
     assert layer.kind == stands_in
