@@ -6,7 +6,7 @@ weight that will not change can be laid out once, and kept in fewer bits:
     float32  the same numbers within rounding
     float16  half the bytes; the sums stay in float32
     int8     a quarter of the bytes: whole numbers from -127 to 127 and a scale for each row. What goes into a layer is
-             rounded to 8 bits too, at each call
+             rounded too, to 7 bits, at each call
     auto     for each shape of a layer whichever is fastest here of what loses nothing, measured once and remembered
 
 A `PackedGPT` is a `GPT` whose linear layers, the head too, are `PackedLinear`; `model.py` knows nothing of it. The
@@ -77,7 +77,8 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
         whole = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(whole, bias)
     multiply = torch.ops.quantized.linear_dynamic
-    return lambda x: multiply(x, packed)
+    # Inputs in 7 bits: where 16-bit sums are all there is (AVX2), two products of 8 bits would not fit.
+    return lambda x: multiply(x, packed, reduce_range=True)
 
 
 @contextmanager

@@ -186,3 +186,10 @@ def test_a_packed_model_refuses_by_name_what_needs_plain_weights(model, tmp_path
 def test_a_kind_that_there_is_not_is_refused(model, weights):
     with pytest.raises(MiniGPTError, match="weights"):
         pack(model, weights)
+
+
+def test_the_largest_inputs_and_weights_fit_the_sums_of_8_bits():
+    """All of one sign and at their largest, they overflow 16-bit sums of two products, where those are all there is."""
+    layer, x = PackedLinear(torch.ones(7, 64), None, "int8"), torch.ones(3, 64)
+    assert layer.kind == "int8" or "fbgemm" not in torch.backends.quantized.supported_engines
+    assert close(layer(x), torch.full((3, 7), 64.0), KINDS["int8"].error)
