@@ -1,4 +1,4 @@
-"""Studying a model from inside: every quantity by name, read and changed from outside, with its own proof.
+"""Studying a model from inside: read and change every quantity of its computation by name, and check the results.
 
 The names below are imported when they are first used: counting what a model costs does not import torch.
 
@@ -9,16 +9,16 @@ The files, each of which imports only from those above it::
     positions     which tokens of a sequence are meant
     accounting    parameters, FLOPs and memory, a module a row, from the configuration alone
     recording     what a trace holds, and how large it will be
-    results       what was found inside a model, for other programs: JSON and arrays
+    results       the result of a view of `minigpt inspect`, as JSON or as arrays
     edits         what to change inside: ablate, patch, knock out
-    tracing       reading and changing a model from outside, by hooks that always go
-    lens          what the model would say after each half of a block; the loss token by token
-    attribution   which parts made a logit, and what remains
+    tracing       reading and changing a model from outside, by hooks that are always removed again
+    lens          what the model would predict after each half of a block; the loss of each token
+    attribution   which parts add up to a logit, and what remains
     embeddings    neighbours, principal components, norms of the stream
     heads         what each attention head looks at, in scores
-    sweeps        ablate or patch everything, one after another
+    sweeps        ablate or patch each part in turn, and measure
     decoders      what a decoder considered, step by step
-    plots         what was found, as pictures
+    plots         results as pictures
     run_plan      what a run will need, before it starts
 """
 

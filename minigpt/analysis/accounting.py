@@ -1,17 +1,17 @@
-"""What a model costs, from its configuration alone: parameters, floating-point operations, memory, a module a row.
+"""What a model costs, worked out from its configuration: parameters, floating-point operations, memory, by module.
 
-Nothing is built and torch is not imported, so "what if" takes no longer than the arithmetic. The conventions:
+No model is built and torch is not imported, so any shape can be tried at once. The conventions:
 
-FLOPs        matrix products only, 2 a multiply-add. Attention computes the whole (T, S) square, of which the causal
-             mask throws away half: it is counted whole, as `explicit_attention` computes it. The backward pass costs
+FLOPs        matrix products only, 2 for each multiply-add. Attention counts with the whole (T, S) square, as
+             `explicit_attention` computes it, though the causal mask drops half of it. The backward pass costs
              twice the forward one, because each product has two factors, and the gradient of each is one more product.
 kept         bytes that autograd keeps from the forward pass for the backward pass, on a CPU. A tensor that several
              modules keep is counted once, at the first of them; parameters and the mask buffer are not counted.
 number size  `bytes_per_value` is that of the matrix products: 4 in float32, 2 under bfloat16 autocast. Weights, sums,
              norms, gradients and the optimizer's state are float32 either way.
 
-The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. On a GPU they are an upper bound: the
-fused kernel there works in bfloat16, draws its dropout again instead of keeping it, and a dropout mask has one byte.
+The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. On a GPU they are an upper bound: its
+fused kernel works in bfloat16 and draws dropout again instead of keeping it, and a dropout mask has one byte a number.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Row:
         activation_bytes: kept for the backward pass.
         optimizer_bytes: state of the optimizer.
         kv_cache_bytes: keys and values of the batch.
-        note: why a number is not what one would expect.
+        note: why a number differs from what one would expect, or "".
     """
 
     name: str
@@ -124,7 +124,7 @@ class ModelSize:
 
     @property
     def checks(self) -> list[Check]:
-        """The identities that the sums must satisfy: the closed forms that books and papers give; relative errors."""
+        """The sums equal the closed formulae of books and papers; errors are relative."""
         c, B, T = self.config, self.batch_size, self.tokens
         L, C, V = c.n_layer, c.n_embd, c.vocab_size
         heads = 1 if c.tie_weights else 2
@@ -143,7 +143,7 @@ class ModelSize:
         return [measured(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
 
     def table(self) -> str:
-        """The rows for people, 80 columns wide; of the blocks, which are all alike, only the first is taken apart."""
+        """The rows as text, 80 columns wide; all blocks are alike, so only the first one's parts are listed."""
         headings = ("numbers", "FLOPs", "kept", "gradient", "optimizer", "KV-cache")
         blocks = [row for row in self.rows if row.name.startswith("h.")]
         first, count = self.rows.index(blocks[0]), self.config.n_layer
@@ -155,7 +155,7 @@ class ModelSize:
             *(_line(row.name, [row]) for row in self.rows[first + len(blocks) :]),
             _line("together", self.rows),
             "",
-            "the lines set in are one block's; the line above them is all of them",
+            "the indented lines are one block; the line above them is the sum of all blocks",
         ]
         return "\n".join(lines + [f"{row.name}: {row.note}" for row in self.rows if row.note])
 
@@ -178,10 +178,10 @@ def model_size(
     Args:
         config: the shape.
         batch_size: rows of a batch, B.
-        tokens: tokens a row, T; the block size by default. The cache is counted when it holds them all.
+        tokens: tokens a row, T; block_size by default. The cache is counted with all of them in it.
         bytes_per_value: of the matrix products and the cache: 4 for float32, 2 for bfloat16.
-        optimizer: whose state is counted: two float32 a parameter for AdamW; for Muon one a number of the blocks'
-            matrices, and AdamW's two for all others.
+        optimizer: whose state is counted: for AdamW two float32 a parameter; for Muon one a parameter of the blocks'
+            matrices, and AdamW's two for all other parameters.
         attention: which core keeps activations: the fused one, or the explicit one with its (T, T) patterns.
 
     Raises:
@@ -199,7 +199,7 @@ def model_size(
 
 @dataclass(frozen=True)
 class _Counter:
-    """One training step of a model, from which each module reads its row."""
+    """The sizes of one training step, from which the row of each module is worked out."""
 
     config: GPTConfig
     B: int
@@ -236,11 +236,11 @@ class _Counter:
 
     @property
     def _fused_kernel(self) -> bool:
-        """Whether attention runs in the kernel without patterns: on a CPU, dropout makes torch fall back to them."""
+        """Whether attention runs in the kernel that keeps no patterns; on a CPU, torch does not use it with dropout."""
         return not self.explicit and self.config.dropout == 0
 
     def _core(self, name: str) -> Iterator[Row]:
-        """Attention's two products: q, k, v of (B, H, T, D), and patterns of (B, H, T, T) where there are any."""
+        """Attention's two products: of q, k, v (B, H, T, D) and, except in the fused kernel, patterns (B, H, T, T)."""
         B, T, C, H = self.B, self.T, self.config.n_embd, self.config.n_head
         value = self.value if self.explicit else FLOAT  # the fused core takes float32 on a CPU
         width, pattern = value * B * T * C, value * B * H * T * T
@@ -251,7 +251,7 @@ class _Counter:
             of_scores = pattern + (T * T if self.explicit else 0)  # the explicit core keeps its mask, inverted
             of_values = 2 * pattern if self.config.dropout else 0  # the mask of dropout, and what it leaves
             if not self.explicit and self.value == FLOAT and 1 in (B, H):
-                of_values += 2 * width  # v is no copy here: it holds on to all of c_attn's output, q and k with it
+                of_values += 2 * width  # v is a view of c_attn's output here, so q and k are kept with it
         yield Row(f"{name} scores", 0, flops, 2 * width + of_scores, kv_cache_bytes=self.value * B * T * C)
         yield Row(f"{name} values", 0, flops, width + of_values, kv_cache_bytes=self.value * B * T * C)
 
@@ -289,7 +289,7 @@ class _Counter:
 
 
 def human(number: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix, as people say it: 124439808 -> "124 M"."""
+    """A number with three digits and a decimal prefix: 124439808 -> "124 M"."""
     power = 0
     while number >= 999.5:
         number, power = number / 1000, power + 1

@@ -1,11 +1,11 @@
-"""Why this token: a logit taken apart into what each part of the model has added to it.
+"""Why this token: a logit as the sum of what each part of the model has added to it.
 
 Direct logit attribution (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits"). The residual stream
-is a sum, the last norm divides it by one number a position, and the head is linear: with that number held as it was,
+is a sum, the last norm divides it by one number a position, and the output head is linear. With that number held fixed,
 
     logit = bias + sum over parts of part . read,    read = centred(weight of ln_f * row of lm_head) / scale
 
-exactly. It says what was written into the logit directly, and nothing of what a part does through later ones.
+exactly. This is what a part adds to the logit directly; what it does through later parts is not counted.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,16 @@ class Attribution(Brief):
 
     Attributes:
         target: the token's id.
-        against: the id of the token whose logit is taken off, or None.
+        against: the id of the token whose logit is subtracted, or None.
         by: how fine the parts are.
-        row: of the batch.
+        row: the row of the batch.
         position: the absolute position.
-        labels: the parts: "embed", "pos_embed", and by kind "3" a layer, "3.attn", "3.mlp", "3.7" a head, "3.mlp.611" a
-            neuron.
-        values: float64, what each adds.
-        constants: what is added whatever the text: biases, by the names of the parameters.
-        logit: what the model gave, the target's minus the other's.
+        labels: the parts: "embed", "pos_embed", and, depending on `by`, "3" (a layer), "3.attn", "3.mlp", "3.7" (a
+            head), "3.mlp.611" (a neuron).
+        values: float64, what each part adds.
+        constants: what the biases add, by the names of the parameters. It depends on the text only through the last
+            norm's scale.
+        logit: the model's own logit of the target, minus that of `against`.
     """
 
     target: int
@@ -55,17 +56,17 @@ class Attribution(Brief):
 
     @property
     def remainder(self) -> float:
-        """What the parts and constants leave unexplained: the rounding of the model's pass."""
+        """The logit minus `total`: what rounding in the model's pass has changed."""
         return self.logit - self.total
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
-        """The k parts that add or take most, with their values, the largest first; all by default."""
+        """The k parts of the largest absolute value, with their values, the largest first; all by default."""
         order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(self.labels[place], float(self.values[place])) for place in order]
 
     @property
     def checks(self) -> list[Check]:
-        """That nothing is missing."""
+        """The check that no part is missing."""
         name = "the logit" if self.against is None else "the difference of the logits"
         return [
             measured(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
@@ -77,20 +78,20 @@ class Attribution(Brief):
 def attribute(
     t: Trace, target: int, against: int | None = None, by: str = "component", position: int = -1, row: int = 0
 ) -> Attribution:
-    """Take the logit of a token apart.
+    """Split the logit of a token into what each part of the model has added to it.
 
-    A head's part holds its share of the value bias, which the pattern, whose rows sum to 1, passes on whole.
+    A head's part contains its share of the value bias: the rows of the pattern sum to 1, so the bias passes unchanged.
 
     Args:
-        t: a trace of the whole pass; needed are the embeddings, the outputs of the sublayers (by head: z; by neuron:
-            mlp.post), the last norm's scale and the logits. The weights are the model's as they are now.
+        t: a trace of the whole pass, with the embeddings, the outputs of the sublayers (for "head": z; for "neuron":
+            mlp.post), the last norm's scale and the logits. The weights are those that the model has now.
         target: the token's id.
-        against: another token; then it is the difference of the two logits that is taken apart, from which everything
-            that raises both alike is gone.
+        against: another token: then the difference of the two logits is split, in which everything that raises both by
+            the same amount cancels.
         by: how fine. "component": the embeddings, and attention and MLP of each layer with their biases; "layer": the
             two together; "head": attention as heads and a bias; "neuron": the MLP as neurons and a bias.
-        position: which position's next token: absolute, or from the end of the recording if negative.
-        row: of the batch.
+        position: the position whose next token is meant: absolute, or from the end of the recording if negative.
+        row: the row of the batch.
 
     Raises:
         PointError: if a point was not recorded.
@@ -110,18 +111,18 @@ def attribute(
 
 
 class _Parts:
-    """What has been read of a logit so far.
+    """The parts of a logit that have been worked out so far.
 
     Attributes:
         t: the trace.
-        read: (C,) in float64; the product with what a part wrote is its share of the logit.
+        read: (C,) in float64; its product with what a part wrote is that part's share of the logit.
         labels: of the parts.
-        values: their shares, in pieces.
+        values: their shares, as tensors to concatenate.
         constants: the shares of the biases.
     """
 
     def __init__(self, t: Trace, row: int, place: int, direction: Tensor) -> None:
-        """`direction`: the sum of rows of the head (C,) that makes the logit."""
+        """`direction` (C,): the target's row of the output head, minus that of `against`."""
         self.t = t
         self.labels: list[str] = []
         self.values: list[Tensor] = []
@@ -178,7 +179,7 @@ class _Parts:
 
 
 def _split(*kinds: Callable[[_Parts, int], None]) -> Callable[[_Parts], None]:
-    """The embeddings, and of every layer these kinds of parts."""
+    """A function that adds the embeddings, and these kinds of parts for every layer."""
 
     def add_all(parts: _Parts) -> None:
         parts.add("embed", "embed")

@@ -8,9 +8,9 @@ class Check(NamedTuple):
 
     Attributes:
         name: what must be equal.
-        error: the observed distance; 0 where it is to the bit.
+        error: the observed distance; 0 if both sides are equal to the bit.
         tolerance: the largest distance allowed.
-        ok: whether the error is within that; never, if it is not a number.
+        ok: whether the error is at most the tolerance; False if it is NaN.
     """
 
     name: str
@@ -20,5 +20,5 @@ class Check(NamedTuple):
 
 
 def measured(name: str, error: float, tolerance: float) -> Check:
-    """An observed distance, judged."""
+    """The check of an observed distance."""
     return Check(name, error, tolerance, error <= tolerance)

@@ -1,4 +1,4 @@
-"""What a decoder considered: where each option of sampling cuts, every step's candidates, the tree of a beam search.
+"""What a decoder considered: what each sampling option cuts off, every step's candidates, the tree of a beam search.
 
 Letters as in `model.py`, and N for the stages of a cut.
 """
@@ -32,8 +32,8 @@ class Cuts(Brief):
     """One distribution before and after each option of sampling, in the order in which they act.
 
     Attributes:
-        stages: N - 1 pairs (option, value), after the model's own distribution.
-        probabilities: (N, V).
+        stages: N - 1 pairs (option, value); stage 0 is the model's own distribution and has no pair.
+        probabilities: of the tokens at each stage, (N, V).
     """
 
     stages: list[tuple[str, float]]
@@ -67,7 +67,7 @@ class Cuts(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """Sums of 1; and each cut against its definition, on the distribution that it was given, in float64."""
+        """Each stage sums to 1, and each option has done what its definition says, worked out again in float64."""
         sums = self.probabilities.double().sum(-1)
         checks = [measured("the probabilities of a stage sum to 1", float((sums - 1).abs().max()), 1e-5)]
         for (name, value), (before, after) in zip(
@@ -103,14 +103,14 @@ def sampling_cuts(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Cuts:
-    """What each option leaves of a distribution; the last stage is what `generate` draws from.
+    """What each option leaves of a distribution; `generate` draws from the last stage.
 
     Args:
         logits: of the next token, (V,).
-        temperature: as in `DecodingOptions`, but above 0, and so are the others; what is not given is no stage.
-        top_k: see there.
-        top_p: see there.
-        min_p: see there.
+        temperature: as in `DecodingOptions`, but above 0. An option that is not given makes no stage.
+        top_k: as in `DecodingOptions`.
+        top_p: as in `DecodingOptions`.
+        min_p: as in `DecodingOptions`.
 
     Raises:
         InputError: if an option cannot be used.
@@ -132,11 +132,11 @@ def sampling_cuts(
 
 @dataclass(frozen=True)
 class Written:
-    """A continuation, and what was considered for each of its tokens.
+    """A continuation, and the candidates for each of its tokens.
 
     Attributes:
         ids: prompt and continuation.
-        choices: one a new token; the sum of their log-probabilities is `score`.
+        choices: one for each new token; the sum of their log-probabilities is `score`.
         score: the log-probability of the continuation.
         checks: identities, observed along the way.
     """
@@ -150,7 +150,7 @@ class Written:
 def write_steps(
     model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
 ) -> Written:
-    """Continue a prompt by greedy decoding or sampling, and keep what was seen.
+    """Continue a prompt by greedy decoding or sampling, and keep each step's candidates.
 
     Args:
         model: used in evaluation mode.
@@ -160,7 +160,7 @@ def write_steps(
         **options: fields of `DecodingOptions`, for one sequence.
 
     Raises:
-        InputError: as `generate`, and if no token may be written.
+        InputError: where `generate` raises one, and if max_new_tokens is 0.
     """
     _check_length(DecodingOptions(**options))
     steps: list[Step] = []
@@ -231,7 +231,7 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
         **options: fields of `DecodingOptions`; the strategy is beam search.
 
     Raises:
-        InputError: as `generate`, and if no token may be written.
+        InputError: where `generate` raises one, and if max_new_tokens is 0.
     """
     chosen = DecodingOptions(strategy="beam", **options)
     _check_length(chosen)

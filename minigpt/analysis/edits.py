@@ -1,8 +1,8 @@
-"""Changes of what a model computes: made here, done by `tracing.edit`.
+"""Changes of what a model computes: described here, carried out by `tracing.edit`.
 
-    ablate           nothing, the mean, or somebody else's values in the place of a component's
-    patch            values of another pass, or any others
-    knockout         one query of one head no longer sees one key
+    ablate           replace a component's values by zeros, by a mean, or by those of other rows
+    patch            replace a point's values by those of another pass, or by any others
+    knockout         hide one key from one query of one head
 
 Letters as in `model.py`, P for the positions that a value has, R for the rows of a reference.
 """
@@ -32,7 +32,7 @@ class Edit(Brief):
 
     Attributes:
         point: its name.
-        at: the positions that are changed, all by default. Of scores and patterns, these are the queries.
+        at: the positions that are changed, all by default. In scores and patterns, these are the queries.
         head: which head is changed, all by default.
     """
 
@@ -45,29 +45,29 @@ class Edit(Brief):
 
     @property
     def places(self) -> Places:
-        """`at`, in one form."""
+        """`at`, as `normal` has made it."""
         return cast(Places, self.at)
 
     @property
     def from_end(self) -> bool:
-        """Whether it counts positions from the end of a pass."""
+        """Whether `at` counts positions from the end of a pass."""
         return counts_from_end(self.places)
 
     @property
     def needed(self) -> Sequence[int]:
-        """The positions that it names one by one."""
+        """The positions that `at` names one by one: each of them must be reached by some pass."""
         return self.places if isinstance(self.places, tuple) else ()
 
     @property
     def draws(self) -> bool:
-        """Whether something is drawn for each row, and a row's number decides what."""
+        """Whether the edit draws at random for each row, so that its values depend on the row's number."""
         return False
 
     def check(self, config: GPTConfig) -> None:
-        """See that a model of this shape has what is to be changed.
+        """Check that a model of this shape has the point, the head and the positions.
 
         Raises:
-            InputError: if it has not.
+            InputError: if it lacks one of them, or the point cannot be edited.
         """
         tap = taps.row(taps.find(self.point, config))
         if not tap.editable:
@@ -83,15 +83,15 @@ class Edit(Brief):
         check_in_block(self.places, config)
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
-        """What comes in the place of `old` (B, [H,] len(places), ...), or what broadcasts to it."""
+        """The values that replace `old` (B, [H,] len(places), ...), of its shape or one that broadcasts to it."""
         raise NotImplementedError
 
     def apply(self, x: Tensor, positions: range, places: Sequence[int]) -> Tensor:
-        """The point's tensor, which stands at `positions`, changed at `places`; `x` itself stays as it is."""
+        """A copy of the point's tensor `x`, which holds `positions`, changed at `places`."""
         rows = [place - positions.start for place in places]
         values = self.new_values(x[..., rows, :], places).to(x)
-        # With the strides of x, so that what reads it runs the kernel that it would have run: `clone` makes them others
-        # of q, k and v, which are views of one product.
+        # With the strides of x, so that the next operation runs the same kernel as without the edit. `clone` would not
+        # keep the strides of q, k and v, which are views of one product.
         changed = x.new_empty_strided(x.size(), x.stride()).copy_(x)
         if self.head is None:
             changed[..., rows, :] = values
@@ -105,9 +105,9 @@ class Ablation(Edit):
     """See `ablate`.
 
     Attributes:
-        mode: what takes the component's place.
+        mode: what replaces the component: "zero", "mean" or "resample".
         reference: "mean": the mean (1, ..., P, ...); "resample": the rows to draw from (R, ..., P, ...); "zero": None.
-        seed: which rows are drawn.
+        seed: of the drawing of rows.
     """
 
     mode: str
@@ -131,11 +131,11 @@ class Ablation(Edit):
 
     @property
     def draws(self) -> bool:
-        """Whether it resamples."""
+        """True for "resample"."""
         return self.mode == "resample"
 
     def check(self, config: GPTConfig) -> None:
-        """As every edit's; the positions' embeddings have no rows to take a mean of."""
+        """As for every edit. Also refuse a mean or resampling of the positions' embeddings, which have no rows."""
         super().check(config)
         if self.mode != "zero" and "B" not in taps.row(taps.find(self.point, config)).shape:
             raise InputError(f"{self.point} is the same for every row", 'ablate it with mode="zero", or patch it')
@@ -147,7 +147,7 @@ class Ablation(Edit):
         reference = self.reference
         if self.mode == "resample":
             R, B = len(reference), len(old)
-            generator = torch.Generator().manual_seed(self.seed)  # anew, so that every pass and point draws the same
+            generator = torch.Generator().manual_seed(self.seed)  # new, so that every pass and point draws the same
             steps = torch.randint(1, R, (B,), generator=generator)
             reference = reference[(torch.arange(B) + steps).to(reference.device) % R]  # (R, ...) -> (B, ...)
         return _at_places(self.point, reference, old, places)
@@ -165,7 +165,7 @@ class Patch(Edit):
 
     @property
     def needed(self) -> Sequence[int]:
-        """The positions that it names one by one; with none chosen, all that the value has."""
+        """The positions that `at` names one by one; if it is None, all that the value has."""
         return range(self.value.size(-2)) if self.places is None else super().needed
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
@@ -178,7 +178,7 @@ class Knockout(Edit):
     """See `knockout`.
 
     Attributes:
-        key: the position that is no longer seen.
+        key: the position that the query no longer sees.
     """
 
     key: int
@@ -189,16 +189,16 @@ class Knockout(Edit):
 
     @property
     def from_end(self) -> bool:
-        """Whether it counts the query or the key from the end of a pass."""
+        """Whether the query or the key counts from the end of a pass."""
         return super().from_end or self.key < 0
 
     def check(self, config: GPTConfig) -> None:
-        """As every edit's; the key must be in the block too."""
+        """As for every edit; the key must lie within block_size too."""
         super().check(config)
         check_in_block((self.key,), config)
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
-        """The scores (B, H, 1, S) with that of the key at -inf."""
+        """The scores (B, H, 1, S), with -inf for the key."""
         (query,) = places
         key = self.key if self.key >= 0 else self.key + old.size(-1)
         if not 0 <= key <= query:
@@ -222,16 +222,17 @@ def ablate(
     at: At = None,
     seed: Seed = 0,
 ) -> Ablation:
-    """Take a component's contribution away.
+    """Remove a component's contribution.
 
     Args:
-        what: "9.6", head 6 of layer 9, which means its z; "9.attn" or "9.mlp", which means its out; or any point.
-        mode: what comes in its place. "zero": zeros; of scores, this makes every visible key alike. "mean": the mean
-            over the reference's rows, position by position. "resample": the values of a row of the reference that is
-            drawn anew for each row of the batch, never its own number.
+        what: "9.6": head 6 of layer 9, whose z is changed; "9.attn" or "9.mlp": the part, whose out is changed; or the
+            name of any point.
+        mode: what replaces it. "zero": zeros; for scores, this gives every visible key the same weight. "mean": the
+            mean over the reference's rows, position by position. "resample": for each row of the batch, the values of
+            a random row of the reference that has another number than this row.
         reference: a trace that has recorded the point from position 0 on, or such a tensor.
-        at: which positions.
-        seed: which rows "resample" draws.
+        at: the positions that are changed, all by default.
+        seed: of the rows that "resample" draws.
 
     Raises:
         PointError: if no model has such a part.
@@ -258,14 +259,14 @@ def ablate(
 
 @checked
 def patch(point: str, source: Trace | Tensor, at: At = None, head: int | None = None) -> Patch:
-    """Put values of another pass, or any others, in the place of a point's.
+    """Replace a point's values by those of another pass, or by any others.
 
     Args:
         point: its name.
         source: a trace that has recorded the point from position 0 on, or a tensor of the point's shape with all its
-            positions. A single row serves every row of the batch.
-        at: which positions of the pass get the same positions of the source; by default all that the source has, and
-            then the pass must have as many.
+            positions. A single row is used for every row of the batch.
+        at: which positions are replaced, each by the same position of the source; by default all that the source has,
+            and then the pass must have all of these.
         head: which head of q, k, v, scores, pattern or z; all by default.
 
     Raises:
@@ -276,7 +277,7 @@ def patch(point: str, source: Trace | Tensor, at: At = None, head: int | None = 
 
 @checked
 def knockout(layer: int, head: int, query: int, key: int) -> Knockout:
-    """Remove one edge: this query of this head no longer sees this key, and what it took from there goes to the others.
+    """Hide one key from one query of one head; the weight that the key had goes to the query's other keys.
 
     The score becomes -inf before the softmax. The query must keep at least one key.
     """
@@ -286,7 +287,7 @@ def knockout(layer: int, head: int, query: int, key: int) -> Knockout:
 
 
 class Editing:
-    """The edits of one block, and what they have touched.
+    """The edits of one `with`, and the positions that they have changed.
 
     Attributes:
         points: the names of the points that they change.
@@ -302,11 +303,11 @@ class Editing:
         self._edits = [dataclasses.replace(one, point=taps.find(one.point, config)) for one in edits]
         self._touched: list[set[int]] = [set() for _ in edits]  # positions, counted from both ends
         self._longest = 0
-        self._num_rows = 0  # of the batch, as the pass began that the later ones continue
+        self._num_rows = 0  # of the batch, in the pass that began the cache which later passes continue
         self.points = frozenset(one.point for one in self._edits)
 
     def change(self, name: str, x: Tensor, positions: range, continued: bool) -> Tensor:
-        """A point's tensor, which stands at `positions`, after the edits of that point."""
+        """A point's tensor, which holds `positions`, after the edits of that point."""
         self._longest = max(self._longest, positions.stop)
         for one, touched in zip(self._edits, self._touched, strict=True):
             if one.point != name:
@@ -330,10 +331,10 @@ class Editing:
             )
 
     def check_done(self) -> None:
-        """See that no edit was silent.
+        """Check that every edit has changed something, and all positions that it names.
 
         Raises:
-            InputError: naming the first that was.
+            InputError: if not; it names the first edit that has not.
         """
         for one, touched in zip(self._edits, self._touched, strict=True):
             missing = [place for place in one.needed if place not in touched]
@@ -365,10 +366,10 @@ def _values(source: Trace | Tensor, point: str) -> Tensor:
 
 
 def _at_places(point: str, value: Tensor, old: Tensor, places: Sequence[int]) -> Tensor:
-    """A value (B or 1, [H,] P, ...) at these positions, for the place of `old` (B, [H,] len(places), ...)."""
+    """What replaces `old` (B, [H,] len(places), ...): a value (B or 1, [H,] P, ...), cut to these positions."""
     lead, width = tuple(old.shape[:-2]), old.size(-1)
     fits = value.dim() == old.dim() and tuple(value.shape[:-2]) in (lead, (1, *lead[1:]))
-    # A pass with a cache sees only the keys so far: of the others, the value has more.
+    # A pass with a cache has only the keys so far, and the value may have later ones too.
     fits = fits and (value.size(-1) == width or (value.size(-1) > width and taps.row(point).shape.endswith("S")))
     if not fits:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What the embeddings look like, and how the residual stream grows from them.
+"""Which embeddings are similar, and how the residual stream grows from them.
 
 Letters as in `model.py`, N for the rows of a table, and P for the points of the stream: P = 1 + 2 n_layer.
 """
@@ -25,11 +25,11 @@ class Neighbours:
     """The nearest rows of an embedding table.
 
     Attributes:
-        token_id: whose: a token, or a position.
-        kind: of the similarity.
-        ids: the others, the most similar first.
-        similarities: theirs.
-        own: its similarity with itself: 1, or its squared norm.
+        token_id: the row whose neighbours these are: a token's id, or a position.
+        kind: of the similarity: "cosine" or "dot".
+        ids: the nearest rows, the most similar first.
+        similarities: of these rows.
+        own: the row's similarity with itself: 1 for cosines, else its squared norm.
     """
 
     token_id: int
@@ -40,7 +40,7 @@ class Neighbours:
 
     @property
     def checks(self) -> list[Check]:
-        """Similarities in order; of cosines, all within -1 to 1 and one's own 1."""
+        """Similarities never rise; cosines lie within -1 to 1, and a row's with itself is 1."""
         rises = [after - before for before, after in zip(self.similarities, self.similarities[1:], strict=False)]
         checks = [measured("similarities never rise", max([0.0, *rises]), 0.0)]
         if self.kind == "cosine":
@@ -53,17 +53,17 @@ class Neighbours:
 @checked
 @torch.no_grad()
 def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", table: str = "wte") -> Neighbours:
-    """The rows of an embedding table that are most similar to one of them, which is itself left out.
+    """The rows of an embedding table that are most similar to a given row, without this row itself.
 
     Args:
-        model: whose tables.
-        token_id: a token; with "wpe", a position.
+        model: the model whose table is read.
+        token_id: the row: a token's id; with "wpe", a position.
         k: how many; at most N - 1.
-        kind: "cosine", or "dot", which long rows win.
+        kind: "cosine"; or "dot", which favours rows of large norm.
         table: "wte" or "wpe".
 
     Raises:
-        InputError: if there is no such table, row or similarity, or not as many others.
+        InputError: if there is no such table, row or similarity, or k is not from 1 to N - 1.
     """
     if table not in ("wte", "wpe") or kind not in ("cosine", "dot"):
         raise InputError(f"there is no {kind!r} similarity in {table!r}", "choose cosine or dot, in wte or wpe")
@@ -91,9 +91,9 @@ class PCA(Brief):
 
     Attributes:
         mean: of the rows, (C,).
-        components: the directions, orthonormal, (k, C); the entry of each with the largest size is positive.
+        components: the directions, orthonormal, (k, C); in each, the entry of the largest absolute value is positive.
         explained: their shares of the variance, (k,), the largest first.
-        projected: the rows' coordinates, (N, k): row = mean + projected @ components, if k is full.
+        projected: the rows' coordinates, (N, k): row = mean + projected @ components, if k is as large as possible.
     """
 
     mean: Tensor
@@ -103,7 +103,7 @@ class PCA(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """Directions orthonormal, coordinates centred and uncorrelated, shares in order and no more than everything."""
+        """Directions are orthonormal, coordinates centred and uncorrelated; shares never rise, and sum to at most 1."""
         products = self.projected.T @ self.projected  # (k, k)
         lengths = products.diagonal().sqrt()
         identity = torch.eye(len(lengths)).to(products)
@@ -120,14 +120,14 @@ class PCA(Brief):
 @checked
 @torch.no_grad()
 def pca(matrix: Tensor, k: int = 2) -> PCA:
-    """Principal components of the rows, by the singular values of what is left without their mean, in float64.
+    """Principal components of the rows, by a singular value decomposition of the rows minus their mean, in float64.
 
     Args:
         matrix: (N, C): an embedding table, or chosen rows of it.
-        k: how many, at most N or C.
+        k: how many, at most min(N, C).
 
     Raises:
-        InputError: if there are not as many, all rows are the same, or a number is not finite.
+        InputError: if k is out of this range, all rows are the same, or a number is not finite.
     """
     if not matrix.isfinite().all():
         raise InputError("the matrix holds infinite numbers, or what is no number", "leave out the rows that do")
@@ -139,12 +139,12 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
     rows = matrix.double()
     mean = rows.mean(0)
     rows = rows - mean
-    R = torch.linalg.qr(rows, mode="r").R  # (n, C) with n = min(N, C): of the same singular values, and much smaller
+    R = torch.linalg.qr(rows, mode="r").R  # (n, C), n = min(N, C): it has the same singular values and is much smaller
     _, sizes, directions = torch.linalg.svd(R, full_matrices=False)  # (n,), (n, C)
     if not sizes[0] > 1e-12 * mean.abs().max():
         raise InputError("all rows are the same, and differ in no direction", "give rows that differ")
     components = directions[:k]
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))  # either sign would do: take one
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))  # its sign is free: choose one
     components = components * largest.sign()
     return PCA(mean, components, (sizes.square() / sizes.square().sum())[:k], rows @ components.T)
 
@@ -164,7 +164,7 @@ class PositionSimilarity(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """1 on the diagonal, symmetric, and nothing beyond 1."""
+        """The diagonal is 1, the matrix symmetric, and no cosine beyond 1."""
         return [
             measured("similarity with itself = 1", float((self.cosines.diagonal() - 1).abs().max()), 1e-5),
             measured("symmetric", float((self.cosines - self.cosines.T).abs().max()), 1e-5),
@@ -211,18 +211,18 @@ class ResidualNorms(Brief):
 
     @property
     def shares(self) -> Tensor:
-        """How much of the final stream each write makes, along its direction (P, B, T): they sum to 1 over P.
+        """The share of each write in the final stream, projected on its direction, (P, B, T): they sum to 1 over P.
 
-        Some are negative: that write points the other way.
+        A negative share is a write that points against the final stream.
         """
         final = self.stream[-1].double()
         return ((self.writes.double() * final).sum(-1) / final.square().sum(-1)).to(self.stream.dtype)
 
     def largest(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k dimensions with the largest size: int64 numbers and their values, both (P, B, T, k).
+        """The k dimensions of the largest absolute value: their int64 indices and values, both (P, B, T, k).
 
         Raises:
-            InputError: if the stream has no k dimensions.
+            InputError: if the stream has fewer than k dimensions.
         """
         C = self.stream.size(-1)
         if not 1 <= k <= C:
@@ -232,7 +232,7 @@ class ResidualNorms(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """Every state is the one before and what was written, to the bit; the last is the sum of all writes."""
+        """Every state is the one before plus what was written, to the bit; the last is the sum of all writes."""
         steps = self.stream[:-1] + self.writes[1:] - self.stream[1:]
         final = self.stream[-1]
         total = (self.writes.sum(0) - final).abs().max() / final.abs().max()

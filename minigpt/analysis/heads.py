@@ -5,9 +5,9 @@ The scores are means of a pattern over its queries, each between 0 and 1:
     previous     weight on the token before (queries from 2 on, where that is not the first)
     first        weight on position 0 (queries from 2 on)
     self         weight on the token itself (queries from 1 on)
-    entropy      of the weights, as a share of ln of the number of keys (queries from 1 on): 1 is looking everywhere
+    entropy      of the weights, divided by ln(number of keys) (queries from 1 on): 1 is equal weight on every key
     duplicate    in a text that repeats itself, weight on the same token one period earlier
-    induction    in such a text, weight on the token that followed it then (Olsson et al., 2022)
+    induction    in such a text, weight on the token after that one (Olsson et al., 2022)
 """
 
 import math
@@ -34,7 +34,7 @@ class HeadScores(Brief):
     """The scores of all heads on one text.
 
     Attributes:
-        scores: by kind, (n_layer, n_head).
+        scores: kind -> (n_layer, n_head).
         ids: the text.
         period: after how many tokens it repeats itself, or None if that is unknown.
     """
@@ -57,12 +57,12 @@ class HeadScores(Brief):
         return [(f"{layer}.{head}", float(scores[layer, head])) for layer, head in heads]
 
     def best(self, kind: str, k: int = 5) -> list[tuple[str, float]]:
-        """The first k of `sorted`."""
+        """The k heads with the highest scores, as `sorted` gives them."""
         return self.sorted(kind)[:k]
 
     @property
     def checks(self) -> list[Check]:
-        """That every score is a share."""
+        """Every score lies between 0 and 1."""
         return [
             measured(f"0 <= {kind} <= 1", float((scores - scores.clamp(0, 1)).abs().max()), 1e-5)
             for kind, scores in self.scores.items()
@@ -84,8 +84,8 @@ def head_scores(
     Args:
         model: used in evaluation mode.
         ids: a text of at least 3 tokens, without the scores of repetition; by default `repeated_tokens`.
-        seed: which random tokens.
-        length: how many; fewer if the block has no room for them twice, or the vocabulary has fewer.
+        seed: of the random tokens.
+        length: how many random tokens; fewer if block_size has no room for them twice, or the vocabulary has fewer.
         start_token_id: the token before them, for models that begin every text with one; a random one by default.
         vocab_size: the tokenizer's; see `parameters.with_text`.
 
@@ -107,19 +107,20 @@ def head_scores(
 def repeated_tokens(
     config: GPTConfig, length: Count, seed: Seed, start_token_id: int | None = None, vocab_size: VocabSize | None = None
 ) -> list[int]:
-    """One token, and then `length` others twice; no two of these are alike, so nothing else repeats.
+    """One token in front, and then `length` others twice. All of them are different, so nothing else repeats.
 
-    The token in front keeps the first copy from position 0, on which heads rest that find nothing to do.
+    The token in front takes position 0, to which heads attend when they find nothing to do.
 
     Args:
-        config: of the model: fewer tokens are taken where the block or the vocabulary has not room for as many.
-        length: how many.
-        seed: which ones.
+        config: of the model: fewer tokens are taken if block_size or the vocabulary has no room for `length`.
+        length: how many tokens are repeated.
+        seed: of the random tokens.
         start_token_id: the token in front; a random one by default.
         vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
-        InputError: if there is room for less than 3, the token in front is not in the vocabulary, or the seed is none.
+        InputError: if there is room for fewer than 3, the token in front is not in the vocabulary, or the seed is
+            invalid.
     """
     V = config.vocab_size if vocab_size is None else min(vocab_size, config.vocab_size)
     length = min(length, (config.block_size - 1) // 2, V - 1)
@@ -142,20 +143,20 @@ def scores_of_pattern(pattern: Tensor, period: int | None = None) -> dict[str, T
 
     Args:
         pattern: (..., T, T), row = query, at least 3 tokens; (H, T, T) for the heads of a layer.
-        period: from position 1 on, every token occurs again after so many. The scores of repetition are means over
-            the queries after this one; None leaves them out.
+        period: from position 1 on, every token occurs again this many tokens later. "duplicate" and "induction" are
+            means over the queries after position `period`; None leaves both out.
 
     Returns:
-        By kind, what the leading dimensions leave: (H,) for the heads of a layer.
+        kind -> scores of the leading dimensions' shape: (H,) for the heads of a layer.
 
     Raises:
-        InputError: if there are fewer than 3 tokens, or not one of them is a repetition.
+        InputError: if there are fewer than 3 tokens, or the period is not from 3 to T - 2.
     """
     T = pattern.size(-1)
     if T < 3:
         raise InputError(f"a head shows no habit on so few tokens: {T}", "give a text of at least 3 tokens")
     before, itself = (pattern.diagonal(-n, -2, -1) for n in (1, 0))  # (..., T - n), from query n on
-    keys = torch.arange(2, T + 1).to(pattern)  # how many of them queries 1, 2, ... see
+    keys = torch.arange(2, T + 1).to(pattern)  # how many keys the queries 1, 2, ... see
     scores = {
         "previous": before[..., 1:].mean(-1),
         "first": pattern[..., 2:, 0].mean(-1),
@@ -179,7 +180,7 @@ def _scores_of_repetition(pattern: Tensor, period: int) -> dict[str, Tensor]:
 
 
 def attention_checks(t: Trace, layer: int) -> list[Check]:
-    """The identities of attention in one layer of a trace that has recorded everything there, from position 0 on.
+    """The identities of attention in one layer of a trace that has recorded all its points from position 0 on.
 
     Raises:
         PointError: if there is no such layer, or a point of it was not recorded.

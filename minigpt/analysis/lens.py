@@ -1,7 +1,7 @@
-"""What the model would say at every depth, and how surprised it is by a text.
+"""What the model would predict at every depth, and the loss of each token of a text.
 
 `logit_lens` reads the residual stream between the sublayers with the model's own last norm and output head
-(nostalgebraist, 2020); that norm's statistics are recomputed at every point. `token_losses` is the loss of every token.
+(nostalgebraist, 2020); the norm computes its mean and variance anew at every point.
 Letters as in `model.py`, and P for the points of a lens.
 """
 
@@ -30,12 +30,12 @@ from minigpt.system.terminal import Brief
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lens(Brief):
-    """The residual stream, read at several points as if it were the last.
+    """The logits that several points of the residual stream give, each read as if it were the last.
 
     Attributes:
         points: their names, P of them.
         positions: the absolute positions, T of them.
-        logits: (P, B, T, V), with the norm of each point's own statistics.
+        logits: (P, B, T, V).
         final: the model's own logits (B, T, V).
     """
 
@@ -71,13 +71,13 @@ class Lens(Brief):
         return (self.logits > self.logits[..., token_id, None]).sum(-1)  # (P, B, T, V) -> (P, B, T)
 
     def kl_to_final(self) -> Tensor:
-        """KL(the model's own distribution || the point's) in nats, (P, B, T): what is lost by reading so early."""
+        """KL(the model's own distribution || the point's) in nats, (P, B, T): how far the point is from the answer."""
         final = _log_probs(self.final)
         return torch.stack([(final.exp() * (final - _log_probs(logits))).sum(-1) for logits in self.logits])
 
     @property
     def checks(self) -> list[Check]:
-        """Probabilities that sum to 1; and at the last point, if it is among them, the model's own logits."""
+        """Probabilities sum to 1; the last point, if it is among the points, gives the model's own logits."""
         sums, kl = torch.stack([_log_probs(logits).exp().sum(-1) for logits in self.logits]), self.kl_to_final()
         checks = [
             measured("the probabilities of a point sum to 1", _largest(sums - 1), 1e-5),
@@ -95,10 +95,10 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: 
     """Read the residual stream at several depths with the model's last norm and its output head.
 
     Args:
-        t: a trace that has recorded the points, and the logits. The weights are the model's as they are now.
-        points: states of the residual stream, by name or glob, in the order of the forward pass whatever the order
-            here; by default the embeddings, and the stream after every sublayer. All V logits of all points are kept:
-            for GPT-2 small 5 MB a token.
+        t: a trace that has recorded the points, and the logits. The weights are those that the model has now.
+        points: states of the residual stream, by name or glob; by default the embeddings, and the stream after every
+            sublayer. The result has them in the order of the forward pass. All V logits of all points are kept: 5 MB a
+            token for GPT-2 small.
         vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
@@ -115,7 +115,7 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: 
     if not names:
         raise InputError("the lens has no point to read", 'name some: "*.resid_post", or leave points out')
     positions = t.shared_positions([*names, "logits"])
-    # One point after the other, in the shapes of the model's pass: so the last is the model's own to the bit.
+    # One point after the other, in the shapes of the model's pass, so that the last equals the model's to the bit.
     rows = [t.model.lm_head(t.model.ln_f(t[name].to(t.model.wte.weight))).to(t[name].device) for name in names]
     return Lens(names, positions, with_text(torch.stack(rows), vocab_size), with_text(t["logits"], vocab_size))
 
@@ -131,7 +131,7 @@ def stream_points(config: GPTConfig) -> list[str]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenLosses(Brief):
-    """How surprising a text is, token by token. The first token is not predicted, and has no loss.
+    """The loss of each token of a text. The first token is not predicted, and has no loss.
 
     Attributes:
         ids: the text, T tokens.
@@ -154,7 +154,7 @@ class TokenLosses(Brief):
 
     @property
     def entropy(self) -> Tensor:
-        """The loss in nats that the model expected of each, (T - 1,): between 0 and ln V."""
+        """The entropy of each prediction in nats, (T - 1,): the loss that the model expects, from 0 to ln V."""
         return -torch.xlogy(self.log_probs.exp(), self.log_probs.exp()).sum(-1)
 
     @property
@@ -164,7 +164,7 @@ class TokenLosses(Brief):
 
     @property
     def perplexity(self) -> float:
-        """exp(mean): among how many equally likely tokens the model seems to choose."""
+        """exp(mean): as if the model chose among so many equally likely tokens."""
         return perplexity(self.mean)
 
     def bits_per_byte(self, num_bytes: int) -> float:
@@ -189,7 +189,7 @@ class TokenLosses(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """The mean against torch's cross-entropy; probabilities that sum to 1; entropies in their bounds."""
+        """The mean is torch's cross-entropy; probabilities sum to 1; entropies lie between 0 and ln V."""
         following = torch.tensor(self.ids[1:], device=self.log_probs.device)
         expected = float(F.cross_entropy(self.log_probs, following))
         highest = math.log(self.log_probs.size(-1))
@@ -216,12 +216,12 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = 
     (row,) = check_prompts([ids], num_with_text(model, vocab_size))
     if len(row) < 2:
         raise InputError("1 token leaves nothing to predict", "give a text of at least 2 tokens")
-    # On the CPU: what follows are tables and pictures, and NumPy reads no other device.
+    # On the CPU, because tables and pictures follow, and NumPy reads no other device.
     return TokenLosses(row, next_log_probs(model, row[:-1], vocab_size).cpu())
 
 
 def _log_probs(logits: Tensor) -> Tensor:
-    """In float32 or better, of the same shape."""
+    """Log-softmax in float32 or float64, of the same shape."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 

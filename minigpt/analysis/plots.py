@@ -1,8 +1,8 @@
-"""Arrays -> pictures. matplotlib is imported only when a picture is asked for.
+"""Arrays -> pictures. matplotlib is imported only when a picture is drawn.
 
-Every function gives a figure, which `system.figures.save_figure` writes. Amounts are shown in viridis, what has
-a sign from blue through white to red, and both can be told apart with any kind of colour vision. Where there are more
-tokens than a picture can name or show, it leaves some out, and says so.
+Every function gives a figure, which `system.figures.save_figure` writes. Amounts are shown in viridis, numbers with a
+sign from blue through white to red; both scales can be read with any kind of colour vision. A picture that cannot name
+or show all tokens leaves some out, and says so.
 """
 
 import itertools
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
     from matplotlib.text import Annotation
 
-AMOUNT, SIGNED, HIDDEN = "viridis", "RdBu_r", "#EEEEEE"  # colour maps, and what is in no cell of a map
+AMOUNT, SIGNED, HIDDEN = "viridis", "RdBu_r", "#EEEEEE"  # two colour maps, and the colour of cells without a number
 SMALL, TINY = 8, 6.5  # points: labels, and numbers inside cells
 POINTS = 72  # an inch
 
@@ -42,22 +42,22 @@ def heat_map(
     """A matrix (R, N) as colours, with numbers or texts inside its cells where these are large enough to be read.
 
     Args:
-        values: the matrix; what is not a number stays grey.
+        values: the matrix; NaN stays grey.
         rows: names of the R rows, the first on top.
         names: of the N columns, which may be tokens.
         what: what a colour means, beside the scale.
         title: one line above.
-        texts: what to write into the cells in the place of the numbers, (R, N); cut where a cell is too narrow.
+        texts: what to write into the cells instead of the numbers, (R, N); cut if a cell is too narrow.
         signed: a scale from blue through white at 0 to red.
         xlabel: what the columns are.
         ylabel: what the rows are.
     """
     matrix = np.asarray(values, dtype=float)
     R, N = matrix.shape
-    across = 11 if N <= 80 else 8  # inches; of more columns than that, not each can have its name in any case
+    across = 11 if N <= 80 else 8  # inches; above 80 columns there is no room to name each of them anyway
     cell = min(0.5 if texts is None else 0.8, across / N)
     columns, lines = [drawable(name) for name in names], [drawable(row, spaces=False) for row in rows]
-    below = 0.08 * max(map(len, columns))  # inches, where names stand upright
+    below = 0.08 * max(map(len, columns))  # inches, for names written vertically
     figure = new_figure(max(4.5, 2.2 + cell * N), min(9.5, 1.8 + below + max(0.2, min(cell, 0.4)) * R))
     axes = figure.subplots()
     top = float(np.nanmax(np.abs(matrix), initial=0.0)) or 1.0
@@ -104,7 +104,7 @@ def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "
 
 
 def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Sequence[str], title: str = "") -> "Figure":
-    """Every head as a thumbnail, a row of them a layer.
+    """Every head as a thumbnail, one row of thumbnails a layer.
 
     Args:
         patterns: (L, H, T, T).
@@ -200,7 +200,7 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
 
 
 def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") -> "Figure":
-    """A text, token by token, on a background that says how much each one surprised the model; wrapped like a page.
+    """A text, wrapped like a page, with the loss of each token as its background colour.
 
     Args:
         tokens: the texts of the T tokens.
@@ -233,7 +233,7 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
 
 
 def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]], title: str = "") -> "Figure":
-    """What each kind of module costs: one panel a quantity, three side by side, with each module's share of the whole.
+    """What each kind of module costs, as its share of the whole: one panel a quantity, three side by side.
 
     Args:
         modules: names.
@@ -311,7 +311,7 @@ class Branch(NamedTuple):
 
 
 def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure":
-    """A beam search from left to right, a column a step: the result thick, what was dropped dashed and grey.
+    """A beam search from left to right, a column a step: the result thick, what was dropped dotted and grey.
 
     Args:
         branches: parents before their children, best first.
@@ -348,7 +348,7 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
 
 
 def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[float], title: str = "") -> "Figure":
-    """Points in the plane of the first two principal components, with as many names as do not cover each other.
+    """Points in the plane of the first two principal components; names that would cover another are left out.
 
     Args:
         points: (N, 2).
@@ -369,7 +369,7 @@ def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[flo
     axes.set_ylabel(f"second component: {explained[1]:.0%}", fontsize=SMALL)
     axes.axhline(0, color=HIDDEN, zorder=0)
     axes.axvline(0, color=HIDDEN, zorder=0)
-    _say(figure, title, [f"{len(names):,} points"])  # a line, as later: the names are measured where they will stand
+    _say(figure, title, [f"{len(names):,} points"])  # one line, as below, so that no name moves after it is measured
     kept = _uncovered(figure, texts)
     _say(figure, title, [f"{kept:,} of {len(names):,} points have their names"])
     return figure
@@ -401,14 +401,14 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
 
 
 def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
-    """The title above, and in a line each below it what has to be known to read the picture."""
+    """Put the title above the figure, and below it the notes that are needed to read it, a line each."""
     letters = int(figure.get_figwidth() * 12)  # in a line
     lines = [part for line in (title, *notes) for part in textwrap.wrap(drawable(line, spaces=False), letters)]
     figure.suptitle("\n".join(lines), fontsize=SMALL + 1)
 
 
 def _scale(figure: "Figure", axes: "Axes | Sequence[Axes]", image: Any, what: str) -> None:
-    """A colour scale beside the axes, and what it means, in lines that fit their height."""
+    """Put a colour scale beside the axes, with its meaning, in lines that fit their height."""
     letters = max(12, int(figure.get_figheight() * 7))
     figure.colorbar(image, ax=axes, fraction=0.05).set_label(
         "\n".join(textwrap.wrap(drawable(what, spaces=False), letters)), fontsize=SMALL
@@ -422,7 +422,7 @@ def _draw_map(
     colours: str,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> Any:
-    """A matrix as colours, with drawable texts inside its cells; what is masked or not a number has neither."""
+    """Draw a matrix as colours, with drawable texts inside its cells; a masked cell, or NaN, has neither."""
     from matplotlib import colormaps
 
     image = axes.imshow(
@@ -441,19 +441,19 @@ def _draw_map(
 
 
 def _share(value: float) -> str:
-    """A number from 0 to 1 in three signs; what would be .00 is left out, for an empty cell is easier to overlook."""
+    """A number from 0 to 1 in three characters; "" for .00, because an empty cell draws less attention."""
     return f"{value:.2f}".lstrip("0") if value >= 0.005 else ""
 
 
 def _past(pattern: Array) -> "np.ma.MaskedArray[Any, Any]":
-    """A square of attention without the cells of the future, where nothing can be."""
+    """A pattern (T, T) whose future cells, which are always 0, are masked."""
     return np.ma.masked_array(pattern, mask=np.triu(np.ones(pattern.shape, dtype=bool), k=1))
 
 
 def _name_places(axes: "Axes", names: Sequence[str], rows: Sequence[str], figure: "Figure") -> list[str]:
-    """Name the columns and rows of a map, or every n-th of them where more would overlap; what to say of that.
+    """Name the columns and rows of a map, or every n-th of them if more would overlap; n is 1, 2, 5, 10, 20 and so on.
 
-    The names are drawable; n is 1, 2, 5, 10, 20 and so on.
+    The names are drawable. Returns notes that say which names are left out.
     """
     width, height = (figure.get_size_inches() - (2.0, 1.5)) * POINTS  # without scale, title and names
     left_out: dict[int, list[str]] = {}
@@ -469,9 +469,9 @@ def _name_places(axes: "Axes", names: Sequence[str], rows: Sequence[str], figure
 
 
 def _uncovered(figure: "Figure", texts: "Sequence[Annotation]") -> int:
-    """Take away the texts that would cover an earlier one; how many are left."""
+    """Remove the texts that would cover an earlier one, and return how many are left."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # or all would move when some go
+    figure.set_layout_engine("none")  # otherwise removing some would move all others
     kept: list[Any] = []  # their boxes
     for text in texts:
         box = text.get_window_extent()
@@ -484,12 +484,12 @@ def _uncovered(figure: "Figure", texts: "Sequence[Annotation]") -> int:
 
 def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | None, tuple[int, int]]:
     """Places (step, line) of these branches and of the root, None: a branch stands on the line of its first child."""
-    lines: dict[int | None, int] = {None: 0, **dict.fromkeys(shown, 0)}  # that a branch and what grows on it take
+    lines: dict[int | None, int] = {None: 0, **dict.fromkeys(shown, 0)}  # height of a branch with all its children
     for number in reversed(shown):
         lines[number] = lines[number] or 1
         lines[branches[number].parent] += lines[number]
     places: dict[int | None, tuple[int, int]] = {None: (0, 0)}
-    free: dict[int | None, int] = {None: 0}  # the next line of a branch that no child has yet
+    free: dict[int | None, int] = {None: 0}  # the line for the next child of a branch
     for number in shown:
         parent = branches[number].parent
         places[number] = (places[parent][0] + 1, free[parent])
@@ -501,11 +501,11 @@ def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | Non
 def interval_dots(
     panels: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], labels: Sequence[str], title: str = ""
 ) -> "Figure":
-    """Means with their intervals, one line a thing that was measured, one panel a measure.
+    """Means with their intervals: one panel for each measure, in it one line for each label.
 
     Args:
-        panels: (measure, its (mean, low, high) for each label), from left to right. What is NaN is left out.
-        labels: what was measured, from the top down; the first has a grey line to compare the others with.
+        panels: (measure, its (mean, low, high) for each label), from left to right; NaN is not drawn.
+        labels: what was measured, from the top down; a grey line marks the mean of the first, for comparison.
         title: one line above.
     """
     figure = new_figure(3 + 1.7 * len(panels), 1.3 + 0.3 * len(labels))

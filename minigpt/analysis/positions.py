@@ -1,4 +1,4 @@
-"""Token positions as a caller names them: one, several, a slice or all, and from the end of a pass too."""
+"""Token positions as a caller names them: one, several, a slice or all; negative ones count from the end of a pass."""
 
 import operator
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from minigpt.errors import InputError
 
 # Which token positions: one, several, a slice, or None for all; negative ones count from the end of a pass.
 At = int | Sequence[int] | slice | None
-Places = tuple[int, ...] | slice | None  # the same, with one form for each
+Places = tuple[int, ...] | slice | None  # `At` after `normal`: a single position and a list are both tuples
 
 
 def normal(at: object) -> Places:
-    """What a caller gave for positions, in one form.
+    """The positions that a caller gave, as `Places`.
 
     Raises:
-        InputError: if it names none.
+        InputError: if `at` names no positions.
     """
     try:
         if at is None or (isinstance(at, slice) and range(0)[at] is not None):
@@ -29,10 +29,10 @@ def normal(at: object) -> Places:
 
 
 def check_in_block(at: Places, config: GPTConfig) -> None:
-    """See that a model of this shape has the positions that are named one by one.
+    """Check that each position that is named as a number lies within block_size.
 
     Raises:
-        InputError: if it has not.
+        InputError: if one does not.
     """
     for place in at if isinstance(at, tuple) else ():
         if not -config.block_size <= place < config.block_size:
@@ -43,16 +43,16 @@ def check_in_block(at: Places, config: GPTConfig) -> None:
 
 
 def counts_from_end(at: Places) -> bool:
-    """Whether a position is meant from the end of a pass."""
+    """Whether a position counts from the end of a pass."""
     numbers = at if isinstance(at, tuple) else () if at is None else (at.start or 0, at.stop or 0)
     return min(numbers, default=0) < 0
 
 
 def check_fixed(from_end: bool, continued: bool, what: str) -> None:
-    """See that positions do not count from an end that moves.
+    """Check that no position counts from the end of a pass that continues a cache, where that end moves on.
 
     Raises:
-        InputError: if they do: the pass continues a cache, and `what` counts from the end.
+        InputError: if one does; the error says that `what` counts from the end.
     """
     if from_end and continued:
         raise InputError(
@@ -62,7 +62,7 @@ def check_fixed(from_end: bool, continued: bool, what: str) -> None:
 
 
 def chosen(at: Places, positions: range) -> list[int]:
-    """Those of the positions that are meant, where the tokens so far end with the last of them."""
+    """Those of the positions that `at` names; the last of them is the last token so far, from which -1 counts."""
     if at is None:
         return list(positions)
     so_far = range(positions.stop)

@@ -31,14 +31,14 @@ class Trace(Mapping[str, Tensor]):
     """What a trace has recorded: a mapping from the names of `taps.points`, or their aliases, to tensors.
 
     The tensors are copies that nobody else holds, so their memory is what `plan` says. `head_out` is worked out when
-    it is read, from z and the weights as they are then.
+    it is read, from z and the weights at that time.
 
     Attributes:
-        model: the model that is traced: of a compiled one, the original.
+        model: the model that is traced; for a compiled one, its original.
         config: its shape.
-        points: the points that are kept as they come.
-        attention: "explicit" or "fused": how attention was computed, in any layer. Whoever asks for scores or patterns
-            gets them from the explicit core, which gives the same numbers up to rounding.
+        points: the points whose values are stored.
+        attention: "explicit" if some layer computed attention with the explicit core, else "fused". Scores and patterns
+            need the explicit core, which gives the same numbers up to rounding.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Trace(Mapping[str, Tensor]):
         self._device, self._dtype, self._grad = device, dtype, grad
         self._at = normal(positions)
         check_in_block(self._at, model.config)
-        self._chunks: dict[str, list[tuple[list[int], Tensor]]] = {}  # by point: positions, values, pass after pass
+        self._chunks: dict[str, list[tuple[list[int], Tensor]]] = {}  # point -> (positions, values) of each pass
         self._num_passes = 0
 
     def __getitem__(self, name: str) -> Tensor:
-        """The recorded tensor, its shape as in the table, with axis -2 the positions of `positions(name)`.
+        """The recorded tensor, of the shape that `taps.TAPS` says; axis -2 stands for `positions(name)`.
 
         Raises:
             PointError: if there is no such point, or it was not recorded.
@@ -153,7 +153,7 @@ class Trace(Mapping[str, Tensor]):
             np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
     def begin(self, first: int, attention: Literal["explicit", "fused"]) -> None:
-        """A pass begins at this position: what was recorded from there on is void."""
+        """A pass begins at this position: drop what was recorded from there on."""
         self._num_passes += 1
         self.attention = attention
         for name in list(self._chunks):
@@ -173,7 +173,7 @@ class Trace(Mapping[str, Tensor]):
                 if len(places) < len(positions):
                     values = values[..., [place - positions.start for place in places], :]
                 values = values.to(device=self._device, dtype=self._dtype, copy=True)
-        self._forget(name, positions.start)  # of keys and values, all positions come with every pass
+        self._forget(name, positions.start)  # every pass gives all keys and values so far: keep the newest
         chunks = self._chunks.setdefault(name, [])
         if chunks and chunks[0][1].shape[:-2] != values.shape[:-2]:
             raise InputError(
@@ -277,18 +277,18 @@ def plan(
 
 
 def stored(names: Sequence[str]) -> list[str]:
-    """The points whose values are kept in order to have these."""
+    """The points whose values must be stored for these: z for head_out, the others themselves."""
     return [re.sub(r"head_out$", "z", name) for name in names]
 
 
 def weight_in_use(model: GPT, path: str) -> Tensor:
-    """The weight (out, in) that a linear layer computes with: of one with an adapter, that of both together."""
+    """The weight (out, in) that a linear layer computes with; if it has an adapter, the sum of both."""
     layer = model.get_submodule(path)
     merged: Callable[[], Tensor] | None = getattr(layer, "merged_weight", None)  # a LoRALinear's
     return cast(nn.Linear, layer).weight if merged is None else merged()
 
 
 def as_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
-    """As numpy's, which knows no bfloat16."""
+    """As a NumPy array; bfloat16 becomes float32, because NumPy has no bfloat16."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

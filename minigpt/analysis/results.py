@@ -1,7 +1,7 @@
-"""What `minigpt inspect` found, as other programs read it: the schema `minigpt-trace/1`, in JSON or as arrays.
+"""The results of `minigpt inspect` for other programs: the schema `minigpt-trace/1`, in JSON or as arrays.
 
-docs/trace-schema.md explains every field. A reader may count on this: fields are added under the same version, and
-only a new version takes one away or changes what it means.
+docs/trace-schema.md explains every field. Programs may rely on this: within a version fields are only added; removing
+one, or changing its meaning, needs a new version.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ class Result:
         prompt: the text that was read; None for a view of the model alone.
         bos: whether the token that opens a document was put in front; None without a prompt.
         tokens: (id, text) of each token of the prompt.
-        labels: what the places of an axis are called.
-        settings: what else was asked for.
-        checks: the identities that were looked at; None if nobody asked.
+        labels: axis -> the names of its entries.
+        settings: the other settings of the view.
+        checks: the identities that were checked; None without --check.
     """
 
     view: str
@@ -62,7 +62,7 @@ class Result:
     checks: Sequence[Check] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Everything but the numbers."""
+        """Everything except the numbers."""
         about: dict[str, Any] = {
             "schema": SCHEMA,
             "view": self.view,
@@ -78,7 +78,7 @@ class Result:
         return about
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it. Where a number is infinite or not a number, JSON has null."""
+        """The result as JSON can hold it, with null for a number that is infinite or NaN."""
         return self.about() | {
             "numbers": {
                 name: {"axes": list(axes), "shape": list(np.shape(values)), "values": _json_values(values)}
@@ -87,7 +87,7 @@ class Result:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a .json file, or an .npz file with `about` among its arrays: the rest, as JSON text.
+        """Write a .json file, or an .npz file whose array `about` holds everything except the numbers, as JSON text.
 
         Raises:
             OSError: if the file cannot be written.

@@ -1,7 +1,7 @@
 """What a run will need, before it starts: memory by formula, time from a few real steps.
 
-Memory is what is held all the time and, on top of that, the largest of three phases that follow one another: a forward
-and backward pass, an update, an evaluation. `docs/memory.md` derives the formulae and compares them with real runs.
+The memory is what is held all the time, plus the largest of three phases that follow one another: a forward and
+backward pass, an update, an evaluation. `docs/memory.md` derives the formulae and compares them with real runs.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from minigpt.system.figures import save_figure
 from minigpt.training.curves import loss_curve
 from minigpt.training.selfcheck import train_a_little
 
-# What the heap of glibc takes on top of the blocks in use: the freed ones between them, each too small for the next
-# that is asked for. A share of them, measured on Linux (docs/memory.md).
+# What glibc's heap takes besides the blocks in use: freed blocks between them that are too small to be used again. As a
+# share of the blocks in use, measured on Linux (docs/memory.md).
 HEAP_OVERHEAD = 0.6
 
 
@@ -38,12 +38,12 @@ class Workload:
     """How much a run reads at once, and how much in an evaluation.
 
     Attributes:
-        row: tokens of the longest row that is learned, T.
-        val_row: of the longest that validates.
-        val_rows: number of rows that validate.
-        val_tokens: all of their tokens that are predicted.
-        batched: whether an evaluation reads as many rows at once as training does, as with documents; else as many as
-            `TOKENS_PER_BATCH` allows.
+        row: tokens of the longest training row, T.
+        val_row: tokens of the longest validation row.
+        val_rows: number of validation rows.
+        val_tokens: tokens that are predicted in all of them.
+        batched: whether an evaluation reads as many rows at once as training does, which is so for documents; if not,
+            it reads as many as `TOKENS_PER_BATCH` allows.
     """
 
     row: int
@@ -54,12 +54,12 @@ class Workload:
 
     @classmethod
     def of_text(cls, block_size: int, num_tokens: int) -> "Workload":
-        """Of a text whose validation split has so many tokens."""
+        """The workload of a text whose validation split has `num_tokens` tokens."""
         return cls(block_size, block_size, -(-(num_tokens - 1) // block_size), num_tokens - 1, batched=False)
 
     @classmethod
     def of_loader(cls, loader: Loader) -> "Workload":
-        """Of a text, or of documents."""
+        """The workload of a text or of documents, as a loader has them."""
         if isinstance(loader, TextLoader):
             return cls.of_text(loader.block_size, len(loader.val.ids))
         epoch, lengths = loader.read(0), loader.val.lengths
@@ -74,11 +74,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a part of the loop holds for as long as it lasts, in bytes.
+    """What a part of the loop holds while it runs, in bytes.
 
     Attributes:
-        parts: by what they are.
-        freed: blocks of the heap that are free and cannot be used.
+        parts: name -> bytes.
+        freed: blocks of the heap that are free but too small to be used again.
     """
 
     parts: dict[str, int]
@@ -86,7 +86,7 @@ class Phase:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The bytes of all parts and of the freed blocks."""
         return sum(self.parts.values()) + self.freed
 
 
@@ -122,11 +122,11 @@ class Plan:
         device: where it computes.
         dtype: of its matrix products.
         process: bytes that the process holds without the run: Python, torch, the corpus, and the libraries that
-            training loads. 0 on a GPU, whose memory holds none of them, and where the system does not say.
+            training loads. 0 on a GPU, whose memory holds none of them, and on a system that does not tell.
         memory: what the run adds.
-        free: bytes that can still be had there; None where the system does not say.
-        seconds: wall time of the run, part by part; None if nothing was measured, because the memory is not there.
-        advice: what to change if the memory is not there, else "".
+        free: bytes that are still free on the device; None if the system does not tell.
+        seconds: wall time of the run, part by part; None if it was not measured, because there is too little memory.
+        advice: what to change if there is too little memory, else "".
     """
 
     parameters: int
@@ -185,18 +185,19 @@ def plan_run(
 ) -> Plan:
     """Predict the memory and the time of a run.
 
-    Nothing as large as the run is allocated before it is clear that there is room for it: the steps that are measured
-    are as large as the run's own. They are eager; compiling changes time and memory, and is not predicted. A measured
-    step holds one micro-batch and one update, so a run that accumulates takes a little less.
+    The measured steps are as large as the run's own, and take place only if the formula says that there is room for
+    them. They are not compiled: what compiling changes in time and memory is not predicted. Each measured step has one
+    micro-batch and one update, so a run that accumulates gradients takes a little less time.
 
     Args:
-        config: the run, with its true vocabulary size. What it reads must be open, so that it counts as the process's.
-        workload: how much of it at once.
-        val_ids: what validates, (number of tokens,); a part of it is evaluated.
+        config: the run, with its true vocabulary size. Its data must be open already, so that their memory counts as
+            the process's.
+        workload: how much data it reads at once.
+        val_ids: the validation split, (number of tokens,); a part of it is evaluated.
         device: where to compute.
         dtype: of the matrix products.
         sample_tokens: how many tokens the model writes after each evaluation.
-        measure_seconds: how long to measure training steps, after one that warms up; at least one step, at most ten.
+        measure_seconds: how long to measure training steps, after one to warm up; at least one step, at most ten.
     """
     keep_freed_memory()
     rehearse(config, device, dtype)
@@ -216,7 +217,7 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
 
     Args:
         config: the run, with its true vocabulary size.
-        device: where it computes; the allocator of a GPU is taken to waste nothing, which was not measured.
+        device: where it computes; a GPU's allocator is assumed to waste nothing, which was not measured.
         dtype: of the matrix products.
         workload: how much it reads at once.
     """
@@ -256,17 +257,17 @@ def _backward_blocks(m: GPTConfig, tokens: int, value: int) -> dict[str, list[in
     """What a forward and backward pass holds besides what autograd keeps.
 
     The logits are held throughout. The backward pass begins with two gradients of their size. Later, in the last MLP,
-    it has made three of the residual stream's size more than it has freed. The two moments exclude each other.
+    it has allocated three tensors of the residual stream's size more than it has freed. The larger of the two counts.
     """
     at_loss, in_mlp = 2 * [FLOAT * tokens * m.vocab_size], 3 * [FLOAT * tokens * m.n_embd]
     return {"logits": [value * tokens * m.vocab_size], "gradients of activations": max(at_loss, in_mlp, key=sum)}
 
 
 def _muon_blocks(m: GPTConfig, value: int) -> list[int]:
-    """What Muon holds while it makes a group of matrices orthogonal: `c_fc`'s here, and no other group takes more.
+    """What Muon holds while it makes a group of matrices orthogonal: here those of `c_fc`, the largest group.
 
-    Of all n_layer matrices (4C, C): the updates one by one, and in the number format of the products their stack, the
-    iterate and the next iterate; then two products (C, C) of each.
+    For all n_layer matrices (4C, C): the updates one by one; then, in the number format of the matrix products, the
+    updates as one stack, the iterate and the next iterate; and two products (C, C) for each matrix.
     """
     square = m.n_embd**2
     updates, stacks = m.n_layer * [4 * square * FLOAT], 3 * [4 * square * m.n_layer * value]
@@ -274,14 +275,14 @@ def _muon_blocks(m: GPTConfig, value: int) -> list[int]:
 
 
 def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
-    """What the larger of two moments holds: inside an MLP, and between the logits and their loss.
+    """What an evaluation holds at the larger of two moments: inside an MLP, or around the logits.
 
-    In the MLP: the block's input, the stream after attention, its norm, twice the wide layer, and the logits of the
-    batch before, which are there until the new ones are. The new ones join them while the head's input is held, or are
-    joined by their log-softmax and, if not float32, by a copy that is.
+    In the MLP: the block's input, the stream after attention, its norm, the wide layer twice, and the logits of the
+    batch before, which stay until the new ones replace them. Around the logits: the new logits, with the old ones and
+    the output head's input; or with their log-softmax and, if they are not float32, a float32 copy.
 
-    In bfloat16 the MLP is counted as float32's, and holds at most that: without units for bfloat16, a processor's
-    products may take float32 copies of what they multiply.
+    In bfloat16, the MLP is counted as if it were float32, which is the most it can hold: a processor without units for
+    bfloat16 may make float32 copies of what it multiplies.
     """
     narrow, logits = FLOAT * tokens * m.n_embd, tokens * m.vocab_size
     in_mlp = [narrow, narrow, narrow, 4 * narrow, 4 * narrow, value * logits]
@@ -290,7 +291,7 @@ def _evaluation_blocks(m: GPTConfig, tokens: int, value: int) -> list[int]:
 
 
 def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, workload: Workload, free: int) -> str:
-    """Which setting to change, when the memory that a run adds is more than there is."""
+    """Which setting to change if the run adds more memory than is free."""
     t = config.train
     for batch_size in range(t.batch_size - 1, 0, -1):
         if t.batch_size % batch_size == 0:
@@ -335,7 +336,7 @@ def measure_time(
 
 
 def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Do once, on the smallest model, what a run does: it loads libraries, whose memory is then the process's."""
+    """Do once, on the smallest model, what a run does, so that the libraries that it loads count as the process's."""
     smallest = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
     train_a_little(replace(config, model=smallest), device, dtype, False, 0.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +344,7 @@ def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> Non
 
 
 def resident_bytes() -> int:
-    """Physical memory that this process holds; 0 where the system does not say."""
+    """Physical memory that this process holds; 0 if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -352,13 +353,13 @@ def resident_bytes() -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where the system does not say."""
+    """Free memory of a device, in bytes; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu" and sys.platform == "linux":
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = dict(line.split(":") for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024  # which counts what other programs' caches would give back
+        return int(fields["MemAvailable"].split()[0]) * 1024  # includes file caches, which the system would give back
     return None
 
 

@@ -1,7 +1,7 @@
-"""One number for every change of one kind: which parts of a model matter for what it does here.
+"""Change one part of a model after the other and measure each time: which parts matter for what it does here.
 
-`ablation_sweep` takes each part away in turn. `patching_sweep` puts each part of a clean pass into a corrupt one (Meng
-et al., 2022, "causal tracing"; Wang et al., 2022). What is measured is a function of the logits (B, T, V).
+`ablation_sweep` removes each part in turn. `patching_sweep` puts each part of a clean pass into a corrupt one (Meng et
+al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the logits (B, T, V).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +29,11 @@ Metric = Callable[[Tensor], float]  # of logits (B, T, V)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Brief):
-    """A metric after each change of a grid.
+    """A metric, measured after each change of a grid of changes.
 
     Attributes:
-        rows: what the rows are: the layers' numbers.
-        columns: what the columns are: heads, positions, or the one kind of part that is changed.
+        rows: names of the rows: the layers' numbers.
+        columns: names of the columns: heads, positions, or the one kind of part that is changed.
         values: float64 (rows, columns), the metric with that one change.
         baseline: the metric without a change.
         checks: identities, observed along the way.
@@ -47,7 +47,7 @@ class Sweep(Brief):
 
     @property
     def labels(self) -> list[list[str]]:
-        """Of each value: "9.6"."""
+        """The name of each value, such as "9.6"."""
         return [[f"{row}.{column}" for column in self.columns] for row in self.rows]
 
     @property
@@ -56,7 +56,7 @@ class Sweep(Brief):
         return self.values - self.baseline
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
-        """The k changes with the largest effects either way, the largest first; all by default."""
+        """The k changes with the largest effects, up or down, the largest first; all by default."""
         labels, effects = [label for row in self.labels for label in row], self.effects.flatten()
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(labels[place], float(effects[place])) for place in order]
@@ -82,9 +82,10 @@ class PatchingSweep(Sweep):
 
 
 def logit_difference(target: int | Sequence[int], against: int | Sequence[int], position: int = -1) -> Metric:
-    """The metric logit(target) - logit(against) at a position, in the mean over the rows; a token for all, or one each.
+    """The metric logit(target) - logit(against) at a position, averaged over the rows.
 
-    The metric raises InputError where there is no such token, row or position.
+    `target` and `against` are one token for all rows, or one for each. The metric raises InputError if there is no such
+    token, row or position.
     """
 
     def metric(logits: Tensor) -> float:
@@ -134,18 +135,19 @@ def ablation_sweep(
     what: str = "heads",
     seed: Seed = 0,
 ) -> Sweep:
-    """Take each part away in turn, at all positions, and measure.
+    """Remove each part in turn, at all positions, and measure.
 
-    These are total effects, see `total_effects`. A part that later ones make up for looks as if it mattered little.
+    The effects are total effects (see `total_effects`). A part whose loss later parts make up for seems to matter
+    little.
 
     Args:
         model: used in evaluation mode.
         ids: rows of one length (B, T).
         metric: of the logits.
-        mode: what comes in the part's place, as for `ablate`.
+        mode: what replaces the part, as for `ablate`.
         reference: for "mean" and "resample": a trace of other rows that has recorded the parts.
         what: "heads" (n_layer, n_head), "mlps" (n_layer, 1), or "layers" (n_layer, 1), attention and MLP together.
-        seed: which rows "resample" draws; the same for every part.
+        seed: of the rows that "resample" draws, which are the same for every part.
 
     Raises:
         PointError: if the reference lacks a part.
@@ -173,16 +175,16 @@ def ablation_sweep(
 def total_effects(
     model: GPT, ids: Sequence[Sequence[int]] | Tensor, metric: Metric, parts: Sequence[str]
 ) -> dict[str, float]:
-    """How much of a metric is lost without each part: what it does directly, and through all parts that come later.
+    """By how much a metric falls without each part: its effect, both directly and through all later parts.
 
-    What a part adds directly is what `attribute` gives. The two need not resemble each other: an early head may add
-    nothing to a logit, and yet all later parts live on what it has found.
+    The direct effect alone is what `attribute` gives. The two can differ widely: an early head may add nothing to a
+    logit, and yet all later parts may depend on what it has found.
 
     Args:
         model: used in evaluation mode.
         ids: rows of one length (B, T).
         metric: of the logits.
-        parts: as `ablate` takes them; zeros come in their place, at all positions.
+        parts: as `ablate` takes them; zeros replace them, at all positions.
 
     Raises:
         PointError: if there is no such part.
@@ -212,7 +214,7 @@ def patching_sweep(
             time and all positions: (n_layer, n_head).
 
     Raises:
-        InputError: if the rows cannot be used or do not match, the metric does not tell them apart, or there is no such
+        InputError: if the rows cannot be used or do not match, the metric is the same for both, or there is no such
             sweep.
     """
     if point not in _PATCHES:

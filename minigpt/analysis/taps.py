@@ -34,8 +34,8 @@ class Tap:
             worked out from its input; "argument", "inside": in the attention core; "product": worked out when it is
             read.
         module: its path in the model.
-        alias: TransformerLens's name for it, under which courses know it, or "".
-        meaning: in one line.
+        alias: TransformerLens's name for it, which courses use, or "".
+        meaning: what it is, in one line.
     """
 
     name: str
@@ -94,7 +94,7 @@ TAPS = (
     Tap("ln_f.out", "B T C", "output", "ln_f", "ln_final.hook_normalized",
         "the stream normalised, as the output head reads it"),
     Tap("logits", "B T V", "output", "lm_head", "",
-        "of the next token, at the positions where the head was asked"),
+        "scores of the next token, at the positions that the output head computes"),
 )  # fmt: skip
 
 _ROWS = {tap.name: tap for tap in TAPS}
@@ -111,11 +111,11 @@ def resolve(patterns: str | Sequence[str], config: GPTConfig) -> list[str]:
 
     Args:
         patterns: one or several; `*`, `?` and `[...]` as in file names, where `*` also runs over dots. The names of
-            TransformerLens are taken for ours.
+            TransformerLens are accepted too.
         config: the model's shape.
 
     Raises:
-        PointError: if one of them matches nothing; it names the nearest points.
+        PointError: if one of them matches nothing; the error names the most similar points.
     """
     names, wanted = _names(config.n_layer), set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -130,7 +130,7 @@ def find(name: str, config: GPTConfig) -> str:
     """The point of exactly this name, ours or TransformerLens's.
 
     Raises:
-        PointError: if there is none; it names the nearest.
+        PointError: if there is none; the error names the most similar points.
     """
     try:
         return _names(config.n_layer)[name]

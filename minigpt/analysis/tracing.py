@@ -1,7 +1,7 @@
 """Reading and changing what a model computes, from outside: `with trace(...)`, `with edit(...)`.
 
-The points are those of `taps`. Both contexts hang ordinary hooks on the model's modules and stand in for the attention
-core of its layers; outside them nothing is left, and the model's code knows nothing of this. At every point the value
+The points are those of `taps`. Both contexts put ordinary hooks on the model's modules and replace the attention core
+of its layers; when they end, all of this is removed. The model's code knows nothing of it. At every point the value
 goes through the open edits first, in the order in which they were opened, then the open traces record it, and then the
 model goes on with it: a trace shows what the model used, whichever of the two contexts is the inner one.
 
@@ -9,9 +9,10 @@ model goes on with it: a trace shows what the model used, whichever of the two c
     plan             how many bytes that takes, before anything runs (`recording`)
     edit             changes points while the model runs, by what `ablate`, `patch` and `knockout` make (`edits`)
 
-Positions are absolute, and with a KV-cache too: a pass that begins at position p replaces what was recorded from p on,
-and an edit changes its positions in the pass that computes them. The rows of a batch must stand at one position and
-stay the same rows; calls of single modules by hand, outside a pass, are neither recorded nor changed.
+Positions are absolute, also with a KV-cache: a pass that begins at position p replaces what was recorded from p on,
+and an edit changes its positions in the pass that computes them. All rows of a batch must begin a pass at the same
+position, and no row may join or leave between passes. Modules that are called by hand, outside a pass, are neither
+recorded nor changed.
 
 A `with` block belongs to the thread that opened it. Passes of other threads go on meanwhile, neither recorded nor
 changed, and each thread may have `with` blocks of its own on the same model.
@@ -53,16 +54,17 @@ def trace(
 ) -> Iterator[Trace]:
     """Record what a model computes inside the `with`, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
-    Several passes with a cache make one recording, and passes of other threads none; see the top of this file. Nothing
-    about the model changes.
+    Several passes with a cache make one recording; passes of other threads are not recorded; see the top of this file.
+    What the model computes does not change.
 
     Args:
-        model: a GPT. Of a compiled one, the original is traced: call that, because the compiled one would compile anew.
+        model: a GPT. If it is compiled, its original is traced: call that one, because the compiled one would compile
+            again.
         points: names or globs, as `taps.resolve` takes them.
-        device: where to keep what is recorded; by default where it is.
-        dtype: how to keep it; by default as it is.
-        positions: which token positions to keep; of scores and patterns, these are the queries.
-        grad: whether to keep the very tensors of the pass, for `torch.autograd.grad`, in the place of copies.
+        device: where to keep what is recorded; by default on its own device.
+        dtype: of what is kept; by default its own.
+        positions: which token positions to keep; in scores and patterns, these are the queries.
+        grad: whether to keep the tensors of the pass themselves, for `torch.autograd.grad`, instead of copies.
 
     Raises:
         PointError: if there is no such point.
@@ -88,10 +90,10 @@ def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
     """Change what a model computes inside the `with`, whoever calls it: `model(idx)`, `model.trunk`, `generate`.
 
     Edits of one point are done in the order given, those of an outer `with` before those of an inner one. Passes of
-    other threads stay as they are.
+    other threads are not changed.
 
     Args:
-        model: a GPT in evaluation mode. Of a compiled one, the original is edited: call that.
+        model: a GPT in evaluation mode. If it is compiled, its original is edited: call that one.
         *edits: what `ablate`, `patch` and `knockout` made.
 
     Raises:
@@ -114,7 +116,7 @@ def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
 
 
 class _Open(threading.local):
-    """What is open on a model, and where its pass is: each thread has its own.
+    """The traces and edits that are open on a model, and how far its pass is: each thread has its own.
 
     Attributes:
         edits: those of the open `with edit(...)`, the outermost first.
@@ -135,7 +137,7 @@ class _Open(threading.local):
 
     @property
     def listeners(self) -> list[Editing | Trace]:
-        """Whom a pass of this thread concerns."""
+        """The edits and traces that the passes of this thread go through."""
         return [*self.edits, *self.traces]
 
 
@@ -143,7 +145,7 @@ class _Wiring:
     """The hooks on one model, shared by all that listen to it: every open trace and edit.
 
     Attributes:
-        open: the listeners of the thread that asks.
+        open: the listeners of the current thread.
         num_listeners: of all threads.
     """
 
@@ -162,7 +164,7 @@ class _Wiring:
         self._terms = {*self._sums, *self._sums.values(), "ln_f.out"}
 
     def connect(self) -> None:
-        """Hang the hooks. Those of one module run in the order in which they come here."""
+        """Put the hooks on. Those of one module run in the order in which they are put on here."""
         model = self._model
         self._on_output(model.wte, partial(self._keep, "embed"))  # which positions these are is known only at wpe
         self._on_input(model.wpe, self._begin)
@@ -177,7 +179,7 @@ class _Wiring:
         self._hooks.callback(model.lm_head.register_forward_hook(self._logits).remove)
 
     def disconnect(self) -> None:
-        """Take away what `connect` has hung."""
+        """Remove what `connect` has put on."""
         self._hooks.close()
 
     def _connect_point(self, name: str) -> None:
@@ -192,7 +194,7 @@ class _Wiring:
             case "scale":
                 self._on_input(module, partial(self._tap_scale, name, cast(nn.LayerNorm, module).eps))
             case "argument" | "inside" | "product":
-                pass  # the core sees to the first two; the last is worked out when it is read
+                pass  # `_core` taps the first two; the last is worked out when it is read
 
     def _on_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         def changed(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -206,7 +208,7 @@ class _Wiring:
         self._hooks.callback(hook.remove)
 
     def _begin(self, positions: Tensor) -> Tensor:
-        """A pass begins: it is at the embeddings of its positions, (T,) if all rows agree."""
+        """A pass begins, at the embedding of its positions, which are (T,) if all rows have the same."""
         if "embed" not in self.open.kept:
             return positions
         if positions.dim() == 2:
@@ -223,7 +225,7 @@ class _Wiring:
         return positions
 
     def _any_explicit(self) -> bool:
-        """Whether attention is computed in the open in some layer, for us or because the model does so anyway."""
+        """Whether some layer computes attention with the explicit core, for us or because the model does so anyway."""
         inside = any(taps.row(name).where == "inside" for name in self._points())
         return inside or explicit_attention in self._usual
 
@@ -235,11 +237,11 @@ class _Wiring:
         return x
 
     def _sum(self, first: str, usual: Tensor) -> Tensor:
-        """The sum of two points as the hooks have left them, in the place of the model's."""
+        """The sum of two points as the hooks have left them; it replaces the model's."""
         return self.open.kept.pop(first) + self.open.kept.pop(self._sums[first]) if self.open.running else usual
 
     def _tap(self, name: str, x: Tensor) -> Tensor:
-        """A point on the model's way: what comes in is changed, recorded, and goes on."""
+        """Change the value of a point by the open edits, record it, and give it back to the model."""
         if not self.open.running:
             return x
         x = self._record(name, self._change(name, x))
@@ -260,7 +262,7 @@ class _Wiring:
         return x
 
     def _positions(self, x: Tensor) -> range:
-        """Where a point's tensor stands: at the last positions. Keys and values have all, logits often only one."""
+        """The positions of a point's tensor: the last ones. Keys and values have all so far, logits often only one."""
         return range(self.open.span.stop - x.size(-2), self.open.span.stop)
 
     def _tap_heads(self, name: str, x: Tensor) -> Tensor:
@@ -274,7 +276,7 @@ class _Wiring:
         return x
 
     def _logits(self, _module: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor | None:
-        """The head's output, if it reads the final hidden states of the pass, or those of its last positions."""
+        """Tap the output head's result, if it has read the final hidden states of the pass, or the last of them."""
         (read,), hidden = args, self.open.kept.get("ln_f.out")
         if hidden is None or not self.open.listeners:
             return None
@@ -294,9 +296,9 @@ class _Wiring:
         q, k, v = (self._tap(f"{name}.{letter}", x) for letter, x in zip("qkv", (q, k, v), strict=True))
         if not {f"{name}.scores", f"{name}.pattern"} & self._points():
             return usual(q, k, v, mask, dropout)
-        # `explicit_attention` with two points in it.
+        # `explicit_attention` with two taps in it.
         scores = self._change(f"{name}.scores", attention_scores(q, k, mask))  # (B, H, T, S)
-        scores = self._record(f"{name}.scores", scores.masked_fill(~mask, -math.inf))  # no edit shows the future
+        scores = self._record(f"{name}.scores", scores.masked_fill(~mask, -math.inf))  # no edit uncovers the future
         if self.open.edits:
             _check_keys(name, scores)
         pattern = self._tap(f"{name}.pattern", F.softmax(scores, dim=-1))
@@ -304,7 +306,7 @@ class _Wiring:
 
 
 def _check_keys(name: str, scores: Tensor) -> None:
-    """A query without a key would take nothing from nowhere: 0 / 0."""
+    """Raise if a query has no key left: its softmax would be 0 / 0."""
     blind = (scores == -math.inf).all(-1).nonzero()  # (B, H, T, S) -> (number, 3)
     if len(blind):
         _, head, row = blind[0].tolist()
@@ -316,12 +318,12 @@ def _check_keys(name: str, scores: Tensor) -> None:
 
 
 _wirings: dict[GPT, _Wiring] = {}  # of the models with a listener
-_lock = threading.RLock()  # held while hooks come and go
+_lock = threading.RLock()  # held while hooks are put on and removed
 
 
 @contextmanager
 def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
-    """The hooks are there, and tell this listener too."""
+    """Inside the `with`, the hooks are on the model and serve this listener too."""
     with _lock:
         if model not in _wirings:
             _wirings[model] = _Wiring(model)
@@ -344,7 +346,7 @@ def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
 
 
 def _original(model: nn.Module) -> GPT:
-    """The model itself, of a compiled one too: hooks that come after the compilation are not run there."""
+    """The model itself; for a compiled one, its original: hooks that are added after compiling do not run in it."""
     gpt = getattr(model, "_orig_mod", model)
     if not isinstance(gpt, GPT):
         raise InputError(f"a {type(model).__name__} has none of the points", "give a minigpt.GPT")
