@@ -65,18 +65,16 @@ def accept() -> Callable[[str], None]:
     """Parses a `minigpt ...` of a document by the real parser, which raises if it is none; nothing is run."""
 
     def accepted(command: str) -> None:
-        from minigpt.cli.inspect_model import settings_of
-        from minigpt.cli.parser import SettingsParser
-        from minigpt.cli.settings import SETTINGS
+        from minigpt.cli.main import parser_of
 
         _, name, *arguments = shlex.split(command)
+        parser, arguments = parser_of(name, arguments)
         if name == "inspect":
-            view, *arguments = arguments
-            SettingsParser(f"inspect {view}", settings_of(view)).parse(arguments)
+            parser.parse(arguments)
             return
-        given = SettingsParser(name, SETTINGS[name]).given(arguments)
+        given = parser.given(arguments)
         given.pop("replay", None)  # of a run that has diverged
-        SETTINGS[name].of(given)
+        parser.settings.of(given)
 
     return accepted
 

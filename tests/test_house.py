@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import minigpt
+from minigpt.cli.inspect_model import VIEWS
+from minigpt.cli.main import COMMANDS
 
 HOUSE = Path(minigpt.__file__).parent
 
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.
 ORDER = [
     "errors", "system", "fields", "config", "kv_cache", "model", "parameters", "tokenizers", "lora", "packed", "data",
-    "decoding", "completion", "evaluation", "formats", "training", "analysis",
+    "decoding", "completion", "evaluation", "formats", "training", "analysis", "cli",
 ]  # fmt: skip
-ABOVE_ALL = {"cli", "__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats
+ABOVE_ALL = {"__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats
 
 # Rooms that must stay free of a subject, whatever their level would allow.
 FORBIDDEN = {
@@ -73,15 +75,18 @@ def inside(path: Path) -> set[str]:
     return {name.removeprefix("minigpt.") for name in imports(path) if name.startswith("minigpt.")}
 
 
-def files_of(folder: str) -> list[str]:
-    """The files that the docstring of a folder names, in its order."""
-    text = (HOUSE / folder / "__init__.py").read_text(encoding="utf-8")
+def files_of(folder: Path) -> list[str]:
+    """The files and folders that the docstring of a folder names, in its order; the house itself has `ORDER`."""
+    if folder == HOUSE:
+        return ORDER
+    text = (folder / "__init__.py").read_text(encoding="utf-8")
     return re.findall(r"^    (\w+) {2,}\S", ast.get_docstring(ast.parse(text), clean=False) or "", re.MULTILINE)
 
 
-def level(room: str) -> tuple[int, int]:
-    folder, _, file = room.partition(".")
-    return ORDER.index(folder), files_of(folder).index(file) if file else -1
+def level(room: str) -> list[int]:
+    """The place of a room in its folder, behind those of the folder."""
+    parts = room.split(".")
+    return [files_of(HOUSE.joinpath(*parts[:depth])).index(part) for depth, part in enumerate(parts)]
 
 
 def lies_above_all(room: str) -> bool:
@@ -90,9 +95,9 @@ def lies_above_all(room: str) -> bool:
 
 def test_every_room_has_its_place():
     assert {room.split(".")[0] for room in rooms()} == {*ORDER, *ABOVE_ALL}
-    for folder in [name for name in ORDER if (HOUSE / name).is_dir()]:
-        named = files_of(folder)
-        assert sorted(named) == sorted(path.stem for path in (HOUSE / folder).glob("[!_]*.py")), folder
+    for folder in [path.parent for path in HOUSE.rglob("__init__.py") if path.parent != HOUSE]:
+        found = {path.stem for path in folder.glob("[!_]*") if path.suffix == ".py" or path.is_dir()}
+        assert sorted(files_of(folder)) == sorted(found), folder
 
 
 def test_the_readme_draws_this_house():
@@ -100,7 +105,7 @@ def test_the_readme_draws_this_house():
     if not readme.is_file():
         pytest.skip("needs the checkout that minigpt was installed from")
     found = re.search(r"^minigpt/\n(.*?)^tests/", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert re.findall(r"^  (\w+)(?:\.py|/) ", found[1], re.MULTILINE) == [*ORDER, "cli"]
+    assert re.findall(r"^  (\w+)(?:\.py|/) ", found[1], re.MULTILINE) == ORDER
 
 
 @pytest.mark.parametrize("room", [room for room in rooms() if not lies_above_all(room)])
@@ -108,6 +113,13 @@ def test_no_import_points_upwards(room):
     for imported in inside(rooms()[room]) - {room.split(".")[0]}:
         assert not lies_above_all(imported), f"{room} may not import {imported}"
         assert level(imported) < level(room), f"{room} may not import {imported}"
+
+
+def test_no_command_imports_another():
+    commands = {f"cli.{module}" for module, _ in COMMANDS.values()}
+    commands |= {f"cli.views.{module}" for module, _ in VIEWS.values()}
+    found = {room: inside(rooms()[room]) & commands for room in commands}
+    assert not {room: imported for room, imported in found.items() if imported}
 
 
 @pytest.mark.parametrize("room", rooms())

@@ -38,7 +38,7 @@ def test_the_python_runs():
 
 
 def test_the_second_python_block_is_what_quickstart_prints():
-    from minigpt.cli.train import next_steps
+    from minigpt.cli.trainings import next_steps
 
     printed = "".join("".join(next_steps(Path("checkpoints/shakespeare-quick"), "ROMEO:")).split())
     readme = "".join(code_blocks("python")[1].split())

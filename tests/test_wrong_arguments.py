@@ -13,7 +13,7 @@ import torch
 
 import minigpt
 from minigpt import GPTConfig, KVCache, MiniGPTError
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import run_named

@@ -14,11 +14,10 @@ from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from minigpt.cli.evaluate_text import training_documents
-from minigpt.cli.generate import EARLY_STOPPING, encoded, prompt_texts
-from minigpt.cli.models import load, model_source, shortened
-from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, OPTIONS, Compare
+from minigpt.cli.models import load, model_source
+from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, EARLY_STOPPING, OPTIONS, Compare
 from minigpt.cli.streams import print_json
+from minigpt.cli.texts import encoded, prompt_texts, training_documents
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
 from minigpt.evaluation.comparison import (
@@ -33,13 +32,13 @@ from minigpt.evaluation.comparison import (
 )
 from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.model import GPT
+from minigpt.system import terminal
 from minigpt.system.files import check_output, write_text
 from minigpt.tokenizers import encode_prompt
 
 STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 OUTPUTS = (".json", ".csv", ".png", ".svg")
 _MOST_COLUMNS = 3  # of text side by side
-_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Row:
     values: dict[str, Values]
 
 
-def run(settings: Compare) -> None:
+def answer(settings: Compare) -> None:
     """Let every model write with every setting, then print the measures."""
     _check(settings)
     decoders = [setting for text in settings.setting or DEFAULT_SETTINGS for setting in parse_setting(text)]
@@ -275,11 +274,11 @@ def _show(result: dict[str, Any]) -> None:
         for label, row in zip(_labels(result), rows, strict=True):
             measure = row["measures"][name]
             mark = "*" if measure["differs"] else " "
-            print(f"{mark} {shortened(label, 44):<44}{_decimals(measure['mean']):>10}  {_range(measure)}".rstrip())
+            print(f"{mark} {terminal.fitted(label, 44)}{_decimals(measure['mean']):>10}  {_range(measure)}".rstrip())
     print("\n* differs from the first line by more than chance (paired bootstrap, 95 %)")
     if result["num_prompts"] < 10:
         print(f"  of {result['num_prompts']} prompts little can be said: the intervals are too narrow, or missing")
-    print(textwrap.fill(result["word"], _WIDTH))
+    print(textwrap.fill(result["word"], terminal.WIDTH))
 
 
 def _decimals(value: float | None) -> str:
@@ -294,9 +293,9 @@ def _show_texts(rows: Sequence[Row], prompts: Sequence[str]) -> None:
     """The first text of each prompt side by side: of every model with the first setting, else of every setting."""
     several = len({row.model for row in rows}) > 1
     chosen = [row for row in rows if not several or row.setting == rows[0].setting][:_MOST_COLUMNS]
-    width = (_WIDTH + 2) // len(chosen) - 2
+    width = (terminal.WIDTH + 2) // len(chosen) - 2
     for place, prompt in enumerate(prompts):
-        print(f"\n--- {shortened(repr(prompt), _WIDTH - 8)} ---")
+        print(f"\n--- {terminal.cut(repr(prompt), terminal.WIDTH - 8)} ---")
         _print_columns([row.model if several else row.setting.name for row in chosen], width)
         _print_columns(["-" * width] * len(chosen), width)
         _print_columns([row.completions[place][0].text for row in chosen], width)

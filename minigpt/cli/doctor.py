@@ -12,7 +12,7 @@ from minigpt.training.selfcheck import facts, time_settings
 SHAKESPEARE_CHARACTERS = 65
 
 
-def run(settings: Doctor) -> None:
+def answer(settings: Doctor) -> None:
     """Print the facts, the timings and one verdict."""
     found = facts()
     if not settings.json:

@@ -7,27 +7,24 @@ from pathlib import Path
 import torch
 
 from minigpt.cli.models import load, model_source
-from minigpt.cli.run_settings import are_documents
 from minigpt.cli.settings import Eval
 from minigpt.cli.streams import print_json, print_note
-from minigpt.cli.train import load_source
-from minigpt.config import DocumentsConfig, RunConfig, read_yaml, updated
+from minigpt.cli.texts import source_of_run
+from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import Corpus, source_name
-from minigpt.data.documents import Documents
+from minigpt.data.corpora import Corpus, are_documents, source_name
+from minigpt.data.documents import Documents, corpus_checksum, load_source
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import evaluate, evaluate_batches
-from minigpt.formats.source import Source
 from minigpt.tokenizers import note_special
-from minigpt.training.run import corpus_checksum
 
 
-def run(settings: Eval) -> None:
+def answer(settings: Eval) -> None:
     """Evaluate and print."""
     named = model_source(settings.model)
-    trained = training_config(named)
+    trained = named.trained
     if settings.data is None and trained is None:
         raise InputError(
             f"{named.name} is no run that was trained here, so there is no text that belongs to it",
@@ -112,7 +109,7 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
             )
             d = replace(d, val_data="")
         chosen = replace(config, data=replace(config.data, source=named), documents=d)
-    source = load_source(chosen, moved="--val-data" if named is None else "")
+    source = source_of_run(chosen, "--val-data") if named is None else load_source(chosen)
     if config.data.checksum:
         return source, corpus_checksum(source) == config.data.checksum
     # A run of an earlier minigpt, which noted none, or no run at all.
@@ -138,9 +135,3 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
         return
     print(f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once")
     print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
-
-
-def training_config(source: Source) -> RunConfig | None:
-    """What a model was trained on, and how: known of a run, and of an import of one; else None."""
-    content = read_yaml(source.run.config) if source.run else {}
-    return updated(RunConfig(), content) if "data" in content else None

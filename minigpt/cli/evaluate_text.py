@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.cli.models import framed, load, shortened
+from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once, print_json
-from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, load_corpus
+from minigpt.cli.texts import framed, training_documents
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
 from minigpt.evaluation.references import nearness
+from minigpt.system import terminal
 from minigpt.system.files import parsed_json, read_json
 from minigpt.tokenizers import read
 
@@ -43,7 +44,7 @@ class Texts:
     blank: int
 
 
-def run(settings: EvaluateText) -> None:
+def answer(settings: EvaluateText) -> None:
     """Measure each file and print the table."""
     check_stdin_once([*settings.file, settings.reference or ""])
     columns = [read_texts(file, settings.text_field) for file in settings.file]
@@ -78,18 +79,6 @@ def read_texts(file: str, field: str | None) -> Texts:
         return _completions(file, read_json(Path(file)))
     found = read_documents(file, text_field=field)
     return Texts(file, [document.text for document in found.items], found.blank)
-
-
-def training_documents(source: str, field: str | None) -> list[str]:
-    """The training set: a corpus as one long text, or the documents of records.
-
-    Raises:
-        MissingFileError: if there is no such corpus or path.
-        DataError: if there is no text in it.
-    """
-    if source.lower().endswith(NAMED_RECORD_SUFFIXES):
-        return [document.text for document in read_documents(source, text_field=field).items]
-    return [load_corpus(source).text]
 
 
 def _from_stdin() -> Texts:
@@ -205,7 +194,8 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
     for start in range(0, len(results), _FILES_PER_TABLE):
         columns = [_cells(result) for result in results[start : start + _FILES_PER_TABLE]]
         for label in columns[0]:
-            print(f"{shortened(label, 27):<27}" + "".join(f"{shortened(cells[label], 12):>13}" for cells in columns))
+            numbers = (" " + terminal.fitted(cells[label], 12, right=True) for cells in columns)
+            print(terminal.fitted(label, 27) + "".join(numbers))
         print()
     for result in results:
         if result.get("copied", {}).get("longest_words"):
@@ -214,14 +204,14 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         print(f"perplexity{label}: under {measured['model']}")
     for signature in results[0].get("signatures", ()):
         print(signature)
-    print(textwrap.fill(WORD_MEANING, 80))
+    print(textwrap.fill(WORD_MEANING, terminal.WIDTH))
 
 
 def _show_copy(result: dict[str, Any]) -> None:
     copied = result["copied"]
     verdict = ": memorised" if copied["longest_words"] >= MEMORISED else ""
     heading = f"{result['file']}, text {copied['longest_in']}, copies {copied['longest_words']} words{verdict}:"
-    quote = shortened(" ".join(copied["longest_text"].split()), _LONGEST_QUOTE)
+    quote = terminal.cut(" ".join(copied["longest_text"].split()), _LONGEST_QUOTE)
     print(f"{heading}\n{textwrap.indent(textwrap.fill(quote, 76), '    ')}\n")
 
 

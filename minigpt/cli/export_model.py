@@ -8,7 +8,7 @@ from minigpt.formats.source import open_source
 from minigpt.system.files import check_unused, named_path
 
 
-def run(settings: Export) -> None:
+def answer(settings: Export) -> None:
     """Load and write."""
     folder = named_path(settings.out, "DIR")
     check_unused(folder)  # before the work of loading

@@ -3,11 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -15,22 +14,21 @@ from tqdm import tqdm
 from minigpt.analysis.edits import ablate
 from minigpt.analysis.tracing import edit
 from minigpt.cli.models import load
-from minigpt.cli.settings import DEFAULT_LENGTH, Generate, Prompts
-from minigpt.cli.streams import given, print_json, write_product
+from minigpt.cli.settings import DEFAULT_LENGTH, EARLY_STOPPING, Generate
+from minigpt.cli.streams import print_json, write_product
+from minigpt.cli.texts import encoded, prompt_texts
 from minigpt.completion import new_text
-from minigpt.data.corpora import read_plain_text
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import DataError, InputError, MissingFileError, brief, named, named_ids
+from minigpt.errors import InputError, brief, named, named_ids
 from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
 
-EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 LOOKUP = "lookup"
 
 
-def run(settings: Generate) -> None:
+def answer(settings: Generate) -> None:
     """Continue the prompts; one prompt alone is streamed, several are done together."""
     without = [ablate(part) for part in settings.ablate]
     texts = prompt_texts(settings)
@@ -98,47 +96,6 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
         power = f"length ** {options['length_penalty']:g}"
         print(f"[score: the sum of the filtered log-probabilities / {power}]", file=sys.stderr)
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)
-
-
-def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
-    """The prompts of the command line, and after them those of a file; one empty prompt if there are none.
-
-    Args:
-        settings: which prompts.
-
-    Returns:
-        For each what an error calls it, and its text.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        DataError: if it is a folder, is not UTF-8, or has no text.
-        InputError: if two prompts are "-", or standard input is not UTF-8.
-    """
-    prompts, file = settings.given, settings.prompts_file
-    texts = [(f"prompt {number}", text) for number, text in enumerate(given(*prompts))]
-    if file is None:
-        return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
-    advice = "name a text file with one prompt a line"
-    if Path(file).is_dir():
-        raise DataError(f"{file} is a folder", advice)
-    if not Path(file).exists():
-        raise MissingFileError(f"there is no file {file}", advice)
-    lines = [
-        (f"line {n} of {file}", line)
-        for n, line in enumerate(read_plain_text(Path(file)).split("\n"), 1)
-        if line.strip()
-    ]
-    if not lines:
-        raise DataError(f"there is no prompt in {file}", advice)
-    return texts + lines
-
-
-def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
-    """Ids of a text; an error says which text it is, if there are others."""
-    try:
-        return encode(text)
-    except InputError as error:
-        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
 
 
 def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:

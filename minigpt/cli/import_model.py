@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from minigpt.cli.evaluate import training_config
 from minigpt.cli.models import note_what_is_not_kept
 from minigpt.cli.settings import Import
 from minigpt.cli.streams import print_json
@@ -21,7 +20,7 @@ from minigpt.system.files import check_unused, named_path
 from minigpt.tokenizers import Tokenizer
 
 
-def run(settings: Import) -> None:
+def answer(settings: Import) -> None:
     """Load, compare if asked, write."""
     directory = named_path(settings.out, "DIR")
     if settings.verify:
@@ -41,7 +40,7 @@ def run(settings: Import) -> None:
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
     reference, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
-    save_run(model, tokenizer, directory, training_config(source), source.carried)
+    save_run(model, tokenizer, directory, source.trained, source.carried)
     note_what_is_not_kept(source, model, tokenizer)
     if settings.json:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}

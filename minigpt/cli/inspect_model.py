@@ -50,7 +50,7 @@ identities that the numbers satisfy, with their errors, and exits 1 if one
 fails. Points inside the model are listed in docs/internals.md."""
 
 
-def run(settings: ViewSettings) -> None:
+def answer(settings: ViewSettings) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
     from minigpt.cli.views.frame import show  # not for --help, which does without torch
 

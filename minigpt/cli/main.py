@@ -1,4 +1,4 @@
-"""`minigpt COMMAND ...`: find the command's module, run it, turn errors into two lines and an exit code."""
+"""`minigpt COMMAND ...`: find the command's module, let it answer, turn errors into two lines and an exit code."""
 
 import os
 import sys
@@ -12,9 +12,9 @@ from minigpt.cli.streams import Stream, attached, one_line, print_error, print_n
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 
 if TYPE_CHECKING:
-    from minigpt.cli.parser import Command
+    from minigpt.cli.parser import SettingsParser
 
-# command -> (its module in this folder, what it does). A module is imported only when its command runs.
+# command -> (its module in this folder, what it does). A module is imported only to answer.
 COMMANDS = {
     "quickstart": ("quickstart", "train the quick preset on Shakespeare, and let it write"),
     "train": ("train", "train a GPT on a corpus, a file or a folder"),
@@ -32,6 +32,7 @@ COMMANDS = {
     "doctor": ("doctor", "what this machine has, and which settings are fastest on it"),
 }
 TRAINING = (["quickstart"], ["train"])
+MOST_FLAGS = ("train", "generate")  # the commands that have most of them
 
 
 def usage() -> str:
@@ -55,7 +56,7 @@ signal's number (stopped by it)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command line and exit.
+    """Answer one command line and exit.
 
     Args:
         arguments: the words after `minigpt`; those of the process by default.
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):  # UTF-8 whatever the locale says; a notebook's and a closed one have no say
             stream.reconfigure(encoding="utf-8")
     try:
-        code = run(sys.argv[1:] if arguments is None else arguments)
+        code = answer(sys.argv[1:] if arguments is None else arguments)
     except Exception:
         with attached():
             traceback.print_exc()
@@ -72,8 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code.
+def answer(arguments: list[str]) -> int:
+    """Answer one command line; returns the exit code.
 
     Raises:
         SystemExit: with that code, where a command has ended itself, as after its --help.
@@ -81,7 +82,7 @@ def run(arguments: list[str]) -> int:
     with attached() as (out, _):
         ended = False
         try:
-            code = _answer(arguments, out)
+            code = _dispatch(arguments, out)
         except SystemExit as end:
             ended, code = True, int(end.code or 0)
         except KeyboardInterrupt:
@@ -101,7 +102,7 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _answer(arguments: list[str], out: Stream) -> int:
+def _dispatch(arguments: list[str], out: Stream) -> int:
     """Do what a command line asks, and say in two lines if it cannot be done; returns the exit code."""
     command, *rest = arguments or ["help"]
     if command in ("--help", "-h", "help"):
@@ -128,12 +129,9 @@ def _answer(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # where there is none, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
-            from minigpt.cli.parser import SettingsParser  # not for `minigpt --help`
-
-            name, settings, rest = _asked(command, rest)
-            parser = SettingsParser(name, settings)
+            parser, rest = parser_of(command, rest)
             given = parser.parse(rest)
-            import_module(f"minigpt.cli.{COMMANDS[command][0]}").run(given)
+            import_module(f"minigpt.cli.{COMMANDS[command][0]}").answer(given)
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
             return 0
@@ -148,15 +146,22 @@ def _answer(arguments: list[str], out: Stream) -> int:
     return 0
 
 
-def _asked(command: str, rest: list[str]) -> tuple[str, "type[Command]", list[str]]:
-    """The whole name of a command, its settings, and the words behind the name: one of `inspect` is two words long."""
-    if command == "inspect":
-        from minigpt.cli.inspect_model import settings_of
+def parser_of(command: str, rest: list[str]) -> tuple["SettingsParser[Any]", list[str]]:
+    """The parser of a command, and the words behind its name: one of `inspect` is two words long.
 
-        return f"inspect {rest[0]}", settings_of(rest[0]), rest[1:]
+    Raises:
+        ConfigError: if `inspect` has no such view.
+    """
+    from minigpt.cli.parser import SettingsParser
     from minigpt.cli.settings import SETTINGS
 
-    return command, SETTINGS[command], rest
+    others = {name: SETTINGS[name] for name in MOST_FLAGS}
+    if command != "inspect":
+        return SettingsParser(command, SETTINGS[command], others=others), rest
+    from minigpt.cli.inspect_model import settings_of
+
+    view, *rest = rest
+    return SettingsParser(f"inspect {view}", settings_of(view), others=others), rest
 
 
 def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | None:

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from minigpt.cli.models import check_fits, framed, in_tokens, load, piece, shortened
+from minigpt.cli.models import load
 from minigpt.cli.settings import Next
 from minigpt.cli.streams import given, print_json
+from minigpt.cli.texts import check_fits, framed, in_tokens, piece
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
+from minigpt.system import terminal
 from minigpt.tokenizers import encode_prompt, read
 
 PIECE_WIDTH, BAR_WIDTH = 22, 20
 
 
-def run(settings: Next) -> None:
+def answer(settings: Next) -> None:
     """Print one table a step."""
     typed = [text for text in (settings.text, settings.prompt) if text is not None]
     if not typed:
@@ -54,6 +56,6 @@ def _print_table(candidates: list[dict[str, Any]]) -> None:
     print(f"{'rank':>4} {'id':>6}  {'piece':<{PIECE_WIDTH}} {'logit':>10} {'probability':>11}")
     for row in candidates:
         bar = "#" * round(BAR_WIDTH * row["prob"] / candidates[0]["prob"])
-        text = shortened(repr(row["text"]), PIECE_WIDTH)
+        text = terminal.fitted(repr(row["text"]), PIECE_WIDTH)
         numbers = f"{row['logit']:>10.4f} {row['prob']:>11.6f}"
-        print(f"{row['rank']:>4} {row['id']:>6}  {text:<{PIECE_WIDTH}} {numbers} {bar}".rstrip())
+        print(f"{row['rank']:>4} {row['id']:>6}  {text} {numbers} {bar}".rstrip())

@@ -26,7 +26,6 @@ from minigpt.config import RENAMED, is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
 from minigpt.fields import check_fields
 
-MOST_FLAGS = ("train", "generate")  # the commands that have most of them, asked for what another does not have
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -270,6 +269,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         settings: its class of settings.
         defaults: what its help shows in the place of the fields' own.
         everything: whether its help shows the flags of sections too.
+        others: commands that are asked for a flag which this one does not have.
 
     Attributes:
         fields: what can be typed, by their paths.
@@ -277,9 +277,15 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
     """
 
     def __init__(
-        self, name: str, settings: type[C], defaults: Mapping[str, Any] | None = None, everything: bool = False
+        self,
+        name: str,
+        settings: type[C],
+        defaults: Mapping[str, Any] | None = None,
+        everything: bool = False,
+        others: Mapping[str, type[Command]] = {},
     ) -> None:
         self.settings = settings
+        self.others = others
         self.debug = False
         self.fields = {one.path: one for one in typed_fields(settings, defaults or {})}
         parts = inspect.cleandoc(settings.__doc__ or "").split("\n\n")
@@ -409,7 +415,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         name, ours = _last_name(flag), self.names()
         if found := nearest(name, ours) if name not in ours else [name]:
             return f"did you mean {ours[found[0]]}? "
-        theirs = {command: parser_of(command).names() for command in MOST_FLAGS}
+        theirs = {command: SettingsParser(command, other).names() for command, other in self.others.items()}
         for wanted in (name, ALIASES.get(name)):
             for command, flags in theirs.items():
                 if wanted in flags:
@@ -451,10 +457,3 @@ def _options(one: TypedField) -> dict[str, Any]:
 
 def _last_name(flag: str) -> str:
     return flag.lstrip("-").rsplit(".", 1)[-1].replace("-", "_")
-
-
-def parser_of(command: str) -> SettingsParser[Any]:
-    """The parser of a command."""
-    from minigpt.cli.settings import SETTINGS  # which is made of what stands here
-
-    return SettingsParser(command, SETTINGS[command])

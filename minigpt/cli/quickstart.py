@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from minigpt.cli.run_settings import Quickstart
-from minigpt.cli.train import train_and_say
+from minigpt.cli.trainings import train_and_say
 from minigpt.config import DEFAULT_PRESET, preset, updated
 
 
-def run(settings: Quickstart) -> None:
+def answer(settings: Quickstart) -> None:
     """Train on the text that is named, or on the best Shakespeare that this machine can get."""
     config = replace(preset(DEFAULT_PRESET), seed=settings.seed, train=settings.train)
     if settings.data is None:

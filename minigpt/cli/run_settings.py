@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, NAMED_SOURCES
+from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
 
 RUN_FLAGS = {
@@ -19,11 +19,6 @@ RUN_FLAGS = {
     "init_from": "--init-from MODEL",
     "device": "--device DEVICE",
 }
-
-
-def are_documents(separate: str, source: str) -> bool:
-    """Whether a source is read as separate documents, and not as one text."""
-    return separate == "on" or (separate == "auto" and source.lower().endswith(NAMED_RECORD_SUFFIXES))
 
 
 def _listed(names: Mapping[str, str]) -> str:
@@ -78,6 +73,30 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     separate = from_flags.get("documents", {}).get("separate") or config.documents.separate
     source = from_flags.get("data", {}).get("source") or config.data.source
     return "finetune-documents" if are_documents(separate, source) else "finetune-text"
+
+
+def shaped_as_base(settings: RunSettings) -> RunConfig:
+    """The settings with the shape of the model to start from, its dropout too if nothing else was said.
+
+    Its context is the preset's if that is shorter.
+
+    Raises:
+        ConfigError: if the flags or the --config file want another shape.
+    """
+    from minigpt.formats.source import open_source
+
+    config = settings.run
+    shape = open_source(config.init_from).config
+    wanted = {**settings.from_file.get("model", {}), **settings.from_flags.get("model", {})}
+    asked = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
+    for name, value in asked.items():
+        if name not in ("block_size", "dropout") and value != getattr(shape, name):
+            raise ConfigError(
+                f"--model.{name} {value} is not the {getattr(shape, name)} of {config.init_from}",
+                "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
+            )
+    context = {"block_size": min(config.model.block_size, shape.block_size)}
+    return replace(config, model=replace(shape, **context | asked))
 
 
 @dataclass(frozen=True, kw_only=True)

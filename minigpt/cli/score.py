@@ -3,15 +3,18 @@
 import math
 from typing import Any
 
-from minigpt.cli.models import check_fits, framed, in_tokens, load, piece, shortened
+from minigpt.cli.models import load
 from minigpt.cli.settings import Score
 from minigpt.cli.streams import given, print_json
+from minigpt.cli.texts import check_fits, framed, in_tokens, piece
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import perplexity, token_log_probs
 from minigpt.model import GPT
+from minigpt.system import terminal
 from minigpt.tokenizers import Tokenizer, read
 
 
-def run(settings: Score) -> None:
+def answer(settings: Score) -> None:
     """Print one line a text, in the order given."""
     texts = given(*settings.text)
     model, tokenizer = load(settings, settings.model, settings.adapter)
@@ -27,7 +30,7 @@ def run(settings: Score) -> None:
     for result in results:
         mark = "*" if len(results) > 1 and result["log_prob"] == best else " "
         numbers = f"{result['log_prob']:>10.4f} {result['num_tokens']:>6} {result['perplexity']:>10.3f}"
-        print(f"{mark} {numbers}  {shortened(repr(result['text']), 48)}")
+        print(f"{mark} {numbers}  {terminal.cut(repr(result['text']), 48)}")
         for token in result["tokens"] if settings.tokens else ():
             print(f"  {token['log_prob']:>10.4f} {token['id']:>6} {'':>10}    {token['text']!r}")
     if len(results) > 1:
@@ -35,7 +38,7 @@ def run(settings: Score) -> None:
 
 
 def _check_length(text: str, num_tokens: int, block_size: int) -> None:
-    name = shortened(repr(text), 40)
+    name = terminal.cut(repr(text), 40)
     if num_tokens < 2:
         raise InputError(
             f"{name} is {in_tokens(num_tokens)}: there is nothing to predict",
@@ -45,15 +48,13 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
 
 
 def _score(model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]) -> dict[str, Any]:
-    from minigpt.evaluation.loss import Evaluation, token_log_probs
-
     log_probs = token_log_probs(model, ids, tokenizer.vocab_size)
     log_prob = math.fsum(log_probs)
     return {
         "text": text,
         "log_prob": log_prob,
         "num_tokens": len(log_probs),
-        "perplexity": Evaluation(-log_prob / len(log_probs), len(log_probs)).perplexity,
+        "perplexity": perplexity(-log_prob / len(log_probs)),
         "tokens": [
             {"id": token_id, "text": piece(tokenizer, token_id), "log_prob": value}
             for token_id, value in zip(ids[1:], log_probs, strict=True)

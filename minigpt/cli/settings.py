@@ -266,6 +266,9 @@ class Prompts(Command):
         return [text for text in (self.text, *self.prompt) if text is not None]
 
 
+EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generate(Prompts, Model):
     """Continue a text. It appears as it is written."""

@@ -4,15 +4,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.cli.run_settings import VerifyResume
+from minigpt.cli.run_settings import VerifyResume, shaped_as_base
 from minigpt.cli.streams import print_json
-from minigpt.cli.train import shaped_as_base
 from minigpt.errors import ConfigError
 from minigpt.training import verify
 from minigpt.training.log import print_to_stderr, print_to_stdout
 
 
-def run(settings: VerifyResume) -> None:
+def answer(settings: VerifyResume) -> None:
     """Train both runs and print what is equal; exit code 1 if anything is not."""
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:

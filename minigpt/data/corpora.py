@@ -240,6 +240,11 @@ def _from_path(path: Path) -> Corpus:
     return Corpus(source_name(path), text, origin)
 
 
+def are_documents(separate: str, source: str) -> bool:
+    """Whether a source is read as separate documents, and not as one text; `separate` is the setting of that name."""
+    return separate == "on" or (separate == "auto" and source.lower().endswith(NAMED_RECORD_SUFFIXES))
+
+
 def source_name(source: str | Path) -> str:
     """A name for what is made of a source: short, fit for a file or a folder, never empty, and no other corpus's."""
     if source in NAMED_SOURCES:

@@ -5,6 +5,7 @@ split by seeded choice, and on request opened with their keywords; `data.batches
 """
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -14,20 +15,25 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
+    Corpus,
+    are_documents,
     files_below,
     left_out,
+    load_corpus,
     read_plain_text,
     with_line_feeds,
 )
-from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
+from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named, passed
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
@@ -166,6 +172,46 @@ def with_validation(documents: Documents, validation: Documents) -> Documents:
         described=f"{documents.described}; to validate, {validation.described}",
         validation=validation.items,
     )
+
+
+def load_source(config: RunConfig) -> Corpus | Documents:
+    """The text, or the documents, that a configuration names; what `train` learns from.
+
+    Raises:
+        ConfigError: if the source is one text, and a setting is for documents; or as `read_documents`.
+        MissingFileError, DataError: as `load_corpus` and `read_documents`.
+    """
+    d, source = config.documents, config.data.source
+    if not are_documents(d.separate, source):
+        if d.separate == "auto" and d != DocumentsConfig():
+            name = next(name for name, value in vars(d).items() if value != getattr(DocumentsConfig(), name))
+            raise ConfigError(
+                f"documents.{name} = {getattr(d, name)!r} is for separate documents, and {source} is read as one text",
+                f"add {passed('separate', 'on')}, or leave {named(name)} out",
+            )
+        return load_corpus(source)
+    read = partial(
+        read_documents,
+        text_field=d.text_field or None,
+        prompt_field=d.prompt_field or None,
+        completion_field=d.completion_field or None,
+        max_characters=d.max_characters or None,
+        drop_longer=d.longer == "drop",
+    )
+    return with_validation(read(source), read(d.val_data)) if d.val_data else read(source)
+
+
+def corpus_checksum(data: Corpus | Documents) -> str:
+    """The sha256 of a text, or of all documents."""
+    digest = hashlib.sha256()
+    if isinstance(data, Corpus):
+        digest.update(data.text.encode("utf-8"))
+    else:
+        for document in [*data.items, *(data.validation or ())]:
+            digest.update(repr(document).encode("utf-8"))
+        if data.validation is not None:
+            digest.update(f"{len(data.validation)} validate".encode())
+    return digest.hexdigest()
 
 
 def _check_settings(

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, RunConfig, read_yaml
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
 from minigpt.formats.config_json import (
     carried_from,
@@ -141,6 +141,11 @@ class Source:
         if folder := self.transformers_folder:
             return carried_from(folder)
         return read_carried(self.run.carried) if self.run and os.path.lexists(self.run.carried) else {}
+
+    @property
+    def trained(self) -> RunConfig | None:
+        """What a run, or an import of one, was trained on, and how; None of any other model."""
+        return read_config(self.run) if self.run and "data" in read_yaml(self.run.config) else None
 
     @property
     def config(self) -> GPTConfig:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt.config import RunConfig
 from minigpt.data.corpora import Corpus, lasting_source
-from minigpt.data.documents import Documents
+from minigpt.data.documents import Documents, corpus_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
@@ -48,7 +48,7 @@ from minigpt.training.divergence import Divergence, check_finite, find_nonfinite
 from minigpt.training.document_mask import document_mask
 from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout, read_records
 from minigpt.training.optim import set_learning_rate
-from minigpt.training.run import Run, corpus_checksum, set_up, whole_model
+from minigpt.training.run import Run, set_up, whole_model
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
 

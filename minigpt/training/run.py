@@ -1,6 +1,5 @@
 """A run: everything that the training loop works on, set up from a seed, from a model, or from a checkpoint."""
 
-import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus, source_name
-from minigpt.data.documents import Documents, keyword_line
+from minigpt.data.documents import Documents, corpus_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, did_you_mean, first_line, named
@@ -350,19 +349,6 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, ca
         return forward(x, positions, cache)
     y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False)
     return y
-
-
-def corpus_checksum(data: Corpus | Documents) -> str:
-    """The sha256 of a text, or of all documents."""
-    digest = hashlib.sha256()
-    if isinstance(data, Corpus):
-        digest.update(data.text.encode("utf-8"))
-    else:
-        for document in [*data.items, *(data.validation or ())]:
-            digest.update(repr(document).encode("utf-8"))
-        if data.validation is not None:
-            digest.update(f"{len(data.validation)} validate".encode())
-    return digest.hexdigest()
 
 
 def seed_everything(seed: int) -> None:

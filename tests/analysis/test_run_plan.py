@@ -288,7 +288,7 @@ def test_the_vocabulary_is_the_texts(monkeypatch, capsys):
     monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 1.0})
     Path("a.txt").write_text("abcdefg" * 300, encoding="utf-8")
     shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "6", "--model.block_size", "7"]
-    assert main.run(["train", "--plan", "--data", "a.txt", *shape, "--device", "cpu", "--json"]) == 0
+    assert main.answer(["train", "--plan", "--data", "a.txt", *shape, "--device", "cpu", "--json"]) == 0
     expected = GPT(GPTConfig(vocab_size=7, block_size=7, n_layer=1, n_head=1, n_embd=6, bias=False))
     assert json.loads(capsys.readouterr().out)["parameters"] == expected.num_parameters()
 
@@ -304,7 +304,7 @@ def test_documents_and_a_model_to_start_from_are_planned(monkeypatch, capsys):
     save_run(GPT(shape), tokenizer, Path("base"))
     flags = ["--data", "a.jsonl", "--init-from", "base", "--documents.train_size", "23", "--documents.val_size", "3"]
     steps = ["--documents.max_length", "13", "--train.epochs", "5", "--train.batch_size", "4", "--device", "cpu"]
-    assert main.run(["train", "--plan", *flags, *steps, "--json"]) == 0
+    assert main.answer(["train", "--plan", *flags, *steps, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == GPT(shape).num_parameters()
     assert found["seconds"]["training"] == 5 * 6 * 2.0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.tokenizers import GPT2Tokenizer
 
 Failing = Callable[[list[str]], str]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from minigpt.cli.inspect_model import VIEWS
-from minigpt.cli.main import COMMANDS, run
+from minigpt.cli.main import COMMANDS
+from minigpt.cli.main import answer as run
 from minigpt.cli.settings import SETTINGS
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["To be", "or not", "to be,", "Ay me!"] * 60))
@@ -818,7 +819,7 @@ def test_top_level_help_and_version(capsys):
 def test_help_needs_no_torch(words):
     """Nor does it wait for another heavy library."""
     code = (
-        "import sys\nfrom minigpt.cli.main import run\n"
+        "import sys\nfrom minigpt.cli.main import answer as run\n"
         f"try: run({[*words, '--help']})\nexcept SystemExit: pass\n"
         "sys.exit(bool({'torch', 'numpy', 'matplotlib', 'tiktoken'} & set(sys.modules)))"
     )

@@ -50,7 +50,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT]:
 
 
 def compare(arguments: list[str]) -> None:
-    command.run(SettingsParser("compare", Compare).parse(arguments))
+    command.answer(SettingsParser("compare", Compare).parse(arguments))
 
 
 def sweep(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

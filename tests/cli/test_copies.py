@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.config import read_yaml
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.tokenizers import CharTokenizer

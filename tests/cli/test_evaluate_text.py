@@ -37,7 +37,7 @@ def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """The columns that --json prints."""
 
     def run(*arguments: str) -> list[dict[str, Any]]:
-        command.run(settings(*arguments, "--json"))
+        command.answer(settings(*arguments, "--json"))
         return json.loads(capsys.readouterr().out)["files"]
 
     return run
@@ -101,7 +101,7 @@ def test_a_copy_of_the_training_set_is_called_so(evaluate, capsys):
     assert found["copied"]["share_13"] == (41 + 41) / (42 + 41)  # only the 13-gram with "new" is new
     assert found["copied"]["share_8"] == (46 + 46) / (47 + 46)
     assert (found["copied"]["longest_words"], found["copied"]["longest_in"], found["copied"]["whole"]) == (53, 1, 1)
-    command.run(settings("copy.txt", "--training-data", "training.jsonl"))
+    command.answer(settings("copy.txt", "--training-data", "training.jsonl"))
     assert "copy.txt, text 1, copies 53 words: memorised:\n    w1x0 w1x1" in capsys.readouterr().out
 
 
@@ -166,7 +166,7 @@ def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatc
     names = [f"{texts[:5]}-{number}-of-a-long-name.txt" for number in range(5)]
     for number, name in enumerate(names):
         Path(name).write_text("\n".join([*TEXTS, "a"][: 1 + number % 3]), encoding="utf-8")
-    command.run(settings(*names, "--training-data", "training.txt", "--model", "m", "--model", "n"))
+    command.answer(settings(*names, "--training-data", "training.txt", "--model", "m", "--model", "n"))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert [row.split()[1:] for row in out.splitlines() if row.startswith("texts  ")] == [list("1231"), ["2"]]
@@ -201,7 +201,7 @@ def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
     Path("y.json").write_text('{"completions": [{"completion": ""}, {"completion": " "}]}', encoding="utf-8")
     Path("z.json").write_text('{"completions": [{"completion": "a"}, {"completion": ""}]}', encoding="utf-8")
     with pytest.raises(MiniGPTError) as caught:
-        command.run(settings(*arguments.split()))
+        command.answer(settings(*arguments.split()))
     assert what in caught.value.what
     assert caught.value.how
 

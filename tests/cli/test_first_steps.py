@@ -5,14 +5,14 @@ import json
 import os
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from minigpt.cli.inspect_model import VIEWS, settings_of
-from minigpt.cli.main import COMMANDS, run
-from minigpt.cli.parser import SettingsParser, parser_of
+from minigpt.cli.inspect_model import VIEWS
+from minigpt.cli.main import COMMANDS, parser_of
+from minigpt.cli.main import answer as run
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import DataConfig, DocumentsConfig, GPTConfig, RunConfig, TrainConfig, write_yaml
@@ -82,8 +82,14 @@ def test_what_a_command_does_not_take(failing, arguments, answer):
     assert failing(arguments).splitlines()[1].startswith(f"       {answer}")
 
 
+def parser(command):
+    """That of a command or of a view."""
+    name, *view = command.split()
+    return parser_of(name, view)[0]
+
+
 def test_every_other_name_leads_to_something():
-    known = {*parser_of("train").names(), *parser_of("generate").names(), *COMMANDS, "model", "prompt"}
+    known = {*parser("train").names(), *parser("generate").names(), *COMMANDS, "model", "prompt"}
     assert set(ALIASES.values()) <= known
 
 
@@ -98,15 +104,15 @@ def test_a_value_that_looks_like_a_flag(failing, arguments, way):
     assert way in failing(arguments).splitlines()[1]
 
 
-PARSERS = {
-    **{name: partial(parser_of, name) for name in SETTINGS if name != "verify-resume"},  # whose flags are train's
-    **{f"inspect {view}": partial(SettingsParser, f"inspect {view}", settings_of(view)) for view in VIEWS},
-}
+PARSED = [
+    *(name for name in SETTINGS if name != "verify-resume"),  # whose flags are train's
+    *(f"inspect {view}" for view in VIEWS),
+]
 
 
-@pytest.mark.parametrize("command", PARSERS)
+@pytest.mark.parametrize("command", PARSED)
 def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, command):
-    for one in PARSERS[command]().fields.values():
+    for one in parser(command).fields.values():
         name = one.flag
         for choice in one.choices:
             wrong = f"{choice}{choice[-1]}"
@@ -116,9 +122,9 @@ def test_a_word_that_is_not_a_choice_is_answered_with_the_nearest(failing, comma
             assert how.startswith(f"       did you mean {choice}? known: ")
 
 
-@pytest.mark.parametrize("command", PARSERS)
+@pytest.mark.parametrize("command", PARSED)
 def test_what_is_missing_is_named_and_shown_in_an_example(failing, command):
-    missing = [one.flag for one in PARSERS[command]().fields.values() if one.required]
+    missing = [one.flag for one in parser(command).fields.values() if one.required]
     if not missing:
         return
     what, how = failing(command.split()).splitlines()
@@ -163,9 +169,9 @@ def test_the_first_screen_of_train_is_what_people_need(capsys):
     assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("command", PARSERS)
+@pytest.mark.parametrize("command", PARSED)
 def test_help_says_a_default_once(command):
-    for one in PARSERS[command]().fields.values():
+    for one in parser(command).fields.values():
         assert len(re.findall(r"\(default|unless given", one.help)) <= 1, one.flag
 
 
@@ -274,9 +280,9 @@ def test_a_new_run_beside_an_interrupted_one_says_so(capsys, monkeypatch, comman
 
     text = "abcab" * 40
     Path("t.txt").write_text(text)
-    monkeypatch.setattr("minigpt.cli.train.load_quickstart_corpus", lambda: (Corpus("t", text, ""), "why"))
+    monkeypatch.setattr("minigpt.cli.trainings.load_quickstart_corpus", lambda: (Corpus("t", text, ""), "why"))
     monkeypatch.setattr(
-        "minigpt.training.loop.train", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+        "minigpt.cli.trainings.train", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     name = "shakespeare-quick" if command == ["quickstart"] else "t"
     begun(Path("checkpoints") / name, 2)
@@ -401,5 +407,5 @@ def test_the_proof_of_a_resume_needs_no_network_and_passes_on_what_its_training_
 
 
 def test_an_older_word_of_a_choice_is_still_read():
-    given = parser_of("train").given(["--data", "texts.jsonl", "--documents.batching", "confined"])
+    given = parser("train").given(["--data", "texts.jsonl", "--documents.batching", "confined"])
     assert given["run"]["documents"]["batching"] == "packed-masked"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minigpt.cli import generate as command
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate
 from minigpt.decoding.options import DecodingOptions

@@ -17,9 +17,9 @@ import minigpt
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores
 from minigpt.analysis.lens import Lens
-from minigpt.cli.inspect_model import VIEWS, settings_of
-from minigpt.cli.main import run
-from minigpt.cli.parser import SettingsParser
+from minigpt.cli.inspect_model import VIEWS
+from minigpt.cli.main import answer as run
+from minigpt.cli.main import parser_of
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
@@ -143,14 +143,14 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize("name", VIEWS)
 def test_the_help_of_a_view_shows_commands_that_it_accepts(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    parser = SettingsParser(f"inspect {name}", settings_of(name))
+    parser = parser_of("inspect", [name])[0]
     assert [line for line in parser.format_help().splitlines() if len(line) > 80] == []
-    examples = settings_of(name).examples.replace("\\\n", " ").strip().splitlines()
+    examples = parser.settings.examples.replace("\\\n", " ").strip().splitlines()
     assert examples
     for example in examples:
         program, command, view, *arguments = shlex.split(re.sub(r" < .*", "", example))
         assert (program, command, view) == ("minigpt", "inspect", name)
-        SettingsParser(f"inspect {name}", settings_of(name)).parse(arguments)
+        parser.parse(arguments)
 
 
 # --- numbers
@@ -258,7 +258,7 @@ def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.views.shape import VIEWS as SHAPES
 
-    values = SettingsParser("inspect size", settings_of("size")).parse("--preset gpt2-124m --tokens 1024".split())
+    values = parser_of("inspect", ["size"])[0].parse("--preset gpt2-124m --tokens 1024".split())
     numbers = SHAPES["size"](values).result.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt.cli.train import opening, prompt_to_try
+from minigpt.cli.trainings import opening, prompt_to_try
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.documents import Document, Documents
 

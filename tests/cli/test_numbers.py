@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minigpt.cli.inspect_model import settings_of
-from minigpt.cli.main import run
-from minigpt.cli.parser import SettingsParser, parser_of
+from minigpt.cli.main import answer as run
+from minigpt.cli.main import parser_of
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
 from minigpt.cli.views.settings import SETTINGS as VIEWS
@@ -41,7 +41,7 @@ LINES = {
 
 def parser(line):
     """That of the command or of the view."""
-    return SettingsParser(f"inspect {line[1]}", settings_of(line[1])) if line[0] == "inspect" else parser_of(line[0])
+    return parser_of(line[0], line[1:])[0]
 
 
 def kinds(of):
@@ -102,15 +102,15 @@ def test_a_number_that_nobody_means(folder, monkeypatch, tmp_path, capsys, name,
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("flag", numbers(parser_of("train")))
+@pytest.mark.parametrize("flag", numbers(parser(["train"])))
 def test_a_number_that_nobody_trains_with(flag, number):
     """What is taken here is within bounds; of the steps of a schedule nobody waits for the last."""
     try:
         SettingsParser("train", Train).parse([f"{flag}={NUMBERS[number]}"])
     except ConfigError as error:
-        told = error.renamed(parser_of("train").flags())
+        told = error.renamed(parser(["train"]).flags())
         assert flag in told[0]
         assert max(map(len, told)) < 300
     else:
         assert number in ("0", "10**30")
-        assert number == "0" or kinds(parser_of("train"))[flag] is float
+        assert number == "0" or kinds(parser(["train"]))[flag] is float

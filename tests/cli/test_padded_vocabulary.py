@@ -16,7 +16,7 @@ import torch
 
 import minigpt
 from minigpt.cli.inspect_model import VIEWS
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
 from minigpt.decoding.sampling import next_token_table
 from minigpt.evaluation.loss import sequence_log_prob

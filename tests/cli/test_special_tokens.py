@@ -9,7 +9,7 @@ import torch
 
 from minigpt import cli
 from minigpt.cli.inspect_model import VIEWS
-from minigpt.cli.main import run
+from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli.main import COMMANDS, _show_note, run
+from minigpt.cli.main import COMMANDS, _show_note
+from minigpt.cli.main import answer as run
 from minigpt.cli.streams import Stream, attached, print_error, print_note, said, write_product
 from minigpt.config import GPTConfig
 from minigpt.errors import LONGEST
@@ -302,7 +303,7 @@ def test_ctrl_c_is_two_lines(moment, monkeypatch, capsys):
 
     where = {
         "import torch": "minigpt.cli.main.import_module",
-        "the work": "minigpt.cli.tokens.model_source",
+        "the work": "minigpt.cli.models.model_source",
         "the telling": "minigpt.cli.main.usage",
     }[moment]
     monkeypatch.setattr(where, interrupted)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from minigpt.cli.main import run as command
+from minigpt.cli.main import answer as command
 from minigpt.config import updated
 from minigpt.data.corpora import Corpus
 from minigpt.data.tokens import prepare, random_batch

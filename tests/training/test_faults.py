@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import minigpt.system.files
-from minigpt.cli.main import run as command
+from minigpt.cli.main import answer as command
 from minigpt.config import LoRAConfig, updated
 from minigpt.data.tokens import open_tokens
 from minigpt.errors import CheckpointError, ConfigError, DataError, MiniGPTError, MissingFileError

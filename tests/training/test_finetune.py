@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from minigpt.cli import main
 from minigpt.cli.parser import SettingsParser
-from minigpt.cli.run_settings import Train
-from minigpt.cli.train import epoch_table, shaped_as_base
+from minigpt.cli.run_settings import Train, shaped_as_base
+from minigpt.cli.trainings import epoch_table
 from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, with_keywords
@@ -274,7 +274,7 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
     shared = ["train", "--init-from", str(base), "--data", str(tmp_path / "texts.jsonl"), "--preset"]
     run = [*shared, "finetune-documents", "--documents.max_length", "11", "--documents.train_size", "20"]
     small = ["--documents.val_size", "5", "--train.epochs", "1", "--device", "cpu"]
-    assert main.run([*run, *small, "--out", str(tmp_path / "out")]) == 0
+    assert main.answer([*run, *small, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "training loss   validation loss   perplexity" in printed
     for flags, words in (
@@ -285,7 +285,7 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
         (["--train.lora_rank", "3", "--train.lora_targets", "lm_head"], ["matches no linear layer"]),
         (["--tokenizer", "gpt2"], ["--tokenizer gpt2 would change nothing", "brings its own"]),
     ):
-        assert main.run([*run, *small, *flags, "--out", str(tmp_path / "bad")]) == 2
+        assert main.answer([*run, *small, *flags, "--out", str(tmp_path / "bad")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         errors = said[next(i for i, line in enumerate(said) if line.startswith("error:")) :]
         assert len(errors) == 2
@@ -317,7 +317,7 @@ def test_documents_that_cannot_be_learned(base, tmp_path, capsys, name, content,
     fine_tune = ["train", "--preset", "finetune-documents", "--init-from", str(base), "--data", str(tmp_path / name)]
     sizes = ["--documents.max_length", "11", "--documents.train_size", "1", "--documents.val_size", "1"]
     before = sorted(tmp_path.rglob("*"))
-    assert main.run([*fine_tune, *sizes, *flags, "--device", "cpu"]) == 2
+    assert main.answer([*fine_tune, *sizes, *flags, "--device", "cpu"]) == 2
     error, advice = capsys.readouterr().err.splitlines()[-2:]
     assert error.startswith("error: ")
     assert advice.startswith("       ")
@@ -374,7 +374,7 @@ def test_the_context_is_the_presets_or_the_models(tmp_path, own, flags, expected
 def test_a_setting_that_would_do_nothing_or_leave_nothing_is_refused(capsys, flags, words):
     Path("a.txt").write_text("a text\n" * 300, encoding="utf-8")
     quick = ["train", "--data", "a.txt", "--train.optimizer", "adamw", "--train.max_steps", "1"]
-    assert main.run([*quick, "--train.warmup_steps", "0", "--out", "run", *flags]) == 2
+    assert main.answer([*quick, "--train.warmup_steps", "0", "--out", "run", *flags]) == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert words in error
     assert "--" in advice
@@ -385,7 +385,7 @@ def test_a_file_that_epochs_overrule_is_told(base, capsys):
     Path("mine.yaml").write_text("train:\n  max_steps: 307\n  batch_size: 2\n")
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     lesson = ["train", "--preset", PRESET, "--init-from", str(base), "--data", "a.txt", "--config", "mine.yaml"]
-    main.run([*lesson, "--documents.max_length", "11", "--plan"])
+    main.answer([*lesson, "--documents.max_length", "11", "--plan"])
     assert "note: epochs = 3 decides max_steps, whatever --config says" in capsys.readouterr().err
 
 
@@ -401,7 +401,7 @@ def test_a_flag_that_epochs_overrule_is_refused(base, capsys, flags, words):
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     lesson = ["train", "--preset", PRESET, "--init-from", str(base), "--data", "a.txt", "--out", "run"]
     sizes = ["--documents.max_length", "11", "--documents.train_size", "7", "--documents.val_size", "5"]
-    assert main.run([*lesson, *sizes, *flags]) == 2
+    assert main.answer([*lesson, *sizes, *flags]) == 2
     assert words in capsys.readouterr().err
     assert not Path("run").exists()
 
@@ -410,7 +410,7 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, capsys):
     train(config(base, train={"lora_rank": 3, "epochs": 1}), DOCUMENTS, tmp_path / "run", quiet)
     save_run(GPT(SHAPE), TOKENIZER, tmp_path / "other")
     adapted = ["generate", "--model", str(tmp_path / "other"), "--adapter", str(tmp_path / "run" / "adapter")]
-    assert main.run([*adapted, "--prompt", "a"]) == 2
+    assert main.answer([*adapted, "--prompt", "a"]) == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert "adapts another base" in error
     assert str(base) in advice
@@ -428,7 +428,7 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
     with pytest.raises(CheckpointError, match=r"run/last is part of a run that trains an adapter.*\n.*--resume"):
         load_model("../run/last")
     write = ["generate", "--model", str(base), "--prompt", "a", "--adapter", "../run"]
-    assert main.run(write) == 2
+    assert main.answer(write) == 2
     assert "run is a run, and no adapter\n       name the adapter in it: ../run/adapter" in capsys.readouterr().err
     (tmp_path / "run" / "adapter").rename(tmp_path / "moved")
     with pytest.raises(MissingFileError, match=r"has no adapter yet.*\n.*--resume"):
@@ -442,9 +442,9 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
 def test_a_run_is_called_after_the_preset_that_it_has(base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     corpus = Corpus("shakespeare", "\n".join(TEXTS) * 5, "made up for tests")
-    monkeypatch.setattr("minigpt.cli.train.load_corpus", lambda source: corpus)
+    monkeypatch.setattr("minigpt.data.documents.load_corpus", lambda source: corpus)
     begin = ["train", "--init-from", str(base), "--data", "shakespeare", "--device", "cpu", "--json"]
-    assert main.run([*begin, "--train.max_steps", "1", "--train.warmup_steps", "0"]) == 0
+    assert main.answer([*begin, "--train.max_steps", "1", "--train.warmup_steps", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["out"] == "checkpoints/finetune-text"
 
 
@@ -475,14 +475,14 @@ def test_held_out_documents_are_evaluated_as_in_training(base, tmp_path, monkeyp
     Path("a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
     lesson = ["train", "--init-from", str(base), "--data", "a.jsonl", "--out", "run", "--device", "cpu", "--json"]
     sizes = ["--documents.max_length", "11", "--documents.train_size", "20", "--documents.val_size", "5"]
-    assert main.run([*lesson, *sizes, "--train.epochs", "1", "--train.learning_rate", "0.01"]) == 0
+    assert main.answer([*lesson, *sizes, "--train.epochs", "1", "--train.learning_rate", "0.01"]) == 0
     trained = json.loads(capsys.readouterr().out)
-    assert main.run(["eval", "--model", "run", "--json"]) == 0
+    assert main.answer(["eval", "--model", "run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(trained["best_val_loss"], abs=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(trained["best_val_loss"]), rel=1e-5)
     for flags in (["--split", "train"], ["--stride", "5"]):
-        assert main.run(["eval", "--model", "run", *flags]) == 2
+        assert main.answer(["eval", "--model", "run", *flags]) == 2
         assert "holds separate documents" in capsys.readouterr().err
 
 
@@ -492,7 +492,7 @@ def test_the_yaml_file_is_the_preset(base, tmp_path):
     data = ["--init-from", str(base), "--data", str(tmp_path / "texts.txt"), "--documents.max_length", "11"]
     few = ["--documents.train_size", "13", "--documents.val_size", "5", "--device", "cpu"]
     for name, where in (("yaml", ["--config", str(DOCS / "fine-tuning.yaml")]), ("preset", ["--preset", PRESET])):
-        assert main.run(["train", *where, *data, *few, "--out", str(tmp_path / name)]) == 0
+        assert main.answer(["train", *where, *data, *few, "--out", str(tmp_path / name)]) == 0
     assert all(c.equal for c in compare(RunDirectory(tmp_path / "yaml"), RunDirectory(tmp_path / "preset")))
 
 
@@ -522,14 +522,14 @@ def test_the_well_known_lesson(tmp_path, shared_cache):
     except DownloadError as error:
         pytest.skip(f"needs GPT-2's weights, in the hub's cache or from the network: {error.what}")
     lesson = ["train", "--preset", PRESET, "--data", str(reviews), "--out", str(tmp_path / "run")]
-    assert main.run(lesson) == 0
+    assert main.answer(lesson) == 0
     (start, _, before), *epochs = epochs_of(read_records(tmp_path / "run" / "metrics.jsonl"))
     assert (start, len(epochs)) == (0, 3)
     assert all(validation < before for _, _, validation in epochs)
 
 
 def answered(capsys, *arguments):
-    assert main.run([*arguments, "--json"]) == 0
+    assert main.answer([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -590,14 +590,14 @@ def test_documents_that_validated_and_have_moved_can_be_named(base, tmp_path, mo
     Path("v.jsonl").rename("w.jsonl")
     assert answered(capsys, *evaluate, "--val-data", "w.jsonl") == expected
     assert answered(capsys, *evaluate, "--data", "a.jsonl", "--val-data", "w.jsonl") == expected
-    assert main.run(evaluate) == 2
+    assert main.answer(evaluate) == 2
     assert "name where it lies now: --data, or --val-data" in capsys.readouterr().err
     for data in ("a.jsonl", "b.jsonl"):
-        assert main.run([*evaluate, "--data", data]) == 0
+        assert main.answer([*evaluate, "--data", data]) == 0
         err = " ".join(capsys.readouterr().err.split())
         assert f"{Path('v.jsonl').absolute()}, which validated in this run, is not there: all of {data} is " in err
         assert "--val-data names where it lies now" in err
-    assert main.run(["eval", "--model", str(base), "--data", "b.jsonl", "--val-data", "w.jsonl"]) == 2
+    assert main.answer(["eval", "--model", str(base), "--data", "b.jsonl", "--val-data", "w.jsonl"]) == 2
     assert "--val-data w.jsonl is for" in capsys.readouterr().err
 
 
@@ -635,15 +635,15 @@ def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_pa
     moved = away / f"b.{suffix}"
     data.rename(moved)
     more = ["--train.max_steps", "6"] if kind == "text" else ["--train.epochs", "3"]
-    assert main.run(["train", "--resume", run, *more]) == 2
+    assert main.answer(["train", "--resume", run, *more]) == 2
     assert "name where it lies now: --data" in capsys.readouterr().err
-    assert main.run(["train", "--resume", run, *more, "--data", str(other)]) == 2
+    assert main.answer(["train", "--resume", run, *more, "--data", str(other)]) == 2
     assert "has changed since" in capsys.readouterr().err
     assert answered(capsys, "train", "--resume", run, *more, "--data", f"b.{suffix}")["step"] == 3 * trained["step"]
     assert read_yaml(tmp_path / "run" / "config.yaml")["data"]["source"] == str(moved)
     assert answered(capsys, "eval", "--model", run, "--data", str(moved))["tokens"] == expected["tokens"]
     moved.write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
-    assert main.run(["eval", "--model", run]) == 2
+    assert main.answer(["eval", "--model", run]) == 2
     assert "has changed since" in capsys.readouterr().err
 
 
@@ -682,13 +682,13 @@ def test_a_base_without_a_line_end_says_so(tmp_path):
 )
 def test_a_flag_that_another_makes_useless_is_refused(flags, words, capsys):
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    assert main.run(["train", "--data", "a.txt", "--model.block_size", "7", "--plan", *flags]) == 2
+    assert main.answer(["train", "--data", "a.txt", "--model.block_size", "7", "--plan", *flags]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_share_of_a_text_holds_out_no_documents(base, capsys):
     Path("a.jsonl").write_text('{"text": "a 0"}', encoding="utf-8")
-    assert main.run(["train", "--init-from", str(base), "--data", "a.jsonl", "--val-fraction", "0.3"]) == 2
+    assert main.answer(["train", "--init-from", str(base), "--data", "a.jsonl", "--val-fraction", "0.3"]) == 2
     assert "--val-fraction 0.3 would change nothing" in capsys.readouterr().err
 
 

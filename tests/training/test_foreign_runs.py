@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.cli.main import run as command
-from minigpt.cli.train import epoch_table
+from minigpt.cli.main import answer as command
+from minigpt.cli.trainings import epoch_table
 from minigpt.config import updated
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError
 from minigpt.formats.pretrained import load_model

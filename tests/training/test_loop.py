@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt.cli.main import run as command
+from minigpt.cli.main import answer as command
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
@@ -300,6 +300,6 @@ def test_a_device_is_asked_for_before_any_text(monkeypatch, capsys, name):
     def fetched(*_, **__):
         raise AssertionError("a text was fetched for a device that is not there")
 
-    monkeypatch.setattr("minigpt.cli.train.load_corpus", fetched)
+    monkeypatch.setattr("minigpt.data.documents.load_corpus", fetched)
     assert command(["train", "--device", name]) == 2
     assert name.partition(":")[0] in capsys.readouterr().err

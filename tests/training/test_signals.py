@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli.main import run as command
+from minigpt.cli.main import answer as command
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
 from minigpt.training.checkpoint import open_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli.main import run as command
+from minigpt.cli.main import answer as command
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import VerifyResume
 from minigpt.config import updated

@@ -14,9 +14,9 @@ from minigpt.analysis.checks import Check
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
-from minigpt.cli.evaluate import training_config
-from minigpt.cli.models import check_fits, framed, in_tokens, load, model_source
+from minigpt.cli.models import load, model_source
 from minigpt.cli.streams import print_json
+from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
 from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.errors import InputError
 from minigpt.model import GPT
@@ -203,15 +203,8 @@ def load_reader(settings: Inside | After) -> Reader:
     source = model_source(settings.model)
     model, tokenizer = load(settings, source.name, settings.adapter)
     # A model trained here has read one long text, in which no document begins.
-    usual = tokenizer.bos_token_id is not None and training_config(source) is None
+    usual = tokenizer.bos_token_id is not None and source.trained is None
     return Reader(source.name, model, tokenizer, usual if settings.bos is None else settings.bos)
-
-
-def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of a token; what is only a part of a character as an escape, an id without a name as its number."""
-    if token_id >= tokenizer.vocab_size + len(tokenizer.added):
-        return f"#{token_id}"
-    return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
 
 
 def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:

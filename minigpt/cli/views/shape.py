@@ -9,8 +9,9 @@ from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.models import model_source
+from minigpt.cli.texts import token_text
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, load_reader, one_token, token_text
+from minigpt.cli.views.frame import Answer, load_reader, one_token
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
 from minigpt.formats.source import open_source

@@ -4,10 +4,11 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import measured
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.results import Numbers, Result
+from minigpt.cli.models import tokenized
 from minigpt.cli.streams import given
-from minigpt.cli.tokens import tokenized
+from minigpt.cli.texts import token_text
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, subject, token_text
+from minigpt.cli.views.frame import Answer, subject
 from minigpt.errors import InputError
 from minigpt.system import terminal
 from minigpt.tokenizers import Tokenizer

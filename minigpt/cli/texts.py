@@ -1,0 +1,130 @@
+"""The texts that a command is given: prompts, corpora, and what their tokens are called."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minigpt.cli.settings import Prompts
+from minigpt.cli.streams import given
+from minigpt.config import RunConfig
+from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
+from minigpt.data.documents import Documents, load_source, read_documents
+from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.tokenizers import Tokenizer
+
+
+def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
+    """The prompts of the command line, and after them those of a file; one empty prompt if there are none.
+
+    Args:
+        settings: which prompts.
+
+    Returns:
+        For each what an error calls it, and its text.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        DataError: if it is a folder, is not UTF-8, or has no text.
+        InputError: if two prompts are "-", or standard input is not UTF-8.
+    """
+    prompts, file = settings.given, settings.prompts_file
+    texts = [(f"prompt {number}", text) for number, text in enumerate(given(*prompts))]
+    if file is None:
+        return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
+    advice = "name a text file with one prompt a line"
+    if Path(file).is_dir():
+        raise DataError(f"{file} is a folder", advice)
+    if not Path(file).exists():
+        raise MissingFileError(f"there is no file {file}", advice)
+    lines = [
+        (f"line {n} of {file}", line)
+        for n, line in enumerate(read_plain_text(Path(file)).split("\n"), 1)
+        if line.strip()
+    ]
+    if not lines:
+        raise DataError(f"there is no prompt in {file}", advice)
+    return texts + lines
+
+
+def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
+    """Ids of a text; an error says which text it is, if there are others."""
+    try:
+        return encode(text)
+    except InputError as error:
+        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
+
+
+def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:
+    """`ids` after the token that opens a document and before the one that closes it, where these are asked for.
+
+    Raises:
+        InputError: if the tokenizer has no such token.
+    """
+    front = [_border(tokenizer.bos_token_id, "--bos")] if bos else []
+    return front + ids + ([_border(tokenizer.eos_token_id, "--eos")] if eos else [])
+
+
+def _border(token_id: int | None, flag: str) -> int:
+    if token_id is None:
+        raise InputError(
+            f"{flag} asks for a token that this model's tokenizer does not have",
+            f"leave {flag} out; for a model of characters, a line break in the text is the nearest thing",
+        )
+    return token_id
+
+
+def in_tokens(tokens: int) -> str:
+    """So many tokens, in words."""
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
+
+
+def check_fits(num_tokens: int, block_size: int, what: str, how: str = "") -> None:
+    """Refuse more tokens than the model can read.
+
+    Raises:
+        InputError: saying `how` to mend it, if not by making the text shorter.
+    """
+    if num_tokens > block_size:
+        raise InputError(
+            f"{what} is {in_tokens(num_tokens)}, more than block_size = {block_size}",
+            how or f"shorten it to at most {in_tokens(block_size)}",
+        )
+
+
+def piece(tokenizer: Tokenizer, token_id: int) -> str:
+    """What one token is called: its text, or the name of a special token; nothing for an id without text."""
+    return tokenizer.decode([token_id], skip_special=False) if token_id < tokenizer.vocab_size else ""
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """The text of a token; what is only a part of a character as an escape, an id without a name as its number."""
+    if token_id >= tokenizer.vocab_size + len(tokenizer.added):
+        return f"#{token_id}"
+    return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+
+def training_documents(source: str, field: str | None) -> list[str]:
+    """The training set: a corpus as one long text, or the documents of records.
+
+    Raises:
+        MissingFileError: if there is no such corpus or path.
+        DataError: if there is no text in it.
+    """
+    if source.lower().endswith(NAMED_RECORD_SUFFIXES):
+        return [document.text for document in read_documents(source, text_field=field).items]
+    return [load_corpus(source).text]
+
+
+def source_of_run(config: RunConfig, flag: str) -> Corpus | Documents:
+    """What a run was trained on.
+
+    Args:
+        config: the run's.
+        flag: with which `documents.val_data` is given.
+
+    Raises:
+        MiniGPTError: as `load_source`; where a path is not there any more, it asks for the new one.
+    """
+    try:
+        return load_source(config)
+    except MissingFileError as error:
+        raise MissingFileError(error.what, f"name where it lies now: --data, or {flag}") from None

@@ -1,0 +1,170 @@
+"""One training, from its corpus to what is said at its end: for `minigpt train` and `minigpt quickstart`."""
+
+import dataclasses
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.cli.streams import print_json
+from minigpt.cli.texts import source_of_run
+from minigpt.config import RunConfig, updated
+from minigpt.data.corpora import Corpus, load_quickstart_corpus, source_name
+from minigpt.data.documents import Documents, load_source, with_keywords
+from minigpt.data.tokens import split_at
+from minigpt.errors import ConfigError
+from minigpt.evaluation.loss import perplexity
+from minigpt.formats.run_directory import (
+    CHECKPOINTS,
+    RunDirectory,
+    check_new,
+    run_at,
+    unfinished_run,
+    unused_directory,
+)
+from minigpt.system.device import choose_device, choose_dtype
+from minigpt.system.files import named_path
+from minigpt.system.terminal import number
+from minigpt.training.distributed import joined
+from minigpt.training.log import epochs_of, print_nothing, print_to_stderr, print_to_stdout, read_records
+from minigpt.training.loop import TrainResult, train
+
+
+def train_and_say(
+    config: RunConfig,
+    from_file: Mapping[str, Any],
+    out: str | None,
+    name: str | None,
+    as_json: bool,
+    quickstart: bool = False,
+    resume: Path | None = None,
+) -> None:
+    """Load the corpus, train, print the result and what to type next.
+
+    Args:
+        config: the settings.
+        from_file: what the --config file says; a vocabulary size in it is a promise about the corpus.
+        out: the run directory, or None for `checkpoints/<name>`, numbered if that is taken.
+        name: the preset's, or None to name the run after its corpus.
+        as_json: one JSON object on standard output, everything else on standard error.
+        quickstart: take Shakespeare from wherever this machine can get it, and say from where.
+        resume: the run directory to go on with, or None for a new one.
+    """
+    with joined() as processes, processes.one_voice():
+        print_line = print_to_stderr if as_json else print_to_stdout
+        print_line = print_line if processes.first else print_nothing
+        directory = named_path(out, "--out") if out else None
+        if directory:
+            check_new(RunDirectory(directory))  # before a corpus is fetched for nothing
+        choose_dtype(config.dtype, choose_device(config.device))  # likewise
+        with processes.first_goes_ahead():  # it may be fetched, and that once
+            source: Corpus | Documents
+            if quickstart:
+                source, why = load_quickstart_corpus()
+            else:
+                source = source_of_run(config, "--documents.val_data") if resume else load_source(config)
+        read = source.name if isinstance(source, Corpus) else source_name(config.data.source)
+        if quickstart:
+            print_line(why)
+            config = updated(config, {"data": {"source": read}})
+        directory = directory or unused_directory(CHECKPOINTS, name or read)
+        directory = run_at(resume).path if resume else directory
+        if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
+            print_line(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
+            print_line(f"           {program()} train --resume {shlex.quote(str(left))}")
+        promised = from_file.get("model", {}).get("vocab_size")
+        if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
+            check_promise(promised, source)
+        result = train(config, source, directory, print_line, resume=bool(resume))
+        for line in [*summary(result, config, directory), *next_steps(directory, prompt_to_try(source, config))]:
+            print_line(line)
+        if as_json and processes.first:
+            print_json(dataclasses.asdict(result))
+
+
+def summary(result: TrainResult, config: RunConfig, directory: Path) -> list[str]:
+    """How the run ended, and what it has left."""
+    table = epoch_table(read_records(directory / "metrics.jsonl")) if config.train.epochs else []
+    best = "adapter" if config.train.lora_rank else "model.safetensors"
+    plots = "loss.png, perplexity.png" if config.train.epochs else "loss.png"
+    return [
+        "",
+        f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
+        f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
+        *table,
+        f"written    {directory}",
+        f"           {best} (the best), {plots}, samples.txt, metrics.jsonl",
+        "",
+    ]
+
+
+def epoch_table(records: list[dict[str, Any]]) -> list[str]:
+    """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
+    rows = []
+    for epoch, training, validation in epochs_of(records):
+        shown = "-" if math.isnan(training) else number(training, ".4f")
+        measured = number(validation, ".4f"), number(perplexity(validation), ".2f")
+        rows.append(f"{epoch:>8.3g}{shown:>16}{measured[0]:>18}{measured[1]:>13}")
+    return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
+
+
+def check_promise(vocab_size: int, corpus: Corpus) -> None:
+    """Refuse a corpus that has not as many characters as a configuration file says."""
+    found = len(set(corpus.text))
+    if vocab_size != found:
+        raise ConfigError(
+            f"the configuration file says vocab_size = {vocab_size}, but {corpus.name} has {found} different "
+            "characters",
+            "leave vocab_size out of the file (it follows from the corpus), or train on the corpus it was made for",
+        )
+
+
+def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
+    """What the model can be given to go on from: a line of its text, or how a document of its source begins."""
+    if isinstance(source, Corpus):
+        return opening(source.text, split_at(source, config.data))
+    first, k = source.items[:1], config.documents.keywords
+    (document,) = with_keywords(first, k, source.items) if k else first
+    return document.prompt or " ".join(document.text.split()[:3])
+
+
+def opening(text: str, border: int) -> str:
+    """A line soon after `border` that is long enough to continue; in a play, somebody's name."""
+    lines = [line.strip() for line in text[border:].split("\n", 100)[1:-1]]  # the first may be cut in the middle
+    lines = [line for line in lines if len(line) >= 4 and line[0].isalpha()]
+    names = [line for line in lines if line.endswith(":")]
+    return [*names, *lines, text][0][:40]
+
+
+def next_steps(directory: Path, prompt: str) -> list[str]:
+    """The next command to type, and three lines of Python that do the same."""
+    return [
+        "next, let it write:",
+        f"  {program()} generate --model {shlex.quote(str(directory))} \\",
+        f"    --prompt {shlex.quote(prompt)} \\",
+        "    --max-new-tokens 300 --on-overflow crop",
+        f"or in Python ({as_typed(sys.executable)}):",
+        "  import minigpt",
+        f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
+        "  print(minigpt.complete(",
+        f"      model, tokenizer, {prompt!r},",
+        '      max_new_tokens=300, on_overflow="crop",',
+        "  ))",
+    ]
+
+
+def program() -> str:
+    """How to call this program from here: by its name if that is found, else by its path."""
+    if Path(sys.argv[0]).stem != "minigpt":
+        return f"{as_typed(sys.executable)} -m minigpt"
+    found = shutil.which("minigpt")
+    return "minigpt" if found and Path(found).samefile(sys.argv[0]) else as_typed(sys.argv[0])
+
+
+def as_typed(path: str) -> str:
+    """A path as it is typed from the working folder, if it lies below it."""
+    here = Path(path).absolute()
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
