@@ -379,9 +379,6 @@ def _number(text: str) -> float | str:
         return text
 
 
-RENAMED = {"confined": "packed-masked"}  # a word of older settings -> what it is called now
-
-
 @checked
 def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
     """A copy of a configuration with some values replaced, sections merged key by key.
@@ -403,8 +400,6 @@ def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
             value = _number(value)
         elif isinstance(value, bool) and "on" in get_args(kinds[key]):
             value = "on" if value else "off"  # which YAML 1.1 reads as true and false
-        elif key == "batching" and value in [*RENAMED]:
-            value = RENAMED[value]
         elif kinds[key] is str and not isinstance(value, str | list | Mapping):
             raise ConfigError(
                 f"{where}{key} = {brief(value)} is no text",

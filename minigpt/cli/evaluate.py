@@ -112,7 +112,7 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
     source = source_of_run(chosen, "--val-data") if named is None else load_source(chosen)
     if config.data.checksum:
         return source, corpus_checksum(source) == config.data.checksum
-    # A run of an earlier minigpt, which noted none, or no run at all.
+    # Of a model that was not trained here, nothing is noted.
     same = named is None or (
         Path(config.data.source).exists() and corpus_checksum(source) == corpus_checksum(load_source(config))
     )

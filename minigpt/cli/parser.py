@@ -22,7 +22,7 @@ from types import NoneType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from minigpt.cli.streams import WIDTH
-from minigpt.config import RENAMED, is_plain, updated
+from minigpt.config import is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
 from minigpt.fields import check_fields
 
@@ -173,7 +173,6 @@ class TypedField:
         if isinstance(word, list):  # several words make one value
             return tuple(self._converted(part, own) for part, own in zip(word, get_args(kind), strict=True))
         if self.choices:
-            word = RENAMED.get(word, word)
             if word not in self.choices:
                 raise ConfigError(f"{self.flag} {brief(word)} is not a choice", did_you_mean(word, self.choices))
             return word

@@ -37,7 +37,7 @@ from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
-from minigpt.formats.run_directory import RunDirectory, read_config, versions
+from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
 from minigpt.formats.weights import (
     StoredTensor,
     mismatches,
@@ -53,7 +53,6 @@ from minigpt.parameters import own_tensors
 from minigpt.system.downloads import sha256_of
 from minigpt.system.files import (
     FETCH_AGAIN,
-    LOCK,
     check_no_links,
     leftovers,
     listed,
@@ -73,8 +72,7 @@ SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
             "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
 PLACES = ("data.source", "documents.val_data")  # where data lies, which may change: the checksum says what it is
-FORMAT = 2  # of a checkpoint. In format 1, rows were counted that fill up batches of documents
-READABLE = (1, 2)  # another one is refused
+FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
@@ -325,14 +323,11 @@ class Checkpoint:
         """The batch size for which documents were put in order (`data.loaders.document_loader`).
 
         Raises:
-            CheckpointError: if it does not say so, as one of format 1, whose count of rows is none of documents.
+            CheckpointError: if it does not say so, as one of a text.
         """
         found: int = self.manifest.get("laid_out_for", 0)
-        if self.manifest["format"] == 1 or found == 0:
-            raise CheckpointError(
-                f"{self.path} is of format 1, which does not say which documents of the epoch have been read",
-                "resume it with the minigpt that wrote it, or start a new run from its weights with --init-from",
-            )
+        if found == 0:
+            raise CheckpointError(f"{self.path} does not say how its documents were put in order", FETCH_AGAIN)
         return found
 
     def check_corpus(self, corpus: str, config: RunConfig) -> None:
@@ -466,19 +461,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = read_json(path / MANIFEST)
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
-    if manifest.get("format") not in READABLE:
+    if manifest.get("format") != FORMAT:
         raise _FormatError(
-            f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads "
-            + " and ".join(map(str, READABLE)),
+            f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads {FORMAT}",
             "resume it with the minigpt that wrote it; its weights can be used with any",
         )
     if unknown := manifest.keys() - KEYS:  # nobody would read it: another one needs another format
         what = f"{path / MANIFEST} says {brief(min(unknown))}, which this minigpt does not know"
         raise CheckpointError(what, "resume with the minigpt that wrote it")
-    match manifest:
-        case {"progress": {"stale": count} as counts}:  # as it was called in older checkpoints
-            del counts["stale"]
-            counts["evaluations_since_best"] = count
     if not _says_all(manifest):  # a checksum is no signature: anybody can make one
         raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
     for name, promised in manifest["files"].items():

@@ -28,7 +28,6 @@ def begun(
     step: int,
     saved: bool = True,
     best: bool = False,
-    since: str = "evaluations_since_best",
     **settings: int,
 ) -> RunDirectory:
     """A run as it is after some steps."""
@@ -38,7 +37,7 @@ def begun(
     start_run(made, RunConfig(model=config, train=train), CharTokenizer.from_text("abc"))
     if saved:
         made.last.mkdir()
-        (made.last / "manifest.json").write_text(json.dumps({"progress": {"step": step, since: 3}}))
+        (made.last / "manifest.json").write_text(json.dumps({"progress": {"step": step, "evaluations_since_best": 3}}))
         save_weights(GPT(config), made.last_weights)
     if best:
         save_weights(GPT(config), made.best_weights)
@@ -264,8 +263,6 @@ def test_which_run_is_unfinished():
     for number, (step, settings) in enumerate([(6, {}), (6, {"patience": 3}), (6, {"patience": 4}), (7, {})], 2):
         begun(parent / f"a-{number}", step, best=True, **settings)
     assert unfinished_run(parent, "a") == parent / "a-4"
-    begun(parent / "a-6", 6, best=True, since="stale", patience=3)  # the same count in an older checkpoint
-    assert unfinished_run(parent, "a") == parent / "a-4"
     begun(parent / "b", 0, saved=False)
     assert unfinished_run(parent, "b") == parent / "b"
     save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)), CharTokenizer.from_text("abc"),
@@ -404,8 +401,3 @@ def test_the_proof_of_a_resume_needs_no_network_and_passes_on_what_its_training_
         assert run(["verify-resume", *words]) == 0
     assert sources == ["verse", "t.txt", "u.txt"]
     monkeypatch.undo()
-
-
-def test_an_older_word_of_a_choice_is_still_read():
-    given = parser("train").given(["--data", "texts.jsonl", "--documents.batching", "confined"])
-    assert given["run"]["documents"]["batching"] == "packed-masked"

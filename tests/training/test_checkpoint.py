@@ -423,11 +423,12 @@ def test_a_checkpoint_from_before_the_processor_was_noted_goes_on(tmp_path):
     assert not any("last digits" in line for line in said)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, number):
     train(updated(CONFIG, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", quiet)
-    rewritten(tmp_path / "run" / "last" / "manifest.json", format=3)
+    rewritten(tmp_path / "run" / "last" / "manifest.json", format=number)
     assert open_checkpoint(tmp_path / "run" / "previous").progress.step == 3  # an older one is not taken instead
-    with pytest.raises(CheckpointError, match="of format 3; this minigpt reads 1 and 2"):
+    with pytest.raises(CheckpointError, match=f"of format {number}; this minigpt reads 2"):
         newest_checkpoint(RunDirectory(tmp_path / "run"))
 
 

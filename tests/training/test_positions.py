@@ -1,6 +1,5 @@
 """What a run has read is known by counting documents and windows, whatever was changed when it was resumed."""
 
-import json
 import math
 import os
 import signal
@@ -14,9 +13,9 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, Interrupted
-from minigpt.formats.run_directory import RunDirectory, read_config
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.checkpoint import _seal, open_checkpoint
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.distributed import Processes
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
@@ -227,48 +226,6 @@ def test_another_seed_is_refused(tmp_path):
     train(config, source, tmp_path / "run", quiet)
     with pytest.raises(CheckpointError, match="seed is 0 in the run and 1 now"):
         train(updated(config, {"seed": 1, "train": {"max_steps": 30}}), source, tmp_path / "run", quiet, resume=True)
-
-
-@pytest.mark.parametrize("kind", ["padded", "text"])
-def test_a_checkpoint_of_the_first_format(tmp_path, steps, kind):
-    """Of a text it is read, and of documents refused by name: it does not say which of them it has read."""
-    config, source = SOURCES[kind]
-    steps.stop_after = 7
-    with pytest.raises(Interrupted):
-        train(config, source, tmp_path / "run", quiet)
-    for path in (tmp_path / "run").glob("*/manifest.json"):
-        content = {**json.loads(path.read_text()), "format": 1}
-        content = {key: value for key, value in content.items() if key not in ("sha256", "laid_out_for")}
-        path.write_text(json.dumps({**content, "sha256": _seal(content)}))
-    if kind == "text":
-        train(config, source, tmp_path / "run", quiet, resume=True)
-        for rows in epochs_read(kind, steps)[:-1]:
-            check_whole(kind, rows)
-    else:
-        with pytest.raises(CheckpointError, match="is of format 1, which does not say which documents"):
-            train(config, source, tmp_path / "run", quiet, resume=True)
-
-
-def test_a_run_whose_files_have_older_words_goes_on(tmp_path, steps):
-    """`confined` and `stale`, as packing with a mask and the evaluations since the best one were once called."""
-    config, source = SOURCES["packed-masked"]
-    train(config, source, tmp_path / "straight", quiet)
-    del steps[:]
-    steps.stop_after = 7
-    with pytest.raises(Interrupted):
-        train(config, source, tmp_path / "run", quiet)
-    settings = tmp_path / "run" / "config.yaml"
-    settings.write_text(settings.read_text().replace("batching: packed-masked", "batching: confined"))
-    assert "confined" in settings.read_text()
-    for path in (tmp_path / "run").glob("*/manifest.json"):
-        content = json.loads(path.read_text())
-        del content["sha256"]
-        content["progress"]["stale"] = content["progress"].pop("evaluations_since_best")
-        path.write_text(json.dumps({**content, "sha256": _seal(content)}))
-    assert read_config(RunDirectory(tmp_path / "run")).documents.batching == "packed-masked"
-    train(config, source, tmp_path / "run", quiet, resume=True)
-    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("straight", "run")]
-    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("kind", SOURCES)
