@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minigpt.config import GPTConfig as GPTConfig
     from minigpt.decoding.generate import generate as generate
     from minigpt.decoding.generate import stream as stream
+    from minigpt.decoding.options import DecodingOptions as DecodingOptions
     from minigpt.decoding.prompts import few_shot_prompt as few_shot_prompt
     from minigpt.decoding.sampling import next_token_table as next_token_table
     from minigpt.errors import MiniGPTError as MiniGPTError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from minigpt.evaluation.loss import token_log_probs as token_log_probs
     from minigpt.formats.pretrained import load_model as load_model
     from minigpt.formats.pretrained import save_hf as save_hf
+    from minigpt.formats.run_directory import save_run as save_run
     from minigpt.formats.source import open_source as open_source
     from minigpt.kv_cache import KVCache as KVCache
     from minigpt.model import GPT as GPT
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DecodingOptions": "minigpt.decoding.options",
     "GPT": "minigpt.model",
     "GPTConfig": "minigpt.config",
     "KVCache": "minigpt.kv_cache",
@@ -41,6 +44,7 @@ _HOMES = {
     "load_model": "minigpt.formats.pretrained",
     "open_source": "minigpt.formats.source",
     "save_hf": "minigpt.formats.pretrained",
+    "save_run": "minigpt.formats.run_directory",
     "next_token_loss": "minigpt.evaluation.loss",
     "next_token_table": "minigpt.decoding.sampling",
     "pack": "minigpt.packed",

@@ -28,6 +28,7 @@ from minigpt.errors import ConfigError, did_you_mean
 from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.parameters import Known, as_built, check_plain, empty_model, own_tensors
+from minigpt.parameters import trainable_parameters as trainable_parameters
 from minigpt.system.files import listed
 
 # --- a layer
@@ -176,12 +177,6 @@ def set_adapter(model: GPT, name: str | None) -> None:
         layer.active = name
         for other, part in layer.adapters().items():
             part.requires_grad_(other == name)
-
-
-@checked
-def trainable_parameters(model: GPT) -> int:
-    """How many numbers training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @checked

@@ -114,6 +114,11 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def trainable_parameters(model: GPT) -> int:
+    """How many numbers training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def empty_model(config: GPTConfig) -> GPT:
     """A GPT on the CPU, to be filled: no time was spent on its initial weights, and no random number drawn."""
     with without_random_values():

@@ -525,6 +525,53 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     return tokenizer
 
 
+def check_has_tokenizer(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
+    """The tokenizer of a model, for what needs text.
+
+    Args:
+        tokenizer: what `load_model` gave.
+        source: the model, for the message.
+
+    Raises:
+        InputError: if it is None.
+    """
+    if tokenizer is None:
+        raise InputError(
+            f"no tokenizer is known for {source}, and without one no text goes in or out",
+            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
+            "minigpt import makes a run directory with it, which every command takes",
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Refuse a tokenizer that cannot be the one of a model.
+
+    A model must have every id that text can give. It may have more of them, ids without text: those of added special
+    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
+    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
+    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
+    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocab_size: how many ids the model has.
+        source: where the model comes from, for the message.
+
+    Raises:
+        CheckpointError: if the model has fewer ids, or more of them than that.
+    """
+    padding = (
+        vocab_size - tokenizer.vocab_size - len(tokenizer.added)
+    )  # negative if the model was never made larger for the added tokens
+    may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
+    if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
+            "use the tokenizer that the model was trained with",
+        )
+
+
 def _whole(ids: Iterable[int]) -> list[int]:
     """Ids as Python's integers, from numpy's and torch's too."""
     try:

@@ -24,9 +24,11 @@ NOT_CALLED = {
     "minigpt.MiniGPTError",  # raised, not called
     "minigpt.open_source",  # its one argument meets more values in test_wrong_arguments
     "minigpt.GPTConfig",  # settings, whose fields test_config checks
+    "minigpt.DecodingOptions",  # likewise, in test_wrong_arguments
     *("minigpt.lora.LoRALinear", "minigpt.lora.LowRank"),  # made by add_lora
     *("minigpt.tokenizers.Tokenizer", "minigpt.tokenizers.TokenBytes"),  # protocols
     "minigpt.tokenizers.AddedToken",  # a record of a file
+    *("minigpt.tokenizers.check_has_tokenizer", "minigpt.tokenizers.check_vocabulary"),  # called by our own code alone
 }
 
 
@@ -76,6 +78,9 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.load_model": {"spec": "saved", "tokenizer": None, "block_size": 7, "dropout": 0.1},
         "minigpt.pack": {"model": model, "weights": "float32", "keep": True},
         "minigpt.save_hf": {"model": model, "tokenizer": LETTERS, "folder": "out", "carried": None},
+        "minigpt.save_run": {
+            "model": model, "tokenizer": LETTERS, "folder": "out", "trained": None, "carried": None,
+        },
         "minigpt.next_token_loss": {"logits": torch.zeros(2, 23), "targets": torch.zeros(2, dtype=torch.int64)},
         "minigpt.next_token_table": {"model": model, "ids": IDS, "k": 3, "vocab_size": 21},
         "minigpt.sequence_log_prob": {"model": model, "ids": IDS, "vocab_size": 21},

@@ -19,7 +19,6 @@ The files, each of which imports only from those above it::
     sweeps        ablate or patch each part in turn, and measure
     decoders      what a decoder considered, step by step
     plots         results as pictures
-    run_plan      what a run will need, before it starts
 """
 
 import sys

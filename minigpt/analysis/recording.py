@@ -212,7 +212,7 @@ class Trace(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TraceSize:
     """The memory of a trace of one pass.
 
     Attributes:
@@ -258,7 +258,7 @@ def plan(
     tokens: Size,
     points: str | Sequence[str] = "*",
     dtype: torch.dtype = torch.float32,
-) -> Plan:
+) -> TraceSize:
     """How many bytes a trace of one pass takes, from the model's shape alone: exactly the trace's `nbytes`.
 
     Raises:
@@ -273,7 +273,7 @@ def plan(
     nbytes = {}
     for name in stored(taps.resolve(points, config)):
         nbytes[name] = math.prod(taps.shape(name, config, batch_size, tokens, tokens)) * dtype.itemsize
-    return Plan(config, batch_size, tokens, dtype, nbytes)
+    return TraceSize(config, batch_size, tokens, dtype, nbytes)
 
 
 def stored(names: Sequence[str]) -> list[str]:

@@ -9,14 +9,14 @@ from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
 from minigpt.formats.lora_files import load_adapter
-from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run, required
+from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.system.device import choose_device
 from minigpt.system.files import listed
-from minigpt.tokenizers import CharTokenizer, Tokenizer, read
+from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, read
 
 
 def model_source(spec: str | None) -> Source:
@@ -75,7 +75,7 @@ def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str
         name, tokenizer = chosen, named_tokenizer(chosen)
     else:
         source = model_source(model)
-        name, tokenizer = source.name, required(source.tokenizer(chosen), source.name)
+        name, tokenizer = source.name, check_has_tokenizer(source.tokenizer(chosen), source.name)
     tokenizer = configured(tokenizer, settings)
     return name, tokenizer, read(tokenizer, text)
 

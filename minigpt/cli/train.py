@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
-from minigpt.analysis.run_plan import Workload, plan_run
 from minigpt.cli.run_settings import RunSettings, Train, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
@@ -12,12 +11,14 @@ from minigpt.config import RunConfig, preset
 from minigpt.data.corpora import are_documents
 from minigpt.data.documents import load_source
 from minigpt.errors import ConfigError
-from minigpt.formats.run_directory import existing_run, required
+from minigpt.formats.run_directory import existing_run
 from minigpt.formats.source import open_source
 from minigpt.system.device import choose_device, choose_dtype
+from minigpt.tokenizers import check_has_tokenizer
 from minigpt.training.divergence import read_report
 from minigpt.training.log import print_to_stderr, print_to_stdout
 from minigpt.training.loop import SAMPLE_TOKENS, replay
+from minigpt.training.plan import Workload, plan_run
 from minigpt.training.run import in_steps, make_loader, new_tokenizer
 
 COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interval")
@@ -80,7 +81,7 @@ def check_effect(settings: RunSettings) -> None:
 def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
     device = choose_device(config.device)
-    dtype, _ = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device)
     t = config.train
     if t.freeze or t.lora_rank or t.gradient_checkpointing:
         raise ConfigError(
@@ -89,7 +90,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
         )
     source = load_source(config)
     if config.init_from:  # whose vocabulary may be larger than its tokenizer's
-        tokenizer = required(open_source(config.init_from).tokenizer(), config.init_from)
+        tokenizer = check_has_tokenizer(open_source(config.init_from).tokenizer(), config.init_from)
     else:
         tokenizer = new_tokenizer(config, source)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))

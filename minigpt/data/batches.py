@@ -165,30 +165,30 @@ class Epoch:
 
     Attributes:
         encoded: the documents.
-        plan: batches of rows of documents, by their numbers.
+        batches: of rows of documents, by their numbers.
         document_mask: whether batches have positions.
     """
 
     encoded: Encoded = field(repr=False)
-    plan: list[list[list[int]]] = field(repr=False)
+    batches: list[list[list[int]]] = field(repr=False)
     document_mask: bool = False
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Batch:
-        return self._batch(self.plan[index])
+        return self._batch(self.batches[index])
 
     @cached_property
     def rows(self) -> list[list[int]]:
-        """All rows of documents in the order of the plan, except that its short batch comes last."""
-        return [row for batch in sorted(self.plan, key=len, reverse=True) for row in batch]
+        """All rows of documents in the order of the batches, except that the short one comes last."""
+        return [row for batch in sorted(self.batches, key=len, reverse=True) for row in batch]
 
     def batch(self, first: int, count: int) -> Batch:
-        """Rows `first` to `first + count - 1` of `rows`, however the plan has cut them."""
+        """Rows `first` to `first + count - 1` of `rows`, however `batches` has cut them."""
         return self._batch(self.rows[first : first + count])
 
     def _batch(self, rows: list[list[int]]) -> Batch:
@@ -210,7 +210,7 @@ class Epoch:
     @property
     def padding(self) -> float:
         """The share of all inputs that is padding: what the epoch wastes."""
-        places = sum(len(rows) * self._width(rows) for rows in self.plan)
+        places = sum(len(rows) * self._width(rows) for rows in self.batches)
         return 1 - int(self.encoded.lengths.sum()) / places
 
     def _width(self, rows: list[list[int]]) -> int:

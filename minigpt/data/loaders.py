@@ -161,7 +161,7 @@ def document_loader(
             packed, train, batch_size, d.max_length or block_size, seed, document_mask=d.batching == "packed-masked"
         )
     epoch = read(0)
-    padding = replace(epoch, plan=batched(epoch.rows, batch_size)).padding
+    padding = replace(epoch, batches=batched(epoch.rows, batch_size)).padding
     differing = set(documents.items).difference(documents.validation or ())
     copies = len(documents.items) - len(differing)
     counts = f"{len(train):,} documents to train on, {len(val):,} to validate"

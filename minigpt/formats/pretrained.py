@@ -17,7 +17,6 @@ from minigpt.fields import checked
 from minigpt.formats.config_json import CARRIED, transformers_config
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
-from minigpt.formats.run_directory import check_vocabulary
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import write_safetensors
@@ -25,7 +24,7 @@ from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.parameters import own_tensors
 from minigpt.system.files import atomic_folder, check_unused, named_path, write_text
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import Tokenizer, check_vocabulary
 
 
 def load_model(

@@ -27,16 +27,17 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
-from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, did_you_mean
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean
 from minigpt.fields import checked
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.system.device import processor
-from minigpt.system.files import LOCK, atomic_folder, check_unused, leftovers, named_path, read_json, write_text
-from minigpt.tokenizers import CharTokenizer, Tokenizer
+from minigpt.system.files import atomic_folder, check_unused, leftovers, named_path, read_json, write_text
+from minigpt.tokenizers import Tokenizer, check_has_tokenizer
 
+LOCK = ".lock"  # held by the process that trains in a run directory
 CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
 
 
@@ -120,7 +121,7 @@ def _is_unfinished(directory: Path) -> bool:
     with suppress(MiniGPTError):  # a checkpoint that is not there, or that only --resume can judge
         progress = read_json(run.last / "manifest.json").get("progress")
     counts = progress if isinstance(progress, dict) else {}
-    found = counts.get("step"), counts.get("evaluations_since_best", counts.get("stale"))  # its name in older ones
+    found = counts.get("step"), counts.get("evaluations_since_best")
     step, since_best = (count if isinstance(count, int) else 0 for count in found)
     settings = read_config(run).train
     return step < settings.max_steps and not 0 < settings.patience <= since_best
@@ -164,10 +165,11 @@ def versions() -> dict[str, str]:
     }
 
 
+@checked
 def save_run(
     model: GPT,
     tokenizer: Tokenizer | None,
-    path: Path | str,
+    folder: Path | str,
     trained: RunConfig | None = None,
     carried: Mapping[str, Any] | None = None,
 ) -> None:
@@ -179,20 +181,20 @@ def save_run(
     Args:
         model: as it is to be written.
         tokenizer: the model's.
-        path: the folder.
+        folder: must not exist yet, or be empty.
         trained: the settings of the run that the model comes from, by which it is measured; None if it comes from none.
             There is no checkpoint in the folder, so this is no run to resume, and no adapter is left to be merged.
         carried: settings of transformers to be kept for an export: see `config_json.carried_from`.
 
     Raises:
-        InputError: if `tokenizer` is None, or `path` is no path.
+        InputError: if `tokenizer` is None, or `folder` is no path.
         OSError: if the folder cannot be written.
     """
     import yaml
 
-    path = named_path(path, "path")
-    tokenizer = required(tokenizer, path)
-    with atomic_folder(path) as part:
+    folder = named_path(folder, "folder")
+    tokenizer = check_has_tokenizer(tokenizer, folder)
+    with atomic_folder(folder) as part:
         run = RunDirectory(part)
         if trained is None:  # no data or training settings: they are not known
             write_text(run.config, yaml.safe_dump({"model": dataclasses.asdict(model.config)}, sort_keys=False))
@@ -272,50 +274,3 @@ def read_config(run: RunDirectory) -> RunConfig:
     except ConfigError as error:
         raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
     return config
-
-
-def required(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
-    """The tokenizer of a model, for what needs text.
-
-    Args:
-        tokenizer: what `load_model` gave.
-        source: the model, for the message.
-
-    Raises:
-        InputError: if it is None.
-    """
-    if tokenizer is None:
-        raise InputError(
-            f"no tokenizer is known for {source}, and without one no text goes in or out",
-            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
-            "minigpt import makes a run directory with it, which every command takes",
-        )
-    return tokenizer
-
-
-@checked
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
-    """Refuse a tokenizer that cannot be the one of a model.
-
-    A model must have every id that text can give. It may have more of them, ids without text: those of added special
-    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
-    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
-    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
-    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
-
-    Args:
-        tokenizer: the tokenizer.
-        vocab_size: how many ids the model has.
-        source: where the model comes from, for the message.
-
-    Raises:
-        CheckpointError: if the model has fewer ids, or more of them than that.
-    """
-    named = tokenizer.vocab_size + len(tokenizer.added)
-    padding = vocab_size - named  # negative if the model was never made larger for the added tokens
-    may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
-    if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: {source}",
-            "use the tokenizer that the model was trained with",
-        )

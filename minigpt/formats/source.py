@@ -29,9 +29,7 @@ from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
-    check_vocabulary,
     read_config,
-    required,
     run_named,
     run_of,
     run_weights,
@@ -42,7 +40,7 @@ from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.parameters import empty_model
 from minigpt.system.files import listed, named_path
-from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, check_has_tokenizer, check_vocabulary, load_tokenizer
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
@@ -180,7 +178,7 @@ class Source:
     ) -> tuple[GPT, Tokenizer]:
         """`load` for what reads or writes text: without a tokenizer it is an InputError, before a weight is read."""
         model, chosen = self._load(tokenizer, block_size, dropout, needs_text=True)
-        return model, required(chosen, self.name)
+        return model, check_has_tokenizer(chosen, self.name)
 
     def _load(
         self, tokenizer: str | Path | None, block_size: int | None, dropout: float | None, needs_text: bool
@@ -190,7 +188,7 @@ class Source:
         weights = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
         chosen = self._tokenizer(weights.config.vocab_size, tokenizer)
         if needs_text:
-            required(chosen, self.name)
+            check_has_tokenizer(chosen, self.name)
         model = empty_model(weights.config)
         targets = {_bare(name): view for name, view in transformers_views(model, weights.conv1d).items()}
         fill(targets, weights.stored, weights.path, weights.how)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, passed
 
 LARGEST_IN_HEAP = 2**25  # bytes of a block; a larger one is mapped alone, and returned. glibc allows no more
 
@@ -34,7 +34,7 @@ def choose_device(name: str = "auto") -> torch.device:
     available = available_devices()
     if name == "auto":
         return torch.device(available[0])
-    has = f"this machine has: {', '.join(available)}; --device auto takes {available[0]}"
+    has = f"this machine has: {', '.join(available)}; {passed('device', 'auto')} takes {available[0]}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -65,25 +65,30 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The number format of the matrix products, and why: (dtype, reason).
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of the matrix products.
 
     Raises:
         ConfigError: for float16, whose gradients underflow without loss scaling, which minigpt does not do.
     """
     if name == "auto":
-        if multiplies_bfloat16(device):
-            return torch.bfloat16, "the hardware multiplies it"
-        return torch.float32, "no bfloat16 units here"
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     if name == "float16":
         raise ConfigError(
             "dtype float16 is not supported for training: small gradients become zero in it",
-            "use --dtype bfloat16, which has float32's range, or --dtype float32",
+            f"use {passed('dtype', 'bfloat16')}, which has float32's range, or {passed('dtype', 'float32')}",
         )
+    return DTYPES[name]
+
+
+def why_dtype(name: str, device: torch.device) -> str:
+    """Why `choose_dtype` chose it, in words; a bfloat16 that the hardware does not multiply is timed for that."""
+    if name == "auto":
+        return "the hardware multiplies it" if multiplies_bfloat16(device) else "no bfloat16 units here"
     if name == "bfloat16" and not multiplies_bfloat16(device):
         ratio = matmul_seconds(torch.bfloat16, device) / matmul_seconds(torch.float32, device)
-        return torch.bfloat16, f"as asked, but here a bfloat16 matrix product takes {ratio:.1f} x float32's time"
-    return DTYPES[name], "as asked"
+        return f"as asked, but here a bfloat16 matrix product takes {ratio:.1f} x float32's time"
+    return "as asked"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -21,7 +21,6 @@ from typing import IO, Any, Literal
 
 from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line, named
 
-LOCK = ".lock"  # held by the process that trains in a run directory
 FETCH_AGAIN = "copy or download it again from where it came from"
 
 _UNFINISHED = ".minigpt-"  # how a name begins while what it shall name is written
@@ -229,7 +228,7 @@ def named_path(name: object, what: str) -> Path:
 
 
 def check_unused(path: Path) -> None:
-    """Refuse a run directory that holds something already: no run overwrites another.
+    """Refuse a folder that holds something already: nothing is overwritten.
 
     Raises:
         CheckpointError: if the folder is not empty, or the path is a file.
@@ -237,8 +236,8 @@ def check_unused(path: Path) -> None:
     for part in (path, *path.parents):
         if part.is_file():
             raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
-    if path.is_dir() and any(inside.name != LOCK for inside in path.iterdir()):
-        raise CheckpointError(f"{path} is not empty: it may hold a run", "name another folder, or remove this one")
+    if path.is_dir() and any(path.iterdir()):
+        raise CheckpointError(f"{path} is not empty", "name another folder, or remove this one")
 
 
 def check_output(path: Path, endings: Sequence[str]) -> None:

@@ -14,5 +14,6 @@ The files, each of which imports only from those above it::
     divergence     which tensor lost its numbers first, and a report to repeat the step
     loop           **the training loop, on one screen**
     selfcheck      what this machine has, and which settings are fastest on it
+    plan           what a run will need, before it starts: memory and time
     verify         the proof that a killed run goes on exactly
 """

@@ -25,10 +25,10 @@ from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
 from minigpt.kv_cache import KVCache
-from minigpt.lora import adapters, add_lora, trainable_parameters
+from minigpt.lora import adapters, add_lora
 from minigpt.model import GPT
-from minigpt.parameters import empty_model
-from minigpt.system.device import autocast, choose_dtype, keep_freed_memory
+from minigpt.parameters import empty_model, trainable_parameters
+from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why_dtype
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock
 from minigpt.training.distributed import Processes, parallel, whole
@@ -126,7 +126,7 @@ def set_up(
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)  # raises now, before any work
     keep_freed_memory()
-    dtype, reason = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device)
     config, tokenizer, base = starting_point(config, data, directory, checkpoint)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     t = config.train
@@ -139,7 +139,8 @@ def set_up(
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, threads = config.model, torch.get_num_threads()
     size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
-    where = f"on {device.type}, {threads} thread{'s' if threads > 1 else ''}, {str(dtype)[6:]} ({reason}), {compiled}"
+    number = f"{str(dtype)[6:]} ({why_dtype(config.dtype, device)})"
+    where = f"on {device.type}, {threads} thread{'s' if threads > 1 else ''}, {number}, {compiled}"
     for line in loader.described:
         print_line(line)
     print_line(f"model      {model.num_parameters():,} parameters: {size}")

@@ -192,7 +192,7 @@ def test_confined_rows_hold_whole_documents_and_no_two_would_fit_into_one(length
     documents = [Document("a" * length) for length in lengths]
     encoded = ids_of(documents)
     plan = packed(encoded, 1, block_size, seed=0, epoch=epoch, document_mask=True)
-    assert sorted(document for ((row,),) in zip(plan.plan, strict=True) for document in row) == list(
+    assert sorted(document for ((row,),) in zip(plan.batches, strict=True) for document in row) == list(
         range(len(lengths))
     )
     sizes = [batch.inputs.shape[1] for batch in plan]

@@ -27,12 +27,12 @@ from minigpt.evaluation.loss import evaluate, next_token_loss, sequence_log_prob
 from minigpt.formats import config_json, pretrained, source
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.pretrained import load_model, save_hf
-from minigpt.formats.run_directory import RunDirectory, check_vocabulary, save_run, start_run
+from minigpt.formats.run_directory import RunDirectory, save_run, start_run
 from minigpt.formats.source import AssumedHeads, open_source
 from minigpt.formats.weights import fill, open_weights, save_weights, stored_tensors
 from minigpt.model import GPT, explicit_attention
 from minigpt.parameters import empty_model, own_tensors
-from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, check_vocabulary
 
 GOLDEN = os.environ.get("MINIGPT_GOLDEN") and Path(os.environ["MINIGPT_GOLDEN"]).resolve()
 CHARACTERS = "".join(map(chr, range(ord("A"), ord("A") + 23)))  # 23 of them, the vocabulary of the tiny models

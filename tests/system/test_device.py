@@ -11,6 +11,7 @@ from minigpt.system.device import (
     keep_freed_memory,
     matmul_seconds,
     multiplies_bfloat16,
+    why_dtype,
 )
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
         assert multiplies_bfloat16(CPU) is has
-        assert choose_dtype("auto", CPU)[0] == expected
+        assert choose_dtype("auto", CPU) == expected
 
 
 def test_float16_is_refused_with_a_reason():
@@ -56,9 +57,8 @@ def test_slow_bfloat16_comes_with_its_measured_ratio(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
     times = {torch.bfloat16: 0.5, torch.float32: 0.125}
     monkeypatch.setattr("minigpt.system.device.matmul_seconds", lambda dtype, device: times[dtype])
-    dtype, reason = choose_dtype("bfloat16", CPU)
-    assert dtype == torch.bfloat16
-    assert "4.0 x float32's time" in reason
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert "4.0 x float32's time" in why_dtype("bfloat16", CPU)
 
 
 def test_matmul_is_timed_in_seconds():

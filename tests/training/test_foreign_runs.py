@@ -20,7 +20,7 @@ from minigpt.cli.trainings import epoch_table
 from minigpt.config import updated
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError
 from minigpt.formats.pretrained import load_model
-from minigpt.formats.run_directory import RunDirectory, read_config
+from minigpt.formats.run_directory import LOCK, RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
@@ -612,7 +612,7 @@ def test_a_run_goes_on_in_a_copy_of_its_own_folder(tmp_path, corpus, config, mon
 
     def exchange():
         if what == "the lock":
-            (out / files.LOCK).unlink()
+            (out / LOCK).unlink()
             return
         shutil.copytree(out, tmp_path / "copy")
         shutil.rmtree(out)

@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from minigpt.analysis import run_plan as plan
-from minigpt.analysis.run_plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
 from minigpt.cli import main
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
 from minigpt.data.tokens import TokenFile
@@ -22,7 +20,9 @@ from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.system.device import autocast
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training import plan
 from minigpt.training.optim import make_optimizers
+from minigpt.training.plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
 
 CPU = torch.device("cpu")
 SMALL = RunConfig(
@@ -249,7 +249,7 @@ from minigpt.data.corpora import load_corpus
 from minigpt.data.tokens import prepare
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.tokenizers import CharTokenizer
-from minigpt.analysis import run_plan as plan
+from minigpt.training import plan
 
 config = SettingsParser("train", Train).parse(sys.argv[1:]).run
 corpus = load_corpus("verse")
@@ -258,7 +258,7 @@ splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("
 config = updated(config, {"model": {"vocab_size": tokenizer.vocab_size}})
 workload = plan.Workload.of_text(config.model.block_size, len(splits[1].ids))
 plan.measure_time = lambda *arguments: {"training": 1.0}  # only the memory is asked for
-dtype, _ = choose_dtype(config.dtype, choose_device("cpu"))
+dtype = choose_dtype(config.dtype, choose_device("cpu"))
 print(plan.plan_run(config, workload, splits[1].ids, choose_device("cpu"), dtype, 200).peak)
 """
 # A process begins with the peak of the one that started it, so a small one stands between.
