@@ -1,10 +1,10 @@
-"""How good a model is, and how good what it writes.
+"""How good a model is, and how good the texts are that it writes.
 
 The files, each of which imports only from those above it::
 
     loss         loss, perplexity, bits per character, log-probability
     diversity    how varied texts are
-    overlap      what of a text stands in a training set, word for word
+    overlap      which parts of a text stand word for word in a training set
     references   BLEU and chrF against references
     comparison   several decoders or models on the same prompts
 """

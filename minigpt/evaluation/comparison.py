@@ -1,7 +1,7 @@
 """Several decoders, or models, on the same prompts: what each writes, and which differences are more than chance.
 
-A measure has one value a prompt, the average of a prompt's texts, and prompts are what chance has drawn: another
-choice of them would have given other numbers. The bootstrap says how far these would lie apart (Efron, 1979).
+A measure has one value for each prompt, the average over its texts. The prompts are a random sample: another sample
+would give another mean. The bootstrap estimates how much these means would differ (Efron, 1979).
 """
 
 import math
@@ -25,10 +25,10 @@ from minigpt.tokenizers import Tokenizer
 Values = NDArray[np.float64]
 
 MEASURES = {
-    "distinct-1": "different words, as a share of those of all texts of a prompt",
+    "distinct-1": "different words, as a share of all words in a prompt's texts",
     "distinct-2": "different pairs of words, in the same way; 1 is the most varied",
     "distinct-3": "different triples of words, in the same way",
-    "repeated-4": "four words in a row that the same text had before, as a share",
+    "repeated-4": "share of four words in a row that occurred earlier in the same text",
     "log p": "log-probability of a new token by the model itself, in nats",
     "tokens": "new tokens a text",
     "copied": "longest span copied from the training data, in words",
@@ -38,13 +38,13 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written once.
+    """One continuation of one prompt.
 
     Attributes:
         seed: of its draws.
         text: the new text alone.
-        num_tokens: new tokens, the one that ends it included.
-        log_prob: sum of log p of the new tokens by the model, in nats, whatever the decoder did to its scores.
+        num_tokens: number of new tokens, with the one that ends the text.
+        log_prob: sum of log p of the new tokens in nats, by the model's own distribution, before any filter.
     """
 
     seed: int
@@ -55,7 +55,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over prompts, and where other prompts would put it in 95 cases of 100; NaN where that cannot be said."""
+    """A mean over prompts, and its 95 % interval; NaN if there are too few prompts."""
 
     mean: float
     low: float
@@ -81,23 +81,23 @@ def continue_prompts(
     """Let a model continue each prompt several times, each time with a seed of its own.
 
     Two calls with the same `draws` and `seed` use the same seeds, whatever the model and the options. A decoder that
-    draws nothing writes one text a prompt, which then counts for each of the draws.
+    does not sample writes one text for each prompt, and this text counts `draws` times.
 
     Args:
         model: the model.
-        tokenizer: its own. Its end-of-sequence token ends a text.
-        prompts: ids. With the new tokens they fit the model's block.
+        tokenizer: the model's. Its end-of-sequence token ends a text.
+        prompts: ids. Each must fit into block_size together with its new tokens.
         options: fields of `DecodingOptions`, without seeds.
-        draws: texts a prompt.
+        draws: number of texts for each prompt.
         seed: of the first draw of the first prompt.
-        batch_size: texts written side by side; it does not change them.
-        advance: is told after each batch how many texts of `draws` * prompts are new.
+        batch_size: how many texts are written at once; it does not change them.
+        advance: called after each batch with the number of texts that are new; in all these are draws * prompts.
 
     Returns:
         For each prompt its completions, `draws` of them.
 
     Raises:
-        InputError: as `generate`.
+        InputError: where `generate` raises one.
     """
     options = {"eos_token_id": tokenizer.end_ids, **options}
     copies = 1 if DecodingOptions(**options).samples else draws
@@ -115,14 +115,14 @@ def continue_prompts(
 
 
 def measured(completions: Sequence[Sequence[Completion]], training: Sequence[str] | None = None) -> dict[str, Values]:
-    """The measures of `MEASURES` that can be taken, each with one value a prompt.
+    """The measures of `MEASURES`, each with one value for each prompt.
 
     Args:
-        completions: of `continue_prompts`.
-        training: documents of the training set, for "copied"; it is left out without them.
+        completions: as `continue_prompts` returns them.
+        training: documents of the training set; without them, "copied" is left out.
 
     Returns:
-        For each measure float64 (number of prompts,); NaN where no text of a prompt has enough words.
+        measure -> float64 (number of prompts,); NaN if no text of a prompt has enough words.
     """
     texts = [[words(completion.text) for completion in own] for own in completions]
     values = {f"distinct-{n}": [_or_nan(distinct_n, own, n) for own in texts] for n in (1, 2, 3)}
@@ -138,12 +138,13 @@ def measured(completions: Sequence[Sequence[Completion]], training: Sequence[str
 def mean_interval(values: Values, seed: int = 0) -> Interval:
     """The mean, with its 95 % bootstrap interval by the percentile method (Efron and Tibshirani, 1993, chapter 13).
 
-    As many values are drawn from them with replacement, 2,000 times; the interval leaves out the lowest and the highest
-    2.5 % of the means. Of few values it is too narrow: with 10, about 90 % of such intervals hold the true mean.
+    2,000 times, as many values as there are are drawn from them with replacement, and their mean is taken. The interval
+    leaves out the lowest and the highest 2.5 % of these means. With few values it is too narrow: with 10, about 90 % of
+    such intervals contain the true mean.
 
     Args:
-        values: float64 (number of prompts,). NaN is left out; of fewer than two there is no interval.
-        seed: of the draws. Equal seeds draw the same places.
+        values: float64 (number of prompts,). NaN is left out; with fewer than two values, the interval is NaN.
+        seed: of the draws. Calls with the same seed and number of values draw the same indices.
     """
     values = values[~np.isnan(values)]
     if len(values) < 2:
@@ -154,7 +155,7 @@ def mean_interval(values: Values, seed: int = 0) -> Interval:
 
 
 def difference_interval(values: Values, base: Values, seed: int = 0) -> Interval:
-    """`mean_interval` of values - base, prompt by prompt: a hard prompt is hard for both, and that cancels.
+    """`mean_interval` of values - base, prompt by prompt: what makes a prompt hard for both cancels.
 
     Args:
         values: float64 (number of prompts,).

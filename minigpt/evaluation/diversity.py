@@ -1,26 +1,28 @@
-"""How varied texts are, counted on n-grams: n tokens, or words, in a row."""
+"""How varied texts are, measured by n-grams: n tokens, or words, in a row."""
 
 import re
 from collections.abc import Hashable, Sequence
 
 from minigpt.errors import InputError
 
-# What a word is wherever minigpt counts them, and the same in a line for people.
+# What counts as a word everywhere in minigpt, as a pattern and as a sentence.
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-WORD_MEANING = "a word: letters, digits and underscores, apostrophes inside; or any other character but a blank"
+WORD_MEANING = "a word: letters, digits and underscores, apostrophes inside; or any other character except a blank"
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, upper and lower case kept: `WORD` says what one is."""
+    """The words of a text, in their own case; `WORD` says what a word is."""
     return WORD.findall(text)
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
-    """Different n-grams of all texts together, as a share of their n-grams (Li et al., 2016). 1: none occurs twice.
+    """How many different n-grams all texts together have, divided by how many they have in all (Li et al., 2016).
+
+    1 means that no n-gram occurs twice.
 
     Args:
-        texts: token ids or words of each text. The share falls with their length, so compare texts of one length.
-        n: how many in a row.
+        texts: token ids or words of each text. The share falls with their length, so compare texts of equal length.
+        n: length of an n-gram.
 
     Raises:
         InputError: if `n` is below 1, or no text has n tokens.
@@ -31,10 +33,10 @@ def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
 
 
 def repeated_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
-    """N-grams that have occurred before in the same text, as a share of its n-grams, averaged over the texts.
+    """The share of a text's n-grams that occurred earlier in the same text, averaged over the texts.
 
-    It is seq-rep-n of Welleck et al. (2020): 0 for texts that never repeat themselves. Texts of fewer than n tokens
-    are left out. Args and errors are those of `distinct_n`.
+    This is seq-rep-n of Welleck et al. (2020): 0 for texts that never repeat themselves. Texts of fewer than n tokens
+    are left out. Arguments and errors are those of `distinct_n`.
     """
     usable = [ngrams for ngrams in (_ngrams(text, n) for text in texts) if ngrams]
     _check_any(usable, n)

@@ -28,11 +28,11 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: int64 (...), already shifted: `targets[t]` is the token that follows the input at t.
 
     Returns:
-        A scalar. 0 where every target is ignored, and never NaN for that reason.
+        A scalar; 0, not NaN, if every target is ignored.
 
     Raises:
-        InputError: if a shape or a type is another. On the CPU also if a target is outside the vocabulary; a GPU would
-            have to be waited for.
+        InputError: if a shape or a type is wrong. On the CPU also if a target is outside the vocabulary; on a GPU, this
+            check would have to wait for the device.
     """
     tensors = isinstance(logits, Tensor) and isinstance(targets, Tensor) and logits.is_floating_point()
     if not tensors or (targets.dtype, targets.shape) != (torch.int64, logits.shape[:-1]):
@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens the model seems to choose."""
+        """exp(loss): as if the model chose among so many equally likely tokens."""
         return perplexity(self.loss)
 
     def bits_per_character(self, num_characters: int) -> float:
@@ -82,9 +82,9 @@ class Evaluation:
 def evaluate_batches(
     model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: VocabSize | None = None
 ) -> Evaluation:
-    """The loss over all targets of some batches that are not -100.
+    """The mean loss over all targets of some batches that are not -100.
 
-    The model is in evaluation mode meanwhile, and in its former mode afterwards.
+    The model is put into evaluation mode, and back into its former mode at the end.
 
     Args:
         model: the model; its device is used.
@@ -110,20 +110,21 @@ def evaluate(
     stride: int | None = None,
     vocab_size: VocabSize | None = None,
 ) -> Evaluation:
-    """The loss over a whole text, in order: every token except the first is predicted exactly once.
+    """The mean loss over a whole text, in order: every token except the first is predicted exactly once.
 
-    The model is in evaluation mode meanwhile, and in its former mode afterwards.
+    The model is put into evaluation mode, and back into its former mode at the end.
 
     Args:
         model: the model; its device is used.
         ids: the text, (number of tokens,); each id lies in the model's vocabulary.
         dtype: of the matrix products.
-        stride: from one window of `block_size` to the next; see `windows_in_order`. Side by side by default.
+        stride: from the start of one window of `block_size` to the start of the next; see `windows_in_order`. By
+            default the windows do not overlap.
         vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Raises:
-        DataError: if there is nothing to predict: fewer than two tokens.
-        InputError: if the stride does not lie in 1 .. `block_size`.
+        DataError: if there are fewer than two tokens, so that there is nothing to predict.
+        InputError: if the stride is not from 1 to `block_size`.
     """
     block_size = model.config.block_size
     if len(ids) < 2:
@@ -137,7 +138,7 @@ def evaluate(
 @checked
 @torch.no_grad()
 def next_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> Tensor:
-    """The log-probabilities of whatever may follow each token, given all tokens before: (T, V), in float32 or better.
+    """The log-probabilities of the next token after each token: (T, V), in float32 or float64.
 
     Args:
         model: used in evaluation mode.
@@ -186,7 +187,7 @@ def sequence_log_prob(
         vocab_size: the tokenizer's; see `parameters.with_text`.
 
     Returns:
-        One number, or one for each sequence. A sequence of one token predicts nothing: 0.
+        One number, or one for each sequence. It is 0 for a sequence of one token, where nothing is predicted.
 
     Raises:
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.

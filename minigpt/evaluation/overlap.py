@@ -1,7 +1,8 @@
-"""What of a text stands word for word in a training set: did a model write it, or remember it?
+"""Which parts of a text stand word for word in a training set: did a model write them, or remember them?
 
-One number a word answers all: how many words, up to and including it, stand in the training set in a row. The largest
-is the longest copied span, and an n-gram occurs in the training set if the number at its last word is n or more.
+One number for each word answers all questions: the length in words of the longest span that ends with this word and
+stands in the training set. The largest number is the longest copied span; an n-gram occurs in the training set if the
+number of its last word is at least n.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -13,11 +14,11 @@ from minigpt.evaluation.diversity import WORD, words
 
 @dataclass(frozen=True)
 class Overlap:
-    """A text beside a training set.
+    """A text compared with a training set.
 
     Attributes:
         text: as it was given.
-        lengths: for each of its words, how many words in a row end there and stand in the training set.
+        lengths: for each of its words, the length of the longest span that ends there and stands in the training set.
     """
 
     text: str = field(repr=False)
@@ -25,12 +26,12 @@ class Overlap:
 
     @property
     def longest(self) -> int:
-        """The longest span copied from the training set, in words; 0 if none of the words is known there."""
+        """The longest span copied from the training set, in words; 0 if the training set has none of the words."""
         return max(self.lengths, default=0)
 
     @property
     def longest_text(self) -> str:
-        """That span as the text spells it, its blanks too; of several the first."""
+        """This span as the text has it, blanks included; if there are several, the first."""
         if not self.longest:
             return ""
         end = self.lengths.index(self.longest)
@@ -41,12 +42,13 @@ class Overlap:
 def overlaps(texts: Sequence[str], training: Iterable[str]) -> list[Overlap]:
     """Compare texts with a training set.
 
-    Words must be equal, case included; the blanks between them need not, so that a text is not made new by other line
-    ends. No span goes from one text, or one training document, into the next.
+    Words must be equal, case included. The blanks between them need not be equal, so that different line ends do not
+    hide a copy. No span goes from one text, or one training document, into the next.
 
     Args:
-        texts: what was written. They are held in memory with some 600 bytes a word.
-        training: its documents. They are read once, a word at a time: millions of words take seconds.
+        texts: the texts. They are held in memory with some 600 bytes a word.
+        training: the documents of the training set. They are read once, a word at a time: millions of words take
+            seconds.
     """
     known = SuffixAutomaton([words(text) for text in texts])
     found = known.matching_lengths((word[0] for word in WORD.finditer(document)) for document in training)
@@ -57,8 +59,8 @@ def copied_share(found: Sequence[Overlap], n: int) -> float:
     """The share of the n-grams of all texts that occur in the training set.
 
     Args:
-        found: of `overlaps`.
-        n: words in a row. 13 is what Brown et al. (2020) looked for between training set and tests.
+        found: as `overlaps` returns them.
+        n: words in a row. Brown et al. (2020) used 13 to find test data in a training set.
 
     Raises:
         InputError: if no text has n words.
@@ -70,11 +72,11 @@ def copied_share(found: Sequence[Overlap], n: int) -> float:
 
 
 class SuffixAutomaton:
-    """All runs of words that some texts have, as paths from state 0 (Blumer et al., 1985).
+    """All spans of words that some texts have, as paths from state 0 (Blumer et al., 1985).
 
-    Every run leads to one state, and a state stands for runs that end at the same places. The longest of these has
-    `_lengths[state]` words. The shorter ones are its suffixes, down to where they occur at more places: these belong to
-    `_links[state]`. There are at most two states a word, however many runs there are.
+    Every span leads to one state, and all spans of a state end at the same positions in the texts. The longest of them
+    has `_lengths[state]` words; the others are its suffixes. Suffixes so short that they end at more positions belong
+    to `_links[state]`. There are at most two states for each word, however many spans there are.
 
     Args:
         texts: the words, or other tokens, of each text.
@@ -84,7 +86,7 @@ class SuffixAutomaton:
         self._steps: list[dict[Hashable, int]] = [{}]
         self._links = [-1]
         self._lengths = [0]
-        self._ends: list[list[int]] = []  # for each text, the state of everything up to a word
+        self._ends: list[list[int]] = []  # for each text and word, the state of everything up to this word
         state = 0
         for text in texts:
             ends = []
@@ -92,26 +94,27 @@ class SuffixAutomaton:
                 state = self._append(state, word)
                 ends.append(state)
             self._ends.append(ends)
-            state = self._append(state, object())  # a word that equals no other, so that no run crosses it
+            state = self._append(state, object())  # a word that equals no other, so that no span crosses it
 
     def matching_lengths(self, training: Iterable[Iterable[Hashable]]) -> list[list[int]]:
-        """For each word of each text, how many words in a row end there and stand in one of the training documents.
+        """For each word of each text, the length of the longest span that ends there and stands in a training document.
 
-        These are the matching statistics of Chang and Lawler (1994). Time grows with the number of words, memory not.
+        These are the matching statistics of Chang and Lawler (1994). Time grows with the number of training words,
+        memory does not.
         """
-        longest = [0] * len(self._steps)  # of the runs of each state, as far as training has shown
+        longest = [0] * len(self._steps)  # state -> length of its longest span that was found in training
         for document in training:
             self._follow(document, longest)
         order = sorted(range(1, len(longest)), key=self._lengths.__getitem__)
-        for state in reversed(order):  # where a run stands, its suffixes stand
+        for state in reversed(order):  # if a span was found, so were its suffixes
             if longest[state]:
                 longest[self._links[state]] = self._lengths[self._links[state]]
-        for state in order:  # of a run that does not, a suffix may
+        for state in order:  # if none of its spans was found, a shorter suffix may have been
             longest[state] = longest[state] or longest[self._links[state]]
         return [[longest[state] for state in ends] for ends in self._ends]
 
     def _follow(self, document: Iterable[Hashable], longest: list[int]) -> None:
-        """Walk along a document, always in the state of the longest run that ends here and that the texts have too."""
+        """Walk along a document, always in the state of the longest span that ends here and stands in the texts."""
         steps, links, lengths = self._steps, self._links, self._lengths
         state = length = 0
         for word in document:
@@ -137,7 +140,7 @@ class SuffixAutomaton:
         return new
 
     def _shared(self, state: int, word: Hashable) -> int:
-        """The state of the longest run of `state` and then `word`, parted from longer runs that end at fewer places."""
+        """The state of `state`'s longest span followed by `word`, split off from longer spans if it shares theirs."""
         after = self._steps[state][word]
         length = self._lengths[state] + 1
         if self._lengths[after] == length:

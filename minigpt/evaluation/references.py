@@ -1,4 +1,4 @@
-"""How near texts come to references, one for each: BLEU and chrF, as sacrebleu counts them."""
+"""How close texts are to references, one for each: BLEU and chrF, as sacrebleu computes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Nearness:
     Attributes:
         bleu: of words up to four in a row, over all texts (Papineni et al., 2002).
         chrf: of characters up to six in a row (Popović, 2015).
-        signatures: what sacrebleu says that it did, to be quoted with the numbers (Post, 2018).
+        signatures: sacrebleu's description of how it counted, to be quoted with the numbers (Post, 2018).
     """
 
     bleu: float
@@ -26,11 +26,11 @@ def nearness(texts: Sequence[str], references: Sequence[str]) -> Nearness:
     """Compare each text with its reference.
 
     Args:
-        texts: what was written; N of them.
-        references: what should have been, N too and in the same order.
+        texts: N texts.
+        references: N texts that should have been written, in the same order.
 
     Raises:
-        DataError: if their numbers differ.
+        DataError: if there are not as many references as texts.
         ConfigError: if sacrebleu is not installed.
     """
     if len(texts) != len(references):

@@ -1,10 +1,10 @@
-"""The machine: its files, its network, its devices, its screen. Nothing here knows of models.
+"""The machine: its files, its network, its devices, its screen. Nothing here knows about models.
 
 The files, each of which imports only from those above it::
 
     terminal    tables, bars and maps in characters
-    files       writing a file or a folder so that it is whole or not there; reading one that may be something else
+    files       writing a file or a folder completely or not at all; reading files that may not be what they seem
     downloads   one verified file from a URL or the package index
-    device      which device and number format, and why
-    figures     an empty picture, and a picture's way to a file
+    device      the choice of device and number format, with the reason
+    figures     new pictures, their texts, and writing them to a file
 """

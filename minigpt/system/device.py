@@ -1,4 +1,4 @@
-"""Where to compute, and in which number format: chosen automatically, said in one line, refused with a reason."""
+"""Where to compute, and in which number format: chosen automatically, or checked if the user has chosen."""
 
 import ctypes
 import platform
@@ -10,13 +10,13 @@ import torch
 
 from minigpt.errors import ConfigError, passed
 
-LARGEST_IN_HEAP = 2**25  # bytes of a block; a larger one is mapped alone, and returned. glibc allows no more
+LARGEST_IN_HEAP = 2**25  # bytes, glibc's upper limit; a larger block is mapped alone, and given back when it is freed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def available_devices() -> list[str]:
-    """The kinds of device that torch can use on this machine, fastest first."""
+    """The kinds of device that torch can use on this machine, the fastest first."""
     kinds = []
     if torch.cuda.is_available():
         kinds.append("cuda")
@@ -47,9 +47,9 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def processor() -> str:
-    """The processor, and the instructions of the kernels that torch chose for it: they decide how sums are rounded."""
+    """The processor, and the instruction set that torch's kernels use on it, which decides how sums are rounded."""
     name = platform.processor() or platform.machine()
-    with suppress(OSError):  # Linux, where platform knows the architecture alone
+    with suppress(OSError):  # on Linux, `platform` knows only the architecture
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
@@ -60,7 +60,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # AVX-512 without tiles multiplies bfloat16 too, but not reliably faster: left to --dtype bfloat16.
+        # AVX-512 without tiles multiplies bfloat16 too, but not reliably faster: it is used only with --dtype bfloat16.
         return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
     return False
 
@@ -97,10 +97,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep the memory that tensors give back; true where it can be told to (glibc).
+    """Let the C library keep the memory that tensors have freed. Returns whether this worked: only glibc can do it.
 
-    By default it returns large blocks to the kernel, and a training step on a CPU, which frees and takes the same
-    blocks over and over, pays thousands of page faults to get them again.
+    By default it gives large blocks back to the kernel. A training step on a CPU frees and takes the same blocks over
+    and over, and would pay thousands of page faults to get them again.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     try:

@@ -1,12 +1,12 @@
 """One verified file from a URL or from the package index.
 
-A file is known by its sha256. It arrives under a temporary name beside its target, is checked, and only then takes the
-target's name, so a target is whole or absent: never half a file, never somebody's login page. A target that has the
-right sum already is returned without a look at the network.
+A file is identified by its sha256. It arrives under a temporary name beside its target, is checked, and only then takes
+the target's name, so a target is whole or absent: never half a file, never a login page. If the target has the right
+checksum already, the network is not used.
 
-The package index is the second source because it is often the only one that a machine reaches: companies, classrooms
-and build servers mirror it. Where it lies, and by which certificate, proxy and password it is reached, is read from
-pip's own configuration. Archives from there are read as data: nothing is installed, unpacked to disk or executed.
+The package index is the second source because it is often the only one that a machine can reach: companies, classrooms
+and build servers mirror it. Its address, certificate, proxy and password are read from pip's own configuration.
+Archives from there are read as data: nothing is installed, unpacked to disk or executed.
 """
 
 import ast
@@ -43,12 +43,12 @@ from minigpt.system.files import atomic_write, stand_in
 
 T = TypeVar("T")
 
-MAX_DOWNLOAD = 2 * 1024**3  # bytes; a server that sends more is not sending what was asked for
+MAX_DOWNLOAD = 2 * 1024**3  # bytes; a server that sends more does not send the file that was asked for
 MAX_PAGE = 64 * 1024**2  # bytes of one project's page in the package index
 MAX_MEMBER = 256 * 1024**2  # bytes of one file inside an archive
-BAR_FROM = 1024**2  # bytes from which a download is worth a progress bar
+BAR_FROM = 1024**2  # bytes; smaller downloads have no progress bar
 CHUNK = 64 * 1024
-PATIENCE = 60.0  # seconds within which an answer must begin, and in each of which MIN_SPEED is kept on average
+PATIENCE = 60.0  # seconds: an answer must begin within them, and then reach MIN_SPEED on average in each such span
 MIN_SPEED = 1024  # bytes a second
 
 PYPI = "https://pypi.org/simple/"
@@ -63,7 +63,7 @@ class UnwritableFolderError(DownloadError):
 
 
 class _AttemptError(Exception):
-    """Why one attempt failed, in a few words. The public functions add what was wanted and how to get it by hand."""
+    """Why one attempt failed, in a few words. The public functions add what was tried, and how to get it by hand."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PackageFile:
 def cache_dir() -> Path:
     """The folder of downloaded files: the environment variable MINIGPT_CACHE, else `data` in the working directory.
 
-    It may be read-only: the files that are there are used, and others cannot be added.
+    It may be read-only: then its files are used, and no file can be added.
     """
     return Path(os.environ.get("MINIGPT_CACHE") or "data").expanduser()
 
@@ -90,7 +90,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def mismatch(path: Path, sha256: str) -> str | None:
-    """None if `path` is the file with that sum, else one phrase on what it looks like instead."""
+    """None if the file at `path` has this checksum, else a phrase that says what it looks like instead."""
     if not path.is_file():
         return "no file"
     found = sha256_of(path)
@@ -111,16 +111,16 @@ def _looks(head: bytes, size: int, expected: str, found: str) -> str:
 
 
 def fetch_url(url: str, target: Path, *, sha256: str, timeout: float = 20.0) -> Path:
-    """Make `target` the file with that sum: left as it is if it has it, else downloaded.
+    """Download a file to `target`, unless `target` has the right checksum already.
 
     Args:
         url: an http, https or file URL.
-        target: where the file belongs. Its folder is made; what was there is replaced only by the right file.
-        sha256: the sum of the right file.
+        target: where the file belongs. Its folder is made; an existing file is replaced only by the right one.
+        sha256: the checksum of the right file.
         timeout: seconds to wait for each address of the host to answer, and for the body whenever it pauses.
 
     Raises:
-        DownloadError: if it cannot be fetched, or what came is another file.
+        DownloadError: if it cannot be downloaded, or another file came.
     """
     if mismatch(target, sha256) is None:
         return target
@@ -132,13 +132,13 @@ def fetch_url(url: str, target: Path, *, sha256: str, timeout: float = 20.0) -> 
 
 
 def fetch_package(package: PackageFile, target: Path, *, timeout: float = 20.0) -> Path:
-    """Make `target` that file of the package index: left as it is if it has its sum, else taken from where pip looks.
+    """Download a file of the package index to `target`, unless `target` has the right checksum already.
 
-    In this order, until one has the right file: pip's `find-links` folders, its `index-url` (PyPI if none is set), its
-    `extra-index-url`s. Its `no-index`, `cert` and `proxy` are honoured.
+    It is searched where pip would search, until one place has the right file: in pip's `find-links` folders, its
+    `index-url` (PyPI if none is set), its `extra-index-url`s. pip's `no-index`, `cert` and `proxy` are respected.
 
     Raises:
-        DownloadError: if none of them gives it, with the reason of each.
+        DownloadError: if no place has it, with the reason for each.
     """
     if mismatch(target, package.sha256) is None:
         return target
@@ -168,7 +168,7 @@ def _error(what: str, reason: str, target: Path, sha256: str) -> DownloadError:
 def read_archive(archive: Path, pattern: str) -> dict[str, bytes]:
     """Read the members of a .tar.gz, .whl or .zip whose full name matches a glob: name -> content, sorted by name.
 
-    Links, devices and folders are passed over. A name is a key here and never a path, so a hostile one leads nowhere.
+    Links, devices and folders are skipped. A name is only a key here, never a path, so a hostile name can do no harm.
 
     Raises:
         DataError: if the archive is damaged, or a member is too large.
@@ -201,23 +201,23 @@ def _read_zip(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_size(archive: Path, name: str, size: int) -> None:
-    """Refuse a member that would fill the memory. The size is the header's; the readers read no more than that."""
+    """Refuse a member that would fill the memory. `size` is what its header says, and no more than that is read."""
     if size > MAX_MEMBER:
         raise DataError(f"{name} in {archive} has {size:,} bytes, more than {MAX_MEMBER:,}", "use another archive")
 
 
 def given_up(work: Callable[[], T], moved: Callable[[], int], patience: float) -> T:
-    """The result of some work with a network, which is left alone when nothing comes of it any more.
+    """The result of `work`, which uses the network, unless no more bytes come.
 
-    A connection has a limit for each of its silences, and a server that sends a byte before each ends never breaks it.
+    A connection's timeout limits only the wait for each byte: a server that sends one now and then never reaches it.
 
     Args:
         work: what to do; its errors are raised here.
-        moved: how many bytes have come so far.
-        patience: seconds in which the number has to grow.
+        moved: returns how many bytes have come so far.
+        patience: seconds within which this number must grow.
 
     Raises:
-        TimeoutError: if it does not. The work may go on in the background until this process ends.
+        TimeoutError: if it does not grow. The work may go on in the background until this process ends.
     """
     outcome: list[Callable[[], T]] = []
 
@@ -225,7 +225,7 @@ def given_up(work: Callable[[], T], moved: Callable[[], int], patience: float) -
         try:
             result = work()
             outcome.append(lambda: result)
-        except BaseException as error:  # to be raised where somebody waits for it
+        except BaseException as error:  # the thread that waits below raises it
             outcome.append(partial(_raise, error))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -293,7 +293,7 @@ def _pieces(response: Any, limit: int, name: str) -> Iterator[bytes]:
     with tqdm(total=announced, desc=name, unit="B", unit_scale=True, leave=False, disable=hide) as bar:
         while True:
             with _network_errors_as_attempt_errors():
-                piece = response.read1(CHUNK)  # what is there, and not only when there is so much
+                piece = response.read1(CHUNK)  # up to CHUNK bytes, as many as have come, without waiting for more
             if not piece:
                 break
             received += len(piece)
@@ -311,7 +311,7 @@ def _pieces(response: Any, limit: int, name: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _network_errors_as_attempt_errors() -> Iterator[None]:
-    # `from None`, and only texts that cannot quote a URL: a password in one must not be seen in an error.
+    # `from None`, and only texts that cannot quote a URL, because an error must not show a password in it.
     try:
         yield
     except _AttemptError:
@@ -320,7 +320,7 @@ def _network_errors_as_attempt_errors() -> Iterator[None]:
         error.close()
         refused = ", a redirect that was refused" if 300 <= error.code < 400 else ""
         raise _AttemptError(f"HTTP status {error.code}{refused}") from None
-    except OSError as error:  # URLError is one too, and wraps the true reason
+    except OSError as error:  # URLError is one too, and contains the true reason
         cause = error.reason if isinstance(error, URLError) else error
         reason = (cause.strerror or cause) if isinstance(cause, OSError) else cause
         raise _AttemptError(" ".join(str(reason).split())) from None
@@ -329,7 +329,7 @@ def _network_errors_as_attempt_errors() -> Iterator[None]:
 
 
 class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but not to a weaker connection, and take the password along only to the same host."""
+    """Follow redirects, but not to a weaker connection, and send the password only to the same host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -346,7 +346,7 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener(pip: dict[str, str]) -> urllib.request.OpenerDirector:
-    """What opens URLs: with pip's certificates and proxy if it names any, else with the system's and environment's."""
+    """What opens URLs, with pip's certificates and proxy if it has any, else with the system's and environment's."""
     handlers: list[urllib.request.BaseHandler] = [_CarefulRedirects()]
     if cert := pip.get("cert"):
         if not os.path.exists(cert):
@@ -359,7 +359,7 @@ def _opener(pip: dict[str, str]) -> urllib.request.OpenerDirector:
 
 
 def _redacted(url: str) -> str:
-    """The URL for people's eyes. It hides too much rather than too little: a password may have a slash in it."""
+    """The URL without its password, for errors. It hides too much rather than too little: a password may have a "/"."""
     return re.sub(r"//.*@", "//***@", url)
 
 
@@ -367,11 +367,11 @@ def _redacted(url: str) -> str:
 
 
 def _pip_settings() -> dict[str, str]:
-    """Pip's settings by the name of their option, from its files and, stronger, from the environment."""
+    """The settings of pip by the name of their option, from its files and from the environment, which has priority."""
     settings = {}
-    # -P: a folder named pip in the working directory is not the pip that is meant.
+    # -P: do not import a folder named pip in the working directory.
     command = [sys.executable, "-P", "-X", "utf8", "-m", "pip", "config", "list"]
-    # There is no pip, as in an environment made by uv; or what it says is no text.
+    # There may be no pip, as in an environment made by uv; or its output may not be text.
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, SyntaxError):
         listing = subprocess.run(  # noqa: S603 - every word of the command is ours
             command, capture_output=True, encoding="utf-8", check=True, timeout=20
@@ -388,7 +388,7 @@ def _places(pip: dict[str, str], package: PackageFile) -> Iterator[tuple[str, bo
     """Yield the URLs where pip would look for a project's files, and whether each is a page of links or the file."""
     for folder in pip.get("find-links", "").split():
         file = _local_path(folder) / package.filename
-        if os.path.isfile(file):  # which, unlike the path's own method, is False for a name that no file can have
+        if os.path.isfile(file):  # unlike `Path.is_file`, False for a name that no file can have
             yield file.resolve().as_uri(), False
     if pip.get("no-index", "").lower() in ("1", "on", "t", "true", "y", "yes"):
         return
@@ -402,7 +402,7 @@ def _places(pip: dict[str, str], package: PackageFile) -> Iterator[tuple[str, bo
 
 
 def _local_path(place: str) -> Path:
-    """A path, or what a file URL names; a URL that makes no sense names what is not there."""
+    """A path, or the path of a file URL; for a malformed URL, a path that does not exist."""
     with contextlib.suppress(ValueError):
         return Path(urllib.request.url2pathname(urlsplit(place).path) if place.startswith("file:") else place)
     return Path(place)
@@ -418,7 +418,7 @@ def _link(page: str, filename: str, timeout: float, pip: dict[str, str]) -> str:
         links = _json_links(text) if is_json else _html_links(text)
         url = urljoin(base, links[filename]) if filename in links else None
         here, there = urlsplit(page), urlsplit(url or "")
-    except Exception:  # the parsers have more kinds of their own than they say
+    except Exception:  # the parsers raise more kinds than they document
         raise _AttemptError("its page is not a list of files") from None
     if url is None:
         raise _AttemptError(f"its page has no file {filename}")

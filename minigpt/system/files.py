@@ -1,8 +1,8 @@
-"""Writing a file so that it is either whole or not there, and reading one that may be something else than it seems.
+"""Writing files completely or not at all, and reading files that may not be what they seem.
 
-A folder may come from somebody else, with links in it that lead to files of ours. So what is written below a folder
-never follows a link there: a file or a folder gets its name by a rename, which replaces a link, and a file that is
-appended to is looked at after it was opened, when nobody can exchange it any more.
+A folder may come from somebody else and contain links to our files. So nothing that is written in a folder follows a
+link there: a file or a folder gets its name by a rename, which replaces a link, and a file that is appended to is
+checked after it was opened, when nobody can exchange it any more.
 """
 
 import codecs
@@ -21,26 +21,26 @@ from typing import IO, Any, Literal
 
 from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line, named
 
-FETCH_AGAIN = "copy or download it again from where it came from"
+FETCH_AGAIN = "copy or download it again from its source"
 
-_UNFINISHED = ".minigpt-"  # how a name begins while what it shall name is written
-_PART = "part"  # all that a folder of such a name holds
+_UNFINISHED = ".minigpt-"  # how the temporary name of an unfinished file or folder begins
+_PART = "part"  # the only thing in a folder with such a name
 _LEFT_FOLDER = re.compile(re.escape(_UNFINISHED) + "[a-z0-9_]{8}")  # with the random part that `tempfile` makes
 _LEFT_FILE = re.compile(re.escape(_UNFINISHED) + r".+\.[a-z0-9_]{8}\.tmp")
-_BLANKS = " \t\n\r"  # of JSON
-_LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, and a vocabulary of every character there is, 21
+_BLANKS = " \t\n\r"  # JSON's white space
+_LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, a vocabulary of all Unicode characters 21 million
 
 
 @contextmanager
 def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only when the block ends well.
+    """A binary file that takes its name only when the `with` ends without an error.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and then replace `path` in one step: whoever
-    reads `path` at any moment, or after a crash, finds the old content or the new, never a part.
+    The bytes go to a temporary file in the same folder, reach the disk, and then replace `path` in one step: reading
+    `path` at any moment, or after a crash, gives the old content or the new, never a part.
 
     Args:
         path: of the file.
-        root: a folder above it, such as a cache, between which and the file no link is followed.
+        root: a folder above it, such as a cache: no link is followed from there down to the file.
 
     Raises:
         OSError: if the folder cannot be written, or a link leads out of `root`; `path` is as it was, and nothing is
@@ -55,7 +55,7 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; this one is as open as any other
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
@@ -63,14 +63,14 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def open_to_append(path: Path) -> IO[bytes]:
-    """A file to write at its end, made if it is not there, and which may be cut.
+    """A file open for appending and truncating; it is made if it does not exist.
 
     Raises:
-        OSError: if it cannot be written, or is not a regular file that lies in this folder alone: a link, or a second
-            name of a file elsewhere. It was looked at after it was opened, so nothing can take its place in between.
+        OSError: if it cannot be written, is not a regular file, or is a link or a second name (hard link) of a file
+            elsewhere. This is checked after opening, so nothing can take its place in between.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-    for careful in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # as far as the system has them
+    for careful in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # those that the system has
         flags |= getattr(os, careful, 0)
     descriptor = os.open(path, flags, 0o666)
     try:
@@ -85,17 +85,17 @@ def open_to_append(path: Path) -> IO[bytes]:
 
 
 def _check_place(descriptor: int, path: Path, root: Path) -> None:
-    """Refuse an open file that is not the one at `path`, no link followed below `root`."""
+    """Raise if an open file is not the one at `path`, reached from `root` without following a link."""
     place = root.resolve() / path.relative_to(root)
     if place.parent.resolve() != place.parent or not os.path.samestat(os.fstat(descriptor), os.lstat(place)):
         raise OSError(errno.ELOOP, f"a link leads out of {root}, and is not followed", str(path))
 
 
 def check_no_links(folder: Path) -> None:
-    """Refuse a folder to work in that has a link in it: what is written there would land elsewhere.
+    """Raise if a folder to work in contains a link: files written there would land elsewhere.
 
     Raises:
-        CheckpointError: with the link, and where it leads.
+        CheckpointError: if it does; it names the link and its target.
     """
     for path in folder.iterdir():
         if path.is_symlink():
@@ -107,16 +107,16 @@ def check_no_links(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, whose files appear in `folder` only when the block ends well.
+    """An empty folder to write into, whose files appear in `folder` only when the `with` ends without an error.
 
     Args:
-        folder: must not exist, and then it appears in one step, or be empty. It may be a link, or on another disk.
+        folder: must be empty, or not exist; in the latter case it appears in one step. It may be a link, or a mount.
 
     Raises:
-        OSError: if the folder cannot be written; neither it nor its parents are then new.
+        OSError: if the folder cannot be written; then no new folder is left behind.
     """
-    folder = folder.resolve()  # the target of a link need not be there yet
-    if folder.exists():  # it may be a mount, or all that can be written: so it stays, and the work is done in it
+    folder = folder.resolve()  # the target of a link need not exist yet
+    if folder.exists():  # it may be a mount, or the only writable folder: so work inside it, and do not replace it
         with _temporary_folder(folder) as part:
             yield part
             for file in sorted(part.iterdir()):
@@ -129,7 +129,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         with new_folder(folder) as part:
             yield part
     except BaseException:
-        with suppress(OSError):  # somebody else may have written there meanwhile
+        with suppress(OSError):  # another process may have written there meanwhile
             for parent in new_parents:
                 parent.rmdir()
         raise
@@ -137,10 +137,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `folder` in one step when the block ends well.
+    """An empty folder to write into, which becomes `folder` in one step when the `with` ends without an error.
 
     Raises:
-        OSError: if it cannot be written, or something has the name already, a link too, which stays as it is.
+        OSError: if it cannot be written, or anything, even a link, has the name already; that is not changed.
     """
     with _temporary_folder(folder.parent) as part:
         yield part
@@ -151,13 +151,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
-        part = Path(temporary) / _PART  # as open as any other folder, which the temporary one is not
+        part = Path(temporary) / _PART  # with the usual permissions, which the temporary folder lacks
         part.mkdir()
         yield part
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a process that was killed while it wrote in a folder has left half-written there, and nothing else."""
+    """The unfinished files and folders in `folder` of processes that were killed while they wrote there."""
     return [
         path
         for path in folder.glob(f"{_UNFINISHED}*")
@@ -167,16 +167,16 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def take_name(folder: Path, name: Path) -> None:
-    """Rename a folder, and remove the one that had the name."""
+    """Rename a folder to `name`, and remove the folder that had this name."""
     with tempfile.TemporaryDirectory(dir=name.parent, prefix=_UNFINISHED) as rubbish:
         if name.exists():
-            name.replace(Path(rubbish) / _PART)  # half removed, it must not have its name
+            name.replace(Path(rubbish) / _PART)  # so that it never has its name while it is half removed
         folder.replace(name)
         sync_folder(name.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (and not what it leads to), or a folder with all that is in it."""
+    """Remove a file, a link (but not its target), or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -184,51 +184,51 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: a renamed file is safe from a power cut only when its folder is."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the file system sees to it
+    """Write the names in a folder to the disk: without this, a power cut can undo the renaming of a file."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the file system does this itself
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives know no such thing
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot do this
                 raise
         finally:
             os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with its line ends kept, whole or not at all."""
+    """Write UTF-8 text, its line ends unchanged, completely or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def named_path(name: object, what: str) -> Path:
-    """The path that somebody has named, with ~ for the home folder; there need not be anything.
+    """The path that a user has given, with "~" replaced by the home folder; it need not exist.
 
     Args:
         name: a text or a path.
-        what: is named, for an error: an argument or a flag.
+        what: the name of the argument or flag, for an error.
 
     Returns:
-        It, such that naming it again changes nothing.
+        The path; `named_path` of it gives the same path again.
 
     Raises:
-        InputError: if it is something else, or nothing can be called so.
+        InputError: if `name` is neither, or no file can have this name.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{named(what, name)} is no path", "give a text or a pathlib.Path")
     try:
         path = Path(os.path.expanduser(name))
         os.lstat(path)
-    except (OSError, ValueError) as error:  # the latter of a zero byte, or half a character
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or half a character
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
             why = getattr(error, "strerror", None) or error
             raise InputError(f"{named(what, str(name))} cannot name a file: {why}", "check the path") from None
-    return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # of "./~", a folder here
+    return path.absolute() if path.parts[:1] and path.parts[0].startswith("~") else path  # "./~" is a folder here
 
 
 def check_unused(path: Path) -> None:
-    """Refuse a folder that holds something already: nothing is overwritten.
+    """Raise if a folder is not empty: nothing is overwritten.
 
     Raises:
         CheckpointError: if the folder is not empty, or the path is a file.
@@ -241,14 +241,14 @@ def check_unused(path: Path) -> None:
 
 
 def check_output(path: Path, endings: Sequence[str]) -> None:
-    """See before long work that its result can be written here; the folders that it needs are made later.
+    """Check, before long work, that its result can be written to `path`; missing folders are made later.
 
     Args:
         path: of the result.
-        endings: those that say in which format, such as ".png".
+        endings: the possible endings, each of which stands for a format, such as ".png".
 
     Raises:
-        InputError: if the path ends otherwise, is a folder, or lies where no file can be made.
+        InputError: if the path has another ending, is a folder, or no file can be made there.
     """
     if path.suffix.lower() not in endings:
         raise InputError(
@@ -265,9 +265,10 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
 
 
 def stand_in(beginning: bytes) -> Literal["nothing", "pointer", "page"] | None:
-    """What came in the place of a file that begins so, as far as 64 bytes tell: nothing, a git-lfs pointer, a page.
+    """What stands in the place of the file that was wanted, if its first 64 bytes show it; None if they do not.
 
-    A page is one in HTML or XML, with which a server answers that does not give the file.
+    "nothing": the file is empty. "pointer": a git-lfs pointer. "page": HTML or XML, by which a server says that it does
+    not give the file.
     """
     text = beginning.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if not beginning:
@@ -278,7 +279,7 @@ def stand_in(beginning: bytes) -> Literal["nothing", "pointer", "page"] | None:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The beginning of a file, once it is clear that it is none of the things often saved in the place of another.
+    """The first bytes of a file, after checking that it is not one of the things often saved in the place of another.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -306,10 +307,10 @@ def first_bytes(path: Path) -> bytes:
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The content of a file, or of a pipe until its writers are done; a pipe to which nobody writes is empty.
+    """The content of a file, or of a pipe until its writers close it; a pipe that nobody writes to is empty.
 
     Raises:
-        OSError: if it cannot be read, is something else, which may have no end, or has more than `most` bytes.
+        OSError: if it cannot be read, has more than `most` bytes, or is neither (a device, which may have no end).
     """
     with open(path, "rb", opener=_open_at_once) as file:
         kind = os.fstat(file.fileno()).st_mode
@@ -322,7 +323,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """As `open`, except that it does not wait for a pipe to which nobody writes."""
+    """As `os.open`, except that it does not wait for a pipe that nobody writes to."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if os.name == "posix":
         os.set_blocking(descriptor, True)  # its writers are
@@ -334,7 +335,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is something else, or larger than 64 MiB.
+        CheckpointError: if it is not text, or larger than 64 MiB.
     """
     first_bytes(path)
     if path.stat().st_size > _LARGEST_TEXT:
@@ -346,7 +347,7 @@ def read_text(path: Path) -> str:
 
 
 def parsed_json(text: str | bytes) -> Any:
-    """What JSON says, as every file of it is read: a key that is there twice is refused, and not the last one taken.
+    """The value of a JSON text, for every JSON file that is read. A key that occurs twice is an error here.
 
     Raises:
         ValueError: if it is no JSON, or has a key twice.
@@ -356,10 +357,10 @@ def parsed_json(text: str | bytes) -> Any:
 
 
 def json_items(text: str) -> Iterator[Any]:
-    """The items of a JSON array one by one, each read as by `parsed_json`: so it can be told which one is wrong.
+    """The items of a JSON array, parsed one by one as by `parsed_json`, so that an error can say which one is wrong.
 
     Raises:
-        ValueError: if it is no such array, or a key is there twice.
+        ValueError: if it is no JSON array, or a key occurs twice.
         RecursionError: if an item is nested too deeply.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -373,7 +374,7 @@ def json_items(text: str) -> Iterator[Any]:
 
 
 def _past_mark(text: str, at: int, marks: str) -> tuple[int, str]:
-    """Where the next thing stands behind one of these marks, with or without blanks around it; and which it is."""
+    """Skip one of these marks, and white space around it; returns the index after them, and the mark."""
     found = re.compile(f"[{_BLANKS}]*([{re.escape(marks)}])[{_BLANKS}]*").match(text, at)
     if not found:
         raise json.JSONDecodeError(f"Expecting {marks[0]!r} delimiter", text, at)
@@ -400,7 +401,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def twice(names: Iterable[str]) -> list[str]:
-    """Those that are there more than once, in their order, found in one pass: a file may have any number of names."""
+    """The names that occur more than once, in their order. One pass, because a file may have any number of names."""
     return [name for name, times in Counter(names).items() if times > 1]
 
 
@@ -410,7 +411,7 @@ def described(path: Path) -> str:
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first ten of them, and how many more there are, for an error's line."""
+    """The first ten items, and how many more there are, for an error's line."""
     more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
     return separator.join(items[:10]) + more
 

@@ -1,4 +1,4 @@
-"""Arrays -> lines of 80 columns, in characters that need no colour: tables, grids of numbers, heat maps, bars."""
+"""Arrays -> lines of 80 columns, without colours: tables, grids of numbers, heat maps, bars."""
 
 import dataclasses
 import math
@@ -13,29 +13,29 @@ import numpy.typing as npt
 
 WIDTH = 80  # columns of a terminal
 SHADES = " ░▒▓█"
-STEPS = (0.06, 0.25, 0.5, 0.75)  # from these shares of the largest value on, the next shade
+STEPS = (0.06, 0.25, 0.5, 0.75)  # at these shares of the largest value, the next shade begins
 Array = npt.NDArray[Any]
 
 _NAMES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def visible(text: str) -> str:
-    """The text with its spaces and line breaks as signs, and all else that does not print as an escape."""
+    """The text, its spaces and line breaks shown as symbols and other characters that do not print as escapes."""
     return "".join(_NAMES.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def number(value: float, form: str) -> str:
-    """A number in a format, or as a power of ten where that would write digits that nobody can read."""
+    """A number in a format; from 1e12 on as a power of ten, because so many digits cannot be read."""
     return f"{value:{form}}" if not 1e12 <= abs(value) < math.inf else f"{value:.3g}"
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal a text takes: an East Asian sign two, an accent of its own none."""
+    """How many columns of a terminal a text takes: an East Asian character two, a combining accent none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def cut(text: str, width: int) -> str:
-    """The text in at most so many columns; a "…" stands for what is left out."""
+    """The text in at most `width` columns; a "…" stands for what is left out."""
     if columns(text) <= width:
         return text
     while columns(text) > width - 1:
@@ -44,7 +44,7 @@ def cut(text: str, width: int) -> str:
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
-    """The text in exactly so many columns: filled up with spaces, or cut."""
+    """The text in exactly `width` columns: filled up with spaces, or cut."""
     text = cut(text, width)
     spaces = " " * (width - columns(text))
     return spaces + text if right else text + spaces
@@ -56,13 +56,13 @@ def table(
     left: Sequence[int] = (0,),
     pieces: Sequence[Sequence[str]] = (),
 ) -> list[str]:
-    """Columns as wide as what is in them, two spaces apart; numbers are set to the right.
+    """Columns as wide as their content, two spaces apart; numbers are aligned to the right.
 
     Args:
-        headings: one a column.
+        headings: one for each column.
         rows: the cells.
-        left: which columns are text, set to the left.
-        pieces: of a last column, the texts of each row: as many of them are shown as 80 columns have room for.
+        left: which columns are text, aligned to the left.
+        pieces: for each row, the texts of a last column: as many of them are shown as fit into 80 columns.
     """
     if pieces:
         used = sum(2 + max(map(columns, cells)) for cells in zip(headings[:-1], *rows, strict=True))
@@ -80,14 +80,14 @@ def table(
 def grid(
     values: npt.ArrayLike, rows: Sequence[str], names: Sequence[str], form: str = "{:.2f}", title: str = ""
 ) -> list[str]:
-    """Numbers (R, N) under their columns' names; where they are too many for 80 columns, in several parts.
+    """Numbers (R, N) under their columns' names, in several parts if they do not fit into 80 columns.
 
     Args:
-        values: the numbers; what is not a number is shown as a dash.
+        values: the numbers; NaN is shown as a dash.
         rows: names of the R rows.
         names: of the N columns.
-        form: of a number.
-        title: what a column is, above the side of the table.
+        form: the format of a number.
+        title: what a column is, written above the names of the rows.
     """
     cells = [["–" if np.isnan(x) else form.format(x) for x in row] for row in np.asarray(values, dtype=float)]
     width = 1 + max(columns(cell) for row in (*cells, names) for cell in row)
@@ -103,9 +103,9 @@ def grid(
 
 
 def pooled(values: npt.ArrayLike, most: int) -> tuple[Array, int]:
-    """A matrix (R, N) with at most so many rows and columns, and n: a cell is the largest of n x n.
+    """A matrix (R, N), reduced to at most `most` rows and columns; each cell is the largest of n x n. Returns n too.
 
-    The largest and not the mean, or a thin line such as a previous-token head's would fade away.
+    The largest, not the mean, because a thin line such as a previous-token head's would fade away.
     """
     matrix = np.asarray(values, dtype=float)
     n = -(-max(matrix.shape) // most)
@@ -121,10 +121,10 @@ def shade(value: float, top: float) -> str:
 
 
 def heat_map(values: npt.ArrayLike, rows: Sequence[str], top: float = 1.0) -> list[str]:
-    """A matrix (R, N) of numbers from 0 to `top` as shades, each row behind its name, and a line that explains them.
+    """A matrix (R, N) of numbers from 0 to `top` as shades, each row after its name, and a line that explains them.
 
-    A map too wide for 80 columns is made smaller: a character is then the largest of several values, and its last line
-    says of how many.
+    A map too wide for 80 columns is made smaller: then a character stands for the largest of several values, and the
+    last line says how many.
     """
     side = min(12, max(map(columns, rows)))
     cells, n = pooled(values, WIDTH - side - 3)
@@ -143,7 +143,7 @@ def legend(top: float, unit: str = "") -> str:
 
 
 def joined(texts: Sequence[str], width: int) -> str:
-    """As many of the texts as fit, two spaces apart; the first in any case, and cut if it must be."""
+    """As many of the texts as fit, two spaces apart; the first in any case, cut if it does not fit."""
     line, *others = texts
     for text in others:
         if columns(line) + 2 + columns(text) > width:
@@ -158,9 +158,9 @@ def bar(share: float, width: int = 20) -> str:
 
 
 class Brief:
-    """A dataclass that shows itself in a few lines: of arrays the shape, of long lists the beginning.
+    """A dataclass whose repr is a few lines long: arrays as their shapes, long lists cut.
 
-    Its children are made with `repr=False`, because a dataclass would show every number.
+    Its children are made with `repr=False`, because the repr of a dataclass would show every number.
     """
 
     def __repr__(self) -> str:
