@@ -24,7 +24,7 @@ from minigpt.system.terminal import Brief
 
 # --- where sampling cuts
 
-_CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order of `apply_filters`
+CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order of `apply_filters`
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,7 +119,7 @@ def sampling_cuts(
         raise InputError(
             f"{named('temperature', 0)} draws nothing: the best token is taken", "choose a temperature above 0"
         )
-    given = zip(_CUTS, (temperature, top_k, top_p, min_p), strict=True)
+    given = zip(CUTS, (temperature, top_k, top_p, min_p), strict=True)
     stages = [(name, value) for name, value in given if value is not None]
     scores = logits.float()[None]  # (V,) -> (1, V)
     chosen: list[dict[str, Any]] = [{"temperature": 1.0} | dict(stages[:n]) for n in range(len(stages) + 1)]

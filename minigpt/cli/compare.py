@@ -161,7 +161,7 @@ def _value(text: str, name: str, value: str) -> Any:
 def _checked(text: str, options: dict[str, Any]) -> Setting:
     """A setting whose options agree with each other."""
     try:
-        DecodingOptions(**options, max_new_tokens=2**31, eos_token_id=0)  # both become known with the model
+        DecodingOptions.before_model(**options)
     except InputError as error:
         raise InputError(f"--setting {text!r}: {error.what}", error.how) from error
     words = [options["strategy"], *(f"{name}={value}" for name, value in options.items() if name != "strategy")]

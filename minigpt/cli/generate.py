@@ -57,10 +57,6 @@ class _Request:
     options: dict[str, Any]
     skip_special: bool
 
-    @property
-    def uses_beams(self) -> bool:
-        return self.options["strategy"] == "beam" or self.options["num_beams"] > 1
-
 
 def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
@@ -74,8 +70,9 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
     with _in_words(words, names):
         options = {**_options(settings, model, tokenizer, prompts), **phrases}
         check_request(model, prompts, **options)
+    beams = settings.options.uses_beams
     request = _Request(model, tokenizer, prompts, names, words, options, not settings.show_special)
-    if options["num_return_sequences"] == len(prompts) == 1 and not request.uses_beams and not settings.json:
+    if options["num_return_sequences"] == len(prompts) == 1 and not beams and not settings.json:
         _stream(request)
         return
     start = time.perf_counter()
@@ -89,10 +86,10 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
         return
     for row in rows:
         which = f"prompt {row['prompt_index']}, " if len(prompts) > 1 else ""
-        name = "score" if request.uses_beams else "log-probability"
+        name = "score" if beams else "log-probability"
         print(f"--- {which}{name} {row['score']:.3f}, ended by: {row['finish_reason']} ---")
         write_product(row["text"] + "\n")
-    if request.uses_beams:
+    if beams:
         power = f"length ** {options['length_penalty']:g}"
         print(f"[score: the sum of the filtered log-probabilities / {power}]", file=sys.stderr)
     _say_speed(num_new, seconds, out.num_drafted, out.num_accepted)

@@ -15,16 +15,16 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from minigpt.cli.streams import WIDTH
 from minigpt.config import is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
 from minigpt.fields import check_fields
+from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -39,6 +39,8 @@ class Flag:
 
     Attributes:
         metavar: what the help calls the value.
+        name: what is typed, where that is not made of the field's name.
+        hidden: whether nothing can be typed for it.
         positional: whether it is given by its place, without a flag.
         short: a second name, such as -n.
         choices: the words that it can be, where no `Literal` lists them; its help is to name them.
@@ -47,6 +49,8 @@ class Flag:
     """
 
     metavar: str = ""
+    name: str = ""
+    hidden: bool = False
     positional: bool = False
     short: str = ""
     choices: tuple[str, ...] = ()
@@ -60,12 +64,11 @@ class Section:
 
     Attributes:
         inline: whether its flags do without its name in front: `--seed`.
-        names: field -> flag, where that is not made of the names, and behind a space what the help calls its value;
-            None for a field without a flag.
+        given: field -> how it is given; no `Flag` stands beside the type of a field that the library has.
     """
 
     inline: bool = False
-    names: Mapping[str, str | None] = field(default_factory=dict)
+    given: Mapping[str, Flag] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class TypedField:
     """A field that can be typed.
 
     Attributes:
-        path: where it stands in the settings, such as run.train.max_steps.
+        path: where it stands in the settings, such as config.train.max_steps.
         flag: what is typed; of a positional one, what the help calls it.
         kind: its type, without None.
         optional: whether it can be None.
@@ -191,7 +194,7 @@ class TypedField:
 
 
 def typed_fields(
-    settings: type, values: Mapping[str, Any], path: str = "", section: str = "", names: Mapping[str, str | None] = {}
+    settings: type, values: Mapping[str, Any], path: str = "", section: str = "", given: Mapping[str, Flag] = {}
 ) -> Iterator[TypedField]:
     """The fields of a dataclass that can be typed, and of those in it, its own before those that it inherits.
 
@@ -200,9 +203,9 @@ def typed_fields(
     Args:
         settings: the dataclass.
         values: field -> default, in the place of the field's own.
-        path: where it stands in the settings, such as "run.train.".
+        path: where it stands in the settings, such as "config.train.".
         section: what its flags begin with, such as "train.".
-        names: path of a field -> its flag, where that is not made of the names; None if it has none.
+        given: path of a field -> how it is given, where that does not stand beside its type.
     """
     hints = get_type_hints(settings, include_extras=True)
     parents = [{own.name for own in fields(base)} for base in settings.__mro__ if is_dataclass(base)]
@@ -212,26 +215,24 @@ def typed_fields(
         where = path + own.name
         if is_dataclass(hint):
             found = next((one for one in beside if isinstance(one, Section)), Section())
-            inner = {**names, **{f"{where}.{name}": flag for name, flag in found.names.items()}}
+            inner = {**given, **{f"{where}.{name}": flag for name, flag in found.given.items()}}
             ahead = section if found.inline else f"{section}{own.name}."
             inside = {} if default is MISSING else vars(default)
             yield from typed_fields(cast(type, hint), inside, f"{where}.", ahead, inner)
             continue
         kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
-        own_flag = next((one for one in beside if isinstance(one, Flag)), Flag())
-        usual = f"--{section}{own.name}" if section else f"--{own.name.replace('_', '-')}"
-        usual = own_flag.metavar if own_flag.positional else usual
-        flag, _, metavar = (names.get(where, usual) or "").partition(" ")
-        if not flag or len(kinds) > 1 or not _is_spelled(kinds[0]):
+        own_flag = given.get(where) or next((one for one in beside if isinstance(one, Flag)), Flag())
+        if own_flag.hidden or len(kinds) > 1 or not _is_spelled(kinds[0]):
             continue
+        usual = f"--{section}{own.name}" if section else f"--{own.name.replace('_', '-')}"
         yield TypedField(
             path=where,
-            flag=flag,
+            flag=own_flag.metavar if own_flag.positional else own_flag.name or usual,
             kind=kinds[0],
             optional=NoneType in get_args(hint),
             default=default,
-            flag_options=replace(own_flag, metavar=metavar) if metavar else own_flag,
-            section=section if flag == usual else "",
+            flag_options=own_flag,
+            section="" if own_flag.name else section,
             about=settings,
         )
 

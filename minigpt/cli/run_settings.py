@@ -11,13 +11,13 @@ from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
 
 RUN_FLAGS = {
-    "data.source": "--data SOURCE",
-    "data.tokenizer": "--tokenizer",
-    "data.val_fraction": "--val-fraction",
-    "data.checksum": None,
-    "model.vocab_size": None,  # which follows from the tokenizer
-    "init_from": "--init-from MODEL",
-    "device": "--device DEVICE",
+    "data.source": Flag("SOURCE", name="--data"),
+    "data.tokenizer": Flag(name="--tokenizer"),
+    "data.val_fraction": Flag(name="--val-fraction"),
+    "data.checksum": Flag(hidden=True),
+    "model.vocab_size": Flag(hidden=True),  # it follows from the tokenizer
+    "init_from": Flag("MODEL"),
+    "device": Flag("DEVICE"),
 }
 
 
@@ -43,9 +43,9 @@ class RunSettings(Command):
     }
     preset: Annotated[str, Flag("PRESET", choices=tuple(PRESETS))] = DEFAULT_PRESET
     """the settings to start from, listed below"""
-    config: Annotated[str | None, Flag("FILE.yaml")] = None
+    config_file: Annotated[str | None, Flag("FILE.yaml", name="--config")] = None
     """settings to change, as in a run's config.yaml"""
-    run: Annotated[RunConfig, Section(inline=True, names=RUN_FLAGS)] = field(default_factory=RunConfig)
+    config: Annotated[RunConfig, Section(inline=True, given=RUN_FLAGS)] = field(default_factory=RunConfig)
     from_file: Mapping[str, Any] = field(default_factory=dict)
     """what the --config file says; a vocabulary size in it is a promise about the corpus"""
     from_flags: Mapping[str, Any] = field(default_factory=dict)
@@ -54,11 +54,11 @@ class RunSettings(Command):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The preset's settings with the --config file's on top; and what that and the flags say."""
-        from_file = read_yaml(Path(given["config"])) if given.get("config") else {}
-        from_flags = given.get("run", {})
+        from_file = read_yaml(Path(given["config_file"])) if given.get("config_file") else {}
+        from_flags = given.get("config", {})
         name = given.get("preset") or _fitting_preset(from_flags, updated(preset(DEFAULT_PRESET), from_file))
-        run = updated(cls.start(given, preset(name)), from_file)
-        return {"preset": name, "run": run, "from_file": from_file, "from_flags": from_flags}
+        config = updated(cls.start(given, preset(name)), from_file)
+        return {"preset": name, "config": config, "from_file": from_file, "from_flags": from_flags}
 
     @classmethod
     def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
@@ -85,7 +85,7 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
     """
     from minigpt.formats.source import open_source
 
-    config = settings.run
+    config = settings.config
     shape = open_source(config.init_from).config
     wanted = {**settings.from_file.get("model", {}), **settings.from_flags.get("model", {})}
     asked = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}

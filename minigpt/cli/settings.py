@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
-from minigpt.cli.streams import WIDTH
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig
 from minigpt.decoding.options import DecodingOptions
 from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.fields import Bounds
+from minigpt.system import WIDTH
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 DEFAULT_LENGTH = 200
@@ -290,7 +290,8 @@ class Generate(Prompts, Model):
     """prompts that are continued side by side (default: 8, or 1 with --ablate, where all must be of one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
-        DecodingOptions, Section(inline=True, names=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos")))
+        DecodingOptions,
+        Section(inline=True, given=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True))),
     ]
     early_stopping: Literal["no", "yes", "never"] = "no"
     """end a beam search when num_beams sequences are complete (yes), when the best unfinished one does not beat them as
@@ -320,7 +321,7 @@ class Generate(Prompts, Model):
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
         """Length and end become known with the model."""
-        options = DecodingOptions(**given.get("options", {}), max_new_tokens=2**31, eos_token_id=0)
+        options = DecodingOptions.before_model(**given.get("options", {}))
         return cls(**{**given, "options": options})
 
 

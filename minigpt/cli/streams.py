@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from minigpt.errors import CheckpointError, InputError, cut
+from minigpt.system import WIDTH
 
-WIDTH = 80  # columns of an error or a note on a terminal
 STDIN = "-"  # in the place of a text or a file: what standard input holds
 
 # All but tab and line feed; and those that turn the direction of a line around, or end one unseen.

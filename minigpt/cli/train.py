@@ -16,7 +16,7 @@ from minigpt.formats.source import open_source
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.tokenizers import check_has_tokenizer
 from minigpt.training.divergence import read_report
-from minigpt.training.log import print_to_stderr, print_to_stdout
+from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, replay
 from minigpt.training.plan import Workload, plan_run
 from minigpt.training.run import in_steps, make_loader, new_tokenizer
@@ -28,7 +28,7 @@ def answer(settings: Train) -> None:
     """Train, and say what to type next."""
     check_effect(settings)
     continued = settings.resume or settings.replay
-    config = shaped_as_base(settings) if settings.run.init_from and not continued else settings.run
+    config = shaped_as_base(settings) if settings.config.init_from and not continued else settings.config
     if settings.plan:
         plan_and_say(config, settings.json)
         return
@@ -45,7 +45,7 @@ def check_effect(settings: RunSettings) -> None:
 
     In a --config file, which may be a whole run's, what is overruled is only said.
     """
-    config, from_flags = settings.run, settings.from_flags
+    config, from_flags = settings.config, settings.from_flags
     data = from_flags.get("data", {})
     if config.init_from and "tokenizer" in data:
         raise ConfigError(
@@ -105,7 +105,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
 
 def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
     """Compute a diverged step once more, and say whether it diverges in the same way."""
-    print_line = print_to_stderr if as_json else print_to_stdout
+    print_line = print_line_for(as_json)
     before = read_report(report)
     now = replay(config, load_source(config), report, print_line)
     print_line("")

@@ -29,7 +29,7 @@ from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
 from minigpt.system.terminal import number
 from minigpt.training.distributed import joined
-from minigpt.training.log import epochs_of, print_nothing, print_to_stderr, print_to_stdout, read_records
+from minigpt.training.log import epochs_of, print_line_for, print_nothing, read_records
 from minigpt.training.loop import TrainResult, train
 
 
@@ -54,8 +54,7 @@ def train_and_say(
         resume: the run directory to go on with, or None for a new one.
     """
     with joined() as processes, processes.one_voice():
-        print_line = print_to_stderr if as_json else print_to_stdout
-        print_line = print_line if processes.first else print_nothing
+        print_line = print_line_for(as_json) if processes.first else print_nothing
         directory = named_path(out, "--out") if out else None
         if directory:
             check_new(RunDirectory(directory))  # before a corpus is fetched for nothing

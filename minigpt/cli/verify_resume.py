@@ -8,7 +8,7 @@ from minigpt.cli.run_settings import VerifyResume, shaped_as_base
 from minigpt.cli.streams import print_json
 from minigpt.errors import ConfigError
 from minigpt.training import verify
-from minigpt.training.log import print_to_stderr, print_to_stdout
+from minigpt.training.log import print_line_for
 
 
 def answer(settings: VerifyResume) -> None:
@@ -16,8 +16,8 @@ def answer(settings: VerifyResume) -> None:
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:
         raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")
-    config = verify.shortened(shaped_as_base(settings) if settings.run.init_from else settings.run, steps)
-    print_line = print_to_stderr if settings.json else print_to_stdout
+    config = verify.shortened(shaped_as_base(settings) if settings.config.init_from else settings.config, steps)
+    print_line = print_line_for(settings.json)
     moments = [verify.at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]
     with tempfile.TemporaryDirectory(prefix="minigpt-") as name:
         folder = Path(name)

@@ -165,6 +165,11 @@ class DecodingOptions:
         if self.strategy == "sample" and self.temperature is None:
             object.__setattr__(self, "temperature", 0.8)  # not the field's default: a search has no temperature
 
+    @classmethod
+    def before_model(cls, **options: Any) -> "DecodingOptions":
+        """Options whose length and end become known with a model: here any are taken."""
+        return cls(**options, max_new_tokens=2**31, eos_token_id=0)
+
     @property
     def uses_beams(self) -> bool:
         """Whether several sequences are kept in view, to search among them or to draw them."""

@@ -8,3 +8,5 @@ The files, each of which imports only from those above it::
     device      the choice of device and number format, with the reason
     figures     new pictures, their texts, and writing them to a file
 """
+
+WIDTH = 80  # columns of a terminal; it stands here because the terminal's own file needs numpy

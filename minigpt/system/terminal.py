@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WIDTH = 80  # columns of a terminal
+from minigpt.system import WIDTH as WIDTH
+
 SHADES = " ░▒▓█"
 STEPS = (0.06, 0.25, 0.5, 0.75)  # at these shares of the largest value, the next shade begins
 Array = npt.NDArray[Any]

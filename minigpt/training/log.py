@@ -39,6 +39,11 @@ def print_to_stderr(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
+def print_line_for(as_json: bool) -> PrintLine:
+    """What prints lines for people: beside a JSON object they go to standard error."""
+    return print_to_stderr if as_json else print_to_stdout
+
+
 def print_nothing(line: str) -> None:
     """What every process of a run prints through, except the first."""
 

@@ -348,9 +348,9 @@ def test_without_a_preset_a_trained_model_gets_the_rates_of_a_lesson(base, flags
     start = [] if "--config" in flags else ["--init-from", str(base)]
     train, expected = settings_of(*start, *flags).train, preset(lesson).train
     assert train == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
-    found = SettingsParser("train", Train).parse(["--data", "novel.txt"]).run
+    found = SettingsParser("train", Train).parse(["--data", "novel.txt"]).config
     assert found == updated(preset("shakespeare-quick"), {"data": {"source": "novel.txt"}})
-    found = SettingsParser("train", Train).parse(["--preset", "shakespeare-cpu", *start]).run
+    found = SettingsParser("train", Train).parse(["--preset", "shakespeare-cpu", *start]).config
     assert found == updated(preset("shakespeare-cpu"), {"init_from": str(base)} if start else {})
 
 

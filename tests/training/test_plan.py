@@ -251,7 +251,7 @@ from minigpt.system.device import choose_device, choose_dtype
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import plan
 
-config = SettingsParser("train", Train).parse(sys.argv[1:]).run
+config = SettingsParser("train", Train).parse(sys.argv[1:]).config
 corpus = load_corpus("verse")
 tokenizer = CharTokenizer.from_text(corpus.text)
 splits = prepare(corpus, tokenizer, config.data, config.model.block_size, Path("tokens"))

@@ -120,7 +120,7 @@ def test_impossible_kills(flags, capsys):
 def test_the_parser_shows_what_it_takes():
     flags = ["--steps", "7", "--model.dropout", "0.5", "--report-to", "none"]
     settings = SettingsParser("verify-resume", VerifyResume).parse(flags)
-    assert (settings.steps, settings.run.model.dropout) == (7, 0.5)
+    assert (settings.steps, settings.config.model.dropout) == (7, 0.5)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from minigpt.analysis import plots
-from minigpt.analysis.decoders import BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
+from minigpt.analysis.decoders import CUTS, BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
 from minigpt.analysis.results import Numbers
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
@@ -13,11 +13,9 @@ from minigpt.cli.views.frame import Answer, Subject, subject
 from minigpt.decoding.sampling import next_logits
 from minigpt.system import terminal
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-
 
 def _sampling(asked: settings.Sampling) -> dict[str, Any]:
-    return {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
+    return {name: value for name in CUTS if (value := getattr(asked, name)) is not None}
 
 
 def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:

@@ -101,8 +101,6 @@ def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
         seeds = range(asked.seed, asked.seed + asked.rows)
         config, V = reader.model.config, reader.tokenizer.vocab_size
         rows = [repeated_tokens(config, asked.repeated, seed, reader.start_token_id, V) for seed in seeds]
-        if not rows:
-            raise InputError(f"--rows {asked.rows} leaves nothing to read", "choose at least 1")
         half = len(rows[0]) // 2
         # The first token of the second copy cannot be known: nothing says that a copy begins.
         targets = [[IGNORED] * (half + 2) + row[half + 2 :] for row in rows]

@@ -175,7 +175,7 @@ def _near(asked: settings.Embed) -> Answer:
     ]
     label = terminal.visible(asked.text)
     head = f"near {asked.text!r} in wte of {name}, by {asked.kind}"
-    lines = [terminal.cut(head, 80), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
+    lines = [terminal.cut(head, terminal.WIDTH), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
     return Answer(
         result, lines, lambda: found.checks,
         lambda: plots.heat_map(
@@ -219,7 +219,7 @@ def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]
     order = sorted(range(len(texts)), key=lambda place: values[place])
     names = [terminal.visible(texts[place]) for place in order]
     ends = " ".join(names[:12]), " ".join(names[-12:])
-    return [terminal.cut(f"{what} from {ends[0]}", 80), terminal.cut(f"    to {ends[1]}", 80)]
+    return [terminal.cut(line, terminal.WIDTH) for line in (f"{what} from {ends[0]}", f"    to {ends[1]}")]
 
 
 def _positions(asked: settings.Embed) -> Answer:
