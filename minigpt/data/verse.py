@@ -1,25 +1,25 @@
-"""The built-in corpus: scenes of blank verse, written by a grammar that knows the price of every letter.
+"""The built-in corpus: scenes of blank verse, written by a grammar that knows the probability of every character.
 
-A machine without a network still needs something to learn, and a training report is worth more when it can say how far
-the loss is above the lowest possible one. Nobody knows the entropy of Shakespeare; this corpus has one to compute.
+A machine without a network still needs a corpus, and a training report says more if it can tell how far the loss is
+above the lowest possible one. Nobody knows the entropy of Shakespeare; the entropy of this corpus can be computed.
 
 **The grammar** is `PHRASES` and `WORDS`. A phrase is text with slots, `<name arguments>`, and a slot is filled by an
-alternative of the rule of that name. A rule lists its alternatives from the commonest to the rarest: the k-th has a
-probability in proportion to 1 / (k + 2), Zipf's law as Mandelbrot bent it. `/` ends a line, as where verse is quoted
-in prose; `$1`, `$2`, `$3` are the rule's arguments, and `*` is any name that is not among them. The digits in a rule's
-name are its metre, 1 a stressed syllable and 0 an unstressed one: `<adj10> <noun1>` may be "gentle night". No rule
-leads back to itself, so every recursion below ends.
+alternative of the rule of that name. A rule lists its alternatives from the most to the least frequent: the k-th has a
+probability in proportion to 1 / (k + 2), which is Zipf's law in Mandelbrot's form. `/` ends a line, as in verse that is
+quoted in prose; `$1`, `$2`, `$3` are the rule's arguments, and `*` is any name that is not among them. The digits in a
+rule's name are its metre, 1 a stressed syllable and 0 an unstressed one: `<adj10> <noun1>` may be "gentle night". No
+rule leads back to itself, so every recursion below ends.
 
-**The floor.** Each choice has a known probability, and the grammar is unambiguous: a text has one derivation only. So
--log p(text) is the sum of -log p(choice), in nats, and that is the loss of a perfect model, one that knows the grammar
-and remembers the text from its first character. Per character there are two such numbers:
+**The floor.** Each choice has a known probability, and the grammar is unambiguous: a text has only one derivation. So
+-log p(text) is the sum of -log p(choice), in nats. This is the loss of a perfect model, which knows the grammar and
+remembers the text from its first character. There are two such numbers per character:
 
-- `Verse.floor` is its loss on *this* text, or on a slice of it: the one to hold a validation loss against.
-- the entropy rate is its loss in the long run. Scenes are independent, so it is E[nats] / E[characters] of one scene.
+- `Verse.floor` is the loss on *this* text, or on a slice of it: compare a validation loss with this one.
+- the entropy rate is the loss in the long run. Scenes are independent, so it is E[nats] / E[characters] of one scene.
 
-On fresh text no model has a lower loss on average (Gibbs' inequality). On a short slice one may, by luck; on text that
-it has learnt by heart one does, hence the validation split. And a model whose context does not reach back to the head
-of the scene cannot quite come down to the floor: it may not have read who is on the stage.
+On new text no model has a lower loss on average (Gibbs' inequality). On a short slice a model may be lower by luck, and
+on text that it has memorised it will be; therefore there is a validation split. A model whose context does not reach
+back to the beginning of the scene cannot quite reach the floor, because it may not know who is on the stage.
 """
 
 import math
@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 from minigpt.errors import ConfigError, DataError
 
-# One alternative a line, or several parted by |. Verse is five iambs a line: test_verse.py scans every one of them.
+# One alternative a line, or several separated by |. A verse is five iambs: test_verse.py checks each of them.
 PHRASES = {
-    # A scene and its speeches. Whoever is spoken to answers; the first to enter has the first word and the last.
+    # A scene and its speeches. The person spoken to answers; the first to enter speaks first and last.
     "scene": "SCENE. A <site> <near> the <mark>, <hour>./Enter <first>",
     "first": "*, <second *>",
     "second": "* and <third $1 *>",
@@ -212,10 +212,10 @@ WORDS = {
 
 
 class Grammar:
-    """A weighted grammar in the notation above: it writes text, weighs text, and knows the mean weight of its text."""
+    """A weighted grammar in the notation above: it writes text, and computes the probability of a text."""
 
     def __init__(self, phrases: Mapping[str, str], words: Mapping[str, str]) -> None:
-        """Read the tables; a rule is worked out when it is first asked for."""
+        """Read the tables; a rule is parsed when it is first used."""
         self._alternatives = {name: re.split(r"\s*[|\n]\s*", phrases[name].strip()) for name in phrases}
         self._alternatives |= {name: words[name].split() for name in words}
         self._rules: dict[str, list[tuple[float, list[str]]]] = {}
@@ -223,7 +223,8 @@ class Grammar:
     def rule(self, symbol: str) -> list[tuple[float, list[str]]]:
         """The alternatives for the slot `<symbol>`, each a probability and a body.
 
-        A body is literals and slots by turns, a literal (often empty) first and last: `body[::2]` and `body[1::2]`.
+        In a body, literals (`body[::2]`) and slots (`body[1::2]`) alternate; it begins and ends with a literal, which
+        may be empty.
         """
         if symbol not in self._rules:
             name, *arguments = symbol.split()
@@ -234,14 +235,14 @@ class Grammar:
                 others = [other for other in self._alternatives["name"] if other not in arguments]
                 texts = [text.replace("*", other) for text in texts for other in others]
             bodies = [re.split("<(.*?)>", text.replace("/", "\n")) for text in texts]
-            # fsum, because Python 3.12 rounds sum() otherwise than 3.11, and a seed must mean the same text on both.
+            # fsum, because sum() rounds differently in Python 3.11 and 3.12, and a seed must give one text on both.
             total = math.fsum(1 / (k + 2) for k in range(1, len(bodies) + 1))
             self._rules[symbol] = [(1 / (k + 2) / total, body) for k, body in enumerate(bodies, start=1)]
         return self._rules[symbol]
 
     def write(self, symbol: str, rng: random.Random, pieces: list[str]) -> float:
-        """Append a random text of `symbol` to `pieces`; return what its choices cost in nats."""
-        left = rng.random()  # should rounding leave a crumb of it, the last alternative stands
+        """Append a random text of `symbol` to `pieces`; return -log of its probability, in nats."""
+        left = rng.random()  # if rounding leaves a rest of it after the loop, the last alternative is taken
         for probability, body in self.rule(symbol):  # noqa: B007 - leaves the loop with the alternative that is chosen
             left -= probability
             if left < 0:
@@ -257,7 +258,7 @@ class Grammar:
     def log_prob(self, symbol: str, text: str) -> float:
         """The log-probability that texts of `symbol`, one after another without end, begin with `text`.
 
-        It knows nothing of the choices and adds up every derivation there is. So where it comes to the same as the cost
+        It does not know the choices that `write` made, and sums over all derivations. So if it equals minus the number
         that `write` returned, the text has no second derivation.
         """
         reached = {0: 0.0}  # where a text of `symbol` may start, and the log-probability of all before it
@@ -275,9 +276,9 @@ class Grammar:
     def _ends(
         self, symbol: str, text: str, start: int, memo: dict[tuple[str, int], dict[int, float]]
     ) -> dict[int, float]:
-        """Where the texts of `symbol` that agree with `text` from `start` on can end, with their log-probabilities.
+        """The ends of the texts of `symbol` that match `text` from `start` on, each with its log-probability.
 
-        Whatever comes after the end of `text` agrees with it, so a derivation that gets so far is not followed further.
+        A derivation that reaches the end of `text` matches, whatever comes after it, and is not followed further.
         """
         if start == len(text):
             return {start: 0.0}
@@ -311,12 +312,12 @@ _GRAMMAR = Grammar(PHRASES, WORDS)
 
 @dataclass(frozen=True)
 class Verse:
-    """A corpus of whole scenes, and what it costs a perfect model.
+    """A corpus of whole scenes, and its cost: the sum of a perfect model's losses, in nats.
 
     Attributes:
         text: the corpus.
         starts: where each scene starts, and last where the text ends.
-        nats: the cost in nats of the text before each of `starts`, added up choice by choice as it was written.
+        nats: the cost of the text before each of `starts`, summed choice by choice while it was written.
     """
 
     text: str
@@ -324,16 +325,16 @@ class Verse:
     nats: tuple[float, ...]
 
     def cost(self, stop: int) -> float:
-        """-log p(text[:stop]) in nats, exact for every `stop`: what a cut scene has cost so far is weighed afresh."""
+        """-log p(text[:stop]) in nats, exact for every `stop`: the part of a cut scene is computed by `log_prob`."""
         scene = bisect_right(self.starts, stop) - 1
         return self.nats[scene] - log_prob(self.text[self.starts[scene] : stop])
 
     def floor(self, start: int = 0, stop: int | None = None) -> float:
         """The exact cost of `text[start:stop]`, given all the text before it, in nats per character.
 
-        The bounds are a slice's. They need not be the bounds of scenes, lines or words: each character costs
-        -log p(character | all before it), so the nats of adjoining slices add up to the nats of the whole. For the last
-        tenth, say `verse.floor(int(0.9 * len(verse.text)))`.
+        The bounds are those of a slice and may be anywhere, also inside a scene, a line or a word: each character costs
+        -log p(character | all before it), so the nats of adjacent slices add up to the nats of the whole. For the last
+        tenth, call `verse.floor(int(0.9 * len(verse.text)))`.
         """
         first, last, _ = slice(start, stop).indices(len(self.text))
         if first >= last:
@@ -344,13 +345,13 @@ class Verse:
 
 
 def write_verse(seed: int = 0, num_characters: int = 1_000_000) -> Verse:
-    """Write whole scenes until there are at least `num_characters` characters; the same seed, the same text."""
+    """Write whole scenes until there are at least `num_characters` characters; the same seed gives the same text."""
     if seed < 0 or num_characters < 1:
         raise ConfigError(
             f"verse cannot be written with seed={seed}, num_characters={num_characters}",
             "give a seed of 0 or more and ask for at least 1 character",
         )
-    rng = random.Random(seed)  # noqa: S311 - verse, no secrets; and its random() is the same in every Python
+    rng = random.Random(seed)  # noqa: S311 - no secrets here; and random() is the same in every version of Python
     pieces: list[str] = []
     starts, nats = [0], [0.0]
     while starts[-1] < num_characters:
@@ -362,9 +363,9 @@ def write_verse(seed: int = 0, num_characters: int = 1_000_000) -> Verse:
 
 
 def log_prob(text: str) -> float:
-    """The log-probability that the corpus begins with `text`, summed over all derivations; whole scenes or not.
+    """The log-probability that the corpus begins with `text`, which need not be whole scenes.
 
     Raises:
-        DataError: the grammar cannot write this text.
+        DataError: if the grammar cannot write this text.
     """
     return _GRAMMAR.log_prob("scene", text)
