@@ -69,8 +69,9 @@ class KVCache:
         device: where they live; use the model's.
 
     Attributes:
-        length: int64 (B,), the number of valid columns of each row.
-        uniform: that number while all rows agree, else None. It is known on the host, so nothing waits for a device.
+        max_length: columns per row.
+        uniform: the number of valid columns while all rows agree, else None. It is known on the host, so nothing waits
+            for a device.
 
     Raises:
         InputError: if `max_length` does not lie in 1 .. `block_size`, or `batch_size` is below 1; or one is no number.
@@ -92,27 +93,41 @@ class KVCache:
                 f"choose max_length from 1 to {config.block_size}: there is no position beyond the block",
             )
         # Zeros, not empty: a masked column has weight 0, and 0 * NaN of uninitialised memory would be NaN.
-        shape = (config.n_layer, batch_size, config.n_head, max_length, config.n_embd // config.n_head)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, B, H, max_length, D)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (config.n_layer, 2, batch_size, config.n_head, max_length, config.n_embd // config.n_head)
+        self._kv = torch.zeros(shape, dtype=dtype, device=device)
         self.max_length = max_length
-        self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.uniform: int | None = 0
-        self._longest = 0  # length.max() as a Python int, so that nothing waits for a device
+        self._length = torch.zeros(batch_size, dtype=torch.int64, device=device)  # read it where rows differ, only
+        self._longest = 0  # the largest length as a Python int, so that nothing waits for a device
 
     def __repr__(self) -> str:
-        layers, _, heads, _, size = self.k.shape
+        layers, _, _, heads, _, size = self._kv.shape
         lengths = self.uniform if self.uniform is not None else reprlib.repr(self.length.tolist())
-        dtype = str(self.k.dtype).removeprefix("torch.")
+        dtype = str(self._kv.dtype).removeprefix("torch.")
         return (
             f"KVCache({self.batch_size} rows, {lengths} of {self.max_length} columns in use, {layers} layers, "
-            f"{heads} heads of {size}, {dtype} on {self.k.device}, {self.k.nbytes + self.v.nbytes:,} bytes)"
+            f"{heads} heads of {size}, {dtype} on {self._kv.device}, {self._kv.nbytes:,} bytes)"
         )
+
+    @property
+    def k(self) -> Tensor:
+        """All keys: (n_layer, B, H, max_length, D)."""
+        return self._kv[:, 0]
+
+    @property
+    def v(self) -> Tensor:
+        """All values: (n_layer, B, H, max_length, D)."""
+        return self._kv[:, 1]
+
+    @property
+    def length(self) -> Tensor:
+        """The number of valid columns of each row: int64 (B,)."""
+        return self._length if self.uniform is None else torch.full_like(self._length, self.uniform)
 
     @property
     def batch_size(self) -> int:
         """Number of rows B."""
-        return self.k.size(1)
+        return self._kv.size(2)
 
     @property
     def longest(self) -> int:
@@ -140,8 +155,8 @@ class KVCache:
                 "make a cache with a larger max_length (at most the model's block_size), or feed fewer tokens",
             )
         if self.uniform is not None:
-            return torch.arange(self.uniform, self.uniform + num_new, device=self.length.device)  # (T,)
-        return self.length[:, None] + torch.arange(num_new, device=self.length.device)  # (B, T)
+            return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)
+        return self._length[:, None] + torch.arange(num_new, device=self._kv.device)  # (B, T)
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D).
@@ -153,28 +168,30 @@ class KVCache:
             InputError: if the cache was made for other rows, or for another model.
         """
         num_new = k.size(2)
-        rows_heads_size = (*self.k.shape[1:3], self.k.size(4))
-        if layer >= self.k.size(0) or (*k.shape[:2], k.size(3)) != rows_heads_size:
+        layers, _, rows, heads, _, size = self._kv.shape
+        if layer >= layers or (*k.shape[:2], k.size(3)) != (rows, heads, size):
             raise InputError(
                 f"{self!r} does not fit {k.size(0)} rows and {k.size(1)} heads of {k.size(3)} in layer {layer}",
                 _MAKE_ONE,
             )
         stop = self._longest + num_new
+        own_k, own_v = self._kv[layer, 0], self._kv[layer, 1]  # 2 x (B, H, max_length, D)
         if self.uniform is not None:
-            self.k[layer, :, :, self.uniform : stop] = k
-            self.v[layer, :, :, self.uniform : stop] = v
+            own_k[:, :, self.uniform : stop] = k
+            own_v[:, :, self.uniform : stop] = v
         else:
-            rows = torch.arange(self.batch_size, device=k.device)[:, None]  # (B, 1), against positions (B, T)
+            row = torch.arange(rows, device=k.device)[:, None]  # (B, 1), against positions (B, T)
             # (B, max_length, H, D) <- (B, T, H, D)
-            self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(self.k.dtype)
-            self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(self.v.dtype)
-        return self.k[layer, :, :, :stop].to(k.dtype), self.v[layer, :, :, :stop].to(v.dtype)  # (B, H, S, D)
+            own_k.transpose(1, 2)[row, positions] = k.transpose(1, 2).to(own_k.dtype)
+            own_v.transpose(1, 2)[row, positions] = v.transpose(1, 2).to(own_v.dtype)
+        return own_k[:, :, :stop].to(k.dtype), own_v[:, :, :stop].to(v.dtype)  # (B, H, S, D)
 
     def advance(self, num_new: int) -> None:
         """Count `num_new` columns of every row as valid."""
-        self.length += num_new
         self._longest += num_new
-        if self.uniform is not None:
+        if self.uniform is None:
+            self._length += num_new
+        else:
             self.uniform += num_new
 
     def rollback(self, num_tokens: int | Tensor) -> None:
@@ -194,9 +211,7 @@ class KVCache:
                 f"cannot take back {num_tokens} tokens from rows of {self.length.tolist()}",
                 "roll back between 0 and the row's length",
             )
-        self.length -= num_tokens
-        self._longest = max(lengths)
-        self.uniform = lengths[0] if min(lengths) == max(lengths) else None
+        self._set_lengths(lengths)
 
     def gather(self, rows: Tensor, first_column: int = 0) -> None:
         """Replace row i by a copy of row `rows[i]`: int64 (B',). The number of rows may change.
@@ -204,19 +219,24 @@ class KVCache:
         Beams of one prompt share their prompt's columns already: with as many rows as before and `first_column` at the
         shortest prompt's length, only what was generated is copied, in place.
         """
-        columns = slice(first_column, self._longest)
+        lengths = None if self.uniform is not None else self._length[rows].tolist()
         if len(rows) == self.batch_size:
-            self.k[:, :, :, columns] = self.k[:, rows, :, columns]  # the right-hand side is a copy: rows never alias
-            self.v[:, :, :, columns] = self.v[:, rows, :, columns]
+            new = self._kv[:, :, :, :, first_column : self._longest]
+            new.copy_(new.index_select(2, rows))  # what is read is a copy: rows never alias
         else:
-            self.k, self.v = self.k[:, rows], self.v[:, rows]
-        self.length = self.length[rows]
-        if self.uniform is None:
-            lengths = self.length.tolist()
-            self._longest = max(lengths)
-            self.uniform = lengths[0] if min(lengths) == max(lengths) else None
+            self._kv = self._kv.index_select(2, rows)
+            self._length = self._length[rows]
+        if lengths is not None:
+            self._set_lengths(lengths)
 
     def expand(self, num_copies: int) -> None:
         """Repeat each row `num_copies` times, copies side by side: prefill a prompt once, then fan out."""
-        rows = torch.arange(self.batch_size, device=self.length.device)
+        rows = torch.arange(self.batch_size, device=self._kv.device)
         self.gather(rows.repeat_interleave(num_copies))
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        """How many columns of each row are valid; a single number stands for all rows."""
+        self._longest = max(lengths)
+        self.uniform = lengths[0] if min(lengths) == max(lengths) else None
+        if self.uniform is None:
+            self._length.copy_(torch.tensor(lengths))
