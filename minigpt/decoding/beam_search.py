@@ -103,23 +103,24 @@ def beam_search(
         continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)
         K = min(max(2, 1 + len(options.eos)) * B, B * V)  # each end-of-sequence token may end all B: leave B to go on
         if noise is None:
-            chosen = continued.topk(K).indices  # (N, K), best first
+            values, chosen = continued.topk(K)  # (N, K), best first
         else:
             # The race of `sampling.sample` for K places: a draw without replacement, in the order of arrival.
             speed = continued.softmax(-1) / noise.draw(len(limits), B * V)[alive]
             chosen = speed.topk(K).indices
+            values = continued.gather(-1, chosen)
         num_new += 1
 
         running: list[_Beam] = []
         going = []
         seen: list[BeamCandidate] = []
-        for place, (number, indices) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+        for place, (number, indices, sums) in enumerate(zip(alive, chosen.tolist(), values.tolist(), strict=True)):
             first_row = place * B
             if options.required_sequences:
                 new = [ids[len(ids) - num_new + 1 :] for ids in rows.ids[first_row : first_row + B]]
-                indices = _with_required(indices, continued[place], new, options.required_sequences)
+                sums, indices = _with_required(indices, continued[place], new, options.required_sequences)
             candidates = []
-            for total, index in zip(continued[place, indices].tolist(), indices, strict=True):
+            for total, index in zip(sums, indices, strict=True):
                 row, token = first_row + index // V, index % V
                 candidates.append(_Beam(total, [*rows.ids[row], token], row))
             beams = searches[number].step(candidates, num_new)
@@ -139,7 +140,7 @@ def beam_search(
 
 def _with_required(
     indices: Sequence[int], continued: Tensor, new: Sequence[Sequence[int]], required: Sequence[Sequence[int]]
-) -> list[int]:
+) -> tuple[list[float], list[int]]:
     """The best candidates of one prompt, each beam's own best, and those that bring required sequences on, best first.
 
     Args:
@@ -147,6 +148,9 @@ def _with_required(
         continued: totals (B * V) of all continuations.
         new: the new tokens of the B beams.
         required: the sequences.
+
+    Returns:
+        Their totals, and their indices.
     """
     by_beam = continued.view(len(new), -1)  # (B * V) -> (B, V)
     V = by_beam.size(1)
@@ -156,8 +160,8 @@ def _with_required(
         for token in (best, *next_tokens(ids, required))
     }
     together = sorted(wanted.union(indices))
-    scores = continued[together].tolist()
-    return [index for _, index in sorted(zip(scores, together, strict=True), key=lambda pair: -pair[0])]
+    pairs = sorted(zip(continued[together].tolist(), together, strict=True), key=lambda pair: -pair[0])
+    return [total for total, _ in pairs], [index for _, index in pairs]
 
 
 class _Search:
@@ -218,17 +222,17 @@ class _Search:
 
     def _possible(self, candidates: Sequence[_Beam], num_new: int) -> list[tuple[_Beam, FinishReason | None]]:
         """The candidates that may be kept, each with what ends it, in the order in which they are served."""
+        # One whose total is -inf is banned, or the continuation of a dead beam.
+        alive = ((each, self._finish_reason(each.ids)) for each in candidates if each.total != -math.inf)
         required = self._options.required_sequences
+        if not required:
+            return [*alive]
         possible = []
-        for candidate in candidates:
-            if candidate.total == -math.inf:
-                continue  # banned, or the continuation of a dead beam
-            reason = self._finish_reason(candidate.ids)
+        for candidate, reason in alive:
             in_place = progress(candidate.ids[-num_new:], required)
             if reason is None or in_place == num_required(required):  # else it ends before all is written
                 possible.append((in_place, candidate, reason))
-        served = in_turn(possible, lambda entry: entry[0]) if required else possible
-        return [(candidate, reason) for _, candidate, reason in served]
+        return [(candidate, reason) for _, candidate, reason in in_turn(possible, lambda entry: entry[0])]
 
     def _is_over(self, best_total: float, num_new: int) -> bool:
         """Whether no running beam is expected to improve what is finished."""
