@@ -179,14 +179,16 @@ def favour_end(scores: Tensor, num_new: Sequence[int], ends: Sequence[int], star
 def temperature(scores: Tensor, value: float) -> Tensor:
     """Divide (..., V) by a temperature above 0 (Ackley, Hinton and Sejnowski, 1985). The order of tokens stays.
 
-    In a row where that overflows, all scores are first taken down by the best one: no probability depends on it, and
-    what overflows then has none. Elsewhere the quotient is left as it is, to agree with transformers to the last bit.
+    In a row whose best score overflows, all are first taken down by it: no probability depends on it, and what
+    overflows then has none. Elsewhere the quotient is left as it is, to agree with transformers to the last bit.
     """
     value = max(value, torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
     divided = scores / value
-    overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)  # (..., 1)
-    best = scores.amax(-1, keepdim=True)
-    return torch.where(overflows, (scores - best) / value, divided)
+    best = divided.amax(-1, keepdim=True)  # (..., 1)
+    if value >= 1 or math.isfinite(best.sum().item()):
+        return divided
+    overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)
+    return torch.where(overflows, (scores - scores.amax(-1, keepdim=True)) / value, divided)
 
 
 def top_k(scores: Tensor, k: int, keep: int = 1) -> Tensor:

@@ -27,13 +27,15 @@ Beam search is a loop of its own, `beam_search`. What is public:
 
 import contextlib
 import itertools
+import math
 import reprlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Unpack
+from typing import NamedTuple, Protocol, Unpack
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from minigpt.config import Count
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
@@ -111,7 +113,7 @@ class Choice:
     Attributes:
         row: its number: prompt 0's copies come first, then prompt 1's.
         id: the token.
-        log_prob: what the model gives it.
+        log_prob: what the model gives it; NaN if nobody watches a stream.
         drafted: whether a draft proposed it.
         finish_reason: what ends the row with this token, if something does.
         candidates: the tokens that the model finds likeliest, best first; empty if nobody watches.
@@ -208,7 +210,7 @@ def stream(
 
 def _chosen_ids(job: "_Job", on_step: Callable[[Step], None] | None, num_candidates: int) -> Generator[int, None, None]:
     """The ids of all steps. Closed early, it closes the steps, whatever this Python does with what it leaves behind."""
-    with contextlib.closing(_watched_steps(job, on_step, num_candidates)) as steps:
+    with contextlib.closing(_watched_steps(job, on_step, num_candidates, scored=on_step is not None)) as steps:
         for step in steps:
             for choice in step.choices:
                 yield choice.id
@@ -425,10 +427,10 @@ class _Job:
 
 
 def _watched_steps(
-    job: "_Job", on_step: Callable[[Step], None] | None, num_candidates: int
+    job: "_Job", on_step: Callable[[Step], None] | None, num_candidates: int, scored: bool = True
 ) -> Generator[Step, None, None]:
     """The steps of `_steps`, each shown to whoever watches."""
-    with contextlib.closing(_steps(job, num_candidates if on_step else 0)) as steps:
+    with contextlib.closing(_steps(job, num_candidates if on_step else 0, scored)) as steps:
         for step in steps:
             if on_step is not None:
                 on_step(step)
@@ -436,85 +438,128 @@ def _watched_steps(
 
 
 @torch.inference_mode()
-def _steps(job: _Job, num_candidates: int = 0) -> Generator[Step, None, None]:
+def _steps(job: _Job, num_candidates: int = 0, scored: bool = True) -> Generator[Step, None, None]:
     """Greedy decoding and sampling: each step gives every row that goes on a token, or more if a draft was right."""
-    alive = [row for row in range(job.num_rows) if job.limit(row)]  # rows not done, in the order of `rows`
-    if not alive:
+    numbers = [row for row in range(job.num_rows) if job.limit(row)]
+    if not numbers:
         return
     with contextlib.ExitStack() as stack:
         for model in job.models:
             stack.enter_context(evaluating(model))
-        rows = job.start_rows(job.model, job.options.num_return_sequences)
+        batch = _Batch(job, numbers)  # prefill
+        while batch.numbers:
+            at = batch.places()
+            scores = apply_filters(at.logits, at.before, job.options, at.num_new)  # filter
+            tokens = choose(scores, batch.noise(at))  # choose
+            new = _appended(job, batch, at, scores, tokens, num_candidates, scored)  # append
+            yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, batch.drafts)))
+            batch.go_on(new)  # stop, or begin again
+
+
+class _Places(NamedTuple):
+    """Where tokens are chosen: after each row, and after each token of its draft. All rows together have M places.
+
+    Attributes:
+        logits: float32 (M, V).
+        before: the ids before each place, prompt included.
+        num_new: how many of them come after the prompt.
+        slots: which row of the batch each place belongs to.
+        rows: the number of that row.
+        ahead: how many tokens of the draft come before the place.
+    """
+
+    logits: Tensor
+    before: Sequence[Sequence[int]]
+    num_new: Sequence[int]
+    slots: Sequence[int]
+    rows: Sequence[int]
+    ahead: Sequence[int]
+
+
+class _Batch:
+    """The rows that are written side by side: what each has, what is drafted for it, and the keys and values.
+
+    Attributes:
+        numbers: of the rows, in the order of the batch. Empty when all are done.
+        drafts: what each row ends with that is not decided yet.
+    """
+
+    def __init__(self, job: _Job, numbers: Sequence[int]) -> None:
+        self._job = job
+        self._rows = job.start_rows(job.model, job.options.num_return_sequences)
         noise = job.noise()
-        tape = None if noise is None else NoiseTape(noise, job.num_rows, job.vocab_size)
-        drafter = job.start_drafter(alive, tape)
-        drafts: list[list[int]] = [[] for _ in alive]  # what the rows end with that is not decided yet
-        while True:
-            new = _choose(job, rows, alive, drafts, tape, num_candidates)
-            yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, drafts)))
-            going = [index for index, choices in enumerate(new) if choices[-1].finish_reason is None]
-            if not going:
-                return
-            # `rows.ids` ends with the draft, so all new tokens but the last one are in it already. Keep up to them, and
-            # drop the rest of the draft.
-            keep = [len(rows.ids[index]) - len(drafts[index]) + len(new[index]) - 1 for index in going]
-            last = [new[index][-1].id for index in going]
-            alive = [alive[index] for index in going]
-            drafts = [[] for _ in alive]
-            if drafter is not None:
-                written = [[*rows.ids[index][:n], token] for index, n, token in zip(going, keep, last, strict=True)]
-                drafts = drafter.draft(alive, written, job.draft_lengths(alive, written, rows.room(map(len, written))))
-            tokens = [[token, *draft] for token, draft in zip(last, drafts, strict=True)]
-            rows.advance(going, tokens, None if drafter is None else keep)
+        self._tape = None if noise is None else NoiseTape(noise, job.num_rows, job.vocab_size)
+        self._drafter = job.start_drafter(numbers, self._tape)
+        self.numbers = list(numbers)
+        self.drafts: list[list[int]] = [[] for _ in numbers]
+
+    def places(self) -> _Places:
+        """Where tokens are chosen next."""
+        ids, numbers = self._rows.ids, self.numbers
+        if not any(self.drafts):
+            num_new = list(map(self._job.num_new, numbers, ids))
+            return _Places(self._rows.last_logits, ids, num_new, range(len(ids)), numbers, [0] * len(ids))
+        places = [(slot, n) for slot, draft in enumerate(self.drafts) for n in range(len(draft) + 1)]
+        slots, ahead = zip(*places, strict=True)
+        before = [ids[slot][: len(ids[slot]) - len(self.drafts[slot]) + n] for slot, n in places]
+        rows = [numbers[slot] for slot in slots]
+        num_new = list(map(self._job.num_new, rows, before))
+        return _Places(self._rows.logits[slots, ahead], before, num_new, slots, rows, ahead)  # (R, T, V) -> (M, V)
+
+    def noise(self, at: _Places) -> Tensor | None:
+        """Noise (M, V) to choose with, if anything is drawn."""
+        if self._tape is None:
+            return None
+        noise = self._tape.at(at.rows, at.num_new)
+        self._tape.keep_only(at.rows, at.num_new)
+        return noise
+
+    def go_on(self, new: Sequence[Sequence[Choice]]) -> None:
+        """Rows that are done leave. The others get their new tokens, guesses of a draft behind them, and new logits."""
+        going = [slot for slot, choices in enumerate(new) if choices[-1].finish_reason is None]
+        self.numbers = [self.numbers[slot] for slot in going]
+        if not going:
+            return
+        tokens = [[new[slot][-1].id] for slot in going]
+        if self._drafter is None:
+            self._rows.advance(going, tokens)
+            return
+        # A row ends with its draft, so all its new tokens but the last are in it already. Keep up to them, and drop the
+        # rest of the draft.
+        ids = self._rows.ids
+        keep = [len(ids[slot]) - len(self.drafts[slot]) + len(new[slot]) - 1 for slot in going]
+        written = [[*ids[slot][:n], *last] for slot, n, last in zip(going, keep, tokens, strict=True)]
+        counts = self._job.draft_lengths(self.numbers, written, self._rows.room(map(len, written)))
+        self.drafts = self._drafter.draft(self.numbers, written, counts)
+        self._rows.advance(going, [last + draft for last, draft in zip(tokens, self.drafts, strict=True)], keep)
 
 
-def _choose(
-    job: _Job,
-    rows: Rows,
-    alive: Sequence[int],
-    drafts: Sequence[Sequence[int]],
-    tape: NoiseTape | None,
-    num_candidates: int,
+def _appended(
+    job: _Job, batch: _Batch, at: _Places, scores: Tensor, tokens: Tensor, num_candidates: int, scored: bool
 ) -> list[list[Choice]]:
-    """New tokens of each row: the model's choices at the places where its draft agrees with them, and one more."""
-    # A place is (index, n): the text of the row at this index in `rows`, followed by the first n tokens of its draft.
-    # All rows together have M places.
-    places = [(index, n) for index, draft in enumerate(drafts) for n in range(len(draft) + 1)]
-    before = [rows.ids[index][: len(rows.ids[index]) - len(drafts[index]) + n] for index, n in places]
-    row_numbers = [alive[index] for index, _ in places]
-    counts = [job.num_new(row, ids) for row, ids in zip(row_numbers, before, strict=True)]
-    logits = rows.logits[[index for index, _ in places], [n for _, n in places]]  # (R, T, V) -> (M, V)
-    scores = apply_filters(logits, before, job.options, counts)
-    chosen = choose(scores, None if tape is None else tape.at(row_numbers, counts))  # (M,)
-    if tape is not None:
-        tape.forget(min(counts) + 1)
-    log_probs = logits.log_softmax(-1)
-    candidates = _candidates(log_probs, scores, num_candidates) if num_candidates else [()] * len(places)
-    tokens, chosen_log_probs = chosen.tolist(), log_probs.gather(-1, chosen[:, None])[:, 0].tolist()
-
-    new: list[list[Choice]] = [[] for _ in drafts]
+    """New tokens of each row: what was chosen at the places where its draft agrees with it, and one more."""
+    chosen = tokens.tolist()
+    log_probs = [math.nan] * len(chosen)
+    if scored:  # the cross-entropy of a token is minus its log-probability
+        log_probs = (-cross_entropy(at.logits, tokens, reduction="none")).tolist()
+    candidates = _candidates(at.logits, scores, num_candidates) if num_candidates else [()] * len(chosen)
+    new: list[list[Choice]] = [[] for _ in batch.numbers]
     reached = []
-    for place, (index, n) in enumerate(places):
-        if n and not (new[index][-1].drafted and new[index][-1].finish_reason is None):
+    for place, (slot, n, row, token) in enumerate(zip(at.slots, at.ahead, at.rows, chosen, strict=True)):
+        if n and not (new[slot][-1].drafted and new[slot][-1].finish_reason is None):
             continue  # a token of the draft before this place was refused, or ended the row: nothing is chosen here
         reached.append(place)
-        row, token = row_numbers[place], tokens[place]
-        new[index].append(
-            Choice(
-                row=row,
-                id=token,
-                log_prob=chosen_log_probs[place],
-                drafted=token in drafts[index][n : n + 1],
-                finish_reason=job.finish_reason(job.prompt_of(row), [*before[place], token]),
-                candidates=candidates[place],
-            )
-        )
-    check_not_empty(scores[reached], job.options)
+        drafted = token in batch.drafts[slot][n : n + 1]
+        reason = job.finish_reason(job.prompt_of(row), [*at.before[place], token])
+        new[slot].append(Choice(row, token, log_probs[place], drafted, reason, candidates[place]))
+    if job.options.bans:
+        check_not_empty(scores[reached], job.options)
     return new
 
 
-def _candidates(log_probs: Tensor, scores: Tensor, count: int) -> list[tuple[Candidate, ...]]:
+def _candidates(logits: Tensor, scores: Tensor, count: int) -> list[tuple[Candidate, ...]]:
     """The tokens that the model finds likeliest, at each of M places: (M, V), (M, V) -> M times `count`."""
+    log_probs = logits.log_softmax(-1)
     best = log_probs.topk(min(count, log_probs.size(-1)))
     probabilities = scores.softmax(-1).gather(-1, best.indices)
     return [

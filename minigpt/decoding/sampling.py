@@ -5,6 +5,8 @@ that repeat this step are in `generate` and `beam_search`.
 R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
+import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -20,6 +22,8 @@ from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
 
 FinishReason = Literal["eos", "stop", "length", "context"]
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class Rows:
@@ -66,14 +70,18 @@ class Rows:
             self._cache = KVCache(model.config, len(prompts), self._columns, weight.dtype, weight.device)
         self.ids = [list(prompt) for prompt in prompts for _ in range(copies)]
         self._num_last = [1] * len(self.ids)  # of each row's ids, those whose next token has logits
-        self.logits = self._feed(prompts, [1] * len(prompts)).repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
-        if self._cache is not None and copies > 1:
-            self._cache.expand(copies)
+        self.logits = self._feed(prompts, [1] * len(prompts))  # (N, 1, V)
+        if copies > 1:
+            self.logits = self.logits.repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
+            if self._cache is not None:
+                self._cache.expand(copies)
 
     @property
     def last_logits(self) -> Tensor:
         """Of the token after the last one of each row: (R, V)."""
-        return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]  # (R, T, V) -> (R, V)
+        if min(self._num_last) == self.logits.size(1):
+            return self.logits[:, -1]  # (R, T, V) -> (R, V)
+        return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]
 
     def room(self, lengths: Iterable[int]) -> int:
         """How many tokens may be tried after rows of these lengths, so that all fit the block, and the cache."""
@@ -87,15 +95,19 @@ class Rows:
         A parent may come several times (a beam that forks) or not at all (a row that is done, and costs nothing from
         then on). Only rows of the same prompt may replace each other, and a prompt stays whole.
         """
-        old = [self.ids[parent] for parent in parents]
-        if self._cache is not None and list(parents) != list(range(len(self.ids))):
-            # The rows of a prompt share its columns already: only what is new is copied.
-            self._cache.gather(torch.tensor(parents, device=self._device), first_column=self._shortest_prompt)
-        if keep is not None and self._cache is not None:
-            surplus = [len(ids) - n for ids, n in zip(old, keep, strict=True)]
-            self._cache.rollback(torch.tensor(surplus, device=self._device))
-        kept = old if keep is None else [ids[:n] for ids, n in zip(old, keep, strict=True)]
-        self.ids = [[*ids, *new] for ids, new in zip(kept, tokens, strict=True)]
+        if list(parents) != list(range(len(self.ids))):
+            self.ids = [list(self.ids[parent]) for parent in parents]
+            if self._cache is not None:
+                # The rows of a prompt share its columns already: only what is new is copied.
+                self._cache.gather(torch.tensor(parents, device=self._device), first_column=self._shortest_prompt)
+        if keep is not None:
+            surplus = [len(ids) - n for ids, n in zip(self.ids, keep, strict=True)]
+            if self._cache is not None and any(surplus):
+                self._cache.rollback(torch.tensor(surplus, device=self._device))
+            for ids, n in zip(self.ids, keep, strict=True):
+                del ids[n:]
+        for ids, new in zip(self.ids, tokens, strict=True):
+            ids += new
         self._num_last = [min(len(new), self._block_size) for new in tokens]
         if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
@@ -106,22 +118,30 @@ class Rows:
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
         longest, T = max(lengths), max(num_last)
-        # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
-        idx = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=self._device)
-        hidden = self._model.trunk(idx, self._cache)  # (R, longest) -> (R, longest, C)
-        if self._cache is not None and min(lengths) < longest:
-            self._cache.rollback(torch.tensor([longest - length for length in lengths], device=self._device))
-        if longest > T:  # the head is a third of GPT-2 small: it is spared the positions that nobody asks for
+        if min(lengths) == longest:
+            hidden = self._model.trunk(torch.tensor(rows, device=self._device), self._cache)  # (R, longest, C)
+        else:
+            # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
+            filling = [longest - length for length in lengths]
+            idx = torch.tensor([[*ids, *[0] * n] for ids, n in zip(rows, filling, strict=True)], device=self._device)
+            hidden = self._model.trunk(idx, self._cache)
+            if self._cache is not None:
+                self._cache.rollback(torch.tensor(filling, device=self._device))
+        # The head is a third of GPT-2 small: it is spared the positions that nobody asks for.
+        if min(lengths) == longest and min(num_last) == T < longest:
+            hidden = hidden[:, -T:]  # (R, longest, C) -> (R, T, C)
+        elif T < longest:
             first = torch.tensor([length - last for length, last in zip(lengths, num_last, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
         logits = with_text(self._model.lm_head(hidden), self._vocab_size).float()  # (R, T, V)
-        asked = torch.arange(T) < torch.tensor(num_last)[:, None]  # (R, T): the others are those of filling
-        if not logits[asked.to(self._device)].isfinite().all():
-            raise InputError(
-                "the model's logits are not numbers: one is infinite or NaN",
-                "its weights are damaged, or its training diverged: use an earlier checkpoint",
-            )
+        if not math.isfinite(logits.sum().item()):  # one sum; where it is no number, which of the logits are?
+            asked = torch.arange(T) < torch.tensor(num_last)[:, None]  # (R, T): the others are those of filling
+            if not logits[asked.to(self._device)].isfinite().all():
+                raise InputError(
+                    "the model's logits are not numbers: one is infinite or NaN",
+                    "its weights are damaged, or its training diverged: use an earlier checkpoint",
+                )
         return logits
 
 
@@ -144,20 +164,31 @@ class Noise:
             else:
                 generator.manual_seed(value)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """One for the whole batch, or one for each prompt."""
+        return self._generators
+
     def draw(self, rows: int, columns: int) -> Tensor:
         """Positive noise (rows, columns), an equal share of the rows from each generator."""
-        shape = (rows // len(self._generators), columns)
-        noise = [torch.empty(shape, device=g.device).exponential_(generator=g) for g in self._generators]
-        # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
-        return torch.cat(noise).clamp_(min=torch.finfo(torch.float32).tiny)
+        share = rows // len(self._generators)
+        noise = [draw(generator, share, columns) for generator in self._generators]
+        return noise[0] if len(noise) == 1 else torch.cat(noise)
+
+
+def draw(generator: torch.Generator, rows: int, columns: int) -> Tensor:
+    """Exponential noise (rows, columns), above 0."""
+    noise = torch.empty(rows, columns, device=generator.device).exponential_(generator=generator)
+    # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
+    return noise.clamp_(min=_TINY)
 
 
 class NoiseTape:
     """Noise laid out by place: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
 
     So a draft and the model that checks it use the same noise, and what is written does not depend on when it was
-    decided. Noise is drawn in order of n, for all rows at once, those that are done too: no row's noise depends on when
-    another one ends.
+    decided, or on which rows are written at the same time. A generator draws in order of n, each time for all its rows,
+    those too that are done or wait.
 
     Args:
         noise: where it comes from.
@@ -166,22 +197,39 @@ class NoiseTape:
     """
 
     def __init__(self, noise: Noise, rows: int, columns: int) -> None:
-        self._noise = noise
-        self._shape = (rows, columns)
-        self._first = 0  # the count that the first tensor still kept belongs to
-        self._drawn: list[Tensor] = []  # one (rows, V) for each count
+        self._generators = noise.generators
+        self._share = max(1, rows // len(self._generators))  # rows of each generator
+        self._columns = columns
+        # (generator, n) -> its noise (share, V), and its state after that
+        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Noise (M, V) for the token that follows `counts[i]` new ones in row `rows[i]`."""
-        while self._first + len(self._drawn) <= max(counts):
-            self._drawn.append(self._noise.draw(*self._shape))
-        kept = torch.stack(self._drawn)  # (counts, rows, V)
-        return kept[torch.tensor(counts, device=kept.device) - self._first, torch.tensor(rows, device=kept.device)]
+        places = [(row // self._share, n) for row, n in zip(rows, counts, strict=True)]
+        blocks = {place: self._block(*place) for place in places}
+        whole = len(blocks) * self._share == len(rows)  # all rows of these generators, most often
+        if whole and all(b - a == 1 for a, b in itertools.pairwise(rows)):
+            return torch.cat([*blocks.values()]) if len(blocks) > 1 else blocks[places[0]]
+        return torch.stack([blocks[place][row % self._share] for place, row in zip(places, rows, strict=True)])
 
-    def forget(self, before: int) -> None:
-        """Noise for smaller counts than this will not be asked for again."""
-        del self._drawn[: max(0, before - self._first)]
-        self._first = max(before, self._first)
+    def keep_only(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Forget what was drawn for other places. If one is asked for again, it is drawn again, from the beginning."""
+        places = {(row // self._share, n) for row, n in zip(rows, counts, strict=True)}
+        self._drawn = {place: drawn for place, drawn in self._drawn.items() if place in places}
+
+    def _block(self, number: int, n: int) -> Tensor:
+        """What a generator draws for all its rows after n new tokens: (share, V)."""
+        if (number, n) not in self._drawn:
+            generator = self._generators[number]
+            first = next((at for at in range(n, 0, -1) if (number, at - 1) in self._drawn), 0)
+            if first:
+                generator.set_state(self._drawn[number, first - 1][1])
+            else:
+                generator.manual_seed(generator.initial_seed())
+            for at in range(first, n + 1):
+                noise = draw(generator, self._share, self._columns)
+                self._drawn[number, at] = noise, generator.get_state()
+        return self._drawn[number, n][0]
 
 
 def greedy(scores: Tensor) -> Tensor:
