@@ -184,6 +184,27 @@ def check_ids(
             raise error(f"{whose}: {what}" if whose else what, how or advice)
 
 
+def check_place(place: int, count: int, what: str, whose: str = "the model has") -> None:
+    """Refuse a number of something, counted from 0, of which there are `count`.
+
+    Raises:
+        InputError: with how many there are.
+    """
+    if not 0 <= place < count:
+        known = f"one from 0 to {count - 1}" if count > 1 else "0"
+        raise InputError(f"there is no {what} {brief(place)}: {whose} {count}", f"choose {known}")
+
+
+def check_most(k: int, most: int, what: str) -> None:
+    """Refuse to show k of something of which there are fewer, or none.
+
+    Raises:
+        InputError: with how many there are.
+    """
+    if not 1 <= k <= most:
+        raise InputError(f"there are no {brief(k)} {what}", f"choose from 1 to {most}")
+
+
 def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:
     """The items with a rule of their own in a list or a mapping: how to name one, itself, its type and its place."""
     origin, parts = get_origin(kind), get_args(kind)

@@ -188,13 +188,18 @@ def model_size(
         InputError: if the batch is empty, or its rows are longer than the block.
     """
     tokens = config.block_size if tokens is None else tokens
+    check_pass(config, batch_size, tokens)
+    counter = _Counter(config, batch_size, tokens, bytes_per_value, optimizer == "muon", attention == "explicit")
+    return ModelSize(config, batch_size, tokens, bytes_per_value, optimizer, attention, tuple(counter.rows()))
+
+
+def check_pass(config: GPTConfig, batch_size: int, tokens: int) -> None:
+    """Raise InputError if a model cannot read rows of so many tokens."""
     if tokens > config.block_size:
         raise InputError(
             f"a batch of {batch_size} rows of {tokens} tokens cannot go through this model",
             f"choose tokens up to block_size = {config.block_size}",
         )
-    counter = _Counter(config, batch_size, tokens, bytes_per_value, optimizer == "muon", attention == "explicit")
-    return ModelSize(config, batch_size, tokens, bytes_per_value, optimizer, attention, tuple(counter.rows()))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ exactly. This is what a part adds to the logit directly; what it does through la
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace, weight_in_use
 from minigpt.errors import InputError
-from minigpt.fields import checked
+from minigpt.fields import check_place, checked
 from minigpt.system.terminal import Brief
 
 
@@ -76,7 +77,12 @@ class Attribution(Brief):
 @checked
 @torch.no_grad()
 def attribute(
-    t: Trace, target: int, against: int | None = None, by: str = "component", position: int = -1, row: int = 0
+    t: Trace,
+    target: int,
+    against: int | None = None,
+    by: Literal["component", "layer", "head", "neuron"] = "component",
+    position: int = -1,
+    row: int = 0,
 ) -> Attribution:
     """Split the logit of a token into what each part of the model has added to it.
 
@@ -97,7 +103,7 @@ def attribute(
         PointError: if a point was not recorded.
         InputError: if there is no such split, token, position or row.
     """
-    _check_choice(t, [token for token in (target, against) if token is not None], by, row)
+    _check_choice(t, [token for token in (target, against) if token is not None], row)
     place = _place(t, position)
     weights = t.model.lm_head.weight
     direction = weights[target].double() - (0 if against is None else weights[against].double())  # (C,)
@@ -199,17 +205,12 @@ _SPLITS = {
 }
 
 
-def _check_choice(t: Trace, tokens: list[int], by: str, row: int) -> None:
-    if by not in _SPLITS:
-        raise InputError(f"a logit cannot be split by {by!r}", f"choose {', '.join(_SPLITS)}")
-    V, B = t.config.vocab_size, len(t["logits"])
+def _check_choice(t: Trace, tokens: list[int], row: int) -> None:
     for token in tokens:
-        if not 0 <= token < V:
-            raise InputError(f"there is no token {token}", f"choose an id from 0 to {V - 1}")
+        check_place(token, t.config.vocab_size, "token")
     if len(set(tokens)) < len(tokens):
         raise InputError(f"token {tokens[0]} against itself differs by 0 whatever the model", "choose two tokens")
-    if not 0 <= row < B:
-        raise InputError(f"there is no row {row}: the trace has {B}", f"choose one from 0 to {B - 1}")
+    check_place(row, len(t["logits"]), "row", "the trace has")
 
 
 def _place(t: Trace, position: int) -> int:

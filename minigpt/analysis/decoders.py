@@ -19,6 +19,7 @@ from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
+from minigpt.fields import check_most
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -61,8 +62,7 @@ class Cuts(Brief):
             InputError: if the vocabulary has no k tokens.
         """
         V = self.probabilities.size(-1)
-        if not 1 <= k <= V:
-            raise InputError(f"there are no {k} likeliest of {V} tokens", f"choose from 1 to {V}")
+        check_most(k, V, f"likeliest of {V} tokens")
         return self.probabilities[0].topk(k).indices.tolist()
 
     @property

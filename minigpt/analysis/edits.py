@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from minigpt.config import GPTConfig, Seed
 from minigpt.errors import InputError, near
 from minigpt.fields import Form, checked
 from minigpt.system.terminal import Brief
+
+Mode = Literal["zero", "mean", "resample"]  # what takes the place of what is ablated
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -110,14 +112,12 @@ class Ablation(Edit):
         seed: of the drawing of rows.
     """
 
-    mode: str
+    mode: Mode
     reference: Tensor | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in ("zero", "mean", "resample"):
-            raise InputError(f"there is no mode {self.mode!r} of ablation", "choose zero, mean or resample")
         if (self.reference is None) != (self.mode == "zero"):
             raise InputError(
                 f"mode = {self.mode!r} and reference = {'None' if self.reference is None else 'a tensor'} do not match",
@@ -217,7 +217,7 @@ _PART = 'head 1 of layer 0 is "0.1", its attention "0.attn", its MLP "0.mlp"'
 @checked
 def ablate(
     what: Annotated[str, Form(f"a part: {_PART}", wrong="names no part")],
-    mode: str = "zero",
+    mode: Mode = "zero",
     reference: Trace | Tensor | None = None,
     at: At = None,
     seed: Seed = 0,

@@ -4,6 +4,7 @@ Letters as in `model.py`, N for the rows of a table, and P for the points of the
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace
 from minigpt.errors import InputError
-from minigpt.fields import checked
+from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
 from minigpt.system.terminal import Brief
 
@@ -52,7 +53,13 @@ class Neighbours:
 
 @checked
 @torch.no_grad()
-def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", table: str = "wte") -> Neighbours:
+def neighbours(
+    model: GPT,
+    token_id: int,
+    k: int = 10,
+    kind: Literal["cosine", "dot"] = "cosine",
+    table: Literal["wte", "wpe"] = "wte",
+) -> Neighbours:
     """The rows of an embedding table that are most similar to a given row, without this row itself.
 
     Args:
@@ -65,14 +72,10 @@ def neighbours(model: GPT, token_id: int, k: int = 10, kind: str = "cosine", tab
     Raises:
         InputError: if there is no such table, row or similarity, or k is not from 1 to N - 1.
     """
-    if table not in ("wte", "wpe") or kind not in ("cosine", "dot"):
-        raise InputError(f"there is no {kind!r} similarity in {table!r}", "choose cosine or dot, in wte or wpe")
     rows: Tensor = model.get_parameter(f"{table}.weight")  # (N, C)
     N = len(rows)
-    if not 0 <= token_id < N:
-        raise InputError(f"{table} has no row {token_id}", f"choose one from 0 to {N - 1}")
-    if not 1 <= k < N:
-        raise InputError(f"row {token_id} of {table} has no {k} neighbours", f"choose k from 1 to {N - 1}")
+    check_place(token_id, N, "row", f"{table} has")
+    check_most(k, N - 1, f"neighbours among the {N} rows of {table}")
     if kind == "cosine":
         rows = F.normalize(rows, dim=1)
     similarities = rows @ rows[token_id]  # (N, C) @ (C,) -> (N,)
@@ -224,9 +227,7 @@ class ResidualNorms(Brief):
         Raises:
             InputError: if the stream has fewer than k dimensions.
         """
-        C = self.stream.size(-1)
-        if not 1 <= k <= C:
-            raise InputError(f"the stream has no {k} dimensions", f"choose k from 1 to {C}")
+        check_most(k, self.stream.size(-1), "dimensions of the stream")
         dimensions = self.stream.abs().topk(k).indices
         return dimensions, self.stream.gather(-1, dimensions)
 

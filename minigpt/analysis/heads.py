@@ -23,7 +23,7 @@ from minigpt.analysis.tracing import trace
 from minigpt.config import Count, GPTConfig, Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
-from minigpt.fields import checked
+from minigpt.fields import check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text
 from minigpt.system.terminal import Brief
@@ -129,8 +129,8 @@ def repeated_tokens(
             f"{length} tokens that are repeated show no induction",
             "take at least 3, and a model whose block holds 7 tokens and whose vocabulary 4",
         )
-    if start_token_id is not None and not 0 <= start_token_id < V:
-        raise InputError(f"there is no token {start_token_id}", f"choose an id from 0 to {V - 1}")
+    if start_token_id is not None:
+        check_place(start_token_id, V, "token")
     drawn: list[int] = torch.randperm(V, generator=torch.Generator().manual_seed(seed)).tolist()
     if start_token_id is not None:
         drawn.remove(start_token_id)

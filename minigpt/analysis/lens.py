@@ -20,7 +20,7 @@ from minigpt.config import GPTConfig, VocabSize
 from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_log_probs, perplexity
-from minigpt.fields import checked
+from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text, with_text
 from minigpt.system.terminal import Brief
@@ -54,7 +54,7 @@ class Lens(Brief):
         Raises:
             InputError: if the vocabulary has no k tokens.
         """
-        _check_k(k, self.logits.size(-1))
+        check_most(k, V := self.logits.size(-1), f"likeliest of {V} tokens")
         ids = self.logits.topk(k).indices
         tops = [_log_probs(logits).gather(-1, at).exp() for logits, at in zip(self.logits, ids, strict=True)]
         return ids, torch.stack(tops)
@@ -65,9 +65,7 @@ class Lens(Brief):
         Raises:
             InputError: if the vocabulary has no such token.
         """
-        V = self.logits.size(-1)
-        if not 0 <= token_id < V:
-            raise InputError(f"there is no token {token_id}", f"choose an id from 0 to {V - 1}")
+        check_place(token_id, self.logits.size(-1), "token")
         return (self.logits > self.logits[..., token_id, None]).sum(-1)  # (P, B, T, V) -> (P, B, T)
 
     def kl_to_final(self) -> Tensor:
@@ -183,7 +181,7 @@ class TokenLosses(Brief):
         Raises:
             InputError: if the vocabulary has no k tokens.
         """
-        _check_k(k, self.log_probs.size(-1))
+        check_most(k, V := self.log_probs.size(-1), f"likeliest of {V} tokens")
         best = self.log_probs.topk(k)
         return best.indices, best.values.exp()
 
@@ -223,11 +221,6 @@ def token_losses(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = 
 def _log_probs(logits: Tensor) -> Tensor:
     """Log-softmax in float32 or float64, of the same shape."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check_k(k: int, V: int) -> None:
-    if not 1 <= k <= V:
-        raise InputError(f"there are no {k} likeliest of {V} tokens", f"choose k from 1 to {V}")
 
 
 def _largest(x: Tensor) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 import minigpt.analysis.taps as taps
+from minigpt.analysis.accounting import check_pass
 from minigpt.analysis.positions import At, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.taps import PointError
 from minigpt.config import GPTConfig, Size
@@ -265,11 +266,7 @@ def plan(
         PointError: if there is no such point.
         InputError: if the batch is empty, or its rows do not fit the block.
     """
-    if tokens > config.block_size:
-        raise InputError(
-            f"a pass of {batch_size} rows of {tokens} tokens is not possible",
-            f"choose at most block_size = {config.block_size} tokens",
-        )
+    check_pass(config, batch_size, tokens)
     nbytes = {}
     for name in stored(taps.resolve(points, config)):
         nbytes[name] = math.prod(taps.shape(name, config, batch_size, tokens, tokens)) * dtype.itemsize

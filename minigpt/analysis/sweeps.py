@@ -7,12 +7,13 @@ al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, measured
-from minigpt.analysis.edits import Edit, ablate, patch
+from minigpt.analysis.edits import Edit, Mode, ablate, patch
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import Seed, VocabSize
@@ -121,8 +122,8 @@ def _of_each_row(logits: Tensor, token: int | Sequence[int]) -> Tensor:
 
 # --- the sweeps
 
-_PARTS = ("heads", "mlps", "layers")
-_PATCHES = ("resid_pre", "attn.out", "mlp.out", "attn.z")
+Parts = Literal["heads", "mlps", "layers"]
+PatchedPoint = Literal["resid_pre", "attn.out", "mlp.out", "attn.z"]
 
 
 @checked
@@ -130,9 +131,9 @@ def ablation_sweep(
     model: GPT,
     ids: Sequence[Sequence[int]] | Tensor,
     metric: Metric,
-    mode: str = "zero",
+    mode: Mode = "zero",
     reference: Trace | None = None,
-    what: str = "heads",
+    what: Parts = "heads",
     seed: Seed = 0,
 ) -> Sweep:
     """Remove each part in turn, at all positions, and measure.
@@ -153,8 +154,6 @@ def ablation_sweep(
         PointError: if the reference lacks a part.
         InputError: if the rows, the mode or the kind of part cannot be used.
     """
-    if what not in _PARTS:
-        raise InputError(f"there is no sweep over {what!r}", f"choose {', '.join(_PARTS)}")
     columns = [str(head) for head in range(model.config.n_head)] if what == "heads" else [what.removesuffix("s")]
 
     def edits(layer: int, column: str) -> list[Edit]:
@@ -201,7 +200,7 @@ def patching_sweep(
     clean: Sequence[Sequence[int]] | Tensor,
     corrupt: Sequence[Sequence[int]] | Tensor,
     metric: Metric,
-    point: str = "resid_pre",
+    point: PatchedPoint = "resid_pre",
 ) -> PatchingSweep:
     """Run the corrupt rows with one part of the clean pass at a time, and measure.
 
@@ -217,8 +216,6 @@ def patching_sweep(
         InputError: if the rows cannot be used or do not match, the metric is the same for both, or there is no such
             sweep.
     """
-    if point not in _PATCHES:
-        raise InputError(f"there is no sweep over {point!r}", f"choose {', '.join(_PATCHES)}")
     first = "blocks.0.resid_pre"
     with _measuring(model, clean, metric) as (idx, measure), trace(model, [f"blocks.*.{point}", first]) as t:
         expected = measure()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, EARLY_STOPPING, OPTIONS, Compare
 from minigpt.cli.streams import print_json
-from minigpt.cli.texts import encoded, prompt_texts, training_documents
+from minigpt.cli.texts import check_fits, encoded, prompt_texts, training_documents
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
 from minigpt.evaluation.comparison import (
@@ -186,11 +186,8 @@ def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Seque
     block_size = model.config.block_size
     longest, name = max((len(prompt), name) for prompt, name in zip(prompts, names, strict=True))
     room = block_size - longest
-    if room < 1 or (wanted is not None and wanted > room):
-        raise InputError(
-            f"{name} has {longest} tokens, and {wanted or 1} more do not fit block_size = {block_size}",
-            (f"lower --max-new-tokens to {room}, or " if room > 0 else "") + "shorten the longest prompts",
-        )
+    lower = f"lower --max-new-tokens to {room}, or " if room > 0 else ""
+    check_fits(longest, block_size, name, f"{lower}shorten the longest prompts", more=wanted or 1)
     return wanted or min(DEFAULT_LENGTH, room)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from minigpt.cli.models import load
 from minigpt.cli.settings import Next
 from minigpt.cli.streams import given, print_json
-from minigpt.cli.texts import check_fits, framed, in_tokens, piece
+from minigpt.cli.texts import check_fits, framed, piece
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
 from minigpt.system import terminal
@@ -24,7 +24,9 @@ def answer(settings: Next) -> None:
     (prompt,) = given(*typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
-    _check_room(len(ids), settings.steps, model.config.block_size)
+    more = settings.steps - 1  # the last step only looks
+    fewer = "shorten the prompt, or take fewer --steps" if more else ""
+    check_fits(len(ids), model.config.block_size, "the prompt", fewer, more)
     steps: list[dict[str, Any]] = []
     for _ in range(settings.steps):
         table = next_token_table(model, ids, settings.top, tokenizer.vocab_size)
@@ -41,15 +43,6 @@ def answer(settings: Next) -> None:
         front = "yes" if step["token_ids"][0] == tokenizer.bos_token_id else "no"
         print(f"after {step['text']!r} (tokens: {len(step['token_ids'])}, BOS in front: {front})")
         _print_table(step["candidates"])
-
-
-def _check_room(num_tokens: int, steps: int, block_size: int) -> None:
-    check_fits(num_tokens, block_size, "the prompt")
-    if num_tokens + steps - 1 > block_size:
-        raise InputError(
-            f"{in_tokens(num_tokens)} and {steps - 1} more on the way to step {steps} exceed block_size = {block_size}",
-            "shorten the prompt, or take fewer --steps",
-        )
 
 
 def _print_table(candidates: list[dict[str, Any]]) -> None:

@@ -77,15 +77,16 @@ def in_tokens(tokens: int) -> str:
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
-def check_fits(num_tokens: int, block_size: int, what: str, how: str = "") -> None:
-    """Refuse more tokens than the model can read.
+def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more: int = 0) -> None:
+    """Refuse more tokens than the model can read, or what leaves no room for `more` of them.
 
     Raises:
         InputError: saying `how` to mend it, if not by making the text shorter.
     """
-    if num_tokens > block_size:
+    if num_tokens + more > block_size:
+        rest = f", and {more} more do not fit" if more else ", more than"
         raise InputError(
-            f"{what} is {in_tokens(num_tokens)}, more than block_size = {block_size}",
+            f"{what} has {in_tokens(num_tokens)}{rest} block_size = {block_size}",
             how or f"shorten it to at most {in_tokens(block_size)}",
         )
 

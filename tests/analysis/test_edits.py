@@ -140,7 +140,7 @@ def test_a_query_keeps_at_least_one_key(model, idx, as_it_was, logits_of):
         (lambda t: ablate("head 1"), "no point 'head 1'\nhead 1 of layer 0 is \"0.1\""),
         (lambda t: ablate(0.1), 'what = 0.1 names no part\n.* head 1 of layer 0 is "0.1"'),
         (lambda t: "0.1", "'0.1' is no edit\nmake one of it: edit.model, ablate"),
-        (lambda t: ablate("0.0", "median"), "no mode 'median'"),
+        (lambda t: ablate("0.0", "median"), "mode = 'median' is not a choice"),
         (lambda t: ablate("0.0", "mean"), "do not match"),
         (lambda t: ablate("0.0", "zero", t), "do not match"),
         (lambda t: ablate("0.0", "resample", t["blocks.0.attn.z"][:1]), "1 row"),

@@ -393,7 +393,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference,
     [
         (["--top", "0"], ["--top 0"]),
         (["--steps", "0"], ["--steps 0"]),
-        (["--prompt", "To be or not"], ["the prompt is 12 tokens, more than block_size = 11"]),
+        (["--prompt", "To be or not"], ["the prompt has 12 tokens, more than block_size = 11"]),
         (["--prompt", "To be or no", "--steps", "2"], ["11 tokens", "1 more", "block_size = 11"]),
         (["--bos"], ["--bos", "does not have"]),
         (["--model", "nowhere/x"], ["nowhere"]),
@@ -446,7 +446,7 @@ def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
     [
         (["T"], ["'T' is 1 token:", "--bos"]),
         ([""], ["'' is 0 tokens"]),
-        (["To be", "To be, or no"], ["'To be, or no' is 12 tokens", "block_size = 11", "minigpt eval"]),
+        (["To be", "To be, or no"], ["'To be, or no' has 12 tokens", "block_size = 11", "minigpt eval"]),
         (["To be", "--bos"], ["--bos", "does not have"]),
         (["To be", "--eos"], ["--eos", "does not have"]),
         ([], ["missing: TEXT"]),

@@ -425,7 +425,7 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("attn 'to' {model} --head 1", "--head 1 is in every layer"),
         ("attn '' {model}", "the prompt is empty"),
         ("attn 'to' {model} --bos", "--bos asks for a token"),
-        ("attn 'to be, or to be, or.' {model}", "the prompt is 20 tokens, more than block_size = 19"),
+        ("attn 'to be, or to be, or.' {model}", "the prompt has 20 tokens, more than block_size = 19"),
         ("attn 'xyz' {model}", "unknown"),
         ("why 'to' {model} --token 'to'", "--token 'to' is 2 tokens: 't', 'o'"),
         ("why 'to' {model} --token ''", "--token '' is 0 tokens"),

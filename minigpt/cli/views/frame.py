@@ -223,17 +223,6 @@ def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
     return ids[0]
 
 
-def check_place(place: int, count: int, what: str) -> None:
-    """Refuse a layer, a head or the like that the model has not.
-
-    Raises:
-        InputError: with how many there are.
-    """
-    if not 0 <= place < count:
-        known = f"one from 0 to {count - 1}" if count > 1 else "0"
-        raise InputError(f"there is no {what} {place}: the model has {count}", f"choose {known}")
-
-
 def _checked(ids: list[int], model: GPT, what: str) -> list[int]:
     if not ids:
         raise InputError(f"{what} is empty: there is no token to look at", "give some text, or --bos if there is one")

@@ -10,8 +10,9 @@ from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, Subject, check_place, load_reader, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, load_reader, subject, traced
 from minigpt.errors import InputError
+from minigpt.fields import check_place
 from minigpt.system import terminal
 
 KINDS = ("induction", "duplicate", "previous", "first", "self", "entropy")
