@@ -1,4 +1,4 @@
-r"""Text to ids and back: one small protocol, characters, GPT-2's byte pairs, and text that arrives token by token.
+r"""Text to ids and back: one small class, characters, GPT-2's byte pairs, and text that arrives token by token.
 
 Every token is a byte string, so decoding is the same for all: join the bytes, read them as UTF-8. Encoding differs:
 
@@ -77,73 +77,23 @@ class AddedToken(NamedTuple):
         return cls(name, **{flag: bool(entry.get(flag)) for flag in cls._fields[1:]})
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of minigpt knows of a tokenizer.
+class Tokenizer:
+    """What the rest of minigpt knows of a tokenizer; the kinds below differ in how they encode.
+
+    Args:
+        tokens: the bytes of each token, in the order of the ids.
+        content: the type and the vocabulary, as JSON can hold them: what a file must keep.
 
     Attributes:
         vocab_size: number of ids; they run from 0 to `vocab_size - 1`.
         bos_token_id: the token that opens a document, or None.
         eos_token_id: the token that closes a document, or None.
-        end_ids: the tokens at which a text ends: that one, and others that the model's settings list.
         start_token_id: what an empty prompt starts from, or None if nothing in the vocabulary could serve.
         added: the special tokens behind the vocabulary, the first of which has the id `vocab_size`. They are no text.
-        special_tokens: name -> id of tokens whose names `encode` reads as text, unless asked otherwise.
-        special_ids: the ids that are no text: those of `special_tokens` and `added`, `bos_token_id` and `eos_token_id`.
-            `decode` leaves them out, unless asked otherwise.
-        allow_special: whether `encode` reads these names as the tokens, where its caller does not say.
-    """
-
-    vocab_size: int
-    added: tuple[AddedToken, ...]
-    bos_token_id: int | None
-    eos_token_id: int | None
-    start_token_id: int | None
-    special_tokens: Mapping[str, int]
-    allow_special: bool
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """As above."""
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """As above."""
-
-    def with_ends(self, ids: Iterable[int]) -> Self:
-        """The same tokenizer with other tokens beside the usual one at which a text ends."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`. Raises InputError where it cannot be encoded."""
-
-    def encode_array(self, text: str) -> IdArray:
-        """The same ids as a 1-D array, for whole corpora: uint16, or uint32 from 65,536 tokens on."""
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises InputError on an id outside the vocabulary."""
-
-    def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
-        """The text of each sequence."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for. Raises InputError on an id outside the vocabulary."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary: equal if and only if the same text gives the same ids."""
-
-    def special_id(self, role: str) -> int | None:
-        """The id of the token that the tokenizer's files give a role, such as "pad_token"; None if they do not."""
-
-    def save(self, path: Path | str) -> None:
-        """Write everything that `load_tokenizer` needs as one JSON file: whole, or not at all."""
-
-
-class _TokenTable:
-    """What the tokenizers share: token i is the byte string `tokens[i]`, and `content` is what a file must keep.
-
-    Attributes:
-        added: the special tokens behind the vocabulary, as `with_added` set them.
         settings: what files of transformers say besides: which token has which role, on which side to pad.
+        special_tokens: name -> id of tokens whose names `encode` reads as text, unless asked otherwise.
+        allow_special: whether `encode` reads these names as the tokens, where its caller does not say. It is how a text
+            is read, and not what the ids mean: it is neither saved nor in the fingerprint.
     """
 
     added: tuple[AddedToken, ...] = ()
@@ -152,8 +102,8 @@ class _TokenTable:
     eos_token_id: int | None = None
     start_token_id: int | None = None
     special_tokens: Mapping[str, int] = {}
+    allow_special = False
     _further_ends: tuple[int, ...] = ()  # they stay text, which may have them anywhere
-    allow_special = False  # how a text is read, not what the ids mean: neither saved nor in the fingerprint
 
     def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
         self.vocab_size = len(tokens)
@@ -163,6 +113,14 @@ class _TokenTable:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size:,} tokens: {reprlib.repr(self._tokens)[1:-1]})"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Raises InputError where it cannot be encoded."""
+        raise NotImplementedError
+
+    def encode_array(self, text: str) -> IdArray:
+        """The same ids as a 1-D array, for whole corpora: uint16, or uint32 from 65,536 tokens on."""
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`.
@@ -180,14 +138,14 @@ class _TokenTable:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """The ids that are no text."""
+        """The ids that are no text: of `special_tokens`, `added`, `bos_token_id` and `eos_token_id`."""
         ends = (self.bos_token_id, self.eos_token_id, *self.special_tokens.values())
         added = range(self.vocab_size, self.vocab_size + len(self.added))
         return frozenset([*added, *(token_id for token_id in ends if token_id is not None)])
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens at which a text ends."""
+        """The tokens at which a text ends: `eos_token_id`, and others that the model's settings list."""
         usual = () if self.eos_token_id is None else (self.eos_token_id,)
         return tuple(dict.fromkeys((*usual, *self._further_ends)))
 
@@ -207,7 +165,7 @@ class _TokenTable:
         return self._bytes_of(token_id)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokenizer's type and vocabulary."""
+        """SHA-256 (hex) of type and vocabulary: equal if and only if the same text gives the same ids."""
         return hashlib.sha256(json.dumps(self._content).encode("ascii")).hexdigest()
 
     def with_added(self, added: Iterable[AddedToken], settings: Mapping[str, object]) -> Self:
@@ -250,7 +208,7 @@ class _TokenTable:
         return self._tokens[token_id] if behind < 0 else self.added[behind].content.encode("utf-8")
 
 
-class CharTokenizer(_TokenTable):
+class CharTokenizer(Tokenizer):
     r"""One id per character: its place in `characters`.
 
     Args:
@@ -325,7 +283,7 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
 _BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
 
 
-class GPT2Tokenizer(_TokenTable):
+class GPT2Tokenizer(Tokenizer):
     """GPT-2's byte pair encoding: 256 bytes, 50,000 merges, `<|endoftext|>`. The merging is tiktoken's.
 
     Args:

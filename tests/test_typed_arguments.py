@@ -26,7 +26,7 @@ NOT_CALLED = {
     "minigpt.GPTConfig",  # settings, whose fields test_config checks
     "minigpt.DecodingOptions",  # likewise, in test_wrong_arguments
     *("minigpt.lora.LoRALinear", "minigpt.lora.LowRank"),  # made by add_lora
-    *("minigpt.tokenizers.Tokenizer", "minigpt.tokenizers.TokenBytes"),  # protocols
+    *("minigpt.tokenizers.Tokenizer", "minigpt.tokenizers.TokenBytes"),  # what others are
     "minigpt.tokenizers.AddedToken",  # a record of a file
     *("minigpt.tokenizers.check_has_tokenizer", "minigpt.tokenizers.check_vocabulary"),  # called by our own code alone
 }
