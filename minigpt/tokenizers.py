@@ -484,11 +484,11 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def check_has_tokenizer(tokenizer: Tokenizer | None, source: Path | str) -> Tokenizer:
-    """The tokenizer of a model, for what needs text.
+    """The tokenizer, or an error if there is none: for what reads or writes text.
 
     Args:
-        tokenizer: what `load_model` gave.
-        source: the model, for the message.
+        tokenizer: as `load_model` returned it.
+        source: the model's name, for the error.
 
     Raises:
         InputError: if it is None.
@@ -503,21 +503,21 @@ def check_has_tokenizer(tokenizer: Tokenizer | None, source: Path | str) -> Toke
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
-    """Refuse a tokenizer that cannot be the one of a model.
+    """Raise if a tokenizer cannot belong to a model.
 
-    A model must have every id that text can give. It may have more of them, ids without text: those of added special
-    tokens, such as [PAD], and those that only pad its size, as GPT-2's 50,257 are often padded to 50,304, which has
-    large powers of two in it and so is faster to multiply. Beside byte pairs any number more is taken: people add what
-    they like. The characters of another text, however, would seem to fit every larger model. So with characters there
-    may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
+    A model must have every id that a text can give. It may also have ids without text: those of added special tokens,
+    such as [PAD], and those that only pad its vocabulary: GPT-2's 50,257 are often padded to 50,304, which large powers
+    of two divide, so that products are faster. With byte pairs, any number of further ids is accepted, because models
+    with any number of added tokens exist. With characters, that would make the vocabulary of any short text fit every
+    larger model. So there may be at most 127 ids more than characters and added tokens, up to a multiple of 8.
 
     Args:
         tokenizer: the tokenizer.
         vocab_size: how many ids the model has.
-        source: where the model comes from, for the message.
+        source: where the model comes from, for the error.
 
     Raises:
-        CheckpointError: if the model has fewer ids, or more of them than that.
+        CheckpointError: if the model has fewer ids, or more than these.
     """
     padding = (
         vocab_size - tokenizer.vocab_size - len(tokenizer.added)

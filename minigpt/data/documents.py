@@ -498,7 +498,7 @@ def keyword_line(words: Sequence[str]) -> str:
 
 
 def with_keywords(documents: Sequence[Document], k: int, training: Sequence[Document]) -> list[Document]:
-    """Put the `keyword_line` of its k most telling words before each document, as the end of its prompt.
+    """Put the `keyword_line` of its k most telling words before each document, as the beginning of its prompt.
 
     A word is telling if it is frequent in the document and few other documents have it. This is tf-idf: its count times
     ln((1 + N) / (1 + n)), where n of the N training documents have it (Sparck Jones, 1972; the 1 is for words that no

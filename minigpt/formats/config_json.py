@@ -1,4 +1,4 @@
-"""config.json, by which the transformers library says what a model's shape is: read and written."""
+"""config.json, the transformers library's description of a model's shape: read and written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from minigpt.errors import CheckpointError, ConfigError, brief
 from minigpt.system.files import read_json
 from minigpt.tokenizers import Tokenizer
 
-CARRIED = ("config.json", "generation_config.json")  # settings of a model that come along, in and out
+CARRIED = ("config.json", "generation_config.json")  # files whose settings an import keeps and an export writes again
 
 # The name of each field of GPTConfig in transformers.
 _FIELDS = {
@@ -19,7 +19,7 @@ _FIELDS = {
     "n_head": "n_head",
     "n_embd": "n_embd",
 }
-# Other names that some tools write, and transformers partly reads: they must say the same.
+# Other names that some tools write, and of which transformers reads some: their values must be the same.
 _ALIASES = {
     "max_position_embeddings": "n_positions",
     "num_hidden_layers": "n_layer",
@@ -28,8 +28,8 @@ _ALIASES = {
     "hidden_act": "activation_function",
 }
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-# What transformers can vary and this model cannot: the values that ask for what this model computes. The first of them
-# is what transformers takes where a config.json is silent, and what we write.
+# What transformers can vary and this model cannot: the values that stand for what this model computes. The first of
+# them is transformers' default, and the one that we write.
 _FIXED: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -41,10 +41,10 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "quantization_config": (None,),
     "pruned_heads": (None, {}, []),
 }
-# What this model does not depend on, and readers of GPT-2's configurations look for; as OpenAI's own has it, or as
-# transformers fills it in. llama.cpp takes the length of the context from n_ctx.
+# Settings that change nothing in this model, but that programs expect in a config.json of GPT-2: with the values of
+# OpenAI's file, or transformers' defaults. llama.cpp takes the length of the context from n_ctx.
 _UNUSED: dict[str, object] = {
-    "n_inner": None,  # which is 4 n_embd
+    "n_inner": None,  # means 4 n_embd
     "initializer_range": 0.02,
     "summary_activation": None,
     "summary_first_dropout": 0.1,
@@ -58,21 +58,21 @@ _UNUSED: dict[str, object] = {
 
 
 def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTConfig:
-    """The shape that a config.json in transformers' form asks for.
+    """The shape that a config.json of transformers describes.
 
     Args:
         path: the file.
-        rates_may_differ: of its three rates of dropout, for a caller that needs none, or has its own; the first is
-            taken.
+        rates_may_differ: accept three dropout rates that differ, and take the first: for a caller that does not need
+            the rate, or has its own.
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is damaged, lacks a size, or asks for anything that this model does not compute; all of
-            it is named.
+        CheckpointError: if it is damaged, lacks a size, or describes anything that this model does not compute; the
+            error names all of it.
     """
     content = read_json(path)
     content.setdefault("n_positions", content.get("n_ctx"))
-    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is transformers' own
+    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is transformers' default
     problems = [f"{key} is missing" for key in ("model_type", *_FIELDS) if content.get(key) is None]
     for key, same in _FIXED.items():
         if content.get(key, same[0]) not in same:
@@ -104,12 +104,12 @@ def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTC
 def transformers_config(
     config: GPTConfig, tokenizer: Tokenizer | None, carried: Mapping[str, Any] | None = None
 ) -> dict[str, object]:
-    """What config.json must say of a model of ours, and of the tokens that open, close and pad its documents.
+    """The content of the config.json of a model of ours, with the tokens that open, close and pad its documents.
 
     Args:
-        config: the model's shape, which decides whatever it says.
+        config: the model's shape, whose settings come first.
         tokenizer: the model's, or None.
-        carried: the config.json that the model came with: what else it says is said again, such as several ends.
+        carried: the config.json that the model came with: its other settings are written again, such as several EOS.
     """
     kept = {
         key: value
@@ -120,7 +120,7 @@ def transformers_config(
     if tokenizer is not None:
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         own = {f"{role}_id": tokenizer.special_id(role) for role in ("bos_token", "eos_token", "pad_token")}
-        # A token may be named that the model was never made large enough to have.
+        # The tokenizer may name a token whose id is beyond the model's vocabulary.
         ends |= {key: own_id for key, own_id in own.items() if own_id is not None and own_id < config.vocab_size}
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -135,28 +135,28 @@ def transformers_config(
     }
 
 
-# What of a config.json says nothing of what a model or its tokens are, or what the model at hand decides.
+# Settings that do not describe the model or its tokens, or that the model's own shape decides.
 _OF_NO_MODEL = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "n_ctx", "n_inner",
                 "tie_word_embeddings", *_FIELDS, *_ALIASES, *_FIXED, *_DROPOUTS}  # fmt: skip
-_DECIDED = {*_OF_NO_MODEL, "auto_map"}  # the latter names Python code, which does not come along
+_DECIDED = {*_OF_NO_MODEL, "auto_map"}  # auto_map names Python code, which is never copied
 
 
 def _is_sound(key: str, value: object, config: GPTConfig) -> bool:
-    """Whether a setting may be said of the model: ids of tokens must be in its vocabulary."""
+    """Whether a setting can be true of the model: ids of tokens must be in its vocabulary."""
     ids = value if isinstance(value, list) else [value]
     return not key.endswith("_token_id") or all(type(i) is int and 0 <= i < config.vocab_size for i in ids)
 
 
 def carried_from(folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings in a folder in transformers' layout, by file: plain data that is only carried from file to file."""
+    """The settings in a folder in transformers' layout, by file: plain data, which is only copied from file to file."""
     return {file: read_json(folder / file) for file in CARRIED if (folder / file).is_file()}
 
 
 def read_carried(path: Path) -> dict[str, dict[str, Any]]:
-    """What `carried_from` gave, from a file of a run, which may come from somebody else.
+    """The settings that `carried_from` gave, read from a file of a run, which may come from somebody else.
 
     Raises:
-        CheckpointError: if it is a link, or holds anything else.
+        CheckpointError: if the file is a link, or holds anything else.
     """
     content = {} if path.is_symlink() else read_json(path)
     if not content.keys() <= set(CARRIED) or not content or not all(isinstance(v, dict) for v in content.values()):
@@ -165,22 +165,22 @@ def read_carried(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def listed_ends(carried: Mapping[str, Mapping[str, Any]], vocab_size: int) -> list[int]:
-    """The tokens that settings of transformers list as ends of a text, as far as one may be drawn.
+    """The ids that transformers' settings list as ends of a text, those within the tokenizer's vocabulary.
 
     Args:
         carried: the settings, see `carried_from`.
         vocab_size: the tokenizer's.
     """
-    found = [carried.get(file, {}).get("eos_token_id") for file in reversed(CARRIED)]  # as that library reads them
+    found = [carried.get(file, {}).get("eos_token_id") for file in reversed(CARRIED)]  # as transformers reads them
     ids = next((ids for ids in found if isinstance(ids, list)), [])
     return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]
 
 
 def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
-    """What a config.json says that an export of its model will not.
+    """The settings of a config.json that an export of its model will not contain.
 
     Args:
-        said: its content.
+        said: the content of the config.json.
         config: the shape of the model that was read from it.
         tokenizer: its tokenizer, or None.
 

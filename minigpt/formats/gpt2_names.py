@@ -1,4 +1,4 @@
-"""GPT-2's weights under our names and under those of transformers: one table, and a model seen through it."""
+"""GPT-2's weights under our names and under those of transformers: one table, and views of a model's weights by it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from minigpt.parameters import own_tensors
 
 
 class Name(NamedTuple):
-    """A weight here and in transformers; {i} stands for the layer.
+    """The names of a weight; {i} stands for the layer.
 
     Attributes:
-        ours: our name.
-        theirs: in transformers.
-        conv1d: whether transformers keeps it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
+        ours: its name here.
+        theirs: its name in transformers.
+        conv1d: whether transformers stores it as (in, out), in a module called Conv1D; nn.Linear has (out, in).
     """
 
     ours: str
@@ -45,7 +45,7 @@ NAME_TABLE = (
 
 
 def names(n_layer: int) -> Iterator[Name]:
-    """The rows of `NAME_TABLE` for a model of so many layers."""
+    """The rows of `NAME_TABLE` for a model of `n_layer` layers."""
     for name in NAME_TABLE:
         for i in range(n_layer if "{i}" in name.ours else 1):
             yield Name(name.ours.format(i=i), name.theirs.format(i=i), name.conv1d)
@@ -54,11 +54,11 @@ def names(n_layer: int) -> Iterator[Name]:
 def transformers_views(model: GPT, conv1d: bool = True) -> dict[str, Tensor]:
     """The model's weights under transformers' names, a tied head left out.
 
-    They are views in transformers' orientation: what is written into them is in the model.
+    They are views in transformers' orientation: writing into them changes the model.
 
     Args:
-        model: ours.
-        conv1d: False for the same names in nn.Linear's orientation, as nanoGPT has them.
+        model: the model.
+        conv1d: False for the same names in nn.Linear's orientation, as in nanoGPT.
     """
     own = own_tensors(model)
     return {

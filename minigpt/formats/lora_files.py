@@ -36,31 +36,31 @@ from minigpt.system.files import atomic_folder, check_unused, listed, named_path
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_TRUNK = "transformer."  # what transformers puts before the name of a layer
+_TRUNK = "transformer."  # how the name of a layer begins in transformers
 _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
-# The settings of an adapter_config.json that are read, or change no numbers.
+# The settings of an adapter_config.json that are read, or that change no numbers.
 _ACCEPTED = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
     "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
     "revision", "task_type",
 }  # fmt: skip
-# Those that must ask for what is computed here; all others must be off.
+# Settings that must have one of these values, because only this is computed here. All other settings must be off.
 _FIXED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),  # other ways to begin change the base too
+    "init_lora_weights": (True, False, "gaussian"),  # other initialisations change the base too
 }
 
 
 def base_checksum(model: GPT) -> str:
-    """SHA-256 of the base, with or without adapters, in float64, float32 or bfloat16 alike.
+    """SHA-256 of the base. Adapters do not change it, nor whether the base is in float64, float32 or bfloat16.
 
-    It covers every weight in the order of `NAME_TABLE`, a tied head left out: its name there, its shape, and its values
-    rounded to bfloat16, little-endian. The position embedding is left out too, since a base loaded with a shorter block
-    has fewer rows of it.
+    It covers every weight in the order of `NAME_TABLE`, except a tied head: its name there, its shape, and its values
+    rounded to bfloat16, little-endian. The position embedding is left out too, because a base that is loaded with a
+    smaller block_size has fewer rows of it.
 
     Raises:
-        ConfigError: if an adapter is merged: these are not the weights of the base.
+        ConfigError: if an adapter is merged, because these are not the weights of the base.
     """
     check_unmerged(model)
     digest = hashlib.sha256()
@@ -82,14 +82,14 @@ def save_adapter(
 
     Args:
         model: the base and its adapters.
-        folder: must not exist yet, or be empty. Both files appear in it when they are whole.
-        name: which adapter; the files do not tell it.
-        base: where the base comes from, for whoever reads the file.
+        folder: must not exist yet, or be empty. Both files appear in it when they are complete.
+        name: of the adapter; it is not written.
+        base: where the base comes from, as information in the file.
         metadata: texts for the header of the weights.
 
     Raises:
         ConfigError: if there is no such adapter, or one is merged.
-        CheckpointError: if the folder holds something.
+        CheckpointError: if the folder is not empty.
         InputError: if the model has other parts than a GPT and adapters, the folder is no path, or `base` no text.
     """
     folder = named_path(folder, "folder")
@@ -106,7 +106,7 @@ def save_adapter(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": [_TRUNK + path for path in adapter],  # in full: PEFT knows no globs
+        "target_modules": [_TRUNK + path for path in adapter],  # full names, because PEFT knows no globs
         "fan_in_fan_out": True,  # transformers keeps these weights as (in, out), in modules called Conv1D
         "bias": "none",
         "inference_mode": True,
@@ -119,23 +119,23 @@ def save_adapter(
 
 
 def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[str]:
-    """Put an adapter from files on a model, take it into use, and freeze all else.
+    """Put an adapter from files on a model, activate it, and freeze everything else.
 
     Args:
-        model: the base, with or without other adapters; it is changed only if all is well.
-        folder: what `save_adapter` wrote, or PEFT, of a plain LoRA on a GPT-2.
-        name: what to call the adapter: letters, digits, - and _.
+        model: the base, with or without other adapters; if there is an error, it is not changed.
+        folder: written by `save_adapter`, or by PEFT for plain LoRA on a GPT-2.
+        name: a name for the adapter: letters, digits, - and _.
 
     Returns:
         The names of the layers that it adapts.
 
     Raises:
         MissingFileError: if a file is not there.
-        CheckpointError: if a file is damaged, asks for what is not computed here, or belongs to another base.
-        ConfigError: if the rank is above that of a layer, the name is taken or unusable, or an adapter is merged.
+        CheckpointError: if a file is damaged, describes what is not computed here, or belongs to another base.
+        ConfigError: if the rank is above that of a layer, the name is in use or not allowed, or an adapter is merged.
 
     Warns:
-        ModelNote: if the files do not name their base, so that shapes alone could be compared.
+        ModelNote: if the files have no checksum of their base, so that only shapes could be compared.
     """
     folder = named_path(folder, "adapter")
     config_path, weights = folder / CONFIG, folder / WEIGHTS
@@ -167,9 +167,9 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
 
 
 def _peft_tensors(adapter: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """An adapter's matrices under PEFT's names, which keeps them as we do, beside a Conv1D too.
+    """An adapter's matrices under PEFT's names; PEFT stores them in our orientation, even beside a Conv1D.
 
-    What is written into them is in the adapter.
+    Writing into them changes the adapter.
     """
     return {
         f"base_model.model.{_TRUNK}{path}.lora_{letter}.weight": matrix.detach()
@@ -179,7 +179,7 @@ def _peft_tensors(adapter: Mapping[str, LowRank]) -> dict[str, Tensor]:
 
 
 def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoRAConfig:
-    """What an adapter_config.json asks for; the targets are the full names of the layers that it means."""
+    """The LoRA that an adapter_config.json describes; the targets are the full names of its layers."""
     refused = [
         f"{key} = {value!r:.80}"
         for key, value in {"peft_type": None, **content}.items()
@@ -192,19 +192,19 @@ def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoR
         )
     targets = content.get("target_modules")
     listed_names = targets if isinstance(targets, list) and are_texts(targets) else []
-    # A target that matches nothing is no mistake there; whether a layer is missing, the tensors tell.
+    # PEFT accepts a target that matches nothing. Whether a layer is missing is seen from the tensors.
     layers = matching(list(adaptable(model)), [name.removeprefix(_TRUNK) for name in listed_names])
     if not layers:
         raise CheckpointError(
             f"{path}: target_modules = {targets!r:.80} names no layer of this model",
             "it must be a list of linear layers of GPT-2's blocks, such as c_attn",
         )
-    try:  # where the file is silent, with PEFT's own defaults
+    try:  # settings that the file lacks have PEFT's defaults
         config = LoRAConfig(
             content.get("r", 8), content.get("lora_alpha", 8), content.get("lora_dropout", 0.0), tuple(layers)
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.what}", error.how) from None
-    if content.get("use_rslora"):  # alpha / sqrt(R) in the place of alpha / R (Kalajdzievski, 2023)
+    if content.get("use_rslora"):  # alpha / sqrt(R) instead of alpha / R (Kalajdzievski, 2023)
         config = dataclasses.replace(config, alpha=config.alpha * math.sqrt(config.rank))
     return config

@@ -1,6 +1,6 @@
-"""The proof that a model of ours computes what transformers' does: the same ids through both, compared layer by layer.
+"""The proof that our model computes what transformers' model computes: both read the same ids, and layers are compared.
 
-transformers is imported when a comparison is asked for, and nowhere else.
+transformers is imported only when a comparison is made.
 """
 
 import importlib.util
@@ -18,17 +18,17 @@ from minigpt.model import GPT
 from minigpt.system.files import listed
 
 BOUND = 1e-3  # the largest difference that rounding may make in values of up to 100, such as GPT-2's logits
-RELATIVE_BOUND = 1e-5  # and in larger ones: GPT-2's residual stream has values in the thousands
+RELATIVE_BOUND = 1e-5  # the same for larger values, relative to them: GPT-2's residual stream has values in thousands
 
 
 @dataclass(frozen=True)
 class LayerParity:
-    """One place in the model, compared.
+    """The comparison at one place in the model.
 
     Attributes:
         name: embedding, block 0, ..., final norm, logits.
         difference: the largest absolute difference from transformers.
-        size: the largest absolute value of transformers.
+        size: the largest absolute value that transformers has there.
     """
 
     name: str
@@ -37,12 +37,12 @@ class LayerParity:
 
     @property
     def bound(self) -> float:
-        """The largest difference that rounding explains."""
+        """The largest difference that rounding can make."""
         return max(BOUND, RELATIVE_BOUND * self.size)
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is rounding; NaN is not."""
+        """Whether the difference is at most `bound`; False if it is NaN."""
         return self.difference <= self.bound
 
 
@@ -51,9 +51,9 @@ class ParityReport:
     """A comparison of two models on the same ids.
 
     Attributes:
-        layers: from the embedding to the logits.
-        tokens: positions compared.
-        same_argmax: at how many of them both models find the same token most probable.
+        layers: the comparisons, from the embedding to the logits.
+        tokens: number of positions that were compared.
+        same_argmax: number of positions at which both models find the same token most probable.
     """
 
     layers: tuple[LayerParity, ...]
@@ -62,12 +62,12 @@ class ParityReport:
 
     @property
     def first_difference(self) -> LayerParity | None:
-        """The first layer at which they differ: later ones differ because of it; None if they agree everywhere."""
+        """The first layer that differs, which makes later ones differ too; None if all agree."""
         return next((layer for layer in self.layers if not layer.agrees), None)
 
 
 def require_transformers() -> None:
-    """Refuse a comparison on a machine without transformers.
+    """Check that transformers is installed.
 
     Raises:
         ConfigError: if transformers is not installed.
@@ -80,16 +80,16 @@ def require_transformers() -> None:
 
 
 def compare_with_transformers(model: GPT, folder: Path, ids: Tensor) -> ParityReport:
-    """Feed the same ids to `model` and to transformers' model of `folder`, both in float32 on the CPU.
+    """Run the same ids through `model` and the model that transformers loads from `folder`, in float32 on the CPU.
 
     Args:
         model: ours, on the CPU, in evaluation mode.
-        folder: in transformers' layout. Nothing is fetched.
-        ids: int64 (B, T), at most the block size of either.
+        folder: in transformers' layout. Nothing is downloaded.
+        ids: int64 (B, T), T at most the block_size of either model.
 
     Raises:
         ConfigError: if transformers is not installed.
-        CheckpointError: if it cannot read the folder.
+        CheckpointError: if transformers cannot read the folder.
     """
     theirs = _load_theirs(folder)
     places = {"embedding": "drop"}
@@ -110,7 +110,7 @@ def _compared(name: str, ours: Tensor, reference: Tensor) -> LayerParity:
 
 @contextmanager
 def _outputs(root: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What the submodules at these paths give while the context lasts, by path; their hooks are gone afterwards."""
+    """The outputs of the submodules at these paths, recorded inside the `with`; their hooks are removed at its end."""
     seen: dict[str, Tensor] = {}
     hooks = [
         root.get_submodule(path).register_forward_hook(
@@ -126,12 +126,12 @@ def _outputs(root: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor
 
 
 def _load_theirs(folder: Path) -> nn.Module:
-    """The model that transformers loads, in silence: what it has to say is in its errors."""
+    """The model that transformers loads, without its log messages and progress bars."""
     require_transformers()
     import transformers
 
-    log: Any = transformers.utils.logging  # which has no types
-    reference: Any = transformers.GPT2LMHeadModel  # whose types leave out the second half of its answer
+    log: Any = transformers.utils.logging  # has no types
+    reference: Any = transformers.GPT2LMHeadModel  # its types do not know the second value that from_pretrained returns
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
@@ -149,7 +149,7 @@ def _load_theirs(folder: Path) -> nn.Module:
         if bars:
             log.enable_progress_bar()
     unread = [*said["missing_keys"], *said["unexpected_keys"]]
-    if unread:  # the library goes on with random values in the place of what it misses
+    if unread:  # the library would use random values for the weights that it has not found
         raise CheckpointError(
             f"the transformers library cannot read the names in {folder}: {listed(sorted(unread))}",
             "compare with an export instead: minigpt export, and then the comparison with its folder",

@@ -1,8 +1,8 @@
-"""A model by name, and back: `load_model(spec)` takes GPT-2's weights in any common form, `save_hf` hands them on.
+"""Loading and writing models: `load_model(spec)` reads GPT-2's weights in any common format, `save_hf` writes them.
 
 Most GPT-2 weights are published in the layout of the transformers library: a config.json, weights under its names, the
-files of the tokenizer. Its names and ours differ by prefixes, and it stores the projections transposed;
-`gpt2_names.NAME_TABLE` says all there is to know about that, for both directions.
+files of the tokenizer. Its names differ from ours by prefixes, and it stores the projections transposed: see
+`gpt2_names.NAME_TABLE`, which is used in both directions.
 """
 
 import json
@@ -34,46 +34,45 @@ def load_model(
     block_size: int | None = None,
     dropout: float | None = None,
 ) -> tuple[GPT, Tokenizer | None]:
-    """A model and its tokenizer; the model on the CPU, in float32, in evaluation mode.
+    """A model and its tokenizer; the model is on the CPU, in float32, in evaluation mode.
 
-    Values go from the file straight into the model, so the peak of memory is little above the weights themselves. Only
-    what torch wrote before version 1.6 has to be read as a whole, which takes twice that.
+    Values are read from the file directly into the model, so the peak of memory is little above the weights themselves.
+    Only files that torch wrote before version 1.6 must be read as a whole, which takes twice as much.
 
     Args:
-        spec: which model. A path that exists is read, and the network is not asked for it:
+        spec: which model. A path that exists is read, without the network:
 
-            - a run directory (its best weights), or the `last` folder inside one (its newest); one that trained an
-              adapter gives the model it was trained on with the adapter merged into it;
+            - a run directory (its best weights), or the `last` folder inside one (its newest weights); a run that
+              trained an adapter gives its base with the adapter merged into it;
             - a folder in transformers' layout, with a config.json: one .safetensors file, else several with their
               index, else the same as pytorch_model.bin;
-            - one .safetensors or .bin file: of a run directory, or with a config.json beside it, or without, and then
-              the shape comes from the tensors and each head is taken to be 64 wide, as in all sizes of GPT-2;
-            - nanoGPT's ckpt.pt. Its own code computes the erf form of GELU, this model the tanh form, as GPT-2: an
+            - one .safetensors or .bin file: of a run directory; or with a config.json beside it; or without, and then
+              the shape is taken from the tensors, and each head is assumed to be 64 wide, as in all sizes of GPT-2;
+            - nanoGPT's ckpt.pt. Its own code computes the erf form of GELU, this model the tanh form, as GPT-2 does: an
               activation differs by up to 5e-4, and a logit in about the third decimal.
 
-            Anything else that looks like a path is an error. What remains are models on the hub, from the cache that
-            all programs share or else fetched: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
+            Anything else that looks like a path is an error. All other names are models on the hub, from the cache that
+            all programs share, or downloaded: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
         tokenizer: by default the one that comes with the model; for weights without one, GPT-2's if the vocabulary is
             as large as GPT-2's, else none. Otherwise "gpt2", a tokenizer.json or its folder, or a text file whose
             distinct characters in sorted order are the vocabulary. One that differs from the model's is an error.
-        block_size: a shorter context than the model's: the first position embeddings alone are read.
-        dropout: for further training, in the place of the source's own.
+        block_size: a shorter context than the model's: only the first position embeddings are read.
+        dropout: for further training, instead of the source's own rate.
 
     Returns:
-        The model; and its tokenizer, or None if none came with it and none was named.
+        The model; and its tokenizer, or None if the model has none and none was given.
 
     Raises:
         MissingFileError: if there is no such file, folder or model.
-        CheckpointError: if what is there is damaged, incomplete, of another architecture, or not a safe file; no model
-            is made of a part of it.
+        CheckpointError: if it is damaged, incomplete, of another architecture, or not a safe file.
         ConfigError: if `block_size` or `dropout` is out of range.
-        InputError: if `spec` or `tokenizer` is no path, or nothing can be called so.
-        DownloadError: if a model of the hub is neither in the cache nor to be had.
+        InputError: if `spec` or `tokenizer` is no path, or no file can have this name.
+        DownloadError: if a model of the hub is not in the cache and cannot be downloaded.
 
     Warns:
-        AssumedHeads: if the number of heads was not to be read anywhere.
-        ModelNote: if the model computes a little differently from the program that trained it, has ids without text,
-            or comes without a tokenizer.
+        AssumedHeads: if the number of heads is written nowhere.
+        ModelNote: if the model computes slightly other numbers than the program that trained it, has ids without text,
+            or has no tokenizer.
     """
     return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout)
 
@@ -84,19 +83,19 @@ def save_hf(
 ) -> None:
     """Write a model so that transformers loads it: `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained(folder)`.
 
-    The weights are written in float32. transformers has no switch for biases: where the model has none, zeros are
-    written, which compute the same. An adapter in use is merged into what is written, and not into `model`.
+    The weights are written in float32. transformers cannot switch biases off: for a model without them, zeros are
+    written, which compute the same. An active adapter is merged into the written weights, but not into `model`.
 
     Args:
-        model: any of ours, on any device.
+        model: a GPT, on any device.
         tokenizer: the one that it was trained with; None writes a folder without one.
-        folder: must not exist yet, or be empty. The files appear in it when all of them are whole.
-        carried: settings that the model came with, by file (`open_source(spec).carried`), to be written again where
-            this model does not decide them.
+        folder: must not exist yet, or be empty. The files appear in it when all of them are complete.
+        carried: settings that the model came with, by file (`open_source(spec).carried`); those that the model itself
+            does not decide are written again.
 
     Raises:
-        CheckpointError: if the folder holds something, or the tokenizer cannot be the model's.
-        InputError: if one of the three is something else.
+        CheckpointError: if the folder is not empty, or the tokenizer cannot be the model's.
+        InputError: if `model`, `tokenizer` or `folder` is of another type.
     """
     folder = named_path(folder, "folder")
     check_unused(folder)
@@ -114,7 +113,7 @@ def save_hf(
 
 
 def _with_zero_biases(model: GPT) -> dict[str, Tensor]:
-    """All that transformers expects, in the order of the table: the views of `model`, zeros for biases it has not."""
+    """The tensors that transformers expects, in the order of the table: views of `model`, zeros for missing biases."""
     views, own = transformers_views(model), own_tensors(model)
     for name in names(model.config.n_layer):
         if name.ours.endswith(".bias") and name.ours not in own:

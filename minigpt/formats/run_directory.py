@@ -1,16 +1,16 @@
-"""The run directory: what a training run leaves on disk, and how a model comes back from it.
+"""The run directory: the files of a run, and how a model is read from them.
 
 ::
 
     checkpoints/<run>/
-      config.yaml          model, data and training settings, complete, with the versions that ran them
-      tokenizer.json       everything needed to encode and decode again
+      config.yaml          all settings of model, data and training, with the versions of the software
+      tokenizer.json       everything needed to encode and decode
       model.safetensors    the best weights so far, by validation loss
       last/  previous/     the two newest checkpoints, for an exact resume
       metrics.jsonl  loss.png  samples.txt
-      reference.json       of an imported model alone: the settings of the transformers library that it came with
+      reference.json       only for an imported model: the settings of the transformers library that it came with
 
-Every file is written under another name first and renamed when it is whole.
+Every file is written under another name first, and renamed when it is complete.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from minigpt.system.files import atomic_folder, check_unused, leftovers, named_p
 from minigpt.tokenizers import Tokenizer, check_has_tokenizer
 
 LOCK = ".lock"  # held by the process that trains in a run directory
-CHECKPOINTS = Path("checkpoints")  # where runs are put, and looked for, if nothing else is said
+CHECKPOINTS = Path("checkpoints")  # where runs are written, and searched, by default
 
 
 class RunDirectory:
@@ -49,27 +49,27 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.tokenizer = path / "tokenizer.json"
         self.best_weights = path / "model.safetensors"  # those with the lowest validation loss so far
-        self.adapter = path / "adapter"  # in the place of weights, of a run that trains one: the best so far
-        self.following_adapter = path / ".adapter"  # whole, and about to become the best
-        self.carried = path / "reference.json"  # of an imported model: the settings that it came with
+        self.adapter = path / "adapter"  # the best adapter so far, if the run trains one; then it has no best weights
+        self.following_adapter = path / ".adapter"  # a complete adapter, about to become the best
+        self.carried = path / "reference.json"  # the settings that an imported model came with
         self.last = path / "last"  # the newest checkpoint
         self.last_weights = self.last / "model.safetensors"
         self.previous = path / "previous"  # the checkpoint before the newest
-        self.following = path / ".next"  # a checkpoint that is whole, and about to become the newest
-        self.diverged = path / "diverged"  # the moment before a step that lost its numbers, and a report of it
-        self.metrics = path / "metrics.jsonl"  # one object a line
+        self.following = path / ".next"  # a complete checkpoint, about to become the newest
+        self.diverged = path / "diverged"  # the state before a step with NaN or infinite numbers, and a report
+        self.metrics = path / "metrics.jsonl"  # one record a line
         self.plot = path / "loss.png"
-        self.perplexity_plot = path / "perplexity.png"  # by epoch, of a run that counts in epochs
+        self.perplexity_plot = path / "perplexity.png"  # by epoch, if the run counts in epochs
         self.samples = path / "samples.txt"  # written at each evaluation
 
 
 def unused_directory(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has taken."""
+    """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has."""
     return next(path for path in _numbered(parent, name) if not path.exists())
 
 
 def unfinished_run(parent: Path, name: str) -> Path | None:
-    """The last of the runs `parent/name`, `name-2`, ... that was interrupted, and has steps left to take."""
+    """The last of the runs `parent/name`, `name-2`, ... that was interrupted before its last step."""
     taken = itertools.takewhile(Path.exists, _numbered(parent, name))
     return max((path for path in taken if _is_unfinished(path)), key=_written, default=None)
 
@@ -83,7 +83,7 @@ def newest_run(parent: Path) -> Path:
     """The run below `parent` whose best weights, or whose best adapter, were written last.
 
     Raises:
-        MissingFileError: if there is none; it names the newest one that has not come so far.
+        MissingFileError: if there is none; the error names the newest run without best weights.
     """
     runs = [RunDirectory(path) for path in parent.glob("*")]
     best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
@@ -100,20 +100,20 @@ def newest_run(parent: Path) -> Path:
 
 
 def newer_unfinished(path: Path) -> Path | None:
-    """The newest of the runs beside one that were interrupted, and begun after its best weights were written."""
+    """The newest interrupted run beside this one that was begun after this one's best weights were written."""
     chosen = RunDirectory(path)
     border = max(_written(best) for best in (chosen.best_weights, chosen.adapter) if best.exists())
     begun = [run for run in map(RunDirectory, path.parent.glob("*")) if run.config.is_file() and run.path != path]
     newer = sorted((run for run in begun if _written(run.config) > border), key=lambda run: -_written(run.config))
     for run in newer:
-        with suppress(MiniGPTError):  # another run's damage is no matter of this one
+        with suppress(MiniGPTError):  # the damage of another run does not matter here
             if _is_unfinished(run.path):
                 return run.path
     return None
 
 
 def _is_unfinished(directory: Path) -> bool:
-    """Whether a folder is a run that has not taken all of its steps, nor run out of patience."""
+    """Whether a folder is a run with steps left, which has not stopped early by its patience."""
     run = RunDirectory(directory)
     if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
         return False
@@ -132,12 +132,12 @@ def _written(path: Path) -> float:
 
 
 def check_new(run: RunDirectory) -> None:
-    """Refuse a folder that holds a run, or anything else, for a new one.
+    """Raise if a folder cannot take a new run, because it is not empty.
 
-    What a run has left that ended before it had learned anything, as for want of memory, may be written over.
+    The files of a run that ended before it had learned anything, for example for lack of memory, may be overwritten.
 
     Raises:
-        CheckpointError: if the folder holds more than that, or the path is a file.
+        CheckpointError: if the folder holds more than these, or the path is a file.
     """
     begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
     begun.update(leftovers(run.path))
@@ -148,14 +148,14 @@ def check_new(run: RunDirectory) -> None:
 
 
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Create the folder and write what is known before the first step."""
+    """Create the folder, and write the files that are known before the first step."""
     run.path.mkdir(parents=True, exist_ok=True)
     write_yaml(config, run.config, versions())
     tokenizer.save(run.tokenizer)
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings."""
+    """The versions of software, and the processor, on which the numbers of a run depend."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -173,18 +173,18 @@ def save_run(
     trained: RunConfig | None = None,
     carried: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a run directory of a model without its training; its files appear when all of them are whole.
+    """Write a model as a run directory without checkpoints; its files appear when all of them are complete.
 
-    An adapter in use is merged into what is written, and not into `model`. A run is text in and text out, for every
-    command; so it has a tokenizer, and a model without one is not written as a run.
+    An active adapter is merged into the written weights, but not into `model`. Every command reads and writes text with
+    a run, so a run has a tokenizer, and a model without one cannot be written as a run.
 
     Args:
-        model: as it is to be written.
+        model: the model.
         tokenizer: the model's.
         folder: must not exist yet, or be empty.
-        trained: the settings of the run that the model comes from, by which it is measured; None if it comes from none.
-            There is no checkpoint in the folder, so this is no run to resume, and no adapter is left to be merged.
-        carried: settings of transformers to be kept for an export: see `config_json.carried_from`.
+        trained: the settings of the run that the model comes from, with which it is evaluated; None if it comes from no
+            run. The folder has no checkpoint, so the run cannot be resumed, and no adapter is left to be merged.
+        carried: settings of transformers, to be kept for an export: see `config_json.carried_from`.
 
     Raises:
         InputError: if `tokenizer` is None, or `folder` is no path.
@@ -214,7 +214,7 @@ def run_at(path: Path) -> RunDirectory:
 
 
 def run_of(path: Path) -> RunDirectory | None:
-    """The run that a path means: its folder, its `last`, or the weights in either, whatever else lies there."""
+    """The run of a path that is its folder, its `last`, or the weights in one of them; None for any other path."""
     folder = path if path.is_dir() else path.parent
     run = run_at(folder)
     meant = path in (folder, run.best_weights, run.last_weights)
@@ -222,7 +222,7 @@ def run_of(path: Path) -> RunDirectory | None:
 
 
 def run_named(spec: str) -> str:
-    """The path of a run that is meant by its name alone; anything else, and a name that means something else, as is."""
+    """The path of a run that was given by its name alone; anything else unchanged."""
     named_path(spec, "model")
     run = CHECKPOINTS / spec
     alone = spec not in ("", ".", "..") and Path(spec).name == spec and spec not in HUB_NAMES
@@ -230,10 +230,10 @@ def run_named(spec: str) -> str:
 
 
 def existing_run(spec: str) -> Path:
-    """The path of the run to go on with, by its folder or its name alone.
+    """The path of the run to continue, which was given by its folder or by its name alone.
 
     Raises:
-        MissingFileError: if there is no such folder; it names the runs that there are.
+        MissingFileError: if there is no such folder; the error names the runs that exist.
     """
     path = Path(run_named(spec))
     if not os.path.lexists(path):
@@ -244,11 +244,11 @@ def existing_run(spec: str) -> Path:
 
 
 def run_weights(run: RunDirectory, folder: Path) -> Path:
-    """The file of a run's best weights, or of its newest, if `folder` is its `last`.
+    """The file of a run's best weights; or of its newest weights, if `folder` is its `last`.
 
     Raises:
-        MissingFileError: if it is not there.
-        CheckpointError: if it is damaged. Nobody has asked yet whether it fits the settings.
+        MissingFileError: if it does not exist.
+        CheckpointError: if it is damaged. Whether it fits the settings is not checked here.
     """
     weights = run.best_weights if run.path == folder else run.last_weights
     if weights == run.best_weights and not weights.exists() and run.last_weights.exists():

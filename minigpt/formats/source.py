@@ -1,7 +1,7 @@
 """Where a model lies: `open_source(spec)` finds it once, and then gives its shape, its tokenizer, and the model.
 
-Read it downwards: which path or name is meant; what is asked of it; and how the tensors of each kind of place are
-found, checked, and brought to the names of the transformers library, which most files have.
+Read it from top to bottom: which path or name is meant; what a source can give; and how the tensors of each kind of
+source are found, checked, and renamed to the names of the transformers library, which most files have.
 """
 
 import dataclasses
@@ -46,23 +46,23 @@ GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 6
 
 # What wrappers put before a name: torch.compile, data parallelism, and transformers itself or its bare trunk.
 _PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
-# Causal masks, which older files hold. c_attn.bias is none of them.
+# Causal masks, which older files contain. c_attn.bias is not one of them.
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
 
 
 class AssumedHeads(ModelNote):
-    """Weights came without a configuration, and do not show into how many heads their attention is split."""
+    """The number of heads was assumed, because weights without a configuration do not show it."""
 
 
 def open_source(spec: str | Path) -> "Source":
-    """Find where a model lies, and read nothing of it yet; the hub is not asked before something of it is needed.
+    """Find where a model lies. Nothing of it is read yet, and the hub is not asked before it is needed.
 
     Args:
         spec: which model; see `minigpt.load_model`.
 
     Raises:
-        MissingFileError: if it is no path that exists, no run in checkpoints/, and no name that the hub could have.
-        InputError: if it is no path, or nothing can be called so.
+        MissingFileError: if it is no path that exists, no run in checkpoints/, and no possible name on the hub.
+        InputError: if it is no path, or no file can have this name.
     """
     name = str(spec) if isinstance(spec, Path) else run_named(spec)
     path = named_path(name, "model")
@@ -84,18 +84,18 @@ def _looks_like_a_path(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or "\\" in name
         or name.endswith((".safetensors", ".bin", ".pt"))
-        or (bool(rest) and (os.path.isdir(first) or first == str(CHECKPOINTS)))  # a run, asked for from elsewhere
+        or (bool(rest) and (os.path.isdir(first) or first == str(CHECKPOINTS)))  # a run, but not from here
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model where it lies: a run, a folder in transformers' layout, one file, or the hub.
+    """Where a model lies: in a run, a folder in transformers' layout, one file, or on the hub.
 
-    Whatever is asked of it raises the errors of `minigpt.load_model`.
+    Its methods and properties raise the errors of `minigpt.load_model`.
 
     Attributes:
-        name: what was asked for; of a run that was named alone, its path.
+        name: as the user gave it; for a run that was given by its name alone, its path.
         local: the file or folder of that name; None for a model on the hub.
     """
 
@@ -104,27 +104,27 @@ class Source:
 
     @cached_property
     def path(self) -> Path:
-        """The file or folder; a model on the hub is fetched for it, unless the cache has it."""
+        """The file or folder; a model on the hub is downloaded first, unless it is in the cache."""
         return self.local or fetch_model(self.name)
 
     @property
     def folder(self) -> Path:
-        """The folder that the model is in, or is."""
+        """The folder of the model: `path`, or the folder that contains it."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def lasting(self) -> str:
-        """A name that means the same from any working folder."""
+        """A name that stays valid in any working directory."""
         return str(self.local.absolute()) if self.local else self.name
 
     @cached_property
     def run(self) -> RunDirectory | None:
-        """The run that the model is of, if it is of one; a model on the hub is of none."""
+        """The run that the model belongs to, or None; a model on the hub belongs to none."""
         return run_of(self.local) if self.local else None
 
     @property
     def adapter(self) -> Path | None:
-        """The folder of the adapter, of a run that trains one; it is there from the first evaluation on."""
+        """The folder of the adapter, if the run trains one; it exists after the first evaluation."""
         return self.run.adapter if self.run and read_config(self.run).train.lora_rank else None
 
     @property
@@ -147,11 +147,11 @@ class Source:
 
     @property
     def config(self) -> GPTConfig:
-        """The shape; no weights are read where it is written beside them."""
+        """The shape; weights are read only if no file beside them describes it."""
         return self.shape()
 
     def shape(self, rates_may_differ: bool = False) -> GPTConfig:
-        """`config`; where a config.json has three rates of dropout that differ, an error, or the first of them."""
+        """`config`; with `rates_may_differ`, a config.json whose three dropout rates differ gives the first of them."""
         if self.run:
             return read_config(self.run).model
         if folder := self.transformers_folder:
@@ -162,9 +162,9 @@ class Source:
         return weights.config
 
     def tokenizer(self, named: str | Path | None = None) -> Tokenizer | None:
-        """The tokenizer, and no weights where the shape is known without them; `named` as in `minigpt.load_model`."""
+        """The tokenizer, without the model; `named` is the argument `tokenizer` of `minigpt.load_model`."""
         if named is None and self.local is None and self.name in OTHER_NAME:
-            return GPT2Tokenizer()  # which all of these share
+            return GPT2Tokenizer()  # all of these models have it
         return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named)
 
     def load(
@@ -176,7 +176,7 @@ class Source:
     def load_for_text(
         self, *, tokenizer: str | Path | None = None, block_size: int | None = None, dropout: float | None = None
     ) -> tuple[GPT, Tokenizer]:
-        """`load` for what reads or writes text: without a tokenizer it is an InputError, before a weight is read."""
+        """`load` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
         model, chosen = self._load(tokenizer, block_size, dropout, needs_text=True)
         return model, check_has_tokenizer(chosen, self.name)
 
@@ -199,7 +199,7 @@ class Source:
     def _load_adapted(
         self, run: RunDirectory, tokenizer: str | Path | None, block_size: int | None, dropout: float | None
     ) -> tuple[GPT, Tokenizer]:
-        """The base that a run started from, with the run's best adapter merged into it."""
+        """The base of a run, with the run's best adapter merged into it."""
         base = read_config(run).init_from
         if self.path != run.path:
             raise CheckpointError(
@@ -225,9 +225,9 @@ class Source:
         return merged(model), chosen
 
     def _tokenizer(self, vocab_size: int, named: str | Path | None) -> Tokenizer | None:
-        """The tokenizer that is named, else the one that comes with the model, else GPT-2's if that is sure to fit."""
+        """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits."""
         chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named)
-        # Settings of a tokenizer without its vocabulary are those of another kind, such as SentencePiece.
+        # Settings without a vocabulary belong to a tokenizer of another kind, such as SentencePiece.
         described = any(os.path.lexists(self.folder / file) for file in TOKENIZER_EXTRAS)
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
@@ -240,29 +240,29 @@ class Source:
         return chosen.with_ends(ends) if ends else chosen
 
     def _own_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that comes with the model, if one does."""
+        """The tokenizer that comes with the model, or None."""
         if self.run:
             return load_tokenizer(self.run.tokenizer)
-        there = any(os.path.lexists(self.folder / file) for file in TOKENIZER)  # half a tokenizer is a mistake
+        there = any(os.path.lexists(self.folder / file) for file in TOKENIZER)  # an incomplete one is an error
         return load_hf_tokenizer(self.folder) if there else None
 
     def _agreed_tokenizer(self, named: str | Path) -> Tokenizer:
-        """The tokenizer that is named, if the model comes with no other."""
+        """The tokenizer that is named; an error if the model comes with a different one."""
         chosen = named_tokenizer(named)
         try:
             own = self._own_tokenizer()
         except MiniGPTError:
-            own = None  # it is not there or cannot be read, so the named one stands
+            own = None  # it does not exist or cannot be read, so the named one is used
         if own is not None and chosen.fingerprint() != own.fingerprint():
             raise CheckpointError(
                 f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
                 f"{chosen.fingerprint()[:12]}",
                 "leave the tokenizer out: the model has its own",
             )
-        return own or chosen  # of the same ids, and the model's own knows the names of special tokens
+        return own or chosen  # both give the same ids, but the model's own knows the names of special tokens
 
     def _notes(self, weights: "_Weights", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
-        """What one should know of a model that was loaded with a tokenizer, or without."""
+        """Notes on what may surprise in a model that was loaded with this tokenizer, or without one."""
         if weights.note is not None:
             yield weights.note
         path, size = weights.path, weights.config.vocab_size
@@ -285,15 +285,15 @@ class Source:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The tensors of a model in files, whose values are not read yet.
+    """The tensors of a model in its files; their values are not read yet.
 
     Attributes:
         path: the file.
         config: the shape.
         stored: the tensors, by transformers' names, without prefixes.
         conv1d: whether they have transformers' orientation.
-        how: what to look at if the tensors do not fit the shape.
-        note: what one should know of the model.
+        how: what to check if the tensors do not fit the shape, as the second line of an error.
+        note: a warning about the model, or None.
     """
 
     path: Path
@@ -342,7 +342,7 @@ def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ:
     """Weights under transformers' names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
     note = None
-    if os.path.lexists(config_path):  # a link that leads nowhere is an error, and no reason to guess
+    if os.path.lexists(config_path):  # a link to nowhere is an error, not a reason to guess
         config = config_from_transformers(config_path, rates_may_differ)
         how = f"check that {config_path} belongs to these weights"
     else:
@@ -414,7 +414,7 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTC
 
 
 def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
-    """Whether the output head is the token embedding: it is left out, or stored again with the same values."""
+    """Whether the output head is the token embedding: the file has no head, or one with the same values."""
     if "lm_head.weight" not in stored:
         return True
     embedding, head = stored.get("wte.weight"), stored["lm_head.weight"]
@@ -424,7 +424,7 @@ def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
 def _checked(weights: _Weights) -> _Weights:
     """Check that configuration and tensors agree, and leave a tied head out.
 
-    Sizes are compared before a model is made, because a wrong one could ask for any amount of memory.
+    Sizes are compared before a model is made, because a wrong size could need any amount of memory.
     """
     config, stored = weights.config, dict(weights.stored)
     differing = [
@@ -451,7 +451,7 @@ def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) 
     stored = dict(weights.stored)
     if block_size is not None:
         changes["block_size"] = block_size
-    config = dataclasses.replace(weights.config, **changes)  # which checks that they are numbers
+    config = dataclasses.replace(weights.config, **changes)  # this checks their types and bounds
     if config.block_size > weights.config.block_size:
         raise ConfigError(
             f"block_size = {block_size} is more than the model's {weights.config.block_size}",

@@ -1,12 +1,12 @@
 """Tokenizers to and from transformers' layout: the files that `transformers.AutoTokenizer` reads and writes.
 
-    tokenizer.json            all of it: how text is cut into words, the vocabulary, the merges, the added tokens
+    tokenizer.json            the whole tokenizer: how text is cut into words, vocabulary, merges, added tokens
     tokenizer_config.json     its class, its special tokens and their roles, how many tokens the model takes
-    vocab.json, merges.txt    GPT-2's byte pairs in an older form, read where there is no tokenizer.json
+    vocab.json, merges.txt    GPT-2's byte pairs in an older form, read if there is no tokenizer.json
 
-A model that is fed almost the right ids answers nonsense, and nothing says why. So what is read here is reproduced
-exactly, or refused by name. A special token that was added behind the vocabulary is kept as an id without text. A word
-that was added and is not special is refused: a text that has it gives that id.
+A model that gets almost the right ids writes nonsense, without any error. So a tokenizer is reproduced exactly here, or
+refused with an error that names the reason. A special token that was added after the vocabulary is kept as an id
+without text. An added word that is not special is refused, because any text that contains it would get its id.
 """
 
 import copy
@@ -26,15 +26,15 @@ from minigpt.system.files import named_path, read_json, read_text, write_text
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
 T = TypeVar("T")
-Special = tuple[str, dict[str, Any]]  # where a special token is named, and what is said of it
+Special = tuple[str, dict[str, Any]]  # the setting that names a special token, and its description there
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a tokenizer of ours is described in transformers' layout.
+    """How one of our classes of tokenizer is described in transformers' layout.
 
     Attributes:
-        classes: the names of its class in tokenizer_config.json, ours first; None stands for no name.
+        classes: the possible names of its class in tokenizer_config.json, first the one that we write; None: no name.
         pre_tokenizer: how text is cut into words.
         decoder: how tokens become text.
         model: how words become ids, without the vocabulary.
@@ -48,12 +48,12 @@ class _Kind:
     free: dict[str, set[str]]
 
 
-_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, before and from transformers 5
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, whose name changed with transformers 5
 _CHARACTERS = _Kind(
     classes=_GENERIC,
     pre_tokenizer={"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
-    decoder={"type": "Fuse"},  # without it, blanks are put between the characters
-    # Unknown words take the id of unk_token. No character is called that, so it has none, and they are an error.
+    decoder={"type": "Fuse"},  # without it, there would be blanks between the characters
+    # An unknown word gets the id of unk_token. This one is not in the vocabulary, so an unknown word is an error.
     model={"type": "WordLevel", "unk_token": "<no such character>"},
     free={"model": {"vocab"}},
 )
@@ -72,18 +72,18 @@ _BYTE_PAIRS = _Kind(
     free={
         "pre_tokenizer": {"trim_offsets"},
         "decoder": {"add_prefix_space", "trim_offsets", "use_regex"},
-        # No byte is unknown; and to take a whole word at once, or to merge it, is the same: see `_unreachable_merge`.
+        # No byte is unknown; and looking up a whole word gives the same as merging it: see `_unreachable_merge`.
         "model": {"vocab", "merges", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges"},
     },
 )
 
-# What transformers says of <|endoftext|>: it needs no blank before or behind it, and takes none along.
+# How transformers describes <|endoftext|>: it needs no blank before or after it, and absorbs none.
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_CHAT = "chat_template.jinja"  # since transformers 4.52; before, and still, it may be one of the settings
-_LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # of added tokens; whatever else names one gives it a role
-# The order in which transformers adds tokens that have a role and no id.
+_CHAT = "chat_template.jinja"  # a file since transformers 4.52; it may also be one of the settings
+_LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # lists of added tokens; other settings give a token a role
+# The order in which transformers adds tokens that have a role but no id.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
 
@@ -91,12 +91,12 @@ _KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that ch
 def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int) -> None:
     """Write the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
 
-    It needs no further argument and no network, but the model's config.json beside these files. Ids and decoded text
-    are the same, with one difference: transformers reads "<|endoftext|>" in a text as that token, unless it is told
-    `split_special_tokens=True`; our `encode` reads it as text, unless it is told `allow_special=True`.
+    That call needs no other argument and no network, but the model's config.json beside these files. Ids and decoded
+    text are the same, with one difference: transformers reads "<|endoftext|>" in a text as that token, unless it gets
+    `split_special_tokens=True`; our `encode` reads it as text, unless it gets `allow_special=True`.
 
-    Characters outside a CharTokenizer's vocabulary are an error there as here ("WordLevel error: Missing [UNK] token");
-    `unknown="skip"` is a way to read a text, and not part of the files. Added tokens are written with their roles.
+    In transformers too, characters outside a CharTokenizer's vocabulary are an error ("WordLevel error: Missing [UNK]
+    token"); `unknown="skip"` is not written to the files. Added tokens are written with their roles.
 
     Args:
         tokenizer: a CharTokenizer or a GPT2Tokenizer.
@@ -104,7 +104,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int)
         block_size: the most tokens that the model takes at once, `model_max_length` in transformers.
 
     Raises:
-        ConfigError: if it is a tokenizer of another type.
+        ConfigError: if the tokenizer is of another class.
         InputError: if its merges contradict each other: see `load_hf_tokenizer`.
         OSError: if the folder cannot be written.
     """
@@ -131,7 +131,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int)
             f"a {type(tokenizer).__name__} has no form in transformers' layout",
             "give a CharTokenizer or a GPT2Tokenizer",
         )
-    if tokenizer.added:  # for readers of the older files, which have no other place for them
+    if tokenizer.added:  # for programs that read the older files, where only this one lists them
         config["added_tokens_decoder"] = {
             str(token.pop("id")): token for token in copy.deepcopy(content["added_tokens"])
         }
@@ -140,7 +140,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int)
 
 
 def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
-    """What the files say of the tokens behind the vocabulary."""
+    """The descriptions of the tokens that were added after the vocabulary, for the files."""
     return [
         {"id": token_id, **_FLAGS, **token._asdict()}
         for token_id, token in enumerate(tokenizer.added, start=tokenizer.vocab_size)
@@ -150,22 +150,22 @@ def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, object]]:
 def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer in a folder of transformers' layout, or in a run directory of our own.
 
-    Read are a tokenizer.json, or else vocab.json with merges.txt; the special tokens of tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json; and our own tokenizer.json. Byte pairs must be built as GPT-2's are:
-    the 256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
-    `save_hf_tokenizer` does. Special tokens behind either are kept by name, see `Tokenizer.added`.
+    It reads tokenizer.json (transformers' or our own), or else vocab.json with merges.txt; and the special tokens of
+    tokenizer_config.json, special_tokens_map.json and added_tokens.json. Byte pairs must be built as GPT-2's are: the
+    256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
+    `save_hf_tokenizer` does it. Special tokens after the vocabulary are kept by name: see `Tokenizer.added`.
 
-    Settings that change no id are read past: transformers sets `truncation` and `padding` anew with every call, and
-    `clean_up_tokenization_spaces` alters decoded text, which here is always the text of the ids.
+    Settings that change no id are ignored: transformers sets `truncation` and `padding` anew with every call, and
+    `clean_up_tokenization_spaces` changes decoded text, which here is always the text of the ids.
 
     Raises:
-        MissingFileError: if the folder has no tokenizer; what was looked for is listed.
-        CheckpointError: if a file is damaged, or the tokenizer is one that ours cannot reproduce: another model or
-            pattern, a normalizer, an added word, ids in another order, merges that contradict each other.
+        MissingFileError: if the folder has no tokenizer; the error lists the files that were looked for.
+        CheckpointError: if a file is damaged, or ours cannot reproduce the tokenizer: it has another model or pattern,
+            a normalizer, an added word, ids in another order, or merges that contradict each other.
     """
     folder = named_path(folder, "folder")
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if os.path.lexists(whole):  # something else than a file is refused when it is read
+    if os.path.lexists(whole):  # if it is no file, reading it is an error
         content = read_json(whole)
         if "type" in content:  # our own form
             return load_tokenizer(whole)
@@ -207,7 +207,7 @@ def named_tokenizer(name: str | Path) -> Tokenizer:
 
 
 def _layout(kind: _Kind, added_tokens: list[dict[str, object]], **vocabulary: object) -> dict[str, Any]:
-    """What tokenizer.json says."""
+    """The content of tokenizer.json."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -221,7 +221,7 @@ def _layout(kind: _Kind, added_tokens: list[dict[str, object]], **vocabulary: ob
     }
 
 
-# From here to `_read_merges`, a ValueError says why the tokenizer cannot be ours.
+# From here to `_read_merges`, a ValueError says why we cannot reproduce the tokenizer.
 
 
 def _read_tokenizer(content: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Tokenizer:
@@ -248,23 +248,23 @@ def _read_tokenizer(content: dict[str, Any], settings: dict[str, dict[str, Any]]
 
 
 def _check_parts(content: dict[str, Any], kind: _Kind) -> None:
-    """Refuse what is done to text otherwise than here."""
+    """Raise if the tokenizer treats text differently from ours."""
     for part, ours in (("model", kind.model), ("pre_tokenizer", kind.pre_tokenizer), ("decoder", kind.decoder)):
         for key, value in _typed(content.get(part), dict, part).items():
-            # None, False, 0 and "" all say: not this.
+            # None, False, 0 and "" all mean "off".
             if key not in kind.free.get(part, ()) and (value or None) != (ours.get(key) or None):
                 raise ValueError(f"its {part} has {key} = {_brief(value)}, and not {ours.get(key)!r}")
     if content.get("normalizer") is not None:
         raise ValueError(f"it has a normalizer, {_brief(content['normalizer'])}")
     after = _typed(content.get("post_processor") or {}, dict, "post_processor")
     text_alone = [{"Sequence": {"id": "A", "type_id": 0}}]
-    # ByteLevel shifts offsets only; the template is what transformers 5 writes for "add nothing".
+    # ByteLevel only shifts offsets; the template is how transformers 5 writes "add nothing".
     if after and after.get("type") != "ByteLevel" and after.get("single") != text_alone:
         raise ValueError(f"its post_processor, a {_brief(after.get('type'))}, may add tokens")
 
 
 def _check_config(config: dict[str, Any], kind: _Kind) -> None:
-    """Refuse a tokenizer_config.json that makes something else of the tokenizer.json beside it."""
+    """Raise if tokenizer_config.json changes what the tokenizer.json beside it does."""
     if config.get("tokenizer_class") not in kind.classes:
         raise ValueError(f"its tokenizer_class is {_brief(config.get('tokenizer_class'))}, and not {kind.classes[0]}")
     for key in ("add_prefix_space", "add_bos_token", "add_eos_token", "auto_map"):
@@ -273,7 +273,7 @@ def _check_config(config: dict[str, Any], kind: _Kind) -> None:
 
 
 def _special_tokens(content: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Special]:
-    """Every added or special token, wherever one is named: its content, perhaps its id and its flags."""
+    """Every added or special token, from all places that name one: its content, and its id and flags if given."""
     config = settings.get(_CONFIG, {})
     for token in _typed(content.get("added_tokens") or [], list, "added_tokens"):
         yield "added_tokens", _described(token)
@@ -291,7 +291,7 @@ def _special_tokens(content: dict[str, Any], settings: dict[str, dict[str, Any]]
 
 
 def _described(token: object) -> dict[str, Any]:
-    """A token as its description: some files give its content alone."""
+    """A token's description; some files give only its content."""
     return {"content": token} if isinstance(token, str) else _typed(token, dict, "special token")
 
 
@@ -321,12 +321,12 @@ def _read_byte_pairs(tokens: list[str], merges: list[object]) -> GPT2Tokenizer:
 
 
 def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> Iterator[AddedToken]:
-    """The special tokens behind the vocabulary, in the order of their ids, which must follow on.
+    """The special tokens after the vocabulary, in the order of their ids, which must continue those of the vocabulary.
 
     Args:
-        special: all that is said of special tokens.
-        tokens: those of the model.
-        text: with which they begin: those that text can give.
+        special: all descriptions of special tokens.
+        tokens: all tokens of the model.
+        text: the first of these tokens: those that text can give.
     """
     known = {name: token_id for token_id, name in enumerate(text)}
     behind: dict[str, list[Special]] = {}
@@ -347,14 +347,14 @@ def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> I
 
 
 def _place(said: list[Special]) -> tuple[bool, int, int]:
-    """Where an added token stands among others: by its id, or as transformers gives ids to tokens without one."""
+    """A sort key for added tokens: by id; then those without an id, in the order in which transformers adds them."""
     ids = [int(str(token["id"])) for _, token in said if "id" in token]
     roles = [_ROLES.index(where) for where, _ in said if where in _ROLES]
     return not ids, (ids or [0])[0], min(roles, default=len(_ROLES))
 
 
 def _check_known(where: str, token: dict[str, Any], token_id: int, merged: bool) -> None:
-    """Refuse a special token that text can give, if it makes other ids: it is cut out before anything is merged."""
+    """Raise if a special token that text can give would change ids, because it is cut out before anything is merged."""
     _check_id(where, token, token_id)
     name = token["content"]
     if merged and name != END_OF_TEXT:
@@ -369,7 +369,7 @@ def _check_id(where: str, token: dict[str, Any], token_id: int) -> None:
 
 
 def _read_settings(config: dict[str, Any]) -> dict[str, object]:
-    """What is kept to be written out again: the roles of special tokens, and settings that change no id."""
+    """The settings that are kept and written again: the roles of special tokens, and settings that change no id."""
     return {
         key: value
         for key, value in config.items()
@@ -378,7 +378,7 @@ def _read_settings(config: dict[str, Any]) -> dict[str, object]:
 
 
 def _merge(entry: object) -> str:
-    """A merge in our form, "left right"; transformers has it also as a pair."""
+    """A merge in our form, "left right"; transformers also writes it as a pair."""
     match entry:
         case str():
             return entry
@@ -388,11 +388,12 @@ def _merge(entry: object) -> str:
 
 
 def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
-    """The first merge that the bytes of its own token never come to, or None.
+    """The first merge that is never made when the bytes of its own token are encoded, or None.
 
-    transformers merges a pair if the pair is listed, tiktoken if what comes of it is a token. Both always end in the
-    same tokens if and only if each token, spelled out, is merged back to itself: if no earlier merge ever crosses the
-    boundary between its two halves. What meets there shrinks, step by step back in time, from the halves to bytes.
+    transformers merges a pair if the pair is listed; tiktoken merges it if the result is a token. Both always give the
+    same tokens if and only if the bytes of each token are merged back to this token. That is so if no earlier merge
+    crosses the boundary between its two halves. The loop looks at the two tokens that meet at this boundary: first the
+    halves, then, step by step back in time, smaller tokens, down to bytes.
     """
     ids = tokenizer.vocabulary
     first = len(ids) - 1 - len(tokenizer.merges)  # 256: from here on, ids are in the order of the merges
@@ -403,7 +404,7 @@ def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
         while merged.get((left, right), before) >= before and max(left, right) >= first:
             if left > right:
                 before, left = left, halves[left - first][1]
-            else:  # of two equal pairs that overlap the left one is merged first: it takes from its right neighbour
+            else:  # of two equal pairs that overlap, the left one is merged first, and takes a token from the right one
                 before, right = right + 1, halves[right - first][0]
         if merged.get((left, right), before) < before:
             return tokenizer.merges[rank]
@@ -417,12 +418,12 @@ def _typed(value: object, kind: type[T], name: str) -> T:
 
 
 def _brief(value: object) -> str:
-    """A value for an error's line, however long it is."""
+    """A value for an error's line, shortened."""
     return reprlib.repr(value)
 
 
 def _read_merges(path: Path) -> list[str]:
-    """The lines of a merges.txt, without the version that may head it. No token has a line end in GPT-2's spelling."""
+    """The lines of a merges.txt, without the version that may be its first. GPT-2's letters include no line end."""
     lines = read_text(path).splitlines()
     return lines[1:] if lines and lines[0].startswith("#version") else lines
 

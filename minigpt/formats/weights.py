@@ -1,11 +1,11 @@
-"""Weights to and from files, tensor by tensor: no code in a file, a tied tensor stored once, every mismatch named.
+"""Weights to and from files, tensor by tensor: no code is run, a tied tensor is stored once, errors name each mismatch.
 
-A file is opened as a table from names to tensors whose shapes are known and whose values are not read yet. They are
-read in pieces, straight into the model, so that the model and one piece are all that loading holds in memory.
+An open file is a table from names to tensors whose shapes are known and whose values are not read yet. Values are read
+in pieces, directly into the model, so that loading holds only the model and one piece in memory.
 
     *.safetensors                     the length of the header (8 bytes), the header (JSON), the values
     *.safetensors.index.json          which of several .safetensors files holds which tensor
-    pytorch_model.bin, ckpt.pt        what torch.save writes; read with weights_only=True, so no code in it runs
+    pytorch_model.bin, ckpt.pt        written by torch.save; read with weights_only=True, so no code in it is run
     pytorch_model.bin.index.json      which of several .bin files holds which tensor
 """
 
@@ -42,7 +42,7 @@ from minigpt.system.files import (
     read_json,
 )
 
-# The number formats of a .safetensors file, as far as torch has them.
+# The number formats of a .safetensors file that torch has too.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -53,11 +53,11 @@ _CHECKSUM = "sha256"  # the key in the header
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _LAYER = re.compile(r"\.(\d+)\.")
-# What a checkpoint of tensors asks to be imported, and torch grants.
+# What a pickle of tensors asks to import, and torch allows.
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch(\.storage)?\.\w+Storage|torch\.(u?int|b?float)\d+"
 )
-_LONGEST_HEADER = 100_000_000  # bytes; the safetensors library draws the same line
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors library has the same limit
 _PIECE = 2**23  # bytes read at once
 
 
@@ -66,9 +66,9 @@ class StoredTensor:
     """A tensor in a file.
 
     Attributes:
-        shape: known before any value is read.
-        dtype: how the file stores it; reading converts.
-        read_rows: (start, stop) -> those rows, a tensor (stop - start, *shape[1:]).
+        shape: its shape.
+        dtype: its number format in the file; reading converts it.
+        read_rows: (start, stop) -> these rows, a tensor (stop - start, *shape[1:]).
     """
 
     shape: tuple[int, ...]
@@ -86,29 +86,29 @@ class StoredTensor:
         """Write the values into a tensor of this shape, of any dtype and any strides.
 
         Raises:
-            ArithmeticError: at the first values of which one is infinite or not a number in the target's dtype.
+            ArithmeticError: at the first piece with a value that is infinite or NaN in the target's dtype.
         """
         start = 0
         for piece in self.pieces():
             values = piece.to(target.dtype)
-            if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):  # which a NaN takes over
+            if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):  # NaN if any is
                 raise ArithmeticError("infinite, or not a number")
             target[start : start + len(values)].copy_(values)
             start += len(values)
 
     def equals(self, other: "StoredTensor") -> bool:
-        """Whether both have the same shape, dtype and values; here a NaN equals a NaN."""
+        """Whether both have the same shape, dtype and values; NaN counts as equal to NaN."""
         if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
         pieces = zip(self.pieces(), other.pieces(), strict=True)
         return all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pieces)
 
     def read(self) -> Tensor:
-        """All of it, in its own shape and dtype."""
+        """The whole tensor, in its own shape and dtype."""
         return self.read_rows(0, self.shape[0] if self.shape else 1).view(self.shape)
 
     def first_rows(self, n: int) -> "StoredTensor":
-        """The first `n` of its rows, of which there must be as many."""
+        """The tensor of its first `n` rows; it must have at least `n`."""
         return dataclasses.replace(self, shape=(n, *self.shape[1:]))
 
 
@@ -116,8 +116,8 @@ def open_weights(path: Path | str) -> dict[str, StoredTensor]:
     """The tensors of a weights file, or of the files that an index names, by their names there.
 
     Raises:
-        MissingFileError: if a file is not there.
-        CheckpointError: if a file is damaged, is something else, or holds code. Nothing of it was executed.
+        MissingFileError: if a file does not exist.
+        CheckpointError: if a file is damaged, is not a weights file, or contains code; the code is not run.
     """
     path = named_path(path, "path")
     if path.name.endswith(".index.json"):
@@ -128,7 +128,7 @@ def open_weights(path: Path | str) -> dict[str, StoredTensor]:
 
 
 def save_weights(model: GPT, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's weights under its own names, in its own dtype, whole or not at all."""
+    """Write the model's weights under its own names, in its own dtype, completely or not at all."""
     write_safetensors(named_path(path, "path"), own_tensors(model), metadata=metadata)
 
 
@@ -137,14 +137,14 @@ def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path
     """Read every stored tensor into the target of its name. Names and shapes are checked before a value is written.
 
     Args:
-        targets: where the values go, in place, so that tied tensors stay tied.
+        targets: the tensors to write into, in place, so that tied tensors stay tied.
         stored: the tensors of a file.
-        path: the file, for messages.
-        how: what to do if its tensors are not those that are wanted.
+        path: the file, for errors.
+        how: the second line of an error about names or shapes: what to do.
 
     Raises:
-        CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; all of it is named. Or if a
-            tensor has a value that is not finite; those before it have then been written.
+        CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; the error names all of these.
+            Also if a tensor has a value that is not finite; then the tensors before it have been written.
     """
     problems = mismatches(targets, stored)
     if problems:
@@ -160,7 +160,7 @@ def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor]) -> list[str]:
-    """What keeps the found tensors from being the expected ones; empty if nothing does."""
+    """The differences in names, shapes and types between two sets of tensors, each as a phrase; empty if none."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of the model" for name in found if name not in expected]
     for name in [name for name in expected if name in found]:
@@ -174,7 +174,7 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor]
 
 
 def _once_for_all_layers(problems: list[str]) -> list[str]:
-    """The same problem in many layers, said once: else a wrong file would be an error of a thousand words."""
+    """Say a problem that many layers have only once: otherwise a wrong file would give an error of a thousand words."""
     alike: dict[str, list[str]] = {}
     for problem in problems:
         alike.setdefault(_LAYER.sub(".N.", problem, count=1), []).append(problem)
@@ -182,7 +182,7 @@ def _once_for_all_layers(problems: list[str]) -> list[str]:
 
 
 def _layers(problems: list[str]) -> str:
-    """In which layers these problems are."""
+    """The layers that have these problems, as a phrase."""
     numbers = [int(match[1]) for problem in problems if (match := _LAYER.search(problem))]
     return f"in {len(numbers)} layers: N from {min(numbers)} to {max(numbers)}"
 
@@ -193,14 +193,14 @@ def write_safetensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors of any strides and on any device as one `.safetensors` file, whole or not at all.
+    """Write tensors of any strides and on any device as one `.safetensors` file, completely or not at all.
 
     Only one tensor at a time is copied or converted.
 
     Args:
         path: the file.
         tensors: its content, by name.
-        dtype: how the file stores all of them; by default each as it is.
+        dtype: of all tensors in the file; by default each keeps its own.
         metadata: texts for the header, which `read_metadata` gives back.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -223,7 +223,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is damaged, or no such file.
+        CheckpointError: if it is damaged, or not a `.safetensors` file.
     """
     header, _ = _read_header(path)
     metadata: dict[str, str] = header.get("__metadata__", {})
@@ -231,12 +231,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def with_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Texts for a header, and a SHA-256 of them and of the file's content, which `check_values` compares."""
+    """Texts for a header, with a SHA-256 of them and of the tensors, which `check_values` compares."""
     return {**metadata, _CHECKSUM: _checksum(metadata, tensors.items())}
 
 
 def check_values(path: Path) -> None:
-    """Refuse a file whose header has a checksum that is not its own. Others, such as imported ones, have none.
+    """Raise if the checksum in a file's header is wrong. A file without one, such as an imported one, is accepted.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -249,7 +249,7 @@ def check_values(path: Path) -> None:
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """One tensor at a time is copied."""
+    """The SHA-256 of texts and tensors; only one tensor at a time is copied."""
     digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -266,7 +266,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a `.safetensors` file, and where its values begin."""
+    """The header of a `.safetensors` file, and the offset at which its values begin."""
     beginning, size = _first_bytes(path), path.stat().st_size
     if beginning.startswith(b"PK"):
         raise CheckpointError(
@@ -306,9 +306,9 @@ def _entry(name: str, entry: Any) -> tuple[tuple[int, int], str, torch.dtype, tu
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(stop)]} if (
             dtype in DTYPES
-            and name.isprintable()  # which half a surrogate is not
+            and name.isprintable()  # half a surrogate is not
             and all(type(length) is int and length >= 0 for length in shape)
-            and math.prod(max(1, length) for length in shape) < 2**63  # of an empty tensor too
+            and math.prod(max(1, length) for length in shape) < 2**63  # also for an empty tensor
         ):
             return (begin, stop), name, DTYPES[dtype], tuple(shape)
     raise ValueError(f"its header describes {name!a:.80} as {json.dumps(entry)[:80]}")
@@ -358,31 +358,31 @@ def _is_file_name(value: object) -> bool:
 
 
 def load_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote, its tensors on the CPU.
+    """The object that `torch.save` wrote, its tensors on the CPU.
 
-    From a zip archive, torch's format since 1.6, they come without their values: `stored_tensors` knows where in the
-    file these lie.
+    In a zip archive, torch's format since 1.6, the values of the tensors are not read here: `stored_tensors` reads them
+    from the file.
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is damaged, or asks for code to be run, which it never is.
+        CheckpointError: if it is damaged, or asks to run code, which is never done.
     """
     _first_bytes(path)
     try:
         with warnings.catch_warnings(), FakeTensorMode() if _values_lie_open(path) else nullcontext():
-            warnings.simplefilter("ignore")  # torch remarks on how a file was written; it is read, or refused
+            warnings.simplefilter("ignore")  # torch comments on how a file was written, which does not matter here
             return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # torch, zipfile and the unpickler each raise kinds of their own
+    except Exception:  # torch, zipfile and the unpickler raise many kinds
         if asked_for := _code_in(path):
             raise CheckpointError(
                 f"{path} is not a safe checkpoint: to read it, one would have to run {asked_for}",
                 "nothing of it was run; ask for a .safetensors file, which cannot hold code",
             ) from None
-        raise _damaged(path, "torch checkpoint") from None  # torch's own text advises to run the code
+        raise _damaged(path, "torch checkpoint") from None  # torch's own error text advises to run the code
 
 
 def _values_lie_open(path: Path) -> bool:
-    """Whether the file is a zip archive, as torch writes it: nothing in it is compressed."""
+    """Whether the file is a zip archive in which nothing is compressed, as torch writes it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -392,16 +392,16 @@ def _values_lie_open(path: Path) -> bool:
 def _code_in(path: Path) -> str | None:
     """The first name of code that reading a checkpoint would run, if any is found. Nothing of it is run."""
     names: list[str] = []
-    # No more than can be read matters: after a refusal, the file may be anything.
+    # Errors end the search: torch has refused the file, so it may be anything.
     with suppress(Exception), _pickles_of(path) as file:
-        while True:  # torch's old format is several pickles, one behind the other
+        while True:  # torch's old format is several pickles, one after another
             names.extend(_imported(file))
     return next((name for name in names if not _HARMLESS.fullmatch(name)), None)
 
 
 @contextmanager
 def _pickles_of(path: Path) -> Iterator[IO[bytes]]:
-    """Where a checkpoint says how its tensors are put together: an entry of the zip archive, or the file itself."""
+    """The pickles of a file that torch wrote: an entry of the zip archive, or the file itself."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             yield file
@@ -413,7 +413,7 @@ def _pickles_of(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _imported(file: IO[bytes]) -> Iterator[str]:
-    """What one pickle asks to be imported, read off its operations, up to its end."""
+    """The names that one pickle would import, found in its operations without running them."""
     texts: list[str] = []  # the strings put on the stack, in order: the last two are what STACK_GLOBAL takes
     memo: dict[object, str] = {}
     for operation, argument, _ in pickletools.genops(file):
@@ -432,7 +432,7 @@ def _imported(file: IO[bytes]) -> Iterator[str]:
 
 
 def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
-    """A state dict in memory, as if it lay in a file.
+    """The tensors of a state dict in memory, as `StoredTensor`s.
 
     Raises:
         CheckpointError: if it is no dictionary of plain tensors.
@@ -447,7 +447,7 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
             isinstance(name, str)
             and isinstance(tensor, Tensor)
             and tensor.layout == torch.strided
-            and tensor.device.type == "cpu"  # and not meta: such a one has no values anywhere
+            and tensor.device.type == "cpu"  # not "meta": those have no values at all
         )
     ]
     if strangers:
@@ -461,8 +461,8 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
 
 
 def _reader(tensor: Tensor, path: Path) -> Callable[[int, int], Tensor]:
-    """What reads rows of a tensor: from memory, or from the file if its values were left there."""
-    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)  # of the storage, in bytes
+    """A function that reads rows of a tensor: from memory, or from the file if its values were not read."""
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)  # of the storage in the file, in bytes
     if offset is None:
         return partial(_rows_of, tensor)
     if tensor.is_contiguous():
@@ -476,14 +476,14 @@ def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _read_strided(path: Path, offset: int, tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of a tensor that is a view, such as a transposed one: all that it looks at is read."""
+    """Rows of a tensor that is a view, such as a transposed one; its storage is read up to the view's last value."""
     size = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     values = _read_rows(path, offset, tensor.dtype, (), 0, int(tensor.storage_offset() + size))
     return values.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())[start:stop]
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The beginning of a weights file. Raises as `first_bytes`, and CheckpointError on a line of text."""
+    """The first bytes of a weights file. Raises the errors of `first_bytes`, and CheckpointError on a line of text."""
     beginning, size = first_bytes(path), path.stat().st_size
     if 8 < size == len(beginning) and beginning.isascii() and beginning.decode("ascii").strip().isprintable():
         raise CheckpointError(
