@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, EARLY_STOPPING, OPTIONS, Compare
 from minigpt.cli.streams import print_json
-from minigpt.cli.texts import check_fits, encoded, prompt_texts, training_documents
+from minigpt.cli.texts import check_field, check_fits, encoded, prompt_texts, training_documents
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean
 from minigpt.evaluation.comparison import (
@@ -177,6 +177,7 @@ def _check(settings: Compare) -> None:
             f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",
             "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
         )
+    check_field(settings.text_field, [], settings.training_data)
     for file in settings.out:
         check_output(Path(file), OUTPUTS)
 

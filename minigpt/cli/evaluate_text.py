@@ -1,5 +1,6 @@
 """`minigpt evaluate-text`."""
 
+import os
 import sys
 import tempfile
 import textwrap
@@ -14,7 +15,8 @@ import numpy as np
 from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once, print_json
-from minigpt.cli.texts import framed, training_documents
+from minigpt.cli.texts import check_field, framed, training_documents
+from minigpt.data.corpora import RECORD_SUFFIXES
 from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
@@ -47,6 +49,8 @@ class Texts:
 def answer(settings: EvaluateText) -> None:
     """Measure each file and print the table."""
     check_stdin_once([*settings.file, settings.reference or ""])
+    records = [file for file in (*settings.file, settings.reference or "") if _has_fields(file)]
+    check_field(settings.text_field, records, settings.training_data)
     columns = [read_texts(file, settings.text_field) for file in settings.file]
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
     results = [_variety(texts) for texts in columns]
@@ -77,8 +81,13 @@ def read_texts(file: str, field: str | None) -> Texts:
         return _from_stdin()
     if Path(file).suffix.lower() == ".json":
         return _completions(file, read_json(Path(file)))
-    found = read_documents(file, text_field=field)
+    found = read_documents(file, text_field=field if _has_fields(file) else None)
     return Texts(file, [document.text for document in found.items], found.blank)
+
+
+def _has_fields(file: str) -> bool:
+    """Whether the texts of a file or folder may be a field of records; in `.json` is what `generate` prints."""
+    return file.lower().endswith(RECORD_SUFFIXES) or os.path.isdir(file)
 
 
 def _from_stdin() -> Texts:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from minigpt.analysis.edits import ablate
 from minigpt.analysis.tracing import edit
-from minigpt.cli.models import load
+from minigpt.cli.models import check_special, load
 from minigpt.cli.settings import DEFAULT_LENGTH, EARLY_STOPPING, Generate
 from minigpt.cli.streams import print_json, write_product
 from minigpt.cli.texts import encoded, prompt_texts
@@ -33,6 +33,8 @@ def answer(settings: Generate) -> None:
     without = [ablate(part) for part in settings.ablate]
     texts = prompt_texts(settings)
     model, tokenizer = load(settings, settings.model, settings.adapter)
+    if settings.show_special:
+        check_special(tokenizer, "--show-special")
     with edit(model, *without) if without else nullcontext():
         _write(settings, texts, model, tokenizer)
 
@@ -147,12 +149,10 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
     """Whoever --draft names.
 
     Raises:
-        InputError: if its tokens are others than the model's, or --draft-tokens is given without it.
+        InputError: if its tokens are others than the model's.
     """
     number = {} if settings.draft_tokens is None else {"num_tokens": settings.draft_tokens}
     if settings.draft is None:
-        if number:
-            raise InputError("--draft-tokens concerns a draft, but there is none", "add --draft, or leave it out")
         return None
     if settings.draft == LOOKUP:
         return PromptLookup(**number)

@@ -59,13 +59,19 @@ def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:
     Raises:
         InputError: if --special is given, and the tokenizer has no special token.
     """
-    if settings.special and not tokenizer.special_tokens:
-        raise InputError("--special asks for tokens that this model's tokenizer does not have", "leave --special out")
+    if settings.special:
+        check_special(tokenizer, "--special")
     tokenizer = copy.copy(tokenizer)
     tokenizer.allow_special = settings.special
     if isinstance(tokenizer, CharTokenizer):
         tokenizer.unknown = settings.unknown
     return tokenizer
+
+
+def check_special(tokenizer: Tokenizer, flag: str) -> None:
+    """Refuse a flag that concerns special tokens, where there are none. Raises InputError."""
+    if not tokenizer.special_tokens:
+        raise InputError(f"{flag} asks for tokens that this model's tokenizer does not have", f"leave {flag} out")
 
 
 def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str, Tokenizer, list[int]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -79,6 +80,9 @@ class Command:
     more: ClassVar[str] = ""  # what its help says below the flags
     first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, where there are many
     no_flags: ClassVar[Mapping[str, str]] = {}  # what looks like one -> what decides it instead
+    # field -> a flag without which it would change nothing, or a value of one: "--draft", "--mode resample"; or one
+    # with which it would not: "no --norms"; and several of these with " or " between them
+    needs: ClassVar[Mapping[str, str]] = {}
 
     json: bool = False
     """print one JSON object on standard output"""
@@ -350,7 +354,19 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             check_fields(settings)
         except ConfigError as error:
             raise ConfigError(*error.renamed(self.flags())) from None
+        for name, needed in settings.needs.items():
+            if name in given and not any(self._is_met(need, settings) for need in needed.split(" or ")):
+                flag, beside = self.fields[name].flag, needed.removeprefix("no ")
+                way = f"add {needed}, or leave {flag} out" if beside == needed else "leave one of the two out"
+                raise self._wrong(f"{flag} would change nothing with{'out' * (beside == needed)} {beside}", way)
         return settings
+
+    def _is_met(self, need: str, settings: C) -> bool:
+        """Whether settings have what one of their `needs` names."""
+        flag, _, value = need.removeprefix("no ").partition(" ")
+        one = next(one for one in self.fields.values() if one.flag == flag)
+        found = attrgetter(one.path)(settings)
+        return (str(found) == value if value else found != one.default) != need.startswith("no ")
 
     def given(self, arguments: list[str]) -> dict[str, Any]:
         """What was given: field -> value, of a section such a dictionary again; and "help", if that was asked for.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from minigpt.cli.run_settings import Quickstart
+from minigpt.cli.run_settings import Quickstart, check_effect
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import DEFAULT_PRESET, preset, updated
 
@@ -10,6 +10,7 @@ from minigpt.config import DEFAULT_PRESET, preset, updated
 def answer(settings: Quickstart) -> None:
     """Train on the text that is named, or on the best Shakespeare that this machine can get."""
     config = replace(preset(DEFAULT_PRESET), seed=settings.seed, train=settings.train)
+    check_effect(config, settings.from_flags, {})
     if settings.data is None:
         train_and_say(config, {}, settings.out, DEFAULT_PRESET, settings.json, quickstart=True)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from minigpt.cli.parser import Command, Flag, Section
+from minigpt.cli.streams import print_note
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
@@ -19,6 +20,8 @@ RUN_FLAGS = {
     "init_from": Flag("MODEL"),
     "device": Flag("DEVICE"),
 }
+
+COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interval")
 
 
 def _listed(names: Mapping[str, str]) -> str:
@@ -75,6 +78,43 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     return "finetune-documents" if are_documents(separate, source) else "finetune-text"
 
 
+def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:
+    """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs.
+
+    In a --config file, which may be a whole run's, what is overruled is only said.
+    """
+    data = from_flags.get("data", {})
+    if config.init_from and "tokenizer" in data:
+        raise ConfigError(
+            f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
+            "leave --tokenizer out",
+        )
+    if "val_fraction" in data and are_documents(config.documents.separate, config.data.source):
+        raise ConfigError(
+            f"--val-fraction {config.data.val_fraction} would change nothing: documents are held out by their number",
+            "use --documents.val_size, or --documents.val_data for a file of their own",
+        )
+    t, d = config.train, config.documents
+    ratio, lora = t.warmup_ratio, ("lora_alpha", "lora_dropout", "lora_targets")
+    documents = [name for name in vars(d) if name != "separate"]
+    for section, names, overruled, why, how in (
+        ("train", COUNTED_BY_EPOCHS, t.epochs, f"--train.epochs {t.epochs:g} decides it",
+         "choose other --train.epochs, or 0 to count in steps"),
+        ("train", ["warmup_steps"], ratio, f"--train.warmup_ratio {ratio:g} decides it", "give one of the two"),
+        ("train", ["muon_learning_rate", "muon_momentum"], t.optimizer != "muon", "it is Muon's",
+         "add --train.optimizer muon, or leave it out"),
+        ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
+        ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
+    ):  # fmt: skip
+        for name in names:
+            if overruled and name in from_flags.get(section, {}):
+                value = getattr(getattr(config, section), name)
+                raise ConfigError(f"--{section}.{name} {value} would change nothing: {why}", how)
+    written = [name for name in COUNTED_BY_EPOCHS if name in from_file.get("train", {})]
+    if config.train.epochs and written:
+        print_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
+
+
 def shaped_as_base(settings: RunSettings) -> RunConfig:
     """The settings with the shape of the model to start from, its dropout too if nothing else was said.
 
@@ -111,6 +151,7 @@ class Train(RunSettings):
     """
     first = ("--data", "--preset", "--init-from", "--out", "--resume", "--plan")
     more = SOURCES
+    needs: ClassVar[Mapping[str, str]] = {"resume": "no --replay", "plan": "no --replay"}
     resume: Annotated[str | None, Flag("DIR")] = None
     """go on with this run; other flags change its settings"""
     out: Annotated[str | None, Flag("DIR")] = None
@@ -156,7 +197,7 @@ class VerifyResume(RunSettings):
     first = ("--steps", "--kills", "--data", "--preset")
     more = SOURCES
     steps: int = 20
-    """optimizer steps of each run"""
+    """optimizer steps of each run, with a checkpoint after each, whatever --train.* says of these"""
     kills: int = 2
     """how often the second run is killed"""
 
@@ -185,3 +226,10 @@ class Quickstart(Command):
     seed: int = preset(DEFAULT_PRESET).seed
     """on the same machine, the same seed gives the same weights"""
     train: TrainConfig = preset(DEFAULT_PRESET).train
+    from_flags: Mapping[str, Any] = field(default_factory=dict)
+    """what the flags say of the training"""
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given of it."""
+        return {"from_flags": {"train": given.get("train", {})}}

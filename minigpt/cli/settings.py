@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
@@ -142,7 +142,7 @@ class Score(Model):
     eos: bool = False
     """put the token that closes a document behind"""
     tokens: bool = False
-    """show the log-probability of every token"""
+    """show the log-probability of every token, which --json has in any case"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +174,7 @@ longest copy      the longest span that stands there. Up to 10 words or so are
 BLEU, chrF        nearness to --reference, 0 to 100.
 
 {textwrap.fill(WORD_MEANING, WIDTH)}"""
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys({*vars(Computing())} - {*vars(Command())}, "--model")
     file: Annotated[tuple[str, ...], Flag("FILE", positional=True)]
     """texts: .txt (parts between blank lines, else lines), records such as .jsonl, a folder, what generate --json
     prints, or - for standard input"""
@@ -286,6 +287,7 @@ class Generate(Prompts, Model):
         "--prompt", "--model", "--max-new-tokens", "--strategy", "--temperature", "--top-k", "--top-p", "--num-beams",
         "--num-return-sequences",
     )  # fmt: skip
+    needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample"}
     batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
     """prompts that are continued side by side (default: 8, or 1 with --ablate, where all must be of one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
@@ -367,6 +369,7 @@ class Compare(Prompts, Computing):
           --adapter reviews/adapter --adapter news/adapter
     """
     first = ("--prompt", "--prompts-file", "--setting", "--model", "--adapter", "--training-data", "--out")
+    needs: ClassVar[Mapping[str, str]] = {"text_field": "--training-data"}
     model: Annotated[
         tuple[str, ...], Flag("MODEL", says=f"{NEWEST}; several are compared, and their texts shown side by side")
     ] = ()
@@ -387,7 +390,7 @@ class Compare(Prompts, Computing):
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
     show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 2
-    """prompts whose texts are printed side by side"""
+    """prompts whose texts are printed side by side; --json has those of all"""
     out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
     """keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
 

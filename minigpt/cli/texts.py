@@ -1,6 +1,6 @@
 """The texts that a command is given: prompts, corpora, and what their tokens are called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minigpt.cli.settings import Prompts
@@ -101,6 +101,19 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     if token_id >= tokenizer.vocab_size + len(tokenizer.added):
         return f"#{token_id}"
     return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+
+def check_field(field: str | None, records: Sequence[str], training_data: str | None) -> None:
+    """Refuse the name of a field where no records are read: not in the files that may have them, nor to compare with.
+
+    Raises:
+        InputError: if a field is named for nothing.
+    """
+    if field is not None and not records and not (training_data or "").lower().endswith(NAMED_RECORD_SUFFIXES):
+        raise InputError(
+            f"--text-field {field} is a field of records, and none are read here",
+            "leave --text-field out, or name a file of records",
+        )
 
 
 def training_documents(source: str, field: str | None) -> list[str]:

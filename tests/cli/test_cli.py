@@ -168,7 +168,7 @@ def test_texts_that_are_banned_or_required(trained, capsys):
 
 
 @pytest.mark.parametrize(("options", "parts"), [
-    (["--draft-tokens", "3"], ["--draft-tokens concerns a draft", "add --draft"]),
+    (["--draft-tokens", "3"], ["--draft-tokens would change nothing without --draft", "add --draft"]),
     (["--draft", "lookup", "--draft-tokens", "0"], ["--draft-tokens 0", "at least 1"]),
     (["--draft", "lookup", "--strategy", "beam", "--num-beams", "2"], ["--num-beams 2", "without beams"]),
     (["--draft", "nowhere/at-all.safetensors"], ["does not exist"]),

@@ -184,7 +184,7 @@ def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatc
         ("a b", "t.txt --training-data nowhere.txt", "there is no corpus, file or folder named 'nowhere.txt'"),
         ("a b", "t.txt --training-data nowhere.jsonl", "there is no file or folder nowhere.jsonl"),
         ("a\nb", "t.txt --reference one.txt", "2 texts and 1 references are no pairs"),
-        ("a\nb", "t.txt --text-field said", "t.txt does not end in .jsonl or .ndjson or .csv or .tsv"),
+        ("a\nb", "t.txt --text-field said", "--text-field said is a field of records, and none are read here"),
         ("a", "- -", "- is given twice"),
         ("a", "- --reference -", "- is given twice"),
         ("a", "x.json", 'x.json has no list "completions"'),

@@ -110,7 +110,7 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         ([*BEAM, "--num-return-sequences", "3", "--require", "mmmm"], ["--num-beams 3 found 1", "raise --num-beams"]),
         ([*BEAM, "--draft", "lookup"], ["--num-beams 3 changes sequences", "leave --draft out"]),
         (["--draft", "lookup", "--draft-tokens", "0"], ["--draft-tokens 0 guesses nothing"]),
-        (["--draft-tokens", "3"], ["--draft-tokens concerns a draft"]),
+        (["--draft-tokens", "3"], ["--draft-tokens would change nothing without --draft"]),
         (
             ["--max-new-tokens", "99"],
             ["the prompt of length 5 and --max-new-tokens 99", "lower --max-new-tokens to 15"],

@@ -27,8 +27,6 @@ TOTAL = "in all, through later parts too; what a part adds directly: minigpt ins
 def _ablate(asked: settings.Ablate) -> Answer:
     it, rows, measure, what = _measured(asked)
     reference = _reference(asked, it, rows)
-    if asked.part and asked.sweep:
-        raise InputError("--part and --sweep are two questions", "leave one of them out")
     if asked.part:
         return _without(asked, it, rows, measure, what, reference)
     kind = asked.sweep or "heads"
@@ -95,8 +93,6 @@ def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
     if (asked.prompt is None) == (asked.repeated is None):
         raise InputError("there must be one text: a TEXT, or --repeated N random tokens", "give one of the two")
     if asked.repeated is not None:
-        if asked.token is not None or asked.against is not None:
-            raise InputError("--repeated measures a loss, and --token and --against a logit", "leave one of them out")
         reader = load_reader(asked)
         seeds = range(asked.seed, asked.seed + asked.rows)
         config, V = reader.model.config, reader.tokenizer.vocab_size
@@ -129,8 +125,6 @@ def _difference(asked: settings.Ablate | settings.Patch, it: Subject) -> tuple[M
 def _reference(asked: settings.Ablate, it: Subject, rows: list[list[int]]) -> Trace | None:
     """A trace of other texts, or of the rows themselves where there are several."""
     if asked.mode == "zero":
-        if asked.reference is not None:
-            raise InputError("--mode zero needs no --reference", "leave it out, or choose --mode mean or resample")
         return None
     texts = asked.reference
     others = rows if texts is None else [it.read(text, terminal.cut(f"--reference {text!r}", 40)) for text in texts]

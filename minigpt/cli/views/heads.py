@@ -107,13 +107,16 @@ def _heads(asked: settings.Heads) -> Answer:
     kinds = [kind for kind in KINDS if kind in found.scores]
     habits = _habits(found)
     kind = asked.by or habits[0][0]
+    best = found.sorted(kind)[: asked.top]
     result = it.result(
         "heads",
-        {kind: Numbers(("layer", "head"), found.scores[kind]) for kind in kinds},
-        settings={"period": found.period, "seed": asked.seed if found.period else None},
+        {one: Numbers(("layer", "head"), found.scores[one]) for one in kinds}
+        | {"best": Numbers(("rank",), [score for _, score in best])},
+        labels={"rank": [label for label, _ in best]},
+        settings={"period": found.period, "seed": asked.seed if found.period else None, "by": kind},
     )
     rows = []
-    for label, _ in found.sorted(kind)[: asked.top]:
+    for label, _ in best:
         layer, number = map(int, label.split("."))
         rows.append((label, *(f"{float(found.scores[one][layer, number]):.3f}" for one in kinds)))
     marked = [f"{one} *" if one == kind else one for one in kinds]

@@ -1,8 +1,9 @@
 """What can be typed behind each view of `minigpt inspect`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from minigpt.cli.parser import Command, Flag
 from minigpt.cli.settings import NEWEST, Model, Next, Rows, Shown, TextSettings
@@ -10,6 +11,7 @@ from minigpt.config import PRESETS, Seed
 from minigpt.decoding.options import DecodingOptions
 from minigpt.fields import Bounds
 
+NO_TEXT = {"special": "TEXT", "unknown": "TEXT"}  # how a text is read, where there need be none
 Considered = Annotated[int, Bounds(1, 10**9, below="leaves nothing to consider")]
 
 
@@ -63,12 +65,12 @@ class Sampling(Command):
 class Shape(ViewSettings):
     """Whose shape."""
 
+    needs: ClassVar[Mapping[str, str]] = {"model": "no --preset"}
     model: Annotated[str | None, Flag("MODEL", says=NEWEST)] = None
     preset: Annotated[
         str | None,
         Flag("PRESET", choices=tuple(PRESETS), says=f"a preset's shape, in place of a model's: {', '.join(PRESETS)}"),
     ] = None
-    tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
     what_if: Annotated[tuple[str, ...], Flag("NAME=VALUE", together=True)] = ()
     """change the shape: n_layer=24 n_embd=1024"""
 
@@ -117,7 +119,7 @@ class Arch(Shape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(Inside):
+class Embed(ViewSettings, Model):
     """Look at the embedding tables.
 
     The tokens nearest to one (near), two principal components of the tokens (pca), how similar positions are
@@ -130,6 +132,9 @@ class Embed(Inside):
         minigpt inspect embed pca -o tokens.png
         minigpt inspect embed positions --check
     """
+    needs: ClassVar[Mapping[str, str]] = {
+        "top": "WHAT near", "kind": "WHAT near", "text": "no WHAT positions", **NO_TEXT,
+    }  # fmt: skip
     what: Annotated[Literal["near", "pca", "positions"], Flag("WHAT", positional=True)]
     """which of them"""
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
@@ -204,6 +209,7 @@ class Steps(Sampling, After):
         minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\
           --check -o steps.png
     """
+    needs: ClassVar[Mapping[str, str]] = {"seed": "--temperature or --top-k or --top-p or --min-p"}
     max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 20
     """how many tokens to write"""
     seed: Seed = 0
@@ -264,6 +270,7 @@ class Heads(Inside):
         minigpt inspect heads --length 25 --by induction --top 5 -o heads.png
         minigpt inspect heads "To be, or not to be" --by previous
     """
+    needs: ClassVar[Mapping[str, str]] = {"length": "no TEXT", "seed": "no TEXT", **NO_TEXT}
     prompt: Annotated[str | None, Flag("TEXT", positional=True, says=InsideText)] = None
     by: Annotated[Literal["induction", "duplicate", "previous", "first", "self", "entropy"] | None, Flag("SCORE")] = (
         None
@@ -292,6 +299,7 @@ class Lens(InsideText):
         minigpt inspect lens "To be, or not to b" --points "*.resid_post" --check
         minigpt inspect lens "To be, or not to b" --norms
     """
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys(("rank_of", "top", "points"), "no --norms")
     position: Annotated[int, Flag("T")] = -1
     """whose next token; -1 is the last"""
     rank_of: Annotated[str | None, Flag("TOKEN")] = None
@@ -347,6 +355,10 @@ class Ablate(Inside):
         minigpt inspect ablate "To be" --mode mean \\
           --reference "My lord, " "I will, " --check
     """
+    needs: ClassVar[Mapping[str, str]] = {
+        "rows": "--repeated", "seed": "--repeated or --mode resample", "sweep": "no --part",
+        "reference": "--mode mean or --mode resample", "token": "no --repeated", "against": "no --repeated", **NO_TEXT,
+    }  # fmt: skip
     prompt: Annotated[str | None, Flag("TEXT", positional=True, says=InsideText)] = None
     repeated: Annotated[int | None, Bounds(1, 1_000_000)] = None
     """in the place of a TEXT: N random tokens that come twice"""

@@ -8,15 +8,16 @@ from minigpt.analysis import plots
 from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.results import Numbers, Result
-from minigpt.cli.models import model_source
+from minigpt.cli.models import load, model_source
 from minigpt.cli.texts import token_text
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, load_reader, one_token
+from minigpt.cli.views.frame import Answer, one_token
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
 from minigpt.formats.source import open_source
+from minigpt.model import GPT
 from minigpt.system import terminal
-from minigpt.tokenizers import read
+from minigpt.tokenizers import Tokenizer, read
 
 COUNTED = {
     "parameters": "parameters",
@@ -103,7 +104,7 @@ def _arch(asked: settings.Arch) -> Answer:
         *terminal.table(("", "shape", "parameters"), rows, left=(0, 1)),
     ]
     if asked.diff:
-        lines += ["", *_differences(config, _config_of(asked.diff, asked.tokenizer), asked.diff)]
+        lines += ["", *_differences(config, _config_of(asked.diff), asked.diff)]
     drawn = [(stage, shape, aside) for _, stage, shape, aside in stages]
     return Answer(result, lines, lambda: size.checks, lambda: plots.block_diagram(drawn, lines[0]))
 
@@ -152,9 +153,13 @@ def _embed(asked: settings.Embed) -> Answer:
     return {"near": _near, "pca": _pca, "positions": _positions}[asked.what](asked)
 
 
+def _loaded(asked: settings.Embed) -> tuple[str, GPT, Tokenizer]:
+    source = model_source(asked.model)
+    return source.name, *load(asked, source.name, asked.adapter)
+
+
 def _near(asked: settings.Embed) -> Answer:
-    reader = load_reader(asked)
-    name, model, tokenizer = reader.name, reader.model, reader.tokenizer
+    name, model, tokenizer = _loaded(asked)
     if asked.text is None:
         raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
     token = one_token(tokenizer, asked.text, "TEXT")
@@ -185,8 +190,7 @@ def _near(asked: settings.Embed) -> Answer:
 
 
 def _pca(asked: settings.Embed) -> Answer:
-    reader = load_reader(asked)
-    name, model, tokenizer = reader.name, reader.model, reader.tokenizer
+    name, model, tokenizer = _loaded(asked)
     ids = range(tokenizer.vocab_size) if asked.text is None else sorted(set(read(tokenizer, asked.text)))
     if len(ids) < 3:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
@@ -223,20 +227,18 @@ def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]
 
 
 def _positions(asked: settings.Embed) -> Answer:
-    if asked.text is not None:
-        raise InputError(f"positions have no text, and {asked.text!r} is one", "leave it out")
-    reader = load_reader(asked)
-    found = position_similarity(reader.model)
+    name, model, _ = _loaded(asked)
+    found = position_similarity(model)
     cosines = found.cosines.cpu()
     places = [str(place) for place in range(len(cosines))]
     result = Result(
         view="embed",
-        model=reader.name,
-        config=reader.model.config,
+        model=name,
+        config=model.config,
         numbers={"cosine": Numbers(("position", "other position"), cosines)},
         settings={"what": "positions"},
     )
-    head = f"cosine between positions, wpe of {terminal.cut(reader.name, 40)}"
+    head = f"cosine between positions, wpe of {terminal.cut(name, 40)}"
     lines = [head, *terminal.heat_map(cosines.clamp(min=0), places)]
     return Answer(
         result, lines, lambda: found.checks,
@@ -249,10 +251,8 @@ def _positions(asked: settings.Embed) -> Answer:
 
 def _shape(asked: settings.Shape) -> tuple[str, GPTConfig]:
     """A name, and the shape that is meant."""
-    if asked.preset and asked.model:
-        raise InputError("--preset and --model name two shapes", "leave one of them out")
     name = asked.preset or model_source(asked.model).name
-    config = _config_of(name, asked.tokenizer)
+    config = _config_of(name)
     changes = dict(_change(text) for text in asked.what_if)
     changed = updated(config, changes) if changes else config
     return " ".join([name, *asked.what_if]), changed
@@ -269,14 +269,9 @@ def _change(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _config_of(spec: str, tokenizer: str | None) -> GPTConfig:
+def _config_of(spec: str) -> GPTConfig:
     """The shape of a preset or a model, and no weights where it is known without them."""
-    if spec in PRESETS:
-        return preset(spec).model
-    source = open_source(spec)
-    if tokenizer is not None:
-        source.tokenizer(tokenizer)  # one that is not the model's is refused
-    return source.shape(rates_may_differ=True)
+    return preset(spec).model if spec in PRESETS else open_source(spec).shape(rates_may_differ=True)
 
 
 VIEWS = {"size": _size, "arch": _arch, "embed": _embed}

@@ -32,8 +32,6 @@ def _check_position(position: int, it: Subject) -> int:
 
 
 def _lens(asked: settings.Lens) -> Answer:
-    if asked.norms and (asked.points or asked.rank_of is not None):
-        raise InputError("--norms shows no tokens, and --points and --rank-of are about these", "leave them out")
     it = subject(asked, given(asked.prompt)[0])
     place = _check_position(asked.position, it)
     if asked.norms:

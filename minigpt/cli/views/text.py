@@ -57,6 +57,7 @@ def _loss(asked: settings.Loss) -> Answer:
     found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(asked.top))
+    order = sorted(range(len(losses)), key=lambda place: -losses[place])[: asked.worst]
     num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])
     result = it.result(
         "loss",
@@ -64,6 +65,7 @@ def _loss(asked: settings.Loss) -> Answer:
             "loss": Numbers(("predicted",), found.losses),
             "entropy": Numbers(("predicted",), found.entropy),
             "cumulative": Numbers(("predicted",), found.cumulative),
+            "costliest": Numbers(("rank",), [place + 1 for place in order]),
             "alternative_id": Numbers(("predicted", "alternative"), ids),
             "alternative_probability": Numbers(("predicted", "alternative"), probs),
             "mean": Numbers((), found.mean),
@@ -73,7 +75,6 @@ def _loss(asked: settings.Loss) -> Answer:
         labels={"predicted": it.texts[1:]},
     )
     names = it.names(it.ids)
-    order = sorted(range(len(losses)), key=lambda place: -losses[place])[: asked.worst]
     rows = [(str(place + 1), terminal.cut(names[place + 1], 12), f"{losses[place]:.3f}") for place in order]
     expected = [_expected(it.names(ids[place]), probs[place]) for place in order]
     lines = [

@@ -1,0 +1,209 @@
+"""Whatever flag is written changes the answer, or is refused: every flag of every command, beside every other mode."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt.cli.main import answer as run
+from minigpt.cli.main import parser_of
+from minigpt.cli.settings import SETTINGS
+from minigpt.cli.views.settings import SETTINGS as VIEWS
+from minigpt.config import GPTConfig
+from minigpt.formats.run_directory import save_run
+from minigpt.model import GPT
+from minigpt.tokenizers import GPT2Tokenizer
+from tests.cli.conftest import MERGES
+
+# command or view -> its line, and what is written behind it before the flag that is looked at.
+JSON = ["--json"]
+TEXT = "the later you"
+MODES = {
+    "next": (["next", "the"], [[], JSON, ["--steps", "2"]]),
+    "score": (["score", TEXT], [[], ["--tokens"]]),
+    "generate": (
+        ["generate", "the later", "--max-new-tokens", "9"],
+        [[], JSON, ["--strategy", "greedy"], ["--strategy", "beam", "--num-beams", "3"], ["--num-beams", "3"],
+         ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"]],
+    ),
+    "compare": (
+        ["compare", "--prompt", "the later", "--prompt", "you", "--max-new-tokens", "4", "--setting", "sample",
+         "--setting", "greedy"],
+        [[], JSON, ["--training-data", "text.txt"], ["--training-data", "a.jsonl", "--text-field", "u"]],
+    ),
+    "eval": (["eval", "--data", "text.txt"], [[], JSON]),
+    "evaluate-text": (
+        ["evaluate-text", "text.txt"],
+        [[], JSON, ["--model", "other"], ["--training-data", "text.txt"],
+         ["--training-data", "a.jsonl", "--text-field", "u"]],
+    ),
+    "tokenize": (["tokenize", TEXT], [[], JSON]),
+    "size": (["inspect", "size"], [[], JSON, ["--preset", "gpt2-124m"]]),
+    "arch": (["inspect", "arch"], [[], JSON, ["--preset", "gpt2-124m"]]),
+    "tokens": (["inspect", "tokens", TEXT], [[], JSON]),
+    "loss": (["inspect", "loss", TEXT], [[], JSON]),
+    "next view": (["inspect", "next", "the"], [[], JSON, ["--temperature", "0.7"]]),
+    "steps": (["inspect", "steps", "the", "-n", "3"], [[], JSON, ["--temperature", "1.7"]]),
+    "beams": (["inspect", "beams", "the", "-n", "3"], [[], JSON]),
+    "attn": (["inspect", "attn", TEXT], [[], JSON, ["--layer", "1"], ["--layer", "1", "--head", "2"]]),
+    "heads": (["inspect", "heads"], [[], JSON, [TEXT], [TEXT, "--json"]]),
+    "lens": (["inspect", "lens", TEXT], [[], JSON, ["--norms"], ["--norms", "--json"]]),
+    "why": (["inspect", "why", TEXT], [[], JSON, ["--by", "head"]]),
+    "ablate": (
+        ["inspect", "ablate"],
+        [["the later you"], ["the later you", "--part", "0.1"], ["the later you", "--sweep", "mlps"],
+         ["the later you", "--token", "e", "--against", "u"], ["--repeated", "5"], ["--repeated", "5", "--json"],
+         ["--repeated", "5", "--part", "0.1"], ["--repeated", "5", "--mode", "resample"]],
+    ),
+    "patch": (
+        ["inspect", "patch", "--clean", "the later", "--corrupt", "the you", "--token", "e", "--against", "u"],
+        [[], JSON, ["--point", "attn.z"]],
+    ),
+    "embed near": (["inspect", "embed", "near", "e"], [[], JSON]),
+    "embed pca": (["inspect", "embed", "pca"], [[], JSON, ["the later"]]),
+    "embed positions": (["inspect", "embed", "positions"], [[], JSON]),
+}  # fmt: skip
+CASES = [(name, mode) for name, (_, modes) in MODES.items() for mode in modes]
+
+VALUES = {
+    "--prompt": "you", "--prompts-file": "p.txt", "--model": "third", "--setting": "beam", "--text-field": "t",
+    "--data": "p.txt", "--training-data": "text.txt", "--require": "e", "--draft": "lookup", "--ablate": "1.0",
+    "--part": "1.0", "--out": "o.json", "--output": "o.json", "--what-if": "n_layer=7", "--diff": "gpt2-124m",
+    "--preset": "gpt2-124m", "--points": "*.resid_post", "--rank-of": "e", "--token": "o", "--against": "t",
+    "--clean": "the la", "--corrupt": "you la", "--val-data": "p.txt", "--temperature": "0.3", "--top-p": "0.2",
+    "--min-p": "0.5", "--typical-p": "0.2", "--epsilon-cutoff": "0.05", "--eta-cutoff": "0.5", "--length-penalty": "3",
+    "--repetition-penalty": "1.9", "--exponential-decay-length-penalty": "1 1.5", "--adapter": "adapter",
+    "--position": "1", "--length": "7", "--reference": "p.txt",
+}  # fmt: skip
+# What may well change nothing, although it was heeded.
+WITHOUT_EFFECT = {
+    "--debug": "shows where an error was raised",
+    "--device": "this machine has one",
+    "--tokenizer": "the model has its own, and that is it",
+    "--unknown": "the tokenizer knows every character",
+    "--bos": "as this model was trained, anyway",
+    "--batch-size": "how many are worked on at once, at most",
+    "--no-cache": "a check: the same, computed anew",
+    "--split": "all, of a text that a model was not trained on",
+    "--show": "prompts that are shown, at most",
+    **dict.fromkeys(
+        (
+            "--on-overflow",
+            "--stop",
+            "--ban",
+            "--bias",
+            "--no-repeat-ngram-size",
+            "--early-stopping",
+            "--min-new-tokens",
+        ),
+        "the text need not have what it is about",
+    ),
+    **dict.fromkeys(("--draft", "--draft-tokens"), "the same text, sooner if there is something to guess"),
+    "--show-special": "there need be none",
+    "--special": "likewise",
+}
+MISTAKES = ("--draft", "--strategy", "--what-if")  # the error names what contradicts them
+
+
+def parser(line):
+    """That of the command or of the view."""
+    return parser_of(line[0], line[1:])[0]
+
+
+def written(one):
+    """A flag with a value that is not its default."""
+    if one.kind is bool and not one.section:
+        return [one.flag]
+    if one.flag in VALUES:
+        return [one.flag, *(VALUES[one.flag].split() if one.kind is not str else [VALUES[one.flag]])]
+    if one.choices:
+        return [one.flag, next(choice for choice in reversed(one.choices) if choice != one.default)]
+    return [one.flag, "3" if one.default == 2 else "2" if one.kind in (int, float) else "x"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three models of byte pairs, which have a token that is no text, and texts."""
+    folder = tmp_path_factory.mktemp("flags")
+    tokenizer = GPT2Tokenizer(MERGES)
+    for seed, name in enumerate(("checkpoints/newest", "other", "third")):
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(tokenizer.vocab_size, 29, 3, 5, 35)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        save_run(model, tokenizer, folder / name)
+    (folder / "text.txt").write_text("the later you the\n\nlater the you\n" * 5)
+    (folder / "p.txt").write_text("the later\nyou the\n")
+    (folder / "a.jsonl").write_text('{"t": "the later you", "u": "the the"}\n{"t": "you see", "u": "later or"}\n')
+    return folder
+
+
+def answer(line):
+    """The exit code, and all that was said and written; the speed left out."""
+    out = io.StringIO()
+    Path("o.json").unlink(missing_ok=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = run(line)
+    said = re.sub(r"[\d,]+ a second|\"tokens_per_second\": [\d.e+]+", "", out.getvalue())
+    return code, said + (Path("o.json").read_text() if Path("o.json").exists() else "")
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES, ids=[" ".join([name, *mode]) for name, mode in CASES])
+def test_no_flag_is_dropped_without_a_word(folder, monkeypatch, name, mode):
+    monkeypatch.chdir(folder)
+    line = MODES[name][0]
+    code, without = answer([*line, *mode])
+    assert code == 0, without
+    silent, misnamed = [], []
+    for one in parser(line).fields.values():
+        known = one.flag_options.positional or one.flag in (*line, *mode, "--json", *WITHOUT_EFFECT)
+        if known or (one.flag_options.short and one.flag_options.short in line):
+            continue
+        code, said = answer([*line, *mode, *written(one)])
+        if code == 0 and said == without:
+            silent.append(one.flag)
+        if code == 2 and one.flag not in said and one.name not in said and one.flag not in MISTAKES:
+            misnamed.append((one.flag, said))
+    assert silent == []
+    assert misnamed == []
+
+
+def test_every_command_with_flags_that_may_be_needless_is_here():
+    """A training is looked at elsewhere: `check_effect`. Of the others here, each flag does something by itself."""
+    lines = [line for line, _ in MODES.values()]
+    here = {line[1] if line[0] == "inspect" else line[0] for line in lines}
+    assert {*SETTINGS, *VIEWS} - here == {"quickstart", "train", "verify-resume", "import", "export", "doctor", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("evaluate-text text.txt --device cpu", "--device would change nothing without --model"),
+        ("generate the --draft-tokens 3", "--draft-tokens would change nothing without --draft"),
+        ("generate the --seed 3 --strategy greedy", "--seed would change nothing without --strategy sample"),
+        ("inspect lens the --norms --top 3", "--top would change nothing with --norms"),
+        ("inspect embed pca --top 3", "--top would change nothing without WHAT near"),
+        ("inspect heads the --seed 3", "--seed would change nothing with TEXT"),
+        ("inspect ablate the --seed 3", "--seed would change nothing without --repeated or --mode resample"),
+        ("train --plan --replay x/diverged/report.json", "--plan would change nothing with --replay"),
+    ],
+)
+def test_what_would_have_to_be_added_or_left_out_is_named(folder, monkeypatch, capsys, line, said):
+    monkeypatch.chdir(folder)
+    place = Path("x/diverged/report.json")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("{}")
+    (folder / "x" / "config.yaml").write_text("{}")
+    assert run(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
+def test_every_command_that_trains_refuses_what_would_change_nothing(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert run([command, "--train.epochs", "2", "--train.eval_interval", "3"]) == 2
+    assert "--train.eval_interval 3 would change nothing: --train.epochs 2 decides it" in capsys.readouterr().err
