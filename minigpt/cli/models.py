@@ -27,11 +27,11 @@ def model_source(spec: str | None) -> Source:
     """
     if spec is not None:
         return open_source(spec)
-    path = newest_run(CHECKPOINTS)
-    print(f"model      {path}, the newest run (--model: others)", file=sys.stderr)
-    if newer := newer_unfinished(path):
-        print(f"unfinished {newer} is newer (train --resume goes on)", file=sys.stderr)
-    return open_source(path)
+    run = newest_run(CHECKPOINTS)
+    print(f"model      {run.path}, the newest run (--model: others)", file=sys.stderr)
+    if newer := newer_unfinished(run):
+        print(f"unfinished {newer.path} is newer (train --resume goes on)", file=sys.stderr)
+    return open_source(run.path)
 
 
 def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:

@@ -171,14 +171,14 @@ class Train(RunSettings):
             raise MissingFileError(f"there is no file {replay}", "name a run's diverged/report.json")
         from minigpt.formats.run_directory import existing_run, read_config, run_at
 
-        run = existing_run(resume) if resume else Path(str(replay)).absolute().parent.parent
+        run = existing_run(resume) if resume else run_at(Path(str(replay)).absolute().parent.parent)
         for name in ("preset", "out"):
             if given.get(name):
                 raise ConfigError(
-                    f"--{name} has no place here: {run} has its own settings and stays where it is",
+                    f"--{name} has no place here: {run.path} has its own settings and stays where it is",
                     f"leave --{name} out, or start a new run without --resume",
                 )
-        return read_config(run_at(run))
+        return read_config(run)
 
 
 @dataclass(frozen=True, kw_only=True)

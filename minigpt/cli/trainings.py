@@ -21,9 +21,8 @@ from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
     check_new,
-    run_at,
     unfinished_run,
-    unused_directory,
+    unused_run,
 )
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
@@ -40,7 +39,7 @@ def train_and_say(
     name: str | None,
     as_json: bool,
     quickstart: bool = False,
-    resume: Path | None = None,
+    resume: RunDirectory | None = None,
 ) -> None:
     """Load the corpus, train, print the result and what to type next.
 
@@ -51,13 +50,13 @@ def train_and_say(
         name: the preset's, or None to name the run after its corpus.
         as_json: one JSON object on standard output, everything else on standard error.
         quickstart: take Shakespeare from wherever this machine can get it, and say from where.
-        resume: the run directory to go on with, or None for a new one.
+        resume: the run to go on with, or None for a new one.
     """
     with joined() as processes, processes.one_voice():
         print_line = print_line_for(as_json) if processes.first else print_nothing
-        directory = named_path(out, "--out") if out else None
-        if directory:
-            check_new(RunDirectory(directory))  # before a corpus is fetched for nothing
+        run = RunDirectory(named_path(out, "--out")) if out else resume
+        if run and not resume:
+            check_new(run)  # before a corpus is fetched for nothing
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be fetched, and that once
             source: Corpus | Documents
@@ -69,24 +68,23 @@ def train_and_say(
         if quickstart:
             print_line(why)
             config = updated(config, {"data": {"source": read}})
-        directory = directory or unused_directory(CHECKPOINTS, name or read)
-        directory = run_at(resume).path if resume else directory
-        if not (out or resume) and (left := unfinished_run(CHECKPOINTS, name or read)):
-            print_line(f"unfinished {left} was interrupted, and this is a new run. To go on with that one:")
-            print_line(f"           {program()} train --resume {shlex.quote(str(left))}")
+        if not run and (left := unfinished_run(CHECKPOINTS, name or read)):
+            print_line(f"unfinished {left.path} was interrupted, and this is a new run. To go on with that one:")
+            print_line(f"           {program()} train --resume {shlex.quote(str(left.path))}")
+        run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)
-        result = train(config, source, directory, print_line, resume=bool(resume))
-        for line in [*summary(result, config, directory), *next_steps(directory, prompt_to_try(source, config))]:
+        result = train(config, source, run.path, print_line, resume=bool(resume))
+        for line in [*summary(result, config, run), *next_steps(run.path, prompt_to_try(source, config))]:
             print_line(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))
 
 
-def summary(result: TrainResult, config: RunConfig, directory: Path) -> list[str]:
-    """How the run ended, and what it has left."""
-    table = epoch_table(read_records(directory / "metrics.jsonl")) if config.train.epochs else []
+def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[str]:
+    """How a run ended, and what it has left."""
+    table = epoch_table(read_records(run.metrics)) if config.train.epochs else []
     best = "adapter" if config.train.lora_rank else "model.safetensors"
     plots = "loss.png, perplexity.png" if config.train.epochs else "loss.png"
     return [
@@ -94,7 +92,7 @@ def summary(result: TrainResult, config: RunConfig, directory: Path) -> list[str
         f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
         f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
         *table,
-        f"written    {directory}",
+        f"written    {run.path}",
         f"           {best} (the best), {plots}, samples.txt, metrics.jsonl",
         "",
     ]

@@ -63,23 +63,23 @@ class RunDirectory:
         self.samples = path / "samples.txt"  # written at each evaluation
 
 
-def unused_directory(parent: Path, name: str) -> Path:
+def unused_run(parent: Path, name: str) -> RunDirectory:
     """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has."""
-    return next(path for path in _numbered(parent, name) if not path.exists())
+    return next(run for run in _numbered(parent, name) if not run.path.exists())
 
 
-def unfinished_run(parent: Path, name: str) -> Path | None:
+def unfinished_run(parent: Path, name: str) -> RunDirectory | None:
     """The last of the runs `parent/name`, `name-2`, ... that was interrupted before its last step."""
-    taken = itertools.takewhile(Path.exists, _numbered(parent, name))
-    return max((path for path in taken if _is_unfinished(path)), key=_written, default=None)
+    taken = itertools.takewhile(lambda run: run.path.exists(), _numbered(parent, name))
+    return max(filter(_is_unfinished, taken), key=lambda run: _written(run.path), default=None)
 
 
-def _numbered(parent: Path, name: str) -> Iterator[Path]:
-    yield parent / name
-    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
+def _numbered(parent: Path, name: str) -> Iterator[RunDirectory]:
+    yield RunDirectory(parent / name)
+    yield from (RunDirectory(parent / f"{name}-{number}") for number in itertools.count(2))
 
 
-def newest_run(parent: Path) -> Path:
+def newest_run(parent: Path) -> RunDirectory:
     """The run below `parent` whose best weights, or whose best adapter, were written last.
 
     Raises:
@@ -88,7 +88,7 @@ def newest_run(parent: Path) -> Path:
     runs = [RunDirectory(path) for path in parent.glob("*")]
     best = [path for run in runs for path in (run.best_weights, run.adapter) if path.exists()]
     if best:
-        return max(best, key=_written).parent
+        return RunDirectory(max(best, key=_written).parent)
     begun = [run for run in runs if run.config.is_file()]
     what, how = f"there is no trained run in {parent.absolute()}", "train one first: minigpt quickstart"
     if begun:
@@ -99,22 +99,21 @@ def newest_run(parent: Path) -> Path:
     raise MissingFileError(what, how)
 
 
-def newer_unfinished(path: Path) -> Path | None:
+def newer_unfinished(chosen: RunDirectory) -> RunDirectory | None:
     """The newest interrupted run beside this one that was begun after this one's best weights were written."""
-    chosen = RunDirectory(path)
     border = max(_written(best) for best in (chosen.best_weights, chosen.adapter) if best.exists())
-    begun = [run for run in map(RunDirectory, path.parent.glob("*")) if run.config.is_file() and run.path != path]
-    newer = sorted((run for run in begun if _written(run.config) > border), key=lambda run: -_written(run.config))
+    others = [run for run in map(RunDirectory, chosen.path.parent.glob("*")) if run.path != chosen.path]
+    begun = [run for run in others if run.config.is_file() and _written(run.config) > border]
+    newer = sorted(begun, key=lambda run: -_written(run.config))
     for run in newer:
         with suppress(MiniGPTError):  # the damage of another run does not matter here
-            if _is_unfinished(run.path):
-                return run.path
+            if _is_unfinished(run):
+                return run
     return None
 
 
-def _is_unfinished(directory: Path) -> bool:
-    """Whether a folder is a run with steps left, which has not stopped early by its patience."""
-    run = RunDirectory(directory)
+def _is_unfinished(run: RunDirectory) -> bool:
+    """Whether this is a run with steps left, which has not stopped early by its patience."""
     if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
         return False
     progress: Any = {}
@@ -229,8 +228,8 @@ def run_named(spec: str) -> str:
     return str(run) if alone and not os.path.lexists(spec) and run_of(run) else spec
 
 
-def existing_run(spec: str) -> Path:
-    """The path of the run to continue, which was given by its folder or by its name alone.
+def existing_run(spec: str) -> RunDirectory:
+    """The run to continue, which was given by its folder, by the `last` inside it, or by its name alone.
 
     Raises:
         MissingFileError: if there is no such folder; the error names the runs that exist.
@@ -240,7 +239,7 @@ def existing_run(spec: str) -> Path:
         runs = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.yaml"))
         how = did_you_mean(path.name, runs) if runs else f"there is no run in {CHECKPOINTS.absolute()}: minigpt train"
         raise MissingFileError(f"there is no folder {spec}, nor a run of that name", how)
-    return path
+    return run_at(path)
 
 
 def run_weights(run: RunDirectory, folder: Path) -> Path:

@@ -262,13 +262,13 @@ def test_which_run_is_unfinished():
     assert unfinished_run(parent, "a") is None
     for number, (step, settings) in enumerate([(6, {}), (6, {"patience": 3}), (6, {"patience": 4}), (7, {})], 2):
         begun(parent / f"a-{number}", step, best=True, **settings)
-    assert unfinished_run(parent, "a") == parent / "a-4"
+    assert unfinished_run(parent, "a").path == parent / "a-4"
     begun(parent / "b", 0, saved=False)
-    assert unfinished_run(parent, "b") == parent / "b"
+    assert unfinished_run(parent, "b").path == parent / "b"
     save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)), CharTokenizer.from_text("abc"),
              parent / "c")  # fmt: skip
     assert unfinished_run(parent, "c") is None  # an imported model has no steps to take
-    assert newest_run(parent) == parent / "c"
+    assert newest_run(parent).path == parent / "c"
 
 
 @pytest.mark.parametrize("command", [["quickstart"], ["quickstart", "--data", "t.txt"], ["train", "--data", "t.txt"]])

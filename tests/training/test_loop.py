@@ -16,7 +16,7 @@ from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from minigpt.evaluation.loss import Evaluation
 from minigpt.formats.pretrained import load_model
-from minigpt.formats.run_directory import RunDirectory, newest_run, read_config, unused_directory
+from minigpt.formats.run_directory import RunDirectory, newest_run, read_config, unused_run
 from minigpt.training import loop
 from minigpt.training.loop import train
 
@@ -165,8 +165,8 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path):
     with pytest.raises(CheckpointError, match="is a file"):
         train(SMALL, CORPUS, tmp_path / "run" / "mine.txt", quiet)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
-    assert unused_directory(tmp_path, "run").name == "run-2"
-    assert unused_directory(tmp_path, "new").name == "new"
+    assert unused_run(tmp_path, "run").path.name == "run-2"
+    assert unused_run(tmp_path, "new").path.name == "new"
 
 
 def test_a_short_corpus_leaves_no_folder(tmp_path):
@@ -271,9 +271,9 @@ def test_the_newest_run_is_found(tmp_path):
     for name in ("z", "a"):
         train(config, CORPUS, tmp_path / name, quiet)
     (tmp_path / "not-a-run").mkdir()
-    assert newest_run(tmp_path).name == "a"
+    assert newest_run(tmp_path).path.name == "a"
     (tmp_path / "adapted" / "adapter").mkdir(parents=True)
-    assert newest_run(tmp_path).name == "adapted"
+    assert newest_run(tmp_path).path.name == "adapted"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "model.safetensors"])
