@@ -7,7 +7,6 @@ import torch
 from minigpt.analysis import plots
 from minigpt.analysis.decoders import CUTS, BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
 from minigpt.analysis.results import Numbers
-from minigpt.cli.streams import given
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
 from minigpt.decoding.sampling import next_logits
@@ -31,7 +30,7 @@ def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
 
 
 def _next(asked: settings.NextView) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
     cuts = sampling_cuts(logits, **_sampling(asked))
     best = cuts.top(asked.top)
@@ -91,7 +90,7 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
 
 
 def _steps(asked: settings.Steps) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     options = _sampling(asked) | {"seed": asked.seed, **_end(it, asked)}
     if not _sampling(asked):
         options["strategy"] = "greedy"
@@ -149,7 +148,7 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
 
 
 def _beams(asked: settings.Beams) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     options = {"num_beams": asked.beams, **_end(it, asked)}
     tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=asked.length_penalty)
     candidates = [node.candidate for node in tree.nodes]

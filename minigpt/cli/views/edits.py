@@ -11,9 +11,9 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
-from minigpt.cli.streams import given
+from minigpt.cli.streams import check_stdin_once, given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, Subject, load_reader, one_token, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, load_subject, subject, traced
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import InputError
 from minigpt.parameters import evaluating, with_text
@@ -93,16 +93,16 @@ def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
     if (asked.prompt is None) == (asked.repeated is None):
         raise InputError("there must be one text: a TEXT, or --repeated N random tokens", "give one of the two")
     if asked.repeated is not None:
-        reader = load_reader(asked)
+        alone = load_subject(asked, asked.bos)
         seeds = range(asked.seed, asked.seed + asked.rows)
-        config, V = reader.model.config, reader.tokenizer.vocab_size
-        rows = [repeated_tokens(config, asked.repeated, seed, reader.start_token_id, V) for seed in seeds]
+        config, V = alone.model.config, alone.tokenizer.vocab_size
+        rows = [repeated_tokens(config, asked.repeated, seed, alone.start_token_id, V) for seed in seeds]
         half = len(rows[0]) // 2
         # The first token of the second copy cannot be known: nothing says that a copy begins.
         targets = [[IGNORED] * (half + 2) + row[half + 2 :] for row in rows]
-        return reader.subject(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
+        return alone.of(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
     assert asked.prompt is not None  # one of the two is there
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     if asked.token is None and asked.against is None:
         if len(it.ids) < 2:
             raise InputError("1 token has no loss", "give a longer text, or --token and --against")
@@ -115,7 +115,7 @@ def _difference(asked: settings.Ablate | settings.Patch, it: Subject) -> tuple[M
     if asked.token is None or asked.against is None:
         raise InputError("a difference of logits needs two tokens", "give both --token and --against")
     target, against = (
-        one_token(it.tokenizer, text, flag) for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
+        it.one_token(text, flag) for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
     )
     if target == against:
         raise InputError("--token and --against are one token, and differ by 0 whatever the model", "choose two")
@@ -162,8 +162,9 @@ def _sweep_chart(sweep: Sweep, what: str, title: str) -> "plots.Figure":
 
 
 def _patch(asked: settings.Patch) -> Answer:
-    clean, corrupt = given(asked.clean, asked.corrupt)
-    it = subject(asked, clean)
+    check_stdin_once([asked.clean, asked.corrupt])
+    it = subject(asked, asked.clean)
+    (corrupt,) = given(asked.corrupt)
     other = it.read(corrupt, "--corrupt")
     measure, what = _difference(asked, it)
     sweep = patching_sweep(it.model, [it.ids], [other], measure, asked.point)

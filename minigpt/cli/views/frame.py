@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
 from minigpt.cli.models import load, model_source
-from minigpt.cli.streams import print_json
+from minigpt.cli.settings import Model
+from minigpt.cli.streams import given, print_json
 from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
 from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.errors import InputError
@@ -90,64 +91,79 @@ def _check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A model, and how it reads.
+class Subject:
+    """A model, how it reads, and the prompt that it has read, unless the view is of the model alone.
 
     Attributes:
         name: under which the model was asked for.
         model: in evaluation mode.
         tokenizer: the model's.
         bos: whether the token that opens a document is put in front.
+        prompt: the text.
+        ids: its tokens; none without a prompt.
     """
 
     name: str
     model: GPT
     tokenizer: Tokenizer
     bos: bool
+    prompt: str = ""
+    ids: list[int] = field(default_factory=list)
 
     @property
     def start_token_id(self) -> int | None:
         """The token that is put in front, if one is."""
         return self.tokenizer.bos_token_id if self.bos else None
 
-    def subject(self, ids: list[int]) -> "Subject":
-        """These ids as a prompt, the one in front included."""
-        text = "".join(token_text(self.tokenizer, token_id) for token_id in ids)
-        return Subject(self.name, self.model, self.tokenizer, self.bos, text, ids)
-
-
-@dataclass(frozen=True)
-class Subject(Reader):
-    """A model, and the prompt that it reads.
-
-    Attributes:
-        prompt: the text.
-        ids: its tokens.
-    """
-
-    prompt: str
-    ids: list[int]
-
     @property
     def texts(self) -> list[str]:
-        """Of each token."""
-        return [token_text(self.tokenizer, token_id) for token_id in self.ids]
+        """Of each token of the prompt."""
+        return self.texts_of(self.ids)
+
+    def texts_of(self, ids: Iterable[int]) -> list[str]:
+        """The texts of any tokens."""
+        return [token_text(self.tokenizer, token_id) for token_id in ids]
+
+    def names(self, ids: Iterable[int]) -> list[str]:
+        """The same, their spaces visible."""
+        return list(map(visible, self.texts_of(ids)))
 
     def shown(self, token_id: int) -> str:
-        """The text of any token, its spaces visible."""
-        return visible(token_text(self.tokenizer, token_id))
+        """The name of one token."""
+        return self.names([token_id])[0]
 
-    def names(self, ids: Sequence[int]) -> list[str]:
-        """The texts of any tokens, their spaces visible."""
-        return [self.shown(token_id) for token_id in ids]
+    def of(self, ids: list[int]) -> "Subject":
+        """The same model with these ids as its prompt, the one in front included."""
+        return dataclasses.replace(self, prompt="".join(self.texts_of(ids)), ids=ids)
 
     def read(self, text: str, what: str) -> list[int]:
-        """The tokens of another text, with the same token in front.
+        """The tokens of a text, behind the one that opens a document if that is wanted.
 
         Raises:
             InputError: if there are none, or more than the model can read.
         """
-        return _checked(framed(read(self.tokenizer, text), self.tokenizer, self.bos), self.model, what)
+        ids = framed(read(self.tokenizer, text), self.tokenizer, self.bos)
+        if not ids:
+            how = "give some text, or --bos if there is one"
+            raise InputError(f"{what} is empty: there is no token to look at", how)
+        check_fits(len(ids), self.model.config.block_size, what)
+        return ids
+
+    def one_token(self, text: str, flag: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            InputError: if it is none or several; it names them.
+        """
+        ids = read(self.tokenizer, text)
+        if len(ids) != 1:
+            pieces = ", ".join(map(repr, self.texts_of(ids[:8])))
+            more = ", ..." if len(ids) > 8 else ""
+            raise InputError(
+                f"{flag} {text!r} is {in_tokens(len(ids))}{': ' if ids else ''}{pieces}{more}",
+                "give the text of one token; a space belongs to the word behind it",
+            )
+        return ids[0]
 
     def header(self, view: str) -> str:
         """The first line of an answer."""
@@ -161,14 +177,14 @@ class Subject(Reader):
         labels: Mapping[str, Sequence[str]] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Result:
-        """The numbers of a view of this prompt."""
+        """The numbers of a view."""
         return Result(
             view=view,
             model=self.name,
             config=self.model.config,
             numbers=numbers,
-            prompt=self.prompt,
-            bos=self.bos,
+            prompt=self.prompt if self.ids else None,
+            bos=self.bos if self.ids else None,
             tokens=list(zip(self.ids, self.texts, strict=True)),
             labels=labels or {},
             settings=settings or {},
@@ -182,49 +198,26 @@ def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str
     return t
 
 
+def load_subject(settings: Model, bos: bool | None = None) -> Subject:
+    """The model of the flags, without a prompt; `bos` is the flag of that name."""
+    source = model_source(settings.model)
+    model, tokenizer = load(settings, source.name, settings.adapter)
+    # A model trained here has read one long text, in which no document begins.
+    usual = tokenizer.bos_token_id is not None and source.trained is None
+    return Subject(source.name, model, tokenizer, usual if bos is None else bos)
+
+
 def subject(settings: Inside | After, prompt: str) -> Subject:
     """The model of the flags, and the prompt.
 
     Args:
         settings: which model, and how it reads.
-        prompt: a text; "-" was read before.
+        prompt: a text; "-" is what standard input holds.
 
     Raises:
         InputError: if the prompt is empty, or longer than the model can read.
         MiniGPTError: whatever loading a model raises.
     """
-    reader = load_reader(settings)
-    ids = _checked(framed(read(reader.tokenizer, prompt), reader.tokenizer, reader.bos), reader.model, "the prompt")
-    return Subject(reader.name, reader.model, reader.tokenizer, reader.bos, prompt, ids)
-
-
-def load_reader(settings: Inside | After) -> Reader:
-    """The model of the flags."""
-    source = model_source(settings.model)
-    model, tokenizer = load(settings, source.name, settings.adapter)
-    # A model trained here has read one long text, in which no document begins.
-    usual = tokenizer.bos_token_id is not None and source.trained is None
-    return Reader(source.name, model, tokenizer, usual if settings.bos is None else settings.bos)
-
-
-def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
-    """The id of a text that is one token.
-
-    Raises:
-        InputError: if it is none or several; it names them.
-    """
-    ids = read(tokenizer, text)
-    if len(ids) != 1:
-        pieces = ", ".join(repr(token_text(tokenizer, token_id)) for token_id in ids[:8])
-        raise InputError(
-            f"{flag} {text!r} is {in_tokens(len(ids))}{': ' if ids else ''}{pieces}{', ...' if len(ids) > 8 else ''}",
-            "give the text of one token; a space belongs to the word behind it",
-        )
-    return ids[0]
-
-
-def _checked(ids: list[int], model: GPT, what: str) -> list[int]:
-    if not ids:
-        raise InputError(f"{what} is empty: there is no token to look at", "give some text, or --bos if there is one")
-    check_fits(len(ids), model.config.block_size, what)
-    return ids
+    (text,) = given(prompt)
+    alone = load_subject(settings, settings.bos)
+    return dataclasses.replace(alone, prompt=text, ids=alone.read(text, "the prompt"))

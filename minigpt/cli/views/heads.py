@@ -8,9 +8,8 @@ from minigpt.analysis import plots
 from minigpt.analysis.checks import Check
 from minigpt.analysis.heads import HeadScores, attention_checks, head_scores
 from minigpt.analysis.results import Numbers, Result
-from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, Subject, load_reader, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, load_subject, subject, traced
 from minigpt.errors import InputError
 from minigpt.fields import check_place
 from minigpt.system import terminal
@@ -29,7 +28,7 @@ CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
 
 
 def _attn(asked: settings.Attn) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     config, layer, head = it.model.config, asked.layer, asked.head
     if layer is not None:
         check_place(layer, config.n_layer, "layer")
@@ -94,14 +93,14 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 
 def _heads(asked: settings.Heads) -> Answer:
     if asked.prompt is None:
-        reader = load_reader(asked)
-        V = reader.tokenizer.vocab_size
-        found = head_scores(reader.model, None, asked.seed, asked.length, reader.start_token_id, V)
+        alone = load_subject(asked, asked.bos)
+        V = alone.tokenizer.vocab_size
+        found = head_scores(alone.model, None, asked.seed, asked.length, alone.start_token_id, V)
         half = len(found.ids) // 2
-        it = reader.subject(found.ids)
+        it = alone.of(found.ids)
         head = [it.header("heads"), f"on {half} random tokens, seed {asked.seed}, that come twice"]
     else:
-        it = subject(asked, given(asked.prompt)[0])
+        it = subject(asked, asked.prompt)
         found = head_scores(it.model, it.ids)
         head = [it.header("heads")]
     kinds = [kind for kind in KINDS if kind in found.scores]

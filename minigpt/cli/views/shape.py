@@ -8,16 +8,14 @@ from minigpt.analysis import plots
 from minigpt.analysis.accounting import ModelSize, human, model_size
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity
 from minigpt.analysis.results import Numbers, Result
-from minigpt.cli.models import load, model_source
-from minigpt.cli.texts import token_text
+from minigpt.cli.models import model_source
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, one_token
+from minigpt.cli.views.frame import Answer, load_subject
 from minigpt.config import PRESETS, GPTConfig, preset, updated
 from minigpt.errors import ConfigError, InputError
 from minigpt.formats.source import open_source
-from minigpt.model import GPT
 from minigpt.system import terminal
-from minigpt.tokenizers import Tokenizer, read
+from minigpt.tokenizers import read
 
 COUNTED = {
     "parameters": "parameters",
@@ -153,24 +151,17 @@ def _embed(asked: settings.Embed) -> Answer:
     return {"near": _near, "pca": _pca, "positions": _positions}[asked.what](asked)
 
 
-def _loaded(asked: settings.Embed) -> tuple[str, GPT, Tokenizer]:
-    source = model_source(asked.model)
-    return source.name, *load(asked, source.name, asked.adapter)
-
-
 def _near(asked: settings.Embed) -> Answer:
-    name, model, tokenizer = _loaded(asked)
+    it = load_subject(asked)
     if asked.text is None:
         raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
-    token = one_token(tokenizer, asked.text, "TEXT")
-    found = neighbours(model, token, asked.top, asked.kind)
-    texts = [terminal.visible(token_text(tokenizer, token_id)) for token_id in found.ids]
-    result = Result(
-        view="embed",
-        model=name,
-        config=model.config,
-        numbers={"id": Numbers(("neighbour",), found.ids), "similarity": Numbers(("neighbour",), found.similarities)},
-        labels={"neighbour": [token_text(tokenizer, token_id) for token_id in found.ids]},
+    token = it.one_token(asked.text, "TEXT")
+    found = neighbours(it.model, token, asked.top, asked.kind)
+    texts = it.names(found.ids)
+    result = it.result(
+        "embed",
+        {"id": Numbers(("neighbour",), found.ids), "similarity": Numbers(("neighbour",), found.similarities)},
+        labels={"neighbour": it.texts_of(found.ids)},
         settings={"what": "near", "token": asked.text, "kind": asked.kind},
     )
     top = max(map(abs, found.similarities))
@@ -179,7 +170,7 @@ def _near(asked: settings.Embed) -> Answer:
         for token_id, text, x in zip(found.ids, texts, found.similarities, strict=True)
     ]
     label = terminal.visible(asked.text)
-    head = f"near {asked.text!r} in wte of {name}, by {asked.kind}"
+    head = f"near {asked.text!r} in wte of {it.name}, by {asked.kind}"
     lines = [terminal.cut(head, terminal.WIDTH), *terminal.table(("id", "token", "similarity", ""), rows, left=(1, 3))]
     return Answer(
         result, lines, lambda: found.checks,
@@ -190,17 +181,15 @@ def _near(asked: settings.Embed) -> Answer:
 
 
 def _pca(asked: settings.Embed) -> Answer:
-    name, model, tokenizer = _loaded(asked)
-    ids = range(tokenizer.vocab_size) if asked.text is None else sorted(set(read(tokenizer, asked.text)))
+    it = load_subject(asked)
+    ids = range(it.tokenizer.vocab_size) if asked.text is None else sorted(set(read(it.tokenizer, asked.text)))
     if len(ids) < 3:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
-    found = pca(model.wte.weight.detach().cpu()[list(ids)], 2)
-    texts = [token_text(tokenizer, token_id) for token_id in ids]
-    result = Result(
-        view="embed",
-        model=name,
-        config=model.config,
-        numbers={
+    found = pca(it.model.wte.weight.detach().cpu()[list(ids)], 2)
+    texts = it.texts_of(ids)
+    result = it.result(
+        "embed",
+        {
             "id": Numbers(("token",), list(ids)),
             "projected": Numbers(("token", "component"), found.projected),
             "explained": Numbers(("component",), found.explained),
@@ -210,7 +199,7 @@ def _pca(asked: settings.Embed) -> Answer:
     )
     shares: Sequence[float] = found.explained.tolist()
     lines = [
-        f"{len(ids):,} rows of wte of {terminal.cut(name, 40)}",
+        f"{len(ids):,} rows of wte of {terminal.cut(it.name, 40)}",
         f"component 1 has {shares[0]:.1%} of the variance, component 2 {shares[1]:.1%}",
         *_ends(texts, found.projected[:, 0].tolist(), "component 1"),
         *_ends(texts, found.projected[:, 1].tolist(), "component 2"),
@@ -227,18 +216,16 @@ def _ends(texts: Sequence[str], values: Sequence[float], what: str) -> list[str]
 
 
 def _positions(asked: settings.Embed) -> Answer:
-    name, model, _ = _loaded(asked)
-    found = position_similarity(model)
+    it = load_subject(asked)
+    found = position_similarity(it.model)
     cosines = found.cosines.cpu()
     places = [str(place) for place in range(len(cosines))]
-    result = Result(
-        view="embed",
-        model=name,
-        config=model.config,
-        numbers={"cosine": Numbers(("position", "other position"), cosines)},
+    result = it.result(
+        "embed",
+        {"cosine": Numbers(("position", "other position"), cosines)},
         settings={"what": "positions"},
     )
-    head = f"cosine between positions, wpe of {terminal.cut(name, 40)}"
+    head = f"cosine between positions, wpe of {terminal.cut(it.name, 40)}"
     lines = [head, *terminal.heat_map(cosines.clamp(min=0), places)]
     return Answer(
         result, lines, lambda: found.checks,

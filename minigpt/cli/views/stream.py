@@ -10,9 +10,8 @@ from minigpt.analysis.embeddings import residual_norms
 from minigpt.analysis.lens import Lens, logit_lens
 from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import total_effects
-from minigpt.cli.streams import given
 from minigpt.cli.views import settings
-from minigpt.cli.views.frame import Answer, Subject, one_token, subject, traced
+from minigpt.cli.views.frame import Answer, Subject, subject, traced
 from minigpt.errors import InputError
 from minigpt.parameters import with_text
 from minigpt.system import terminal
@@ -32,14 +31,14 @@ def _check_position(position: int, it: Subject) -> int:
 
 
 def _lens(asked: settings.Lens) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     place = _check_position(asked.position, it)
     if asked.norms:
         return _norms(it, place)
     t = traced(it.model, [it.ids], [*(asked.points or STREAM), "logits"])
     lens = logit_lens(t, asked.points, it.tokenizer.vocab_size)
     best = int(lens.final[0, place].argmax())
-    token = best if asked.rank_of is None else one_token(it.tokenizer, asked.rank_of, "--rank-of")
+    token = best if asked.rank_of is None else it.one_token(asked.rank_of, "--rank-of")
     ids, probs = lens.top(asked.top)
     ranks, divergence = lens.rank_of(token) + 1, lens.kl_to_final()
     result = it.result(
@@ -125,11 +124,11 @@ def _norms(it: Subject, place: int) -> Answer:
 
 
 def _why(asked: settings.Why) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     place = _check_position(asked.position, it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
     target, against = (
-        None if text is None else one_token(it.tokenizer, text, flag)
+        None if text is None else it.one_token(text, flag)
         for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
     )
     if target is None:

@@ -53,7 +53,7 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def _loss(asked: settings.Loss) -> Answer:
-    it = subject(asked, given(asked.prompt)[0])
+    it = subject(asked, asked.prompt)
     found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(asked.top))
