@@ -38,7 +38,7 @@ from minigpt.tokenizers import encode_prompt
 
 STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 OUTPUTS = (".json", ".csv", ".png", ".svg")
-_MOST_COLUMNS = 3  # of text side by side
+_MOST_COLUMNS = 3  # texts side by side
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setting:
     """How to decode.
 
     Attributes:
-        name: as --setting says it.
+        name: as --setting gives it.
         options: fields of `DecodingOptions`.
     """
 
@@ -56,13 +56,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One model with one setting, and what they wrote.
+    """One model with one setting, and the texts that they wrote.
 
     Attributes:
-        model: as --model says it, and --adapter.
+        model: as --model gives it, with its --adapter.
         setting: how it was decoded.
         completions: [prompt][draw].
-        values: of each measure, one number a prompt.
+        values: measure -> one number for each prompt.
     """
 
     model: str
@@ -105,13 +105,13 @@ def answer(settings: Compare) -> None:
 
 
 def _specs(settings: Compare) -> list[tuple[str, str | None]]:
-    """What is compared: models without an adapter, then the one model with each adapter."""
+    """The (model, adapter) pairs that are compared: models without an adapter, then the one model with each adapter."""
     models, adapters = settings.model or [model_source(None).name], settings.adapter
     return [*((model, None) for model in models), *((models[0], adapter) for adapter in adapters)]
 
 
 def _name(spec: tuple[str, str | None]) -> str:
-    """What a model and its adapter are called."""
+    """A name for a model with its adapter."""
     model, adapter = spec
     return f"{model} + {adapter}" if adapter else model
 
@@ -120,8 +120,8 @@ def parse_setting(text: str) -> list[Setting]:
     """The settings that one --setting names: one for each combination of the values in its lists.
 
     Raises:
-        InputError: if there is none in it, or an option is unknown, is given twice, has a value that it cannot have,
-            or contradicts another.
+        InputError: if it names none, or an option is unknown, is given twice, has an impossible value, or contradicts
+            another.
     """
     if not text.strip():
         raise InputError(
@@ -144,7 +144,7 @@ def parse_setting(text: str) -> list[Setting]:
 
 
 def _value(text: str, name: str, value: str) -> Any:
-    """The value of an option, from what is written behind its name."""
+    """The value of an option, parsed from the word after its name."""
     if name not in OPTIONS:
         raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, OPTIONS))
     if name == "early_stopping":
@@ -159,7 +159,7 @@ def _value(text: str, name: str, value: str) -> Any:
 
 
 def _checked(text: str, options: dict[str, Any]) -> Setting:
-    """A setting whose options agree with each other."""
+    """A setting, after checking that its options agree with each other."""
     try:
         DecodingOptions.before_model(**options)
     except InputError as error:
@@ -169,7 +169,7 @@ def _checked(text: str, options: dict[str, Any]) -> Setting:
 
 
 def _check(settings: Compare) -> None:
-    """Refuse, before a model is loaded, what cannot be compared."""
+    """Raise, before a model is loaded, if the settings cannot be compared."""
     if not settings.given and not settings.prompts_file:
         raise InputError("there is no prompt to continue", "give a text, --prompt several times, or --prompts-file")
     if settings.adapter and len(settings.model) > 1:
@@ -183,7 +183,7 @@ def _check(settings: Compare) -> None:
 
 
 def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens every prompt can be given: texts that stop at a full block would be of different lengths."""
+    """How many tokens are written after every prompt; all prompts must have room for as many, for a fair comparison."""
     block_size = model.config.block_size
     longest, name = max((len(prompt), name) for prompt, name in zip(prompts, names, strict=True))
     room = block_size - longest
@@ -193,7 +193,7 @@ def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Seque
 
 
 def _result(rows: Sequence[Row], prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    """Everything there is to keep, as one JSON object."""
+    """The whole result, as one JSON object."""
     return {
         "num_prompts": len(prompts),
         "rows": [
@@ -229,7 +229,7 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
 
 
 def _labels(result: dict[str, Any]) -> list[str]:
-    """What the rows are called: their settings, after the numbers of their models if there are several."""
+    """Names of the rows: their settings, preceded by the numbers of their models if there are several."""
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
     which = {model: f"{number}: " if len(models) > 1 else "" for number, model in enumerate(models, 1)}
     return [which[row["model"]] + row["setting"] for row in result["rows"]]
@@ -261,7 +261,7 @@ def _triple(measure: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    """One block a measure, one line a row."""
+    """Print one table for each measure, with one line for each row."""
     rows = result["rows"]
     for number, model in enumerate(dict.fromkeys(row["model"] for row in rows), 1):
         print(f"model {number}    {model}")
@@ -288,7 +288,7 @@ def _range(measure: dict[str, Any]) -> str:
 
 
 def _show_texts(rows: Sequence[Row], prompts: Sequence[str]) -> None:
-    """The first text of each prompt side by side: of every model with the first setting, else of every setting."""
+    """Print the first text of each prompt side by side: from each model, or if there is only one, from each setting."""
     several = len({row.model for row in rows}) > 1
     chosen = [row for row in rows if not several or row.setting == rows[0].setting][:_MOST_COLUMNS]
     width = (terminal.WIDTH + 2) // len(chosen) - 2

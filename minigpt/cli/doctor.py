@@ -20,7 +20,7 @@ def answer(settings: Doctor) -> None:
             print(f"{name:<14}{fact}")
     device = choose_device(settings.device)
     config = preset(settings.preset)
-    if config.data.tokenizer == "char":  # whose vocabulary a run takes from its corpus
+    if config.data.tokenizer == "char":  # a run takes the vocabulary from its corpus
         config = updated(config, {"model": {"vocab_size": SHAKESPEARE_CHARACTERS}})
     timings = time_settings(config, device, not settings.no_compile, tell=lambda line: print(line, file=sys.stderr))
     safe = [timing for timing in timings if timing.safe]

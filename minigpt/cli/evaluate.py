@@ -91,17 +91,17 @@ def answer(settings: Eval) -> None:
 
 
 def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, bool]:
-    """What is to be measured, and whether it is what a run was trained on, wherever it lies and however it is spelled.
+    """The data to evaluate on, and whether the run was trained on them, even if they have another path now.
 
     Args:
         config: of the run, or the defaults.
-        named: the value of --data, or None for what the run names.
+        named: the value of --data, or None for the data that the run names.
     """
     chosen = config
     if named is not None:
         d = config.documents
         if not are_documents(d.separate, named):
-            d = DocumentsConfig()  # settings of documents, and this is a text
+            d = DocumentsConfig()  # the run's settings are those of documents, and this is a text
         elif not Path(d.val_data).exists():
             print_note(
                 f"{d.val_data}, which validated in this run, is not there: all of {named} is measured, even what this "
@@ -112,7 +112,7 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
     source = source_of_run(chosen, "--val-data") if named is None else load_source(chosen)
     if config.data.checksum:
         return source, corpus_checksum(source) == config.data.checksum
-    # Of a model that was not trained here, nothing is noted.
+    # A model that was not trained here has no checksum.
     same = named is None or (
         Path(config.data.source).exists() and corpus_checksum(source) == corpus_checksum(load_source(config))
     )
@@ -120,7 +120,7 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
 
 
 def evaluate_documents(documents: Documents, config: RunConfig, own: bool, settings: Eval, model_name: str) -> None:
-    """Evaluate a model on the documents that its run has held out, or on all of others, and print."""
+    """Evaluate a model on the documents that its run has held out, or on all documents of another source, and print."""
     model, tokenizer = load(settings, model_name, settings.adapter)
     config = replace(config, model=model.config)
     name = source_name(settings.data or config.data.source)

@@ -33,12 +33,12 @@ _LONGEST_QUOTE = 480  # characters of a copied span that are printed
 
 @dataclass(frozen=True)
 class Texts:
-    """What is evaluated: the texts of one file.
+    """The texts of one file.
 
     Attributes:
         name: the file.
         items: the texts; none is blank.
-        blank: number of blank ones, left out.
+        blank: number of blank texts, which are left out.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _has_fields(file: str) -> bool:
 def _from_stdin() -> Texts:
     content = sys.stdin.buffer.read()
     answer = None
-    with suppress(ValueError, RecursionError):  # it is text, then
+    with suppress(ValueError, RecursionError):  # if it is no JSON, it is text
         answer = parsed_json(content)
     if isinstance(answer, dict):
         return _completions("standard input", answer)
@@ -152,7 +152,7 @@ def _nearness(texts: Texts, references: Texts) -> dict[str, Any]:
 
 def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
     found = overlaps(texts.items, training)
-    number, longest = max(enumerate(found, 1), key=lambda one: one[1].longest)  # the first, of several
+    number, longest = max(enumerate(found, 1), key=lambda one: one[1].longest)  # if there are several, the first
     return {
         "share_8": _or_none(copied_share, found, 8),
         "share_13": _or_none(copied_share, found, 13),
@@ -166,7 +166,7 @@ def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
 
 
 def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], dict[str, Any]]:
-    """Load a model; gives what measures texts under it, each text by itself, from the opening token if it has one."""
+    """Load a model; returns a function that computes the perplexity of texts, each alone, after BOS if there is one."""
     model, tokenizer = load(settings, spec)
     has_bos = tokenizer.bos_token_id is not None
 
@@ -174,7 +174,7 @@ def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], di
         total, tokens, characters = 0.0, 0, 0
         for text in texts.items:
             ids = framed(read(tokenizer, text), tokenizer, bos=has_bos)
-            if len(ids) > 1:  # else there is nothing to predict
+            if len(ids) > 1:  # otherwise there is nothing to predict
                 result = evaluate(model, np.array(ids), vocab_size=tokenizer.vocab_size)
                 total += result.loss * result.tokens
                 tokens += result.tokens
@@ -193,7 +193,7 @@ def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], di
 
 
 def _or_none(measure: Callable[[Any, int], float], texts: Sequence[Any], n: int) -> float | None:
-    """The measure, or None where no text is long enough for it."""
+    """The measure, or None if no text is long enough for it."""
     with suppress(InputError):
         return measure(texts, n)
     return None
@@ -225,7 +225,7 @@ def _show_copy(result: dict[str, Any]) -> None:
 
 
 def _cells(result: dict[str, Any]) -> dict[str, str]:
-    """The column of a file: label -> number. The same labels for all files."""
+    """The column of a file: label -> number. All files have the same labels."""
     cells = {
         "": Path(result["file"]).name,
         "texts": f"{result['texts']:,}",

@@ -29,7 +29,7 @@ LOOKUP = "lookup"
 
 
 def answer(settings: Generate) -> None:
-    """Continue the prompts; one prompt alone is streamed, several are done together."""
+    """Continue the prompts; a single prompt is streamed, several are continued together."""
     without = [ablate(part) for part in settings.ablate]
     texts = prompt_texts(settings)
     model, tokenizer = load(settings, settings.model, settings.adapter)
@@ -41,14 +41,14 @@ def answer(settings: Generate) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be continued, and how.
+    """The prompts to continue, and how.
 
     Attributes:
         prompts: their ids.
-        names: what an error calls each of them.
-        words: what an error of the library names otherwise than who types it.
+        names: a name of each prompt, for errors.
+        words: what the library's errors call a thing -> what the command line calls it.
         options: the arguments of `generate`, with a seed for each prompt.
-        skip_special: whether special tokens are no text.
+        skip_special: whether special tokens are left out of the text.
     """
 
     model: GPT
@@ -108,7 +108,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
     length, on_overflow = settings.max_new_tokens, settings.options.on_overflow
     if length is None:
         length = DEFAULT_LENGTH
-        if on_overflow == "error":  # nobody asked for this length, so what fits will do; but one token must
+        if on_overflow == "error":  # the user gave no length, so take what fits; but one token must fit
             fits = max(map(len, prompts)) <= model.config.block_size
             length, on_overflow = (DEFAULT_LENGTH, "stop") if fits else (1, "error")
     return {
@@ -127,7 +127,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
     ids = encoded(partial(read, tokenizer), f"{flag} {text!r}", text)
-    if tokenizer.decode(ids, skip_special=False) != text:  # as --unknown skip leaves it; another text was not asked for
+    if tokenizer.decode(ids, skip_special=False) != text:  # --unknown skip would change this text silently
         raise InputError(
             f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"
         )
@@ -146,7 +146,7 @@ def _number(text: str) -> float:
 
 
 def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLookup | DraftModel | None:
-    """Whoever --draft names.
+    """The draft that --draft names.
 
     Raises:
         InputError: if its tokens are others than the model's.
@@ -167,7 +167,7 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
 
 @contextmanager
 def _in_words(words: Mapping[str, str], names: Sequence[str]) -> Iterator[None]:
-    """Errors of the library as who types knows it: texts instead of ids, and names instead of numbers of prompts."""
+    """Rewrite the library's errors for the command line: texts instead of ids, names of prompts instead of numbers."""
     prompts = {named(f"prompt {number}"): name for number, name in enumerate(names)}
     try:
         yield
@@ -176,7 +176,7 @@ def _in_words(words: Mapping[str, str], names: Sequence[str]) -> Iterator[None]:
 
 
 def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) -> dict[str, str]:
-    """What an error of the library names otherwise than who types it."""
+    """What the library's errors call a thing -> what the command line calls it."""
     required, ends = phrases["required_sequences"], [[end] for end in tokenizer.end_ids]
     known = [*required, *phrases["banned_sequences"], *phrases["sequence_bias"], *ends]
     return {
@@ -190,7 +190,7 @@ def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) ->
 
 
 def _in_batches(request: _Request, batch_size: int) -> Generation:
-    """All completions, under a progress bar. Each prompt has a seed of its own, so the batches change no draw."""
+    """All completions, with a progress bar. Each prompt has its own seed, so batches do not change what is drawn."""
     options, prompts = request.options, request.prompts
     outs = []
     longest, num_batches = options["max_new_tokens"], math.ceil(len(prompts) / batch_size)
@@ -204,7 +204,7 @@ def _in_batches(request: _Request, batch_size: int) -> Generation:
             ours = {**options, "seed": options["seed"][batch]}
             with _in_words(request.words, request.names[batch]):
                 outs.append(generate(request.model, prompts[batch], **ours, on_step=advance, num_candidates=1))
-            bar.update((number + 1) * longest - bar.n)  # those steps that were not needed
+            bar.update((number + 1) * longest - bar.n)  # count the steps that were not needed
     return Generation(
         sequences=[ids for out in outs for ids in out.sequences],
         scores=[score for out in outs for score in out.scores],
@@ -215,7 +215,7 @@ def _in_batches(request: _Request, batch_size: int) -> Generation:
 
 
 def _completion(request: _Request, number: int, out: Generation) -> dict[str, Any]:
-    """One entry of what --json prints."""
+    """One completion, as --json prints it."""
     index = number // request.options["num_return_sequences"]
     ids, prompt = out.sequences[number], request.prompts[index]
     completion = new_text(request.tokenizer, ids[len(prompt) :], request.options["stop"], request.skip_special)
@@ -254,9 +254,9 @@ def _stream(request: _Request) -> None:
             for piece in before_stop(pieces(), options["stop"] or ()):
                 write_product(piece)
     finally:
-        write_product("\n")  # after an error too: its lines begin on the left
+        write_product("\n")  # after an error too, because its lines must begin at the left
     _say_speed(num_new, time.perf_counter() - start, num_drafted, num_accepted)
-    if reason == "context" or (reason is None and options["max_new_tokens"] != 0):  # there was no room at all
+    if reason == "context" or (reason is None and options["max_new_tokens"] != 0):  # None: there was no room at all
         print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)
 
 

@@ -58,13 +58,13 @@ def answer(settings: Import) -> None:
 
 
 def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:
-    """The comparison of a model with transformers' model of the same source, or of an export of it.
+    """Compare a model with the model that transformers loads from the same source, or from an export of it.
 
-    The ids are drawn from the whole vocabulary and fill the block, so that every position and any token may show a
-    difference.
+    The ids are drawn from the whole vocabulary, as many as block_size, so that a difference at any position or token
+    can show.
 
     Returns:
-        What transformers read, and the report.
+        A phrase for what transformers has read, and the report.
 
     Raises:
         CheckpointError: if they differ by more than rounding.

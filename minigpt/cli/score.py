@@ -15,7 +15,7 @@ from minigpt.tokenizers import Tokenizer, read
 
 
 def answer(settings: Score) -> None:
-    """Print one line a text, in the order given."""
+    """Print one line for each text, in the order given."""
     texts = given(*settings.text)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     rows = [framed(read(tokenizer, text), tokenizer, bool(settings.bos), settings.eos) for text in texts]

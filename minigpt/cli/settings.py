@@ -1,4 +1,4 @@
-"""What can be typed behind each command: its settings, from which its flags and its help are made. No work is here."""
+"""The arguments of each command: its class of settings, from which its flags and its help are made."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from minigpt.system import WIDTH
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 DEFAULT_LENGTH = 200
 LENGTH = f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)"
-MEMORISED = 50  # words in a row; nobody writes so many of somebody else's by chance
+MEMORISED = 50  # words in a row; so long a span is not the same by chance
 NEWEST = f"{MODEL} (default: the newest run)"
 
 
-Rows = Annotated[int, Bounds(1, 1_000_000)]  # worked on at once
+Rows = Annotated[int, Bounds(1, 1_000_000)]  # computed at once
 Shown = Annotated[int, Bounds(1, 1_000_000, below="shows nothing")]
 
 
@@ -73,10 +73,10 @@ class Tokenize(TextSettings):
 class Eval(Model):
     """Measure a model on a text: loss, perplexity, bits per character.
 
-    The text is read in windows of block_size tokens, --stride tokens apart. Every token but the first is scored exactly
-    once, by the first window that reaches it: of all windows but the first, only the last --stride predictions count,
-    and each of them sees at least block_size - stride + 1 tokens before it. Of separate documents, each is read from
-    its beginning: those that a run has held out, or all of others.
+    The text is read in windows of block_size tokens, --stride tokens apart. Every token except the first is predicted
+    exactly once, by the first window that reaches it: of each window except the first, only the last --stride
+    predictions count, and each of them sees at least block_size - stride + 1 tokens before it. Separate documents are
+    read each from its beginning: those that the run has held out, or with other data all of them.
     """
 
     examples = """
@@ -89,20 +89,20 @@ class Eval(Model):
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
     val_data: Annotated[str | None, Flag("FILE")] = None
-    """where the documents that validated in the run lie now"""
+    """where the run's validation documents lie now"""
     split: Literal["val", "train", "all"] | None = None
     """which part of it (default: val of the corpus it was trained on, all of any other)"""
     stride: Annotated[int | None, Bounds(1, 10**9)] = None
-    """tokens from one window to the next; fewer than the block size give every token more context, and take longer
-    (default: the block size)"""
+    """tokens from the start of one window to the start of the next; fewer than block_size give every token more
+    context, and take longer (default: block_size)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Next(Model):
     """Show what the model expects after a text.
 
-    These are the most probable next tokens, with their logits and probabilities. Bars are relative to the first row.
-    --steps goes on with the most probable token, and shows the table of every step.
+    It prints the most probable next tokens, with their logits and probabilities. Bars are relative to the first row.
+    --steps N appends the most probable token and prints a table again, N tables in all.
     """
 
     examples = """
@@ -111,13 +111,13 @@ class Next(Model):
         minigpt next --model gpt2 --prompt "See you" --json
     """
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
-    """the text to look beyond; "" is the beginning of a text, - reads standard input"""
+    """the text whose next token is shown; "" is the beginning of a text, - reads standard input"""
     prompt: Annotated[str | None, Flag("TEXT")] = None
     """the same, as a flag"""
     top: Annotated[Shown, Flag("K")] = 10
     """rows of the table"""
     steps: Annotated[int, Bounds(1, 10**9)] = 1
-    """tables, one token further each"""
+    """number of tables, each one token further"""
     bos: bool | None = None
     """put the token that opens a document in front (default: nothing in front)"""
 
@@ -126,9 +126,9 @@ class Next(Model):
 class Score(Model):
     """Measure how probable texts are, each as a whole.
 
-    That is the sum of log p(token | tokens before it) over all tokens but the first, in nats. num_tokens is the number
-    of these predicted tokens, and perplexity is exp(-log_prob / num_tokens). With --bos the first token of the text is
-    predicted too, with --eos also that the text ends there.
+    log_prob is the sum of log p(token | tokens before it) over all tokens except the first, in nats. num_tokens is the
+    number of these predicted tokens, and perplexity is exp(-log_prob / num_tokens). With --bos the first token of the
+    text is predicted too, with --eos also the end of the text.
     """
 
     examples = """
@@ -137,10 +137,10 @@ class Score(Model):
         minigpt score --model gpt2 "See you later, alligator." --bos --eos --json
     """
     text: Annotated[tuple[str, ...], Flag("TEXT", positional=True)]
-    """a text of at most the model's block size; - reads standard input"""
+    """a text of at most the model's block_size in tokens; - reads standard input"""
     bos: Annotated[bool | None, Flag(says=Next)] = None
     eos: bool = False
-    """put the token that closes a document behind"""
+    """put the token that closes a document at the end"""
     tokens: bool = False
     """show the log-probability of every token, which --json has in any case"""
 
@@ -164,14 +164,15 @@ class EvaluateText(Computing):
     more = f"""\
 distinct-n        different n-grams of words, as a share of all n-grams of the
                   file. It falls with the amount of text: compare equal amounts.
-repeated 4-grams  four words in a row that the same text had before (seq-rep-4).
-                  People: below 0.01. Near 0.1 a text turns in circles.
-perplexity        under --model, of the texts alone, without their prompts. Near
-                  that of real text is good; far below it, the text is dull.
+repeated 4-grams  share of four words in a row that occurred earlier in the same
+                  text (seq-rep-4). People: below 0.01. Near 0.1 a text goes
+                  round in circles.
+perplexity        under --model, of the texts without their prompts. It is good
+                  if it is near that of real text; far below, a text is dull.
 n-grams copied    n-grams that stand in --training-data, word for word.
-longest copy      the longest span that stands there. Up to 10 words or so are
-                  phrases that people share; {MEMORISED} words have been memorised.
-BLEU, chrF        nearness to --reference, 0 to 100.
+longest copy      the longest span that stands there. Up to about 10 words are
+                  common phrases; {MEMORISED} words have been memorised.
+BLEU, chrF        closeness to --reference, 0 to 100.
 
 {textwrap.fill(WORD_MEANING, WIDTH)}"""
     needs: ClassVar[Mapping[str, str]] = dict.fromkeys({*vars(Computing())} - {*vars(Command())}, "--model")
@@ -182,18 +183,18 @@ BLEU, chrF        nearness to --reference, 0 to 100.
     """the field of records that is the text"""
     model: Annotated[tuple[str, ...], Flag("MODEL", says=MODEL)] = ()
     training_data: Annotated[str | None, Flag("SOURCE")] = None
-    """what the texts may have been copied from: a file or folder, or a named corpus, as of minigpt train"""
+    """what the texts may have been copied from: a file, a folder, or a named corpus, as for minigpt train"""
     reference: Annotated[str | None, Flag("FILE")] = None
-    """what should have been written: as many texts, in order"""
+    """the texts that should have been written: as many, in the same order"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import(Command):
-    """Turn a model into a run directory of minigpt, which every command takes.
+    """Write a model as a run directory of minigpt, which every command can read.
 
-    Of a run, the best weights and the settings are kept, and no checkpoint to resume from. --verify proves before
-    anything is written that it computes what the transformers library computes, rounding apart. It holds both models in
-    memory.
+    If the model comes from a run, its best weights and settings are kept, but no checkpoint to resume from. --verify
+    checks, before anything is written, that the model computes the same as in the transformers library, up to rounding;
+    this needs memory for both models.
     """
 
     examples = """
@@ -208,7 +209,7 @@ class Import(Command):
     block_size: int | None = None
     """a shorter context (default: the model's own)"""
     dropout: Annotated[float | None, Flag("P")] = None
-    """for further training (default: the model's own; needed where its three rates differ)"""
+    """for further training (default: the model's own; needed if its three rates differ)"""
     verify: bool = False
     """compare every layer with the transformers library; of what that cannot read, only an export is checked"""
 
@@ -217,8 +218,8 @@ class Import(Command):
 class Export(Command):
     """Write a model as a folder that the transformers library loads.
 
-    Its AutoModelForCausalLM and AutoTokenizer find config.json, model.safetensors in its layout, and the files of the
-    tokenizer.
+    The folder has config.json, model.safetensors and the files of the tokenizer, for AutoModelForCausalLM and
+    AutoTokenizer.
     """
 
     examples = """
@@ -252,7 +253,7 @@ class Doctor(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Command):
-    """What is continued."""
+    """The prompts to continue."""
 
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
     """the text to continue, as with --prompt; - reads standard input"""
@@ -272,7 +273,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Prompts, Model):
-    """Continue a text. It appears as it is written."""
+    """Continue a text. It is printed token by token."""
 
     examples = """
         minigpt generate "ROMEO:"
@@ -289,32 +290,31 @@ class Generate(Prompts, Model):
     )  # fmt: skip
     needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample"}
     batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
-    """prompts that are continued side by side (default: 8, or 1 with --ablate, where all must be of one length)"""
+    """prompts that are continued at once (default: 8; with --ablate 1, because there all must have one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
         DecodingOptions,
         Section(inline=True, given=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True))),
     ]
     early_stopping: Literal["no", "yes", "never"] = "no"
-    """end a beam search when num_beams sequences are complete (yes), when the best unfinished one does not beat them as
-    it stands (no), or when nothing that it can become would (never)"""
+    """end a beam search as soon as num_beams sequences are finished (yes); if also the best unfinished one scores no
+    better now (no); or only if it can never score better (never)"""
     ban: Annotated[tuple[str, ...], Flag("TEXT")] = ()
     """a text that must not be written, as the model's tokenizer spells it"""
     bias: Annotated[tuple[tuple[str, str], ...], Flag("TEXT NUMBER")] = ()
-    """add a number to the score of a text's last token where its other tokens have just been written"""
+    """add a number to the score of a text's last token whenever its other tokens have just been written"""
     require: Annotated[tuple[str, ...], Flag("TEXT")] = ()
     """a text that beam search must write somewhere"""
     stop: Annotated[tuple[str, ...], Flag("STR", says=DecodingOptions)] = ()
     draft: Annotated[str | None, Flag("MODEL")] = None
-    """who guesses the next tokens, for --model to check several at once: the same text, sooner. A smaller model of the
-    same vocabulary, or lookup: copied from the text so far"""
+    """what guesses the next tokens, so that --model verifies several at once: the same text, faster. A smaller model
+    with the same vocabulary; or lookup, which copies from the text so far"""
     draft_tokens: Annotated[int | None, Bounds(1, 10**9, below="guesses nothing"), Flag("N")] = None
     """the most tokens to guess at once"""
     seed: int = 0
-    """of the draws: the same seed gives the same text, on the same machine; the second prompt's is one more, and so
-    on"""
+    """of the draws: on one machine, the same seed gives the same text; each further prompt has a seed one higher"""
     show_special: bool = False
-    """show special tokens, such as the one that ends a document, by their names (default: they are no text)"""
+    """show special tokens, such as the one that ends a document, by their names (default: leave them out)"""
     ablate: Annotated[tuple[str, ...], Flag("L.X")] = ()
     """write without this part: 1.0 a head, 1.attn, 1.mlp"""
     no_cache: bool = False
@@ -322,14 +322,14 @@ class Generate(Prompts, Model):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Length and end become known with the model."""
+        """The settings; length and end of a text are decided when the model is loaded."""
         options = DecodingOptions.before_model(**given.get("options", {}))
         return cls(**{**given, "options": options})
 
 
 DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
-OPTIONS: dict[str, type] = {  # of a setting: those that are one number, with its type
-    # Every setting has the same length, and --seeds says how many texts.
+OPTIONS: dict[str, type] = {  # the options of a setting that are one number -> its type
+    # All settings have the same length, and --seeds gives the number of texts.
     **{
         name: kind
         for name, hint in get_type_hints(DecodingOptions).items()
@@ -346,11 +346,11 @@ class Compare(Prompts, Computing):
     """Compare decoders, or models, on the same prompts with the same seeds.
 
     Every setting writes --seeds texts for each prompt. A measure is averaged over the texts of a prompt, then over the
-    prompts. Beside the mean stands its 95 % interval: Efron's percentile bootstrap, 2,000 times as many prompts drawn
-    from them with replacement. A star marks a line that differs from the first one by more than chance: the interval of
-    the differences, prompt by prompt, excludes 0. Of many stars to be won, one in twenty comes by luck; with fewer than
-    ten prompts, more. Greedy and beam search draw nothing: their one text of a prompt counts for each seed, and so
-    distinct-n shows that they never vary.
+    prompts. The mean is printed with its 95 % interval, by Efron's percentile bootstrap: 2,000 times, as many prompts
+    are drawn from the prompts with replacement. A star marks a line that differs from the first one by more than
+    chance: the interval of the differences, prompt by prompt, excludes 0. If nothing differs, one line in twenty still
+    gets a star by chance; with fewer than ten prompts, more. Greedy and beam search do not sample: their one text
+    counts for each seed, so that distinct-n shows that they never vary.
 
     A setting is a strategy (sample, greedy, beam) and options, as in "sample temperature=0.8 top_k=50". Several values,
     as in temperature=0.5,0.8, make several settings; two such lists make all their combinations.
@@ -379,20 +379,20 @@ class Compare(Prompts, Computing):
     seeds: Rows = 3
     """texts of each prompt"""
     seed: Annotated[int, Bounds(0, 2**63 - 1, below="is too small")] = 0
-    """the first of them, and of the bootstrap"""
+    """the first seed of the texts, and the seed of the bootstrap"""
     max_new_tokens: Annotated[
         int | None, Bounds(1, 10**9, below="writes nothing to compare"), Flag("N", says=LENGTH)
     ] = None
     batch_size: Rows = 8
-    """texts that are written side by side"""
+    """texts that are written at once"""
     training_data: Annotated[str | None, Flag("SOURCE")] = None
-    """measure what is copied from this file or corpus"""
+    """measure how much is copied from this file or corpus"""
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
     show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 2
     """prompts whose texts are printed side by side; --json has those of all"""
     out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
-    """keep texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
+    """write texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
 
 
 # command -> its settings

@@ -1,10 +1,10 @@
-"""Standard output and standard error while a command runs: the one place through which it speaks to people, and hears.
+"""Standard input, output and error while a command runs.
 
-Every `print`, progress bar and note passes through here, whatever the streams are: closed, on a full disk, a
-notebook's, a pipe whose reader has left. Telling something never ends the work that it is about, except that nobody
-needs what a reader who has left would have read. What is said has its control characters escaped and its endless lines
-cut: names in it come from files that may be anybody's, and a terminal obeys what it is sent. What a command was asked
-to make, a text or JSON, goes to a file or a pipe as it is.
+Every `print`, progress bar and note goes through here, whatever the streams are: closed, on a full disk, a notebook's,
+a pipe whose reader has left. A failure to print never ends the work, except if a reader has left for whom the work is
+done. Messages have their control characters escaped and very long lines cut, because they contain names from files that
+may come from anybody, and a terminal obeys control characters. The product of a command, a text or JSON, goes to a file
+or a pipe unchanged.
 """
 
 import json
@@ -19,11 +19,11 @@ from typing import Any, TextIO, cast
 from minigpt.errors import CheckpointError, InputError, cut
 from minigpt.system import WIDTH
 
-STDIN = "-"  # in the place of a text or a file: what standard input holds
+STDIN = "-"  # instead of a text or a file: read standard input
 
-# All but tab and line feed; and those that turn the direction of a line around, or end one unseen.
+# All control characters except tab and line feed; and those that reverse the direction of a line, or end it invisibly.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_BAR = re.compile("\r?(?:\x1b\\[A)*")  # how a progress bar goes back over itself
+_BAR = re.compile("\r?(?:\x1b\\[A)*")  # how a progress bar overwrites itself
 
 
 class Stream:
@@ -31,10 +31,10 @@ class Stream:
 
     Args:
         inner: the stream itself.
-        needed: whether there is no point in going on when the reader has left.
+        needed: whether work is useless when the reader has left; then a write raises BrokenPipeError.
 
     Attributes:
-        failure: the first error that a write met. Only a reader that has left is told at once, by a BrokenPipeError.
+        failure: the first error of a write. All other errors are only kept here, so that work goes on.
     """
 
     def __init__(self, inner: TextIO, needed: bool) -> None:
@@ -46,23 +46,23 @@ class Stream:
         return getattr(self.inner, name)
 
     def write(self, text: str) -> int:
-        """Say something."""
+        """Write a message."""
         bar = _BAR.match(text)
-        back = bar[0] if bar and not self.needed else ""  # bars are drawn on standard error alone
+        back = bar[0] if bar and not self.needed else ""  # bars are drawn only on standard error
         self._attempt(self.inner.write, back + self._encodable(said(text[len(back) :])))
         return len(text)
 
     def write_product(self, text: str) -> None:
-        """Write what was asked for; a terminal gets no control characters of it but line ends."""
+        """Write the product of a command; for a terminal, its control characters except line ends are escaped."""
         text = "\r".join(map(escaped, text.split("\r"))) if self.inner.isatty() else text
         self._attempt(self.inner.write, self._encodable(text))
 
     def flush(self) -> None:
-        """Send what was written on its way."""
+        """Flush the stream."""
         self._attempt(self.inner.flush)
 
     def end(self) -> None:
-        """Flush, and leave nothing behind that Python would try once more to write, and complain about, at its end."""
+        """Flush, and leave nothing unwritten, which Python would try to write at its end, with an error message."""
         with suppress(BrokenPipeError):
             self.flush()
         if self.failure:
@@ -72,7 +72,7 @@ class Stream:
                 os.close(nowhere)
 
     def _encodable(self, text: str) -> str:
-        """The text, with an escape for what the stream's encoding does not have, such as a byte of a path."""
+        """The text, with escapes for characters that the stream's encoding lacks, such as a byte of a path."""
         encoding = getattr(self.inner, "encoding", None) or "utf-8"
         return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
@@ -86,9 +86,9 @@ class Stream:
 
 
 def _open_closed() -> None:
-    """Let a standard stream that the caller has closed lead nowhere.
+    """Replace each standard stream that the caller has closed by the null device.
 
-    Else the next file that is opened would have its number, and be written to by whoever writes there.
+    Otherwise the next file that is opened would get the stream's number, and everything printed would go into it.
     """
     for number in range(3):
         try:
@@ -102,7 +102,7 @@ def _open_closed() -> None:
 
 @contextmanager
 def attached() -> Iterator[tuple[Stream, Stream]]:
-    """A block in which `sys.stdout` and `sys.stderr` are streams of this module."""
+    """A context in which `sys.stdout` and `sys.stderr` are streams of this module."""
     _open_closed()
     before = sys.stdout, sys.stderr
     out, err = Stream(sys.stdout, needed=True), Stream(sys.stderr, needed=False)
@@ -116,7 +116,7 @@ def attached() -> Iterator[tuple[Stream, Stream]]:
 
 
 def write_product(text: str) -> None:
-    """Write to standard output what a command was asked to make."""
+    """Write the product of a command to standard output."""
     if isinstance(sys.stdout, Stream):
         sys.stdout.write_product(text)
     else:
@@ -137,8 +137,8 @@ def print_json(content: dict[str, Any]) -> None:
             "the result has a number that is infinite or not a number, which JSON cannot hold",
             "look at it without --json; the model's values overflow",
         ) from None
-    # Half a character, as in a path that is not UTF-8, becomes an escape that JSON has too; so do the control
-    # characters that JSON allows and terminals obey.
+    # Half a character, as in a path that is not UTF-8, becomes a JSON escape; so do the control characters that JSON
+    # allows but terminals obey.
     text = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
     write_product(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
@@ -150,18 +150,18 @@ def print_error(what: str, how: str) -> None:
 
 
 def print_note(text: str, start: str = "note: ") -> None:
-    """One line on standard error: what one should know, though nothing is wrong."""
+    """One line on standard error: a warning about something that may surprise, though nothing is wrong."""
     print(_wrapped(start, text), file=sys.stderr)
 
 
 def check_stdin_once(words: Sequence[str]) -> None:
-    """Raise InputError if "-" is there twice."""
+    """Raise InputError if "-" is given twice."""
     if words.count(STDIN) > 1:
         raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
 
 
 def given(*texts: str) -> list[str]:
-    """Texts of a command line. "-" is what standard input holds, without its last line break.
+    """Texts of a command line, with the content of standard input, without its last line break, for "-".
 
     Raises:
         InputError: if two of them are "-", or standard input is not UTF-8.
@@ -178,22 +178,22 @@ def _standard_input() -> str:
 
 
 def said(text: str) -> str:
-    """A text as it is said: without control characters, and endless lines without their middle."""
+    """A text as it is printed: control characters escaped, very long lines without their middle."""
     return "\n".join(map(cut, escaped(text).split("\n")))
 
 
 def escaped(text: str) -> str:
-    """A text whose control characters are spelled out."""
+    """A text with its control characters as escapes."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """A text with a space for each of its line ends and gaps."""
+    """A text in one line: each line end, and each run of blanks, as one space."""
     return " ".join(text.split())
 
 
 def _wrapped(start: str, text: str) -> str:
-    """A line behind its beginning; on a terminal it goes on below where its text began."""
+    """A line with its beginning; on a terminal it is wrapped, and continues below the start of its text."""
     line, indent = said(start + one_line(text)), " " * len(start)
     if not sys.stderr.isatty():
         return line

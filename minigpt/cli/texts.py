@@ -1,4 +1,4 @@
-"""The texts that a command is given: prompts, corpora, and what their tokens are called."""
+"""The texts that a command reads: prompts, corpora; and the texts that stand for single tokens."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from minigpt.tokenizers import Tokenizer
 
 
 def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
-    """The prompts of the command line, and after them those of a file; one empty prompt if there are none.
+    """The prompts of the command line, then those of a file; one empty prompt if there are none.
 
     Args:
-        settings: which prompts.
+        settings: the settings with the prompts.
 
     Returns:
-        For each what an error calls it, and its text.
+        (name for errors, text) of each prompt.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -46,7 +46,7 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
 
 
 def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
-    """Ids of a text; an error says which text it is, if there are others."""
+    """Ids of a text; an error begins with the text's name."""
     try:
         return encode(text)
     except InputError as error:
@@ -54,7 +54,7 @@ def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[in
 
 
 def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:
-    """`ids` after the token that opens a document and before the one that closes it, where these are asked for.
+    """`ids` with the token that opens a document in front, and the one that closes it at the end, if they are wanted.
 
     Raises:
         InputError: if the tokenizer has no such token.
@@ -73,15 +73,15 @@ def _border(token_id: int | None, flag: str) -> int:
 
 
 def in_tokens(tokens: int) -> str:
-    """So many tokens, in words."""
+    """A number of tokens, in words."""
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more: int = 0) -> None:
-    """Refuse more tokens than the model can read, or what leaves no room for `more` of them.
+    """Raise if a text has more tokens than the model can read, or leaves no room for `more` tokens.
 
     Raises:
-        InputError: saying `how` to mend it, if not by making the text shorter.
+        InputError: with the advice `how`; by default, to make the text shorter.
     """
     if num_tokens + more > block_size:
         rest = f", and {more} more do not fit" if more else ", more than"
@@ -92,12 +92,12 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more:
 
 
 def piece(tokenizer: Tokenizer, token_id: int) -> str:
-    """What one token is called: its text, or the name of a special token; nothing for an id without text."""
+    """The text of one token, or the name of a special token; "" for an id without text."""
     return tokenizer.decode([token_id], skip_special=False) if token_id < tokenizer.vocab_size else ""
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of a token; what is only a part of a character as an escape, an id without a name as its number."""
+    """The text of a token; for a part of a character an escape, for an id without text or name its number."""
     if token_id >= tokenizer.vocab_size + len(tokenizer.added):
         return f"#{token_id}"
     return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
@@ -121,7 +121,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
 
     Raises:
         MissingFileError: if there is no such corpus or path.
-        DataError: if there is no text in it.
+        DataError: if it has no text.
     """
     if source.lower().endswith(NAMED_RECORD_SUFFIXES):
         return [document.text for document in read_documents(source, text_field=field).items]
@@ -129,14 +129,14 @@ def training_documents(source: str, field: str | None) -> list[str]:
 
 
 def source_of_run(config: RunConfig, flag: str) -> Corpus | Documents:
-    """What a run was trained on.
+    """The data that a run was trained on.
 
     Args:
-        config: the run's.
-        flag: with which `documents.val_data` is given.
+        config: the run's settings.
+        flag: the flag that sets `documents.val_data`, for an error.
 
     Raises:
-        MiniGPTError: as `load_source`; where a path is not there any more, it asks for the new one.
+        MiniGPTError: where `load_source` raises one; if a path does not exist any more, the error asks for the new one.
     """
     try:
         return load_source(config)

@@ -7,7 +7,7 @@ from minigpt.cli.texts import piece
 
 
 def answer(settings: Tokenize) -> None:
-    """Print one line a token."""
+    """Print one line for each token."""
     (text,) = given(settings.text)
     _, tokenizer, ids = tokenized(settings, settings.model, text)
     rows = [

@@ -22,7 +22,7 @@ from minigpt.training.run import in_steps, make_loader, new_tokenizer
 
 
 def answer(settings: Train) -> None:
-    """Train, and say what to type next."""
+    """Train, and print what to type next."""
     check_effect(settings.config, settings.from_flags, settings.from_file)
     continued = settings.resume or settings.replay
     config = shaped_as_base(settings) if settings.config.init_from and not continued else settings.config
@@ -48,7 +48,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
             "leave those flags out of the plan: with them, your run takes less memory than it says",
         )
     source = load_source(config)
-    if config.init_from:  # whose vocabulary may be larger than its tokenizer's
+    if config.init_from:  # the vocabulary of this model may be larger than its tokenizer's
         tokenizer = check_has_tokenizer(open_source(config.init_from).tokenizer(), config.init_from)
     else:
         tokenizer = new_tokenizer(config, source)
@@ -63,7 +63,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
 
 
 def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
-    """Compute a diverged step once more, and say whether it diverges in the same way."""
+    """Compute a diverged step again, and print whether it diverges in the same way."""
     print_line = print_line_for(as_json)
     before = read_report(report)
     now = replay(config, load_source(config), report, print_line)

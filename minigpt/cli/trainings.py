@@ -1,4 +1,4 @@
-"""One training, from its corpus to what is said at its end: for `minigpt train` and `minigpt quickstart`."""
+"""One training, from its corpus to the summary at its end: for `minigpt train` and `minigpt quickstart`."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ def train_and_say(
 
     Args:
         config: the settings.
-        from_file: what the --config file says; a vocabulary size in it is a promise about the corpus.
+        from_file: the content of the --config file; a vocabulary size in it must be that of the corpus.
         out: the run directory, or None for `checkpoints/<name>`, numbered if that is taken.
         name: the preset's, or None to name the run after its corpus.
         as_json: one JSON object on standard output, everything else on standard error.
@@ -56,9 +56,9 @@ def train_and_say(
         print_line = print_line_for(as_json) if processes.first else print_nothing
         run = RunDirectory(named_path(out, "--out")) if out else resume
         if run and not resume:
-            check_new(run)  # before a corpus is fetched for nothing
+            check_new(run)  # before a corpus is downloaded in vain
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
-        with processes.first_goes_ahead():  # it may be fetched, and that once
+        with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
             source: Corpus | Documents
             if quickstart:
                 source, why = load_quickstart_corpus()
@@ -99,7 +99,7 @@ def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[s
 
 
 def epoch_table(records: list[dict[str, Any]]) -> list[str]:
-    """Training loss, validation loss and perplexity, an epoch a line. Epoch 0 is the model that training began with."""
+    """A table of training loss, validation loss and perplexity by epoch; epoch 0 is the model before training."""
     rows = []
     for epoch, training, validation in epochs_of(records):
         shown = "-" if math.isnan(training) else number(training, ".4f")
@@ -109,7 +109,7 @@ def epoch_table(records: list[dict[str, Any]]) -> list[str]:
 
 
 def check_promise(vocab_size: int, corpus: Corpus) -> None:
-    """Refuse a corpus that has not as many characters as a configuration file says."""
+    """Raise if a corpus has not as many different characters as a configuration file says."""
     found = len(set(corpus.text))
     if vocab_size != found:
         raise ConfigError(
@@ -120,7 +120,7 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 
 
 def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
-    """What the model can be given to go on from: a line of its text, or how a document of its source begins."""
+    """A prompt for the model to continue: a line of its text, or the beginning of one of its documents."""
     if isinstance(source, Corpus):
         return opening(source.text, split_at(source, config.data))
     first, k = source.items[:1], config.documents.keywords
@@ -129,7 +129,7 @@ def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
 
 
 def opening(text: str, border: int) -> str:
-    """A line soon after `border` that is long enough to continue; in a play, somebody's name."""
+    """A line soon after `border` that is long enough to continue; in a play, a speaker's name."""
     lines = [line.strip() for line in text[border:].split("\n", 100)[1:-1]]  # the first may be cut in the middle
     lines = [line for line in lines if len(line) >= 4 and line[0].isalpha()]
     names = [line for line in lines if line.endswith(":")]
@@ -154,7 +154,7 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
 
 
 def program() -> str:
-    """How to call this program from here: by its name if that is found, else by its path."""
+    """The words that call this program: its name if the shell finds it, else its path."""
     if Path(sys.argv[0]).stem != "minigpt":
         return f"{as_typed(sys.executable)} -m minigpt"
     found = shutil.which("minigpt")
@@ -162,6 +162,6 @@ def program() -> str:
 
 
 def as_typed(path: str) -> str:
-    """A path as it is typed from the working folder, if it lies below it."""
+    """A path below the working directory as a relative path; any other unchanged."""
     here = Path(path).absolute()
     return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)

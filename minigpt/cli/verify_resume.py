@@ -12,7 +12,7 @@ from minigpt.training.log import print_line_for
 
 
 def answer(settings: VerifyResume) -> None:
-    """Train both runs and print what is equal; exit code 1 if anything is not."""
+    """Train both runs and print what is equal; exit code 1 if anything differs."""
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:
         raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")

@@ -18,7 +18,7 @@ def _sampling(asked: settings.Sampling) -> dict[str, Any]:
 
 
 def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
-    """What ends a continuation, as for `minigpt generate`; a list only where several tokens do."""
+    """The option for the tokens that end a continuation, as in `minigpt generate`: a list only if there are several."""
     ends = it.tokenizer.end_ids
     return {
         "max_new_tokens": asked.max_new_tokens,

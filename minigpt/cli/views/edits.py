@@ -1,4 +1,4 @@
-"""`minigpt inspect ablate` and `patch`: what changes if a part is taken away, or put in from another pass."""
+"""`minigpt inspect ablate` and `patch`: what changes if a part is removed, or replaced by that of another pass."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from minigpt.system import terminal
 
 # --- ablate
 
-TOTAL = "in all, through later parts too; what a part adds directly: minigpt inspect why"
+TOTAL = "total effects, through later parts too; for direct ones: minigpt inspect why"
 
 
 def _ablate(asked: settings.Ablate) -> Answer:
@@ -42,7 +42,7 @@ def _ablate(asked: settings.Ablate) -> Answer:
         settings=_settings(asked) | {"metric": what, "sweep": kind},
     )
     head = _ablate_header(asked, it)
-    title = "head" if kind == "heads" else ""  # the other kinds name their columns in words
+    title = "head" if kind == "heads" else ""  # the columns of other kinds are words already
     largest = [f"{label} {value:+.4f}" for label, value in sweep.top(5)]
     lines = [
         *head,
@@ -58,7 +58,7 @@ def _ablate(asked: settings.Ablate) -> Answer:
 def _without(
     asked: settings.Ablate, it: Subject, rows: list[list[int]], measure: Metric, what: str, reference: Trace | None
 ) -> Answer:
-    """Without some parts at once: the measure, and for a text the next token, before and after."""
+    """Remove some parts at once: the metric before and after, and for a text also the next token."""
     edits = [ablate(part, asked.mode, reference, seed=asked.seed) for part in asked.part]
     idx = torch.tensor(rows, device=it.model.wte.weight.device)
     with torch.no_grad(), evaluating(it.model):
@@ -89,7 +89,7 @@ def _without(
 
 
 def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric, str]:
-    """What is read, its rows, what is measured of them, and that in words."""
+    """The prompt, its rows, the metric, and the metric's name."""
     if (asked.prompt is None) == (asked.repeated is None):
         raise InputError("there must be one text: a TEXT, or --repeated N random tokens", "give one of the two")
     if asked.repeated is not None:
@@ -98,7 +98,7 @@ def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
         config, V = alone.model.config, alone.tokenizer.vocab_size
         rows = [repeated_tokens(config, asked.repeated, seed, alone.start_token_id, V) for seed in seeds]
         half = len(rows[0]) // 2
-        # The first token of the second copy cannot be known: nothing says that a copy begins.
+        # The first token of the second copy cannot be predicted: nothing shows that a copy begins.
         targets = [[IGNORED] * (half + 2) + row[half + 2 :] for row in rows]
         return alone.of(rows[0]), rows, loss_of(targets, V), "loss on the second copy"
     assert asked.prompt is not None  # one of the two is there
@@ -123,7 +123,7 @@ def _difference(asked: settings.Ablate | settings.Patch, it: Subject) -> tuple[M
 
 
 def _reference(asked: settings.Ablate, it: Subject, rows: list[list[int]]) -> Trace | None:
-    """A trace of other texts, or of the rows themselves where there are several."""
+    """A trace of other texts; or of the rows themselves, if there are several."""
     if asked.mode == "zero":
         return None
     texts = asked.reference
@@ -137,7 +137,7 @@ def _reference(asked: settings.Ablate, it: Subject, rows: list[list[int]]) -> Tr
             "give --reference at least two texts, each with as many tokens as the prompt",
         )
     if asked.mode == "resample" and texts is not None and len(rows) == 1:
-        others = [*rows, *others]  # row 0 draws no row 0: that is the prompt itself, and no text is left out
+        others = [*rows, *others]  # row 0, the prompt, never draws row 0: so all texts can be drawn
     return traced(it.model, [row[:T] for row in others], ["*.attn.z", "*.attn.out", "*.mlp.out"])
 
 

@@ -1,4 +1,4 @@
-"""What the views of `minigpt inspect` share: a prompt with its model, the flags, and the ways to hand out an answer."""
+"""What the views of `minigpt inspect` share: a prompt with its model, the flags, and printing or writing an answer."""
 
 import dataclasses
 import sys
@@ -35,12 +35,12 @@ PICTURES, DATA = (".png", ".svg"), (".json", ".npz")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a view has found, in all its forms.
+    """The answer of a view, in all its forms.
 
     Attributes:
         result: the numbers.
-        lines: the same for a terminal.
-        check: looks at the identities that the numbers satisfy.
+        lines: the numbers as lines for a terminal.
+        check: computes the identities that the numbers must satisfy.
         draw: makes the picture; None if the view has none.
     """
 
@@ -51,7 +51,7 @@ class Answer:
 
 
 def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
-    """Answer, and hand the answer out as the flags ask."""
+    """Compute the answer of a view, and print or write it as the flags say."""
     output: Path | None = settings.output
     if output is not None:
         check_output(output, (*PICTURES, *DATA))
@@ -95,7 +95,7 @@ class Subject:
     """A model, how it reads, and the prompt that it has read, unless the view is of the model alone.
 
     Attributes:
-        name: under which the model was asked for.
+        name: the model's name, as --model gives it.
         model: in evaluation mode.
         tokenizer: the model's.
         bos: whether the token that opens a document is put in front.
@@ -112,7 +112,7 @@ class Subject:
 
     @property
     def start_token_id(self) -> int | None:
-        """The token that is put in front, if one is."""
+        """The token that is put in front, or None."""
         return self.tokenizer.bos_token_id if self.bos else None
 
     @property
@@ -153,7 +153,7 @@ class Subject:
         """The id of a text that is one token.
 
         Raises:
-            InputError: if it is none or several; it names them.
+            InputError: if the text is none, or several tokens; the error names them.
         """
         ids = read(self.tokenizer, text)
         if len(ids) != 1:
@@ -202,13 +202,13 @@ def load_subject(settings: Model, bos: bool | None = None) -> Subject:
     """The model of the flags, without a prompt; `bos` is the flag of that name."""
     source = model_source(settings.model)
     model, tokenizer = load(settings, source.name, settings.adapter)
-    # A model trained here has read one long text, in which no document begins.
+    # A model trained here on one long text has seen no document begin.
     usual = tokenizer.bos_token_id is not None and source.trained is None
     return Subject(source.name, model, tokenizer, usual if bos is None else bos)
 
 
 def subject(settings: Inside | After, prompt: str) -> Subject:
-    """The model of the flags, and the prompt.
+    """The model that the flags name, with the prompt.
 
     Args:
         settings: which model, and how it reads.
@@ -216,7 +216,7 @@ def subject(settings: Inside | After, prompt: str) -> Subject:
 
     Raises:
         InputError: if the prompt is empty, or longer than the model can read.
-        MiniGPTError: whatever loading a model raises.
+        MiniGPTError: the errors of loading a model.
     """
     (text,) = given(prompt)
     alone = load_subject(settings, settings.bos)

@@ -22,7 +22,7 @@ HABITS = {
     "self": "looks at the token itself",
     "first": "rests on the first token",
 }
-CLEAR = 0.25  # of a head's weight, in one place: from there on it is a habit
+CLEAR = 0.25  # from this share of its weight on, what a head looks at counts as its habit
 
 # --- attn
 
@@ -72,7 +72,7 @@ def _one_head(it: Subject, result: Result, pattern: torch.Tensor, name: str, che
 
 
 def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: torch.Tensor) -> list[str]:
-    """What the last token looks at, a line a head."""
+    """What the last token looks at, one line for each head."""
     rows, looked_at = [], []
     names = it.names(it.ids)
     for number, heads, nats in zip(layers, pattern[:, :, -1], entropy[:, :, -1], strict=True):
@@ -127,7 +127,7 @@ def _heads(asked: settings.Heads) -> Answer:
 
 
 def _habits(found: HeadScores) -> list[tuple[str, str, float]]:
-    """What the heads do, the clearest first: of each kind the head that does it most, if it does so at all."""
+    """The clearest habits, the strongest first: for each kind the head with the highest score, if it is CLEAR."""
     best = [(kind, *found.best(kind, 1)[0]) for kind in HABITS if kind in found.scores]
     best.sort(key=lambda habit: (habit[0] == "first", -habit[2]))  # a head that rests on the first token does nothing
     return [habit for habit in best if habit[2] >= CLEAR] or best[:1]

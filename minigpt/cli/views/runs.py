@@ -1,4 +1,4 @@
-"""`minigpt inspect runs`: trainings side by side."""
+"""`minigpt inspect runs`: several runs side by side."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def _runs(asked: settings.Runs) -> Answer:
 
 def _read(name: str) -> Records:
     run = run_at(Path(name).expanduser())
-    read_config(run)  # which says what is wrong with a folder that is no run
+    read_config(run)  # raises an error if the folder is no run
     records = read_records(run.metrics)
     if not records:
         raise InputError(f"{name} has no metrics.jsonl with anything in it", "name a run that was trained here")
@@ -51,7 +51,7 @@ def _read(name: str) -> Records:
 
 
 def _table(records: dict[str, Records]) -> list[str]:
-    """A line a run. Of a name too long for 80 columns, the end is shown: it is what tells paths apart."""
+    """One line for each run. A name too long for 80 columns loses its beginning, because paths differ at the end."""
     headings = ("steps", "tokens", "seconds", "train loss", "best val", "at step")
     numbers = terminal.table(headings, [_row(run) for run in records.values()], left=())
     room = terminal.WIDTH - 2 - terminal.columns(numbers[0])

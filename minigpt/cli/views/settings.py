@@ -1,4 +1,4 @@
-"""What can be typed behind each view of `minigpt inspect`."""
+"""The arguments of each view of `minigpt inspect`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ Considered = Annotated[int, Bounds(1, 10**9, below="leaves nothing to consider")
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings(Command):
-    """How an answer is handed out."""
+    """How an answer is printed and written."""
 
     output: Annotated[Path | None, Flag("FILE", short="-o")] = None
     """also write a picture (.png, .svg) or data (.json, .npz)"""
     check: bool = False
-    """print the identities that hold, with their errors; exit 1 if one fails"""
+    """print the identities that must hold, with their errors; exit 1 if one fails"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inside(ViewSettings, Model):
-    """What is seen inside a model, which is shown what it was trained on."""
+    """A look inside a model, which by default reads text as it did in training."""
 
     bos: bool | None = None
-    """put the token that opens a document in front (default: as the model was trained, so for GPT-2's weights and not
+    """put the token that opens a document in front (default: as in the model's training: yes for GPT-2's weights, no
     for a model of one long text)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InsideText(Inside):
-    """The same, of a text."""
+    """A look inside a model that reads a text."""
 
     prompt: Annotated[str, Flag("TEXT", positional=True)]
     """the prompt; - reads it from standard input, without its last line break"""
@@ -44,7 +44,7 @@ class InsideText(Inside):
 
 @dataclass(frozen=True, kw_only=True)
 class After(ViewSettings, Model):
-    """What comes after a text, or how probable it is: the text is given as it is."""
+    """What comes after a text, or how probable it is: by default nothing is put in front of the text."""
 
     prompt: Annotated[str, Flag("TEXT", positional=True, says=InsideText)]
     bos: Annotated[bool | None, Flag(says=Next)] = False
@@ -52,10 +52,10 @@ class After(ViewSettings, Model):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Command):
-    """The options of sampling that are looked into."""
+    """The sampling options that a view can show."""
 
     temperature: Annotated[float | None, Flag("X")] = None
-    """divides the scores before a draw: below 1 the likely tokens gain, above 1 the unlikely, 0 takes the best one"""
+    """the logits are divided by it: below 1 likely tokens gain, above 1 unlikely ones; 0 takes the best token"""
     top_k: Annotated[int | None, Flag("K", says=DecodingOptions)] = None
     top_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
     min_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
@@ -77,10 +77,10 @@ class Shape(ViewSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Size(Shape):
-    """Count what a model costs, a module a row.
+    """Count what a model costs, one row for each module.
 
-    Parameters, floating-point operations of a forward pass, bytes kept for the backward pass, gradients, optimizer,
-    KV-cache. Nothing is built, so --what-if costs nothing.
+    It counts parameters, floating-point operations of a forward pass, bytes kept for the backward pass, gradients,
+    optimizer state and KV-cache. No model is built, so --what-if can try any shape at once.
     """
 
     examples = """
@@ -95,18 +95,18 @@ class Size(Shape):
     batch_size: Annotated[int, Bounds(1, 2**24), Flag("B")] = 1
     """rows of a batch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the matrix products and the cache"""
+    """number format of the matrix products and the cache"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """whose state is counted"""
+    """the optimizer whose state is counted"""
     attention: Literal["fused", "explicit"] = "fused"
     """explicit keeps its (T, T) patterns"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arch(Shape):
-    """Show a model from the token ids to the logits, with the shape of what comes out of each part and its parameters.
+    """Show a model from the token ids to the logits, with each part's output shape and number of parameters.
 
-    What is set in stands beside the residual stream. With --diff, where two models differ.
+    Indented parts read the residual stream and add to it. --diff shows where two models differ.
     """
 
     examples = """
@@ -122,8 +122,8 @@ class Arch(Shape):
 class Embed(ViewSettings, Model):
     """Look at the embedding tables.
 
-    The tokens nearest to one (near), two principal components of the tokens (pca), how similar positions are
-    (positions).
+    near: the tokens that are most similar to a given one. pca: the tokens along two principal components. positions:
+    how similar the positions' embeddings are.
     """
 
     examples = """
@@ -136,7 +136,7 @@ class Embed(ViewSettings, Model):
         "top": "WHAT near", "kind": "WHAT near", "text": "no WHAT positions", **NO_TEXT,
     }  # fmt: skip
     what: Annotated[Literal["near", "pca", "positions"], Flag("WHAT", positional=True)]
-    """which of them"""
+    """what to show"""
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
     """near: the token; pca: whose tokens to draw (default: the vocabulary)"""
     top: Annotated[Shown, Flag("K")] = 10
@@ -149,7 +149,7 @@ class Embed(ViewSettings, Model):
 class Tokens(ViewSettings, TextSettings):
     """Show how a text is cut into tokens: position, id, text and bytes.
 
-    What is only a part of a character is shown as an escape.
+    A token that is only a part of a character is shown as an escape.
     """
 
     examples = """
@@ -163,9 +163,9 @@ class Tokens(ViewSettings, TextSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(After):
-    """Show how much each token of a text surprised the model, in nats: -log p(token | tokens before it).
+    """Show the loss of each token of a text, in nats: -log p(token | tokens before it).
 
-    The first has nothing before it, and no loss. Shades are relative to the largest loss.
+    The first token has nothing before it, and no loss. Shades are relative to the largest loss.
     """
 
     examples = """
@@ -174,17 +174,17 @@ class Loss(After):
         minigpt inspect loss --model gpt2 "The cat sat on the mat." --check
     """
     top: Annotated[Shown, Flag("K")] = 3
-    """alternatives that are shown for each token"""
+    """how many alternatives are shown for each token"""
     worst: Shown = 10
     """how many tokens are shown one by one"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextView(Sampling, After):
-    """Show the distribution of the next token, and what each option of sampling leaves of that.
+    """Show the distribution of the next token, and what each sampling option leaves of it.
 
-    The probabilities after temperature, then top-k, top-p and min-p, which act in this order, and how many tokens are
-    left.
+    It shows the probabilities after temperature, top-k, top-p and min-p, which act in this order, and how many tokens
+    each of them leaves.
     """
 
     examples = """
@@ -194,14 +194,14 @@ class NextView(Sampling, After):
         minigpt inspect next --model gpt2 "See you" --check
     """
     top: Annotated[Shown, Flag("K")] = 12
-    """tokens that are shown"""
+    """how many tokens are shown"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Sampling, After):
-    """Continue a text and show what was considered for each token.
+    """Continue a text, and show the candidates for each new token.
 
-    Without an option of sampling the best token is taken.
+    Without a sampling option, the best token is taken.
     """
 
     examples = """
@@ -215,14 +215,14 @@ class Steps(Sampling, After):
     seed: Seed = 0
     """of the draws"""
     top: Annotated[Shown, Flag("K")] = 4
-    """candidates that are shown of each step"""
+    """how many candidates are shown for each step"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beams(After):
     """Search for the likeliest continuation, and show the tree.
 
-    Which beams were kept at each step, and the sums of their log-probabilities.
+    It shows which beams were kept at each step, with the sums of their log-probabilities.
     """
 
     examples = """
@@ -232,7 +232,7 @@ class Beams(After):
     max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 12
     """the most tokens to write"""
     beams: Annotated[Rows, Flag("B")] = 4
-    """sequences that beam search keeps in view"""
+    """number of sequences that beam search keeps"""
     length_penalty: Annotated[float, Flag("X", says=DecodingOptions)] = 1.0
 
 
@@ -240,8 +240,8 @@ class Beams(After):
 class Attn(InsideText):
     """Show where each head looks.
 
-    A line a head for the last token, or with --layer and --head the whole pattern of one. Rows are queries, columns
-    keys; each row sums to 1.
+    It prints one line for each head, with what the last token looks at; or with --layer and --head the whole pattern of
+    one head. Rows are queries, columns keys; each row sums to 1.
     """
 
     examples = """
@@ -252,17 +252,17 @@ class Attn(InsideText):
     layer: Annotated[int | None, Flag("L")] = None
     """only this layer"""
     head: Annotated[int | None, Flag("H")] = None
-    """only this head of the layer, large"""
+    """only this head of the layer, with its whole pattern"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads(Inside):
     """Score every head from 0 to 1.
 
-    previous is the weight on the token before, first that on position 0, then self, entropy (1 is looking everywhere),
-    and on random tokens that come twice duplicate (on the same token the first time) and induction (on what followed it
-    then). With a TEXT, the scores of that text, without those of repetition. First come the clearest habits: of each
-    kind the head that has most of its weight there.
+    previous is the weight on the token before, first on position 0, self on the token itself; entropy is 1 if all keys
+    have the same weight. Random tokens that come twice give two more: duplicate (weight on the same token in the first
+    copy) and induction (weight on the token after that one). With a TEXT, its scores are shown, without these two.
+    First come the clearest habits: for each score the head where it is highest.
     """
 
     examples = """
@@ -277,19 +277,19 @@ class Heads(Inside):
     )
     """sort by this score (default: the clearest habit)"""
     top: Annotated[int | None, Bounds(1, 1_000_000, below="shows nothing"), Flag("K")] = None
-    """only so many heads"""
+    """show only this many heads"""
     length: Annotated[int, Bounds(1, 1_000_000)] = 50
     """how many random tokens are repeated"""
     seed: Seed = 0
-    """which random tokens"""
+    """seed of the random tokens"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lens(InsideText):
     """Read the residual stream at every depth as if it were the last.
 
-    The model's own last norm and output head say what it would expect there. KL is how far that is from what the model
-    says in the end. With --norms, how long the stream is, and what has been written into it.
+    The model's own last norm and output head turn each depth into a prediction. KL measures how far it is from the
+    model's final prediction. --norms shows the length of the stream, and what has been written into it.
     """
 
     examples = """
@@ -301,24 +301,24 @@ class Lens(InsideText):
     """
     needs: ClassVar[Mapping[str, str]] = dict.fromkeys(("rank_of", "top", "points"), "no --norms")
     position: Annotated[int, Flag("T")] = -1
-    """whose next token; -1 is the last"""
+    """the position whose next token is shown; -1 is the last"""
     rank_of: Annotated[str | None, Flag("TOKEN")] = None
     """show the rank of this token (default: the model's best)"""
     top: Annotated[Shown, Flag("K")] = 4
-    """tokens that are shown of each point"""
+    """how many tokens are shown for each point"""
     points: Annotated[tuple[str, ...] | None, Flag("POINT", together=True)] = None
     """states of the stream, by name or glob (docs/internals.md)"""
     norms: bool = False
-    """in the place of tokens, how the stream grows"""
+    """show how the stream grows, instead of tokens"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Why(InsideText):
-    """Take a logit apart into what each part of the model has added to it directly.
+    """Split a logit into what each part of the model has added to it directly.
 
-    The parts and the biases sum to the logit; what rounding leaves is shown. A head's part holds its share of the value
-    bias. Beside what heads, attention and MLPs add stands their total effect: how much of the logit is lost without the
-    part, at every position, with all that later parts make of it.
+    The parts and the biases sum to the logit; the remainder is rounding. A head's part contains its share of the value
+    bias. For heads, attention and MLPs the total effect is shown too: by how much the logit falls if the part is
+    removed at every position, so that later parts change as well.
     """
 
     examples = """
@@ -329,24 +329,24 @@ class Why(InsideText):
           --token " Paris" --by neuron --check
     """
     token: Annotated[str | None, Flag("TOKEN")] = None
-    """whose logit (default: the model's best)"""
+    """the token whose logit is split (default: the model's best)"""
     against: Annotated[str | None, Flag("TOKEN")] = None
-    """take the difference from this token's logit"""
+    """subtract this token's logit, and split the difference"""
     by: Literal["component", "layer", "head", "neuron"] = "component"
     """how fine the parts are"""
     position: Annotated[int, Flag("T", says=Lens)] = -1
     top: Annotated[Shown, Flag("K")] = 15
-    """parts that are shown one by one"""
+    """how many parts are shown one by one"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate(Inside):
-    """Take parts away, and measure what that changes.
+    """Remove parts, and measure what that changes.
 
-    That is the loss of the text, or a difference of logits with --token and --against. --repeated N measures the loss
-    on the second copy of random tokens that come twice, which a model can only know by copying from its context. A part
-    that later ones make up for looks unimportant, and an early one that they live on does not, though it may add
-    nothing itself: see inspect why.
+    The metric is the loss of the text, or with --token and --against a difference of logits. --repeated N measures the
+    loss on the second copy of random tokens that come twice, which a model can predict only by copying from its
+    context. A part whose loss later parts make up for looks unimportant. An early part that later ones depend on looks
+    important, even if it adds nothing to a logit itself: see inspect why.
     """
 
     examples = """
@@ -363,15 +363,15 @@ class Ablate(Inside):
     repeated: Annotated[int | None, Bounds(1, 1_000_000)] = None
     """in the place of a TEXT: N random tokens that come twice"""
     rows: Annotated[Rows, Flag("R")] = 16
-    """of --repeated: how many rows of them"""
+    """number of rows of --repeated"""
     seed: Seed = 0
-    """of --repeated, and of what resample draws"""
+    """seed of --repeated, and of the rows that resample draws"""
     part: Annotated[tuple[str, ...], Flag("L.X", together=True)] = ()
-    """take these away: 1.0 a head, 1.attn, 1.mlp"""
+    """remove these: 1.0 a head, 1.attn, 1.mlp"""
     sweep: Literal["heads", "mlps", "layers"] | None = None
-    """take each of these away in turn (default without --part)"""
+    """remove each of these in turn (default without --part)"""
     mode: Literal["zero", "mean", "resample"] = "zero"
-    """what comes in the place of a part"""
+    """what replaces a part"""
     reference: Annotated[tuple[str, ...] | None, Flag("TEXT", together=True)] = None
     """for mean and resample: at least two texts as long as the prompt"""
     token: Annotated[str | None, Flag("TOKEN")] = None
@@ -384,7 +384,7 @@ class Ablate(Inside):
 class Patch(Inside):
     """Run a corrupt text with one part of the clean text's pass at a time.
 
-    Measured is how much of the clean answer comes back: where in the model the answer is made.
+    It measures how much of the clean answer each part brings back, which shows where in the model the answer is made.
     """
 
     examples = """
@@ -396,20 +396,20 @@ class Patch(Inside):
           --token " Mary" --against " John" --point attn.z
     """
     clean: Annotated[str, Flag("TEXT")]
-    """where the model does what is studied"""
+    """a text on which the model does what is studied"""
     corrupt: Annotated[str, Flag("TEXT")]
-    """where it does not; as many tokens"""
+    """a text on which it does not, of as many tokens"""
     token: Annotated[str, Flag("TOKEN")]
     """measured: this token's logit ..."""
     against: Annotated[str, Flag("TOKEN")]
     """... minus this one's"""
     point: Literal["resid_pre", "attn.out", "mlp.out", "attn.z"] = "resid_pre"
-    """what is put in: by position, or attn.z by head"""
+    """what is put in: position by position, or for attn.z head by head"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs(ViewSettings):
-    """Compare trainings by their records: steps, tokens, wall time, losses. The picture shows the losses."""
+    """Compare runs by their metrics: steps, tokens, wall time, losses. The picture shows the losses."""
 
     examples = """
         minigpt inspect runs checkpoints/shakespeare-quick checkpoints/too-large

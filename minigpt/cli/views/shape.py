@@ -108,7 +108,7 @@ def _arch(asked: settings.Arch) -> Answer:
 
 
 def _stages(config: GPTConfig) -> list[tuple[str, str, str, bool]]:
-    """(prefix of the modules counted there, what happens, shape of what comes out, whether beside the stream)."""
+    """(prefix of the modules that are counted, description, shape of the output, whether beside the stream)."""
     c = config
     width = f"(B, T, {c.n_embd})"
     head = " tied to wte" if c.tie_weights else ""
@@ -237,7 +237,7 @@ def _positions(asked: settings.Embed) -> Answer:
 
 
 def _shape(asked: settings.Shape) -> tuple[str, GPTConfig]:
-    """A name, and the shape that is meant."""
+    """The shape that --preset or --model names, and its name."""
     name = asked.preset or model_source(asked.model).name
     config = _config_of(name)
     changes = dict(_change(text) for text in asked.what_if)
@@ -257,7 +257,7 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def _config_of(spec: str) -> GPTConfig:
-    """The shape of a preset or a model, and no weights where it is known without them."""
+    """The shape of a preset or a model; weights are read only if nothing else shows it."""
     return preset(spec).model if spec in PRESETS else open_source(spec).shape(rates_may_differ=True)
 
 

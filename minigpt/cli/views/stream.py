@@ -1,4 +1,4 @@
-"""`minigpt inspect lens` and `why`: the residual stream, read early and taken apart."""
+"""`minigpt inspect lens` and `why`: the residual stream, read early, and split into parts."""
 
 import re
 
@@ -172,7 +172,7 @@ def _why(asked: settings.Why) -> Answer:
 
 
 def _in_all(it: Subject, found: Attribution, parts: list[str]) -> dict[str, float]:
-    """The total effects of those parts that can be taken away."""
+    """The total effects of the parts that can be removed."""
 
     def logit(logits: Tensor) -> float:
         row = logits[0, found.position].double()
@@ -183,7 +183,7 @@ def _in_all(it: Subject, found: Attribution, parts: list[str]) -> dict[str, floa
 
 
 def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
-    """The largest parts, all others as one, and the biases as one."""
+    """The largest parts, the sum of all others, and the sum of the biases."""
     shown = found.top(top)
     rest = float(found.values.sum()) - sum(value for _, value in shown)
     others = len(found.labels) - len(shown)

@@ -96,7 +96,7 @@ def _expected(names: list[str], probabilities: list[float]) -> list[str]:
 
 
 def _strip(names: list[str], losses: list[float]) -> list[str]:
-    """The text, and below each token a shade for its loss."""
+    """The text, with a shade below each token for its loss."""
     lines, text, marks = [], "", ""
     top = max(losses)
     for name, loss in zip(names, [0.0, *losses], strict=True):
