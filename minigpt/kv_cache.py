@@ -17,7 +17,8 @@ B batch rows, T new tokens, S columns in use, H heads, D head size.
 """
 
 import reprlib
-from typing import Annotated, Protocol
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +57,25 @@ class Cache(Protocol):
 
     def advance(self, num_new: int) -> None:
         """Every layer has written these tokens."""
+
+
+class Column(NamedTuple):
+    """Where one more token of every row stands.
+
+    Attributes:
+        positions: int64 (1,) if all rows agree, else (B,).
+        places: for each layer where its keys and values belong: (B, 2, H, 1, D), or if rows differ what holds all of
+            its columns, (B, max_length, 2, H, D).
+        seen: keys, then values, for each layer: 2 n_layer of (B, H, S, D).
+        rows: 0 to B - 1, int64 (B,), if rows differ.
+        mask: what is added to the scores if rows differ, 0 or -inf: (B, 1, 1, S).
+    """
+
+    positions: Tensor
+    places: Sequence[Tensor]
+    seen: Sequence[Tensor]
+    rows: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class KVCache:
@@ -193,6 +213,32 @@ class KVCache:
             self._length += num_new
         else:
             self.uniform += num_new
+
+    def column(self, block_size: int) -> Column:
+        """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
+        positions = self.positions(1, block_size=block_size)  # (1,) or (B, 1)
+        seen = self._kv[..., : self._longest + 1, :].flatten(0, 1).unbind()  # 2 n_layer x (B, H, S, D)
+        if self.uniform is not None:
+            places = self._kv[..., self.uniform : self.uniform + 1, :].transpose(1, 2)
+            return Column(positions, places.unbind(), seen)
+        unseen = torch.arange(self._longest + 1, device=positions.device) > positions  # (B, S)
+        mask = torch.zeros(unseen.shape, dtype=self._kv.dtype, device=positions.device)
+        mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        rows = torch.arange(self.batch_size, device=positions.device)
+        # (n_layer, 2, B, H, max_length, D) -> n_layer x (B, max_length, 2, H, D)
+        return Column(positions[:, 0], self._kv.permute(0, 2, 4, 1, 3, 5).unbind(), seen, rows, mask)
+
+    def put(self, layer: int, column: Column, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's keys and values (B, 2, H, 1, D) of one token.
+
+        Returns:
+            All that it looks back on, itself included: keys and values, 2 x (B, H, S, D).
+        """
+        if column.rows is None:
+            column.places[layer].copy_(kv)
+        else:
+            column.places[layer][column.rows, column.positions] = kv[:, :, :, 0]
+        return column.seen[2 * layer], column.seen[2 * layer + 1]
 
     def rollback(self, num_tokens: int | Tensor) -> None:
         """Take back the last `num_tokens` of each row: a number, or int64 (B,). Nothing is moved or cleared.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import Count, VocabSize
+from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError, brief, named
 from minigpt.fields import check_ids, checked
 from minigpt.kv_cache import KVCache
@@ -59,6 +60,7 @@ class Rows:
         vocab_size: int,
     ) -> None:
         self._model = model
+        self._one_token = OneToken(model)
         self._vocab_size = vocab_size
         self._block_size = model.config.block_size
         self._columns = min(self._block_size, max_length)
@@ -118,6 +120,9 @@ class Rows:
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
         longest, T = max(lengths), max(num_last)
+        if longest == 1 and self._cache is not None and self._one_token.fits():
+            idx = torch.tensor([ids[0] for ids in rows], device=self._device)  # (R,)
+            return self._checked(self._one_token(idx, self._cache)[:, None], num_last)  # (R, V) -> (R, 1, V)
         if min(lengths) == longest:
             hidden = self._model.trunk(torch.tensor(rows, device=self._device), self._cache)  # (R, longest, C)
         else:
@@ -134,9 +139,13 @@ class Rows:
             first = torch.tensor([length - last for length, last in zip(lengths, num_last, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
-        logits = with_text(self._model.lm_head(hidden), self._vocab_size).float()  # (R, T, V)
+        return self._checked(self._model.lm_head(hidden), num_last)
+
+    def _checked(self, logits: Tensor, num_last: Sequence[int]) -> Tensor:
+        """Logits of the ids that have text, float32 (R, T, V); those that somebody asks for are numbers."""
+        logits = with_text(logits, self._vocab_size).float()
         if not math.isfinite(logits.sum().item()):  # one sum; where it is no number, which of the logits are?
-            asked = torch.arange(T) < torch.tensor(num_last)[:, None]  # (R, T): the others are those of filling
+            asked = torch.arange(logits.size(1)) < torch.tensor(num_last)[:, None]  # (R, T): else those of filling
             if not logits[asked.to(self._device)].isfinite().all():
                 raise InputError(
                     "the model's logits are not numbers: one is infinite or NaN",
