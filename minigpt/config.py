@@ -57,7 +57,8 @@ class GPTConfig:
     n_embd: Size = 768
     """width of the residual stream; parameters grow with its square"""
     dropout: Share = 0.0
-    """share of activations zeroed in training, after the embedding, in attention and at each block's two outputs"""
+    """share of activations zeroed in training, after the embedding, in attention and at each block's two outputs; on a
+    CPU in steps of 1/256"""
     bias: bool = True
     """biases in the linear layers and layer norms, as GPT-2 has them"""
     tie_weights: bool = True

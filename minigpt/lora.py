@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config import LoRAConfig, Seed
+from minigpt.dropout import Dropout
 from minigpt.errors import ConfigError, did_you_mean
 from minigpt.fields import checked
 from minigpt.model import GPT
@@ -50,7 +51,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.config = config
         self.scale = config.alpha / config.rank
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.A = nn.Parameter(layer.weight.new_zeros(config.rank, layer.in_features))
         self.B = nn.Parameter(layer.weight.new_zeros(layer.out_features, config.rank))
         self.train(layer.training)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from minigpt.config import GPTConfig
+from minigpt.dropout import Dropout, draws_words, drop, tiled_attention
 from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.kv_cache import Cache
@@ -52,7 +53,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: f
         The mixed values (B, H, T, D).
     """
     pattern = F.softmax(attention_scores(q, k, mask), dim=-1)  # (B, H, T, S): each query's weights sum to 1
-    return F.dropout(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+    return drop(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
@@ -61,6 +62,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: floa
         # The backward pass of the CPU kernel is several times slower in bfloat16 than in float32.
         with torch.autocast("cpu", enabled=False):
             return fused_attention(q.float(), k.float(), v.float(), mask, dropout).to(q.dtype)
+    if dropout and draws_words(q):  # the CPU kernel cannot drop
+        return (tiled_attention if q.size(2) == k.size(2) else explicit_attention)(q, k, v, mask, dropout)
     if q.size(2) == k.size(2):
         # T = S, nothing is cached: `mask` is the plain causal triangle, which `is_causal` makes itself, faster.
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -90,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         self.core: AttentionCore = fused_attention
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys and values at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
         mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
         self.register_buffer("tril", mask, persistent=False)  # moves with the model to its device, but is not saved
 
@@ -122,7 +125,7 @@ class MLP(nn.Module):
         # GPT-2 was trained with the tanh form; the erf form differs by up to 5e-4 per activation.
         self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -197,7 +200,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -16,8 +16,8 @@ HOUSE = Path(minigpt.__file__).parent
 
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.
 ORDER = [
-    "errors", "system", "fields", "config", "kv_cache", "model", "parameters", "tokenizers", "lora", "packed", "data",
-    "decoding", "completion", "evaluation", "formats", "analysis", "training", "cli",
+    "errors", "system", "fields", "config", "kv_cache", "dropout", "model", "parameters", "tokenizers", "lora",
+    "packed", "data", "decoding", "completion", "evaluation", "formats", "analysis", "training", "cli",
 ]  # fmt: skip
 ABOVE_ALL = {"__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats
 

@@ -10,8 +10,8 @@ kept         bytes that autograd keeps from the forward pass for the backward pa
 number size  `bytes_per_value` is that of the matrix products: 4 in float32, 2 under bfloat16 autocast. Weights, sums,
              norms, gradients and the optimizer's state are float32 either way.
 
-The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. On a GPU they are an upper bound: its
-fused kernel works in bfloat16 and draws dropout again instead of keeping it, and a dropout mask has one byte a number.
+The bytes kept are those of torch 2.13 on a CPU, where the tests measure them. On a GPU they are an upper bound: the
+fused kernel there works in bfloat16, and draws its dropout again instead of keeping it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -218,7 +218,7 @@ class _Counter:
         c, N = self.config, self.B * self.T
         yield self._embedding("wte", c.vocab_size, INT * N)
         yield self._embedding("wpe", c.block_size, INT * self.T)
-        yield from self._dropout("drop", FLOAT)
+        yield from self._dropout("drop")
         for layer in range(c.n_layer):
             yield from self._block(f"h.{layer}")
         yield self._norm("ln_f")
@@ -232,16 +232,16 @@ class _Counter:
         yield self._linear(f"{name}.attn.c_attn", C, 3 * C)
         yield from self._core(f"{name}.attn")
         yield self._linear(f"{name}.attn.c_proj", C, C, shares_input=self._fused_kernel and self.value == FLOAT)
-        yield from self._dropout(f"{name}.attn.resid_dropout", self.value)
+        yield from self._dropout(f"{name}.attn.resid_dropout")
         yield self._norm(f"{name}.ln_2")
         yield self._linear(f"{name}.mlp.c_fc", C, 4 * C)
         yield Row(f"{name}.mlp.gelu", activation_bytes=self.value * self.B * self.T * 4 * C)
         yield self._linear(f"{name}.mlp.c_proj", 4 * C, C)
-        yield from self._dropout(f"{name}.mlp.dropout", self.value)
+        yield from self._dropout(f"{name}.mlp.dropout")
 
     @property
     def _fused_kernel(self) -> bool:
-        """Whether attention runs in the kernel that keeps no patterns; on a CPU, torch does not use it with dropout."""
+        """Whether attention runs in the kernel without patterns: on a CPU, dropout needs them, tile by tile."""
         return not self.explicit and self.config.dropout == 0
 
     def _core(self, name: str) -> Iterator[Row]:
@@ -254,9 +254,9 @@ class _Counter:
             of_scores, of_values = FLOAT * B * H * T, width  # each query's logsumexp; the mixed values
         else:
             of_scores = pattern + (T * T if self.explicit else 0)  # the explicit core keeps its mask, inverted
-            of_values = 2 * pattern if self.config.dropout else 0  # the mask of dropout, and what it leaves
-            if not self.explicit and self.value == FLOAT and 1 in (B, H):
-                of_values += 2 * width  # v is a view of c_attn's output here, so q and k are kept with it
+            of_values = _mask_bytes(B * H * T * T) if self.config.dropout else 0
+            if self.explicit and self.config.dropout:
+                of_values += pattern  # what dropout leaves of the pattern
         yield Row(f"{name} scores", 0, flops, 2 * width + of_scores, kv_cache_bytes=self.value * B * T * C)
         yield Row(f"{name} values", 0, flops, width + of_values, kv_cache_bytes=self.value * B * T * C)
 
@@ -287,10 +287,15 @@ class _Counter:
         parameters = 2 * C if self.config.bias else C
         return Row(name, parameters, 0, FLOAT * N * (C + 2), 2 * FLOAT * parameters)
 
-    def _dropout(self, name: str, value: int) -> Iterator[Row]:
-        """A dropout keeps its mask, in the number format of its input."""
+    def _dropout(self, name: str) -> Iterator[Row]:
+        """A dropout keeps its mask."""
         if self.config.dropout:
-            yield Row(name, activation_bytes=value * self.B * self.T * self.config.n_embd)
+            yield Row(name, activation_bytes=_mask_bytes(self.B * self.T * self.config.n_embd))
+
+
+def _mask_bytes(values: int) -> int:
+    """Of a mask of dropout: a byte a value, in whole random words."""
+    return -(-values // INT) * INT
 
 
 def human(number: float, unit: str = "") -> str:

@@ -34,6 +34,7 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.edits import Edit, Editing
 from minigpt.analysis.positions import At
 from minigpt.analysis.recording import Trace
+from minigpt.dropout import drop
 from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.kv_cache import Device
@@ -302,7 +303,7 @@ class _Wiring:
         if self.open.edits:
             _check_keys(name, scores)
         pattern = self._tap(f"{name}.pattern", F.softmax(scores, dim=-1))
-        return F.dropout(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+        return drop(pattern, dropout) @ v  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
 
 
 def _check_keys(name: str, scores: Tensor) -> None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from minigpt.dropout import draws_words, tiled_attention
 from minigpt.kv_cache import Cache
 from minigpt.model import GPT, CausalSelfAttention
 
@@ -66,6 +67,8 @@ def document_mask(model: GPT, positions: Tensor | None) -> Iterator[Cache | None
     visible = same.tril().unsqueeze(1)  # (B, 1, T, T): one for all heads
 
     def core(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        if dropout and draws_words(q):
+            return tiled_attention(q, k, v, visible, dropout)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)  # (B, H, T, D)
 
     layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
