@@ -2,32 +2,33 @@
 
 from importlib import import_module
 
-from minigpt.cli.views.settings import SETTINGS, ViewSettings
+from minigpt.cli.views import settings
+from minigpt.cli.views.settings import ViewSettings
 from minigpt.errors import ConfigError, did_you_mean
 
-# view -> (its module in cli/views, what it shows). The numbers are computed in minigpt/analysis.
-VIEWS = {
-    "size": ("shape", "parameters, FLOPs and memory by module; try other shapes"),
-    "arch": ("shape", "the modules in order, with shapes; how two models differ"),
-    "tokens": ("text", "ids, texts and bytes of a text's tokens"),
-    "next": ("decoding", "the next token, and what temperature, top-k, top-p leave"),
-    "attn": ("heads", "attention: all heads, or the pattern of one"),
-    "heads": ("heads", "what each head looks at: previous, induction, first, ..."),
-    "lens": ("stream", "what the model would predict at every depth; stream norms"),
-    "why": ("stream", "a logit as a sum of what each part has added"),
-    "loss": ("text", "the loss of each token of a text"),
-    "ablate": ("edits", "remove heads, MLPs or layers, one or each in turn"),
-    "patch": ("edits", "put parts of one pass into another: where an answer is made"),
-    "embed": ("shape", "neighbours of a token, principal components, positions"),
-    "steps": ("decoding", "generation step by step, with the candidates of each"),
-    "beams": ("decoding", "the tree of a beam search"),
-    "runs": ("runs", "losses of several trainings side by side"),
+# view -> (its settings, its module in cli/views, what it shows). The numbers are computed in minigpt/analysis.
+VIEWS: dict[str, tuple[type[ViewSettings], str, str]] = {
+    "size": (settings.Size, "shape", "parameters, FLOPs and memory by module; try other shapes"),
+    "arch": (settings.Arch, "shape", "the modules in order, with shapes; how two models differ"),
+    "tokens": (settings.Tokens, "text", "ids, texts and bytes of a text's tokens"),
+    "next": (settings.NextView, "decoding", "the next token, and what temperature, top-k, top-p leave"),
+    "attn": (settings.Attn, "heads", "attention: all heads, or the pattern of one"),
+    "heads": (settings.Heads, "heads", "what each head looks at: previous, induction, first, ..."),
+    "lens": (settings.Lens, "stream", "what the model would predict at every depth; stream norms"),
+    "why": (settings.Why, "stream", "a logit as a sum of what each part has added"),
+    "loss": (settings.Loss, "text", "the loss of each token of a text"),
+    "ablate": (settings.Ablate, "edits", "remove heads, MLPs or layers, one or each in turn"),
+    "patch": (settings.Patch, "edits", "put parts of one pass into another: where an answer is made"),
+    "embed": (settings.Embed, "shape", "neighbours of a token, principal components, positions"),
+    "steps": (settings.Steps, "decoding", "generation step by step, with the candidates of each"),
+    "beams": (settings.Beams, "decoding", "the tree of a beam search"),
+    "runs": (settings.Runs, "runs", "losses of several trainings side by side"),
 }
 
 
 def usage() -> str:
     """The text of `minigpt inspect --help`."""
-    lines = "\n".join(f"  {name:<8}{what}" for name, (_, what) in VIEWS.items())
+    lines = "\n".join(f"  {name:<8}{what}" for name, (_, _, what) in VIEWS.items())
     return f"""usage: minigpt inspect VIEW [TEXT] [--help] [arguments]
 
 Look inside a model: every number that it computes, by name.
@@ -50,12 +51,12 @@ identities that the numbers satisfy, with their errors, and exits 1 if one
 fails. Points inside the model are listed in docs/internals.md."""
 
 
-def answer(settings: ViewSettings) -> None:
+def answer(asked: ViewSettings) -> None:
     """Print the answer of a view; exit code 1 if an identity fails."""
     from minigpt.cli.views.frame import show  # here, because --help must not import torch
 
-    name = next(name for name, own in SETTINGS.items() if own is type(settings))
-    show(import_module(f"minigpt.cli.views.{VIEWS[name][0]}").VIEWS[name], settings)
+    name, module = next((name, module) for name, (kind, module, _) in VIEWS.items() if kind is type(asked))
+    show(import_module(f"minigpt.cli.views.{module}").VIEWS[name], asked)
 
 
 def settings_of(name: str) -> type[ViewSettings]:
@@ -64,6 +65,6 @@ def settings_of(name: str) -> type[ViewSettings]:
     Raises:
         ConfigError: if there is no such view.
     """
-    if name not in SETTINGS:
+    if name not in VIEWS:
         raise ConfigError(f"there is no view {name!r}", did_you_mean(name, VIEWS))
-    return SETTINGS[name]
+    return VIEWS[name][0]

@@ -16,12 +16,10 @@ PIECE_WIDTH, BAR_WIDTH = 22, 20
 
 def answer(settings: Next) -> None:
     """Print one table for each step."""
-    typed = [text for text in (settings.text, settings.prompt) if text is not None]
-    if not typed:
+    typed = settings.prompt if settings.text is None else settings.text
+    if typed is None:
         raise InputError("a text is missing, to look beyond", 'give one: minigpt next "See you"')
-    if len(typed) > 1:
-        raise InputError("there are two texts, TEXT and --prompt, and one is looked beyond", "leave one of them out")
-    (prompt,) = given(*typed)
+    (prompt,) = given(typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
     more = settings.steps - 1  # the last step adds no token

@@ -65,11 +65,11 @@ class Section:
 
     Attributes:
         inline: whether its flags lack its name in front: `--seed`.
-        given: field -> its `Flag`, for fields of the library's classes, which have none beside their types.
+        flags: field -> its `Flag`, for fields of the library's classes, which have none beside their types.
     """
 
     inline: bool = False
-    given: Mapping[str, Flag] = field(default_factory=dict)
+    flags: Mapping[str, Flag] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class TypedField:
 
 
 def typed_fields(
-    settings: type, values: Mapping[str, Any], path: str = "", section: str = "", given: Mapping[str, Flag] = {}
+    settings: type, values: Mapping[str, Any], path: str = "", section: str = "", flags: Mapping[str, Flag] = {}
 ) -> Iterator[TypedField]:
     """The fields of a dataclass, and of the dataclasses in it, that can be typed; its own fields before inherited ones.
 
@@ -209,7 +209,7 @@ def typed_fields(
         values: field -> default, instead of the field's own.
         path: the dataclass's place in the settings, such as "config.train.".
         section: how its flags begin, such as "train.".
-        given: path of a field -> its `Flag`, if there is none beside its type.
+        flags: path of a field -> its `Flag`, if there is none beside its type.
     """
     hints = get_type_hints(settings, include_extras=True)
     parents = [{own.name for own in fields(base)} for base in settings.__mro__ if is_dataclass(base)]
@@ -219,13 +219,13 @@ def typed_fields(
         where = path + own.name
         if is_dataclass(hint):
             found = next((one for one in beside if isinstance(one, Section)), Section())
-            inner = {**given, **{f"{where}.{name}": flag for name, flag in found.given.items()}}
+            inner = {**flags, **{f"{where}.{name}": flag for name, flag in found.flags.items()}}
             ahead = section if found.inline else f"{section}{own.name}."
             inside = {} if default is MISSING else vars(default)
             yield from typed_fields(cast(type, hint), inside, f"{where}.", ahead, inner)
             continue
         kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
-        own_flag = given.get(where) or next((one for one in beside if isinstance(one, Flag)), Flag())
+        own_flag = flags.get(where) or next((one for one in beside if isinstance(one, Flag)), Flag())
         if own_flag.hidden or len(kinds) > 1 or not _is_spelled(kinds[0]):
             continue
         usual = f"--{section}{own.name}" if section else f"--{own.name.replace('_', '-')}"
@@ -341,7 +341,8 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         """The settings of one command line. With --help, the help is printed and the process ends.
 
         Raises:
-            ConfigError: if a flag is unknown, or a value is missing or impossible for its field.
+            ConfigError: if a flag is unknown, or a value is missing or impossible for its field. An error may name
+                fields; `error.renamed(self.flags())` names flags instead.
         """
         given = self.given(arguments)
         if asked := given.pop("help", None):
@@ -350,10 +351,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             SettingsParser(name, self.settings, defaults, everything=asked == "all").print_help()
             sys.exit(0)
         settings = self.settings.of(given)
-        try:
-            check_fields(settings)
-        except ConfigError as error:
-            raise ConfigError(*error.renamed(self.flags())) from None
+        check_fields(settings)
         for name, needed in settings.needs.items():
             if name in given and not any(self._is_met(need, settings) for need in needed.split(" or ")):
                 flag, beside = self.fields[name].flag, needed.removeprefix("no ")

@@ -48,7 +48,7 @@ class RunSettings(Command):
     """the settings to start from, listed below"""
     config_file: Annotated[str | None, Flag("FILE.yaml", name="--config")] = None
     """settings to change, as in a run's config.yaml"""
-    config: Annotated[RunConfig, Section(inline=True, given=RUN_FLAGS)] = field(default_factory=RunConfig)
+    config: Annotated[RunConfig, Section(inline=True, flags=RUN_FLAGS)] = field(default_factory=RunConfig)
     from_file: Mapping[str, Any] = field(default_factory=dict)
     """the content of the --config file; a vocabulary size in it must be that of the corpus"""
     from_flags: Mapping[str, Any] = field(default_factory=dict)

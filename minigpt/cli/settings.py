@@ -110,6 +110,7 @@ class Next(Model):
         minigpt next --prompt "Once upon a time" --top 5 --steps 5
         minigpt next --model gpt2 --prompt "See you" --json
     """
+    needs: ClassVar[Mapping[str, str]] = {"prompt": "no TEXT"}
     text: Annotated[str | None, Flag("TEXT", positional=True)] = None
     """the text whose next token is shown; "" is the beginning of a text, - reads standard input"""
     prompt: Annotated[str | None, Flag("TEXT")] = None
@@ -294,7 +295,7 @@ class Generate(Prompts, Model):
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
         DecodingOptions,
-        Section(inline=True, given=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True))),
+        Section(inline=True, flags=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True))),
     ]
     early_stopping: Literal["no", "yes", "never"] = "no"
     """end a beam search as soon as num_beams sequences are finished (yes); if also the best unfinished one scores no

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
 from minigpt.cli.main import parser_of
 from minigpt.cli.settings import SETTINGS
-from minigpt.cli.views.settings import SETTINGS as VIEWS
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT

@@ -417,11 +417,3 @@ class Runs(ViewSettings):
     """
     runs: Annotated[tuple[str, ...], Flag("RUN", positional=True)]
     """run directories"""
-
-
-# view -> its settings
-SETTINGS: dict[str, type[ViewSettings]] = {
-    "size": Size, "arch": Arch, "tokens": Tokens, "next": NextView, "attn": Attn, "heads": Heads, "lens": Lens,
-    "why": Why, "loss": Loss, "ablate": Ablate, "patch": Patch, "embed": Embed, "steps": Steps, "beams": Beams,
-    "runs": Runs,
-}  # fmt: skip
