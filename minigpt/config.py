@@ -135,6 +135,17 @@ class DocumentsConfig:
             f"{named('longer', self.longer)} drops nothing: {named('max_characters')} sets no limit",
             f"give {named('max_characters')} too, the most characters of a document",
         )
+        _refuse(
+            bool(self.prompt_field) != bool(self.completion_field),
+            f"{named('prompt_field', self.prompt_field)} and {named('completion_field', self.completion_field)} are no "
+            "pair",
+            f"name both, or {named('text_field')} alone",
+        )
+        _refuse(
+            bool(self.text_field and self.completion_field),
+            f"{named('text_field', self.text_field)} contradicts {named('completion_field', self.completion_field)}",
+            f"name {named('text_field')} for whole texts, or the other two for pairs",
+        )
 
 
 @dataclass(frozen=True)

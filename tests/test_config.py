@@ -124,13 +124,14 @@ def words(settings, where=()):
 def test_a_word_that_yaml_reads_as_something_else_is_refused_unless_it_is_quoted(tmp_path, place):
     """`text_field: yes` is no column called "on", `2020-01-01` no text, and `~` nothing; with quotes each is a word."""
     path = tmp_path / "c.yaml"
+    pair = {"prompt_field": "  completion_field: a\n", "completion_field": "  prompt_field: q\n"}.get(place[-1], "")
     for written in ("yes", "NO", "on", "off", "true", "False", "7", "1.5", "2020-01-01", "~", "null", ""):
         indented = [f"{'  ' * depth}{name}:" for depth, name in enumerate(place)]
         path.write_text("\n".join(indented) + f" {written}\n")
         with pytest.raises(ConfigError, match=rf"^{re.escape('.'.join(place))} = .* is no text") as refused:
             updated(RunConfig(), read_yaml(path))
         assert "put quotes around" in refused.value.how
-        path.write_text("\n".join(indented) + f" '{written}'\n")
+        path.write_text("\n".join(indented) + f" '{written}'\n" + pair * bool(written))
         section = updated(RunConfig(), read_yaml(path))
         for name in place:
             section = getattr(section, name)

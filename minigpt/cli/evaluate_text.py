@@ -16,8 +16,9 @@ from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once, print_json
 from minigpt.cli.texts import check_field, framed, training_documents
+from minigpt.config import DocumentsConfig
 from minigpt.data.corpora import RECORD_SUFFIXES
-from minigpt.data.documents import read_documents
+from minigpt.data.documents import ONE_FIELD, read_documents
 from minigpt.errors import DataError, InputError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
@@ -81,7 +82,7 @@ def read_texts(file: str, field: str | None) -> Texts:
         return _from_stdin()
     if Path(file).suffix.lower() == ".json":
         return _completions(file, read_json(Path(file)))
-    found = read_documents(file, text_field=field if _has_fields(file) else None)
+    found = read_documents(file, DocumentsConfig(text_field=field or "") if _has_fields(file) else ONE_FIELD)
     return Texts(file, [document.text for document in found.items], found.blank)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minigpt.cli.settings import Prompts
 from minigpt.cli.streams import given
-from minigpt.config import RunConfig
+from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
 from minigpt.data.documents import Documents, load_source, read_documents
 from minigpt.errors import DataError, InputError, MissingFileError
@@ -124,7 +124,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
         DataError: if it has no text.
     """
     if source.lower().endswith(NAMED_RECORD_SUFFIXES):
-        return [document.text for document in read_documents(source, text_field=field).items]
+        return [document.text for document in read_documents(source, DocumentsConfig(text_field=field or "")).items]
     return [load_corpus(source).text]
 
 

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from minigpt.data.corpora import (
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named, passed
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
+ONE_FIELD = DocumentsConfig()  # whole texts, of records the field that holds text, of any length
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # between the cells of a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is too small for a novel
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which JSON can contain
@@ -82,15 +82,7 @@ class Documents:
 # --- Files -> documents -----------------------------------------------------------------------------------------------
 
 
-def read_documents(
-    path: str | Path,
-    *,
-    text_field: str | None = None,
-    prompt_field: str | None = None,
-    completion_field: str | None = None,
-    max_characters: int | None = None,
-    drop_longer: bool = False,
-) -> Documents:
+def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> Documents:
     """Read documents from a text file, a `.jsonl`, a `.json`, a `.csv`, or a folder of these.
 
     One document is:
@@ -107,16 +99,10 @@ def read_documents(
 
     Args:
         path: the file or folder; never changed.
-        text_field: the field of a record that is its text. By default this is `text`, or else the only field that holds
-            text, not just numbers.
-        prompt_field: for pairs: the field that is given.
-        completion_field: for pairs: the field that is learned.
-        max_characters: the longest text; a longer one is cut. Prompts are never cut.
-        drop_longer: leave out longer texts instead of cutting them.
+        settings: which fields of a record are read, and what becomes of longer texts. Prompts are never cut.
 
     Raises:
         MissingFileError: if there is no such path.
-        ConfigError: if the fields contradict each other, or `max_characters` is below 1.
         DataError: if the text is of another encoding; on a line or a record that is no JSON object, a CSV row of
             another length than the header, or a record without the field or with half a character in it, with its
             number; if
@@ -124,15 +110,14 @@ def read_documents(
             could be the text; if all documents are blank, or longer than is allowed.
     """
     path = named_path(path, "path")
-    _check_settings(text_field, prompt_field, completion_field, max_characters)
-    learned = text_field or completion_field
+    learned, most = settings.text_field or settings.completion_field, settings.max_characters
     files = _fitting_files(path, RECORD_SUFFIXES if learned else (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
     found: list[Document] = []
     units: list[str] = []  # what was taken as a document
     unused: dict[str, None] = {}  # fields that are not read
     for file in files:
         if file.suffix.lower() in NAMED_RECORD_SUFFIXES:
-            documents, unit, others = _from_records(file, learned, prompt_field)
+            documents, unit, others = _from_records(file, learned, settings.prompt_field)
             unused |= dict.fromkeys(others)
         else:
             documents, unit = _from_text(file, is_single=file == path)
@@ -144,22 +129,22 @@ def read_documents(
             f"there are no documents in {path}: all {len(found)} are blank" if found else f"{path} has no records",
             "name a file with text in it, or another field",
         )
-    items = [_cut(document, max_characters) for document in kept]
+    items = [_cut(document, most) for document in kept]
     blank, cut = len(found) - len(kept), sum(not document.whole for document in items)
-    if drop_longer and cut:
+    if settings.longer == "drop" and cut:
         items, dropped, cut = [document for document in items if document.whole], cut, 0
     else:
         dropped = 0
     if not items:
         raise DataError(
-            f"all {dropped:,} documents in {path} are longer than max_characters = {max_characters}",
+            f"all {dropped:,} documents in {path} are longer than {named('max_characters', most)}",
             "allow more characters, or cut what is longer",
         )
     described = f"{path}: {len(items):,} documents, each {' or '.join(dict.fromkeys(units))}"
     for number, what in (
         (blank, "blank ones left out"),
-        (cut, f"cut to {max_characters} characters"),
-        (dropped, f"longer than {max_characters} characters left out"),
+        (cut, f"cut to {most} characters"),
+        (dropped, f"longer than {most} characters left out"),
     ):
         described += f"; {number:,} {what}" if number else ""
     described += f"; fields not read: {listed(list(unused))}" if unused else ""
@@ -191,15 +176,8 @@ def load_source(config: RunConfig) -> Corpus | Documents:
                 f"add {passed('separate', 'on')}, or leave {named(name)} out",
             )
         return load_corpus(source)
-    read = partial(
-        read_documents,
-        text_field=d.text_field or None,
-        prompt_field=d.prompt_field or None,
-        completion_field=d.completion_field or None,
-        max_characters=d.max_characters or None,
-        drop_longer=d.longer == "drop",
-    )
-    return with_validation(read(source), read(d.val_data)) if d.val_data else read(source)
+    documents = read_documents(source, d)
+    return with_validation(documents, read_documents(d.val_data, d)) if d.val_data else documents
 
 
 def corpus_checksum(data: Corpus | Documents) -> str:
@@ -213,23 +191,6 @@ def corpus_checksum(data: Corpus | Documents) -> str:
         if data.validation is not None:
             digest.update(f"{len(data.validation)} validate".encode())
     return digest.hexdigest()
-
-
-def _check_settings(
-    text_field: str | None, prompt_field: str | None, completion_field: str | None, max_characters: int | None
-) -> None:
-    if (prompt_field is None) != (completion_field is None):
-        raise ConfigError(
-            f"prompt_field = {prompt_field!r} and completion_field = {completion_field!r} are no pair",
-            "name both, or text_field alone",
-        )
-    if text_field is not None and completion_field is not None:
-        raise ConfigError(
-            f"text_field = {text_field!r} contradicts completion_field = {completion_field!r}",
-            "name text_field for whole texts, or the other two for pairs",
-        )
-    if max_characters is not None and max_characters < 1:
-        raise ConfigError(f"max_characters = {max_characters} leaves no text", "max_characters must be at least 1")
 
 
 def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -261,17 +222,17 @@ def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
     return [Document(part.strip()) for part in parts], unit
 
 
-def _from_records(file: Path, learned: str | None, prompt: str | None) -> tuple[list[Document], str, list[str]]:
+def _from_records(file: Path, learned: str, prompt: str) -> tuple[list[Document], str, list[str]]:
     """The documents of a file of records, what was taken as one document, and the fields that were not read."""
     ending = file.suffix.lower()
     read = _csv_records if ending in SEPARATORS else _array_records if ending == ".json" else _line_records
     records = read(file)
     others = list(dict.fromkeys(name for record in records.values() for name in record))
-    if learned is None:
+    if not learned:
         learned = _text_field(file, list(records.values()))
     texts = [_field_of(record, learned, place) for place, record in records.items()]
     others = [name for name in others if name not in (learned, prompt)]
-    if prompt is None:
+    if not prompt:
         return [Document(text.strip()) for text in texts], f"the field {learned!r} of a record", others
     prompts = [_field_of(record, prompt, place) for place, record in records.items()]
     pairs = [Document(*pair) for pair in zip(texts, prompts, strict=True)]
@@ -408,8 +369,8 @@ def _field_of(record: dict[str, object], name: str, place: str) -> str:
     return with_line_feeds(value)
 
 
-def _cut(document: Document, max_characters: int | None) -> Document:
-    if max_characters is None or len(document.text) <= max_characters:
+def _cut(document: Document, max_characters: int) -> Document:
+    if not 0 < max_characters < len(document.text):
         return document
     return replace(document, text=document.text[:max_characters], whole=False)
 

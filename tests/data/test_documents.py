@@ -24,7 +24,7 @@ def write(path, content):
 
 
 def texts(path, **settings):
-    return [document.text for document in read_documents(path, **settings).items]
+    return [document.text for document in read_documents(path, DocumentsConfig(**settings)).items]
 
 
 # --- What is one document ---------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_pairs_keep_their_blanks(tmp_path):
         tmp_path / "chat.jsonl",
         '{"q": "Who?\\r\\n", "a": " Me."}\n\n{"q": "", "a": "Again."}\n{"q": "Why?", "a": " \\n"}\n',
     )
-    documents = read_documents(path, prompt_field="q", completion_field="a")
+    documents = read_documents(path, DocumentsConfig(prompt_field="q", completion_field="a"))
     assert documents.items == [Document(" Me.", "Who?\n"), Document("Again.", "")]
     assert documents.described == f"{path}: 2 documents, each the fields 'q' and 'a'; 1 blank ones left out"
 
@@ -134,11 +134,11 @@ def test_names_of_columns_are_taken_for_names(tmp_path, name):
 
 def test_longer_documents_are_dropped_if_that_is_wanted(tmp_path):
     path = write(tmp_path / "r.jsonl", '{"text": "12345"}\n{"text": "1234"}\n{"text": " "}')
-    documents = read_documents(path, max_characters=4, drop_longer=True)
+    documents = read_documents(path, DocumentsConfig(max_characters=4, longer="drop"))
     assert (documents.items, documents.cut) == ([Document("1234")], 0)
     assert documents.described.endswith("; 1 blank ones left out; 1 longer than 4 characters left out")
     with pytest.raises(DataError, match=r"all 2 documents in .* are longer than max_characters = 3"):
-        read_documents(path, max_characters=3, drop_longer=True)
+        read_documents(path, DocumentsConfig(max_characters=3, longer="drop"))
     with pytest.raises(ConfigError, match="longer = 'drop' drops nothing"):
         DocumentsConfig(longer="drop")
 
@@ -147,7 +147,7 @@ def test_what_is_not_read_of_a_folder_is_said(tmp_path):
     for name in ("a.txt", "b.pdf", "sub/c.PDF", "sub/d.jsonl", "LICENSE", ".hidden.txt", ".git/x"):
         write(tmp_path / name, '{"text": "x"}')
     assert read_documents(tmp_path).described.endswith("; 3 other files not read: LICENSE, .pdf")
-    assert read_documents(tmp_path, text_field="text").described.endswith(
+    assert read_documents(tmp_path, DocumentsConfig(text_field="text")).described.endswith(
         "; 4 other files not read: LICENSE, .txt, .pdf"
     )
 
@@ -169,7 +169,7 @@ def test_documents_that_validate_may_have_a_file_of_their_own(tmp_path):
 
 def test_long_texts_are_cut_and_have_no_end(tmp_path):
     path = write(tmp_path / "r.jsonl", '{"p": "a long prompt", "c": "12345"}\n{"p": "", "c": "1234"}')
-    documents = read_documents(path, prompt_field="p", completion_field="c", max_characters=4)
+    documents = read_documents(path, DocumentsConfig(prompt_field="p", completion_field="c", max_characters=4))
     assert documents.items == [Document("1234", "a long prompt", whole=False), Document("1234")]
     assert documents.cut == 1
     assert documents.described.endswith("; 1 cut to 4 characters")
@@ -286,16 +286,15 @@ def test_an_array_is_read_where_it_is_named_and_not_where_it_is_met(tmp_path):
         ("r.txt", "x", {"text_field": "text"}, "r.txt does not end in .jsonl or .ndjson or .csv or .tsv"),
         ("r.parquet", "x", {}, "r.parquet does not end in .txt or .md"),
         ("folder/image.png", b"\x89PNG", {}, "has no file that ends in .txt or .md"),
-        ("r.txt", "x", {"prompt_field": "p"}, "prompt_field = 'p' and completion_field = None are no pair"),
+        ("r.txt", "x", {"prompt_field": "p"}, "prompt_field = 'p' and completion_field = '' are no pair"),
         ("r.txt", "x", {"text_field": "t", "prompt_field": "p", "completion_field": "c"},
          "text_field = 't' contradicts completion_field = 'c'"),
-        ("r.txt", "x", {"max_characters": 0}, "max_characters = 0 leaves no text"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_in_two_lines(tmp_path, name, content, fields, what):
     path = write(tmp_path / name, content)
     with pytest.raises((DataError, ConfigError)) as caught:
-        read_documents(path.parent if "/" in name else path, **fields)
+        read_documents(path.parent if "/" in name else path, DocumentsConfig(**fields))
     pattern = what if ".*" in what else re.escape(what)
     assert re.search(pattern, caught.value.what)
     assert_two_lines(caught.value)
