@@ -432,7 +432,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     try:
         values = _parsed(read_bytes(path, _LONGEST_YAML).decode("utf-8"))
     except FileNotFoundError:
-        raise MissingFileError(f"no configuration file {path}", "check the path, or leave --config out") from None
+        raise MissingFileError(f"no configuration file {path}", "check the path") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "name a file of settings") from None
     except Exception as error:  # the loader raises whatever a conversion to a number, a date or a set may raise

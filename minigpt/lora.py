@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from minigpt.config import LoRAConfig, Seed
 from minigpt.dropout import Dropout
-from minigpt.errors import ConfigError, did_you_mean
+from minigpt.errors import ConfigError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.parameters import Known, as_built, check_plain, empty_model, own_tensors
@@ -263,7 +263,9 @@ def new_adapter(model: GPT, config: LoRAConfig, layers: Sequence[str], name: str
         raise ConfigError(f"the model has an adapter {name!r} already", "choose another name")
     full_rank = model.config.n_embd  # the smaller side of every layer is n_embd
     if config.rank > full_rank:  # which also keeps a file from asking for any amount of memory
-        raise ConfigError(f"rank = {config.rank} is more than a layer's own, {full_rank}", "choose a smaller rank")
+        raise ConfigError(
+            f"{named('rank', config.rank)} is more than a layer's own, {full_rank}", "choose a smaller one"
+        )
     by_name = adaptable(model)
     return {path: LowRank(config, by_name[path]) for path in layers}
 

@@ -192,6 +192,17 @@ def test_nothing_is_pickled_or_executed():
                 assert not (node.attr == "load" and ast.unparse(node.value) in ("yaml", "pickle")), path
 
 
+def test_an_error_of_the_library_names_no_flag_that_python_has_not():
+    """A flag stands in a whole command, or beside its name in Python; `errors.named` makes one of a field."""
+    for room, path in rooms().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and node.exc and not room.startswith("cli."):
+                said = "".join(
+                    n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant) and type(n.value) is str
+                )
+                assert not re.search(r"(?<![\w-])--[a-z]", said) or re.search("minigpt [a-z]|in Python", said), said
+
+
 def test_public_names_are_there():
     for name in minigpt.__all__:
         assert getattr(minigpt, name) is not None

@@ -169,9 +169,7 @@ def write_steps(
     (ids,), (score,) = out.sequences, out.scores
     summed = math.fsum(choice.log_prob for choice in choices)
     checks = [measured("the log-probabilities of the steps sum to the score", abs(summed - score), 1e-4)]
-    if len(ids) <= model.config.block_size:  # else the model saw only the end of it
-        again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
-        checks.append(measured("with the cache = in one pass without it", abs(again - score), 1e-3))
+    checks += _in_one_pass(model, prompt, ids, tokenizer, score)
     return Written(ids, choices, score, tuple(checks))
 
 
@@ -247,15 +245,23 @@ def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **option
         measured("no branch is likelier than what it continues", max([0.0, *gains]), 1e-4),
         measured("score = sum of log-probabilities / length ** penalty", abs(score - expected), 1e-4),
     ]
-    if len(ids) <= model.config.block_size:
-        again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
-        checks.append(measured("with the cache = in one pass without it", abs(again - summed), 1e-3))
+    checks += _in_one_pass(model, prompt, ids, tokenizer, summed)
     return BeamTree(nodes, ids, score, tuple(checks))
+
+
+def _in_one_pass(
+    model: GPT, prompt: Sequence[int], ids: Sequence[int], tokenizer: TokenBytes, score: float
+) -> list[Check]:
+    """The log-probability of what follows the prompt, computed anew, if the model has seen all of it."""
+    if len(ids) > model.config.block_size:
+        return []
+    again = math.fsum(token_log_probs(model, ids, tokenizer.vocab_size)[len(prompt) - 1 :])
+    return [measured("with the cache = in one pass without it", abs(again - score), 1e-3)]
 
 
 def _check_length(options: DecodingOptions) -> None:
     if not options.max_new_tokens:
-        raise InputError("max_new_tokens = 0 leaves nothing to consider", "choose at least 1")
+        raise InputError(f"{named('max_new_tokens', 0)} leaves nothing to consider", "choose at least 1")
 
 
 def _nodes(steps: Sequence[Sequence[BeamCandidate]], result: Sequence[int]) -> list[Node]:

@@ -128,7 +128,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
         chosen = document_loader(documents, name, config, tokenizer).val
     else:
         chosen = encoded(documents.items, config, tokenizer, training=documents.items)
-    batches = ((batch.inputs, batch.targets) for batch in padded(chosen, config.train.batch_size, seed=0, epoch=0))
+    batches = padded(chosen, config.train.batch_size, seed=0, epoch=0)
     result = evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
     if settings.json:
         print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})

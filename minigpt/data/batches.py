@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
-from minigpt.errors import ConfigError, DataError, InputError
+from minigpt.errors import ConfigError, DataError, InputError, named
 from minigpt.fields import check_ids
 from minigpt.tokenizers import IdArray, Tokenizer
 
@@ -96,8 +96,8 @@ def encode(
     """
     if not 2 <= max_length <= block_size:
         raise ConfigError(
-            f"max_length = {max_length} does not lie between 2 and block_size = {block_size}",
-            f"choose max_length from 2 to {block_size}: the model has no positions beyond",
+            f"{named('max_length', max_length)} does not lie between 2 and {named('block_size', block_size)}",
+            f"choose {named('max_length')} from 2 to {block_size}: the model has no positions beyond",
         )
     check_ids([eos_id], tokenizer.vocab_size, "eos_id", ConfigError)
     rows, masks, truncated = [], [], 0
@@ -114,8 +114,8 @@ def encode(
         if not mask[1:].any():
             raise DataError(
                 f"document {number:,} of {len(documents):,} leaves nothing to learn: {len(row)} tokens, {len(prompt)} "
-                f"of them its prompt, and max_length = {max_length}; its text begins {document.text[:30]!r}",
-                "shorten its prompt, choose a larger max_length, or leave it out",
+                f"of them its prompt, and {named('max_length', max_length)}; its text begins {document.text[:30]!r}",
+                f"shorten its prompt, choose a larger {named('max_length')}, or leave it out",
             )
         rows.append(row[:max_length])
         masks.append(mask)
@@ -276,8 +276,8 @@ def packed(
     longest = int(encoded.lengths.max())
     if longest > block_size:
         raise ConfigError(
-            f"a document makes {longest} inputs, and a row holds block_size = {block_size}",
-            f"choose max_length up to {block_size + 1}, or a larger block_size",
+            f"a document makes {longest} inputs, and a row holds {named('block_size', block_size)}",
+            f"choose {named('max_length')} up to {block_size + 1}, or a larger {named('block_size')}",
         )
     rows = _fitted(order, encoded.lengths.tolist(), block_size)
     return Epoch(encoded, batched([rows[place] for place in chance.permutation(len(rows))], batch_size), document_mask)

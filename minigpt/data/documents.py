@@ -172,7 +172,7 @@ def load_source(config: RunConfig) -> Corpus | Documents:
         if d.separate == "auto" and d != DocumentsConfig():
             name = next(name for name, value in vars(d).items() if value != getattr(DocumentsConfig(), name))
             raise ConfigError(
-                f"documents.{name} = {getattr(d, name)!r} is for separate documents, and {source} is read as one text",
+                f"{named(name, getattr(d, name))} is for separate documents, and {source} is read as one text",
                 f"add {passed('separate', 'on')}, or leave {named(name)} out",
             )
         return load_corpus(source)
@@ -422,11 +422,11 @@ def split(
         train_size = max(1, len(documents) - val_size)
     for name, size in (("train_size", train_size), ("val_size", val_size)):
         if size < 1:
-            raise DataError(f"{name} = {size} is too small", f"{name} must be at least 1")
+            raise DataError(f"{named(name, size)} is too small", f"{named(name)} must be at least 1")
     if train_size + val_size > len(documents):
         raise DataError(
-            f"train_size = {train_size:,} and val_size = {val_size:,} need {train_size + val_size:,} documents, "
-            f"and there are {len(documents):,} that differ",
+            f"{named('train_size', train_size)} and {named('val_size', val_size)} need {train_size + val_size:,} "
+            f"documents, and there are {len(documents):,} that differ",
             f"choose smaller sizes, or give more documents; {named('train_size', 0)} takes all that do not validate",
         )
     chosen = _chosen(documents, val_size + train_size, seed, "train_size + val_size")

@@ -14,7 +14,7 @@ from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed,
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, split, with_keywords
 from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
-from minigpt.errors import ConfigError, InputError
+from minigpt.errors import ConfigError, InputError, passed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
@@ -213,5 +213,5 @@ def end_of_document(tokenizer: Tokenizer) -> int:
     except InputError:
         raise ConfigError(
             f"nothing can end a document: the tokenizer's {tokenizer.vocab_size} tokens are neither EOS nor a line end",
-            "start from a model that knows the line end, or read one text with --documents.separate off",
+            f"start from a model that knows the line end, or read one text with {passed('separate', 'off')}",
         ) from None

@@ -191,7 +191,7 @@ def check_length(split: str, num_tokens: int, block_size: int) -> None:
     if num_tokens < block_size + 1:
         smaller = f"use {named('block_size', (num_tokens - 1) // 2)}, " if num_tokens > 2 else "use "
         raise DataError(
-            f"{split} split: {num_tokens} tokens, but block_size = {block_size} needs {block_size + 1}",
+            f"{split} split: {num_tokens} tokens, but {named('block_size', block_size)} needs {block_size + 1}",
             f"{smaller}a longer text, or another {named('val_fraction')}",
         )
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt.config import VocabSize
+from minigpt.data.batches import Batch
 from minigpt.data.tokens import IGNORED, Ids, rows_at_once, windows_in_order
 from minigpt.decoding.sampling import check_prompts
-from minigpt.errors import DataError, InputError, first_line
+from minigpt.errors import DataError, InputError, first_line, named
 from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
@@ -80,7 +81,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_batches(
-    model: GPT, batches: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, vocab_size: VocabSize | None = None
+    model: GPT, batches: Iterable[Batch], dtype: torch.dtype, vocab_size: VocabSize | None = None
 ) -> Evaluation:
     """The mean loss over all targets of some batches that are not -100.
 
@@ -88,17 +89,17 @@ def evaluate_batches(
 
     Args:
         model: the model; its device is used.
-        batches: inputs and targets, int64 (B, T) each. Without a target, the loss is 0.
+        batches: rows whose positions are 0 to T - 1. Without a target, the loss is 0.
         dtype: of the matrix products.
         vocab_size: the tokenizer's; see `parameters.with_text`.
     """
     device, total, count = model.wte.weight.device, 0.0, 0
     with evaluating(model):
-        for x, y in batches:
-            targets = int((y != IGNORED).sum())
+        for batch in batches:
+            targets = int((batch.targets != IGNORED).sum())
             with autocast(device, dtype):
-                logits = with_text(model(x.to(device)), vocab_size)
-            total += next_token_loss(logits, y.to(device)).item() * targets
+                logits = with_text(model(batch.inputs.to(device)), vocab_size)
+            total += next_token_loss(logits, batch.targets.to(device)).item() * targets
             count += targets
     return Evaluation(total / max(count, 1), count)
 
@@ -130,9 +131,11 @@ def evaluate(
     if len(ids) < 2:
         raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
     if stride is not None and not 1 <= stride <= block_size:
-        raise InputError(f"stride = {stride} would skip tokens or never move", f"choose it from 1 to {block_size}")
-    batches = windows_in_order(ids, rows_at_once(block_size), block_size, stride)
-    return evaluate_batches(model, batches, dtype, vocab_size)
+        raise InputError(
+            f"{named('stride', stride)} would skip tokens or never move", f"choose it from 1 to {block_size}"
+        )
+    windows = windows_in_order(ids, rows_at_once(block_size), block_size, stride)
+    return evaluate_batches(model, (Batch(*window) for window in windows), dtype, vocab_size)
 
 
 @checked

@@ -43,7 +43,7 @@ def nearness(texts: Sequence[str], references: Sequence[str]) -> Nearness:
     except ImportError as error:
         raise ConfigError(
             f"BLEU and chrF need a package that cannot be imported: {first_line(error, 100)}",
-            'pip install "minigpt-torch[metrics]", or leave --reference out',
+            'pip install "minigpt-torch[metrics]", or do without references',
         ) from None
     bleu, chrf = library.BLEU(), library.CHRF()
     scores = {metric: metric.corpus_score(list(texts), [list(references)]).score for metric in (bleu, chrf)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig, RunConfig, read_yaml
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, near
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, named, near
 from minigpt.formats.config_json import (
     carried_from,
     checked_config,
@@ -216,7 +216,7 @@ class Source:
         except MissingFileError:
             raise MissingFileError(
                 f"{run.adapter} adapts {base}, which is not there any more",
-                f"put it back, or name the base where it is now, with --adapter {run.adapter}",
+                f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
         model, chosen = source.load_for_text(
             tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout
@@ -454,7 +454,7 @@ def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) 
     config = dataclasses.replace(weights.config, **changes)  # this checks their types and bounds
     if config.block_size > weights.config.block_size:
         raise ConfigError(
-            f"block_size = {block_size} is more than the model's {weights.config.block_size}",
+            f"{named('block_size', block_size)} is more than the model's {weights.config.block_size}",
             f"choose at most {weights.config.block_size}: the model has no position embedding beyond that",
         )
     if "wpe.weight" in stored:

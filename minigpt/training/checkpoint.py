@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from minigpt.config import RunConfig
-from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief
+from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief, named
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
@@ -175,7 +175,7 @@ class RunLock:
         except Timeout:
             raise CheckpointError(
                 f"another training is at work in {folder}",
-                "wait for it to end, stop it, or name another folder with --out",
+                f"wait for it to end, stop it, or name another folder as {named('out')}",
             ) from None
         self._lock, self._file = lock, os.lstat(folder / LOCK)
 
@@ -335,8 +335,8 @@ class Checkpoint:
         if self.manifest["corpus"] != corpus:
             raise CheckpointError(
                 f"the text of {config.data.source} has changed since {self.path} was trained on it",
-                "name the former text's new place with --data, or start a new run: a resumed one must read what it "
-                "would have read",
+                f"name the former text's new place as {named('source')}, or start a new run: a resumed one must read "
+                "what it would have read",
             )
 
     def check_base(self, base: str | None, name: str) -> None:

@@ -101,8 +101,8 @@ def leave_out(
                 repeat = f"no report could be written: {error.strerror or error}"
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
-        f"go on from the last checkpoint with --resume {run.directory.path} and a lower learning rate or a longer "
-        f"warm-up; {repeat}",
+        f"go on from the last checkpoint with minigpt train --resume {run.directory.path} and a lower learning rate or "
+        f"a longer warm-up; {repeat}",
     )
 
 
@@ -123,8 +123,8 @@ def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirecto
         if not _all_finite(tensor):
             raise DivergenceError(
                 f"training diverged: {name} is not finite after step {step}",
-                f"go on with --resume {directory.path} and a lower learning rate or a longer warm-up; if it ends here "
-                f"again, remove {directory.last} first: {directory.previous.name}/ is older",
+                f"go on with minigpt train --resume {directory.path} and a lower learning rate or a longer warm-up; if "
+                f"it ends here again, remove {directory.last} first: {directory.previous.name}/ is older",
             )
 
 

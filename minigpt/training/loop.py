@@ -326,7 +326,7 @@ def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
         if directory.config.exists() and read_config(directory) != run.config:
             raise CheckpointError(
                 f"{directory.path} holds another run now: this one was removed there, with all that it had saved",
-                "nothing was written to the other one; begin this one again in another folder with --out",
+                f"nothing was written to the other one; begin this one again with another {named('out')}",
             )
     elif directory.config.exists():
         return
@@ -372,7 +372,7 @@ def validation_loss(run: Run, progress: Progress) -> float:
         DivergenceError: if it is not finite.
     """
     share, shares = run.evaluation_share
-    batches = ((b.inputs, b.targets) for b in itertools.islice(run.loader.validation(), share, None, shares))
+    batches = itertools.islice(run.loader.validation(), share, None, shares)
     part = evaluate_batches(run.model, batches, run.dtype, run.tokenizer.vocab_size)
     loss = run.processes.weighted_mean(part.loss, part.tokens)
     check_finite({"the validation loss": torch.tensor(loss)}, progress.step, run.directory)

@@ -219,7 +219,7 @@ def read_data(
     if config.data.checksum not in ("", origins["corpus"]):
         raise ConfigError(
             f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
-            "name with --data where that lies now, or leave data.checksum out of the settings to train on this",
+            f"name as {named('source')} where that lies now, or leave {named('checksum')} out to train on this",
         )
     train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences)
     return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins

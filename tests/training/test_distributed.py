@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 import minigpt
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
+from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import windows_in_order
@@ -389,7 +390,7 @@ def test_a_process_that_dies_ends_all(how, killed, monkeypatch):
     assert status == 1
     ((what, mend),) = errors_of_ours(errors)
     assert what.startswith(f"process {1 - killed} of 2 has lost another one: ")
-    assert mend.endswith("go on from the last checkpoint with --resume")
+    assert mend.endswith("go on from the last checkpoint: minigpt train --resume")
     assert not [pid for pid in pids.values() if Path("/proc", str(pid)).exists()]
     without_decoration(monkeypatch)
     step = open_checkpoint(Path("run", "last")).progress.step
@@ -593,7 +594,7 @@ def test_every_sequence_has_one_process(size, batch_size, accumulation_steps):
 
 def test_parts_of_an_evaluation_are_the_whole(tiny_model):
     ids = torch.randint(23, (13 * 11,), generator=torch.Generator().manual_seed(3)).numpy()
-    batches = list(windows_in_order(ids, 2, 13))
+    batches = [Batch(*window) for window in windows_in_order(ids, 2, 13)]
     for size in (2, 3, 7):
         parts = [evaluate_batches(tiny_model, batches[rank::size], torch.float32) for rank in range(size)]
         whole = evaluate_batches(tiny_model, batches, torch.float32)

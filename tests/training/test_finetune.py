@@ -279,7 +279,10 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
     assert "training loss   validation loss   perplexity" in printed
     for flags, words in (
         (["--model.n_layer", "5"], ["--model.n_layer 5 is not the 2 of", "leave it out"]),
-        (["--documents.max_length", "12"], ["max_length = 12 does not lie between 2 and block_size = 11"]),
+        (
+            ["--documents.max_length", "12"],
+            ["--documents.max_length 12 does not lie between 2 and --model.block_size 11"],
+        ),
         (["--documents.text_field", "body"], ["body", "text"]),
         (["--documents.train_size", "50"], ["50", "31"]),
         (["--train.lora_rank", "3", "--train.lora_targets", "lm_head"], ["matches no linear layer"]),
@@ -367,8 +370,8 @@ def test_the_context_is_the_presets_or_the_models(tmp_path, own, flags, expected
     ("flags", "words"),
     [
         (["--train.lora_rank", "3"], "--train.lora_rank 3 adapts a trained model, and there is none to start from"),
-        (["--documents.keywords", "3"], "documents.keywords = 3 is for separate documents, and a.txt is read as one"),
-        (["--documents.text_field", "body"], "documents.text_field = 'body' is for separate documents"),
+        (["--documents.keywords", "3"], "--documents.keywords 3 is for separate documents, and a.txt is read as one"),
+        (["--documents.text_field", "body"], "--documents.text_field 'body' is for separate documents"),
     ],
 )
 def test_a_setting_that_would_do_nothing_or_leave_nothing_is_refused(capsys, flags, words):
