@@ -32,6 +32,20 @@ _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, a vocabulary 
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes a file or a folder: an `OSError` in it that names no file, or a temporary one, names this."""
+    try:
+        yield
+    except OSError as error:
+        parts = Path(error.filename).parts if isinstance(error.filename, str) else ()
+        unfinished = [number for number, part in enumerate(parts) if part.startswith(_UNFINISHED)]
+        if error.filename is None or unfinished:
+            below = parts[unfinished[-1] + 2 :] if unfinished else ()  # the temporary folder and its _PART
+            error.filename = str(path.joinpath(*below))
+        raise
+
+
+@contextmanager
 def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
     """A binary file that takes its name only when the `with` ends without an error.
 
@@ -46,20 +60,21 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
         OSError: if the folder cannot be written, or a link leads out of `root`; `path` is as it was, and nothing is
             left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name[:20]}.", suffix=".tmp")
-    temporary = path.parent / Path(name).name  # as relative as `path` is
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _check_place(file.fileno(), temporary, root or path.parent)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name[:20]}.", suffix=".tmp")
+        temporary = path.parent / Path(name).name  # as relative as `path` is
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                _check_place(file.fileno(), temporary, root or path.parent)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def open_to_append(path: Path) -> IO[bytes]:
@@ -117,7 +132,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()  # the target of a link need not exist yet
     if folder.exists():  # it may be a mount, or the only writable folder: so work inside it, and do not replace it
-        with _temporary_folder(folder) as part:
+        with _temporary_folder(folder, folder) as part:
             yield part
             for file in sorted(part.iterdir()):
                 file.replace(folder / file.name)
@@ -142,15 +157,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written, or anything, even a link, has the name already; that is not changed.
     """
-    with _temporary_folder(folder.parent) as part:
+    with _temporary_folder(folder.parent, folder) as part:
         yield part
         part.replace(folder)
         sync_folder(folder.parent)
 
 
 @contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
+def _temporary_folder(parent: Path, folder: Path) -> Iterator[Path]:
+    """A folder in `parent` in which `folder` is written."""
+    with writing(folder), tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
         part = Path(temporary) / _PART  # with the usual permissions, which the temporary folder lacks
         part.mkdir()
         yield part

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minigpt.errors import first_line
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.system.figures import save_figure
-from minigpt.system.files import open_to_append, parsed_json
+from minigpt.system.files import open_to_append, parsed_json, writing
 from minigpt.training.curves import loss_curve, perplexity_curve
 from minigpt.training.trackers import Tracker
 
@@ -124,9 +124,10 @@ class RunLog:
         Raises:
             OSError: if it cannot be brought there.
         """
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for name, file in self._files.items():
+            with writing(Path(name)):
+                file.flush()
+                os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
     def restore(self) -> None:

@@ -1,11 +1,14 @@
 """A file is whole, or as it was."""
 
+import errno
 import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from minigpt.system.files import (
     new_folder,
     read_json,
     write_text,
+    writing,
 )
 from minigpt.tokenizers import AddedToken, CharTokenizer
 from minigpt.training.log import read_records
@@ -233,3 +237,61 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path, letter):
     path = tmp_path / (letter * (250 // len(letter.encode())) + ".json")
     write_text(path, "x")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def into_a_folder(path):
+    with atomic_folder(path.parent / "folder") as part:
+        write_text(part / "inside.txt", "a")
+
+
+def into_an_empty_folder(path):
+    (path.parent / "folder").mkdir()
+    into_a_folder(path)
+
+
+def into_a_new_folder(path):
+    with new_folder(path.parent / "folder") as part, atomic_write(part / "inside.txt") as file:
+        file.write(b"a")
+
+
+def by_itself(path):
+    with writing(path):
+        os.fsync(0)
+
+
+WRITTEN = {  # how it is written -> what an error names
+    "a file": (partial(write_text, text="a"), "file.txt"),
+    "no file of ours": (by_itself, "file.txt"),
+    "a folder": (into_a_folder, "folder/inside.txt"),
+    "an empty folder": (into_an_empty_folder, "folder/inside.txt"),
+    "a new folder": (into_a_new_folder, "folder/inside.txt"),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_full_disk_names_what_was_being_written(tmp_path, monkeypatch, how):
+    """And no temporary file, which is not there any more."""
+    write, named = WRITTEN[how]
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write(tmp_path / "file.txt")
+    assert Path(error.value.filename) == tmp_path / named
+
+
+@pytest.mark.parametrize("how", ["a file", "a new folder"])
+def test_what_cannot_be_made_is_named_and_no_temporary_file(tmp_path, monkeypatch, how):
+    write, _ = WRITTEN[how]
+
+    def refused(dir, prefix, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}abc")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda suffix, prefix, dir: refused(dir, prefix))
+    with pytest.raises(PermissionError) as error:
+        write(tmp_path / "file.txt")
+    assert Path(error.value.filename).parent == tmp_path
+    assert ".minigpt-" not in error.value.filename
