@@ -85,15 +85,16 @@ def train_and_say(
 def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[str]:
     """How a run ended, and what it has left."""
     table = epoch_table(read_records(run.metrics)) if config.train.epochs else []
-    best = "adapter" if config.train.lora_rank else "model.safetensors"
-    plots = "loss.png, perplexity.png" if config.train.epochs else "loss.png"
+    best = {run.best_weights: " (the best)", run.adapter: " (the best)"}
+    paths = (run.best_weights, run.adapter, run.plot, run.perplexity_plot, run.samples, run.metrics)
+    left = [f"{path.name}{best.get(path, '')}" for path in paths if path.exists()]
     return [
         "",
         f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
         f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
         *table,
         f"written    {run.path}",
-        f"           {best} (the best), {plots}, samples.txt, metrics.jsonl",
+        f"           {', '.join(left)}",
         "",
     ]
 

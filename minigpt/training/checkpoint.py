@@ -37,7 +37,7 @@ from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief, named
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
-from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
+from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, unused_run, versions
 from minigpt.formats.weights import (
     StoredTensor,
     mismatches,
@@ -275,7 +275,7 @@ def make_last(run: RunDirectory) -> str:
     Wherever this is cut off, at least one whole checkpoint is there, and another call ends what this one began.
 
     Returns:
-        A line that says what was wrong with one that is not whole, and was removed; empty if there is nothing to say.
+        A line that says what was wrong with one that is not whole, and what became of it; else an empty one.
 
     Raises:
         CheckpointError: if it is of another format.
@@ -287,10 +287,19 @@ def make_last(run: RunDirectory) -> str:
     except _FormatError:
         raise
     except MiniGPTError as error:  # it is nobody's last word: a whole one waits only from one rename to the next
-        remove(run.following)
-        return f"{error.what}; it was removed"
+        return f"{error.what}; {_cleared(run.following, {WEIGHTS, STATE, MANIFEST})}"
     _rotate(run)
     return ""
+
+
+def _cleared(folder: Path, known: set[str]) -> str:
+    """Take away a folder that is no use, and say how: one that holds more than what a training writes is kept."""
+    if folder.is_dir() and not folder.is_symlink() and not {path.name for path in folder.iterdir()} <= known:
+        aside = unused_run(folder.parent, f"{folder.name.lstrip('.')}-moved-aside").path
+        folder.replace(aside)
+        return f"it holds files that are not minigpt's, and is {aside} now"
+    remove(folder)
+    return "it was removed"
 
 
 def _rotate(run: RunDirectory) -> None:

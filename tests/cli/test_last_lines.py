@@ -2,9 +2,11 @@
 
 import pytest
 
-from minigpt.cli.trainings import opening, prompt_to_try
+from minigpt.cli.trainings import opening, prompt_to_try, summary
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.documents import Document, Documents
+from minigpt.formats.run_directory import RunDirectory
+from minigpt.training.loop import TrainResult
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,15 @@ def test_a_document_is_opened_as_in_training(document, keywords, expected):
     documents = Documents([document, Document("a long film")], "2 texts", 0, 0)
     config = RunConfig(documents=DocumentsConfig(keywords=keywords))
     assert prompt_to_try(documents, config) == expected
+
+
+@pytest.mark.parametrize("missing", ["loss.png", "samples.txt", "metrics.jsonl", "model.safetensors"])
+def test_the_summary_lists_what_was_written_and_nothing_else(tmp_path, missing):
+    """A picture may not have been drawn: said when it was not, it is not promised at the end."""
+    names = {"loss.png", "samples.txt", "metrics.jsonl", "model.safetensors"} - {missing}
+    for name in names:
+        (tmp_path / name).write_text("")
+    result = TrainResult(str(tmp_path), 7, 1.5, 1.5, 1.5, 100.0, 3.0, 23)
+    lines = summary(result, RunConfig(), RunDirectory(tmp_path))
+    listed = lines[[line.startswith("written") for line in lines].index(True) + 1]
+    assert {part.split()[0] for part in listed.split(",")} == names

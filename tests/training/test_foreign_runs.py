@@ -193,6 +193,24 @@ def test_only_a_whole_checkpoint_becomes_the_last(run, how):
     assert [line.startswith("damaged ") and ".next" in line for line in lines] == [True]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in a checkpoint"])
+@pytest.mark.parametrize("save", [False, True], ids=["at a resume", "at a save"])
+def test_what_a_person_keeps_where_a_checkpoint_waits_is_moved_and_not_removed(run, beside, save):
+    if beside:
+        shutil.copytree(run.previous, run.following)
+        damaged(run.following, "state.safetensors")
+    (run.following / "thesis").mkdir(parents=True)
+    (run.following / "thesis" / "one.txt").write_text("mine")
+    lines = []
+    if save:
+        replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
+    else:
+        clean(run, lines.append)
+        assert str(run.path / "next-moved-aside") in lines[0]
+    assert not run.following.exists()
+    assert (run.path / "next-moved-aside" / "thesis" / "one.txt").read_text() == "mine"
+
+
 def test_a_damaged_one_is_in_the_way_of_no_save(run):
     shutil.copytree(run.previous, run.following)
     damaged(run.following, "state.safetensors")
