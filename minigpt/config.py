@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named, refuse_if
-from minigpt.fields import ABOVE_0, BELOW_1, Bounds, check_fields, checked, hints
+from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
 _NO_END = 10**15  # more than any run needs; times the rows of a step, it still fits 64 bits
@@ -391,8 +391,11 @@ def _number(text: str) -> float | str:
         return text
 
 
+_SETTINGS = Form("settings, such as minigpt.config.RunConfig()", lambda one: hasattr(type(one), "__dataclass_fields__"))
+
+
 @checked
-def updated(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
+def updated(config: Annotated[Any, _SETTINGS], values: Mapping[str, Any], where: str = "") -> Any:
     """A copy of a configuration with some values replaced, sections merged key by key.
 
     Raises:
@@ -489,6 +492,7 @@ def _parsed(text: str) -> Any:
         loader.dispose()
 
 
+@checked
 def write_yaml(config: RunConfig, path: Path | str, versions: Mapping[str, str]) -> None:
     """Write a complete configuration, and the versions that it ran with, as YAML that `read_yaml` accepts."""
     import yaml

@@ -108,7 +108,8 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
         usual = "is not a choice" if get_origin(kind) is Literal else f"is of the wrong type ({type(value).__name__})"
         wrong = rule.wrong if isinstance(rule, Form) else usual
         raise error(f"{named(name, value)} {wrong}", f"{named(name)} must be {_advice(hint)}")
-    if rule and value is not None and (fault := rule.fault(value)):  # None is off, where it is allowed
+    off = value is None and types.NoneType in get_args(kind)
+    if rule and not off and (fault := rule.fault(value)):
         both = f"at least {rule.low:,} and at most {rule.high:,}" if isinstance(rule, Bounds) else ""
         raise error(f"{named(name, value)} {fault}", f"{named(name)} must be {rule.advice or both}")
 

@@ -14,12 +14,15 @@ import torch
 import minigpt
 from minigpt import GPTConfig, KVCache, MiniGPTError
 from minigpt.cli.main import answer as run
+from minigpt.config import RunConfig, updated, write_yaml
+from minigpt.data.corpora import Corpus
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import run_named
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training.loop import train
 
 LONGEST = 2000  # characters of both lines of an error
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw")  # 23 of them, as many as the tiny model has
@@ -35,6 +38,8 @@ NO_MODEL = [None, "gpt2", 3, GPTConfig(vocab_size=23, block_size=13, n_layer=2, 
 NO_IDS = [None, 3, 1.5, "ab", [1.5], ["a"], [None], torch.tensor(3)]
 NO_TEXT = [None, 3, ["a", 3], b"a"]
 NO_TOKENIZER = ["gpt2", 3, TOO_LONG]
+NO_SETTINGS = [None, 3, "seed", TOO_LONG]
+CORPUS = Corpus("letters", "abc", "made here")
 NO_PATH = [None, 3, b"a", ["a"], LETTERS, NUL, "\ud800"]
 
 CALLS = {
@@ -66,6 +71,15 @@ CALLS = {
     "open_source": (lambda m, x: open_source(x), [*NO_PATH, TOO_LONG]),
     "named_tokenizer": (lambda m, x: named_tokenizer(x), [*NO_PATH, TOO_LONG]),
     "run_named": (lambda m, x: run_named(x), [*NO_PATH, TOO_LONG]),
+    "updated: config": (lambda m, x: updated(x, {}), [*NO_SETTINGS, RunConfig]),
+    "updated: values": (lambda m, x: updated(RunConfig(), x), NO_SETTINGS),
+    "write_yaml: config": (lambda m, x: write_yaml(x, "out.yaml", {}), NO_SETTINGS),
+    "write_yaml: path": (lambda m, x: write_yaml(RunConfig(), x, {}), NO_PATH),
+    "write_yaml: versions": (lambda m, x: write_yaml(RunConfig(), "out.yaml", x), NO_SETTINGS),
+    "train: config": (lambda m, x: train(x, CORPUS, "out"), NO_SETTINGS),
+    "train: data": (lambda m, x: train(RunConfig(), x, "out"), [None, 3, "shakespeare", TOO_LONG]),
+    "train: out": (lambda m, x: train(RunConfig(), CORPUS, x), NO_PATH),
+    "train: resume": (lambda m, x: train(RunConfig(), CORPUS, "out", resume=x), [None, 3, "last"]),
     "KVCache: config": (lambda m, x: KVCache(x, 1), [None, {"n_layer": 2}]),
     "KVCache: batch_size": (lambda m, x: KVCache(m.config, x), [None, 1.5, "a", 0, -1, 10**12, True]),
     "KVCache: max_length": (lambda m, x: KVCache(m.config, 1, x), [1.5, "a", 0, 14, True]),

@@ -25,6 +25,7 @@ from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
+from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
 from minigpt.formats.source import open_source
 from minigpt.parameters import with_text
@@ -81,6 +82,7 @@ class TrainResult:
     parameters: int
 
 
+@checked
 def train(
     config: RunConfig,
     data: Corpus | Documents,
