@@ -29,6 +29,7 @@ CountOrOff = Annotated[int, Bounds(0, _NO_END)]
 NotNegative = Annotated[float, Bounds(0, _LARGEST)]
 Rate = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0 and at most 1e100", below="would not learn")]
 Alpha = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual")]
+Weights = Literal["float32", "float16", "int8", "auto"]  # how a model for inference keeps its linear layers
 Share = Annotated[float, Bounds(0, BELOW_1, "in [0, 1)")]
 ValFraction = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
 

@@ -136,6 +136,19 @@ class without_random_values(TorchFunctionMode):  # noqa: N801 (used as a context
         return func(*args, **(kwargs or {}))
 
 
+class shapes_alone(TorchFunctionMode):  # noqa: N801 (used as a context)
+    """New tensors have a shape and take no memory: all their elements are one. Nothing is written to them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.empty:
+            return torch.empty((), **(kwargs or {})).expand(*args)
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "zero_", "fill_"):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def with_text(logits: Tensor, vocab_size: VocabSize | None) -> Tensor:
     """The logits of the ids that have text: (..., V) -> (..., vocab_size).
 

@@ -1,8 +1,12 @@
 """`minigpt eval`."""
 
 import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +21,9 @@ from minigpt.data.documents import Documents, corpus_checksum, load_source
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
-from minigpt.evaluation.loss import evaluate, evaluate_batches
+from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
+from minigpt.model import GPT
+from minigpt.packed import PackedGPT
 from minigpt.tokenizers import note_special
 
 
@@ -76,11 +82,14 @@ def answer(settings: Eval) -> None:
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
     note_special(tokenizer, text)
     ids = tokenizer.encode_array(text)
-    result = evaluate(model, ids, stride=settings.stride, vocab_size=tokenizer.vocab_size)
+    measure = partial(evaluate, ids=ids, stride=settings.stride, vocab_size=tokenizer.vocab_size)
+    result = measure(model)
+    cost = cost_of_weights(model, settings, named.name, result, measure)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     if settings.json:
         print_json(
             {"loss": result.loss, "perplexity": result.perplexity, "bits_per_character": bits, "tokens": result.tokens}
+            | cost
         )
         return
     print(f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once")
@@ -88,6 +97,7 @@ def answer(settings: Eval) -> None:
     if corpus.floor is not None and split == "val":
         nats, floor = bits * math.log(2), corpus.floor(border, len(corpus.text))
         print(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
+    print_cost(cost)
 
 
 def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, bool]:
@@ -128,10 +138,40 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
         chosen = document_loader(documents, name, config, tokenizer).val
     else:
         chosen = encoded(documents.items, config, tokenizer, training=documents.items)
-    batches = padded(chosen, config.train.batch_size, seed=0, epoch=0)
-    result = evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
+
+    def measure(model: GPT) -> Evaluation:
+        batches = padded(chosen, config.train.batch_size, seed=0, epoch=0)
+        return evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
+
+    result = measure(model)
+    cost = cost_of_weights(model, settings, model_name, result, measure)
     if settings.json:
-        print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens})
+        print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens} | cost)
         return
     print(f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once")
     print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
+    print_cost(cost)
+
+
+def cost_of_weights(
+    model: GPT, settings: Eval, name: str, result: Evaluation, measure: Callable[[GPT], Evaluation]
+) -> dict[str, Any]:
+    """What --weights cost, by the loss of the plain model on the same text; nothing without the flag."""
+    if not isinstance(model, PackedGPT):
+        return {}
+    plain, _ = load(replace(settings, weights=None), name, settings.adapter)
+    plain_loss = measure(plain).loss
+    return {
+        "weights": model.weights,
+        "layers": dict(Counter(model.kinds().values())),
+        "plain_loss": plain_loss,
+        "relative_change": (result.loss - plain_loss) / plain_loss if plain_loss else None,
+    }
+
+
+def print_cost(cost: Mapping[str, Any]) -> None:
+    """Print what --weights cost, if they were asked for."""
+    if cost:
+        layers = ", ".join(f"{number} {kind}" for kind, number in cost["layers"].items())
+        change = "" if cost["relative_change"] is None else f": {100 * cost['relative_change']:+.3f} %"
+        print(f"{cost['plain_loss']:.4f} with plain weights{change} by --weights {cost['weights']} (layers: {layers})")

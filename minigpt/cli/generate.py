@@ -31,6 +31,11 @@ LOOKUP = "lookup"
 def answer(settings: Generate) -> None:
     """Continue the prompts; a single prompt is streamed, several are continued together."""
     without = [ablate(part) for part in settings.ablate]
+    if without and settings.weights:
+        raise InputError(
+            f"--ablate takes parts out of a model, and those of --weights {settings.weights} are packed",
+            "leave one of them out",
+        )
     texts = prompt_texts(settings)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     if settings.show_special:
@@ -156,7 +161,7 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
         return None
     if settings.draft == LOOKUP:
         return PromptLookup(**number)
-    drafter, own = open_source(settings.draft).load_for_text()
+    drafter, own = open_source(settings.draft).load_for_text(weights=settings.weights)
     if own.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"{settings.draft} has other tokens than the model: {own.vocab_size} and {tokenizer.vocab_size} of them",

@@ -3,7 +3,7 @@
 import copy
 import sys
 
-from minigpt.cli.settings import Computing, TextSettings
+from minigpt.cli.settings import Computing, Reading, TextSettings
 from minigpt.cli.streams import print_note
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
@@ -14,6 +14,7 @@ from minigpt.formats.source import Source, open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.lora import merged
 from minigpt.model import GPT
+from minigpt.packed import pack
 from minigpt.system.device import choose_device
 from minigpt.system.files import listed
 from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, read
@@ -35,7 +36,7 @@ def model_source(spec: str | None) -> Source:
 
 
 def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:
-    """A model on the --device, and its tokenizer, which reads text as --unknown and --special say.
+    """A model on the --device, with its --weights, and its tokenizer, which reads text as --unknown and --special say.
 
     Args:
         settings: how to read, and where to compute.
@@ -43,13 +44,19 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
         adapter: a LoRA adapter to merge into it.
 
     Raises:
+        InputError: if --weights are for another device.
         MiniGPTError: the errors of `Source.load_for_text` and `choose_device`.
     """
-    device = choose_device(settings.device)  # before the work of loading
-    model, tokenizer = model_source(name).load_for_text(tokenizer=settings.tokenizer)
+    weights = settings.weights if isinstance(settings, Reading) else None
+    device = choose_device("cpu" if weights and settings.device == "auto" else settings.device)
+    if weights and device.type != "cpu":
+        raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
+    source = model_source(name)
+    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, weights=None if adapter else weights)
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)
+        model = pack(model, weights, keep=False) if weights else model
     return model.to(device), configured(tokenizer, settings)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
-from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig
+from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, Weights
 from minigpt.decoding.options import DecodingOptions
 from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.fields import Bounds
@@ -53,6 +53,15 @@ class Model(Computing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading(Computing):
+    """What only reads a model, and so needs no weights that can be changed or looked at."""
+
+    weights: Weights | None = None
+    """lay the weights out for this processor, and write faster: the same numbers (float32; auto is whatever is fastest
+    of that sort), or fewer bits (docs/decoding-speed.md; default: as they are)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokenize(TextSettings):
     """Show how a text is cut into tokens: each token's id, its text, and its bytes.
 
@@ -70,13 +79,14 @@ class Tokenize(TextSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Model):
+class Eval(Reading, Model):
     """Measure a model on a text: loss, perplexity, bits per character.
 
     The text is read in windows of block_size tokens, --stride tokens apart. Every token except the first is predicted
     exactly once, by the first window that reaches it: of each window except the first, only the last --stride
     predictions count, and each of them sees at least block_size - stride + 1 tokens before it. Separate documents are
-    read each from its beginning: those that the run has held out, or with other data all of them.
+    read each from its beginning: those that the run has held out, or with other data all of them. With --weights,
+    the plain model is measured too.
     """
 
     examples = """
@@ -98,7 +108,7 @@ class Eval(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Next(Model):
+class Next(Reading, Model):
     """Show what the model expects after a text.
 
     It prints the most probable next tokens, with their logits and probabilities. Bars are relative to the first row.
@@ -124,7 +134,7 @@ class Next(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Model):
+class Score(Reading, Model):
     """Measure how probable texts are, each as a whole.
 
     log_prob is the sum of log p(token | tokens before it) over all tokens except the first, in nats. num_tokens is the
@@ -147,7 +157,7 @@ class Score(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateText(Computing):
+class EvaluateText(Reading):
     """Measure written texts.
 
     Each FILE is a column of the table, so that texts from before and after a fine-tuning stand side by side.
@@ -273,7 +283,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Prompts, Model):
+class Generate(Prompts, Reading, Model):
     """Continue a text. It is printed token by token."""
 
     examples = """
@@ -343,7 +353,7 @@ SETTING = f"how to decode (default: {', '.join(DEFAULT_SETTINGS)}). Options: {',
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Prompts, Computing):
+class Compare(Prompts, Reading):
     """Compare decoders, or models, on the same prompts with the same seeds.
 
     Every setting writes --seeds texts for each prompt. A measure is averaged over the texts of a prompt, then over the

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.config import Weights
 from minigpt.fields import checked
 from minigpt.formats.config_json import CARRIED, transformers_config
 from minigpt.formats.gpt2_names import names, transformers_views
@@ -33,6 +34,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     block_size: int | None = None,
     dropout: float | None = None,
+    weights: Weights | None = None,
 ) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer; the model is on the CPU, in float32, in evaluation mode.
 
@@ -58,6 +60,8 @@ def load_model(
             distinct characters in sorted order are the vocabulary. One that differs from the model's is an error.
         block_size: a shorter context than the model's: only the first position embeddings are read.
         dropout: for further training, instead of the source's own rate.
+        weights: pack the model for inference, as `minigpt.pack` does, while it is read: one layer at a time is in
+            memory as the file has it. Only an adapter needs all of its base at once.
 
     Returns:
         The model; and its tokenizer, or None if the model has none and none was given.
@@ -66,7 +70,7 @@ def load_model(
         MissingFileError: if there is no such file, folder or model.
         CheckpointError: if it is damaged, incomplete, of another architecture, or not a safe file.
         ConfigError: if `block_size` or `dropout` is out of range.
-        InputError: if `spec` or `tokenizer` is no path, or no file can have this name.
+        InputError: if `spec` or `tokenizer` is no path, or no file can have this name, or there are no such `weights`.
         DownloadError: if a model of the hub is not in the cache and cannot be downloaded.
 
     Warns:
@@ -74,7 +78,7 @@ def load_model(
         ModelNote: if the model computes slightly other numbers than the program that trained it, has ids without text,
             or has no tokenizer.
     """
-    return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout)
+    return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout, weights=weights)
 
 
 @checked

@@ -14,8 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import GPTConfig, RunConfig, read_yaml
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, ModelNote, named, near
+import torch
+from torch import Tensor
+
+from minigpt.config import GPTConfig, RunConfig, Weights, read_yaml
+from minigpt.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    MiniGPTError,
+    MissingFileError,
+    ModelNote,
+    named,
+    near,
+)
+from minigpt.fields import check_value
 from minigpt.formats.config_json import (
     carried_from,
     checked_config,
@@ -23,7 +36,7 @@ from minigpt.formats.config_json import (
     listed_ends,
     read_carried,
 )
-from minigpt.formats.gpt2_names import transformers_views
+from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import (
@@ -35,10 +48,19 @@ from minigpt.formats.run_directory import (
     run_weights,
 )
 from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer
-from minigpt.formats.weights import StoredTensor, fill, load_torch_file, open_weights, stored_tensors
+from minigpt.formats.weights import (
+    StoredTensor,
+    check_table,
+    fill,
+    load_torch_file,
+    open_weights,
+    read_into,
+    stored_tensors,
+)
 from minigpt.lora import merged
 from minigpt.model import GPT
-from minigpt.parameters import empty_model
+from minigpt.packed import PackedGPT, pack
+from minigpt.parameters import empty_model, shapes_alone
 from minigpt.system.files import listed, named_path
 from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, check_has_tokenizer, check_vocabulary, load_tokenizer
 
@@ -168,30 +190,45 @@ class Source:
         return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named)
 
     def load(
-        self, *, tokenizer: str | Path | None = None, block_size: int | None = None, dropout: float | None = None
+        self,
+        *,
+        tokenizer: str | Path | None = None,
+        block_size: int | None = None,
+        dropout: float | None = None,
+        weights: Weights | None = None,
     ) -> tuple[GPT, Tokenizer | None]:
         """The model and its tokenizer; see `minigpt.load_model`."""
-        return self._load(tokenizer, block_size, dropout, needs_text=False)
+        return self._load(tokenizer, block_size, dropout, weights, needs_text=False)
 
     def load_for_text(
-        self, *, tokenizer: str | Path | None = None, block_size: int | None = None, dropout: float | None = None
+        self,
+        *,
+        tokenizer: str | Path | None = None,
+        block_size: int | None = None,
+        dropout: float | None = None,
+        weights: Weights | None = None,
     ) -> tuple[GPT, Tokenizer]:
         """`load` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
-        model, chosen = self._load(tokenizer, block_size, dropout, needs_text=True)
+        model, chosen = self._load(tokenizer, block_size, dropout, weights, needs_text=True)
         return model, check_has_tokenizer(chosen, self.name)
 
     def _load(
-        self, tokenizer: str | Path | None, block_size: int | None, dropout: float | None, needs_text: bool
+        self,
+        tokenizer: str | Path | None,
+        block_size: int | None,
+        dropout: float | None,
+        packed: Weights | None,
+        needs_text: bool,
     ) -> tuple[GPT, Tokenizer | None]:
+        check_value("weights", packed, Weights | None, InputError)
         if self.run and self.adapter:
-            return self._load_adapted(self.run, tokenizer, block_size, dropout)
+            model, own = self._load_adapted(self.run, tokenizer, block_size, dropout)
+            return (pack(model, packed, keep=False) if packed else model), own
         weights = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
         chosen = self._tokenizer(weights.config.vocab_size, tokenizer)
         if needs_text:
             check_has_tokenizer(chosen, self.name)
-        model = empty_model(weights.config)
-        targets = {_bare(name): view for name, view in transformers_views(model, weights.conv1d).items()}
-        fill(targets, weights.stored, weights.path, weights.how)
+        model = weights.packed(packed) if packed else weights.plain()
         for note in self._notes(weights, chosen):
             warnings.warn(note, stacklevel=4)
         return model.eval(), chosen
@@ -302,6 +339,38 @@ class _Weights:
     conv1d: bool
     how: str
     note: ModelNote | None = None
+
+    def plain(self) -> GPT:
+        """A model with these weights."""
+        model = empty_model(self.config)
+        fill(self._targets(model), self.stored, self.path, self.how)
+        return model
+
+    def packed(self, weights: Weights) -> PackedGPT:
+        """The same, packed: the plain weights of one layer at a time are all that is read into memory."""
+        with shapes_alone():
+            shape = GPT(self.config)
+        targets = self._targets(shape)
+        check_table(targets, self.stored, self.path, self.how)
+        theirs = {name.ours: (_bare(name.theirs), name.conv1d and self.conv1d) for name in names(self.config.n_layer)}
+
+        def read(part: str, rows: slice) -> dict[str, Tensor]:
+            tensors = {}
+            for key, expected in shape.get_submodule(part).named_parameters(recurse=False):
+                name, transposed = theirs[f"{part}.{key}"]
+                found, target = self.stored[name], torch.empty(expected[rows].shape)
+                if transposed:  # never in pieces
+                    read_into(target.T, name, found, self.path)
+                else:
+                    read_into(target, name, found.rows(*rows.indices(len(expected))[:2]), self.path)
+                tensors[key] = target
+            return tensors
+
+        return PackedGPT(self.config, weights, read)
+
+    def _targets(self, model: GPT) -> dict[str, Tensor]:
+        """Where in a model the tensor of each name belongs."""
+        return {_bare(name): view for name, view in transformers_views(model, self.conv1d).items()}
 
 
 def _open(source: Source, rates_may_differ: bool) -> _Weights:
@@ -458,5 +527,5 @@ def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) 
             f"choose at most {weights.config.block_size}: the model has no position embedding beyond that",
         )
     if "wpe.weight" in stored:
-        stored["wpe.weight"] = stored["wpe.weight"].first_rows(config.block_size)
+        stored["wpe.weight"] = stored["wpe.weight"].rows(0, config.block_size)
     return dataclasses.replace(weights, config=config, stored=stored)

@@ -107,9 +107,12 @@ class StoredTensor:
         """The whole tensor, in its own shape and dtype."""
         return self.read_rows(0, self.shape[0] if self.shape else 1).view(self.shape)
 
-    def first_rows(self, n: int) -> "StoredTensor":
-        """The tensor of its first `n` rows; it must have at least `n`."""
-        return dataclasses.replace(self, shape=(n, *self.shape[1:]))
+    def rows(self, start: int, stop: int) -> "StoredTensor":
+        """The tensor of some of its rows."""
+        read_rows = self.read_rows
+        return dataclasses.replace(
+            self, shape=(stop - start, *self.shape[1:]), read_rows=lambda a, b: read_rows(start + a, start + b)
+        )
 
 
 def open_weights(path: Path | str) -> dict[str, StoredTensor]:
@@ -132,7 +135,6 @@ def save_weights(model: GPT, path: Path | str, metadata: Mapping[str, str] | Non
     write_safetensors(named_path(path, "path"), own_tensors(model), metadata=metadata)
 
 
-@torch.no_grad()
 def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path: Path, how: str) -> None:
     """Read every stored tensor into the target of its name. Names and shapes are checked before a value is written.
 
@@ -146,17 +148,27 @@ def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path
         CheckpointError: if a name is missing or unknown, or a shape or a dtype differs; the error names all of these.
             Also if a tensor has a value that is not finite; then the tensors before it have been written.
     """
-    problems = mismatches(targets, stored)
-    if problems:
-        raise CheckpointError(f"{path} does not hold this model's weights: {listed(problems, '; ')}", how)
+    check_table(targets, stored, path, how)
     for name, target in targets.items():
-        try:
-            stored[name].copy_to(target)
-        except ArithmeticError as error:
-            raise CheckpointError(
-                f"{path} has values in {name} that are {error}: no model can compute with them",
-                "take weights from before training lost its numbers, or copy the file again",
-            ) from None
+        read_into(target, name, stored[name], path)
+
+
+def check_table(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path: Path, how: str) -> None:
+    """Refuse tensors of other names, shapes or dtypes than those of a model; see `fill`."""
+    if problems := mismatches(expected, stored):
+        raise CheckpointError(f"{path} does not hold this model's weights: {listed(problems, '; ')}", how)
+
+
+@torch.no_grad()
+def read_into(target: Tensor, name: str, stored: StoredTensor, path: Path) -> None:
+    """Read one stored tensor into a target of its shape; see `fill`."""
+    try:
+        stored.copy_to(target)
+    except ArithmeticError as error:
+        raise CheckpointError(
+            f"{path} has values in {name} that are {error}: no model can compute with them",
+            "take weights from before training lost its numbers, or copy the file again",
+        ) from None
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor]) -> list[str]:

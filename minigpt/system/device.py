@@ -3,7 +3,8 @@
 import ctypes
 import platform
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -102,12 +103,31 @@ def keep_freed_memory() -> bool:
     By default it gives large blocks back to the kernel. A training step on a CPU frees and takes the same blocks over
     and over, and would pay thousands of page faults to get them again.
     """
+    return _set_malloc(keep=2**31 - 1, mapped_alone=LARGEST_IN_HEAP)
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Let the C library return each large block at once while a model is loaded, where it can be told to (glibc).
+
+    By default it soon keeps what was freed, for blocks of the same size; but those of weights become ever smaller.
+    Afterwards it does as it does by default when it has seen large blocks.
+    """
+    _set_malloc(keep=2**17, mapped_alone=2**20)
+    try:
+        yield
+    finally:
+        _set_malloc(keep=2 * LARGEST_IN_HEAP, mapped_alone=LARGEST_IN_HEAP)
+
+
+def _set_malloc(keep: int, mapped_alone: int) -> bool:
+    """How many freed bytes are kept, and from how many on a block is mapped alone; false without glibc."""
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or Windows
         return False
-    return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_threshold, LARGEST_IN_HEAP))
+    return bool(mallopt(trim_threshold, keep)) and bool(mallopt(mmap_threshold, mapped_alone))
 
 
 def matmul_seconds(dtype: torch.dtype, device: torch.device, size: int = 256, repeats: int = 5) -> float:

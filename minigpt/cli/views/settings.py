@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from minigpt.cli.parser import Command, Flag
-from minigpt.cli.settings import NEWEST, Model, Next, Rows, Shown, TextSettings
+from minigpt.cli.settings import NEWEST, Model, Next, Reading, Rows, Shown, TextSettings
 from minigpt.config import PRESETS, Seed
 from minigpt.decoding.options import DecodingOptions
 from minigpt.fields import Bounds
@@ -43,7 +43,7 @@ class InsideText(Inside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class After(ViewSettings, Model):
+class After(ViewSettings, Reading, Model):
     """What comes after a text, or how probable it is: by default nothing is put in front of the text."""
 
     prompt: Annotated[str, Flag("TEXT", positional=True, says=InsideText)]
