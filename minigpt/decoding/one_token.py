@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from minigpt.dropout import Dropout
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT, MLP, Block, CausalSelfAttention, fused_attention
 
@@ -107,13 +108,13 @@ def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
     """Whether all parts compute as model.py has it. Linear layers are called, so they may be anything."""
     parts: list[tuple[nn.Module, type[nn.Module]]] = [
-        (model, GPT), (model.wte, nn.Embedding), (model.wpe, nn.Embedding), (model.drop, nn.Dropout),
+        (model, GPT), (model.wte, nn.Embedding), (model.wpe, nn.Embedding), (model.drop, Dropout),
         (model.ln_f, nn.LayerNorm),
     ]  # fmt: skip
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         parts += [(block, Block), (block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm), (attn, CausalSelfAttention)]
-        parts += [(attn.resid_dropout, nn.Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, nn.Dropout)]
+        parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, Dropout)]
     own = {"trunk", "forward"} & {name for part, _ in parts for name in vars(part)}
     same = all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
     return same and not own and type(model).trunk is GPT.trunk
