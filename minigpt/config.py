@@ -89,6 +89,8 @@ class DataConfig:
     """one token a character of the corpus, or GPT-2's 50,257 byte-pair tokens"""
     val_fraction: ValFraction = 0.1
     """the last part of the corpus, kept out of training and used to measure the validation loss"""
+    val_data: str = ""
+    """what validates instead: a text or records of their own, read as the source is"""
     checksum: str = ""
     """sha256 of what was read of the source, wherever it lies; training fills it in"""
 
@@ -121,9 +123,7 @@ class DocumentsConfig:
     train_size: CountOrOff = 0
     """documents to train on, chosen by the seed; 0 for all that do not validate"""
     val_size: CountOrOff = 0
-    """documents to hold out and validate on, chosen by the seed; 0 for a tenth, or all of val_data"""
-    val_data: str = ""
-    """a file or folder of their own for the documents that validate, read as the other; empty to hold some out"""
+    """documents to hold out and validate on, chosen by the seed; 0 for a tenth, or all of --val-data"""
     batching: Literal["padded", "packed", "packed-masked"] = "padded"
     """padded: one document a row; packed: back to back, no room wasted; packed-masked: so too, and none sees another"""
     keywords: CountOrOff = 0

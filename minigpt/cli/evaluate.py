@@ -16,7 +16,7 @@ from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.texts import source_of_run
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import Corpus, are_documents, source_name
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, source_name
 from minigpt.data.documents import Documents, corpus_checksum, load_source
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.tokens import split_at
@@ -41,15 +41,18 @@ def answer(settings: Eval) -> None:
         fields = {"text_field": field, "prompt_field": "", "completion_field": ""}
         config = updated(config, {"documents": fields})
     if settings.val_data:
-        if not config.documents.val_data or not are_documents(
-            config.documents.separate, settings.data or config.data.source
-        ):
+        if not config.data.val_data:
             raise InputError(
-                f"--val-data {settings.val_data} is for separate documents, of a run with others that validated",
+                f"--val-data {settings.val_data} is for a run whose validation data had a file of their own",
                 "leave --val-data out",
             )
-        config = updated(config, {"documents": {"val_data": settings.val_data}})
+        config = updated(config, {"data": {"val_data": settings.val_data}})
     source, own = measured(config, settings.data)
+    if settings.data and settings.val_data and not own:
+        raise InputError(
+            f"{settings.data} and --val-data {settings.val_data} are not what {named.name} was trained on",
+            "leave --val-data out, to measure all of other data",
+        )
     if settings.data is None and not own:
         raise InputError(
             f"{config.data.source} has changed since {named.name} was trained on it",
@@ -109,19 +112,24 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
     """
     chosen = config
     if named is not None:
-        d = config.documents
-        if not are_documents(d.separate, named):
-            d = DocumentsConfig()  # the run's settings are those of documents, and this is a text
-        elif not Path(d.val_data).exists():
+        d, val_data = config.documents, config.data.val_data
+        documents = are_documents(d.separate, named)
+        if documents != are_documents(d.separate, config.data.source):
+            val_data = ""  # the run's other data were read in another way
+        elif not (val_data in NAMED_SOURCES or Path(val_data).exists()):
             print_note(
-                f"{d.val_data}, which validated in this run, is not there: all of {named} is measured, even what this "
+                f"{val_data}, which validated in this run, is not there: all of {named} is measured, even what this "
                 "run learned from; --val-data names where it lies now"
             )
-            d = replace(d, val_data="")
-        chosen = replace(config, data=replace(config.data, source=named), documents=d)
-    source = source_of_run(chosen, "--val-data") if named is None else load_source(chosen)
+            val_data = ""
+        data = replace(config.data, source=named, val_data=val_data)
+        chosen = replace(config, data=data, documents=d if documents else DocumentsConfig())
+    source = source_of_run(chosen) if named is None else load_source(chosen)
     if config.data.checksum:
-        return source, corpus_checksum(source) == config.data.checksum
+        own = corpus_checksum(source) == config.data.checksum
+        if not (own or named is None) and chosen.data.val_data:  # of other data all is measured, and nothing else
+            source = load_source(replace(chosen, data=replace(chosen.data, val_data="")))
+        return source, own
     # A model that was not trained here has no checksum.
     same = named is None or (
         Path(config.data.source).exists() and corpus_checksum(source) == corpus_checksum(load_source(config))

@@ -15,6 +15,7 @@ RUN_FLAGS = {
     "data.source": Flag("SOURCE", name="--data"),
     "data.tokenizer": Flag(name="--tokenizer"),
     "data.val_fraction": Flag(name="--val-fraction"),
+    "data.val_data": Flag("SOURCE", name="--val-data"),
     "data.checksum": Flag(hidden=True),
     "model.vocab_size": Flag(hidden=True),  # it follows from the tokenizer
     "init_from": Flag("MODEL"),
@@ -89,10 +90,12 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
             f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
             "leave --tokenizer out",
         )
-    if "val_fraction" in data and are_documents(config.documents.separate, config.data.source):
+    separate, own = are_documents(config.documents.separate, config.data.source), bool(config.data.val_data)
+    if "val_fraction" in data and (own or separate):
+        why = "--val-data names what validates" if own else "documents are held out by their number"
         raise ConfigError(
-            f"--val-fraction {config.data.val_fraction} would change nothing: documents are held out by their number",
-            "use --documents.val_size, or --documents.val_data for a file of their own",
+            f"--val-fraction {config.data.val_fraction} would change nothing: {why}",
+            "leave it out" if own else "use --documents.val_size, or --val-data for a file of their own",
         )
     t, d = config.train, config.documents
     ratio, lora = t.warmup_ratio, ("lora_alpha", "lora_dropout", "lora_targets")

@@ -99,7 +99,7 @@ class Eval(Reading, Model):
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
     val_data: Annotated[str | None, Flag("FILE")] = None
-    """where the run's validation documents lie now"""
+    """where the run's validation data lie now, if they have a file of their own"""
     split: Literal["val", "train", "all"] | None = None
     """which part of it (default: val of the corpus it was trained on, all of any other)"""
     stride: Annotated[int | None, Bounds(1, 10**9)] = None

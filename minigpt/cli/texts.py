@@ -128,12 +128,8 @@ def training_documents(source: str, field: str | None) -> list[str]:
     return [load_corpus(source).text]
 
 
-def source_of_run(config: RunConfig, flag: str) -> Corpus | Documents:
+def source_of_run(config: RunConfig) -> Corpus | Documents:
     """The data that a run was trained on.
-
-    Args:
-        config: the run's settings.
-        flag: the flag that sets `documents.val_data`, for an error.
 
     Raises:
         MiniGPTError: where `load_source` raises one; if a path does not exist any more, the error asks for the new one.
@@ -141,4 +137,4 @@ def source_of_run(config: RunConfig, flag: str) -> Corpus | Documents:
     try:
         return load_source(config)
     except MissingFileError as error:
-        raise MissingFileError(error.what, f"name where it lies now: --data, or {flag}") from None
+        raise MissingFileError(error.what, "name where it lies now: --data, or --val-data") from None

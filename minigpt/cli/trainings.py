@@ -63,7 +63,7 @@ def train_and_say(
             if quickstart:
                 source, why = load_quickstart_corpus()
             else:
-                source = source_of_run(config, "--documents.val_data") if resume else load_source(config)
+                source = source_of_run(config) if resume else load_source(config)
         read = source.name if isinstance(source, Corpus) else source_name(config.data.source)
         if quickstart:
             print_line(why)

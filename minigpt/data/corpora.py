@@ -82,12 +82,19 @@ class Corpus:
         origin: one line that says where it comes from.
         floor: a function of (start, stop): the exact loss of a perfect model on text[start:stop], given all the text
             before it, in nats per character. None if it is not known.
+        val_start: where in the text a validation text of its own begins. None if a share of the text validates.
     """
 
     name: str
     text: str = field(repr=False)
     origin: str
     floor: Callable[[int, int], float] | None = field(default=None, repr=False)
+    val_start: int | None = None
+
+    def with_validation(self, other: "Corpus") -> "Corpus":
+        """This text to learn from, and another to validate."""
+        origin = f"{self.origin}; to validate, {other.origin}"
+        return Corpus(self.name, self.text + other.text, origin, val_start=len(self.text))
 
 
 def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.0) -> Corpus:

@@ -167,7 +167,7 @@ def load_source(config: RunConfig) -> Corpus | Documents:
         ConfigError: if the source is one text, and a setting is for documents; or as `read_documents`.
         MissingFileError, DataError: as `load_corpus` and `read_documents`.
     """
-    d, source = config.documents, config.data.source
+    d, source, val_data = config.documents, config.data.source, config.data.val_data
     if not are_documents(d.separate, source):
         if d.separate == "auto" and d != DocumentsConfig():
             name = next(name for name, value in vars(d).items() if value != getattr(DocumentsConfig(), name))
@@ -175,9 +175,10 @@ def load_source(config: RunConfig) -> Corpus | Documents:
                 f"{named(name, getattr(d, name))} is for separate documents, and {source} is read as one text",
                 f"add {passed('separate', 'on')}, or leave {named(name)} out",
             )
-        return load_corpus(source)
+        corpus = load_corpus(source)
+        return corpus.with_validation(load_corpus(val_data)) if val_data else corpus
     documents = read_documents(source, d)
-    return with_validation(documents, read_documents(d.val_data, d)) if d.val_data else documents
+    return with_validation(documents, read_documents(val_data, d)) if val_data else documents
 
 
 def corpus_checksum(data: Corpus | Documents) -> str:
@@ -185,6 +186,8 @@ def corpus_checksum(data: Corpus | Documents) -> str:
     digest = hashlib.sha256()
     if isinstance(data, Corpus):
         digest.update(data.text.encode("utf-8"))
+        if data.val_start is not None:
+            digest.update(f"{data.val_start} to learn from".encode())
     else:
         for document in [*data.items, *(data.validation or ())]:
             digest.update(repr(document).encode("utf-8"))

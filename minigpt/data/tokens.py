@@ -125,7 +125,7 @@ def _check_ids(path: Path, ids: Ids, vocab_size: int) -> None:
 def prepare(
     corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, block_size: int, folder: Path
 ) -> tuple[TokenFile, TokenFile]:
-    """The (training, validation) splits of a corpus; the last `val_fraction` of its characters is for validation.
+    """The (training, validation) splits of a corpus; see `split_at`.
 
     The files are written to `folder/<corpus>-<key>/{train,val}.bin` and read from there the next time. The key depends
     on text, tokenizer and split, so the files of another text or tokenizer are never confused with these. If that
@@ -138,6 +138,7 @@ def prepare(
     """
     key = hashlib.sha256(corpus.text.encode("utf-8"))
     key.update(f"{tokenizer.fingerprint()} {config.val_fraction}".encode())
+    key.update(f" {corpus.val_start}".encode() if corpus.val_start is not None else b"")
     homes = [where / f"{corpus.name}-{key.hexdigest()[:12]}" for where in (folder, cache_dir() / "tokens")]
     border = split_at(corpus, config)
     texts = {"train": corpus.text[:border], "val": corpus.text[border:]}
@@ -178,8 +179,8 @@ def _dtype(vocab_size: int) -> "np.dtype[np.unsignedinteger]":
 
 
 def split_at(corpus: Corpus, config: DataConfig) -> int:
-    """The character of the corpus at which validation begins."""
-    return int(len(corpus.text) * (1 - config.val_fraction))
+    """The character at which validation begins: of its own text, or of the last `val_fraction` of a corpus."""
+    return int(len(corpus.text) * (1 - config.val_fraction)) if corpus.val_start is None else corpus.val_start
 
 
 def check_length(split: str, num_tokens: int, block_size: int) -> None:

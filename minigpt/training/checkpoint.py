@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
             "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
-PLACES = ("data.source", "documents.val_data")  # where data lies, which may change: the checksum says what it is
+PLACES = ("data.source", "data.val_data")  # where data lies, which may change: the checksum says what it is
 FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest

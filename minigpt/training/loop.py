@@ -117,8 +117,11 @@ def train(
     config = replace(
         config,
         init_from=base,
-        data=replace(config.data, source=lasting_source(config.data.source)),
-        documents=replace(config.documents, val_data=lasting_source(config.documents.val_data)),
+        data=replace(
+            config.data,
+            source=lasting_source(config.data.source),
+            val_data=lasting_source(config.data.val_data),
+        ),
     )
     directory, progress = RunDirectory(out), Progress()
     checkpoint = lock = None

@@ -587,7 +587,7 @@ def test_documents_that_validated_and_have_moved_can_be_named(base, tmp_path, mo
         Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in part), encoding="utf-8")
     sizes = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"]
     start = ["train", "--init-from", str(base), "--preset", PRESET, "--device", "cpu", "--out", "run"]
-    answered(capsys, *start, "--data", "a.jsonl", "--documents.val_data", "v.jsonl", *sizes, "--train.epochs", "1")
+    answered(capsys, *start, "--data", "a.jsonl", "--val-data", "v.jsonl", *sizes, "--train.epochs", "1")
     evaluate = ["eval", "--model", "run"]
     expected = answered(capsys, *evaluate)
     Path("v.jsonl").rename("w.jsonl")
@@ -604,24 +604,24 @@ def test_documents_that_validated_and_have_moved_can_be_named(base, tmp_path, mo
     assert "--val-data w.jsonl is for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["text", "documents", "val_data"])
+@pytest.mark.parametrize("kind", ["text", "documents", "val_data", "text val_data"])
 def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_path, monkeypatch, capsys, kind):
     """Trained in one folder; measured and resumed from another, after the file has moved and got another name."""
-    suffix = "txt" if kind == "text" else "jsonl"
-    content = "".join(TEXTS * 3) if kind == "text" else "\n".join(json.dumps({"text": text}) for text in TEXTS)
+    is_text = kind.startswith("text")
+    suffix = "txt" if is_text else "jsonl"
+    content = "".join(TEXTS * 3) if is_text else "\n".join(json.dumps({"text": text}) for text in TEXTS)
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir(), away.mkdir()
     data, other = home / f"a.{suffix}", home / f"other.{suffix}"
     data.write_text(content, encoding="utf-8")
-    other.write_text(content + ("a" if kind == "text" else '\n{"text": "g 7"}'), encoding="utf-8")
+    other.write_text(content + ("a" if is_text else '\n{"text": "g 7"}'), encoding="utf-8")
     (home / "val.jsonl").write_text('{"text": "abc"}\n{"text": "cab"}\n{"text": "a 1"}', encoding="utf-8")
-    flags = ["--documents.val_data", "val.jsonl"] * (kind == "val_data")
-    preset_name = "finetune-text" if kind == "text" else PRESET
-    steps = ["--train.max_steps", "2"] if kind == "text" else ["--train.epochs", "1"]
-    warm = ["--train.warmup_steps", "1"] * (kind == "text")
-    few = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"] * (
-        kind != "text"
-    )
+    (home / "val.txt").write_text("".join(reversed(TEXTS)), encoding="utf-8")
+    flags = ["--val-data", f"val.{suffix}"] * kind.endswith("val_data")
+    preset_name = "finetune-text" if is_text else PRESET
+    steps = ["--train.max_steps", "2"] if is_text else ["--train.epochs", "1"]
+    warm = ["--train.warmup_steps", "1"] * (is_text)
+    few = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"] * (not is_text)
     monkeypatch.chdir(home)
     start = ["train", "--init-from", str(base), "--preset", preset_name, "--device", "cpu", "--out", "../run"]
     trained = answered(capsys, *start, "--data", f"a.{suffix}", *flags, *steps, *warm, *few)
@@ -633,11 +633,11 @@ def test_what_a_file_is_does_not_depend_on_how_its_place_is_spelled(base, tmp_pa
     assert answered(capsys, "eval", "--model", run, "--data", str(other))["tokens"] > expected["tokens"]
     monkeypatch.chdir(away)
     assert answered(capsys, "eval", "--model", run) == expected
-    more = ["--train.max_steps", "4"] if kind == "text" else ["--train.epochs", "2"]
+    more = ["--train.max_steps", "4"] if is_text else ["--train.epochs", "2"]
     assert answered(capsys, "train", "--resume", run, *more)["step"] == 2 * trained["step"]
     moved = away / f"b.{suffix}"
     data.rename(moved)
-    more = ["--train.max_steps", "6"] if kind == "text" else ["--train.epochs", "3"]
+    more = ["--train.max_steps", "6"] if is_text else ["--train.epochs", "3"]
     assert main.answer(["train", "--resume", run, *more]) == 2
     assert "name where it lies now: --data" in capsys.readouterr().err
     assert main.answer(["train", "--resume", run, *more, "--data", str(other)]) == 2
@@ -680,7 +680,7 @@ def test_a_base_without_a_line_end_says_so(tmp_path):
         ),
         (["--train.warmup_ratio", "0.5", "--train.warmup_steps", "1"], "--train.warmup_steps 1 would change nothing"),
         (["--documents.separate", "off", "--documents.max_length", "7"], "--documents.max_length 7 would change"),
-        (["--documents.separate", "off", "--documents.val_data", "gone"], "--documents.val_data gone would change"),
+        (["--val-data", "b.txt", "--val-fraction", "0.3"], "--val-fraction 0.3 would change nothing: --val-data names"),
     ],
 )
 def test_a_flag_that_another_makes_useless_is_refused(flags, words, capsys):
@@ -702,3 +702,41 @@ def test_a_new_model_knows_the_letters_of_keywords():
     for document in with_keywords(shouting.items, 2, shouting.items):
         assert tokenizer.decode(tokenizer.encode(document.prompt + document.text)) == document.prompt + document.text
     assert "k" not in new_tokenizer(RunConfig(), shouting).characters
+
+
+def test_a_text_of_its_own_validates(base, tmp_path, capsys):
+    """Learned is the whole of the one, and measured the whole of the other, as `eval` measures it by itself."""
+    Path("a.txt").write_text("".join(TEXTS * 3), encoding="utf-8")
+    Path("v.txt").write_text("".join(reversed(TEXTS)), encoding="utf-8")
+    start = [
+        "train",
+        "--init-from",
+        str(base),
+        "--preset",
+        "finetune-text",
+        "--device",
+        "cpu",
+        "--train.max_steps",
+        "2",
+    ]
+    start += ["--train.warmup_steps", "1", "--data", "a.txt"]
+    answered(capsys, *start, "--val-data", "v.txt", "--out", "run")
+    trained = answered(capsys, "eval", "--model", "run")
+    assert trained == answered(capsys, "eval", "--model", "run", "--data", "v.txt")
+    assert answered(capsys, "eval", "--model", "run", "--split", "train") == answered(
+        capsys, "eval", "--model", "run", "--data", "a.txt", "--split", "train"
+    )
+    sizes = [len("".join(TEXTS * 3)), len("".join(TEXTS))]
+    assert answered(capsys, "eval", "--model", "run", "--split", "train")["tokens"] == sizes[0] - 1
+    assert trained["tokens"] == sizes[1] - 1
+    assert main.answer([*start, "--val-data", "v.txt", "--plan"]) == 0
+    capsys.readouterr()
+    assert main.answer(["eval", "--model", "run", "--data", "v.txt", "--val-data", "a.txt"]) == 2
+    assert "are not what run was trained on" in capsys.readouterr().err
+    longer = ["train", "--resume", "run", "--train.max_steps", "4"]
+    Path("w.txt").write_text(Path("v.txt").read_text(encoding="utf-8") + "a", encoding="utf-8")
+    assert main.answer([*longer, "--val-data", "w.txt"]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    Path("v.txt").rename("moved.txt")
+    assert answered(capsys, *longer, "--val-data", "moved.txt")["step"] == 4
+    assert answered(capsys, "eval", "--model", "run")["tokens"] == trained["tokens"]
