@@ -8,7 +8,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -34,7 +33,6 @@ from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.model import GPT
 from minigpt.system import terminal
 from minigpt.system.files import check_output, write_text
-from minigpt.tokenizers import encode_prompt
 
 STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 OUTPUTS = (".json", ".csv", ".png", ".svg")
@@ -79,7 +77,7 @@ def answer(settings: Compare) -> None:
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
     specs = _specs(settings)
     models = [load(settings, model, adapter) for model, adapter in specs]
-    prompts = [[encoded(partial(encode_prompt, own), *text) for text in texts] for _, own in models]
+    prompts = [[encoded(own, *text) for text in texts] for _, own in models]
     length = min(
         _length(settings.max_new_tokens, model, [name for name, _ in texts], own)
         for (model, _), own in zip(models, prompts, strict=True)
@@ -272,15 +270,12 @@ def _show(result: dict[str, Any]) -> None:
         for label, row in zip(_labels(result), rows, strict=True):
             measure = row["measures"][name]
             mark = "*" if measure["differs"] else " "
-            print(f"{mark} {terminal.fitted(label, 44)}{_decimals(measure['mean']):>10}  {_range(measure)}".rstrip())
+            mean = terminal.decimals(measure["mean"], 3)
+            print(f"{mark} {terminal.fitted(label, 44)}{mean:>10}  {_range(measure)}".rstrip())
     print("\n* differs from the first line by more than chance (paired bootstrap, 95 %)")
     if result["num_prompts"] < 10:
         print(f"  of {result['num_prompts']} prompts little can be said: the intervals are too narrow, or missing")
     print(textwrap.fill(result["word"], terminal.WIDTH))
-
-
-def _decimals(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _range(measure: dict[str, Any]) -> str:

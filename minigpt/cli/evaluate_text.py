@@ -233,27 +233,23 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
         "blank, left out": f"{result['blank']:,}",
         "words a text": f"{result['words_per_text']:.1f}",
         "characters a text": f"{result['characters_per_text']:.1f}",
-        **{f"distinct-{n}": _number(result[f"distinct_{n}"], 3) for n in (1, 2, 3)},
-        "repeated 4-grams": _number(result["repeated_4"], 3),
+        **{f"distinct-{n}": terminal.decimals(result[f"distinct_{n}"], 3) for n in (1, 2, 3)},
+        "repeated 4-grams": terminal.decimals(result["repeated_4"], 3),
     }
     for label, measured in zip(_model_labels(result), result["models"], strict=True):
-        cells[f"perplexity{label}"] = _number(measured["perplexity"], 2)
-        cells[f"bits per character{label}"] = _number(measured["bits_per_character"], 3)
+        cells[f"perplexity{label}"] = terminal.decimals(measured["perplexity"], 2)
+        cells[f"bits per character{label}"] = terminal.decimals(measured["bits_per_character"], 3)
     if copied := result.get("copied"):
-        cells["8-grams copied"] = _number(copied["share_8"], 3)
-        cells["13-grams copied"] = _number(copied["share_13"], 3)
+        cells["8-grams copied"] = terminal.decimals(copied["share_8"], 3)
+        cells["13-grams copied"] = terminal.decimals(copied["share_13"], 3)
         cells["texts copied whole"] = f"{copied['whole']:,}"
         cells["longest copy, words"] = f"{copied['longest_words']:,}"
         cells["longest copy, characters"] = f"{copied['longest_characters']:,}"
         cells["mean longest copy, words"] = f"{copied['mean_longest_words']:.1f}"
     if "bleu" in result:
-        cells |= {"BLEU": _number(result["bleu"], 2), "chrF": _number(result["chrf"], 2)}
+        cells |= {"BLEU": terminal.decimals(result["bleu"], 2), "chrF": terminal.decimals(result["chrf"], 2)}
     return cells
 
 
 def _model_labels(result: dict[str, Any]) -> list[str]:
     return [f", {place}" if len(result["models"]) > 1 else "" for place, _ in enumerate(result["models"], 1)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

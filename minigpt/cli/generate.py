@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, brief, named, named_ids
 from minigpt.formats.source import open_source
 from minigpt.model import GPT
-from minigpt.tokenizers import TextStream, Tokenizer, encode_prompt, read
+from minigpt.tokenizers import TextStream, Tokenizer, read
 
 LOOKUP = "lookup"
 
@@ -67,7 +66,7 @@ class _Request:
 
 def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
-    prompts = [encoded(partial(encode_prompt, tokenizer), name, text) for name, text in texts]
+    prompts = [encoded(tokenizer, name, text) for name, text in texts]
     phrases = {
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in settings.ban],
         "sequence_bias": {tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in settings.bias},
@@ -131,7 +130,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
 
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
-    ids = encoded(partial(read, tokenizer), f"{flag} {text!r}", text)
+    ids = encoded(tokenizer, f"{flag} {text!r}", text, read)
     if tokenizer.decode(ids, skip_special=False) != text:  # --unknown skip would change this text silently
         raise InputError(
             f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"

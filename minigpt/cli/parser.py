@@ -341,8 +341,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         """The settings of one command line. With --help, the help is printed and the process ends.
 
         Raises:
-            ConfigError: if a flag is unknown, or a value is missing or impossible for its field. An error may name
-                fields; `error.renamed(self.flags())` names flags instead.
+            ConfigError: if a flag is unknown, or a value is missing or impossible for its field.
         """
         given = self.given(arguments)
         if asked := given.pop("help", None):
@@ -351,7 +350,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             SettingsParser(name, self.settings, defaults, everything=asked == "all").print_help()
             sys.exit(0)
         settings = self.settings.of(given)
-        check_fields(settings)
+        try:
+            check_fields(settings)
+        except ConfigError as error:
+            raise ConfigError(*error.renamed(self.flags())) from None
         for name, needed in settings.needs.items():
             if name in given and not any(self._is_met(need, settings) for need in needed.split(" or ")):
                 flag, beside = self.fields[name].flag, needed.removeprefix("no ")

@@ -9,7 +9,9 @@ from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
 from minigpt.data.documents import Documents, load_source, read_documents
 from minigpt.errors import DataError, InputError, MissingFileError
-from minigpt.tokenizers import Tokenizer
+from minigpt.tokenizers import Tokenizer, encode_prompt
+
+Encode = Callable[[Tokenizer, str], list[int]]
 
 
 def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
@@ -45,10 +47,10 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
     return texts + lines
 
 
-def encoded(encode: Callable[[str], list[int]], name: str, text: str) -> list[int]:
+def encoded(tokenizer: Tokenizer, name: str, text: str, encode: Encode = encode_prompt) -> list[int]:
     """Ids of a text; an error begins with the text's name."""
     try:
-        return encode(text)
+        return encode(tokenizer, text)
     except InputError as error:
         raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
 

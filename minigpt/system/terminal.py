@@ -30,6 +30,11 @@ def number(value: float, form: str) -> str:
     return f"{value:{form}}" if not 1e12 <= abs(value) < math.inf else f"{value:.3g}"
 
 
+def decimals(value: float | None, digits: int) -> str:
+    """A number with so many digits behind the point; a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def columns(text: str) -> int:
     """How many columns of a terminal a text takes: an East Asian character two, a combining accent none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
