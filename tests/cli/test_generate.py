@@ -40,7 +40,7 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     tokenizer = CharTokenizer.from_text(LETTERS)
     pair = random_model(tokenizer), tokenizer
     monkeypatch.setattr(command, "load", lambda *_: pair)
-    draft = SimpleNamespace(load_for_text=lambda: (random_model(tokenizer, seed=4), tokenizer))
+    draft = SimpleNamespace(load_for_text=lambda weights: (random_model(tokenizer, seed=4), tokenizer))
     monkeypatch.setattr(command, "open_source", lambda spec: draft)
     return pair
 
