@@ -115,10 +115,10 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that sees, before it begins, that each argument is what its annotation says.
+    """A function that sees, before it begins, that each argument except token ids is what its annotation says.
 
-    Lists of token ids are checked by the function itself, because they may come as arrays and tensors; so is what no
-    annotation tells. A whole number of numpy's or torch's arrives as Python's own.
+    Lists of ids may come as arrays and tensors: the function checks them itself, and what no annotation tells. A whole
+    number of numpy's or torch's arrives as Python's own.
 
     Raises:
         InputError: by the call, naming the first argument that is something else, and what it must be.

@@ -20,7 +20,6 @@ Known = Mapping[type, tuple[type, Container[type]]]
 _CORES = (fused_attention, explicit_attention)  # which give the same numbers
 
 
-@checked
 def as_built(model: GPT, known: Known) -> GPT:
     """The model, the original of a compiled one, once it is clear that a file of its weights says all that it computes.
 

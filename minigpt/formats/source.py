@@ -335,7 +335,7 @@ class _Weights:
 
     path: Path
     config: GPTConfig
-    stored: Mapping[str, StoredTensor]
+    stored: dict[str, StoredTensor]
     conv1d: bool
     how: str
     note: ModelNote | None = None
@@ -431,7 +431,7 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
             "name the ckpt.pt that nanoGPT's train.py wrote",
         )
     stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
-    config = checked_config(path, **{key: arguments[key] for key in fields}, tie_weights=_is_tied(stored))
+    config = checked_config(path, **{key: arguments[key] for key in fields}, tie_weights=_take_tied_head(stored))
     how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
     note = ModelNote(
         "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"
@@ -472,22 +472,23 @@ def _sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
     return sizes
 
 
-def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path) -> GPTConfig:
+def _config_from_tensors(stored: dict[str, StoredTensor], path: Path) -> GPTConfig:
     sizes = _sizes(stored, path)
     if sizes["n_embd"] % 64:
         raise CheckpointError(
             f"{path} alone does not tell the shape of a GPT-2: n_embd = {sizes['n_embd']} is no multiple of 64",
             f"put the {CONFIG} of this model beside it",
         )
-    return checked_config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_is_tied(stored))
+    return checked_config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_take_tied_head(stored))
 
 
-def _is_tied(stored: Mapping[str, StoredTensor]) -> bool:
-    """Whether the output head is the token embedding: the file has no head, or one with the same values."""
-    if "lm_head.weight" not in stored:
-        return True
-    embedding, head = stored.get("wte.weight"), stored["lm_head.weight"]
-    return embedding is not None and len(head.shape) == 2 and head.equals(embedding)
+def _take_tied_head(stored: dict[str, StoredTensor]) -> bool:
+    """Whether the output head is the token embedding: it is left out, or is the same again, and is then taken out."""
+    embedding, head = stored.get("wte.weight"), stored.get("lm_head.weight")
+    if head is not None and (embedding is None or len(head.shape) != 2 or not head.equals(embedding)):
+        return False
+    stored.pop("lm_head.weight", None)
+    return True
 
 
 def _checked(weights: _Weights) -> _Weights:
@@ -495,23 +496,21 @@ def _checked(weights: _Weights) -> _Weights:
 
     Sizes are compared before a model is made, because a wrong size could need any amount of memory.
     """
-    config, stored = weights.config, dict(weights.stored)
+    config = weights.config
     differing = [
         f"{key} = {getattr(config, key)} there, {size} here"
-        for key, size in _sizes(stored, weights.path).items()
+        for key, size in _sizes(weights.stored, weights.path).items()
         if getattr(config, key) != size
     ]
     if differing:
         raise CheckpointError(f"the configuration disagrees with {weights.path}: {'; '.join(differing)}", weights.how)
-    if config.tie_weights:
-        if not _is_tied(stored):
-            raise CheckpointError(
-                f"the configuration disagrees with {weights.path}: it says that the output head is the token "
-                "embedding, but lm_head.weight differs from wte.weight",
-                weights.how,
-            )
-        stored.pop("lm_head.weight", None)
-    return dataclasses.replace(weights, stored=stored)
+    if config.tie_weights and not _take_tied_head(weights.stored):
+        raise CheckpointError(
+            f"the configuration disagrees with {weights.path}: it says that the output head is the token embedding, "
+            "but lm_head.weight differs from wte.weight",
+            weights.how,
+        )
+    return weights
 
 
 def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) -> _Weights:

@@ -12,7 +12,6 @@ without text. An added word that is not special is refused, because any text tha
 import copy
 import json
 import os
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile, zip_longest
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minigpt.data.corpora import load_corpus
-from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, first_line
+from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, brief, first_line
 from minigpt.formats.hub import TOKENIZER
 from minigpt.system.files import named_path, read_json, read_text, write_text
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
@@ -253,23 +252,23 @@ def _check_parts(content: dict[str, Any], kind: _Kind) -> None:
         for key, value in _typed(content.get(part), dict, part).items():
             # None, False, 0 and "" all mean "off".
             if key not in kind.free.get(part, ()) and (value or None) != (ours.get(key) or None):
-                raise ValueError(f"its {part} has {key} = {_brief(value)}, and not {ours.get(key)!r}")
+                raise ValueError(f"its {part} has {key} = {brief(value)}, and not {ours.get(key)!r}")
     if content.get("normalizer") is not None:
-        raise ValueError(f"it has a normalizer, {_brief(content['normalizer'])}")
+        raise ValueError(f"it has a normalizer, {brief(content['normalizer'])}")
     after = _typed(content.get("post_processor") or {}, dict, "post_processor")
     text_alone = [{"Sequence": {"id": "A", "type_id": 0}}]
     # ByteLevel only shifts offsets; the template is how transformers 5 writes "add nothing".
     if after and after.get("type") != "ByteLevel" and after.get("single") != text_alone:
-        raise ValueError(f"its post_processor, a {_brief(after.get('type'))}, may add tokens")
+        raise ValueError(f"its post_processor, a {brief(after.get('type'))}, may add tokens")
 
 
 def _check_config(config: dict[str, Any], kind: _Kind) -> None:
     """Raise if tokenizer_config.json changes what the tokenizer.json beside it does."""
     if config.get("tokenizer_class") not in kind.classes:
-        raise ValueError(f"its tokenizer_class is {_brief(config.get('tokenizer_class'))}, and not {kind.classes[0]}")
+        raise ValueError(f"its tokenizer_class is {brief(config.get('tokenizer_class'))}, and not {kind.classes[0]}")
     for key in ("add_prefix_space", "add_bos_token", "add_eos_token", "auto_map"):
         if config.get(key):
-            raise ValueError(f"{_CONFIG} has {key} = {_brief(config[key])}")
+            raise ValueError(f"{_CONFIG} has {key} = {brief(config[key])}")
 
 
 def _special_tokens(content: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Special]:
@@ -306,7 +305,7 @@ def _tokens_by_id(vocabulary: object) -> list[str]:
 def _read_characters(tokens: list[str], special: set[str]) -> CharTokenizer:
     characters = list(takewhile(lambda token: len(token) == 1 or token not in special, tokens))
     if longer := [token for token in characters if len(token) != 1]:
-        raise ValueError(f"token {_brief(longer[0])} is not one character")
+        raise ValueError(f"token {brief(longer[0])} is not one character")
     return CharTokenizer("".join(characters))
 
 
@@ -314,9 +313,9 @@ def _read_byte_pairs(tokens: list[str], merges: list[object]) -> GPT2Tokenizer:
     tokenizer = GPT2Tokenizer([_merge(entry) for entry in merges])
     for token_id, (found, expected) in enumerate(zip_longest(tokens[: tokenizer.vocab_size], tokenizer.vocabulary)):
         if found != expected:
-            raise ValueError(f"id {token_id} is {_brief(found)}, and by the order of its merges {_brief(expected)}")
+            raise ValueError(f"id {token_id} is {brief(found)}, and by the order of its merges {brief(expected)}")
     if (merge := _unreachable_merge(tokenizer)) is not None:
-        raise ValueError(f"merge {_brief(merge)} is never reached, because earlier merges take its bytes")
+        raise ValueError(f"merge {brief(merge)} is never reached, because earlier merges take its bytes")
     return tokenizer
 
 
@@ -340,7 +339,7 @@ def _read_added(special: list[Special], tokens: list[str], text: list[str]) -> I
     for token_id, name in enumerate(sorted(behind, key=lambda name: _place(behind[name])), start=len(text)):
         said = behind[name]
         if all(where in _LISTS and not token.get("special") for where, token in said):
-            raise ValueError(f"{said[0][0]} has {_brief(name)}, which is no special token: a text may give it")
+            raise ValueError(f"{said[0][0]} has {brief(name)}, which is no special token: a text may give it")
         for where, token in said:
             _check_id(where, token, token_id)
         yield AddedToken.described(next((token for _, token in said if "lstrip" in token), name))
@@ -358,14 +357,14 @@ def _check_known(where: str, token: dict[str, Any], token_id: int, merged: bool)
     _check_id(where, token, token_id)
     name = token["content"]
     if merged and name != END_OF_TEXT:
-        raise ValueError(f"{where} has {_brief(name)}, which text gives, and {END_OF_TEXT} is the only such token")
+        raise ValueError(f"{where} has {brief(name)}, which text gives, and {END_OF_TEXT} is the only such token")
     if flag := next((flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)), None):
-        raise ValueError(f"{where} has {_brief(name)} with {flag}, which changes the text around it")
+        raise ValueError(f"{where} has {brief(name)} with {flag}, which changes the text around it")
 
 
 def _check_id(where: str, token: dict[str, Any], token_id: int) -> None:
     if str(token.get("id", token_id)) != str(token_id):
-        raise ValueError(f"{where} has {_brief(token['content'])} as {_brief(token['id'])}, and not {token_id}")
+        raise ValueError(f"{where} has {brief(token['content'])} as {brief(token['id'])}, and not {token_id}")
 
 
 def _read_settings(config: dict[str, Any]) -> dict[str, object]:
@@ -384,7 +383,7 @@ def _merge(entry: object) -> str:
             return entry
         case [str(left), str(right)]:
             return f"{left} {right}"
-    raise ValueError(f"merge {_brief(entry)} is not a pair of tokens")
+    raise ValueError(f"merge {brief(entry)} is not a pair of tokens")
 
 
 def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
@@ -413,13 +412,8 @@ def _unreachable_merge(tokenizer: GPT2Tokenizer) -> str | None:
 
 def _typed(value: object, kind: type[T], name: str) -> T:
     if not isinstance(value, kind):
-        raise ValueError(f"its {name} is {_brief(value)}, and no {kind.__name__}")
+        raise ValueError(f"its {name} is {brief(value)}, and no {kind.__name__}")
     return value
-
-
-def _brief(value: object) -> str:
-    """A value for an error's line, shortened."""
-    return reprlib.repr(value)
 
 
 def _read_merges(path: Path) -> list[str]:

@@ -104,7 +104,10 @@ def time_settings(
 def train_a_little(
     config: RunConfig, device: torch.device, dtype: torch.dtype, compiled: bool, seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Losses and times in seconds of a few real steps, the first of which warms up and compiles."""
+    """Losses and times in seconds of a few steps, the first of which warms up and compiles.
+
+    A run's own step has more: it accumulates, clips, follows a schedule, and may mask documents.
+    """
     torch.manual_seed(0)
     model = GPT(config.model).to(device)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model

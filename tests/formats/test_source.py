@@ -9,12 +9,14 @@ import torch
 
 import minigpt
 from minigpt.config import GPTConfig, RunConfig, TrainConfig
-from minigpt.errors import MissingFileError
+from minigpt.errors import MissingFileError, ModelNote
 from minigpt.formats import source as module
+from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import RunDirectory, start_run
-from minigpt.formats.weights import save_weights
+from minigpt.formats.source import open_source
+from minigpt.formats.weights import StoredTensor, save_weights, write_safetensors
 from minigpt.lora import LoRAConfig, add_lora, merged
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -121,3 +123,16 @@ def test_a_place_is_found_once(models, monkeypatch):
 def test_a_run_is_meant_by_a_name_that_is_nearly_its_own(models):
     with pytest.raises(MissingFileError, match="no model 'tinny'\ndid you mean tiny"):
         minigpt.open_source("tinny")
+
+
+def test_a_head_that_is_stored_again_is_compared_once(tmp_path, monkeypatch):
+    """GPT-2's takes 154 MB, twice."""
+    model = GPT(GPTConfig(vocab_size=11, block_size=7, n_layer=1, n_head=1, n_embd=64))
+    again = {**transformers_views(model), "lm_head.weight": model.wte.weight}
+    write_safetensors(tmp_path / "alone.safetensors", again)
+    compared, equals = [], StoredTensor.equals
+    monkeypatch.setattr(StoredTensor, "equals", lambda one, other: compared.append(one) or equals(one, other))
+    with pytest.warns(ModelNote):  # of heads, and of the tokenizer
+        loaded, _ = open_source(str(tmp_path / "alone.safetensors")).load()
+    assert loaded.config.tie_weights
+    assert len(compared) == 1
