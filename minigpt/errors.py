@@ -16,7 +16,8 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 _BRIEF.maxlong = 40
 
-_NAME = re.compile("\x0e(.*?)\x0f")  # a name of the library's in a line, between two signs that no text has
+# A name of the library's, between two signs that no text has. The value behind it may be written in several lines.
+_NAME = re.compile("\x0e(.*?)\x0f", re.DOTALL)
 
 
 class MiniGPTError(Exception):
