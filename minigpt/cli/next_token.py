@@ -5,7 +5,7 @@ from typing import Any
 from minigpt.cli.models import load
 from minigpt.cli.settings import Next
 from minigpt.cli.streams import given, print_json
-from minigpt.cli.texts import check_fits, framed, piece
+from minigpt.cli.texts import check_fits, framed, token_text
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
 from minigpt.system import terminal
@@ -29,7 +29,7 @@ def answer(settings: Next) -> None:
     for _ in range(settings.steps):
         table = next_token_table(model, ids, settings.top, tokenizer.vocab_size)
         candidates = [
-            {"rank": rank, "id": token_id, "text": piece(tokenizer, token_id), "logit": logit, "prob": probability}
+            {"rank": rank, "id": token_id, "text": token_text(tokenizer, token_id), "logit": logit, "prob": probability}
             for rank, (token_id, logit, probability) in enumerate(table, start=1)
         ]
         steps.append({"text": tokenizer.decode(ids), "token_ids": ids, "candidates": candidates})

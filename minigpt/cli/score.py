@@ -6,7 +6,7 @@ from typing import Any
 from minigpt.cli.models import load
 from minigpt.cli.settings import Score
 from minigpt.cli.streams import given, print_json
-from minigpt.cli.texts import check_fits, framed, in_tokens, piece
+from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import perplexity, token_log_probs
 from minigpt.model import GPT
@@ -56,7 +56,7 @@ def _score(model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]) -> dict[
         "num_tokens": len(log_probs),
         "perplexity": perplexity(-log_prob / len(log_probs)),
         "tokens": [
-            {"id": token_id, "text": piece(tokenizer, token_id), "log_prob": value}
+            {"id": token_id, "text": token_text(tokenizer, token_id), "log_prob": value}
             for token_id, value in zip(ids[1:], log_probs, strict=True)
         ],
     }

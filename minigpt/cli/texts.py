@@ -93,16 +93,14 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more:
         )
 
 
-def piece(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of one token, or the name of a special token; "" for an id without text."""
-    return tokenizer.decode([token_id], skip_special=False) if token_id < tokenizer.vocab_size else ""
+def token_text(tokenizer: Tokenizer, token_id: int, errors: str = "replace") -> str:
+    """The text of a token, or the name of a special one; for an id without text or name, its number.
 
-
-def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of a token; for a part of a character an escape, for an id without text or name its number."""
+    A part of a character becomes U+FFFD, or with "backslashreplace" for `errors` an escape.
+    """
     if token_id >= tokenizer.vocab_size + len(tokenizer.added):
         return f"#{token_id}"
-    return tokenizer.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+    return tokenizer.token_bytes(token_id).decode("utf-8", errors)
 
 
 def check_field(field: str | None, records: Sequence[str], training_data: str | None) -> None:

@@ -3,7 +3,7 @@
 from minigpt.cli.models import tokenized
 from minigpt.cli.settings import Tokenize
 from minigpt.cli.streams import given, print_json
-from minigpt.cli.texts import piece
+from minigpt.cli.texts import token_text
 
 
 def answer(settings: Tokenize) -> None:
@@ -11,7 +11,7 @@ def answer(settings: Tokenize) -> None:
     (text,) = given(settings.text)
     _, tokenizer, ids = tokenized(settings, settings.model, text)
     rows = [
-        {"id": token_id, "text": piece(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
+        {"id": token_id, "text": token_text(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}
         for token_id in ids
     ]
     if settings.json:

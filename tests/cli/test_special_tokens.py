@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("default::minigpt.errors.TextNote")  # a
 
 NOTE = "note: <|endoftext|> is read as text; --special reads it as the token"
 SPELLED = "the<|endoftext|>you"
-PROMPTS = "--prompt the --prompt you --seed 3"
+PROMPTS = "--prompt the --prompt you"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def said(line: str, model: Path, capsys) -> tuple[str, str]:
     "line",
     [
         "generate {model} --prompt the --seed 3 --max-new-tokens 40",
-        f"generate {{model}} {PROMPTS} --max-new-tokens 40",
-        f"generate {{model}} {PROMPTS} --max-new-tokens 40 --json",
+        f"generate {{model}} {PROMPTS} --seed 3 --max-new-tokens 40",
+        f"generate {{model}} {PROMPTS} --seed 3 --max-new-tokens 40 --json",
         f"generate {{model}} {PROMPTS} --max-new-tokens 7 --strategy beam --num-beams 3",
     ],
     ids=["streamed", "batch", "json", "beams"],
@@ -78,7 +78,7 @@ def test_generate_shows_the_end_of_a_document_only_if_asked(line, ending, capsys
     "line",
     [
         "next {model} --prompt the --bos --steps 5 --json",
-        f"compare {{model}} {PROMPTS} --max-new-tokens 40 --json",
+        f"compare {{model}} {PROMPTS} --seed 3 --max-new-tokens 40 --json",
         "inspect steps {model} the -n 40",
         "inspect beams {model} the -n 7",
     ],
@@ -95,7 +95,7 @@ def test_nobody_else_shows_it_in_a_text(line, ending, capsys):
 
 
 def test_completions_are_measured_without_it(ending, capsys):
-    out, _ = said(f"generate {{model}} {PROMPTS} --max-new-tokens 40 --json", ending, capsys)
+    out, _ = said(f"generate {{model}} {PROMPTS} --seed 3 --max-new-tokens 40 --json", ending, capsys)
     rows = json.loads(out)["completions"]
     assert any(row["finish_reason"] == "eos" and row["completion"].strip() for row in rows)
     Path("out.json").write_text(out)

@@ -122,7 +122,7 @@ class Subject:
 
     def texts_of(self, ids: Iterable[int]) -> list[str]:
         """The texts of any tokens."""
-        return [token_text(self.tokenizer, token_id) for token_id in ids]
+        return [token_text(self.tokenizer, token_id, "backslashreplace") for token_id in ids]
 
     def names(self, ids: Iterable[int]) -> list[str]:
         """The same, their spaces visible."""

@@ -21,7 +21,7 @@ def _tokens(asked: settings.Tokens) -> Answer:
     name, tokenizer, ids = tokenized(asked, asked.model, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
-    texts = [token_text(tokenizer, token_id) for token_id in ids]
+    texts = [token_text(tokenizer, token_id, "backslashreplace") for token_id in ids]
     lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
     result = Result(
         view="tokens",
