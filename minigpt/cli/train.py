@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt.cli.run_settings import Train, check_effect, shaped_as_base
-from minigpt.cli.streams import print_json
+from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
 from minigpt.data.documents import load_source
-from minigpt.errors import ConfigError
 from minigpt.formats.run_directory import existing_run
 from minigpt.formats.source import open_source
 from minigpt.system.device import choose_device, choose_dtype
@@ -18,7 +17,7 @@ from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, replay
 from minigpt.training.plan import Workload, plan_run
-from minigpt.training.run import in_steps, make_loader, new_tokenizer
+from minigpt.training.run import check_has_base, expected_checksum, in_steps, make_loader, new_tokenizer
 
 
 def answer(settings: Train) -> None:
@@ -42,12 +41,9 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     t = config.train
-    if t.freeze or t.lora_rank or t.gradient_checkpointing:
-        raise ConfigError(
-            "--plan predicts the training of all weights: nothing frozen, no adapters, nothing computed twice",
-            "leave those flags out of the plan: with them, your run takes less memory than it says",
-        )
+    check_has_base(config)
     source = load_source(config)
+    expected_checksum(config, source)
     if config.init_from:  # the vocabulary of this model may be larger than its tokenizer's
         tokenizer = check_has_tokenizer(open_source(config.init_from).tokenizer(), config.init_from)
     else:
@@ -56,6 +52,8 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     loader = make_loader(config, source, tokenizer)
     config = replace(config, train=in_steps(t, loader.rows_per_epoch))
     plan = plan_run(config, Workload.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
+    if t.freeze or t.lora_rank or t.gradient_checkpointing:
+        print_note("activations are counted as if all weights were trained: your run takes less memory than this")
     if as_json:
         print_json(plan.to_dict())
     else:

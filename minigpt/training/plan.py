@@ -22,10 +22,14 @@ from minigpt.data.loaders import Loader, TextLoader
 from minigpt.data.tokens import TOKENS_PER_BATCH, Ids, rows_at_once
 from minigpt.decoding.generate import generate
 from minigpt.evaluation.loss import evaluate
+from minigpt.lora import LowRank
 from minigpt.model import GPT
+from minigpt.parameters import empty_model
 from minigpt.system.device import LARGEST_IN_HEAP, keep_freed_memory
 from minigpt.system.figures import save_figure
 from minigpt.training.curves import loss_curve
+from minigpt.training.optim import Muon, make_optimizers
+from minigpt.training.run import make_model
 from minigpt.training.selfcheck import train_a_little
 
 # What glibc's heap takes besides the blocks in use: freed blocks between them that are too small to be used again. As a
@@ -220,15 +224,23 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
         device: where it computes; a GPU's allocator is assumed to waste nothing, which was not measured.
         dtype: of the matrix products.
         workload: how much it reads at once.
+
+    Returns:
+        The memory. If weights are frozen, or blocks recomputed, the activations are an upper bound: those of training
+        all weights.
     """
     m, t = config.model, config.train
     value: Literal[2, 4] = 4 if dtype == torch.float32 else 2
     size = model_size(m, t.batch_size, workload.row, bytes_per_value=value, optimizer=t.optimizer)
     gradients = [row.gradient_bytes for row in size.rows]
+    weights, optimizer, adapters = size.parameter_bytes, size.optimizer_bytes, 0
+    if t.lora_rank or t.freeze:
+        weights, gradients, optimizer, adapters = _of_a_part(config, dtype, t.batch_size * workload.row * value)
     blocks = {
         "training": {
             "activations": [row.activation_bytes for row in size.rows],
             **_backward_blocks(m, t.batch_size * workload.row, value),
+            "adapters": [adapters],
             "gradients so far": gradients if t.accumulation_steps > 1 else [],
         },
         "updating": {
@@ -240,12 +252,34 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
         },
     }
     lasting = {
-        "weights": size.parameter_bytes,
-        "optimizer's state": size.optimizer_bytes,
+        "weights": weights,
+        "optimizer's state": optimizer,
         "causal masks": m.n_layer * m.block_size**2,
     }
     overhead = HEAP_OVERHEAD if device.type == "cpu" else 0.0
     return Memory(lasting, {name: _phase(parts, overhead) for name, parts in blocks.items()})
+
+
+def _of_a_part(config: RunConfig, dtype: torch.dtype, column: int) -> tuple[int, list[int], int, int]:
+    """Bytes where adapters are trained or weights frozen: weights, each gradient, optimizer, what adapters keep.
+
+    Args:
+        config: the run.
+        dtype: of the matrix products.
+        column: bytes of one number for every token of a micro-batch.
+    """
+    model = make_model(config, empty_model(config.model), None, {})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    state = sum(
+        FLOAT * parameter.numel() * (1 if isinstance(optimizer, Muon) else 2)
+        for optimizer in make_optimizers(model, config.train, dtype)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    ranks = [part for part in model.modules() if isinstance(part, LowRank)]
+    kept = sum(part.config.rank + 2 * part.A.size(1) * (part.config.dropout > 0) for part in ranks)
+    weights = sum(FLOAT * parameter.numel() for parameter in model.parameters())
+    return weights, [FLOAT * parameter.numel() for parameter in trained], state, kept * column
 
 
 def _phase(blocks: dict[str, list[int]], overhead: float) -> Phase:
@@ -336,9 +370,13 @@ def measure_time(
 
 
 def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Do once, on the smallest model, what a run does, so that the libraries that it loads count as the process's."""
+    """Do once, on the smallest model, what a run does, so that the libraries that it loads count as the process's.
+
+    It has no layers by whose names weights could be frozen or adapted.
+    """
     smallest = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
-    train_a_little(replace(config, model=smallest), device, dtype, False, 0.0)
+    whole = replace(config.train, lora_rank=0, freeze="")
+    train_a_little(replace(config, model=smallest, train=whole), device, dtype, False, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         save_figure(loss_curve([(1, 1.0)], [(1, 1.0)], [(1, 1.0)]), Path(folder) / "loss.png")
 

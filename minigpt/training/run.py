@@ -179,11 +179,7 @@ def starting_point(
     Raises:
         ConfigError: if an adapter is to be trained and there is no model to start from.
     """
-    if config.train.lora_rank and not config.init_from:
-        raise ConfigError(
-            f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
-            f"name it with {named('init_from')}, or leave {named('lora_rank')} out to train a new one",
-        )
+    check_has_base(config)
     shape = config.model
     if config.init_from and (checkpoint is None or config.train.lora_rank):
         base, tokenizer = open_source(config.init_from).load_for_text(
@@ -211,18 +207,37 @@ def read_data(
         ConfigError: if the data are not those that the settings name by their checksum.
     """
     progress = checkpoint.progress if checkpoint else Progress()
-    origins: dict[str, Any] = {"corpus": corpus_checksum(data)}
+    origins: dict[str, Any] = {"corpus": expected_checksum(config, data)}
     if isinstance(data, Documents):
         origins["laid_out_for"] = checkpoint.order_batch_size if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
-    if config.data.checksum not in ("", origins["corpus"]):
+    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences)
+    return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
+
+
+def check_has_base(config: RunConfig) -> None:
+    """Refuse an adapter without a model to adapt. Raises ConfigError."""
+    if config.train.lora_rank and not config.init_from:
+        raise ConfigError(
+            f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
+            f"name it with {named('init_from')}, or leave {named('lora_rank')} out to train a new one",
+        )
+
+
+def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:
+    """The checksum of the data.
+
+    Raises:
+        ConfigError: if the settings name another one.
+    """
+    found = corpus_checksum(data)
+    if config.data.checksum not in ("", found):
         raise ConfigError(
             f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
             f"name as {named('source')} where that lies now, or leave {named('checksum')} out to train on this",
         )
-    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences)
-    return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
+    return found
 
 
 def make_model(config: RunConfig, base: GPT | None, checkpoint: Checkpoint | None, origins: Mapping[str, Any]) -> GPT:

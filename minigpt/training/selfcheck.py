@@ -15,10 +15,10 @@ from torch import Tensor
 from minigpt.config import RunConfig
 from minigpt.errors import first_line
 from minigpt.evaluation.loss import next_token_loss
-from minigpt.model import GPT
 from minigpt.system.device import autocast, available_devices, multiplies_bfloat16, processor
 from minigpt.system.downloads import cache_dir
 from minigpt.training.optim import make_optimizers
+from minigpt.training.run import make_model, recompute_blocks
 
 # Of two ways to compute one and the same step, the losses may differ by rounding, and no more: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -109,7 +109,9 @@ def train_a_little(
     A run's own step has more: it accumulates, clips, follows a schedule, and may mask documents.
     """
     torch.manual_seed(0)
-    model = GPT(config.model).to(device)
+    model = make_model(config, None, None, {}).to(device)
+    if config.train.gradient_checkpointing:
+        recompute_blocks(model)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
     optimizers = make_optimizers(model, config.train, dtype)
     losses: list[float] = []

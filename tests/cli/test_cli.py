@@ -966,7 +966,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
         (["--seed", "-1"], ["--seed -1"]),
         (["--val-fraction", "1.5"], ["--val-fraction 1.5"]),
         (["--tokenizer", "bpe"], ["--tokenizer", "bpe", "gpt2"]),
-        (["--plan", "--train.gradient_checkpointing", "true"], ["--plan predicts the training of all weights"]),
+        (["--plan", "--train.lora_rank", "2", "--train.optimizer", "adamw"], ["adapts a trained model", "--init-from"]),
     ],
 )
 def test_case_24_wrong_settings(trained, failing, flags, parts):

@@ -23,6 +23,7 @@ from minigpt.tokenizers import CharTokenizer
 from minigpt.training import plan
 from minigpt.training.optim import make_optimizers
 from minigpt.training.plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
+from minigpt.training.run import make_model, recompute_blocks
 
 CPU = torch.device("cpu")
 SMALL = RunConfig(
@@ -84,6 +85,45 @@ def test_training_and_updating_allocate_what_is_predicted(changes, dtype, phase)
     assert max(totals, key=totals.get) == phase
     predicted = sum(memory.lasting.values()) + totals[phase]
     assert predicted == pytest.approx(most_allocated(train), rel=0.02 if dtype == torch.float32 else 0.06)
+
+
+PARTS = {
+    "an adapter": {"lora_rank": 3},
+    "adapters with dropout": {"lora_rank": 3, "lora_dropout": 0.3, "lora_targets": "attn.c_attn,c_proj,mlp.c_fc"},
+    "an adapter, accumulating": {"lora_rank": 3, "accumulation_steps": 2},
+    "an adapter, recomputing": {"lora_rank": 3, "gradient_checkpointing": True},
+    "all but a block frozen": {"freeze": "w?e.*,h.0.*"},
+    "all recomputed": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_weights_allocates_at_most_what_is_predicted(part):
+    """Weights, gradients and optimizer are what they are; activations are those of training all weights, or fewer."""
+    config = updated(SMALL, {"train": {"optimizer": "adamw", **PARTS[part]}})
+    m, t = config.model, config.train
+    model = make_model(config, None, None, {})
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    def train() -> None:
+        model = make_model(config, None, None, {})
+        if t.gradient_checkpointing:
+            recompute_blocks(model)
+        optimizers = make_optimizers(model, t, torch.float32)
+        for _ in range(2):
+            for _ in range(t.accumulation_steps):
+                idx = torch.randint(m.vocab_size, (t.batch_size, m.block_size))
+                next_token_loss(model(idx), idx).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+    memory = predict_memory(config, CPU, torch.float32, text(1000, config))
+    assert memory.lasting["weights"] == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert memory.lasting["optimizer's state"] == 2 * trained
+    assert memory.phases["updating"].parts["gradients"] == trained
+    predicted = sum(memory.lasting.values()) + max(sum(phase.parts.values()) for phase in memory.phases.values())
+    assert 0.1 * predicted < most_allocated(train) <= predicted
 
 
 def text(num_tokens: int, config: RunConfig = SMALL) -> Workload:
@@ -312,3 +352,29 @@ def test_documents_and_a_model_to_start_from_are_planned(monkeypatch, capsys):
     assert training["parts"]["logits"] == 4 * 4 * 12 * shape.vocab_size  # bytes, rows, inputs: 12 before the 13th
     evaluating = found["memory"]["phases"]["evaluating"]["parts"]["activations and logits"]
     assert 3 * 3 * 4 * shape.vocab_size < evaluating < 20 * 3 * 12 * 4 * shape.vocab_size
+
+
+def test_a_plan_is_of_the_data_that_the_settings_name(monkeypatch, capsys):
+    """As a run is: the settings of one, and another text."""
+    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 1.0})
+    Path("a.txt").write_text("abcdefg" * 300, encoding="utf-8")
+    Path("c.yaml").write_text("data: {checksum: " + 64 * "a" + "}\n", encoding="utf-8")
+    arguments = ["train", "--data", "a.txt", "--config", "c.yaml", "--model.block_size", "7", "--device", "cpu"]
+    for more in (["--plan"], []):
+        assert main.answer([*arguments, *more]) == 2
+        assert "a.txt is not what data.checksum in the settings was made of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--train.lora_rank", "2"], ["--train.freeze", "h.[1-9].*"]])
+def test_adapters_and_frozen_weights_are_planned(capsys, flags):
+    """With steps of such a run, which were seen to be taken; the smallest model has no such names, and is rehearsed."""
+    texts = "abcdefg\n" * 300
+    Path("a.txt").write_text(texts, encoding="utf-8")
+    tokenizer = CharTokenizer.from_text(texts)
+    save_run(GPT(GPTConfig(tokenizer.vocab_size, 31, 2, 3, 15)), tokenizer, Path("base"))
+    few = ["--train.max_steps", "2", "--train.warmup_steps", "1", "--train.batch_size", "2", "--device", "cpu"]
+    assert main.answer(["train", "--plan", "--data", "a.txt", "--init-from", "base", *flags, *few]) == 0
+    out, err = capsys.readouterr()
+    assert "together" in out
+    assert "activations are counted as if all weights were trained" in err
