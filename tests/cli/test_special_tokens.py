@@ -13,7 +13,7 @@ from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
-from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
+from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default::minigpt.errors.TextNote")  # as outside of tests, where notes are said
 
@@ -221,3 +221,16 @@ def test_how_a_text_is_cut_is_one_question(reference, capsys):
     rows = json.loads(said("tokenize {model} 'the later you' --json", reference.folder, capsys)[0])["tokens"]
     view = json.loads(said("inspect tokens {model} 'the later you' --json", reference.folder, capsys)[0])
     assert [token["id"] for token in view["tokens"]] == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("flags", [[], ["--special"]], ids=["", "--special"])
+@pytest.mark.parametrize("command", ["generate", "next", "score", "tokenize", "inspect tokens", "inspect loss"])
+def test_an_added_token_is_no_text_either_way_and_that_is_said_once(tmp_path, capsys, command, flags):
+    """Other programs read [PAD] in a text as the token; here no text gives it."""
+    tokenizer = GPT2Tokenizer(["t h", "th e"]).with_added([AddedToken("[PAD]"), AddedToken("[SEP]")], {})
+    save_run(GPT(GPTConfig(tokenizer.vocab_size + 2, 67, 1, 1, 6)), tokenizer, tmp_path / "run")
+    assert run([*command.split(), "the [PAD] the", "--model", str(tmp_path / "run"), *flags]) == 0
+    err = capsys.readouterr().err
+    assert err.count("note: [PAD] is read as text") == 1
+    assert "--special" in err
+    assert "[SEP]" not in err
