@@ -17,7 +17,7 @@ from minigpt.cli.main import answer as run
 from minigpt.config import RunConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, named
 from minigpt.formats.run_directory import run_named
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
@@ -160,6 +160,29 @@ def test_every_error_shows_the_ends_of_an_endless_line(kind):
     assert error.how.endswith("x or that")
     assert len(str(error)) <= LONGEST
     assert str(kind("what\nis wrong", "how")) == "what is wrong\nhow"
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028"])
+@pytest.mark.parametrize("names", [{}, {"k": "--k"}], ids=["in Python", "as a flag"])
+def test_a_value_of_several_lines_leaves_no_mark_around_its_name(names, ends):
+    value = type("Table", (), {"__repr__": lambda self: ends.join(["1 2", "3 4"])})()
+    error = InputError(f"{named('k', value)} is no number", f"{named('k')} must be one")
+    what, how = error.renamed(names)
+    told = str(InputError(what, how))
+    assert told == ("--k 1 2 3 4 is no number\n--k must be one" if names else str(error))
+    assert str(error) == "k = 1 2 3 4 is no number\nk must be one"
+
+
+@pytest.mark.parametrize(
+    "table", [torch.ones(2, 3), np.ones((2, 3)), torch.nn.Sequential(torch.nn.Linear(2, 3))], ids=type
+)
+def test_a_table_in_the_place_of_a_setting_is_shown_on_a_line(table):
+    calls = GPTConfig, minigpt.load_model, DecodingOptions
+    for call, argument in zip(calls, ("n_layer", "spec", "top_k"), strict=True):
+        with pytest.raises(MiniGPTError) as caught:
+            call(**{argument: table})
+        assert two_short_lines(caught.value)
+        assert all(sign.isprintable() for sign in str(caught.value).replace("\n", ""))
 
 
 @torch.no_grad()
