@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -110,6 +110,15 @@ def _looks_like_a_path(name: str) -> bool:
     )
 
 
+class Loading(TypedDict, total=False):
+    """What `load` and `load_for_text` may be asked for; see `minigpt.load_model`."""
+
+    tokenizer: str | Path | None
+    block_size: int | None
+    dropout: float | None
+    weights: Weights | None
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model lies: in a run, a folder in transformers' layout, one file, or on the hub.
@@ -196,42 +205,26 @@ class Source:
         block_size: int | None = None,
         dropout: float | None = None,
         weights: Weights | None = None,
+        needs_text: bool = False,
     ) -> tuple[GPT, Tokenizer | None]:
-        """The model and its tokenizer; see `minigpt.load_model`."""
-        return self._load(tokenizer, block_size, dropout, weights, needs_text=False)
-
-    def load_for_text(
-        self,
-        *,
-        tokenizer: str | Path | None = None,
-        block_size: int | None = None,
-        dropout: float | None = None,
-        weights: Weights | None = None,
-    ) -> tuple[GPT, Tokenizer]:
-        """`load` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
-        model, chosen = self._load(tokenizer, block_size, dropout, weights, needs_text=True)
-        return model, check_has_tokenizer(chosen, self.name)
-
-    def _load(
-        self,
-        tokenizer: str | Path | None,
-        block_size: int | None,
-        dropout: float | None,
-        packed: Weights | None,
-        needs_text: bool,
-    ) -> tuple[GPT, Tokenizer | None]:
-        check_value("weights", packed, Weights | None, InputError)
+        """The model and its tokenizer, which must be there if `needs_text`; see `minigpt.load_model`."""
+        check_value("weights", weights, Weights | None, InputError)
         if self.run and self.adapter:
             model, own = self._load_adapted(self.run, tokenizer, block_size, dropout)
-            return (pack(model, packed, keep=False) if packed else model), own
-        weights = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
-        chosen = self._tokenizer(weights.config.vocab_size, tokenizer)
+            return (pack(model, weights, keep=False) if weights else model), own
+        found = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
+        chosen = self._tokenizer(found.config.vocab_size, tokenizer)
         if needs_text:
             check_has_tokenizer(chosen, self.name)
-        model = weights.packed(packed) if packed else weights.plain()
-        for note in self._notes(weights, chosen):
-            warnings.warn(note, stacklevel=4)
+        model = found.packed(weights) if weights else found.plain()
+        for note in self._notes(found, chosen):
+            warnings.warn(note, stacklevel=3)
         return model.eval(), chosen
+
+    def load_for_text(self, **options: Unpack[Loading]) -> tuple[GPT, Tokenizer]:
+        """`load` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
+        model, chosen = self.load(**options, needs_text=True)
+        return model, check_has_tokenizer(chosen, self.name)
 
     def _load_adapted(
         self, run: RunDirectory, tokenizer: str | Path | None, block_size: int | None, dropout: float | None
@@ -269,7 +262,7 @@ class Source:
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
             note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
-            warnings.warn(ModelNote(note), stacklevel=5)
+            warnings.warn(ModelNote(note), stacklevel=4)
         if chosen is None:
             return None
         check_vocabulary(chosen, vocab_size, self.path)
