@@ -45,6 +45,7 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     eos_token_id: int | Sequence[int] | None = None,
     stop: str | Sequence[str] | None = None,
     seed: int | Sequence[int] | None = 0,
+    batch_size: int | None = None,
     use_cache: bool = True,
     on_overflow: Literal["error", "stop", "crop"] = "error",
     draft: PromptLookup | DraftModel | None = None,

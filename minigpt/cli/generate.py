@@ -1,11 +1,12 @@
 """`minigpt generate`."""
 
-import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, read
 
 LOOKUP = "lookup"
+PROMPTS_TOGETHER = 8  # unless --batch-size says otherwise
 
 
 def answer(settings: Generate) -> None:
@@ -82,7 +84,7 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
         _stream(request)
         return
     start = time.perf_counter()
-    out = _in_batches(request, settings.batch_size or (1 if settings.ablate else 8))
+    out = _completions(request, together=not settings.ablate or settings.options.batch_size is not None)
     seconds = time.perf_counter() - start
     rows = [_completion(request, number, out) for number in range(len(out.scores))]
     num_new = sum(len(row["token_ids"]) - len(prompts[row["prompt_index"]]) for row in rows)
@@ -193,22 +195,26 @@ def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) ->
     }
 
 
-def _in_batches(request: _Request, batch_size: int) -> Generation:
-    """All completions, with a progress bar. Each prompt has its own seed, so batches do not change what is drawn."""
+def _completions(request: _Request, together: bool) -> Generation:
+    """All completions, under a progress bar. Each prompt has a seed of its own, so nobody's draws depend on others.
+
+    Args:
+        request: what to continue.
+        together: side by side; else one prompt after the other, because edits need rows of one length.
+    """
     options, prompts = request.options, request.prompts
+    beams, copies, length = (options[name] for name in ("num_beams", "num_return_sequences", "max_new_tokens"))
+    told = {**options, "batch_size": options["batch_size"] or PROMPTS_TOGETHER * max(beams, copies)}
+    longest = length * (1 if options["strategy"] == "beam" or beams > 1 else copies)  # of a prompt, in tokens
     outs = []
-    longest, num_batches = options["max_new_tokens"], math.ceil(len(prompts) / batch_size)
-    with tqdm(total=longest * num_batches, unit="step", leave=False, disable=None, delay=1) as bar:
-
-        def advance(_: Step) -> None:
-            bar.update()
-
-        for number in range(num_batches):
-            batch = slice(number * batch_size, (number + 1) * batch_size)
-            ours = {**options, "seed": options["seed"][batch]}
-            with _in_words(request.words, request.names[batch]):
-                outs.append(generate(request.model, prompts[batch], **ours, on_step=advance, num_candidates=1))
-            bar.update((number + 1) * longest - bar.n)  # count the steps that were not needed
+    with tqdm(total=longest * len(prompts), unit="token", leave=False, disable=None, delay=1) as bar:
+        for some in [range(len(prompts))] if together else [[number] for number in range(len(prompts))]:
+            told["seed"] = [options["seed"][number] for number in some]
+            with _in_words(request.words, [request.names[number] for number in some]):
+                advance = partial(_advance, bar, longest * some[0], Counter(), length)
+                ours = [prompts[number] for number in some]
+                outs.append(generate(request.model, ours, **told, on_step=advance, num_candidates=1))
+            bar.update(longest * (some[-1] + 1) - bar.n)
     return Generation(
         sequences=[ids for out in outs for ids in out.sequences],
         scores=[score for out in outs for score in out.scores],
@@ -216,6 +222,15 @@ def _in_batches(request: _Request, batch_size: int) -> Generation:
         num_drafted=sum(out.num_drafted for out in outs),
         num_accepted=sum(out.num_accepted for out in outs),
     )
+
+
+def _advance(bar: tqdm, start: int, written: Counter[int], longest: int, step: Step) -> None:  # type: ignore[type-arg]
+    """Move a progress bar on, from where a call of `generate` began; what has ended counts as long as it may be."""
+    now = Counter([choice.row for choice in step.choices] + [*{candidate.prompt for candidate in step.beams}])
+    written.update(now)
+    ended = written.keys() - now.keys() if step.beams else {one.row for one in step.choices if one.finish_reason}
+    written.update({number: longest - written[number] for number in ended})
+    bar.update(start + sum(written.values()) - bar.n)
 
 
 def _completion(request: _Request, number: int, out: Generation) -> dict[str, Any]:

@@ -262,6 +262,10 @@ class Doctor(Command):
     """do not time torch.compile, which takes a minute"""
 
 
+SIDE_BY_SIDE = """the most sequences that are written side by side, and each beam is one; the others wait, and take the
+places of those that are done (default: those of 8 prompts; with --ablate of 1, because all must have one length)"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Command):
     """The prompts to continue."""
@@ -300,12 +304,16 @@ class Generate(Prompts, Reading, Model):
         "--num-return-sequences",
     )  # fmt: skip
     needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample"}
-    batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing"), Flag("N")] = None
-    """prompts that are continued at once (default: 8; with --ablate 1, because there all must have one length)"""
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
         DecodingOptions,
-        Section(inline=True, flags=dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True))),
+        Section(
+            inline=True,
+            flags={
+                **dict.fromkeys(("max_new_tokens", "use_cache", "force_eos"), Flag(hidden=True)),
+                "batch_size": Flag("N", says=SIDE_BY_SIDE),
+            },
+        ),
     ]
     early_stopping: Literal["no", "yes", "never"] = "no"
     """end a beam search as soon as num_beams sequences are finished (yes); if also the best unfinished one scores no
@@ -345,7 +353,7 @@ OPTIONS: dict[str, type] = {  # the options of a setting that are one number -> 
         name: kind
         for name, hint in get_type_hints(DecodingOptions).items()
         for kind in (int, float)
-        if hint in (kind, kind | None) and name not in ("max_new_tokens", "num_return_sequences")
+        if hint in (kind, kind | None) and name not in ("max_new_tokens", "num_return_sequences", "batch_size")
     },
     "early_stopping": str,
 }

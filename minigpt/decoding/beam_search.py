@@ -16,6 +16,7 @@ N prompts, B beams of each, R = N * B rows, V tokens in the vocabulary, K candid
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from torch import Tensor
 from minigpt.decoding.constraints import in_turn, next_tokens, num_required, progress
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import FinishReason, Noise, Rows
+from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows
 
 
 class Hypothesis(NamedTuple):
@@ -70,6 +71,7 @@ class _Beam(NamedTuple):
 
 def beam_search(
     rows: Rows,
+    prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     options: DecodingOptions,
     finish_reason: Callable[[int, Sequence[int]], FinishReason | None],
@@ -79,8 +81,10 @@ def beam_search(
     """Find sequences of high score for each prompt.
 
     Args:
-        rows: B rows of each prompt whose limit is above 0, side by side.
-        limits: for each of the N prompts, how many tokens it may get.
+        rows: B rows, side by side, of each of the first prompts whose limit is above 0. The others take the places of
+            those whose search is over.
+        prompts: the ids of all.
+        limits: for each prompt, how many tokens it may get.
         options: B, length penalty, early stopping, filters.
         finish_reason: (number of the prompt, ids) -> what ends this sequence, or None. It must end one at its limit.
         noise: for beam sampling; without it, the best candidates are taken.
@@ -91,51 +95,61 @@ def beam_search(
     """
     B = options.num_beams
     searches = [_Search(options, limit, functools.partial(finish_reason, n)) for n, limit in enumerate(limits)]
-    alive = [number for number, limit in enumerate(limits) if limit]  # prompts still searched, in the order of the rows
-    # All beams of a prompt start equal. All except one start at -inf, or the first step would find each token B times.
-    totals = torch.tensor([0.0] + [-math.inf] * (B - 1), device=rows.logits.device).repeat(len(alive))  # (R,)
-    num_new = 0
+    waiting = deque(number for number, limit in enumerate(limits) if limit)
+    alive = [waiting.popleft() for _ in range(len(rows.ids) // B)]  # prompts being searched, in the order of the rows
+    tape = None if noise is None else NoiseTape(noise, len(limits), B * rows.logits.size(-1))
+    running = [beam for place, number in enumerate(alive) for beam in _equal_beams(prompts[number], B, place * B)]
     while alive:
+        totals = torch.tensor([beam.total for beam in running], device=rows.logits.device)  # (R,)
+        num_new = [searches[number].num_new for number in alive]
         # Not normalised again after the filters: what they take from a token, they take from its beam.
         log_probs = rows.last_logits.log_softmax(-1)  # (R, V)
-        log_probs = apply_filters(log_probs, rows.ids, options, [num_new] * len(rows.ids))
+        log_probs = apply_filters(log_probs, rows.ids, options, [n for n in num_new for _ in range(B)])
         V = log_probs.size(-1)
         continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)
         K = min(max(2, 1 + len(options.eos)) * B, B * V)  # each end-of-sequence token may end all B: leave B to go on
-        if noise is None:
+        if tape is None:
             values, chosen = continued.topk(K)  # (N, K), best first
         else:
             # The race of `sampling.sample` for K places: a draw without replacement, in the order of arrival.
-            speed = continued.softmax(-1) / noise.draw(len(limits), B * V)[alive]
+            speed = continued.softmax(-1) / tape.at(alive, num_new)
+            tape.keep_only(alive, num_new)
             chosen = speed.topk(K).indices
             values = continued.gather(-1, chosen)
-        num_new += 1
 
-        running: list[_Beam] = []
-        going = []
+        running, going = [], []
         seen: list[BeamCandidate] = []
         for place, (number, indices, sums) in enumerate(zip(alive, chosen.tolist(), values.tolist(), strict=True)):
             first_row = place * B
             if options.required_sequences:
-                new = [ids[len(ids) - num_new + 1 :] for ids in rows.ids[first_row : first_row + B]]
+                start = len(prompts[number])
+                new = [ids[start:] for ids in rows.ids[first_row : first_row + B]]
                 sums, indices = _with_required(indices, continued[place], new, options.required_sequences)
             candidates = []
             for total, index in zip(sums, indices, strict=True):
                 row, token = first_row + index // V, index % V
                 candidates.append(_Beam(total, [*rows.ids[row], token], row))
-            beams = searches[number].step(candidates, num_new)
+            beams = searches[number].step(candidates)
+            if on_step is not None:
+                seen += searches[number].report(number, first_row, candidates, beams)
+            if not beams and waiting:
+                number = waiting.popleft()
+                beams = _equal_beams(prompts[number], B, first_row)
+                rows.replace([beam.row for beam in beams], [prompts[number]] * B)
             if beams:
                 going.append(number)
                 running += beams
-            if on_step is not None:
-                seen += searches[number].report(number, first_row, candidates, beams)
         if on_step is not None:
             on_step(tuple(seen))
         alive = going
         if alive:
-            totals = torch.tensor([beam.total for beam in running], device=totals.device)
             rows.advance([beam.row for beam in running], [beam.ids[-1:] for beam in running])
     return [search.finished for search in searches]
+
+
+def _equal_beams(prompt: Sequence[int], count: int, first_row: int) -> list[_Beam]:
+    """How a search begins: all beams except one are at -inf, or the first step would find each token B times."""
+    return [_Beam(-math.inf if n else 0.0, list(prompt), first_row + n) for n in range(count)]
 
 
 def _with_required(
@@ -169,18 +183,21 @@ class _Search:
 
     Attributes:
         finished: at most B, best first.
+        num_new: how many tokens each beam has after the prompt.
     """
 
     def __init__(
         self, options: DecodingOptions, limit: int, finish_reason: Callable[[Sequence[int]], FinishReason | None]
     ) -> None:
         self.finished: list[Hypothesis] = []
+        self.num_new = 0
         self._options = options
         self._limit = limit
         self._finish_reason = finish_reason
 
-    def step(self, candidates: Sequence[_Beam], num_new: int) -> list[_Beam]:
+    def step(self, candidates: Sequence[_Beam]) -> list[_Beam]:
         """Keep those candidates that end here; return the B beams that go on, best first, or none if it is over."""
+        self.num_new = num_new = self.num_new + 1
         B = self._options.num_beams
         running = []
         for place, (candidate, reason) in enumerate(self._possible(candidates, num_new)):

@@ -29,6 +29,7 @@ import contextlib
 import itertools
 import math
 import reprlib
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Unpack
@@ -386,18 +387,21 @@ class _Job:
         return [min(longest, self.limit(row) - self.num_new(row, own) - 1) for row, own in zip(rows, ids, strict=True)]
 
     def start_drafter(self, rows: Sequence[int], tape: NoiseTape | None) -> Drafter | None:
-        """Whoever drafts for these rows."""
+        """Whoever drafts for these rows, and for those that take their places."""
         if isinstance(self.draft, DraftModel):
-            theirs = self.start_rows(self.draft.model, self.options.num_return_sequences)
+            theirs = self.start_rows(self.draft.model, list(map(self.prompt_of, rows)))
             return ModelDrafter(theirs, rows, self.options, tape)
         return self.draft
 
-    def start_rows(self, model: GPT, copies: int) -> Rows:
-        """`copies` rows of each prompt that may grow, with their logits of this model."""
-        growing = [(prompt, limit) for prompt, limit in zip(self.prompts, self.limits, strict=True) if limit]
-        longest = max(len(prompt) + limit for prompt, limit in growing)
-        prompts = [prompt for prompt, _ in growing]
-        return Rows(model, prompts, copies, longest, self.options.use_cache, self.vocab_size)
+    def start_rows(self, model: GPT, prompt_numbers: Sequence[int]) -> Rows:
+        """A row for each of these numbers, with the logits of this model, and room for what takes its place."""
+        growing = [(len(prompt), limit) for prompt, limit in zip(self.prompts, self.limits, strict=True) if limit]
+        longest = max(length + limit for length, limit in growing)
+        fits = max(length for length, _ in growing) <= model.config.block_size
+        copies = Counter(prompt_numbers)
+        prompts = [self.prompts[number] for number in copies]
+        use_cache = self.options.use_cache and fits
+        return Rows(model, prompts, [*copies.values()], longest, use_cache, self.vocab_size)
 
     def noise(self) -> Noise | None:
         """What the draws need, if there are any."""
@@ -477,7 +481,7 @@ class _Places(NamedTuple):
 
 
 class _Batch:
-    """The rows that are written side by side: what each has, what is drafted for it, and the keys and values.
+    """The rows that are written side by side: what each has, what is drafted for it, and who takes its place.
 
     Attributes:
         numbers: of the rows, in the order of the batch. Empty when all are done.
@@ -485,13 +489,15 @@ class _Batch:
     """
 
     def __init__(self, job: _Job, numbers: Sequence[int]) -> None:
+        """The first `batch_size` of the rows with these numbers; the others wait."""
         self._job = job
-        self._rows = job.start_rows(job.model, job.options.num_return_sequences)
+        self.numbers = list(numbers[: job.options.batch_size])
+        self._waiting = deque(numbers[len(self.numbers) :])
+        self._rows = job.start_rows(job.model, list(map(job.prompt_of, self.numbers)))
         noise = job.noise()
         self._tape = None if noise is None else NoiseTape(noise, job.num_rows, job.vocab_size)
-        self._drafter = job.start_drafter(numbers, self._tape)
-        self.numbers = list(numbers)
-        self.drafts: list[list[int]] = [[] for _ in numbers]
+        self._drafter = job.start_drafter(self.numbers, self._tape)
+        self.drafts: list[list[int]] = [[] for _ in self.numbers]
 
     def places(self) -> _Places:
         """Where tokens are chosen next."""
@@ -515,23 +521,34 @@ class _Batch:
         return noise
 
     def go_on(self, new: Sequence[Sequence[Choice]]) -> None:
-        """Rows that are done leave. The others get their new tokens, guesses of a draft behind them, and new logits."""
-        going = [slot for slot, choices in enumerate(new) if choices[-1].finish_reason is None]
+        """Rows that are done leave, and those that wait take their places; all get their new tokens and new logits."""
+        ids = self._rows.ids
+        # A row ends with its draft, so all its new tokens but the last are in it already. Keep up to them, and drop the
+        # rest of the draft.
+        last = {slot: choices[-1].id for slot, choices in enumerate(new) if choices[-1].finish_reason is None}
+        keep = {slot: len(ids[slot]) - len(self.drafts[slot]) + len(new[slot]) - 1 for slot in last}
+        places = [slot for slot in range(len(ids)) if slot not in last][: len(self._waiting)]
+        if places:
+            prompts = []
+            for slot in places:
+                self.numbers[slot] = self._waiting.popleft()
+                prompts.append(self._job.prompts[self._job.prompt_of(self.numbers[slot])])
+                last[slot], keep[slot] = prompts[-1][-1], len(prompts[-1]) - 1
+            self._rows.replace(places, prompts)
+        going = sorted(last)
         self.numbers = [self.numbers[slot] for slot in going]
         if not going:
             return
-        tokens = [[new[slot][-1].id] for slot in going]
         if self._drafter is None:
-            self._rows.advance(going, tokens)
+            self._rows.advance(going, [[last[slot]] for slot in going])
             return
-        # A row ends with its draft, so all its new tokens but the last are in it already. Keep up to them, and drop the
-        # rest of the draft.
-        ids = self._rows.ids
-        keep = [len(ids[slot]) - len(self.drafts[slot]) + len(new[slot]) - 1 for slot in going]
-        written = [[*ids[slot][:n], *last] for slot, n, last in zip(going, keep, tokens, strict=True)]
+        written = [[*ids[slot][: keep[slot]], last[slot]] for slot in going]
         counts = self._job.draft_lengths(self.numbers, written, self._rows.room(map(len, written)))
+        # The first token after a prompt is not drafted, as it is not where the pass over the prompt gives it.
+        counts = [0 if slot in places else count for slot, count in zip(going, counts, strict=True)]
         self.drafts = self._drafter.draft(self.numbers, written, counts)
-        self._rows.advance(going, [last + draft for last, draft in zip(tokens, self.drafts, strict=True)], keep)
+        tokens = [[last[slot], *draft] for slot, draft in zip(going, self.drafts, strict=True)]
+        self._rows.advance(going, tokens, [keep[slot] for slot in going])
 
 
 def _appended(
@@ -592,9 +609,11 @@ def _search(job: _Job, on_step: Callable[[Step], None] | None) -> Generation:
     found: list[list[Hypothesis]] = [[] for _ in job.prompts]
     if any(job.limits):
         with evaluating(job.model):
-            rows = job.start_rows(job.model, options.num_beams)
+            growing = [number for number, limit in enumerate(job.limits) if limit]
+            first = growing[: options.batch_size and options.batch_size // options.num_beams]
+            rows = job.start_rows(job.model, [number for number in first for _ in range(options.num_beams)])
             tell = None if on_step is None else lambda beams: on_step(Step(beams=beams))
-            found = beam_search(rows, job.limits, options, job.finish_reason, job.noise(), tell)
+            found = beam_search(rows, job.prompts, job.limits, options, job.finish_reason, job.noise(), tell)
     results = []
     for number, hypotheses in enumerate(found):
         if not job.limits[number]:

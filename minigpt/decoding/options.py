@@ -153,6 +153,9 @@ class DecodingOptions:
     seed: _Seed | Sequence[_Seed] | None = 0
     """of the draws. A list, one seed per prompt, makes what is drawn for a prompt independent of its batch; None takes
     a fresh seed each time"""
+    batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing")] = None
+    """the most sequences that are written side by side, and each beam is one; the others wait, and take the places of
+    those that are done; all at once unless given"""
     use_cache: bool = True
     """keep keys and values; without it the same tokens come, slowly"""
     on_overflow: Literal["error", "stop", "crop"] = "error"
@@ -236,6 +239,11 @@ class DecodingOptions:
             f"{self._is('temperature')} draws nothing, but {self._is('strategy')} would draw {self._is('num_beams')} "
             "beams",
             f"choose {passed('strategy', 'beam')}, or a temperature above 0",
+        )
+        _refuse(
+            self.batch_size is not None and self.num_beams > self.batch_size,
+            f"{self._is('num_beams')} do not fit {self._is('batch_size')}",
+            f"raise {named('batch_size')} to {self.num_beams}, or lower {named('num_beams')}",
         )
         _refuse(
             self.uses_beams and self.num_return_sequences > self.num_beams,
@@ -326,6 +334,7 @@ class Options(TypedDict, total=False):
     eos_token_id: int | Sequence[int] | None
     stop: str | Sequence[str] | None
     seed: int | Sequence[int] | None
+    batch_size: int | None
     use_cache: bool
     on_overflow: Literal["error", "stop", "crop"]
 

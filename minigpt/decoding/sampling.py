@@ -36,8 +36,8 @@ class Rows:
     Args:
         model: in evaluation mode.
         prompts: ids, each prompt at least one; of any lengths.
-        copies: rows per prompt, side by side. A prompt is fed once, however many.
-        max_length: the most tokens a row will have.
+        copies: rows of each prompt, side by side. A prompt is fed once, however many.
+        max_length: the most tokens a row will have, those too that `replace` brings.
         use_cache: whether to keep keys and values.
         vocab_size: how many of the model's tokens there are to choose from: V; see `with_text`.
 
@@ -54,7 +54,7 @@ class Rows:
         self,
         model: GPT,
         prompts: Sequence[Sequence[int]],
-        copies: int,
+        copies: Sequence[int],
         max_length: int,
         use_cache: bool,
         vocab_size: int,
@@ -65,18 +65,22 @@ class Rows:
         self._block_size = model.config.block_size
         self._columns = min(self._block_size, max_length)
         self._shortest_prompt = min(map(len, prompts))
-        weight = model.wte.weight
-        self._device = weight.device
+        self._device = model.wte.weight.device
         self._cache: KVCache | None = None
         if use_cache and max(map(len, prompts)) <= self._block_size:
-            self._cache = KVCache(model.config, len(prompts), self._columns, weight.dtype, weight.device)
-        self.ids = [list(prompt) for prompt in prompts for _ in range(copies)]
+            self._cache = self._new_cache(len(prompts), self._columns)
+        self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # of each row's ids, those whose next token has logits
         self.logits = self._feed(prompts, [1] * len(prompts))  # (N, 1, V)
-        if copies > 1:
-            self.logits = self.logits.repeat_interleave(copies, dim=0)  # (N, 1, V) -> (R, 1, V)
+        if max(copies) > 1:
+            each = torch.arange(len(prompts)).repeat_interleave(torch.tensor(copies)).to(self._device)  # (R,)
+            self.logits = self.logits[each]  # (N, 1, V) -> (R, 1, V)
             if self._cache is not None:
-                self._cache.expand(copies)
+                self._cache.gather(each)
+
+    def _new_cache(self, rows: int, columns: int) -> KVCache:
+        weight = self._model.wte.weight
+        return KVCache(self._model.config, rows, columns, weight.dtype, weight.device)
 
     @property
     def last_logits(self) -> Tensor:
@@ -115,6 +119,36 @@ class Rows:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
         self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
 
+    def replace(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Rows that are done become other prompts, each without its last id, which `advance` adds.
+
+        Their keys and values take the place of those that nobody needs any more.
+        """
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.ids[row] = list(prompt[:-1])
+        self._shortest_prompt = min(self._shortest_prompt, *map(len, prompts))
+        if self._cache is None:
+            return
+        different = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
+        longest = max(map(len, different))
+        cache = self._new_cache(len(different), max(1, longest))
+        if longest:
+            self._read(different, cache)
+        if len(different) < len(rows):
+            each = [different.index(tuple(prompt[:-1])) for prompt in prompts]
+            cache.gather(torch.tensor(each, device=self._device))
+        self._cache.replace(rows, cache)
+
+    def _read(self, rows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
+        """Final hidden states of these ids, which a cache then holds: (R, T, C) where the longest row has T."""
+        filling = [max(map(len, rows)) - len(ids) for ids in rows]
+        # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
+        filled = [[*ids, *[0] * n] for ids, n in zip(rows, filling, strict=True)] if any(filling) else rows
+        hidden = self._model.trunk(torch.tensor(filled, device=self._device), cache)
+        if cache is not None and any(filling):
+            cache.rollback(torch.tensor(filling, device=self._device))
+        return hidden
+
     def _feed(self, rows: Sequence[Sequence[int]], num_last: Sequence[int]) -> Tensor:
         """Feed each row's ids, give the logits (R, T, V) after its last `num_last[row]` ones; T is the largest."""
         rows = [ids[-self._block_size :] for ids in rows]
@@ -123,15 +157,7 @@ class Rows:
         if longest == 1 and self._cache is not None and self._one_token.fits():
             idx = torch.tensor([ids[0] for ids in rows], device=self._device)  # (R,)
             return self._checked(self._one_token(idx, self._cache)[:, None], num_last)  # (R, V) -> (R, 1, V)
-        if min(lengths) == longest:
-            hidden = self._model.trunk(torch.tensor(rows, device=self._device), self._cache)  # (R, longest, C)
-        else:
-            # Short rows are filled up on the right, where no earlier token looks, and the cache takes the filling back.
-            filling = [longest - length for length in lengths]
-            idx = torch.tensor([[*ids, *[0] * n] for ids, n in zip(rows, filling, strict=True)], device=self._device)
-            hidden = self._model.trunk(idx, self._cache)
-            if self._cache is not None:
-                self._cache.rollback(torch.tensor(filling, device=self._device))
+        hidden = self._read(rows, self._cache)  # (R, longest, C)
         # The head is a third of GPT-2 small: it is spared the positions that nobody asks for.
         if min(lengths) == longest and min(num_last) == T < longest:
             hidden = hidden[:, -T:]  # (R, longest, C) -> (R, T, C)

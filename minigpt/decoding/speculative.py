@@ -43,7 +43,8 @@ class Drafter(Protocol):
         """For each row at most `counts[i]` tokens that may come next.
 
         Args:
-            rows: the numbers of the rows that go on; from call to call they only become fewer.
+            rows: the numbers of the rows that go on, never more than in the call before. A new one takes the place of
+                one that is done, and has its prompt alone.
             ids: of each, prompt included.
             counts: how many guesses are of use.
         """
@@ -120,6 +121,7 @@ class ModelDrafter:
     def draft(self, rows: Sequence[int], ids: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
         """The draft model's choices, one after the other."""
         drafts: list[list[int]] = [[] for _ in rows]
+        self._take_in(rows, ids)
         if not max(counts):
             return drafts
         parents = [self._numbers.index(row) for row in rows]
@@ -139,6 +141,17 @@ class ModelDrafter:
                 draft.append(token)
             parents, new, keep = list(range(len(rows))), [[token] for token in chosen], None
         return [draft[:count] for draft, count in zip(drafts, counts, strict=True)]
+
+    def _take_in(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Rows that are new replace some that are done."""
+        new = {number: prompt for number, prompt in zip(rows, ids, strict=True) if number not in self._numbers}
+        if not new:
+            return
+        done = [place for place, number in enumerate(self._numbers) if number not in rows][: len(new)]
+        self._rows.replace(done, [*new.values()])
+        for place, (number, prompt) in zip(done, new.items(), strict=True):
+            self._numbers[place] = number
+            self._prompt_lengths[number] = len(prompt)
 
 
 def _agreement(a: Sequence[int], b: Sequence[int]) -> int:

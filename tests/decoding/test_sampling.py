@@ -101,7 +101,9 @@ def test_rows_give_the_logits_of_a_plain_forward(tiny_model: GPT, use_cache: boo
             window = torch.tensor([ids[-tiny_model.config.block_size :]])
             torch.testing.assert_close(logits[-1], tiny_model(window)[0, -1], atol=1e-5, rtol=1e-5)
 
-    rows = Rows(tiny_model, [[1, 2, 3], [4, 5, 6, 7, 8], [9]], 2, max_length=99, use_cache=use_cache, vocab_size=23)
+    rows = Rows(
+        tiny_model, [[1, 2, 3], [4, 5, 6, 7, 8], [9]], [2, 2, 2], max_length=99, use_cache=use_cache, vocab_size=23
+    )
     assert rows.ids == [[1, 2, 3]] * 2 + [[4, 5, 6, 7, 8]] * 2 + [[9]] * 2
     check()
     rows.advance([0, 1, 2, 3, 4, 5], [[1], [2], [3], [4], [5], [6]])  # every row goes on
@@ -121,7 +123,7 @@ def test_a_prompt_is_fed_once_for_all_its_copies(tiny_model: GPT, monkeypatch: p
     fed = []
     trunk = tiny_model.trunk
     monkeypatch.setattr(tiny_model, "trunk", lambda idx, cache: fed.append(tuple(idx.shape)) or trunk(idx, cache))
-    rows = Rows(tiny_model, [[1, 2, 3], [4, 5]], 3, max_length=9, use_cache=True, vocab_size=23)
+    rows = Rows(tiny_model, [[1, 2, 3], [4, 5]], [3, 3], max_length=9, use_cache=True, vocab_size=23)
     rows.advance(range(6), [[1]] * 6)
     assert fed == [(2, 3), (6, 1)]
 

@@ -231,7 +231,9 @@ def test_a_draft_shrinks_where_the_context_ends(tiny_model: GPT, monkeypatch: py
 def test_a_draft_is_what_the_draft_model_would_write(block_size: int) -> None:
     """Rows that have a different number of tokens to read, and then kept a different number of what was drafted."""
     model = random_model(3, block_size)
-    drafter = ModelDrafter(Rows(model, PROMPTS, 1, 13, True, 23), [0, 1, 2], DecodingOptions(strategy="greedy"), None)
+    drafter = ModelDrafter(
+        Rows(model, PROMPTS, [1, 1, 1], 13, True, 23), [0, 1, 2], DecodingOptions(strategy="greedy"), None
+    )
 
     def check(rows: list[int], ids: list[list[int]], counts: list[int]) -> list[list[int]]:
         drafts = drafter.draft(rows, ids, counts)
