@@ -207,16 +207,16 @@ def save_run(
 
 
 def run_at(path: Path) -> RunDirectory:
-    """The run that a run directory, or the `last` folder inside one, belongs to."""
-    inside = path.name == "last" and RunDirectory(path.parent).config.is_file()
+    """The run that a run directory, or the folder of one of its checkpoints, `last` or `previous`, belongs to."""
+    inside = path.name in ("last", "previous") and RunDirectory(path.parent).config.is_file()
     return RunDirectory(path.parent if inside else path)
 
 
 def run_of(path: Path) -> RunDirectory | None:
-    """The run of a path that is its folder, its `last`, or the weights in one of them; None for any other path."""
+    """The run of a path that is its folder, a checkpoint's, or the weights in one of them; None for any other path."""
     folder = path if path.is_dir() else path.parent
     run = run_at(folder)
-    meant = path in (folder, run.best_weights, run.last_weights)
+    meant = path in (folder, folder / run.best_weights.name)
     return run if meant and os.path.lexists(run.config) else None
 
 
@@ -243,13 +243,13 @@ def existing_run(spec: str) -> RunDirectory:
 
 
 def run_weights(run: RunDirectory, folder: Path) -> Path:
-    """The file of a run's best weights; or of its newest weights, if `folder` is its `last`.
+    """The file of a run's best weights; or of a checkpoint's, if `folder` is its `last` or `previous`.
 
     Raises:
         MissingFileError: if it does not exist.
         CheckpointError: if it is damaged. Whether it fits the settings is not checked here.
     """
-    weights = run.best_weights if run.path == folder else run.last_weights
+    weights = folder / run.best_weights.name
     if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
         raise MissingFileError(
             f"{run.path} has no {weights.name} yet: its first evaluation makes it",

@@ -21,7 +21,7 @@ from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFil
 from minigpt.evaluation.loss import Evaluation
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import RunDirectory, read_config
-from minigpt.formats.weights import read_metadata
+from minigpt.formats.weights import open_weights, read_metadata
 from minigpt.training import checkpoint, loop
 from minigpt.training.checkpoint import (
     keep_best,
@@ -178,6 +178,19 @@ def test_a_run_without_an_evaluation_says_which_weights_it_has(tmp_path):
     with pytest.raises(MissingFileError, match=r"has no model\.safetensors yet.*\n.*--resume .*run/last"):
         load_model(tmp_path / "run")
     load_model(tmp_path / "run" / "last")
+
+
+@pytest.mark.parametrize("name", ["last", "previous"])
+def test_the_weights_of_both_checkpoints_can_be_loaded(tmp_path, name):
+    """By the folder and by the file: when the newest is damaged, the one before it is all there is."""
+    train(updated(CONFIG, {"train": {"max_steps": 3, "save_interval": 2}}), CORPUS, tmp_path / "run", quiet)
+    weights = tmp_path / "run" / name / "model.safetensors"
+    stored = {name: tensor.read() for name, tensor in open_weights(weights).items()}
+    for place in (weights, weights.parent):
+        model, tokenizer = load_model(place)
+        assert tokenizer is not None
+        own = model.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())
 
 
 def test_a_comparison_sees_one_bit(tmp_path, monkeypatch):
