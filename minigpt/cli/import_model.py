@@ -9,7 +9,8 @@ import torch
 
 from minigpt.cli.models import note_what_is_not_kept
 from minigpt.cli.settings import Import
-from minigpt.cli.streams import print_json
+from minigpt.cli.streams import print_json, print_note
+from minigpt.config import RunConfig, updated
 from minigpt.errors import CheckpointError
 from minigpt.formats.parity import ParityReport, compare_with_transformers, require_transformers
 from minigpt.formats.pretrained import save_hf
@@ -40,7 +41,7 @@ def answer(settings: Import) -> None:
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
     reference, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
-    save_run(model, tokenizer, directory, source.trained, source.carried)
+    save_run(model, tokenizer, directory, _fitting(source.trained, model), source.carried)
     note_what_is_not_kept(source, model, tokenizer)
     if settings.json:
         report = parity and {"reference": reference, **dataclasses.asdict(parity)}
@@ -55,6 +56,15 @@ def answer(settings: Import) -> None:
         print(f"reference  the transformers library's model of {reference}")
         _print_parity(parity)
     print(f"written    {directory}")
+
+
+def _fitting(trained: RunConfig | None, model: GPT) -> RunConfig | None:
+    """The settings of the run that was imported, without documents that are longer than the model's new context."""
+    if trained is None or trained.documents.max_length <= model.config.block_size:
+        return trained
+    length = model.config.block_size
+    print_note(f"documents.max_length was {trained.documents.max_length}: documents are cut to {length} tokens now")
+    return updated(trained, {"documents": {"max_length": length}})
 
 
 def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:

@@ -740,3 +740,17 @@ def test_a_text_of_its_own_validates(base, tmp_path, capsys):
     Path("v.txt").rename("moved.txt")
     assert answered(capsys, *longer, "--val-data", "moved.txt")["step"] == 4
     assert answered(capsys, "eval", "--model", "run")["tokens"] == trained["tokens"]
+
+
+def test_an_import_with_a_shorter_context_can_still_be_measured(base, capsys):
+    """Its documents were cut at a number of tokens that the import has no positions for."""
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    Path("a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    start = ["train", "--init-from", str(base), "--preset", PRESET, "--device", "cpu", "--data", "a.jsonl"]
+    sizes = ["--documents.train_size", "0", "--documents.val_size", "0", "--documents.max_length", "11"]
+    answered(capsys, *start, *sizes, "--train.epochs", "1", "--out", "run")
+    assert main.answer(["import", "run", "short", "--block-size", "7"]) == 0
+    assert "documents.max_length was 11: documents are cut to 7 tokens now" in capsys.readouterr().err
+    assert answered(capsys, "eval", "--model", "short")["tokens"] > 0
+    assert main.answer(["import", "run", "same"]) == 0
+    assert "max_length" not in capsys.readouterr().err
