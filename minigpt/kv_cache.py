@@ -110,7 +110,7 @@ class KVCache:
         if max_length > config.block_size:
             raise InputError(
                 f"a cache of {max_length} columns does not fit a block_size of {config.block_size}",
-                f"choose max_length from 1 to {config.block_size}: there is no position beyond the block",
+                f"choose max_length from 1 to {config.block_size}: there is no position beyond it",
             )
         # Zeros, not empty: a masked column has weight 0, and 0 * NaN of uninitialised memory would be NaN.
         shape = (config.n_layer, 2, batch_size, config.n_head, max_length, config.n_embd // config.n_head)

@@ -283,7 +283,7 @@ class PackedGPT(GPT):
             InputError: if it is to learn.
         """
         if mode:
-            raise InputError("a packed model cannot learn: its weights are laid out once", "train the plain model")
+            raise InputError("a packed model cannot be trained: its weights are fixed", "train the plain model")
         super().train(False)
         return self
 

@@ -35,8 +35,8 @@ def as_built(model: GPT, known: Known) -> GPT:
     usual = empty_model(model.config)
     if found := next(chain(_hooked(model), _unlike("the model", model, usual, known), _untied(model, usual)), None):
         raise InputError(
-            f"{found}: the files of a GPT cannot say so, and would be those of another model",
-            "change it back first, or leave the block of the edit; or keep it as torch.save(model.state_dict(), path)",
+            f"{found}: the files of a GPT cannot hold this, and would describe another model",
+            "change it back first, or leave the `with` of the edit; or save it as torch.save(model.state_dict(), path)",
         )
     return model
 

@@ -125,8 +125,8 @@ class Ablation(Edit):
             )
         if self.mode == "resample" and self.reference is not None and len(self.reference) < 2:
             raise InputError(
-                "the reference has 1 row, and resample takes another row than one's own",
-                "give a reference of at least 2 rows, or patch with the one",
+                "the reference has 1 row, and resample never takes the row with a row's own number",
+                "give a reference of at least 2 rows, or use patch with this one",
             )
 
     @property
@@ -325,8 +325,7 @@ class Editing:
             self._num_rows = num_rows
         if num_rows != self._num_rows:
             raise InputError(
-                f"the edit of {name} draws for each row, and there are {self._num_rows} rows before, and {num_rows}"
-                " after: rows came or went",
+                f"the edit of {name} draws for each row, but their number changed from {self._num_rows} to {num_rows}",
                 "resample in one prompt at a time, without beams and without further sequences",
             )
 
@@ -342,12 +341,12 @@ class Editing:
                 continue
             if not self._longest:
                 raise InputError(
-                    f"the edit of {one.point} touched nothing: no pass of the model was run inside the block",
-                    "call the model inside it, in the same thread; of a compiled model, the original, its `_orig_mod`",
+                    f"the edit of {one.point} touched nothing: no pass of the model was run inside the `with`",
+                    "call the model inside it, in the same thread; if it is compiled, call its original, `_orig_mod`",
                 )
             raise InputError(
                 f"the edit of {one.point} did not touch {f'position {missing[0]}' if missing else 'anything'}:"
-                f" the passes inside the block reached positions 0 to {self._longest - 1}",
+                f" the passes inside the `with` reached positions 0 to {self._longest - 1}",
                 "choose positions that are computed there, with `at`",
             )
 

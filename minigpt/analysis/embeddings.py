@@ -133,7 +133,7 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
         InputError: if k is out of this range, all rows are the same, or a number is not finite.
     """
     if not matrix.isfinite().all():
-        raise InputError("the matrix holds infinite numbers, or what is no number", "leave out the rows that do")
+        raise InputError("the matrix holds infinite numbers or NaN", "leave out the rows that have them")
     if matrix.dim() != 2 or not 1 <= k <= min(matrix.shape):
         raise InputError(
             f"a tensor of the shape {tuple(matrix.shape)} has no {k} principal components",

@@ -127,7 +127,7 @@ def repeated_tokens(
     if length < 3:
         raise InputError(
             f"{length} tokens that are repeated show no induction",
-            "take at least 3, and a model whose block holds 7 tokens and whose vocabulary 4",
+            "take at least 3, and a model with block_size >= 7 and vocab_size >= 4",
         )
     if start_token_id is not None:
         check_place(start_token_id, V, "token")
@@ -170,7 +170,7 @@ def _scores_of_repetition(pattern: Tensor, period: int) -> dict[str, Tensor]:
     T = pattern.size(-1)
     if not 3 <= period < T - 1:
         raise InputError(
-            f"a period of {period} is not to be seen in {T} tokens",
+            f"a period of {period} cannot be seen in {T} tokens",
             "choose it from 3 to 2 less than the number of tokens",
         )
     return {

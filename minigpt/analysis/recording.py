@@ -86,7 +86,7 @@ class Trace(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         if not self._chunks:
-            return f"Trace(nothing of {len(self.points)} points: no pass was run inside the block yet)"
+            return f"Trace(nothing of {len(self.points)} points: no pass was run inside the `with` yet)"
         first, last = (f"{name} {tuple(self[name].shape)}" for name in (self.names[0], self.names[-1]))
         return f"Trace({len(self)} points from {first} to {last}, {self.attention} attention, {self.nbytes:,} bytes)"
 
@@ -178,8 +178,8 @@ class Trace(Mapping[str, Tensor]):
         chunks = self._chunks.setdefault(name, [])
         if chunks and chunks[0][1].shape[:-2] != values.shape[:-2]:
             raise InputError(
-                f"{name} has the leading sizes {tuple(chunks[0][1].shape[:-2])} before, and"
-                f" {tuple(values.shape[:-2])} after position {positions.start}: rows came or went",
+                f"the leading sizes of {name} changed from {tuple(chunks[0][1].shape[:-2])} to"
+                f" {tuple(values.shape[:-2])} at position {positions.start}: the rows of the batch changed",
                 "trace one prompt at a time, without beams and without further sequences",
             )
         chunks.append((places, values))
@@ -197,8 +197,8 @@ class Trace(Mapping[str, Tensor]):
             raise PointError(f"{name} was not recorded", f'ask for it: trace(model, [..., "{name}"])')
         if not self._num_passes:
             raise PointError(
-                f"{name} was not recorded: no pass of the model was run inside the block",
-                "call the model inside it, in the same thread; of a compiled model, the trace's `model`, the original",
+                f"{name} was not recorded: no pass of the model was run inside the `with`",
+                "call the model in it, in the same thread; if it is compiled, call the trace's `model`, its original",
             )
         raise PointError(
             f"{name} was not recorded: no pass computed it at the positions asked for",

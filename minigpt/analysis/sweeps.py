@@ -228,8 +228,8 @@ def patching_sweep(
         baseline = measure()
         if baseline == expected:
             raise InputError(
-                f"the metric is {baseline:g} for the clean rows and for the corrupt ones, and tells nothing",
-                "choose rows or a metric that differ",
+                f"the metric is {baseline:g} for the clean rows and for the corrupt ones: it cannot tell them apart",
+                "choose other rows, or another metric",
             )
         whole = measure(patch(first, t))
         places = range(model.config.n_head if point == "attn.z" else idx.size(1))

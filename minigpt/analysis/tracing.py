@@ -80,8 +80,8 @@ def trace(
         yield recording
     if gpt is not model and not recording._num_passes:
         raise InputError(
-            "only the original of a compiled model is traced, and it was not called inside the block",
-            "call the trace's `model` there, in the place of the compiled one",
+            "only the original of a compiled model is traced, and it was not called inside the `with`",
+            "call the trace's `model` there, instead of the compiled one",
         )
 
 
@@ -314,7 +314,7 @@ def _check_keys(name: str, scores: Tensor) -> None:
         query = row + scores.size(-1) - scores.size(-2)
         raise InputError(
             f"an edit of {name}.scores leaves query {query} of head {head} without any key",
-            "leave it at least one, or ablate the head to take all away",
+            "leave it at least one, or ablate the whole head",
         )
 
 

@@ -56,7 +56,7 @@ def answer(settings: Eval) -> None:
     if settings.data is None and not own:
         raise InputError(
             f"{config.data.source} has changed since {named.name} was trained on it",
-            "name with --data where the former one lies, or this one, to measure all of it",
+            "name the former data with --data; or name this one with --data, to measure all of it",
         )
     if field and config.documents.separate == "off":
         raise InputError(
@@ -72,8 +72,8 @@ def answer(settings: Eval) -> None:
     if isinstance(source, Documents):
         if settings.split not in (None, "val" if own else "all") or settings.stride is not None:
             raise InputError(
-                f"{settings.data or config.data.source} holds separate documents: of those that a run was trained on, "
-                "the held-out ones are measured, of others all, each from its beginning",
+                f"{settings.data or config.data.source} holds separate documents, each read from its beginning: the "
+                "held-out ones of a run's own documents, or all of others",
                 "leave --split and --stride out",
             )
         evaluate_documents(source, config, own, settings, named.name)
@@ -118,8 +118,8 @@ def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, 
             val_data = ""  # the run's other data were read in another way
         elif not (val_data in NAMED_SOURCES or Path(val_data).exists()):
             print_note(
-                f"{val_data}, which validated in this run, is not there: all of {named} is measured, even what this "
-                "run learned from; --val-data names where it lies now"
+                f"{val_data}, this run's validation data, does not exist any more: all of {named} is measured, even "
+                "what this run was trained on; --val-data names its new place"
             )
             val_data = ""
         data = replace(config.data, source=named, val_data=val_data)

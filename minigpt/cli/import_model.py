@@ -90,7 +90,7 @@ def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, Par
     if layer := parity.first_difference:
         raise CheckpointError(
             f"{source.name} and the model made of it differ by {layer.difference:.1e} at {layer.name}, where values "
-            f"reach {layer.size:.3g}; rounding explains {layer.bound:.1e}",
+            f"reach {layer.size:.3g}; rounding can explain {layer.bound:.1e}",
             "nothing was written; the difference begins there, so look at the weights that come just before",
         )
     return f"an export of {source.name} (this checks the export, not the source)" if exported else str(folder), parity

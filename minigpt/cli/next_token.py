@@ -18,7 +18,7 @@ def answer(settings: Next) -> None:
     """Print one table for each step."""
     typed = settings.prompt if settings.text is None else settings.text
     if typed is None:
-        raise InputError("a text is missing, to look beyond", 'give one: minigpt next "See you"')
+        raise InputError("a text is missing", 'give one: minigpt next "See you"')
     (prompt,) = given(typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")

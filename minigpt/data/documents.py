@@ -208,7 +208,7 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         what = f"{path} has no file that ends" if path.is_dir() else f"{path} does not end"
         raise DataError(
             f"{what} in {' or '.join(suffixes)}",
-            "documents are read from these; a field can be named for records alone",
+            "documents are read only from these; only files of records have fields",
         )
     return fitting
 
@@ -314,7 +314,7 @@ def _check_header(header: list[str], file: Path) -> None:
     """Raise if the columns are probably not what the user means: they would be read silently as other texts."""
     if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
         raise DataError(
-            f"{file} has one column, {header[0]!r:.60}: its cells seem to be parted by {separator[0]!r}",
+            f"{file} has one column, {header[0]!r:.60}: its cells seem to be separated by {separator[0]!r}",
             "save it as CSV with commas, or rename that column if it is one",
         )
     for name, number in Counter(header).items():
@@ -430,7 +430,7 @@ def split(
         raise DataError(
             f"{named('train_size', train_size)} and {named('val_size', val_size)} need {train_size + val_size:,} "
             f"documents, and there are {len(documents):,} that differ",
-            f"choose smaller sizes, or give more documents; {named('train_size', 0)} takes all that do not validate",
+            f"choose smaller sizes, or give more documents; {named('train_size', 0)} takes all the rest",
         )
     chosen = _chosen(documents, val_size + train_size, seed, "train_size + val_size")
     return chosen[val_size:], chosen[:val_size]

@@ -203,7 +203,7 @@ def stream(
     job = _Job(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
     if job.options.uses_beams or job.options.num_return_sequences > 1:
         raise InputError(
-            "a stream shows one sequence that only grows, and beams change their minds until the end",
+            "a stream shows one sequence that only grows, but a beam search may replace it until the end",
             'choose strategy="sample" or "greedy" with num_beams = num_return_sequences = 1, or call generate',
         )
     return _chosen_ids(job, on_step, num_candidates)

@@ -47,7 +47,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     except IndexError as error:
         raise InputError(
             f"targets are not all in the vocabulary of {rows.size(-1)}: {first_line(error)}",
-            f"use ids from 0 to {rows.size(-1) - 1}, and {IGNORED} where nothing is to be learned",
+            f"use ids from 0 to {rows.size(-1) - 1}, and {IGNORED} for targets that do not count",
         ) from None
     return total / (targets != IGNORED).sum().clamp(min=1)
 

@@ -233,7 +233,7 @@ class Source:
         base = read_config(run).init_from
         if self.path != run.path:
             raise CheckpointError(
-                f"{self.path} is part of a run that trains an adapter: it is there to go on from, and no model",
+                f"{self.path} belongs to a run that trains an adapter: one can resume from it, but it is no model",
                 f"name {run.path}, which means its best adapter, or go on with minigpt train --resume {run.path}",
             )
         if not run.adapter.exists():

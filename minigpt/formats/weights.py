@@ -167,7 +167,7 @@ def read_into(target: Tensor, name: str, stored: StoredTensor, path: Path) -> No
     except ArithmeticError as error:
         raise CheckpointError(
             f"{path} has values in {name} that are {error}: no model can compute with them",
-            "take weights from before training lost its numbers, or copy the file again",
+            "take earlier weights, from before training diverged, or copy the file again",
         ) from None
 
 
@@ -500,7 +500,7 @@ def _first_bytes(path: Path) -> bytes:
     if 8 < size == len(beginning) and beginning.isascii() and beginning.decode("ascii").strip().isprintable():
         raise CheckpointError(
             f"{described(path)} holds a line of text, {beginning.decode('ascii').strip()!r}: a server's answer was "
-            "saved in the place of the file",
+            "saved instead of the file",
             "download it again, and read what that line says",
         )
     return beginning

@@ -177,7 +177,9 @@ def read_archive(archive: Path, pattern: str) -> dict[str, bytes]:
     try:
         return dict(sorted(read(archive, pattern)))
     except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read the archive {archive}: {error}", "delete it; it is then fetched anew") from error
+        raise DataError(
+            f"cannot read the archive {archive}: {error}", "delete it; then it is downloaded again"
+        ) from error
 
 
 def _read_tar(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

@@ -92,7 +92,7 @@ def open_to_append(path: Path) -> IO[bytes]:
         _check_place(descriptor, path, path.parent)
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise OSError(errno.EPERM, "it is no file, or has a second name elsewhere, which is not written", str(path))
+            raise OSError(errno.EPERM, "it is no file, or is a second name (hard link) of another file", str(path))
         return open(descriptor, "a+b")
     except BaseException:
         os.close(descriptor)
@@ -268,7 +268,7 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in endings:
         raise InputError(
-            f"{path} ends in {path.suffix or 'nothing'}, which says no format",
+            f"{path} ends in {path.suffix or 'nothing'}, which is no known format",
             f"choose a name that ends in {', '.join(endings)}",
         )
     if path.is_dir():
@@ -316,7 +316,7 @@ def first_bytes(path: Path) -> bytes:
         )
     if kind == "page":
         raise CheckpointError(
-            f"{described(path)} is an HTML or XML page: a server's answer was saved in the place of the file",
+            f"{described(path)} is an HTML or XML page: a server's answer was saved instead of the file",
             "download it again, and look at the page to see what went wrong",
         )
     return beginning

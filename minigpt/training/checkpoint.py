@@ -167,14 +167,14 @@ class RunLock:
         check_no_links(folder)
         for path in vars(RunDirectory(folder)).values():
             if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders: none
-                raise CheckpointError(f"{path} is no file, and a run writes one there", "move it away")
+                raise CheckpointError(f"{path} is no file, but the run must write one there", "move it away")
         open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
         lock = FileLock(folder / LOCK, blocking=False)
         try:
             lock.acquire()
         except Timeout:
             raise CheckpointError(
-                f"another training is at work in {folder}",
+                f"another training is running in {folder}",
                 f"wait for it to end, stop it, or name another folder as {named('out')}",
             ) from None
         self._lock, self._file = lock, os.lstat(folder / LOCK)
@@ -353,7 +353,7 @@ class Checkpoint:
         if self.manifest.get("base") != base:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
-                "bring the former one back: an adapter is worth nothing without its base",
+                "put the former one back: an adapter is of no use without its base",
             )
 
     def restore_weights(self, model: GPT) -> None:
@@ -620,7 +620,7 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     if fixed:
         raise CheckpointError(
             f"this run cannot go on with other settings: {'; '.join(fixed)}",
-            "leave them as they were, or start a new run: model, data and optimizer stay for a run's whole life",
+            "leave them as they were, or start a new run: model, data and optimizer cannot change during a run",
         )
     return found
 

@@ -150,7 +150,7 @@ def train(
         if done > asked:
             raise ConfigError(
                 f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
-                f"choose a larger {named(limit)}; what has been learned cannot be taken back",
+                f"choose a larger {named(limit)}; steps cannot be undone",
             )
         if has_ended(run, progress, records):
             print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")
@@ -330,8 +330,8 @@ def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
         run.lock.take()
         if directory.config.exists() and read_config(directory) != run.config:
             raise CheckpointError(
-                f"{directory.path} holds another run now: this one was removed there, with all that it had saved",
-                f"nothing was written to the other one; begin this one again with another {named('out')}",
+                f"{directory.path} holds another run now: this one was removed, with everything that it had saved",
+                f"nothing was written to the other run; begin this one again with another {named('out')}",
             )
     elif directory.config.exists():
         return

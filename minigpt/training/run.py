@@ -234,8 +234,8 @@ def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:
     found = corpus_checksum(data)
     if config.data.checksum not in ("", found):
         raise ConfigError(
-            f"what is read of {config.data.source} is not what data.checksum in the settings was made of",
-            f"name as {named('source')} where that lies now, or leave {named('checksum')} out to train on this",
+            f"the data of {config.data.source} do not have the data.checksum of the settings",
+            f"name the former data as {named('source')}, or leave {named('checksum')} out to train on these",
         )
     return found
 

@@ -365,7 +365,7 @@ def test_threads_have_blocks_of_their_own_which_may_end_in_any_order(model, idx,
 
 
 def test_a_block_hears_nothing_of_other_threads_and_says_so(model, idx):
-    said = "no pass .* inside the block\\n.*in the same thread"
+    said = "no pass .* inside the `with`\\n.*in the same thread"
     with trace(model) as t:
         elsewhere(lambda: model(idx))
     with pytest.raises(PointError, match=said):
@@ -397,7 +397,7 @@ def test_an_edit_may_begin_and_end_between_two_steps_of_generate(model, as_it_wa
 
 
 def test_beams_are_refused(model, as_it_was):
-    with pytest.raises(InputError, match="rows came or went"), trace(model):
+    with pytest.raises(InputError, match="the rows of the batch changed"), trace(model):
         minigpt.generate(model, [[1, 2, 3]], max_new_tokens=3, num_beams=3, strategy="beam")
     as_it_was(model)
 

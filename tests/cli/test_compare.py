@@ -222,7 +222,7 @@ def test_a_picture_is_drawn():
         ("--model one --prompt ab --max-new-tokens 18", "has 2 tokens, and 18 more do not fit block_size = 19"),
         ("--model one --model small --prompt a --prompt abcdeab", "prompt 1 has 7 tokens, and 1 more do not fit"),
         ("--model one --prompt ab --training-data nowhere", "there is no corpus, file or folder named 'nowhere'"),
-        ("--model one --prompt ab -o out.txt", "out.txt ends in .txt, which says no format"),
+        ("--model one --prompt ab -o out.txt", "out.txt ends in .txt, which is no known format"),
         ("--model one --prompt ab -o folder.csv", "folder.csv is a folder"),
         ("--model one --prompt ab -o blank.txt/out.json", "blank.txt is a file, and blank.txt/out.json cannot"),
         ("--model one --model two --adapter a --prompt ab", "--adapter a could belong to each of 2 models"),

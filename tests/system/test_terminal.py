@@ -120,7 +120,7 @@ def test_what_people_print_says_something_in_a_few_lines(tiny_model):
     cache = KVCache(tiny_model.config, batch_size=2)
     with trace(tiny_model) as t:
         kept = len(analysis.points(tiny_model.config)) - 2  # in each layer, head_out is worked out from z
-        assert repr(t) == f"Trace(nothing of {kept} points: no pass was run inside the block yet)"
+        assert repr(t) == f"Trace(nothing of {kept} points: no pass was run inside the `with` yet)"
         tiny_model(torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8]]), cache=cache)
     shown = {
         "Trace": (t, ["from embed (2, 7, 15) to logits (2, 7, 23)", "explicit attention", f"{t.nbytes:,} bytes"]),

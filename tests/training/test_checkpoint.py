@@ -375,7 +375,7 @@ def test_one_training_a_folder(tmp_path):
     before = (tmp_path / "run" / "last" / "manifest.json").read_bytes()
     with (
         locked(tmp_path / "run"),
-        pytest.raises(CheckpointError, match="another training is at work in"),
+        pytest.raises(CheckpointError, match="another training is running in"),
     ):
         train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
     assert (tmp_path / "run" / "last" / "manifest.json").read_bytes() == before

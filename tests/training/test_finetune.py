@@ -428,7 +428,7 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
     there, _ = load_model("../run")
     idx = torch.tensor([[1, 2, 3, 5, 7]])
     assert torch.equal(here(idx), there(idx))
-    with pytest.raises(CheckpointError, match=r"run/last is part of a run that trains an adapter.*\n.*--resume"):
+    with pytest.raises(CheckpointError, match=r"run/last belongs to a run that trains an adapter.*\n.*--resume"):
         load_model("../run/last")
     write = ["generate", "--model", str(base), "--prompt", "a", "--adapter", "../run"]
     assert main.answer(write) == 2
@@ -598,8 +598,11 @@ def test_documents_that_validated_and_have_moved_can_be_named(base, tmp_path, mo
     for data in ("a.jsonl", "b.jsonl"):
         assert main.answer([*evaluate, "--data", data]) == 0
         err = " ".join(capsys.readouterr().err.split())
-        assert f"{Path('v.jsonl').absolute()}, which validated in this run, is not there: all of {data} is " in err
-        assert "--val-data names where it lies now" in err
+        assert (
+            f"{Path('v.jsonl').absolute()}, this run's validation data, does not exist any more: all of {data} is "
+            in err
+        )
+        assert "--val-data names its new place" in err
     assert main.answer(["eval", "--model", str(base), "--data", "b.jsonl", "--val-data", "w.jsonl"]) == 2
     assert "--val-data w.jsonl is for" in capsys.readouterr().err
 
