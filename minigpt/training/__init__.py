@@ -2,18 +2,18 @@
 
 The files, each of which imports only from those above it::
 
-    signals        Ctrl-C and `kill`, heard between two steps
-    trackers       TensorBoard and W&B, told what the log is told
+    signals        Ctrl-C and `kill`, noticed between two steps
+    trackers       TensorBoard and W&B, which get the same records as the log
     distributed    several processes that train one model: DDP and FSDP2
     document_mask  attention that stays inside a document of a packed row
     optim          decay groups, AdamW, Muon, the learning rate as a function of the step
     curves         pictures of the losses of a run
     log            progress bar, `metrics.jsonl`, samples, loss plot
-    checkpoint     exact resume: checkpoints that are whole, checked, and never alone
+    checkpoint     exact resume: complete, checked checkpoints, of which two are kept
     run            everything that the loop works on, from a seed or from a checkpoint
-    divergence     which tensor lost its numbers first, and a report to repeat the step
+    divergence     which tensor became NaN or infinite first, and a report to repeat the step
     loop           **the training loop, on one screen**
     selfcheck      what this machine has, and which settings are fastest on it
     plan           what a run will need, before it starts: memory and time
-    verify         the proof that a killed run goes on exactly
+    verify         the proof that a killed run can be resumed exactly
 """

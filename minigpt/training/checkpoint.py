@@ -1,4 +1,4 @@
-"""Exact resume: what a checkpoint of a running training holds, and how there is always a whole one on the disk.
+"""Exact resume: what a checkpoint contains, and how there is always a complete one on the disk.
 
 ::
 
@@ -8,12 +8,12 @@
         state.safetensors      the optimizers' state, every random state, the losses since the last record
         manifest.json          how far the run has come, the versions that ran it, a checksum of every file
       previous/                the one before it
-      diverged/                the moment before a step that lost its numbers, if one did
+      diverged/                the state before a step with NaN or infinite numbers, if there was one
       .lock                    held while a process trains here
 
-A checkpoint is written under another name, brought to the disk, and renamed; only then does the one before the last
-go. So a power cut at any moment leaves at least one whole checkpoint, and the checksums tell which. One that was whole
-but had not got its name yet gets it when the run goes on.
+A checkpoint is written under another name, flushed to the disk, and renamed; only then is the one before the last
+removed. So a power cut at any moment leaves at least one complete checkpoint, and the checksums tell which. One that
+was complete but not yet renamed is renamed when the run is resumed.
 """
 
 import hashlib
@@ -126,7 +126,7 @@ def restore_random_states(states: Mapping[str, Tensor], device: torch.device) ->
 
     Raises:
         ValueError: if a generator cannot have such a state.
-        RuntimeError: likewise, from torch.
+        RuntimeError: if one of torch's cannot.
     """
     spare = states["python_spare"].item()
     random.setstate((3, tuple(_twister(states["python"])), None if math.isnan(spare) else spare))
@@ -146,18 +146,18 @@ def _twister(state: Tensor) -> list[int]:
 
 
 class RunLock:
-    """Keeps every other training out of a run directory. It ends with the process, however that ends."""
+    """Keeps every other training out of a run directory. The lock ends with the process, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: FileLock | None = None
 
     def take(self) -> None:
-        """Lock the folder as it is now, and no longer one that had its name before; it is made if it is not there.
+        """Lock the folder, and release a folder that had this name before; make the folder if it does not exist.
 
         Raises:
-            CheckpointError: if another process trains there, a link would lead what is written out of it, or something
-                else has the name of a file.
+            CheckpointError: if another process trains there, a link in it leads elsewhere, or something that is no file
+                has the name of one.
         """
         from filelock import FileLock, Timeout
 
@@ -180,7 +180,7 @@ class RunLock:
         self._lock, self._file = lock, os.lstat(folder / LOCK)
 
     def is_lost(self) -> bool:
-        """Whether what is locked is no longer in the folder: that was removed, and somebody may have made it anew."""
+        """Whether the locked file is no longer in the folder: the folder was removed, and perhaps made again."""
         with suppress(OSError):  # whatever is there instead
             return self._lock is None or not os.path.samestat(self._file, os.lstat(self.folder / LOCK))
         return True
@@ -194,7 +194,7 @@ class RunLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[RunLock]:
-    """A block in which a run directory is locked; see `RunLock.take`."""
+    """A context in which a run directory is locked; see `RunLock.take`."""
     lock = RunLock(folder)
     try:
         lock.take()
@@ -206,7 +206,7 @@ def locked(folder: Path) -> Iterator[RunLock]:
 def checkpoint_tensors(
     model: GPT, optimizers: Sequence[Optimizer], progress: Progress, states: Mapping[str, Sequence[Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the two files of tensors hold: (weights, state). Every process must call it: each may have only a part.
+    """The tensors for the two files: (weights, state). Every process must call it, because each may have only a part.
 
     Args:
         model: the model.
@@ -238,11 +238,11 @@ def write_checkpoint(
     """Write a checkpoint into an empty folder.
 
     Args:
-        folder: where.
-        weights: see `checkpoint_tensors`.
-        state: likewise.
+        folder: the empty folder.
+        weights: as `checkpoint_tensors` gives them.
+        state: as `checkpoint_tensors` gives it.
         progress: of the run.
-        facts: whatever else the manifest shall keep, as JSON.
+        facts: further entries of the manifest, as JSON.
     """
     write_safetensors(folder / WEIGHTS, weights)
     write_safetensors(folder / STATE, state)
@@ -272,10 +272,10 @@ def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
 def make_last(run: RunDirectory) -> str:
     """Give a checkpoint that waits for its name, if there is one and it is whole, the name `last/`.
 
-    Wherever this is cut off, at least one whole checkpoint is there, and another call ends what this one began.
+    If it is interrupted anywhere, there is at least one complete checkpoint, and the next call finishes the work.
 
     Returns:
-        A line that says what was wrong with one that is not whole, and what became of it; else an empty one.
+        A line that says what was wrong with a damaged checkpoint, and what was done with it; "" if there was none.
 
     Raises:
         CheckpointError: if it is of another format.
@@ -293,7 +293,7 @@ def make_last(run: RunDirectory) -> str:
 
 
 def _cleared(folder: Path, known: set[str]) -> str:
-    """Take away a folder that is no use, and say how: one that holds more than what a training writes is kept."""
+    """Remove a useless folder, or move it aside if it has files that no training writes; returns a phrase for which."""
     if folder.is_dir() and not folder.is_symlink() and not {path.name for path in folder.iterdir()} <= known:
         aside = unused_run(folder.parent, f"{folder.name.lstrip('.')}-moved-aside").path
         folder.replace(aside)
@@ -310,7 +310,7 @@ def _rotate(run: RunDirectory) -> None:
 
 
 class _FormatError(CheckpointError):
-    """A checkpoint of another format, which is no damaged one."""
+    """The checkpoint has another format; it is not damaged."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         progress: how far the run had come.
-        manifest: all that `manifest.json` says.
+        manifest: the content of `manifest.json`.
     """
 
     path: Path
@@ -332,7 +332,7 @@ class Checkpoint:
         """The batch size for which documents were put in order (`data.loaders.document_loader`).
 
         Raises:
-            CheckpointError: if it does not say so, as one of a text.
+            CheckpointError: if the manifest does not have it, as for a run on a text.
         """
         found: int = self.manifest.get("laid_out_for", 0)
         if found == 0:
@@ -340,7 +340,7 @@ class Checkpoint:
         return found
 
     def check_corpus(self, corpus: str, config: RunConfig) -> None:
-        """Refuse to go on with another text, named by its sha256. Raises CheckpointError."""
+        """Raise CheckpointError if the corpus, given by its sha256, is not that of the run."""
         if self.manifest["corpus"] != corpus:
             raise CheckpointError(
                 f"the text of {config.data.source} has changed since {self.path} was trained on it",
@@ -349,7 +349,7 @@ class Checkpoint:
             )
 
     def check_base(self, base: str | None, name: str) -> None:
-        """Refuse an adapter's checkpoint for another base, named by its checksum. Raises CheckpointError."""
+        """Raise CheckpointError if the base, given by its checksum, is not that of the adapter."""
         if self.manifest.get("base") != base:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
@@ -388,7 +388,7 @@ class Checkpoint:
                 kinds[kind].state[parameter][key] = part_of(values, parameter) if whole_like else values
 
     def losses(self) -> list[Tensor]:
-        """Of the steps since the last record."""
+        """The losses of the steps since the last record."""
         stored = open_weights(self.path / STATE)
         return [loss.read() for name, loss in stored.items() if name.startswith("loss/")]
 
@@ -407,10 +407,10 @@ def _foreign(path: Path, name: str) -> CheckpointError:
 
 
 def _check_state(path: Path) -> None:
-    """Refuse a state that does not fit: in its names, shapes and types, or whose random numbers no generator has.
+    """Check names, shapes and types of a state, and that each random state is possible for its generator.
 
     Raises:
-        CheckpointError: with the first entry that is wrong, or missing.
+        CheckpointError: if not; it names the first entry that is wrong, or missing.
     """
     weights, state = open_weights(path / WEIGHTS), open_weights(path / STATE)
     drawn = {name: (tuple(like.shape), like.dtype) for name, like in random_states(torch.device("cpu")).items()}
@@ -441,10 +441,10 @@ def _random_of(state: Mapping[str, StoredTensor], rank: str) -> dict[str, Tensor
 
 
 def _check_random(path: Path, state: Mapping[str, StoredTensor]) -> None:
-    """Refuse random states that a generator cannot have: each is tried, and what is now is brought back.
+    """Check random states by setting them, and restore the present ones afterwards.
 
     Raises:
-        CheckpointError: with the rank of the first such state.
+        CheckpointError: if a generator cannot have one of them; it names the first rank with such a state.
     """
     for rank in {name.rpartition("/")[2] for name in state if name.startswith("random/")}:
         states = _random_of(state, rank)
@@ -459,11 +459,11 @@ def _check_random(path: Path, state: Mapping[str, StoredTensor]) -> None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Look a checkpoint through, byte by byte.
+    """Open a checkpoint, after comparing every byte with its checksum.
 
     Raises:
-        MissingFileError: if it is not there, or a file of it.
-        CheckpointError: if a file is damaged, or the checkpoint was made by a minigpt that does it another way.
+        MissingFileError: if the checkpoint, or one of its files, does not exist.
+        CheckpointError: if a file is damaged, or the checkpoint has the format of another version of minigpt.
     """
     if not path.is_dir():
         raise MissingFileError(f"there is no checkpoint {path}", "training writes one every save_interval steps")
@@ -491,7 +491,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _says_all(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has every key that must be there, no file or count beside them, and values of their types."""
+    """Whether a manifest has all keys that it must have, no unknown file or count, and values of the right types."""
     match manifest:
         case {
             "files": dict(files),
@@ -525,12 +525,12 @@ def _check_file(file: Path, size: int, sha256: str) -> None:
 
 
 def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
-    """`last/` if it is whole, else `previous/`; and a line that says so, empty if there is nothing to say.
+    """`last/` if it is complete, else `previous/`; and a line that says so, "" for `last/`.
 
     Raises:
         MissingFileError: if the run has no checkpoint yet.
-        CheckpointError: if neither is whole; both are named. Or if `last/` is of another format: to go on from an older
-            one would lose what a newer minigpt has done.
+        CheckpointError: if both are damaged; the error names both. Or if `last/` has another format, because resuming
+            from `previous/` would lose what another minigpt has done.
     """
     try:
         return open_checkpoint(run.last), ""
@@ -550,8 +550,8 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint, str]:
 def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
     """Tidy up after a killed process, in a run directory that is locked by this one.
 
-    What it left half-written goes; a whole checkpoint that it had not renamed yet becomes `last/`, and a whole adapter
-    the best. What waited and is damaged is said, and goes.
+    Unfinished files are removed; a complete checkpoint that was not renamed yet becomes `last/`, and such an adapter
+    the best. A damaged one is removed, and a line says so.
     """
     for path in leftovers(run.path):
         remove(path)
@@ -563,7 +563,7 @@ def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
 def checkpoint_to_resume(
     run: RunDirectory, config: RunConfig, corpus: str, print_line: Callable[[str], None]
 ) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
-    """The checkpoint that a run goes on from, or None if it was interrupted before the first; and changed settings.
+    """The checkpoint from which a run is resumed, or None if it was interrupted before the first; and changed settings.
 
     Args:
         run: its paths.
@@ -573,13 +573,13 @@ def checkpoint_to_resume(
 
     Raises:
         MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
-        CheckpointError: if no checkpoint is whole, or the settings or the corpus are not those of the run.
+        CheckpointError: if no checkpoint is complete, or the settings or the corpus are not those of the run.
     """
     changed = changes(read_config(run), config)
     for name, (before, now) in changed.items():
         print_line(f"changed    {name}: {before} before, {now} from now on")
     if not run.last.exists() and not run.previous.exists():
-        if run.best_weights.exists():  # they would be written over
+        if run.best_weights.exists():  # they would be overwritten
             raise MissingFileError(
                 f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
                 "start a new run in another folder",
@@ -602,7 +602,7 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     """The settings in which two configurations of one run differ: name -> [before, now].
 
     Raises:
-        CheckpointError: if one of them cannot change within a run; all are named.
+        CheckpointError: if some of them cannot change within a run; the error names all of these.
     """
     found = {
         f"{section}.{name}" if section else name: [value, getattr(_section(now, section), name)]
@@ -626,9 +626,9 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
 
 
 def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> None:
-    """Write the best weights of a run, or its best adapter, unless what lies there is better.
+    """Write the best weights of a run, or its best adapter, unless the existing ones are better.
 
-    It may be: a run that was killed and resumed comes again by a step whose evaluation it had already seen.
+    They may be better, because a run that was killed and resumed repeats steps, and their evaluations.
 
     Args:
         run: its paths.
@@ -653,7 +653,7 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
 
 
 def make_best(run: RunDirectory) -> None:
-    """Give a whole adapter that waits for its name, if there is one, the name of the best."""
+    """Make a complete adapter that is not renamed yet, if there is one, the best adapter."""
     if run.following_adapter.exists():
         take_name(run.following_adapter, run.adapter)
 
@@ -669,7 +669,7 @@ def stored_loss(run: RunDirectory) -> float:
 
 
 def _kept(model: GPT) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model: its weights, or if it has adapters, theirs alone."""
+    """The weights of a model that a checkpoint contains: all, or if it has adapters, only theirs."""
     own = own_tensors(model)
     return {name: tensor for name, tensor in own.items() if ".lora_" in name} if adapters(model) else own
 

@@ -56,7 +56,7 @@ def loss_curve(
 
 
 def perplexity_curve(epochs: Sequence[tuple[float, float, float]], title: str = "") -> "Figure":
-    """Perplexity by epoch: fine-tuning has gone on for too long where validation turns upwards.
+    """Perplexity by epoch: where the validation curve begins to rise, fine-tuning has gone on for too long.
 
     Args:
         epochs: (epoch, mean training loss since the one before, validation loss), losses in nats per token.

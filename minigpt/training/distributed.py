@@ -4,7 +4,7 @@
 every batch, and gradients are averaged before each step, so that all of them take the same one:
 
     ddp   every process has the whole model and all of the optimizer's state (Li et al., 2020)
-    fsdp  each has one part of every tensor, and borrows the others for the length of a block (Zhao et al., 2023)
+    fsdp  each has one part of every tensor, and gathers the others while a block computes (Zhao et al., 2023)
 
 The batch of a step, `batch_size * accumulation_steps` rows, is the same for any number of processes.
 """
@@ -30,20 +30,20 @@ from minigpt.model import GPT
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it takes it for dead
-LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment that torchrun makes, with WORLD_SIZE
+PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it assumes that this one has died
+LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
 
 Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a run, as one of them sees them. `Processes()` is a run of one.
+    """All processes of a run, as one of them sees them. `Processes()` is a run with one process.
 
     Attributes:
-        rank: this one's number, from 0.
-        size: how many there are.
-        store: a few words that all of them can read, kept by the launcher, whoever of them has died.
+        rank: this process's number, from 0.
+        size: how many processes there are.
+        store: keys and values that all processes can read. The launcher keeps it, so it outlives each process.
     """
 
     rank: int = 0
@@ -56,7 +56,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch_size: int, accumulation_steps: int) -> tuple[int, int]:
-        """Sequences in a micro-batch of each process, and micro-batches in its step.
+        """Rows in a micro-batch of each process, and micro-batches in its step.
 
         Raises:
             ConfigError: if neither the micro-batches nor their rows can be dealt out evenly.
@@ -72,7 +72,7 @@ class Processes:
         )
 
     def device(self, device: torch.device) -> torch.device:
-        """Where this one computes, if all do on devices of that kind: of several GPUs each process takes its own."""
+        """The device of this process, if all use devices of this kind: with several GPUs each process takes its own."""
         if self.size == 1 or device.type != "cuda":
             return device
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -80,7 +80,7 @@ class Processes:
         return own
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes, of any shape; every process must ask."""
+        """The mean over all processes, of any shape; every process must call it."""
         if self.size == 1:
             return values
         total = values.detach().to("cpu", copy=True)
@@ -88,14 +88,14 @@ class Processes:
         return total.to(values.device) / self.size
 
     def weighted_mean(self, value: float, weight: float) -> float:
-        """The mean over all processes, in float64, each with its weight; every process must ask."""
+        """The mean over all processes, in float64, each with its weight; every process must call it."""
         if self.size == 1:
             return value
         total, weights = self.mean(torch.tensor([value * weight, weight], dtype=torch.float64)).tolist()
         return total / weights
 
     def gathered(self, values: Tensor) -> list[Tensor]:
-        """Everybody's values, equal in shape, in the order of the ranks; on the CPU."""
+        """The values of all processes, which have one shape, in the order of the ranks; on the CPU."""
         if self.size == 1:
             return [values]
         mine = values.cpu()
@@ -105,7 +105,7 @@ class Processes:
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """A block that the others enter when the first has left it: what it wrote there, they find."""
+        """A context that the other processes enter when the first has left it, so that they find what it wrote."""
         if self.size > 1 and not self.first:
             dist.barrier()
         yield
@@ -114,9 +114,9 @@ class Processes:
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
-        """A block with which a program ends, and after which one process speaks for all: the first to meet an error.
+        """A context around a whole program: of all processes, only the first to meet an error prints it.
 
-        What the others then meet is the same error, or that a process has gone. They end without a word.
+        The others meet the same error, or the loss of a process, and end without printing.
         """
         if self.size == 1:
             yield
@@ -143,7 +143,7 @@ class Processes:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End at a SIGTERM, but not while an error is on its way to being told.
+    """End at a SIGTERM, but not while an error is being printed.
 
     torchrun sends one to all others as soon as one process has left.
     """
@@ -153,14 +153,14 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes of this run, for as long as the block lasts. A block inside another one has the same.
+    """The processes of this run, inside the `with`. A `with` inside another one has the same processes.
 
-    torchrun tells each process its number in the environment; without it the run has one process. They speak through
-    gloo where tensors lie on the CPU, and through NCCL where they lie on GPUs.
+    torchrun tells each process its number in the environment; without it the run has one process. They communicate
+    through gloo for tensors on the CPU, and through NCCL for tensors on GPUs.
 
     Raises:
-        ConfigError: if the environment has only a part of what torchrun puts there.
-        PeerError: in place of the many errors that a process raises when another one has died.
+        ConfigError: if the environment has only a part of what torchrun sets.
+        PeerError: instead of the many errors that a process raises when another one has died.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -193,10 +193,10 @@ def joined() -> Iterator[Processes]:
 
 
 def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes) -> nn.Module:
-    """What to call in training in place of the model; its gradients are those of the whole batch.
+    """The module to call in training instead of the model; its gradients are those of the whole batch.
 
     Args:
-        model: with the same weights in every process. Under "fsdp" its parameters become parts of themselves.
+        model: with the same weights in every process. With "fsdp" each process keeps only a part of every parameter.
         forward: the model, or its compiled twin.
         how: see the top of this file.
         processes: of this run.
@@ -219,8 +219,8 @@ def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes
         return nn.parallel.DistributedDataParallel(
             forward,
             device_ids=ids,
-            broadcast_buffers=False,  # they are the causal masks, and the same everywhere
-            gradient_as_bucket_view=True,  # the gradient lies in what is sent, and so in memory once
+            broadcast_buffers=False,  # they are the causal masks, which are the same everywhere
+            gradient_as_bucket_view=True,  # the gradient is a view of the buffer that is sent, so it is in memory once
         )
 
 
@@ -235,7 +235,7 @@ def exchanging(forward: nn.Module, now: bool) -> Any:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may have a part, put together; every process must ask."""
+    """A whole tensor from the parts that the processes may have; every process must call it."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
@@ -251,5 +251,5 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _tells_of_a_peer(error: RuntimeError) -> bool:
-    """Whether gloo raised it, which has no class of its own for what it meets on the network."""
+    """Whether gloo raised the error, which has no class of its own for errors of the network."""
     return any(word in str(error) for word in ("gloo", "Connection closed by peer", "Connection reset"))

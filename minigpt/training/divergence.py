@@ -1,4 +1,4 @@
-"""When training loses its numbers: which tensor was the first, and a report from which the step can be repeated."""
+"""Steps with NaN or infinite numbers: which tensor was the first, and a report from which the step can be repeated."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ from minigpt.training.document_mask import document_mask
 from minigpt.training.run import Run
 
 REPORT = "report.json"
-MOST_SKIPPED = 10  # steps in a row: a run that skips more has nothing finite left to learn from
+MOST_SKIPPED = 10  # steps in a row: a run that skips more will not recover
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Divergence:
     """A step whose loss or gradient was infinite or not a number; it was not taken.
 
     Attributes:
-        step: counted from 1, as in what a run prints.
+        step: counted from 1, as a run prints it.
         learning_rate: of the step.
         loss: of the step; a text such as "nan", because JSON has no such number.
-        grad_norm: likewise.
+        grad_norm: of the step, in the same form.
         seed: of the run: with it, the rows follow from their numbers.
         first_sequence: number of the first row of the step.
         num_sequences: rows in the step.
@@ -60,7 +60,7 @@ class Divergence:
 def leave_out(
     run: Run, progress: Progress, lr: float, loss: float, grad_norm: float, states: Mapping[str, Tensor]
 ) -> None:
-    """A step whose numbers are not finite is not taken: count it, or stop with a report.
+    """Do not take a step whose loss or gradient is not finite: count it as skipped, or stop with a report.
 
     Args:
         run: with the weights before the step.
@@ -71,7 +71,7 @@ def leave_out(
         states: the random states before the step.
 
     Raises:
-        DivergenceError: unless it is to be skipped. The report lies in `diverged/`, with a checkpoint of the moment
+        DivergenceError: unless such steps are skipped. The report is in `diverged/`, with a checkpoint of the state
             before, if there was room for them.
     """
     progress.skipped += 1
@@ -107,12 +107,12 @@ def leave_out(
 
 
 def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirectory) -> None:
-    """Stop at something that must be finite after a step and is not.
+    """Raise if a tensor that must be finite after a step is not.
 
-    The step itself was: a learning rate far too large makes such weights from a finite gradient.
+    The loss and the gradient were finite, but a learning rate that is far too large can still make such weights.
 
     Args:
-        tensors: by what they are.
+        tensors: name for the error -> tensor.
         step: steps taken.
         directory: of the run.
 
@@ -133,7 +133,7 @@ def read_report(path: Path) -> Divergence:
 
     Raises:
         MissingFileError: if there is no such file.
-        CheckpointError: if it is something else.
+        CheckpointError: if it is no report.
     """
     content = read_json(path)
     expected: dict[str, Any] = {field.name: field.type for field in fields(Divergence)}

@@ -1,6 +1,6 @@
 """Packing with a document mask: several documents in one row that do not see each other.
 
-`data.batches.packed(..., document_mask=True)` puts whole documents side by side. The model then reads them so:
+`data.batches.packed(..., document_mask=True)` puts whole documents one after another. Within this mask, attention is:
 
     attention of a row with documents of 3 and 2 tokens
 
@@ -26,7 +26,7 @@ from minigpt.model import GPT, CausalSelfAttention
 
 
 class _NoPast:
-    """Stands in for a cache: it holds nothing, and knows the positions (B, T)."""
+    """Takes the place of a cache: it stores nothing, and only gives the positions (B, T)."""
 
     def __init__(self, positions: Tensor) -> None:
         self._positions = positions
@@ -56,7 +56,7 @@ def document_mask(model: GPT, positions: Tensor | None) -> Iterator[Cache | None
         positions: int64 (B, T) on any device, each token's place in its document; None for rows of one text each.
 
     Yields:
-        What to give the model as its cache: None for rows of one text each, of which nothing is changed.
+        The cache to give to the model; None for rows of one text each, for which nothing changes.
     """
     if positions is None:
         yield None

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a line and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
+"""The output of a run: lines and a bar on the terminal, `metrics.jsonl`, `samples.txt`, `loss.png`."""
 
 import json
 import math
@@ -31,35 +31,35 @@ PrintLine = Callable[[str], None]
 def print_to_stdout(line: str) -> None:
     """Print a line above the progress bar, if there is one."""
     tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()  # a log that is followed, or whose job is killed, has every line
+    sys.stdout.flush()  # so that a log has every line, while it is read or when the job is killed
 
 
 def print_to_stderr(line: str) -> None:
-    """The same to standard error, where standard output is kept for one JSON object."""
+    """Print a line to standard error, when standard output is reserved for one JSON object."""
     tqdm.write(line, file=sys.stderr)
 
 
 def print_line_for(as_json: bool) -> PrintLine:
-    """What prints lines for people: beside a JSON object they go to standard error."""
+    """The function that prints lines for people; with JSON on standard output they go to standard error."""
     return print_to_stderr if as_json else print_to_stdout
 
 
 def print_nothing(line: str) -> None:
-    """What every process of a run prints through, except the first."""
+    """Print nothing: for every process of a run except the first."""
 
 
 class RunLog:
     """The record of one run; a context manager, so that the bar is closed and the plot drawn however the run ends.
 
     Args:
-        run: the run's paths, or None to keep the records in memory alone.
+        run: the run's paths, or None to keep the records only in memory.
         max_steps: steps that the run will take.
         print_line: where lines for people go.
         floor: the entropy of the corpus in nats per token, where it is known; drawn into the plot.
         title: of the plot.
-        marks: where to go on, as `marks` gave it at the checkpoint that the run is resumed from. What was written
-            after that is cut off, because it will be written again.
-        tracker: is told every record and every sample too.
+        marks: the lengths of the files, as `marks` gave them at the checkpoint from which the run is resumed. What was
+            written after that is cut off, because it will be written again.
+        tracker: gets every record and every sample too.
         by_epoch: draw the perplexity of the epochs as well.
     """
 
@@ -108,21 +108,21 @@ class RunLog:
         if self._drawn < len(self.records) or not self.records:
             self.draw()
         for file in self._files.values():
-            with suppress(OSError):  # of what could not be written before, which was said then
+            with suppress(OSError):  # a line has already said what could not be written
                 file.close()
         if self.tracker:
             self.tracker.close()
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, pauses between its parts left out."""
+        """Wall time of the run in seconds, without the pauses before resumes."""
         return time.perf_counter() - self._start
 
     def marks(self) -> dict[str, int]:
-        """How long each file is; all of that has reached the disk when this returns.
+        """The length of each file; everything up to there has reached the disk when this returns.
 
         Raises:
-            OSError: if it cannot be brought there.
+            OSError: if it cannot be written to the disk.
         """
         for name, file in self._files.items():
             with writing(Path(name)):
@@ -131,9 +131,9 @@ class RunLog:
         return {name: file.tell() for name, file in self._files.items()}
 
     def restore(self) -> None:
-        """Make the files again, with every record, if somebody has removed them, or put others in their place.
+        """Make the files again, with every record, if they were removed or replaced by others.
 
-        The samples so far are gone with them.
+        The samples so far are lost.
 
         Raises:
             OSError: if they cannot be written.
@@ -153,7 +153,7 @@ class RunLog:
         self._bar.update(step - self._bar.n)
 
     def record(self, step: int, tokens: int, **values: Any) -> None:
-        """Append one record to `metrics.jsonl`; it is on its way to the disk when this returns, if there is room."""
+        """Append one record to `metrics.jsonl`, and flush it to the system, if there is room."""
         record = {"step": step, "tokens": tokens, "seconds": round(self.seconds, 3), **values}
         self.records.append(record)
         self._append("metrics.jsonl", _line(record))
@@ -190,19 +190,19 @@ class RunLog:
 
     @contextmanager
     def forgiving(self, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
-        """A `with` whose failure to write, as on a full disk, costs a line that says so, and not the run."""
+        """A `with` in which a failure to write, as on a full disk, only prints a line and does not end the run."""
         try:
             yield
         except kind as error:
             self.print_line(f"{what}: {getattr(error, 'strerror', None) or first_line(error, 100)}")
 
     def only_shown(self, what: str) -> AbstractContextManager[None]:
-        """A `with` whose work is only for people to look at: whatever its failure, it costs a line, and not the run."""
+        """A `with` for output that people only look at: any failure in it prints a line and does not end the run."""
         return self.forgiving(what, Exception)
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:
-            with self.only_shown(f"{name} not written"):  # the next one that is takes it along, from the file's buffer
+            with self.only_shown(f"{name} not written"):  # it stays buffered for the next write
                 self._files[name].write(text.encode("utf-8"))
                 self._files[name].flush()
 
@@ -214,7 +214,7 @@ def _line(record: dict[str, Any]) -> str:
 def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
     """For every evaluation: the epoch, the mean training loss since the one before, and the validation loss.
 
-    Where no step was recorded in between, as before the first of a fine-tuning, the training loss is not a number.
+    If no step was recorded in between, as before the first step of a fine-tuning, the training loss is NaN.
     """
     found, losses, since, step = [], [], [], 0
     for record in records:
@@ -233,8 +233,8 @@ def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`.
 
-    Lines that are no records are left out, such as a half-written last one after a crash, or one with something else
-    where a number belongs: code that reads records may compute with them.
+    Lines that are no records are left out, such as a half-written last line after a crash, or one with a wrong type in
+    the place of a number, so that code that reads records can compute with them.
     """
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -256,14 +256,14 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one of that name, as far as can be seen."""
+    """Whether an open file is still the one at this path, as far as the system can tell."""
     with suppress(OSError):
         return not file.closed and os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
     return False
 
 
 def _opened(path: Path, length: int, print_line: PrintLine) -> IO[bytes]:
-    """A file to append to, of which only the first bytes are kept, if a record ends there."""
+    """A file to append to, cut to its first `length` bytes if a record ends there."""
     file = open_to_append(path)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, min(length, size) - 1))

@@ -90,29 +90,28 @@ def train(
     print_line: PrintLine = print_to_stdout,
     resume: bool = False,
 ) -> TrainResult:
-    """Train a GPT and leave a run directory, or go on with one as if it had never been interrupted.
+    """Train a GPT and write a run directory, or resume one as if it had never been interrupted.
 
     Args:
         config: the settings; `model.vocab_size` is replaced by the tokenizer's.
         data: the text or the documents, already read.
-        out: the run directory. A new one must not exist yet, or be empty, and is made only when all else is found in
-            order.
-        print_line: where lines for people go.
-        resume: go on from the newest whole checkpoint in `out`.
+        out: the run directory. A new one must not exist yet, or be empty, and is made only after all other checks.
+        print_line: prints lines for people.
+        resume: continue from the newest complete checkpoint in `out`.
 
     Raises:
-        ConfigError: if the device, the dtype or the tracker cannot be had, or the processes cannot share the batch; to
-            resume, if more steps are done than are asked for.
-        DataError: if the text is too short for the block size, or there are too few documents.
-        MissingFileError: to resume, if `out` holds no checkpoint.
-        CheckpointError: if `out` holds something already; to resume, if it holds no whole checkpoint of this
-            architecture and corpus; or if another training is at work in it.
-        DivergenceError: if the loss or the gradient stops being a number. What was saved before is kept.
+        ConfigError: if the device, the dtype or the tracker is not available, or the processes cannot share the batch;
+            with `resume`, if more steps are done than are asked for.
+        DataError: if the text is too short for block_size, or there are too few documents.
+        MissingFileError: with `resume`, if `out` has no checkpoint.
+        CheckpointError: if `out` is not empty; with `resume`, if it has no complete checkpoint of this architecture and
+            corpus; or if another training is running in it.
+        DivergenceError: if the loss or the gradient becomes NaN or infinite. What was saved before is kept.
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
     base, out = config.init_from, named_path(out, "out")
-    with suppress(MissingFileError):  # what a run started from may be gone by the time that it goes on
+    with suppress(MissingFileError):  # at a resume, the base may not exist any more
         base = open_source(base).lasting if base else ""
     config = replace(
         config,
@@ -131,7 +130,7 @@ def train(
         print_line = print_line if processes.first else print_nothing
         tracking = tracking_library(config.report_to) if processes.first else None
         if resume:
-            read_config(directory)  # before a lock is left in a folder that is no run
+            read_config(directory)  # so that no lock file is left in a folder that is no run
             with processes.first_goes_ahead():
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
@@ -180,7 +179,7 @@ def train(
 
 
 def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> None:
-    """The loop: from where `progress` stands to the last step, or until patience ends or somebody asks to stop."""
+    """The loop: from `progress` to the last step, or until patience ends, or a signal asks to stop."""
     t, model = run.config.train, run.model
     if progress.step == 0 and run.config.init_from:
         record_validation(run, progress, log, validation_loss(run, progress))  # of the base, to compare with
@@ -225,7 +224,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         pause = time.perf_counter()
         stopping = asked.item() > 0
         if stopping or is_due(run, progress, t.save_interval):
-            # Before the evaluation, which must not cost the run if it dies.
+            # Before the evaluation, so that nothing is lost if that fails.
             save(run, progress, log, must=stopping or progress.step == t.max_steps)
         if assessment_due(run, progress) and not stopping:  # it can wait: a resume begins with it
             assess(run, progress, log)
@@ -235,7 +234,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended"
         )
         save(run, progress, log, must=True)
-    # A signal may also come in the last step, or after it; whoever sent it is told that it was heard.
+    # A signal may also come in the last step, or after it; its sender gets the same answer.
     if run.processes.mean(torch.tensor(float(stopping or stop.signal is not None))).item() > 0:
         raise Interrupted(
             stop.signal or signal.SIGTERM,

@@ -566,7 +566,7 @@ def test_another_run_that_took_the_place_of_a_removed_one_is_not_written_to(
         monkeypatch.setattr(RunLog, "draw", DRAW)
         monkeypatch.setattr(log, "save_figure", lambda figure, path: path.write_bytes(os.urandom(7)))
         during_step(7, take_the_place, monkeypatch)
-        with pytest.raises(CheckpointError, match="holds another run now" if ended else "another training is at work"):
+        with pytest.raises(CheckpointError, match="holds another run now" if ended else "another training is running"):
             train(updated(config, {"train": intervals}), corpus, out, print_nothing)
     assert before
     assert found_in(out) == before
@@ -612,7 +612,7 @@ def test_a_run_directory_that_was_made_again_is_locked(tmp_path, corpus, config,
     out, refused = tmp_path / "run", []
 
     def try_another():
-        with pytest.raises(CheckpointError, match="another training is at work"):
+        with pytest.raises(CheckpointError, match="another training is running"):
             train(config, corpus, out, print_nothing, resume=True)
         refused.append(True)
 
