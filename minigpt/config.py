@@ -446,6 +446,17 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no settings", "write sections such as 'train:' with keys below them")
     if not isinstance(values.pop("versions", {}), dict):
         raise ConfigError(f"{path}: versions is not a section", "leave it out: a run notes there what ran it")
+    return _as_named_now(values)
+
+
+def _as_named_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names they have today: a model that was trained before a name changed can still be read."""
+    documents, data = values.get("documents"), values.get("data", {})
+    if isinstance(documents, dict) and isinstance(data, dict):
+        if documents.get("batching") == "confined":
+            documents["batching"] = "packed-masked"
+        if "val_data" in documents and "val_data" not in data:
+            values["data"] = {**data, "val_data": documents.pop("val_data")}
     return values
 
 

@@ -146,6 +146,23 @@ def test_yaml_that_is_none(tmp_path, content):
         read_yaml(path)
 
 
+def test_settings_of_an_older_run_are_read_under_their_names_of_today(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "documents: {batching: confined, val_data: held-out.jsonl, max_length: 7}\ndata: {source: all.jsonl}\n"
+    )
+    config = updated(RunConfig(), read_yaml(path))
+    assert (config.documents.batching, config.documents.max_length) == ("packed-masked", 7)
+    assert (config.data.source, config.data.val_data) == ("all.jsonl", "held-out.jsonl")
+
+
+def test_a_setting_under_both_its_names_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("documents: {val_data: a.jsonl}\ndata: {val_data: b.jsonl}\n")
+    with pytest.raises(ConfigError, match=r"unknown setting 'documents.val_data'"):
+        updated(RunConfig(), read_yaml(path))
+
+
 def test_yaml_never_runs_code(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("train: !!python/object/apply:os.system ['touch canary']\n")
