@@ -155,7 +155,7 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
     """The draft that --draft names.
 
     Raises:
-        InputError: if its tokens are others than the model's.
+        InputError: if its tokens differ from the model's.
     """
     number = {} if settings.draft_tokens is None else {"num_tokens": settings.draft_tokens}
     if settings.draft is None:

@@ -46,9 +46,9 @@ class Run:
     directory: RunDirectory
     tokenizer: Tokenizer
     loader: Loader
-    origins: dict[str, Any]  # what every checkpoint must know of where the run comes from; see `set_up`
+    origins: dict[str, Any]  # where the run comes from, as every checkpoint records it; see `set_up`
     model: GPT
-    forward: nn.Module  # the model, or what stands for it in training: the same weights
+    forward: nn.Module  # the model, or a module that replaces it in training, with the same weights
     optimizers: list[torch.optim.Optimizer]
     device: torch.device
     dtype: torch.dtype  # of the matrix products
@@ -70,7 +70,7 @@ class Run:
         """Rows of the step that begins with row `first`: fewer than the others where an epoch ends.
 
         With documents, and where epochs are counted, no step reaches into the next epoch. A text of which only the
-        steps are counted is read on and on.
+        steps are counted is read without an end.
         """
         most, rows = self.rows_per_step, self.loader.rows_per_epoch
         if self.config.train.epochs:
@@ -118,7 +118,7 @@ def set_up(
         processes: of this run.
         device: this process's.
         print_line: where lines for people go.
-        checkpoint: to go on from, or None.
+        checkpoint: to resume from, or None.
 
     Returns:
         The run. Its `origins` are the checksum of the corpus; of a run that trains an adapter, that of its base; and
@@ -259,7 +259,7 @@ def make_model(config: RunConfig, base: GPT | None, checkpoint: Checkpoint | Non
 
 
 def whole_model(model: GPT) -> GPT:
-    """The model itself, or if each process has only a part of it, a whole copy; every process must ask."""
+    """The model itself, or if each process has only a part of it, a whole copy; every process must call it."""
     if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return model
     copy = empty_model(model.config)
@@ -302,7 +302,7 @@ def make_loader(
 
 
 def rows_in(epochs: float, rows_per_epoch: int) -> int:
-    """Rows that are read in some epochs; of the last, a part may be asked for."""
+    """Number of rows in this many epochs, which need not be a whole number."""
     return math.ceil(round(epochs * rows_per_epoch, 6))  # 0.1 * 70 is a little more than 7
 
 
@@ -350,12 +350,12 @@ def freeze(model: GPT, patterns: str) -> None:
 
 
 def _globs(words: str) -> list[str]:
-    """What stands between commas."""
+    """The globs in a text, which are separated by commas."""
     return [glob.strip() for glob in words.split(",") if glob.strip()]
 
 
 def recompute_blocks(model: GPT) -> None:
-    """Keep the inputs of the blocks alone for the backward pass, and compute the rest again (Chen et al., 2016)."""
+    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016)."""
     for block in model.h:
         block.forward = partial(_recomputed, block.forward)
 
@@ -368,7 +368,7 @@ def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, ca
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every global random state. minigpt draws from torch's alone, but whoever changes the loop may not."""
+    """Seed every global random state. minigpt only draws from torch's, but a changed loop may use others."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -377,7 +377,7 @@ def seed_everything(seed: int) -> None:
 def _compiled(
     model: GPT, config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, str]:
-    """What to call in the model's place, compiled if asked for and possible, and a word for the log."""
+    """The module to call instead of the model, compiled if that is wanted and possible; and a word for the log."""
     t = config.train
     if processes.size > 1 and t.parallel == "fsdp":  # its tensors are not cut yet
         return model, "eager (fsdp)"

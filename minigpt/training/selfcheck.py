@@ -20,13 +20,13 @@ from minigpt.system.downloads import cache_dir
 from minigpt.training.optim import make_optimizers
 from minigpt.training.run import make_model, recompute_blocks
 
-# Of two ways to compute one and the same step, the losses may differ by rounding, and no more: bfloat16 keeps 8 bits.
+# The losses of two ways to compute the same step may differ only by rounding: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 MOST_STEPS = 10
 
 
 def facts() -> dict[str, str]:
-    """What is here: versions, threads, instruction sets, compiler, devices, folders."""
+    """What this machine has: versions, threads, instruction sets, compiler, devices, folders."""
     capabilities = torch.cpu.get_capabilities()
     sets = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve") if capabilities.get(name)]
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("cl")
@@ -76,7 +76,7 @@ def time_settings(
         device: where.
         with_compile: also measure torch.compile, which takes a while to start.
         seconds: how long to measure each way, after one step that warms up; at least one step, at most ten.
-        tell: is told what is being measured.
+        tell: called with a line that says what is being measured.
     """
     ways = [(torch.float32, False), (torch.bfloat16, False)]
     if with_compile:

@@ -1,4 +1,4 @@
-"""Ctrl-C, `kill` and a closed terminal, heard between two steps: the first asks training to stop, a second ends it."""
+"""Ctrl-C, `kill` and a closed terminal: the first signal stops training after its step, a second ends it at once."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM while it is entered; a second one does what it would have done without.
+    """Inside its `with`, records the first SIGINT or SIGTERM; a second one acts as it would without this class.
 
-    A handler runs between any two lines, half-way through a step or a write. So it only takes a note, and whoever
-    asks does so where the state is whole. Python lets the main thread alone handle signals: in another, nothing is
-    caught.
+    A handler may run between any two lines, in the middle of a step or a write. So it only records the signal, and the
+    loop looks at it when the state is complete. Python handles signals only in the main thread: in any other, nothing
+    is caught.
 
-    SIGHUP, a terminal that was closed, is noted too, unless it is ignored, as under `nohup`. The kernel and the shell
-    may both send it, so a second one is no second wish.
+    SIGHUP, which a closed terminal sends, is recorded too, unless it is ignored, as under `nohup`. The kernel and the
+    shell may both send it, so a second one does not end the run.
 
     Attributes:
         signal: the number of the signal that came, or None.

@@ -1,7 +1,7 @@
-"""Watching a run in TensorBoard or Weights & Biases: what goes into the run log goes there too.
+"""Watching a run in TensorBoard or Weights & Biases: everything in the run log goes there too.
 
-Both are extras, imported only when a run asks for one, and neither can do a training harm: an error of theirs is one
-line, and then they are left alone. `metrics.jsonl` has everything in any case.
+Both are extras, imported only when a run asks for one. Neither can harm a training: after an error, which prints one
+line, the tracker is no longer used. `metrics.jsonl` has everything in any case.
 """
 
 import html
@@ -22,7 +22,7 @@ _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class Tracker(Protocol):
-    """What the run log tells of a run."""
+    """What the run log sends to a tracker."""
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """One record of `metrics.jsonl`."""
@@ -52,14 +52,14 @@ def tracking_library(name: str) -> Any:
 
 
 def open_tracker(library: Any, out: Path, config: RunConfig, step: int, print_line: Callable[[str], None]) -> Tracker:
-    """Begin to track a run, or go on where it was tracked before.
+    """Begin to track a run, or continue where it was tracked before.
 
     Args:
         library: as `tracking_library` gave it.
         out: the run directory, where the tracker keeps what it needs.
         config: the run's settings.
-        step: steps taken so far; what a killed run has told of later ones is told again.
-        print_line: is given a line, once, if the tracker fails.
+        step: steps taken so far; the records that a killed run has sent of later steps are sent again.
+        print_line: called with one line if the tracker fails.
     """
     kind = TensorBoard if config.report_to == "tensorboard" else WandB
     return Forgiven(lambda: kind(library, out, config, step), print_line)
@@ -69,14 +69,14 @@ class TensorBoard:
     """Event files in the run directory. The arguments are those of `open_tracker`."""
 
     def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
-        # From `purge_step` on, TensorBoard forgets what a killed run had written.
+        # From `purge_step` on, TensorBoard drops what a killed run had written.
         self._writer = library.SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """A point in one chart a number."""
         for name, value in _numbers(values).items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # what a checkpoint has, a kill must not take from the chart
+        self._writer.flush()  # so that a kill loses nothing that a checkpoint has
 
     def sample(self, step: int, text: str) -> None:
         """A text, with its line ends."""
@@ -90,8 +90,8 @@ class TensorBoard:
 class WandB:
     """A run of W&B, whose id lies in the run directory. The arguments are those of `open_tracker`.
 
-    Its own variables hold: WANDB_MODE=offline sends nothing. A step that was told before is not told again, but it
-    would be the same: a resumed run repeats it bit for bit.
+    Its own environment variables apply: WANDB_MODE=offline sends nothing. A step that was sent before is not replaced,
+    which does not matter, because a resumed run repeats it bit for bit.
     """
 
     def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
@@ -118,7 +118,7 @@ class WandB:
 
 
 class Forgiven:
-    """A tracker whose first error is said, and who is asked nothing after it.
+    """A tracker whose first error is printed, and which is not used after it.
 
     Args:
         begin: makes the tracker.

@@ -1,4 +1,4 @@
-"""The proof of an exact resume: one run straight through, and one that is killed without warning again and again."""
+"""The proof of an exact resume: one run without a break, and one that is killed without warning again and again."""
 
 import json
 import subprocess
@@ -23,12 +23,12 @@ COMPARED = ("train_loss", "val_loss", "lr", "grad_norm")  # of metrics.jsonl; th
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing that two runs left behind.
+    """A comparison of one file, or one kind of numbers, of two runs.
 
     Attributes:
         name: what it is.
-        straight: the sha256 of what the run without a break left.
-        interrupted: of what the other left.
+        straight: its sha256 in the run without a break.
+        interrupted: its sha256 in the other run.
     """
 
     name: str
@@ -71,13 +71,13 @@ def run_interrupted(
     moments: Iterable[Callable[[RunDirectory], bool]],
     print_line: Callable[[str], None],
 ) -> RunDirectory:
-    """The same, but the process is killed (SIGKILL) whenever the next of the moments has come, and resumed.
+    """Train in the same way, but kill the process (SIGKILL) at each of the moments, and resume it.
 
     Args:
         config: the settings.
         folder: where its run directory will be.
-        moments: each is asked again and again whether it has come.
-        print_line: is given a line of every kill.
+        moments: functions, called again and again, that say whether their moment has come.
+        print_line: called with a line for every kill.
 
     Raises:
         CheckpointError: if a run cannot be resumed.
