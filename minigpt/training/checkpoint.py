@@ -593,7 +593,9 @@ def checkpoint_to_resume(
     here = versions()
     for name, before in checkpoint.manifest["versions"].items():
         if (now := here.get(name, "not known")) != before:
-            print_line(f"changed    {name}: {before} before, {now} now; the last digits may differ")
+            dropout = config.model.dropout or config.train.lora_dropout
+            drawn = ", and dropout is drawn anew" if name == "processes" and dropout else ""
+            print_line(f"changed    {name}: {before} before, {now} now; the last digits may differ{drawn}")
     print_line(f"resume     {run.path} at step {checkpoint.progress.step}")
     return checkpoint, changed
 

@@ -413,6 +413,20 @@ def rewritten(path: Path, **changes) -> None:
     path.write_text(json.dumps({**content, "sha256": seal}))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_another_number_of_processes_draws_other_dropout_and_that_is_said(tmp_path, monkeypatch, dropout):
+    config = updated(CONFIG, {"model": {"dropout": dropout}, "train": {"max_steps": 3}})
+    train(config, CORPUS, tmp_path / "run", quiet)
+    rewritten(
+        tmp_path / "run" / "last" / "manifest.json",
+        versions={**open_checkpoint(tmp_path / "run" / "last").manifest["versions"], "processes": "2"},
+    )
+    lines = []
+    train(updated(config, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", lines.append, resume=True)
+    (said,) = [line for line in lines if line.startswith("changed    processes: 2 before, 1 now")]
+    assert ("dropout is drawn anew" in said) == (dropout > 0)
+
+
 @pytest.mark.parametrize("name", ["python", "torch", "numpy", "threads", "processor"])
 def test_what_rounds_otherwise_is_said_once(tmp_path, name):
     """All that the numbers depend on besides the settings; the next checkpoint has what was said."""
