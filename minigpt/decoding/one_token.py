@@ -36,10 +36,10 @@ Added = Callable[[Tensor, Tensor], Tensor]
 class _Layer(NamedTuple):
     """What a block computes with."""
 
-    ln_1: nn.LayerNorm
+    ln_1: Product
     qkv: Product
     project: Added
-    ln_2: nn.LayerNorm
+    ln_2: Product
     widen: Product
     narrow: Added
 
@@ -48,11 +48,11 @@ class OneToken:
     """A model's forward pass for one token of each row, with a cache.
 
     Args:
-        model: in evaluation mode. Its weights may change; which they are may not.
+        model: in evaluation mode. Its weights may change in place, but not be exchanged for others.
     """
 
     def __init__(self, model: GPT) -> None:
-        self._model = model
+        self._config = model.config
         blocks = [block for block in model.h if isinstance(block, Block)]
         self._usual = len(blocks) == len(model.h) and _is_usual(model, blocks)
         if not self._usual:
@@ -61,11 +61,13 @@ class OneToken:
         self._attention = [block.attn for block in blocks]
         self._layers = [
             _Layer(
-                block.ln_1, _product(block.attn.c_attn), _added(block.attn.c_proj),
-                block.ln_2, _product(block.mlp.c_fc), _added(block.mlp.c_proj),
+                _norm(block.ln_1), _product(block.attn.c_attn), _added(block.attn.c_proj),
+                _norm(block.ln_2), _product(block.mlp.c_fc), _added(block.mlp.c_proj),
             )
             for block in blocks
         ]  # fmt: skip
+        self._wte, self._wpe = model.wte.weight, model.wpe.weight
+        self._final = _norm(model.ln_f)
         self._head = _product(model.lm_head)
 
     def fits(self) -> bool:
@@ -74,7 +76,7 @@ class OneToken:
             self._usual
             and not any(self._hooks)
             and all(attention.core is fused_attention for attention in self._attention)
-            and not torch.is_autocast_enabled(self._model.wte.weight.device.type)
+            and not torch.is_autocast_enabled(self._wte.device.type)
         )
 
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
@@ -87,22 +89,17 @@ class OneToken:
         Raises:
             InputError: if the tokens do not fit the block, or the cache.
         """
-        model = self._model
-        B, H, C = len(idx), model.config.n_head, model.config.n_embd
-        column = cache.column(model.config.block_size)
-        x = F.embedding(idx, model.wte.weight) + F.embedding(column.positions, model.wpe.weight)  # (B, C)
+        B, H, C = idx.size(0), self._config.n_head, self._config.n_embd
+        column = cache.column(self._config.block_size)
+        x = F.embedding(idx, self._wte) + F.embedding(column.positions, self._wpe)  # (B, C)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(_norm(x, layer.ln_1)).view(B, 3, H, 1, -1)  # (B, 3C) -> (B, 3, H, 1, D)
+            qkv = layer.qkv(layer.ln_1(x)).view(B, 3, H, 1, -1)  # (B, 3C) -> (B, 3, H, 1, D)
             k, v = cache.put(number, column, qkv[:, 1:])  # (B, H, S, D)
             y = F.scaled_dot_product_attention(qkv[:, 0], k, v, column.mask)  # (B, H, 1, D)
             x = layer.project(x, y.reshape(B, C))
-            x = layer.narrow(x, F.gelu(layer.widen(_norm(x, layer.ln_2)), approximate="tanh"))
+            x = layer.narrow(x, F.gelu(layer.widen(layer.ln_2(x)), approximate="tanh"))
         cache.advance(1)
-        return self._head(_norm(x, model.ln_f))
-
-
-def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return self._head(self._final(x))
 
 
 def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
@@ -120,14 +117,21 @@ def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
     return same and not own and type(model).trunk is GPT.trunk
 
 
+def _norm(norm: nn.LayerNorm) -> Product:
+    shape, weight, bias, eps = list(norm.normalized_shape), norm.weight, norm.bias, norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
 def _product(layer: nn.Module) -> Product:
     if type(layer) is not nn.Linear:
         return layer
-    return lambda x: F.linear(x, layer.weight, layer.bias)
+    weight, bias = layer.weight.t(), layer.bias
+    return (lambda x: torch.mm(x, weight)) if bias is None else (lambda x: torch.addmm(bias, x, weight))
 
 
 def _added(layer: nn.Module) -> Added:
     if type(layer) is nn.Linear and layer.bias is None:
-        return lambda x, y: torch.addmm(x, y, layer.weight.t())
+        weight = layer.weight.t()
+        return lambda x, y: torch.addmm(x, y, weight)
     product = _product(layer)
     return lambda x, y: x + product(y)
