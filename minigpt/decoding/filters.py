@@ -184,8 +184,7 @@ def temperature(scores: Tensor, value: float) -> Tensor:
     """
     value = max(value, torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
     divided = scores / value
-    best = divided.amax(-1, keepdim=True)  # (..., 1)
-    if value >= 1 or math.isfinite(best.sum().item()):
+    if value >= 1 or all(map(math.isfinite, divided.amax(-1).flatten().tolist())):
         return divided
     overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)
     return torch.where(overflows, (scores - scores.amax(-1, keepdim=True)) / value, divided)

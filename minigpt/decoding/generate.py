@@ -300,6 +300,7 @@ class _Job:
                 "pass the model's tokenizer too: tokenizer=tokenizer",
             )
         self._tokenizer = tokenizer
+        self._eos = set(options.eos)
         self._stop = [text.encode("utf-8") for text in options.stop_strings]
         self._check_draft()
         self._check_required()
@@ -410,7 +411,7 @@ class _Job:
     def finish_reason(self, prompt_number: int, ids: Sequence[int]) -> FinishReason | None:
         """Why the row `ids` of this prompt ends with its last token, or None if it goes on."""
         num_new = len(ids) - len(self.prompts[prompt_number])
-        if ids[-1] in self.options.eos:
+        if ids[-1] in self._eos:
             return "eos"
         if self._stop:
             # A match ends in the last token, or the row would have ended before; and a token is at least one byte.
@@ -457,7 +458,7 @@ def _steps(job: _Job, num_candidates: int = 0, scored: bool = True) -> Generator
             tokens = choose(scores, batch.noise(at))  # choose
             new = _appended(job, batch, at, scores, tokens, num_candidates, scored)  # append
             yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, batch.drafts)))
-            batch.go_on(new)  # stop, or begin again
+            batch.go_on(new, tokens)  # stop, or begin again
 
 
 class _Places(NamedTuple):
@@ -520,8 +521,13 @@ class _Batch:
         self._tape.keep_only(at.rows, at.num_new)
         return noise
 
-    def go_on(self, new: Sequence[Sequence[Choice]]) -> None:
-        """Rows that are done leave, and those that wait take their places; all get their new tokens and new logits."""
+    def go_on(self, new: Sequence[Sequence[Choice]], tokens: Tensor) -> None:
+        """Rows that are done leave, and those that wait take their places; all get their new tokens and new logits.
+
+        Args:
+            new: the choices of each row.
+            tokens: what was chosen at all places, int64 (M,).
+        """
         ids = self._rows.ids
         # A row ends with its draft, so all its new tokens but the last are in it already. Keep up to them, and drop the
         # rest of the draft.
@@ -540,15 +546,16 @@ class _Batch:
         if not going:
             return
         if self._drafter is None:
-            self._rows.advance(going, [[last[slot]] for slot in going])
+            unchanged = len(going) == len(new) and not places  # then `tokens` is what all rows get
+            self._rows.advance(going, [[last[slot]] for slot in going], idx=tokens if unchanged else None)
             return
         written = [[*ids[slot][: keep[slot]], last[slot]] for slot in going]
         counts = self._job.draft_lengths(self.numbers, written, self._rows.room(map(len, written)))
         # The first token after a prompt is not drafted, as it is not where the pass over the prompt gives it.
         counts = [0 if slot in places else count for slot, count in zip(going, counts, strict=True)]
         self.drafts = self._drafter.draft(self.numbers, written, counts)
-        tokens = [[last[slot], *draft] for slot, draft in zip(going, self.drafts, strict=True)]
-        self._rows.advance(going, tokens, [keep[slot] for slot in going])
+        added = [[last[slot], *draft] for slot, draft in zip(going, self.drafts, strict=True)]
+        self._rows.advance(going, added, [keep[slot] for slot in going])
 
 
 def _appended(
@@ -558,7 +565,7 @@ def _appended(
     chosen = tokens.tolist()
     log_probs = [math.nan] * len(chosen)
     if scored:  # the cross-entropy of a token is minus its log-probability
-        log_probs = (-cross_entropy(at.logits, tokens, reduction="none")).tolist()
+        log_probs = [-loss for loss in cross_entropy(at.logits, tokens, reduction="none").tolist()]
     candidates = _candidates(at.logits, scores, num_candidates) if num_candidates else [()] * len(chosen)
     new: list[list[Choice]] = [[] for _ in batch.numbers]
     reached = []

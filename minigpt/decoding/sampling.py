@@ -86,7 +86,7 @@ class Rows:
     def last_logits(self) -> Tensor:
         """Of the token after the last one of each row: (R, V)."""
         if min(self._num_last) == self.logits.size(1):
-            return self.logits[:, -1]  # (R, T, V) -> (R, V)
+            return self.logits.select(1, -1)  # (R, T, V) -> (R, V)
         return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]
 
     def room(self, lengths: Iterable[int]) -> int:
@@ -94,9 +94,15 @@ class Rows:
         return max(0, self._columns - max(lengths))
 
     def advance(
-        self, parents: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int] | None = None
+        self,
+        parents: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        keep: Sequence[int] | None = None,
+        idx: Tensor | None = None,
     ) -> None:
         """Row i becomes the first `keep[i]` ids of row `parents[i]`, or all of them, with `tokens[i]` at their end.
+
+        Where every row gets one token, and they are a tensor already, `idx` is that: int64 (R,).
 
         A parent may come several times (a beam that forks) or not at all (a row that is done, and costs nothing from
         then on). Only rows of the same prompt may replace each other, and a prompt stays whole.
@@ -117,7 +123,12 @@ class Rows:
         self._num_last = [min(len(new), self._block_size) for new in tokens]
         if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
-        self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
+        if self._cache is not None and max(self._num_last) == 1 and self._one_token.fits():
+            idx = torch.tensor([ids[0] for ids in tokens], device=self._device) if idx is None else idx  # (R,)
+            logits = self._one_token(idx, self._cache).unsqueeze(1)  # (R, V) -> (R, 1, V)
+            self.logits = self._checked(logits, self._num_last)
+        else:
+            self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
 
     def replace(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Rows that are done become other prompts, each without its last id, which `advance` adds.
@@ -154,9 +165,6 @@ class Rows:
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
         longest, T = max(lengths), max(num_last)
-        if longest == 1 and self._cache is not None and self._one_token.fits():
-            idx = torch.tensor([ids[0] for ids in rows], device=self._device)  # (R,)
-            return self._checked(self._one_token(idx, self._cache)[:, None], num_last)  # (R, V) -> (R, 1, V)
         hidden = self._read(rows, self._cache)  # (R, longest, C)
         # The head is a third of GPT-2 small: it is spared the positions that nobody asks for.
         if min(lengths) == longest and min(num_last) == T < longest:
