@@ -37,6 +37,7 @@ WITHOUT_TORCH = [
     "data.verse",
     "data.corpora",
     "data.documents",
+    "data.dialogues",
     "decoding.options",
     "decoding.prompts",
     "formats.hub",
