@@ -556,7 +556,7 @@ def test_the_tables_of_the_page():
     block = sum(parameter.nbytes for parameter in model.h[0].parameters())
     outside = sum(parameter.nbytes for parameter in model.parameters()) - 12 * block
     borrowed = [round(number / 1e6) for number in (2 * outside + 2 * block, outside, outside, block)]
-    assert "borrows another {} MB here: {} MB for the embeddings, {} for their gradient, {} for each".format(
+    assert "needs another {} MB for a time here: {} MB for the embeddings, {} for their gradient, {} for each".format(
         *borrowed
     ) in " ".join(PAGE.split())
 
