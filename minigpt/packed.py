@@ -19,7 +19,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -46,6 +46,7 @@ PROBED_ROWS = 32  # compared with the plain product
 _HEAD_PIECE = 2**23  # weights of the head that are laid out at once
 _BEYOND_CACHES = 2**24  # weights that no processor's caches hold
 TIMED_ROWS = (1, 8)  # what `auto` decides by: one sequence, and a batch or beams
+SHOWN_ROWS = (1, 2, 8, 32)
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Product:
@@ -134,7 +135,7 @@ class Kind:
 
 
 KINDS = {
-    "plain": Kind(_plain, 0.0),
+    "plain": Kind(_plain, 1e-5),
     "transposed": Kind(_transposed, 1e-5),
     "float32": Kind(_float32, 1e-5),
     "float16": Kind(_float16, 1e-3, "float32"),
@@ -244,8 +245,7 @@ class PackedGPT(GPT):
         self._num_parameters = super().num_parameters()
         super().train(False)
 
-        pieces = math.ceil(config.vocab_size * config.n_embd / _HEAD_PIECE)
-        step = math.ceil(config.vocab_size / pieces)  # rows of the head
+        step = _head_rows(config)
 
         @cache  # the layers of all blocks have the same few shapes
         def kind(num_out: int, num_in: int) -> str:
@@ -410,12 +410,17 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
         return str(kind)
     means = {}
     for kind in LOSSLESS:
-        seconds = [measured(num_out, num_in, rows, kind, copies) for rows in TIMED_ROWS]
-        means[kind] = statistics.geometric_mean([one if isinstance(one, float) else math.inf for one in seconds])
+        seconds = measured(num_out, num_in, kind, copies, TIMED_ROWS)
+        means[kind] = math.inf if isinstance(seconds, str) else statistics.geometric_mean(seconds)
     best = min(means, key=means.__getitem__)
     with suppress(MiniGPTError, OSError):  # a cache that cannot be written costs time, and nothing else
         write_text(file, json.dumps({**known, key: best}, indent=1))
     return best
+
+
+def _head_rows(config: GPTConfig) -> int:
+    """Rows of the head that are laid out at once: pieces of one size, the last of which may be a little smaller."""
+    return math.ceil(config.vocab_size / math.ceil(config.vocab_size * config.n_embd / _HEAD_PIECE))
 
 
 def copies_of(size: int, num_parameters: int) -> int:
@@ -424,16 +429,20 @@ def copies_of(size: int, num_parameters: int) -> int:
 
 
 @torch.no_grad()
-def measured(num_out: int, num_in: int, rows: int, kind: str, copies: int) -> float | str:
-    """Median seconds of one product, with so many weights in turn; or why the kind cannot be trusted here."""
-    weight = torch.randn(num_in, generator=_generator()).expand(num_out, num_in) * 0.02
+def measured(num_out: int, num_in: int, kind: str, copies: int, rows: Sequence[int]) -> list[float] | str:
+    """Median seconds of one product for each number of rows, so many weights in turn; or why it cannot be trusted."""
+    rows_drawn = torch.randn(min(num_out, 64), num_in, generator=_generator())  # all of a large weight would take long
+    weight = 0.02 * rows_drawn[torch.arange(num_out) % 64]
     products = []
     for _ in range(copies):
         product = tried(weight.clone(), torch.zeros(num_out), kind, _random_inputs(weight))
         if isinstance(product, str):
             return product
         products.append(product)
-    x = torch.randn(rows, num_in, generator=_generator())
+    return [_median_seconds(products, torch.randn(n, num_in, generator=_generator())) for n in rows]
+
+
+def _median_seconds(products: Sequence[Product], x: Tensor) -> float:
     seconds: list[float] = []
     until = time.perf_counter() + 0.01
     while len(seconds) < 5 or time.perf_counter() < until:
@@ -442,3 +451,40 @@ def measured(num_out: int, num_in: int, rows: int, kind: str, copies: int) -> fl
             product(x)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """How fast each kind is for one shape of layer on this machine.
+
+    Attributes:
+        name: of the layer in its block.
+        num_out: outputs.
+        num_in: inputs.
+        seconds: kind -> the median time of one product for each of `SHOWN_ROWS`.
+        left_out: kind -> why it cannot be trusted here.
+        fastest: what `auto` takes.
+    """
+
+    name: str
+    num_out: int
+    num_in: int
+    seconds: dict[str, list[float]]
+    left_out: dict[str, str]
+    fastest: str
+
+
+def layer_times(config: GPTConfig) -> list[LayerTimes]:
+    """All kinds, on this machine, for every shape of layer of a model of this shape; of a large head for a piece."""
+    with shapes_alone():
+        model = GPT(config)
+    size, found = model.num_parameters(), []
+    for name, part in [*model.h[0].named_modules(), ("lm_head", model.lm_head)]:
+        if isinstance(part, nn.Linear):
+            num_out = _head_rows(config) if part is model.lm_head else part.out_features
+            shape, copies = (num_out, part.in_features), copies_of(num_out * part.in_features, size)
+            timed = {kind: measured(*shape, kind, copies, SHOWN_ROWS) for kind in KINDS}
+            seconds = {kind: times for kind, times in timed.items() if not isinstance(times, str)}
+            left_out = {kind: reason for kind, reason in timed.items() if isinstance(reason, str)}
+            found.append(LayerTimes(name, *shape, seconds, left_out, fastest(*shape, size)))
+    return found

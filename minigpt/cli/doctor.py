@@ -2,10 +2,12 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from minigpt.cli.settings import Doctor
 from minigpt.cli.streams import print_json
 from minigpt.config import preset, updated
+from minigpt.packed import KINDS, SHOWN_ROWS, LayerTimes, layer_times
 from minigpt.system.device import choose_device
 from minigpt.training.selfcheck import facts, time_settings
 
@@ -25,8 +27,12 @@ def answer(settings: Doctor) -> None:
     timings = time_settings(config, device, not settings.no_compile, tell=lambda line: print(line, file=sys.stderr))
     safe = [timing for timing in timings if timing.safe]
     best = max(safe, key=lambda timing: timing.tokens_per_second or 0).name if safe else "none of them works here"
+    print("measuring packed weights ...", file=sys.stderr)
+    layers = layer_times(config.model)
     if settings.json:
-        print_json({"facts": found, "timings": [dataclasses.asdict(t) for t in timings], "best": best})
+        timed = {"timings": [dataclasses.asdict(t) for t in timings], "best": best}
+        weights = {"rows": SHOWN_ROWS, "layers": [dataclasses.asdict(layer) for layer in layers]}
+        print_json({"facts": found, **timed, "weights": weights})
         return
     print(f"\n{settings.preset} on {device.type}, forward, backward and update:")
     print(f"  {'settings':<38}{'tokens/s':>10}  {'from float32':>12}")
@@ -38,3 +44,19 @@ def answer(settings: Doctor) -> None:
         difference = "unknown" if timing.difference is None else f"{timing.difference:.1e}"
         print(f"  {timing.name:<38}{timing.tokens_per_second:>10,.0f}  {difference:>12}  {verdict}")
     print(f"\nfastest safe: {best}")
+    _show_layers(settings.preset, layers)
+
+
+def _show_layers(preset: str, layers: Sequence[LayerTimes]) -> None:
+    print(f"\nlinear layers of {preset}, microseconds a product by rows; --weights:")
+    print(f"  {'layer, out x in':<27}{'rows':>4}" + "".join(f"{kind:>11}" for kind in KINDS))
+    for layer in layers:
+        for place, rows in enumerate(SHOWN_ROWS):
+            label = f"{layer.name}, {layer.num_out} x {layer.num_in}" if place == 0 else ""
+            times = [f"{layer.seconds[kind][place] * 1e6:,.1f}" if kind in layer.seconds else "-" for kind in KINDS]
+            print(f"  {label:<27}{rows:>4}" + "".join(f"{time:>11}" for time in times))
+    for layer in layers:
+        for kind, reason in layer.left_out.items():
+            print(f"  left out: {kind} of {layer.name}: {reason}")
+    for kind in dict.fromkeys(layer.fastest for layer in layers):
+        print(f"  auto takes {kind} for {', '.join(layer.name for layer in layers if layer.fastest == kind)}")

@@ -774,14 +774,16 @@ def test_the_published_scores_of_gpt2(gpt2, capsys):
 
 def test_doctor(capsys, monkeypatch):
     from minigpt.config import GPTConfig, RunConfig, TrainConfig
+    from minigpt.packed import KINDS, Kind
     from minigpt.training import selfcheck
 
     tiny = RunConfig(model=GPTConfig(block_size=4, n_layer=1, n_head=1, n_embd=4),
                      train=TrainConfig(batch_size=2))  # fmt: skip
     monkeypatch.setattr("minigpt.cli.doctor.preset", lambda name: tiny)
     vocabularies = []
-    real = selfcheck.GPT
-    monkeypatch.setattr(selfcheck, "GPT", lambda config: vocabularies.append(config.vocab_size) or real(config))
+    real = selfcheck.make_model
+    noted = lambda config, *rest: vocabularies.append(config.model.vocab_size) or real(config, *rest)  # noqa: E731
+    monkeypatch.setattr(selfcheck, "make_model", noted)
     result = result_of(["doctor", "--no-compile", "--device", "cpu"], capsys)
     assert vocabularies == [65, 65]  # what a run on Shakespeare has, not GPT-2's 50,257
     assert [timing["name"] for timing in result["timings"]] == [
@@ -789,8 +791,19 @@ def test_doctor(capsys, monkeypatch):
     ]  # fmt: skip
     assert result["timings"][0]["difference"] == 0
     assert result["best"].startswith("--dtype")
+    layers = {layer["name"]: layer for layer in result["weights"]["layers"]}
+    assert {name: (layer["num_out"], layer["num_in"]) for name, layer in layers.items()} == {
+        "attn.c_attn": (12, 4), "attn.c_proj": (4, 4), "mlp.c_fc": (16, 4), "mlp.c_proj": (4, 16), "lm_head": (65, 4),
+    }  # fmt: skip
+    for layer in layers.values():
+        assert {*layer["seconds"], *layer["left_out"]} == {"plain", "transposed", "float32", "float16", "int8"}
+        assert {"plain", "transposed", layer["fastest"]} <= {*layer["seconds"]}
+    monkeypatch.setitem(KINDS, "float16", Kind(lambda weight, bias: lambda x: x @ weight.T * 1.1, 1e-3))
     assert run(["doctor", "--no-compile", "--device", "cpu"]) == 0
-    assert "fastest safe: --dtype" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fastest safe: --dtype" in out
+    assert re.search(r"left out: float16 of mlp.c_fc: \S+ from the plain product", out)
+    assert all(len(line) <= 88 for line in out.splitlines())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
