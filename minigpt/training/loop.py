@@ -47,6 +47,7 @@ from minigpt.training.checkpoint import (
 from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
 from minigpt.training.document_mask import document_mask
+from minigpt.training.kernels import kernels
 from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout, read_records
 from minigpt.training.optim import set_learning_rate
 from minigpt.training.run import Run, set_up, whole_model
@@ -258,7 +259,7 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
             exchanging(run.forward, now=number + 1 == len(batches)),
             document_mask(run.model, batch.positions) as cache,
         ):
-            with autocast(run.device, run.dtype):
+            with autocast(run.device, run.dtype), kernels(run.fast):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
                 # A mean over `count` targets, weighted by count / mean_count: each target of the step weighs the same.
                 loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -32,6 +33,7 @@ from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock
 from minigpt.training.distributed import Processes, parallel, whole
+from minigpt.training.kernels import kernels
 from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
 
@@ -54,6 +56,7 @@ class Run:
     dtype: torch.dtype  # of the matrix products
     processes: Processes
     print_line: PrintLine
+    fast: bool = False  # whether steps compute by `training.kernels`
     lock: RunLock | None = None  # of the first process, which writes the directory
 
     @property
@@ -134,13 +137,16 @@ def set_up(
         origins["base"] = base_checksum(base)
     seed_everything(config.seed)
     model = make_model(config, base, checkpoint, origins).to(device)
+    fast = _computes_fast(config, processes, device, dtype)
     if t.gradient_checkpointing:
-        recompute_blocks(model)
+        recompute_blocks(model, fast)
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, threads = config.model, torch.get_num_threads()
     size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
     number = f"{str(dtype)[6:]} ({why_dtype(config.dtype, device)})"
     where = f"on {device.type}, {threads} thread{'s' if threads > 1 else ''}, {number}, {compiled}"
+    if config.kernels == "fast":
+        where += ", fast kernels" if fast else ", torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)"
     for line in loader.described:
         print_line(line)
     print_line(f"model      {model.num_parameters():,} parameters: {size}")
@@ -168,6 +174,7 @@ def set_up(
         dtype,
         processes,
         print_line,
+        fast,
     )
 
 
@@ -354,16 +361,28 @@ def _globs(words: str) -> list[str]:
     return [glob.strip() for glob in words.split(",") if glob.strip()]
 
 
-def recompute_blocks(model: GPT) -> None:
-    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016)."""
+def recompute_blocks(model: GPT, fast: bool = False) -> None:
+    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016).
+
+    Args:
+        model: the model.
+        fast: whether steps compute by `training.kernels`: what is computed again is computed as before.
+    """
+    again = {"context_fn": lambda: (nullcontext(), kernels(True))} if fast else {}
     for block in model.h:
-        block.forward = partial(_recomputed, block.forward)
+        block.forward = partial(_recomputed, block.forward, again)
 
 
-def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
+def _recomputed(
+    forward: Callable[..., Tensor],
+    again: Mapping[str, Any],
+    x: Tensor,
+    positions: Tensor,
+    cache: KVCache | None = None,
+) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, positions, cache)
-    y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False)
+    y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False, **again)
     return y
 
 
@@ -372,6 +391,12 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _computes_fast(config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether steps compute by `training.kernels`: as asked, where that is possible."""
+    apart = config.compile == "on" or (processes.size > 1 and config.train.parallel == "fsdp")
+    return config.kernels == "fast" and device.type == "cpu" and dtype == torch.float32 and not apart
 
 
 def _compiled(

@@ -1,0 +1,162 @@
+"""`--kernels fast` computes what torch computes, in both directions, and a run with it is exact in its own way."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from minigpt.errors import Interrupted
+from minigpt.training import kernels as room
+from minigpt.training import loop
+from minigpt.training.kernels import kernels
+from minigpt.training.loop import train
+
+GELU_BLOCK = 7  # numbers
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch):
+    """oneDNN multiplies right where it is not the fastest, too."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(room, "multiplies_by_onednn", lambda: True)
+    monkeypatch.setattr(room, "AT_ONCE", GELU_BLOCK)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Counts the products by oneDNN."""
+    real = room._product
+
+    def counted(*arguments):
+        counted.calls += 1
+        return real(*arguments)
+
+    counted.calls = 0
+    monkeypatch.setattr(room, "_product", counted)
+    return counted
+
+
+def both_ways(function, *inputs):
+    """The result, and the gradients of the inputs that ask for one."""
+    inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    y = function(*inputs)
+    y.backward(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape))
+    return [y.detach(), *(x.grad for x in inputs if x.requires_grad)]
+
+
+@pytest.mark.parametrize("shape", [(2, 13, 5), (11, 5), (1, 1, 5)])
+@pytest.mark.parametrize(("out", "bias"), [(3, True), (17, True), (5, False), (1, False)])
+@pytest.mark.parametrize("frozen", ["nothing", "weight", "input"])
+def test_a_linear_layer_equals_the_formula_in_float64(shape, out, bias, frozen):
+    torch.manual_seed(out)
+    inputs = [
+        torch.randn(shape, requires_grad=frozen != "input"),
+        torch.randn(out, 5, requires_grad=frozen != "weight"),
+        *([torch.randn(out, requires_grad=True)] if bias else []),
+    ]
+    if not any(x.requires_grad for x in inputs):
+        pytest.skip("nothing to learn")
+    with kernels(True):
+        ours = both_ways(F.linear, *inputs)
+    expected = both_ways(
+        lambda x, w, b=None: torch.einsum("...i,oi->...o", x, w) + (0 if b is None else b),
+        *(x.detach().double().requires_grad_(x.requires_grad) for x in inputs),
+    )
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_one_number_reach_a_linear_layer():
+    """They come as a view without strides."""
+    x, w = torch.randn(7, 5), torch.randn(3, 5, requires_grad=True)
+    with kernels(True):
+        F.linear(x, w).sum().backward()
+    assert torch.allclose(w.grad, x.sum(0).expand(3, 5), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 11), (1,), (GELU_BLOCK,)])
+def test_gelu_equals_the_formula_in_float64(shape):
+    x = torch.linspace(-11, 11, math.prod(shape)).view(shape)[..., torch.randperm(shape[-1])].requires_grad_()
+
+    def formula(x):
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    with kernels(True):
+        ours = both_ways(lambda x: F.gelu(x, approximate="tanh"), x)
+    expected = both_ways(formula, x.detach().double().requires_grad_())
+    for one, other in zip(ours, expected, strict=True):
+        assert torch.allclose(one.double(), other, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("x", [-1e4, -100.0, 0.0, 100.0, 1e4, math.inf, math.nan])
+def test_gelu_goes_to_its_limits(x):
+    x = torch.tensor([x], requires_grad=True)
+    with kernels(True):
+        ours = both_ways(lambda x: F.gelu(x, approximate="tanh"), x)
+    assert ours[0].equal(F.gelu(x, approximate="tanh")) or not x.isfinite()
+    assert math.isnan(ours[0].item()) == math.isnan(x.item())
+    if x.isfinite():
+        assert -ours[1].item() == pytest.approx(0.5 if x == 0 else float(x > 0))  # of -y
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_everything_else_is_left_to_torch(dtype):
+    x, w = torch.randn(2, 5, dtype=dtype), torch.randn(3, 5, dtype=dtype)
+    wide = torch.randn(2, 5)
+    with kernels(True):
+        assert F.linear(x, w).equal(x @ w.T)
+        assert F.gelu(x, approximate="tanh").grad_fn is None
+        with torch.no_grad():
+            ours = F.linear(wide, w.float()), F.gelu(wide, approximate="tanh")
+        erf = F.gelu(wide)
+    assert ours[0].equal(F.linear(wide, w.float()))
+    assert ours[1].equal(F.gelu(wide, approximate="tanh"))
+    assert erf.equal(F.gelu(wide))
+
+
+def losses(run):
+    return [row["train_loss"] for row in loop.read_records(loop.RunDirectory(run).metrics) if "train_loss" in row]
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_run_learns_the_same_and_resumes_to_the_bit(corpus, config, tmp_path, monkeypatch, products, recomputed):
+    config = replace(config, train=replace(config.train, gradient_checkpointing=recomputed))
+    fast, said = replace(config, kernels="fast"), []
+    train(config, corpus, tmp_path / "torch", quiet)
+    before = products.calls
+    train(fast, corpus, tmp_path / "straight", said.append)
+    assert products.calls - before == 20 * (9 * 3 + (8 if recomputed else 0))  # 9 layers, both ways; 8 lie in blocks
+    assert any("fast kernels" in line for line in said)
+    assert losses(tmp_path / "straight") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
+    real = loop.gradients
+
+    def gradients(run, first, processes):
+        if first == 6 * run.rows_per_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, first, processes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gradients", gradients)
+        with pytest.raises(Interrupted):
+            train(fast, corpus, tmp_path / "broken", quiet)
+    train(fast, corpus, tmp_path / "broken", quiet, resume=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "broken")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_where_they_do_not_fit_the_log_says_so(corpus, config, tmp_path):
+    said = []
+    train(replace(config, kernels="fast", dtype="bfloat16"), corpus, tmp_path / "run", said.append)
+    assert any("torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)" in line for line in said)
