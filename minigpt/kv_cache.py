@@ -280,13 +280,11 @@ class KVCache:
         rows = torch.arange(self.batch_size, device=self._kv.device)
         self.gather(rows.repeat_interleave(num_copies))
 
-    def replace(self, rows: Sequence[int], other: "KVCache") -> None:
-        """Row `rows[i]` becomes row i of another cache, which was made for the same model and is no longer."""
+    def replace(self, row: int, other: "KVCache", other_row: int) -> None:
+        """A row becomes a copy of one of another cache, which was made for the same model and is no longer."""
         lengths = self.length.tolist()
-        for row, length in zip(rows, other.length.tolist(), strict=True):
-            lengths[row] = length
-        index = torch.tensor(rows, device=self._kv.device)
-        self._kv[..., : other.longest, :].index_copy_(2, index, other._kv[..., : other.longest, :])
+        lengths[row] = length = other.length.tolist()[other_row]
+        self._kv[:, :, row, :, :length] = other._kv[:, :, other_row, :, :length]
         self._set_lengths(lengths)
 
     def _set_lengths(self, lengths: list[int]) -> None:

@@ -15,6 +15,7 @@ N prompts, B beams of each, R = N * B rows, V tokens in the vocabulary, K candid
 """
 
 import functools
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -135,7 +136,8 @@ def beam_search(
             if not beams and waiting:
                 number = waiting.popleft()
                 beams = _equal_beams(prompts[number], B, first_row)
-                rows.replace([beam.row for beam in beams], [prompts[number]] * B)
+                upcoming = [prompts[n] for n in itertools.islice(waiting, len(alive) - 1)]
+                rows.replace([beam.row for beam in beams], [prompts[number]] * B, upcoming)
             if beams:
                 going.append(number)
                 running += beams

@@ -373,13 +373,17 @@ class _Job:
         """Which prompt a row continues."""
         return row // self.options.num_return_sequences
 
+    def prompt(self, row: int) -> list[int]:
+        """The ids of that."""
+        return self.prompts[self.prompt_of(row)]
+
     def limit(self, row: int) -> int:
         """How many tokens a row may get."""
         return self.limits[self.prompt_of(row)]
 
     def num_new(self, row: int, ids: Sequence[int]) -> int:
         """How many of a row's ids come after its prompt."""
-        return len(ids) - len(self.prompts[self.prompt_of(row)])
+        return len(ids) - len(self.prompt(row))
 
     def draft_lengths(self, rows: Sequence[int], ids: Sequence[Sequence[int]], room: int) -> list[int]:
         """How many tokens it makes sense to draft for each row: one more comes from the model."""
@@ -535,12 +539,14 @@ class _Batch:
         keep = {slot: len(ids[slot]) - len(self.drafts[slot]) + len(new[slot]) - 1 for slot in last}
         places = [slot for slot in range(len(ids)) if slot not in last][: len(self._waiting)]
         if places:
-            prompts = []
-            for slot in places:
-                self.numbers[slot] = self._waiting.popleft()
-                prompts.append(self._job.prompts[self._job.prompt_of(self.numbers[slot])])
-                last[slot], keep[slot] = prompts[-1][-1], len(prompts[-1]) - 1
-            self._rows.replace(places, prompts)
+            self.numbers[:] = [
+                self._waiting.popleft() if slot in places else own for slot, own in enumerate(self.numbers)
+            ]
+            prompts = [self._job.prompt(self.numbers[slot]) for slot in places]
+            upcoming = [self._job.prompt(row) for row in itertools.islice(self._waiting, len(ids) - len(places))]
+            self._rows.replace(places, prompts, upcoming)
+            last |= {slot: prompt[-1] for slot, prompt in zip(places, prompts, strict=True)}
+            keep |= {slot: len(prompt) - 1 for slot, prompt in zip(places, prompts, strict=True)}
         going = sorted(last)
         self.numbers = [self.numbers[slot] for slot in going]
         if not going:

@@ -69,6 +69,7 @@ class Rows:
         self._cache: KVCache | None = None
         if use_cache and max(map(len, prompts)) <= self._block_size:
             self._cache = self._new_cache(len(prompts), self._columns)
+        self._ahead: dict[tuple[int, ...], int] = {}  # beginnings of prompts, and their rows in `_read_prompts`
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # of each row's ids, those whose next token has logits
         self.logits = self._feed(prompts, [1] * len(prompts))  # (N, 1, V)
@@ -130,25 +131,33 @@ class Rows:
         else:
             self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
 
-    def replace(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def replace(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], upcoming: Sequence[Sequence[int]] = ()
+    ) -> None:
         """Rows that are done become other prompts, each without its last id, which `advance` adds.
 
-        Their keys and values take the place of those that nobody needs any more.
+        Args:
+            rows: which.
+            prompts: what they become.
+            upcoming: prompts that will be wanted soon, which are read together with these, if these were not read yet.
         """
-        for row, prompt in zip(rows, prompts, strict=True):
-            self.ids[row] = list(prompt[:-1])
         self._shortest_prompt = min(self._shortest_prompt, *map(len, prompts))
-        if self._cache is None:
-            return
-        different = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
-        longest = max(map(len, different))
-        cache = self._new_cache(len(different), max(1, longest))
+        for row, prompt in zip(rows, prompts, strict=True):
+            start = tuple(prompt[:-1])
+            self.ids[row] = list(start)
+            if self._cache is not None:
+                if start not in self._ahead:
+                    self._read_ahead([*prompts, *upcoming])
+                self._cache.replace(row, self._read_prompts, self._ahead[start])
+
+    def _read_ahead(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Read these prompts, each without its last id, into a cache of their own, and forget those read before."""
+        starts = dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts)
+        self._ahead = {start: row for row, start in enumerate(starts)}
+        longest = max(map(len, starts))
+        self._read_prompts = self._new_cache(len(starts), max(1, longest))
         if longest:
-            self._read(different, cache)
-        if len(different) < len(rows):
-            each = [different.index(tuple(prompt[:-1])) for prompt in prompts]
-            cache.gather(torch.tensor(each, device=self._device))
-        self._cache.replace(rows, cache)
+            self._read(list(starts), self._read_prompts)
 
     def _read(self, rows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
         """Final hidden states of these ids, which a cache then holds: (R, T, C) where the longest row has T."""
