@@ -160,7 +160,6 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
-        "processes": os.environ.get("WORLD_SIZE", "1"),  # as torchrun tells each of them
         "processor": processor(),
     }
 

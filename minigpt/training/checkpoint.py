@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
             "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
+DRAWING = ("processes", "device")  # of the circumstances, those that have random states of their own
 PLACES = ("data.source", "data.val_data")  # where data lies, which may change: the checksum says what it is
 FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
@@ -248,7 +249,7 @@ def write_checkpoint(
     write_safetensors(folder / STATE, state)
     counts = {key: value for key, value in asdict(progress).items() if key != "losses"}
     counts["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None
-    content: dict[str, Any] = {"format": FORMAT, "progress": counts, "versions": versions(), **facts}
+    content: dict[str, Any] = {"format": FORMAT, "progress": counts, "versions": {}, **facts}
     content["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in (WEIGHTS, STATE)
     }
@@ -560,8 +561,13 @@ def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
     make_best(run)
 
 
+def circumstances(processes: Processes, device: torch.device) -> dict[str, str]:
+    """What the numbers of a run depend on besides its settings and data."""
+    return {**versions(), "processes": str(processes.size), "device": device.type}
+
+
 def checkpoint_to_resume(
-    run: RunDirectory, config: RunConfig, corpus: str, print_line: Callable[[str], None]
+    run: RunDirectory, config: RunConfig, corpus: str, here: Mapping[str, str], print_line: Callable[[str], None]
 ) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
     """The checkpoint from which a run is resumed, or None if it was interrupted before the first; and changed settings.
 
@@ -569,6 +575,7 @@ def checkpoint_to_resume(
         run: its paths.
         config: the settings from now on.
         corpus: the sha256 of the corpus.
+        here: the circumstances now.
         print_line: where lines for people go.
 
     Raises:
@@ -590,11 +597,10 @@ def checkpoint_to_resume(
     if damage:
         print_line(f"damaged    {damage}")
     checkpoint.check_corpus(corpus, config)
-    here = versions()
+    drops = config.model.dropout or config.train.lora_dropout
     for name, before in checkpoint.manifest["versions"].items():
         if (now := here.get(name, "not known")) != before:
-            dropout = config.model.dropout or config.train.lora_dropout
-            drawn = ", and dropout is drawn anew" if name == "processes" and dropout else ""
+            drawn = ", and dropout is drawn anew" if name in DRAWING and drops else ""
             print_line(f"changed    {name}: {before} before, {now} now; the last digits may differ{drawn}")
     print_line(f"resume     {run.path} at step {checkpoint.progress.step}")
     return checkpoint, changed

@@ -35,6 +35,7 @@ from minigpt.training.checkpoint import (
     Progress,
     checkpoint_tensors,
     checkpoint_to_resume,
+    circumstances,
     clean,
     gathered_states,
     keep_best,
@@ -136,7 +137,8 @@ def train(
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
-            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(data), print_line)
+            here = circumstances(processes, device)
+            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(data), here, print_line)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:

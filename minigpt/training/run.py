@@ -31,7 +31,7 @@ from minigpt.model import GPT
 from minigpt.parameters import empty_model, trainable_parameters
 from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why_dtype
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.training.checkpoint import Checkpoint, Progress, RunLock
+from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
 from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.kernels import kernels
 from minigpt.training.log import PrintLine
@@ -124,14 +124,15 @@ def set_up(
         checkpoint: to resume from, or None.
 
     Returns:
-        The run. Its `origins` are the checksum of the corpus; of a run that trains an adapter, that of its base; and
-        of one on documents, the batch size that their order is made for.
+        The run. Its `origins` are the circumstances, and the checksum of the corpus; of a run that trains an adapter,
+        that of its base; and of one on documents, the batch size that their order is made for.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)  # raises now, before any work
     keep_freed_memory()
     dtype = choose_dtype(config.dtype, device)
     config, tokenizer, base = starting_point(config, data, directory, checkpoint)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
+    origins["versions"] = circumstances(processes, device)
     t = config.train
     if base is not None and t.lora_rank:
         origins["base"] = base_checksum(base)

@@ -24,6 +24,7 @@ from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, read_metadata
 from minigpt.training import checkpoint, loop
 from minigpt.training.checkpoint import (
+    circumstances,
     keep_best,
     locked,
     newest_checkpoint,
@@ -32,6 +33,7 @@ from minigpt.training.checkpoint import (
     restore_random_states,
     stored_loss,
 )
+from minigpt.training.distributed import Processes
 from minigpt.training.loop import train
 from minigpt.training.verify import compare, losses
 
@@ -413,31 +415,26 @@ def rewritten(path: Path, **changes) -> None:
     path.write_text(json.dumps({**content, "sha256": seal}))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_another_number_of_processes_draws_other_dropout_and_that_is_said(tmp_path, monkeypatch, dropout):
-    config = updated(CONFIG, {"model": {"dropout": dropout}, "train": {"max_steps": 3}})
-    train(config, CORPUS, tmp_path / "run", quiet)
-    rewritten(
-        tmp_path / "run" / "last" / "manifest.json",
-        versions={**open_checkpoint(tmp_path / "run" / "last").manifest["versions"], "processes": "2"},
-    )
-    lines = []
-    train(updated(config, {"train": {"max_steps": 6}}), CORPUS, tmp_path / "run", lines.append, resume=True)
-    (said,) = [line for line in lines if line.startswith("changed    processes: 2 before, 1 now")]
-    assert ("dropout is drawn anew" in said) == (dropout > 0)
-
-
-@pytest.mark.parametrize("name", ["python", "torch", "numpy", "threads", "processor"])
-def test_what_rounds_otherwise_is_said_once(tmp_path, name):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["python", "torch", "numpy", "threads", "processor", "processes", "device"])
+def test_what_rounds_otherwise_is_said_once(tmp_path, name, dropout):
     """All that the numbers depend on besides the settings; the next checkpoint has what was said."""
-    train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
+    config = updated(CONFIG, {"model": {"dropout": dropout}})
+    drawn = ", and dropout is drawn anew" if dropout and name in ("processes", "device") else ""
+    train(updated(config, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
     versions = open_checkpoint(tmp_path / "run" / "last").manifest["versions"]
     rewritten(tmp_path / "run" / "last" / "manifest.json", versions={**versions, name: "another"})
     said = [[], []]
     for steps, lines in zip((6, 9), said, strict=True):
-        train(updated(CONFIG, {"train": {"max_steps": steps}}), CORPUS, tmp_path / "run", lines.append, resume=True)
-    told = [[line for line in lines if "the last digits may differ" in line] for lines in said]
-    assert told == [[f"changed    {name}: another before, {versions[name]} now; the last digits may differ"], []]
+        train(updated(config, {"train": {"max_steps": steps}}), CORPUS, tmp_path / "run", lines.append, resume=True)
+    told = [[line for line in lines if line.startswith("changed") and "now; " in line] for lines in said]
+    assert told == [[f"changed    {name}: another before, {versions[name]} now; the last digits may differ{drawn}"], []]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_number_of_processes_is_among_what_was_there(size):
+    here = circumstances(Processes(0, size), torch.device("meta"))
+    assert (here["processes"], here["device"]) == (str(size), "meta")
 
 
 def test_a_checkpoint_from_before_the_processor_was_noted_goes_on(tmp_path):
