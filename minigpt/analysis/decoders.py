@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, measured
+from minigpt.decoding.batch import Choice
 from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
-from minigpt.decoding.generate import Choice, Step, TokenBytes, generate
+from minigpt.decoding.generate import Step, generate
 from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.request import TokenBytes
 from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.fields import check_most

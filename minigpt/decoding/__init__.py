@@ -10,5 +10,7 @@ The files, each of which imports only from those above it::
     sampling      the next token: greedy or drawn
     beam_search   the best sequence instead of the best token
     speculative   several tokens a step, guessed and then checked: the same text, sooner
+    request       one call, checked: how far each prompt may go, and what ends it
+    batch         the rows that are written side by side, and who takes the place of one that is done
     generate      prompts to completions, at once or as a stream
 """

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from minigpt.config import GPTConfig
 from minigpt.decoding import filters
-from minigpt.decoding.generate import _Job, before_stop, generate, stream
+from minigpt.decoding.generate import before_stop, generate, stream
+from minigpt.decoding.request import Request
 from minigpt.decoding.sampling import Noise
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
@@ -198,14 +199,14 @@ def test_row_5_what_is_returned_was_judged(
     tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     judged = []
-    judge = _Job.finish_reason
+    judge = Request.finish_reason
 
-    def watched(job: _Job, number: int, ids: Sequence[int]) -> Any:
+    def watched(job: Request, number: int, ids: Sequence[int]) -> Any:
         reason = judge(job, number, ids)
         judged.append((list(ids), reason))
         return reason
 
-    monkeypatch.setattr(_Job, "finish_reason", watched)
+    monkeypatch.setattr(Request, "finish_reason", watched)
     result = generate(tiny_model, PROMPTS, max_new_tokens=6, eos_token_id=[3, 5], **options)
     assert all(pair in judged for pair in zip(result.sequences, result.finish_reasons, strict=True))
 

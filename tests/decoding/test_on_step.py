@@ -155,7 +155,7 @@ def test_a_stream_shows_the_steps_of_generate(tiny_model: GPT, options: dict[str
 
 
 def test_without_a_watcher_nothing_is_prepared(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.decoding.generate._candidates", lambda *_: pytest.fail("computed for nobody"))
+    monkeypatch.setattr("minigpt.decoding.batch._candidates", lambda *_: pytest.fail("computed for nobody"))
     monkeypatch.setattr("minigpt.decoding.beam_search._Search.report", lambda *_: pytest.fail("computed for nobody"))
     for options in CASES:
         generate(tiny_model, PROMPTS, max_new_tokens=3, **options)

@@ -1,0 +1,203 @@
+"""One call of `generate`, checked before any work: the prompts, how far each may go, and what ends it.
+
+Without beams, what is written is numbered by rows: `num_return_sequences` rows of prompt 0, then those of prompt 1, and
+so on.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from minigpt.decoding.constraints import num_required
+from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts
+from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
+from minigpt.errors import InputError, named, named_ids
+from minigpt.model import GPT
+from minigpt.parameters import num_with_text
+
+
+class TokenBytes(Protocol):
+    """What a decoder needs of a tokenizer.
+
+    Attributes:
+        vocab_size: number of ids. A model may have more, which have no text; see `parameters.with_text`.
+    """
+
+    vocab_size: int
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for: at least one."""
+
+
+class Request:
+    """One call, checked: the prompts, how far each may go, and what ends it.
+
+    Attributes:
+        prompts: lists of ids.
+        limits: how many tokens each prompt may get.
+        vocab_size: how many tokens there are to choose from.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        tokenizer: TokenBytes | None,
+        draft: PromptLookup | DraftModel | None,
+        options: DecodingOptions,
+    ) -> None:
+        if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
+            raise InputError(f"{named('tokenizer', tokenizer)} is none", "give the one that load_model returns")
+        self.vocab_size = num_with_text(model, None if tokenizer is None else tokenizer.vocab_size)
+        options.check_ids(self.vocab_size)
+        self.model = model
+        self.draft = draft
+        self.options = options
+        self.prompts = check_prompts(prompts, self.vocab_size)
+        self.limits = [self._limit(number, len(prompt)) for number, prompt in enumerate(self.prompts)]
+        if isinstance(options.seed, Sequence) and len(options.seed) != len(self.prompts):
+            raise InputError(
+                f"{len(options.seed)} seeds do not match {len(self.prompts)} prompts",
+                "give one seed for the whole batch, or a list with one for each prompt",
+            )
+        if options.stop_strings and tokenizer is None:
+            raise InputError(
+                f"{named('stop', options.stop)} is text, but only ids are known here",
+                "pass the model's tokenizer too: tokenizer=tokenizer",
+            )
+        self._tokenizer = tokenizer
+        self._eos = set(options.eos)
+        self._stop = [text.encode("utf-8") for text in options.stop_strings]
+        self._check_draft()
+        self._check_required()
+
+    def _limit(self, number: int, length: int) -> int:
+        wanted, block_size = self.options.max_new_tokens, self.model.config.block_size
+        room = max(0, block_size + 1 - length)  # one more than the block holds: the last token is never fed back
+        if wanted <= room or self.options.on_overflow == "crop":
+            return wanted
+        if self.options.on_overflow == "stop":
+            return room
+        too_much = f"and {named('max_new_tokens', wanted)} do not fit" if room else "alone does not fit"
+        lower = f"lower {named('max_new_tokens')} to {room}, " if room else ""
+        raise InputError(
+            f"{named(f'prompt {number}')} of length {length} {too_much} block_size = {block_size}",
+            f"{lower}shorten the prompt, or choose {named('on_overflow')}: "
+            '"stop" ends when the block is full, "crop" goes on with the newest tokens',
+        )
+
+    def _check_draft(self) -> None:
+        if self.draft is None:
+            return
+        if self.options.uses_beams:
+            raise InputError(
+                f"a draft guesses how one sequence goes on, and {named('num_beams', self.options.num_beams)} changes "
+                "sequences",
+                f"leave {named('draft')} out, or search without beams",
+            )
+        with_text = None if self._tokenizer is None else self._tokenizer.vocab_size
+        if isinstance(self.draft, DraftModel) and num_with_text(self.draft.model, with_text) != self.vocab_size:
+            raise InputError(
+                f"the draft model has a vocabulary of {self.draft.model.config.vocab_size} tokens, "
+                f"the model one of {self.model.config.vocab_size}",
+                "choose a draft model that was trained with the same tokenizer",
+            )
+
+    def _check_required(self) -> None:
+        required = self.options.required_sequences
+        needed = num_required(required)
+        for number, limit in enumerate(self.limits if required else ()):
+            # With force_eos the last of max_new_tokens is not free. Where the context ends the row earlier, nothing is
+            # forced.
+            room = limit - (self.options.force_eos and limit == self.options.max_new_tokens)
+            if room < needed:
+                raise InputError(
+                    f"the required sequences hold {needed} tokens, but {named(f'prompt {number}')} gets {room} "
+                    "that are free",
+                    f"raise {named('max_new_tokens')}, shorten the prompt, or require less",
+                )
+        for ids, stop in itertools.product(required, self.options.stop_strings):
+            # Also where one ends with it: it would be found, and then cut off the text.
+            if stop.encode("utf-8") in self._bytes(ids):
+                raise InputError(
+                    f"{named('required_sequences')} wants {named_ids(ids)}, but {named('stop', stop)} ends the text "
+                    "before that",
+                    "take it out of one of the two",
+                )
+
+    @property
+    def num_rows(self) -> int:
+        """How many sequences there will be without beams: `num_return_sequences` of each prompt, side by side."""
+        return len(self.prompts) * self.options.num_return_sequences
+
+    @property
+    def models(self) -> list[GPT]:
+        """All that take part."""
+        return [self.model, self.draft.model] if isinstance(self.draft, DraftModel) else [self.model]
+
+    def prompt_of(self, row: int) -> int:
+        """Which prompt a row continues."""
+        return row // self.options.num_return_sequences
+
+    def prompt(self, row: int) -> list[int]:
+        """The ids of that."""
+        return self.prompts[self.prompt_of(row)]
+
+    def limit(self, row: int) -> int:
+        """How many tokens a row may get."""
+        return self.limits[self.prompt_of(row)]
+
+    def num_new(self, row: int, ids: Sequence[int]) -> int:
+        """How many of a row's ids come after its prompt."""
+        return len(ids) - len(self.prompt(row))
+
+    def draft_lengths(self, rows: Sequence[int], ids: Sequence[Sequence[int]], room: int) -> list[int]:
+        """How many tokens it makes sense to draft for each row: one more comes from the model."""
+        assert self.draft is not None
+        longest = min(room, self.draft.num_tokens)
+        return [min(longest, self.limit(row) - self.num_new(row, own) - 1) for row, own in zip(rows, ids, strict=True)]
+
+    def start_drafter(self, rows: Sequence[int], tape: NoiseTape | None) -> Drafter | None:
+        """Whoever drafts for these rows, and for those that take their places."""
+        if isinstance(self.draft, DraftModel):
+            theirs = self.start_rows(self.draft.model, list(map(self.prompt_of, rows)))
+            return ModelDrafter(theirs, rows, self.options, tape)
+        return self.draft
+
+    def start_rows(self, model: GPT, prompt_numbers: Sequence[int]) -> Rows:
+        """A row for each of these numbers, with the logits of this model, and room for what takes its place."""
+        growing = [(len(prompt), limit) for prompt, limit in zip(self.prompts, self.limits, strict=True) if limit]
+        longest = max(length + limit for length, limit in growing)
+        fits = max(length for length, _ in growing) <= model.config.block_size
+        copies = Counter(prompt_numbers)
+        prompts = [self.prompts[number] for number in copies]
+        use_cache = self.options.use_cache and fits
+        return Rows(model, prompts, [*copies.values()], longest, use_cache, self.vocab_size)
+
+    def noise(self) -> Noise | None:
+        """What the draws need, if there are any."""
+        return Noise(self.options.seed, self.model.wte.weight.device) if self.options.samples else None
+
+    def finish_reason(self, prompt_number: int, ids: Sequence[int]) -> FinishReason | None:
+        """Why the row `ids` of this prompt ends with its last token, or None if it goes on."""
+        num_new = len(ids) - len(self.prompts[prompt_number])
+        if ids[-1] in self._eos:
+            return "eos"
+        if self._stop:
+            # A match ends in the last token, or the row would have ended before; and a token is at least one byte.
+            reach = min(num_new, max(map(len, self._stop)))
+            tail = self._bytes(ids[-reach:])
+            if any(stop in tail for stop in self._stop):
+                return "stop"
+        return self.limit_reason(prompt_number) if num_new == self.limits[prompt_number] else None
+
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        """The text of ids, where there are stop strings to look for."""
+        assert self._tokenizer is not None
+        return b"".join(map(self._tokenizer.token_bytes, ids))
+
+    def limit_reason(self, prompt_number: int) -> FinishReason:
+        """What it is called when a row of this prompt reaches its limit."""
+        return "length" if self.limits[prompt_number] == self.options.max_new_tokens else "context"
