@@ -67,6 +67,9 @@ def _float32(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def _float16(weight: Tensor, bias: Tensor | None) -> Product:
+    lowest, highest = weight.aminmax()
+    if max(-lowest, highest) > torch.finfo(torch.float16).max:  # the operator would cut the weight itself down, in place
+        raise OverflowError("a weight is too large for float16")
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     return lambda x: multiply(x, packed)
@@ -374,7 +377,7 @@ def tried(weight: Tensor, bias: Tensor | None, kind: str, x: Tensor) -> Product 
     try:
         product = KINDS[kind].make(weight, bias)
         error = max(_error(product(rows), expected[: len(rows)]) for rows in (x[:1], x))
-    except (RuntimeError, AttributeError, NotImplementedError) as problem:
+    except (RuntimeError, AttributeError, NotImplementedError, OverflowError) as problem:
         return first_line(problem)
     # A comparison that a NaN fails too.
     return product if error <= KINDS[kind].error else f"{error:.1e} from the plain product"
@@ -433,12 +436,11 @@ def measured(num_out: int, num_in: int, kind: str, copies: int, rows: Sequence[i
     """Median seconds of one product for each number of rows, so many weights in turn; or why it cannot be trusted."""
     rows_drawn = torch.randn(min(num_out, 64), num_in, generator=_generator())  # all of a large weight would take long
     weight = 0.02 * rows_drawn[torch.arange(num_out) % 64]
-    products = []
-    for _ in range(copies):
-        product = tried(weight.clone(), torch.zeros(num_out), kind, _random_inputs(weight))
-        if isinstance(product, str):
-            return product
-        products.append(product)
+    bias = torch.zeros(num_out)
+    first = tried(weight, bias, kind, _random_inputs(weight))
+    if isinstance(first, str):
+        return first
+    products = [first, *(KINDS[kind].make(weight.clone(), bias) for _ in range(copies - 1))]
     return [_median_seconds(products, torch.randn(n, num_in, generator=_generator())) for n in rows]
 
 

@@ -75,6 +75,17 @@ def test_a_row_of_zeros_and_one_of_large_numbers_are_kept_in_8_bits():
     assert close(layer(x)[:, :3], F.linear(x, weight)[:, :3], KINDS["int8"].error)  # a scale for each row
 
 
+@pytest.mark.parametrize("large", [1e6, -1e6])
+def test_a_weight_beyond_float16_is_kept_whole(large):
+    weight, x = torch.randn(11, 13), torch.randn(5, 13)
+    weight[3, 5] = large
+    before = weight.clone()
+    layer = PackedLinear(weight, None, "float16")
+    assert layer.kind in ("float32", "plain")
+    assert torch.equal(weight, before)
+    assert close(layer(x), F.linear(x, before), 1e-5)
+
+
 def _missing(*_):
     raise AttributeError("no such operator")
 
