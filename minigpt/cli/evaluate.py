@@ -180,6 +180,6 @@ def cost_of_weights(
 def print_cost(cost: Mapping[str, Any]) -> None:
     """Print what --weights cost, if they were asked for."""
     if cost:
-        layers = ", ".join(f"{number} {kind}" for kind, number in cost["layers"].items())
-        change = "" if cost["relative_change"] is None else f": {100 * cost['relative_change']:+.3f} %"
-        print(f"{cost['plain_loss']:.4f} with plain weights{change} by --weights {cost['weights']} (layers: {layers})")
+        layers = " and ".join(f"{number} layers in {kind}" for kind, number in cost["layers"].items())
+        change = "" if cost["relative_change"] is None else f", {round(100 * cost['relative_change'], 3) + 0.0:+.3f} %"
+        print(f"loss {cost['plain_loss']:.4f} with plain weights{change} with --weights {cost['weights']}: {layers}")
