@@ -74,7 +74,7 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     """
     given = locals()
     options: dict[str, Any] = {field.name: given[field.name] for field in dataclasses.fields(DecodingOptions)}
-    texts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else list(prompt)
+    texts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"prompt = {brief(prompt)} is no text", "give a string, or a list of strings")
     check_value("tokenizer", tokenizer, Tokenizer, InputError)

@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cache, wraps
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,9 +18,11 @@ from minigpt.errors import ConfigError, InputError, MiniGPTError, brief, named, 
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _UNIONS = Union, types.UnionType  # Optional[X] and X | None
 BELOW_1, ABOVE_0 = math.nextafter(1, 0), math.nextafter(0, 1)
+_MOST_ITEMS = 2**20  # of a range, which alone can name more than anybody has
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,17 @@ def check_ids(
             raise error(f"{whose}: {what}" if whose else what, how or advice)
 
 
+def ordered(items: Iterable[T]) -> Iterable[T]:
+    """The items, if they have an order and an end.
+
+    Raises:
+        TypeError: if they are a mapping, a set or an endless range.
+    """
+    if isinstance(items, Mapping | Set) or _endless(items):
+        raise TypeError(f"a {type(items).__name__} is no list")
+    return items
+
+
 def check_place(place: int, count: int, what: str, whose: str = "the model has") -> None:
     """Refuse a number of something, counted from 0, of which there are `count`.
 
@@ -245,7 +258,7 @@ def matches(value: object, hint: object) -> bool:
     if origin is tuple and Ellipsis not in parts:
         return isinstance(value, tuple | list) and len(value) == len(parts) and all(map(matches, value, parts))
     if origin in (Sequence, tuple):
-        ours = isinstance(value, origin) and not isinstance(value, str | bytes)
+        ours = isinstance(value, origin) and not isinstance(value, str | bytes) and not _endless(value)
         # Of what is long, most items are plainly of the type itself.
         return (
             ours
@@ -264,6 +277,11 @@ def matches(value: object, hint: object) -> bool:
         return True
     # Of a compiled model, the original tells what it is.
     return isinstance(value, origin) or isinstance(getattr(value, "_orig_mod", value), origin)
+
+
+def _endless(value: object) -> bool:
+    """Whether a range names more numbers than anybody could want."""
+    return isinstance(value, range) and bool(value[_MOST_ITEMS:])
 
 
 def _advice(hint: object) -> str:
@@ -285,6 +303,7 @@ def _advice(hint: object) -> str:
 
 # How to come by what is asked for, where its name does not say it.
 _HAD = {
+    "Cache": "a cache: KVCache(model.config, batch_size=len(idx))",
     "Callable": "a function",
     "Edit": "an edit, which ablate, patch and knockout make",
     "GPT": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',

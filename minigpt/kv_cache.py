@@ -18,7 +18,7 @@ B batch rows, T new tokens, S columns in use, H heads, D head size.
 
 import reprlib
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ Device = Annotated[torch.device | str, Form('a device that is here, such as "cpu
 _Rows = Annotated[int, Bounds(1, 2**24, below="rows hold nothing")]
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What a model asks of a cache: a `KVCache`, or anything else that knows where the new tokens stand."""
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.config import GPTConfig
 from minigpt.dropout import Dropout, draws_words, drop, tiled_attention
 from minigpt.errors import InputError
-from minigpt.fields import checked
+from minigpt.fields import check_value, checked
 from minigpt.kv_cache import Cache
 
 # An attention core: (q, k, v, mask, dropout) -> values mixed by attention. Shapes as in `explicit_attention`.
@@ -159,8 +159,10 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def check_ids(idx: Tensor, vocab_size: int) -> None:
-    """Check that idx is int64 (B, T) and all ids are in the vocabulary. A GPU that looks up another ends the process.
+def check_inputs(idx: Tensor, vocab_size: int, cache: Cache | None) -> None:
+    """Check that idx is int64 (B, T) with all ids in the vocabulary, and the cache one or None.
+
+    A GPU that looks up an id outside the vocabulary ends the process.
 
     Raises:
         InputError: if not. While torch.compile traces the model there are no values: then type and shape are checked.
@@ -169,6 +171,7 @@ def check_ids(idx: Tensor, vocab_size: int) -> None:
         found = f"{idx.dtype} {tuple(idx.shape)}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"
         raise InputError(f"ids are {found}, not int64 (B, T)", "give one row of ids as torch.tensor([ids])")
     if not torch.compiler.is_compiling():
+        check_value("cache", cache, Cache | None, InputError)
         lowest, highest = (int(bound) for bound in torch.func.debug_unwrap(idx).aminmax())  # as vmap sees no values
         if lowest < 0 or highest >= vocab_size:
             raise InputError(
@@ -259,7 +262,7 @@ class GPT(nn.Module):
         Raises:
             InputError: if the tokens are no ids of the vocabulary, or do not fit the block, or the cache.
         """
-        check_ids(idx, self.config.vocab_size)  # not in the trunk, because decoders have checked their ids
+        check_inputs(idx, self.config.vocab_size, cache)  # not in the trunk, because decoders have checked their ids
         return self.lm_head(self.trunk(idx, cache))  # (B, T, C) -> (B, T, V)
 
     def num_parameters(self) -> int:

@@ -40,7 +40,7 @@ from minigpt.errors import (
     TextNote,
     brief,
 )
-from minigpt.fields import check_ids, checked
+from minigpt.fields import check_ids, checked, ordered
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
@@ -536,7 +536,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
 def _whole(ids: Iterable[int]) -> list[int]:
     """Ids as Python's integers, from numpy's and torch's too."""
     try:
-        return list(map(operator.index, ids))
+        return list(map(operator.index, ordered(ids)))
     except TypeError:
         raise InputError(f"{brief(ids)} is no list of token ids", "give whole numbers, of one sequence") from None
 

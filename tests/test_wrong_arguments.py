@@ -4,6 +4,7 @@ The cases are made, not collected: every argument of every function meets every 
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import minigpt
-from minigpt import GPTConfig, KVCache, MiniGPTError
+from minigpt import GPTConfig, KVCache, MiniGPTError, analysis
 from minigpt.cli.main import answer as run
 from minigpt.config import RunConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
@@ -35,12 +36,20 @@ def two_short_lines(error: MiniGPTError) -> bool:
 
 
 NO_MODEL = [None, "gpt2", 3, GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=15)]
-NO_IDS = [None, 3, 1.5, "ab", [1.5], ["a"], [None], torch.tensor(3)]
+DEEP = functools.reduce(lambda inner, _: [inner], range(3000), [])
+NO_IDS = [None, 3, 1.5, "ab", [1.5], ["a"], [None], torch.tensor(3), b"ab", {1: 2}, {"a": 1}, {1, 2}, DEEP,
+          range(10**12), range(10**30)]  # fmt: skip
 NO_TEXT = [None, 3, ["a", 3], b"a"]
 NO_TOKENIZER = ["gpt2", 3, TOO_LONG]
 NO_SETTINGS = [None, 3, "seed", TOO_LONG]
 CORPUS = Corpus("letters", "abc", "made here")
 NO_PATH = [None, 3, b"a", ["a"], LETTERS, NUL, "\ud800"]
+
+
+def used(context):
+    with context:
+        pass
+
 
 CALLS = {
     "generate: model": (lambda m, x: minigpt.generate(x, [[1]]), NO_MODEL),
@@ -80,6 +89,11 @@ CALLS = {
     "train: data": (lambda m, x: train(RunConfig(), x, "out"), [None, 3, "shakespeare", TOO_LONG]),
     "train: out": (lambda m, x: train(RunConfig(), CORPUS, x), NO_PATH),
     "train: resume": (lambda m, x: train(RunConfig(), CORPUS, "out", resume=x), [None, 3, "last"]),
+    "model: cache": (lambda m, x: m(torch.tensor([[1]]), cache=x), [True, 0, "a", [], {}, torch.ones(2)]),
+    "few_shot_prompt: examples": (lambda m, x: minigpt.few_shot_prompt(x, "a"), [*NO_IDS, [DEEP]]),
+    "few_shot_prompt: query": (lambda m, x: minigpt.few_shot_prompt([], x), [*NO_TEXT, DEEP]),
+    "trace: positions": (lambda m, x: used(analysis.trace(m, positions=x)), [*NO_IDS[2:], [], [DEEP]]),
+    "edit": (lambda m, x: used(analysis.edit(m, x)), [*NO_IDS, "a"]),
     "KVCache: config": (lambda m, x: KVCache(x, 1), [None, {"n_layer": 2}]),
     "KVCache: batch_size": (lambda m, x: KVCache(m.config, x), [None, 1.5, "a", 0, -1, 10**12, True]),
     "KVCache: max_length": (lambda m, x: KVCache(m.config, 1, x), [1.5, "a", 0, 14, True]),
@@ -140,6 +154,9 @@ HUGE = {
     "bias": {(99,) * 30_000: 1.0},
     "wrong bias": {(1,) * 30_000: "x"},
     "decay": (1, TOO_LONG),
+    "range": range(10**12),
+    "range, longer": range(10**30),
+    "list of ranges": [range(10**12)],
 }
 
 
@@ -149,6 +166,31 @@ def test_an_error_is_short_however_long_the_value(option, huge, tiny_model):
     with pytest.raises(MiniGPTError) as caught:
         minigpt.generate(tiny_model, [[1, 2]], **{"max_new_tokens": 1, option: HUGE[huge]})
     assert two_short_lines(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "whole", "as_float"),
+    [
+        ("temperature", 10**30, 1e30),
+        ("sequence_bias", {(1,): 10**30}, {(1,): 1e30}),
+        ("sequence_bias", {(1,): -(10**30)}, {(1,): -1e30}),
+        ("exponential_decay_length_penalty", (0, 10**30), (0, 1e30)),
+        *((name, 1, 1.0) for name in ("top_p", "min_p", "typical_p", "repetition_penalty")),
+        ("repetition_penalty", 1000, 1000.0),
+    ],
+)
+def test_a_whole_number_is_the_float_of_its_value_however_large(option, whole, as_float, tiny_model):
+    written = [
+        minigpt.generate(tiny_model, [[1, 2]], max_new_tokens=3, eos_token_id=5, **{option: value})
+        for value in (whole, as_float)
+    ]
+    assert written[0] == written[1]
+
+
+def test_a_sequence_may_come_as_an_iterator(tiny_model):
+    ids = [3, 1, 4, 1, 5]
+    assert minigpt.token_log_probs(tiny_model, iter(ids)) == minigpt.token_log_probs(tiny_model, ids)
+    assert minigpt.sequence_log_prob(tiny_model, iter([ids])) == [minigpt.sequence_log_prob(tiny_model, ids)]
 
 
 @pytest.mark.parametrize("kind", [MiniGPTError, *MiniGPTError.__subclasses__()])

@@ -21,7 +21,7 @@ import minigpt.analysis.taps as taps
 from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig, Seed
-from minigpt.errors import InputError, near
+from minigpt.errors import InputError, brief, near
 from minigpt.fields import Form, checked
 from minigpt.system.terminal import Brief
 
@@ -297,7 +297,7 @@ class Editing:
         for one in edits:
             if not isinstance(one, Edit):
                 raise InputError(
-                    f"{one!r} is no edit", "make one of it: edit(model, ablate(...)), or by patch or by knockout"
+                    f"{brief(one)} is no edit", "make one of it: edit(model, ablate(...)), or by patch or by knockout"
                 )
             one.check(config)
         self._edits = [dataclasses.replace(one, point=taps.find(one.point, config)) for one in edits]

@@ -4,7 +4,8 @@ import operator
 from collections.abc import Iterable, Sequence
 
 from minigpt.config import GPTConfig
-from minigpt.errors import InputError
+from minigpt.errors import InputError, brief
+from minigpt.fields import ordered
 
 # Which token positions: one, several, a slice, or None for all; negative ones count from the end of a pass.
 At = int | Sequence[int] | slice | None
@@ -20,11 +21,13 @@ def normal(at: object) -> Places:
     try:
         if at is None or (isinstance(at, slice) and range(0)[at] is not None):
             return at
-        places = tuple(map(operator.index, at if isinstance(at, Iterable) else [at]))
+        places = tuple(map(operator.index, ordered(at) if isinstance(at, Iterable) else [at]))
     except (TypeError, ValueError):
         places = ()
     if not places:
-        raise InputError(f"{at!r} names no positions", "give a number, a list of numbers, a slice, or None for all")
+        raise InputError(
+            f"{brief(at)} names no positions", "give a number, a list of numbers, a slice, or None for all"
+        )
     return places
 
 

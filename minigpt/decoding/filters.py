@@ -113,7 +113,7 @@ def bias_sequences(scores: Tensor, history: History, biases: Mapping[tuple[int, 
         for sequence, value in biases.items():
             *start, last = sequence
             if not start or list(ids[-len(start) :]) == start:
-                bias[row, last] += value
+                bias[row, last] += float(value)
     return scores + bias
 
 
@@ -170,7 +170,7 @@ def favour_end(scores: Tensor, num_new: Sequence[int], ends: Sequence[int], star
         factor: n tokens later, the score s has become s + |s| * (factor ** n - 1), which ends at `LARGEST`.
     """
     late = torch.tensor([[max(0, n - start)] for n in num_new], dtype=torch.float64)  # (R, 1)
-    gain = (factor**late - 1).clamp(max=LARGEST).to(scores)  # a power of floats would be an OverflowError
+    gain = (float(factor) ** late - 1).clamp(max=LARGEST).to(scores)  # a power of floats would be an OverflowError
     before = scores[:, list(ends)]
     after = torch.where(before.isfinite(), (before + before.abs() * gain).clamp(max=LARGEST), before)
     return scores.index_copy(1, torch.tensor(list(ends), device=scores.device), after)
@@ -182,7 +182,7 @@ def temperature(scores: Tensor, value: float) -> Tensor:
     In a row whose best score overflows, all are first taken down by it: no probability depends on it, and what
     overflows then has none. Elsewhere the quotient is left as it is, to agree with transformers to the last bit.
     """
-    value = max(value, torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
+    value = max(float(value), torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
     divided = scores / value
     if value >= 1 or all(map(math.isfinite, divided.amax(-1).flatten().tolist())):
         return divided

@@ -14,7 +14,7 @@ of its own, so decoding stops at the separator: `generate(..., stop=separator)`.
 
 from collections.abc import Sequence
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, brief
 
 
 def few_shot_prompt(
@@ -45,17 +45,17 @@ def few_shot_prompt(
     must_be_there = {"separator": separator, "input_label": input_label, "output_label": output_label}
     for name, text in {"instruction": instruction, "query": query, **must_be_there}.items():
         if not isinstance(text, str):
-            raise InputError(f"{name} is {text!r}, not a text", 'give it as a string: "..."')
+            raise InputError(f"{name} is {brief(text)}, not a text", 'give it as a string: "..."')
         if not text and name in must_be_there:
             raise InputError(f"{name} is empty", "give it at least one character, or leave it out")
     if not isinstance(examples, Sequence):
-        raise InputError(f"examples = {examples!r} cannot be used", "give a list of pairs (input, output)")
+        raise InputError(f"examples = {brief(examples)} cannot be used", "give a list of pairs (input, output)")
     parts = [instruction] if instruction else []
     for number, example in enumerate(examples):
         pair = isinstance(example, list | tuple) and len(example) == 2
         if not pair or not all(isinstance(text, str) for text in example):
             raise InputError(
-                f"example {number} is {example!r}, not a pair of texts", "give each example as (input, output)"
+                f"example {number} is {brief(example)}, not a pair of texts", "give each example as (input, output)"
             )
         parts.append(f"{input_label} {example[0]}\n{output_label} {example[1]}")
     parts.append(f"{input_label} {query}\n{output_label}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from minigpt.config import Count, VocabSize
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError, brief, named
-from minigpt.fields import check_ids, checked
+from minigpt.fields import check_ids, checked, ordered
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
@@ -341,7 +341,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
         InputError: naming the prompt, the position and the id.
     """
     try:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else list(ordered(prompts))
     except TypeError:  # also of a tensor without dimensions
         raise InputError(
             f"prompts = {brief(prompts)} cannot be used", "give a list of prompts, each a list of token ids"
@@ -349,7 +349,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     checked = []
     for number, prompt in enumerate(prompts):
         try:
-            ids = [operator.index(token) for token in prompt]  # also numpy's and torch's integers
+            ids = [operator.index(token) for token in ordered(prompt)]  # also numpy's and torch's integers
         except TypeError:
             raise InputError(
                 f"{named(f'prompt {number}')} is {brief(prompt)}, not a list of token ids",

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -172,8 +171,9 @@ def token_log_probs(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None
     Raises:
         InputError: if the sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    log_probs = next_log_probs(model, ids, vocab_size)[:-1]
-    following = torch.as_tensor(ids[1:], dtype=torch.int64, device=log_probs.device)
+    (row,) = check_prompts([ids], num_with_text(model, vocab_size))
+    log_probs = next_log_probs(model, row, vocab_size)[:-1]
+    following = torch.tensor(row[1:], dtype=torch.int64, device=log_probs.device)
     chosen: list[float] = log_probs.gather(1, following[:, None])[:, 0].tolist()  # (T - 1, V) -> (T - 1,)
     return chosen
 
@@ -195,7 +195,8 @@ def sequence_log_prob(
     Raises:
         InputError: if a sequence is empty, longer than `block_size`, or holds an id outside the vocabulary.
     """
-    single = hasattr(ids, "__getitem__") and getattr(ids, "ndim", 1) > 0 and len(ids) > 0 and np.ndim(ids[0]) == 0
+    first = ids[:1] if isinstance(ids, Sequence) or getattr(ids, "ndim", None) else ()
+    single = len(first) > 0 and (not isinstance(first[0], Iterable) or getattr(first[0], "ndim", None) == 0)
     rows = check_prompts([ids] if single else ids, num_with_text(model, vocab_size))  # type: ignore[list-item, arg-type]
     sums = [math.fsum(token_log_probs(model, row, vocab_size)) for row in rows]
     return sums[0] if single else sums
