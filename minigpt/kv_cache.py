@@ -268,8 +268,13 @@ class KVCache:
         """
         lengths = None if self.uniform is not None else self._length[rows].tolist()
         if len(rows) == self.batch_size:
-            new = self._kv[:, :, :, :, first_column : self._longest]
-            new.copy_(new.index_select(2, rows))  # what is read is a copy: rows never alias
+            # Row by row, which is several times faster on a CPU than to index all at once; and most rows stay.
+            each = self._kv[..., first_column : self._longest, :].unbind(2)  # B x (n_layer, 2, H, columns, D)
+            moved = {row: parent for row, parent in enumerate(rows.tolist()) if row != parent}
+            # What is written over, and read by another row, is copied before.
+            sources = [each[parent].clone() if parent in moved else each[parent] for parent in moved.values()]
+            for row, source in zip(moved, sources, strict=True):
+                each[row].copy_(source)
         else:
             self._kv = self._kv.index_select(2, rows)
             self._length = self._length[rows]
