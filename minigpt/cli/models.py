@@ -11,12 +11,12 @@ from minigpt.formats.hub import CONFIG
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
-from minigpt.formats.tokenizer_files import named_tokenizer
+from minigpt.formats.tokenizer_files import has_tokenizer, named_tokenizer
 from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.packed import pack
 from minigpt.system.device import choose_device
-from minigpt.system.files import listed
+from minigpt.system.files import listed, named_path
 from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, read
 
 
@@ -41,7 +41,8 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     Args:
         settings: how to read, and where to compute.
         name: the model's; None for the newest run.
-        adapter: a LoRA adapter to merge into it.
+        adapter: a LoRA adapter to merge into it. A tokenizer in its folder is the one that it was trained with, and
+            must agree with the model's as one that --tokenizer names.
 
     Raises:
         InputError: if --weights are for another device.
@@ -52,7 +53,8 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     if weights and device.type != "cpu":
         raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
     source = model_source(name)
-    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, weights=None if adapter else weights)
+    chosen = settings.tokenizer or (adapter if adapter and has_tokenizer(named_path(adapter, "adapter")) else None)
+    model, tokenizer = source.load_for_text(tokenizer=chosen, weights=None if adapter else weights)
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)

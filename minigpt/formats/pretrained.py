@@ -55,9 +55,10 @@ def load_model(
 
             Anything else that looks like a path is an error. All other names are models on the hub, from the cache that
             all programs share, or downloaded: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or ORG/NAME.
-        tokenizer: by default the one that comes with the model; for weights without one, GPT-2's if the vocabulary is
-            as large as GPT-2's, else none. Otherwise "gpt2", a tokenizer.json or its folder, or a text file whose
-            distinct characters in sorted order are the vocabulary. One that differs from the model's is an error.
+        tokenizer: by default the one that comes with the model, or none if ours cannot reproduce it exactly; for
+            weights without one, GPT-2's if the vocabulary is as large as GPT-2's, else none. Otherwise "gpt2", a
+            tokenizer.json or its folder, or a text file whose distinct characters in sorted order are the vocabulary.
+            One that differs from the model's is an error.
         block_size: a shorter context than the model's: only the first position embeddings are read.
         dropout: for further training, instead of the source's own rate.
         weights: pack the model for inference, as `minigpt.pack` does, while it is read: one layer at a time is in

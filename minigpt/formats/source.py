@@ -47,7 +47,7 @@ from minigpt.formats.run_directory import (
     run_of,
     run_weights,
 )
-from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer
+from minigpt.formats.tokenizer_files import ForeignTokenizerError, has_tokenizer, load_hf_tokenizer, named_tokenizer
 from minigpt.formats.weights import (
     StoredTensor,
     check_table,
@@ -213,7 +213,7 @@ class Source:
             model, own = self._load_adapted(self.run, tokenizer, block_size, dropout)
             return (pack(model, weights, keep=False) if weights else model), own
         found = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
-        chosen = self._tokenizer(found.config.vocab_size, tokenizer)
+        chosen = self._tokenizer(found.config.vocab_size, tokenizer, needs_text)
         if needs_text:
             check_has_tokenizer(chosen, self.name)
         model = found.packed(weights) if weights else found.plain()
@@ -254,14 +254,26 @@ class Source:
         load_adapter(model, run.adapter)
         return merged(model), chosen
 
-    def _tokenizer(self, vocab_size: int, named: str | Path | None) -> Tokenizer | None:
-        """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits."""
-        chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named)
+    def _tokenizer(self, vocab_size: int, named: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
+        """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits.
+
+        If there is none, a note says why; not if `needs_text`, because then that is an error.
+        """
+        lacking = f"{self.path} comes without a tokenizer, and its {vocab_size:,} ids are not GPT-2's"
+        try:
+            chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named, vocab_size)
+        except ForeignTokenizerError as error:
+            if named is not None or needs_text:
+                raise
+            chosen, lacking = None, error.what
         # Settings without a vocabulary belong to a tokenizer of another kind, such as SentencePiece.
-        described = any(os.path.lexists(self.folder / file) for file in TOKENIZER_EXTRAS)
+        described = any(os.path.lexists(self.folder / file) for file in (*TOKENIZER, *TOKENIZER_EXTRAS))
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
             note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
+            warnings.warn(ModelNote(note), stacklevel=4)
+        if chosen is None and not needs_text:
+            note = f"{lacking}; only ids go in and out (--tokenizer, or tokenizer= in Python, names one)"
             warnings.warn(ModelNote(note), stacklevel=4)
         if chosen is None:
             return None
@@ -273,35 +285,32 @@ class Source:
         """The tokenizer that comes with the model, or None."""
         if self.run:
             return load_tokenizer(self.run.tokenizer)
-        there = any(os.path.lexists(self.folder / file) for file in TOKENIZER)  # an incomplete one is an error
-        return load_hf_tokenizer(self.folder) if there else None
+        return load_hf_tokenizer(self.folder) if has_tokenizer(self.folder) else None  # an incomplete one is an error
 
-    def _agreed_tokenizer(self, named: str | Path) -> Tokenizer:
+    def _agreed_tokenizer(self, named: str | Path, vocab_size: int) -> Tokenizer:
         """The tokenizer that is named; an error if the model comes with a different one."""
         chosen = named_tokenizer(named)
         try:
             own = self._own_tokenizer()
+            if own is not None:
+                check_vocabulary(own, vocab_size, self.path)
         except MiniGPTError:
-            own = None  # it does not exist or cannot be read, so the named one is used
+            own = None  # it does not exist, cannot be read or does not fit, so the named one is used
         if own is not None and chosen.fingerprint() != own.fingerprint():
             raise CheckpointError(
                 f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
                 f"{chosen.fingerprint()[:12]}",
-                "leave the tokenizer out: the model has its own",
+                f"use the model's own, which is taken where none is named: --tokenizer {self.folder}",
             )
-        return own or chosen  # both give the same ids, but the model's own knows the names of special tokens
+        return own if own and not chosen.added else chosen  # both give the same ids; one may name more special tokens
 
     def _notes(self, weights: "_Weights", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
-        """Notes on what may surprise in a model that was loaded with this tokenizer, or without one."""
+        """Notes on what may surprise in a model that was loaded with this tokenizer."""
         if weights.note is not None:
             yield weights.note
-        path, size = weights.path, weights.config.vocab_size
         if tokenizer is None:
-            yield ModelNote(
-                f"{path} comes without a tokenizer, and its {size:,} ids are not GPT-2's: only ids go in and out "
-                "(--tokenizer, or tokenizer= in Python, names one)"
-            )
-            return
+            return  # which was said before
+        path, size = weights.path, weights.config.vocab_size
         spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
         if not self.run and spare and (names or spare >= 128 or size % 8):
             some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""

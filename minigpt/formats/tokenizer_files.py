@@ -5,8 +5,9 @@
     vocab.json, merges.txt    GPT-2's byte pairs in an older form, read if there is no tokenizer.json
 
 A model that gets almost the right ids writes nonsense, without any error. So a tokenizer is reproduced exactly here, or
-refused with an error that names the reason. A special token that was added after the vocabulary is kept as an id
-without text. An added word that is not special is refused, because any text that contains it would get its id.
+refused with an error that names the reason; its model then has none. A special token that was added after the
+vocabulary is kept as an id without text. An added word that is not special is refused, because any text that contains
+it would get its id.
 """
 
 import copy
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from minigpt.data.corpora import load_corpus
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, brief, first_line
-from minigpt.formats.hub import TOKENIZER
+from minigpt.formats.hub import OTHER_NAME, TOKENIZER
 from minigpt.system.files import named_path, read_json, read_text, write_text
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
@@ -85,6 +86,15 @@ _LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # lists of added toke
 # The order in which transformers adds tokens that have a role but no id.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
+
+
+class ForeignTokenizerError(CheckpointError):
+    """A tokenizer that ours cannot reproduce. Nothing is damaged, and its model can be used with ids."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder contains a tokenizer, or a part of one."""
+    return any(os.path.lexists(folder / file) for file in TOKENIZER)
 
 
 def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path | str, block_size: int) -> None:
@@ -159,8 +169,9 @@ def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
 
     Raises:
         MissingFileError: if the folder has no tokenizer; the error lists the files that were looked for.
-        CheckpointError: if a file is damaged, or ours cannot reproduce the tokenizer: it has another model or pattern,
-            a normalizer, an added word, ids in another order, or merges that contradict each other.
+        CheckpointError: if a file is damaged.
+        ForeignTokenizerError: if ours cannot reproduce the tokenizer: it has another model or pattern, a normalizer, an
+            added word, ids in another order, or merges that contradict each other.
     """
     folder = named_path(folder, "folder")
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -182,9 +193,9 @@ def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
     try:
         return _read_tokenizer(content, settings)
     except ValueError as error:  # also what the tokenizers themselves raise
-        raise CheckpointError(
+        raise ForeignTokenizerError(
             f"the tokenizer in {folder} is none that minigpt can reproduce exactly: {first_line(error, 200)}",
-            "encode with the library that made it and give minigpt the ids, or use a tokenizer built like GPT-2's",
+            "encode with the library that made it and give the model ids, in Python; or name another with --tokenizer",
         ) from error
 
 
@@ -197,7 +208,7 @@ def named_tokenizer(name: str | Path) -> Tokenizer:
         return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
     if path.is_file():
         return CharTokenizer.from_text(load_corpus(path).text)
-    if name == "gpt2":
+    if name in OTHER_NAME:  # all of these models have it
         return GPT2Tokenizer()
     raise MissingFileError(
         f"there is no tokenizer {str(name)!r}",

@@ -11,7 +11,10 @@ from minigpt import cli
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
+from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import save_run
+from minigpt.formats.tokenizer_files import save_hf_tokenizer
+from minigpt.lora import LoRAConfig, add_lora
 from minigpt.model import GPT
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer
 
@@ -234,3 +237,39 @@ def test_an_added_token_is_no_text_either_way_and_that_is_said_once(tmp_path, ca
     assert err.count("note: [PAD] is read as text") == 1
     assert "--special" in err
     assert "[SEP]" not in err
+
+
+CHAT = GPT2Tokenizer(["t h", "th e"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "flags", "code", "said"),
+    [
+        (CHAT.with_added([AddedToken("[PAD]")], {}), [], 0, "note: [PAD] is read as text"),
+        (CHAT, [], 0, ""),
+        (GPT2Tokenizer(["t h", "th a"]), [], 2, "error: run comes with the tokenizer"),
+        (GPT2Tokenizer(["t h", "th a"]), ["--tokenizer", "run"], 0, ""),
+        (None, [], 2, "error: the tokenizer in adapter is none that minigpt can reproduce"),
+        (None, ["--tokenizer", "run"], 0, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "next", "score", "inspect loss"])
+def test_a_tokenizer_beside_an_adapter_is_the_one_that_it_was_trained_with(
+    tmp_path, capsys, monkeypatch, command, theirs, flags, code, said
+):
+    """Its special tokens count, and one that gives other ids is refused."""
+    monkeypatch.chdir(tmp_path)
+    model = GPT(GPTConfig(CHAT.vocab_size + 2, 67, 1, 1, 6))
+    save_run(model, CHAT, "run")
+    add_lora(model, LoRAConfig(rank=2), seed=5)
+    save_adapter(model, "adapter")
+    if theirs is None:
+        Path("adapter/tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Unigram"}}')
+    else:
+        save_hf_tokenizer(theirs, "adapter", 67)
+    assert run([*command.split(), "the [PAD] the", "--model", "run", "--adapter", "adapter", *flags]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("read as text" in err) is ("read as text" in said)
+    if code:
+        assert "--tokenizer" in err

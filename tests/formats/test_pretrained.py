@@ -24,11 +24,13 @@ from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, ModelNote
 from minigpt.evaluation.loss import evaluate, next_token_loss, sequence_log_prob
-from minigpt.formats import config_json, pretrained, source
+from minigpt.formats import config_json, pretrained, source, tokenizer_files
 from minigpt.formats.gpt2_names import transformers_views
+from minigpt.formats.hub import OTHER_NAME
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import RunDirectory, save_run, start_run
 from minigpt.formats.source import AssumedHeads, open_source
+from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.formats.weights import fill, open_weights, save_weights, stored_tensors
 from minigpt.model import GPT, explicit_attention
 from minigpt.parameters import empty_model, own_tensors
@@ -468,6 +470,92 @@ def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
     Path("bare/vocab.json").write_text("{}")  # half a tokenizer is a mistake
     with pytest.raises(MissingFileError, match=r"merges\.txt not found"):
         load_model("bare")
+
+
+def added_word(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["newword"])
+    tokenizer.save_pretrained(folder)
+
+
+def other_kind(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Unigram"}}')
+
+
+def other_class(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+
+
+def end_of_text_first(folder: Path) -> None:
+    """As transformers' own trainer of tokenizers numbers it."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {name: (number + 1) % len(vocab) for name, number in vocab.items()}
+    content["added_tokens"][0]["id"] = 0
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def change_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("vocab_size", [SMALL.vocab_size, 50257])
+@pytest.mark.parametrize("changed", [added_word, other_kind, other_class, end_of_text_first])
+def test_a_tokenizer_that_is_not_reproduced_leaves_the_model_without_one(changed, vocab_size):
+    """Never with GPT-2's, and never with nothing said: its ids go in and out, and an export is that of a bare model."""
+    theirs = reference_model(vocab_size=vocab_size)
+    save_hf(GPT(GPTConfig(SMALL.vocab_size, 13, 2, 3, 15)), SMALL, "reference")
+    theirs.save_pretrained("reference")
+    changed(Path("reference"))
+    SMALL.save(Path("small.json"))
+    for spec in ("reference", "reference/model.safetensors"):
+        with any_notes() as notes:
+            model, tokenizer = load_model(spec)
+        assert tokenizer is None
+        (note,) = [str(note.message) for note in notes]
+        assert "the tokenizer in reference is none that minigpt can reproduce exactly: " in note
+        assert "only ids go in and out (--tokenizer" in note
+        with torch.no_grad():
+            assert (model(tokens(2, 7, 261)) - theirs(tokens(2, 7, 261)).logits).abs().max() < 1e-5
+        with pytest.raises(CheckpointError, match=r"reproduce exactly: .*\n.*name another with --tokenizer"):
+            open_source(spec).load_for_text()
+        with any_notes():
+            assert load_model(spec, tokenizer="small.json")[1].fingerprint() == SMALL.fingerprint()
+    with any_notes(), pytest.raises(CheckpointError, match="reproduce exactly"):
+        load_model("reference", tokenizer="reference")
+
+
+def test_a_tokenizer_that_does_not_fit_its_model_can_be_replaced():
+    """Its own was refused because it is too large, and any other because it is not its own."""
+    folder = reference_folder(reference_model(vocab_size=22))
+    with pytest.raises(CheckpointError, match="the tokenizer has 23 tokens, the model 22"):
+        load_model(folder)
+    fitting = CharTokenizer(CHARACTERS[:22])
+    fitting.save(Path("fitting.json"))
+    assert load_model(folder, tokenizer="fitting.json")[1].fingerprint() == fitting.fingerprint()
+
+
+def test_a_tokenizer_that_is_named_brings_its_special_tokens():
+    """The model's own gives the same ids for a text, and knows no [PAD]; or knows it, where the named one does not."""
+    resized(263, ["[PAD]", "<user>"])
+    SMALL.save(Path("small.json"))
+    for spec, named, expected in (
+        ("plain", "reference", ["[PAD]", "<user>"]),
+        ("reference", "small.json", ["[PAD]", "<user>"]),
+        ("reference", None, ["[PAD]", "<user>"]),
+        ("plain", "small.json", []),
+    ):
+        with any_notes():
+            tokenizer = load_model(spec, tokenizer=named)[1]
+        assert [token.content for token in tokenizer.added] == expected
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_NAME))
+def test_a_name_that_brings_a_tokenizer_names_it_too(monkeypatch, name):
+    gpt2 = GPT2Tokenizer(["a b"])
+    for module in (source, tokenizer_files):
+        monkeypatch.setattr(module, "GPT2Tokenizer", lambda: gpt2)
+    assert named_tokenizer(name) is open_source(name).tokenizer() is gpt2
 
 
 @pytest.mark.parametrize("bias", [True, False])
