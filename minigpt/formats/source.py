@@ -27,6 +27,7 @@ from minigpt.errors import (
     ModelNote,
     named,
     near,
+    passed,
 )
 from minigpt.fields import check_value
 from minigpt.formats.config_json import (
@@ -300,7 +301,7 @@ class Source:
             raise CheckpointError(
                 f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
                 f"{chosen.fingerprint()[:12]}",
-                f"use the model's own, which is taken where none is named: --tokenizer {self.folder}",
+                f"use the model's own: {passed('tokenizer', str(self.folder))}",
             )
         return own if own and not chosen.added else chosen  # both give the same ids; one may name more special tokens
 
