@@ -81,7 +81,7 @@ class Command:
     first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, if there are many
     no_flags: ClassVar[Mapping[str, str]] = {}  # a word that looks like a flag -> what decides this value instead
     # field -> a flag without which it would change nothing, or a value of one: "--draft", "--mode resample"; or one
-    # with which it would not: "no --norms"; and several of these with " or " between them
+    # with which it would not: "no --norms"; several of these with " or ", and several of such with " and " between them
     needs: ClassVar[Mapping[str, str]] = {}
 
     json: bool = False
@@ -354,7 +354,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             check_fields(settings)
         except ConfigError as error:
             raise ConfigError(*error.renamed(self.flags())) from None
-        for name, needed in settings.needs.items():
+        for name, needed in ((name, one) for name, all_of in settings.needs.items() for one in all_of.split(" and ")):
             if name in given and not any(self._is_met(need, settings) for need in needed.split(" or ")):
                 flag, beside = self.fields[name].flag, needed.removeprefix("no ")
                 way = f"add {needed}, or leave {flag} out" if beside == needed else "leave one of the two out"
@@ -366,7 +366,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         flag, _, value = need.removeprefix("no ").partition(" ")
         one = next(one for one in self.fields.values() if one.flag == flag)
         found = attrgetter(one.path)(settings)
-        return (str(found) == value if value else found != one.default) != need.startswith("no ")
+        return (found == one.value(value) if value else found != one.default) != need.startswith("no ")
 
     def given(self, arguments: list[str]) -> dict[str, Any]:
         """The flags that were given: field -> value, for a section such a dictionary again; and "help" for --help.

@@ -186,7 +186,7 @@ longest copy      the longest span that stands there. Up to about 10 words are
 BLEU, chrF        closeness to --reference, 0 to 100.
 
 {textwrap.fill(WORD_MEANING, WIDTH)}"""
-    needs: ClassVar[Mapping[str, str]] = dict.fromkeys({*vars(Computing())} - {*vars(Command())}, "--model")
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys({*vars(Reading())} - {*vars(Command())}, "--model")
     file: Annotated[tuple[str, ...], Flag("FILE", positional=True)]
     """texts: .txt (parts between blank lines, else lines), records such as .jsonl, a folder, what generate --json
     prints, or - for standard input"""
@@ -304,7 +304,7 @@ class Generate(Prompts, Reading, Model):
         "--prompt", "--model", "--max-new-tokens", "--strategy", "--temperature", "--top-k", "--top-p", "--num-beams",
         "--num-return-sequences",
     )  # fmt: skip
-    needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample"}
+    needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample and no --temperature 0"}
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
         DecodingOptions,

@@ -265,12 +265,16 @@ class DecodingOptions:
 
     def _check_concerned(self, name: str, whom: str) -> None:
         """Refuse a field that is not off, where it concerns nobody."""
-        greedy_at_zero = name == "temperature" and self.temperature == 0 and self.strategy == "greedy"
+        at_zero = name == "temperature" and self.temperature == 0 and self.strategy != "beam"
+        if self.strategy == "sample":
+            idle, instead = "temperature", f"a {named('temperature')} above 0"
+        else:
+            idle = "strategy"
+            instead = f"{passed('strategy', 'sample')} (with {named('num_beams')} above 1 it draws beams)"
         _refuse(
-            whom == "draw" and self.strategy != "sample" and not greedy_at_zero,
-            f"{self._is(name)} shapes a draw, but {self._is('strategy')} draws nothing",
-            f"leave {named(name)} out, or choose {passed('strategy', 'sample')} (with {named('num_beams')} above 1 it "
-            "draws beams)",
+            whom == "draw" and not self.samples and not at_zero,
+            f"{self._is(name)} shapes a draw, but {self._is(idle)} draws nothing",
+            f"leave {named(name)} out, or choose {instead}",
         )
         _refuse(
             whom == "beams" and not self.uses_beams,

@@ -26,8 +26,8 @@ MODES = {
     "score": (["score", TEXT], [[], ["--tokens"]]),
     "generate": (
         ["generate", "the later", "--max-new-tokens", "9"],
-        [[], JSON, ["--strategy", "greedy"], ["--strategy", "beam", "--num-beams", "3"], ["--num-beams", "3"],
-         ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"]],
+        [[], JSON, ["--strategy", "greedy"], ["--temperature", "0"], ["--strategy", "beam", "--num-beams", "3"],
+         ["--num-beams", "3"], ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"]],
     ),
     "compare": (
         ["compare", "--prompt", "the later", "--prompt", "you", "--max-new-tokens", "4", "--setting", "sample",
@@ -46,7 +46,7 @@ MODES = {
     "tokens": (["inspect", "tokens", TEXT], [[], JSON]),
     "loss": (["inspect", "loss", TEXT], [[], JSON]),
     "next view": (["inspect", "next", "the"], [[], JSON, ["--temperature", "0.7"]]),
-    "steps": (["inspect", "steps", "the", "-n", "3"], [[], JSON, ["--temperature", "1.7"]]),
+    "steps": (["inspect", "steps", "the", "-n", "3"], [[], JSON, ["--temperature", "1.7"], ["--temperature", "0"]]),
     "beams": (["inspect", "beams", "the", "-n", "3"], [[], JSON]),
     "attn": (["inspect", "attn", TEXT], [[], JSON, ["--layer", "1"], ["--layer", "1", "--head", "2"]]),
     "heads": (["inspect", "heads"], [[], JSON, [TEXT], [TEXT, "--json"]]),
@@ -102,6 +102,7 @@ WITHOUT_EFFECT = {
         "the text need not have what it is about",
     ),
     **dict.fromkeys(("--draft", "--draft-tokens"), "the same text, sooner if there is something to guess"),
+    "--weights": "the same text, sooner",
     "--show-special": "there need be none",
     "--special": "likewise",
 }
@@ -183,8 +184,13 @@ def test_every_command_with_flags_that_may_be_needless_is_here():
     ("line", "said"),
     [
         ("evaluate-text text.txt --device cpu", "--device would change nothing without --model"),
+        ("evaluate-text text.txt --weights int8", "--weights would change nothing without --model"),
         ("generate the --draft-tokens 3", "--draft-tokens would change nothing without --draft"),
         ("generate the --seed 3 --strategy greedy", "--seed would change nothing without --strategy sample"),
+        ("generate the --seed 3 --temperature 0", "--seed would change nothing with --temperature 0"),
+        ("generate the --seed 3 --temperature 0.0", "--seed would change nothing with --temperature 0"),
+        ("generate the --top-k 3 --temperature 0", "--top-k 3 shapes a draw, but --temperature 0.0 draws nothing"),
+        ("inspect steps the --seed 3 --temperature 0", "--seed would change nothing with --temperature 0"),
         ("inspect lens the --norms --top 3", "--top would change nothing with --norms"),
         ("inspect embed pca --top 3", "--top would change nothing without WHAT near"),
         ("inspect heads the --seed 3", "--seed would change nothing with TEXT"),

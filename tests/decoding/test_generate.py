@@ -270,7 +270,7 @@ def test_temperature_zero_is_greedy_and_draws_nothing(tiny_model: GPT, monkeypat
     greedy = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8)
     assert generate(tiny_model, PROMPTS, temperature=1e-40, max_new_tokens=8).sequences == greedy.sequences
     monkeypatch.setattr(Noise, "draw", lambda *_: pytest.fail("drawn"))
-    assert generate(tiny_model, PROMPTS, temperature=0, typical_p=0.1, max_new_tokens=8) == greedy
+    assert generate(tiny_model, PROMPTS, temperature=0, max_new_tokens=8) == greedy
 
 
 def test_two_tokens_have_the_joint_distribution_of_the_model(make_pair: Callable[..., Any]) -> None:
@@ -495,6 +495,17 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "greedy", "top_p": 0.9}, "top_p = 0.9 shapes a draw"),
     ({"strategy": "greedy", "num_beams": 2}, "num_beams = 2"),
     ({"strategy": "greedy", "num_return_sequences": 2}, "num_return_sequences = 2 would all be the same"),
+    *(
+        ({"temperature": 0, name: value}, rf"{name} = {value} shapes a draw, but temperature = 0 draws nothing")
+        for name, value in {
+            "top_k": 5,
+            "top_p": 0.9,
+            "min_p": 0.1,
+            "typical_p": 0.2,
+            "epsilon_cutoff": 0.001,
+            "eta_cutoff": 0.1,
+        }.items()
+    ),
     ({"temperature": 0, "num_return_sequences": 2}, "num_return_sequences = 2 would all be the same"),
     ({"temperature": 0, "num_beams": 2}, "temperature = 0 draws nothing"),
     ({"length_penalty": 2.0}, "length_penalty = 2.0 concerns beams"),
@@ -517,7 +528,9 @@ def test_bad_options(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, options: 
         assert caught.value.how
 
 
-@pytest.mark.parametrize("options", [{"strategy": "greedy", "temperature": 0}, {"strategy": "beam", "temperature": 1}])
+@pytest.mark.parametrize(
+    "options", [{"strategy": "greedy", "temperature": 0}, {"strategy": "beam", "temperature": 1}, {"temperature": 0}]
+)
 def test_options_that_say_the_same_are_no_contradiction(tiny_model: GPT, options: dict[str, Any]) -> None:
     assert generate(tiny_model, [[1]], max_new_tokens=2, top_k=0, top_p=1.0, min_p=0, **options)
 

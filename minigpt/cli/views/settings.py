@@ -209,7 +209,9 @@ class Steps(Sampling, After):
         minigpt inspect steps "ROMEO:" -n 20 --temperature 0.8 --top-p 0.9 \\
           --check -o steps.png
     """
-    needs: ClassVar[Mapping[str, str]] = {"seed": "--temperature or --top-k or --top-p or --min-p"}
+    needs: ClassVar[Mapping[str, str]] = {
+        "seed": "--temperature or --top-k or --top-p or --min-p and no --temperature 0"
+    }
     max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 20
     """how many tokens to write"""
     seed: Seed = 0
