@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from minigpt import tokenizers as tokenizers
     from minigpt.completion import complete as complete
     from minigpt.config import GPTConfig as GPTConfig
+    from minigpt.data.prompts import few_shot_prompt as few_shot_prompt
     from minigpt.decoding.generate import generate as generate
     from minigpt.decoding.generate import stream as stream
     from minigpt.decoding.options import DecodingOptions as DecodingOptions
-    from minigpt.decoding.prompts import few_shot_prompt as few_shot_prompt
     from minigpt.decoding.sampling import next_token_table as next_token_table
     from minigpt.errors import MiniGPTError as MiniGPTError
     from minigpt.evaluation.loss import next_token_loss as next_token_loss
@@ -39,7 +39,7 @@ _HOMES = {
     "KVCache": "minigpt.kv_cache",
     "MiniGPTError": "minigpt.errors",
     "complete": "minigpt.completion",
-    "few_shot_prompt": "minigpt.decoding.prompts",
+    "few_shot_prompt": "minigpt.data.prompts",
     "generate": "minigpt.decoding.generate",
     "load_model": "minigpt.formats.pretrained",
     "open_source": "minigpt.formats.source",

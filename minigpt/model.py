@@ -2,7 +2,8 @@
 
 The architecture is GPT-2's (Radford et al., 2019): learned positions, layer norm before each sublayer, tanh-GELU, an
 output head tied to the token embedding. Parameters bear GPT-2's names. The file knows nothing of text, loss,
-optimizer, checkpoint or decoding: ids go in, logits come out.
+optimizer, checkpoint or decoding: ids go in, logits come out. Whoever changes a `forward` here also changes what
+computes the same in a faster way: `decoding.one_token`, `training.kernels` and `packed`.
 
 One letter per dimension, here and in the whole project:
 

@@ -38,8 +38,8 @@ WITHOUT_TORCH = [
     "data.corpora",
     "data.documents",
     "data.dialogues",
+    "data.prompts",
     "decoding.options",
-    "decoding.prompts",
     "formats.hub",
     "formats.tokenizer_files",
     "analysis.accounting",
@@ -229,15 +229,39 @@ def glossary() -> list[tuple[str, str]]:
     return [row for row in rows if row[0] != "word"]
 
 
-def test_every_name_of_the_glossary_exists():
+def names_of_the_house() -> set[str]:
+    """All that the package's code calls something, and the texts in it."""
     names = set(re.findall(r"^    ([A-Z])  \w", HOUSE.joinpath("model.py").read_text(encoding="utf-8"), re.MULTILINE))
-    for path in rooms().values():
+    for path in HOUSE.rglob("*.py"):
+        names |= {path.stem, path.parent.name}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names |= {getattr(node, field) for field in ("id", "attr", "arg", "name") if hasattr(node, field)}
             names |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+    return names
+
+
+def test_every_name_of_the_glossary_exists():
+    names = names_of_the_house()
     starts = {f"{name.split('_')[0]}_" for name in names if name and "_" in name}
     for name in re.findall(r"`([^`]+)`", " ".join(map(" ".join, glossary()))):
         assert name in names | starts, f"docs/glossary.md: nothing is called {name}"
+
+
+def test_every_name_in_the_docs_and_docstrings_exists():
+    pages = {str(page): page.read_text(encoding="utf-8") for page in HOUSE.parent.glob("docs/*.md")}
+    for path in HOUSE.rglob("*.py"):
+        parts = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        documented = [part for part in parts if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        pages[str(path)] = "\n".join(ast.get_docstring(part) or "" for part in documented)
+    names = names_of_the_house()
+    files_and_others = {"py", "md", "json", "jsonl", "txt", "yaml", "png"}
+    files_and_others |= {"min_length", "hook_scale", "hook_normalized", "multinomial", "AutoTokenizer", "lora_NAME"}
+    for page, text in pages.items():
+        for name in re.findall(r"`((?:[a-z_]\w*\.)*[a-z_]\w*)(?:\([^`]*)?`", text, re.IGNORECASE):
+            last = name.split(".")[-1]
+            is_code = ("." in name or "_" in name.rstrip("_")) and not re.match(r"test_|[A-Z_]+$", last)
+            if is_code and last not in files_and_others:
+                assert {name, last} & names, f"{page}: nothing is called {name}"
 
 
 def test_a_word_of_the_glossary_has_one_line():

@@ -3,7 +3,6 @@
 The files, each of which imports only from those above it::
 
     options       everything that can be asked of a decoder, checked
-    prompts       few-shot prompts from examples
     filters       what happens to the logits before a token is drawn, in order
     constraints   words that must appear: how much of them a sequence has
     one_token     the forward pass for one token of each row, in few operations

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from minigpt.data.prompts import few_shot_prompt
 from minigpt.decoding.generate import before_stop
-from minigpt.decoding.prompts import few_shot_prompt
 from minigpt.errors import InputError
 
 PAGE = """Translate English to French.
