@@ -33,7 +33,7 @@ from minigpt.errors import InputError, MiniGPTError, first_line
 from minigpt.fields import checked
 from minigpt.lora import LoRALinear
 from minigpt.model import GPT
-from minigpt.parameters import shapes_alone
+from minigpt.parameters import check_plain, shapes_alone
 from minigpt.system.device import processor, returning_freed_memory
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
@@ -201,6 +201,17 @@ class PackedHead(nn.Module):
         return y
 
 
+class EmptyLinear(nn.Linear):
+    """A linear layer of a model that was packed and not kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuse to compute. Raises InputError."""
+        raise InputError(
+            "the model was packed with keep=False, and its weights were given back",
+            "use the model that pack returned, or load this one again",
+        )
+
+
 class _Unread(nn.Module):
     """Stands where a linear layer will be, and makes it when it is first used: then it is known what the layer reads.
 
@@ -326,8 +337,7 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
     Raises:
         InputError: if it is no model, is packed already, or does not lie on the CPU; or there is no such kind.
     """
-    if isinstance(model, PackedGPT):
-        raise InputError(f"the model is packed already, as {model.weights}", "pack the plain model")
+    check_plain(model, "packing")
     if model.wte.weight.device.type != "cpu":
         raise InputError(
             f"the model lies on {model.wte.weight.device}, and packed weights are for a CPU", 'use model.to("cpu")'
@@ -340,9 +350,13 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
             tensors["weight"] = part.merged_weight().detach()
         if isinstance(part, nn.Linear) and not keep and rows.stop in (None, part.out_features):
             part.weight = nn.Parameter(part.weight.new_empty(0), requires_grad=False)
+            part.__class__ = EmptyLinear
         return {key: values[rows].to(torch.float32, copy=keep) for key, values in tensors.items()}
 
-    return PackedGPT(model.config, weights, read)
+    packed = PackedGPT(model.config, weights, read)
+    if not keep:
+        model.lm_head.__class__ = EmptyLinear  # a tied one too, which is not read
+    return packed
 
 
 def _generator() -> torch.Generator:

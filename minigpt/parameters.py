@@ -95,7 +95,7 @@ def _held(part: nn.Module) -> dict[str, Any]:
 
 
 def check_plain(model: GPT, what: str) -> None:
-    """Refuse a packed model, whose weights nobody can read or change.
+    """Refuse a model that is packed, or was emptied by that: nobody can read or change its weights.
 
     Args:
         model: any model.
@@ -104,8 +104,10 @@ def check_plain(model: GPT, what: str) -> None:
     Raises:
         InputError: if its layers are no linear layers of torch.
     """
-    if not isinstance(model.lm_head, nn.Linear):
-        raise InputError(f"{what} needs plain weights, and this model's are packed", "give the model that was packed")
+    if type(model.lm_head) is not nn.Linear:
+        raise InputError(
+            f"{what} needs plain weights, and this model's were packed", "load it again, or pack it with keep=True"
+        )
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import minigpt
 from minigpt import GPT, GPTConfig, KVCache, packed
-from minigpt.analysis import ablate, edit, trace
+from minigpt.analysis import ablate, edit, head_scores, trace
 from minigpt.config import LoRAConfig
 from minigpt.data.verse import write_verse
 from minigpt.errors import MiniGPTError
@@ -298,6 +298,28 @@ def test_the_memory_of_the_plain_weights_is_given_back(model):
     small = pack(model, "float32", keep=False)
     assert close(small(idx), expected, 1e-5)
     assert sum(layer.weight.numel() for name, layer in model.named_modules() if name.endswith("c_fc")) == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, idx: m(idx),
+        lambda m, idx: m.trunk(idx),
+        lambda m, idx: minigpt.generate(m, idx, max_new_tokens=2),
+        lambda m, idx: minigpt.next_token_table(m, [3]),
+        lambda m, idx: minigpt.sequence_log_prob(m, [3, 4]),
+        lambda m, idx: head_scores(m),
+        lambda m, idx: pack(m, "float32"),
+        lambda m, idx: minigpt.save_hf(m, None, "out"),
+        lambda m, idx: add_lora(m, LoRAConfig(), seed=0),
+    ],
+)
+def test_a_model_that_was_not_kept_is_refused_in_two_lines(model, call):
+    pack(model, "float32", keep=False)
+    with pytest.raises(MiniGPTError) as caught:
+        call(model, torch.tensor([[3, 4]]))
+    assert str(caught.value).count("\n") == 1
+    assert not Path("out").exists()
 
 
 def test_an_adapter_in_use_is_packed_with_the_weights(model):
