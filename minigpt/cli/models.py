@@ -8,7 +8,7 @@ from minigpt.cli.streams import print_note
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
-from minigpt.formats.lora_files import load_adapter
+from minigpt.formats.lora_files import adapter_folder, load_adapter
 from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
 from minigpt.formats.tokenizer_files import has_tokenizer, named_tokenizer
@@ -16,7 +16,7 @@ from minigpt.lora import merged
 from minigpt.model import GPT
 from minigpt.packed import pack
 from minigpt.system.device import choose_device
-from minigpt.system.files import listed, named_path
+from minigpt.system.files import listed
 from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, read
 
 
@@ -53,8 +53,9 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     if weights and device.type != "cpu":
         raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
     source = model_source(name)
-    chosen = settings.tokenizer or (adapter if adapter and has_tokenizer(named_path(adapter, "adapter")) else None)
-    model, tokenizer = source.load_for_text(tokenizer=chosen, weights=None if adapter else weights)
+    own = adapter_folder(adapter) if adapter else None
+    named = settings.tokenizer or (own if own and has_tokenizer(own) else None)
+    model, tokenizer = source.load_for_text(tokenizer=named, weights=None if adapter else weights)
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)

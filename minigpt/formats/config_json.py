@@ -101,6 +101,13 @@ def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTC
     )
 
 
+def further_parts(path: Path) -> str:
+    """The class that a config.json names, if it is one of transformers' that has more parts than a GPT; else ""."""
+    named = read_json(path).get("architectures")
+    first = named[0] if isinstance(named, list) and named else ""
+    return first if isinstance(first, str) and first not in ("GPT2LMHeadModel", "GPT2Model") else ""
+
+
 def transformers_config(
     config: GPTConfig, tokenizer: Tokenizer | None, carried: Mapping[str, Any] | None = None
 ) -> dict[str, object]:

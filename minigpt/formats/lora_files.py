@@ -123,7 +123,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
 
     Args:
         model: the base, with or without other adapters; if there is an error, it is not changed.
-        folder: written by `save_adapter`, or by PEFT for plain LoRA on a GPT-2.
+        folder: written by `save_adapter`, or by PEFT for plain LoRA on a GPT-2; one of its two files means it too.
         name: a name for the adapter: letters, digits, - and _.
 
     Returns:
@@ -137,17 +137,17 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     Warns:
         ModelNote: if the files have no checksum of their base, so that only shapes could be compared.
     """
-    folder = named_path(folder, "adapter")
+    folder = adapter_folder(folder)
     config_path, weights = folder / CONFIG, folder / WEIGHTS
     if not weights.exists() and weights.with_suffix(".bin").exists():
         raise CheckpointError(
             f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",
             "load it with a newer PEFT and save it again, as .safetensors",
         )
-    if not config_path.exists() and Path(folder, "adapter", CONFIG).exists():
-        raise MissingFileError(
-            f"{folder} is a run, and no adapter", f"name the adapter in it: {Path(folder, 'adapter')}"
-        )
+    if not config_path.exists() and (inside := adapters_at(folder)):
+        what = "a run" if Path(folder, "config.yaml").exists() else "a folder with adapters in it"
+        names = " or ".join(map(str, inside))
+        raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
     content = read_json(config_path)
     config = _config_from_peft(content, config_path, model)
     check_values(weights)
@@ -164,6 +164,25 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         note = f"{folder} does not say which base it adapts: its shapes fit this one, and no more is known"
         warnings.warn(ModelNote(note), stacklevel=2)
     return list(adapter)
+
+
+def adapter_folder(name: Path | str) -> Path:
+    """The folder that an adapter's name means, which may be that of one of its files. Raises as `named_path`."""
+    path = named_path(name, "adapter")
+    return path.parent if path.name in (CONFIG, WEIGHTS) else path
+
+
+def adapters_at(path: Path) -> list[Path]:
+    """The folders of the adapters at a path: its own, or those in it, as PEFT writes adapters that have names."""
+    path = adapter_folder(path)
+    found = sorted(config.parent for config in path.glob(f"*/{CONFIG}") if not config.parent.name.startswith("."))
+    return [path] if (path / CONFIG).exists() else found
+
+
+def base_of(adapter: Path) -> str:
+    """What an adapter's file calls its base; "" if it does not say. Raises as `read_json`."""
+    name = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    return name if isinstance(name, str) else ""
 
 
 def _peft_tensors(adapter: Mapping[str, LowRank]) -> dict[str, Tensor]:

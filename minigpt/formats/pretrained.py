@@ -47,7 +47,7 @@ def load_model(
             - a run directory (its best weights), or the `last` folder inside one (its newest weights); a run that
               trained an adapter gives its base with the adapter merged into it;
             - a folder in transformers' layout, with a config.json: one .safetensors file, else several with their
-              index, else the same as pytorch_model.bin;
+              index, else the same as pytorch_model.bin; or the index;
             - one .safetensors or .bin file: of a run directory; or with a config.json beside it; or without, and then
               the shape is taken from the tensors, and each head is assumed to be 64 wide, as in all sizes of GPT-2;
             - nanoGPT's ckpt.pt. Its own code computes the erf form of GELU, this model the tanh form, as GPT-2 does: an

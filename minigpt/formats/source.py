@@ -34,12 +34,13 @@ from minigpt.formats.config_json import (
     carried_from,
     checked_config,
     config_from_transformers,
+    further_parts,
     listed_ends,
     read_carried,
 )
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
-from minigpt.formats.lora_files import load_adapter
+from minigpt.formats.lora_files import adapters_at, base_of, load_adapter
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
@@ -69,6 +70,8 @@ GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 6
 
 # What wrappers put before a name: torch.compile, data parallelism, and transformers itself or its bare trunk.
 _PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|transformer)\.)+")
+# How one of several files of a model is called, with their number.
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.")
 # Causal masks, which older files contain. c_attn.bias is not one of them.
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(?:bias|masked_bias)")
 
@@ -380,16 +383,26 @@ def _open(source: Source, rates_may_differ: bool) -> _Weights:
     path = source.path
     if source.run:
         return _open_run(source.run, source.folder)
+    if not source.transformers_folder and (found := adapters_at(path)):
+        raise CheckpointError(
+            f"{path} holds an adapter, and no model",
+            f"name its base, and it as the adapter: minigpt generate --model {base_of(found[0]) or 'MODEL'} --adapter "
+            f"{found[0]}; or in Python, load_adapter(model, {str(found[0])!r})",
+        )
     if path.is_dir():
         return _open_folder(path, rates_may_differ)
-    if path.suffix == ".safetensors":
+    if (part := _PART.search(path.name)) and int(part[1]) > 1:
+        raise CheckpointError(f"{path} is one of {int(part[1])} parts of a model", f"name its folder: {path.parent}")
+    if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
         return _open_state(path, open_weights(path), rates_may_differ)
     if path.suffix in (".bin", ".pt"):
         content = load_torch_file(path)
         if isinstance(content, dict) and "model_args" in content:
             return _open_nanogpt(path, content)
         return _open_state(path, stored_tensors(content, path), rates_may_differ)
-    raise CheckpointError(f"{path} is no model", "name a folder, or a file that ends in .safetensors, .bin or .pt")
+    known = os.path.lexists(path.parent / CONFIG) or run_of(path.parent)
+    where = f"its folder, {path.parent}" if known else "a folder"
+    raise CheckpointError(f"{path} is no model", f"name {where}, or a file that ends in .safetensors, .bin or .pt")
 
 
 def _open_run(run: RunDirectory, folder: Path) -> _Weights:
@@ -417,6 +430,8 @@ def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ:
     if os.path.lexists(config_path):  # a link to nowhere is an error, not a reason to guess
         config = config_from_transformers(config_path, rates_may_differ)
         how = f"check that {config_path} belongs to these weights"
+        if other := further_parts(config_path):
+            how = f"{config_path} calls it a {other}: load it as transformers' GPT2LMHeadModel, and save that"
     else:
         config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
         note = AssumedHeads(f"{path} has no {CONFIG} beside it: {config.n_head} heads, each 64 wide, were assumed")
@@ -426,7 +441,8 @@ def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ:
 def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
     """A checkpoint of nanoGPT: transformers' names, orientation of nn.Linear, the shape under "model_args"."""
     arguments = checkpoint["model_args"]
-    fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+    usual = {"dropout": 0.0, "bias": True}  # nanoGPT's own, where an older one does not say
     if not isinstance(arguments, dict) or "model" not in checkpoint or any(key not in arguments for key in fields):
         raise CheckpointError(
             f"{path} is no checkpoint of nanoGPT: that has a state dict under 'model', and under 'model_args' "
@@ -434,7 +450,8 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
             "name the ckpt.pt that nanoGPT's train.py wrote",
         )
     stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
-    config = checked_config(path, **{key: arguments[key] for key in fields}, tie_weights=_take_tied_head(stored))
+    shape = {key: arguments.get(key, usual.get(key)) for key in (*fields, *usual)}
+    config = checked_config(path, **shape, tie_weights=_take_tied_head(stored))
     how = "its model_args do not belong to its tensors: name the ckpt.pt that train.py wrote"
     note = ModelNote(
         "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"

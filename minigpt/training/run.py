@@ -329,7 +329,13 @@ def in_steps(t: TrainConfig, rows_per_epoch: int, step: int = 0, rows: int = 0) 
         whole_epochs, part = divmod(max(0, wanted - rows - begun), rows_per_epoch)
         per_epoch = _ceil_div(rows_per_epoch, size)
         max_steps = step + _ceil_div(begun, size) + whole_epochs * per_epoch + _ceil_div(part, size)
-        t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=per_epoch, save_interval=per_epoch)
+        try:
+            t = replace(t, max_steps=max_steps, warmup_steps=0, eval_interval=per_epoch, save_interval=per_epoch)
+        except ConfigError:
+            raise ConfigError(
+                f"{named('epochs', t.epochs)} of {rows_per_epoch:,} rows is {max_steps:,} steps of {size}",
+                f"choose {named('epochs')} so that there is at least one step, and not endlessly many",
+            ) from None
     if t.warmup_ratio:
         t = replace(t, warmup_steps=math.ceil(t.warmup_ratio * t.max_steps))
     return t

@@ -267,9 +267,11 @@ def test_a_tokenizer_beside_an_adapter_is_the_one_that_it_was_trained_with(
         Path("adapter/tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Unigram"}}')
     else:
         save_hf_tokenizer(theirs, "adapter", 67)
-    assert run([*command.split(), "the [PAD] the", "--model", "run", "--adapter", "adapter", *flags]) == code
-    err = capsys.readouterr().err
-    assert said in err
-    assert ("read as text" in err) is ("read as text" in said)
-    if code:
-        assert "--tokenizer" in err
+    for name in ("adapter", "adapter/adapter_model.safetensors"):
+        line = [*command.split(), "the [PAD] the", "--model", "run", "--adapter", name, *flags]
+        assert run(line) == code
+        err = capsys.readouterr().err
+        assert said in err
+        assert ("read as text" in err) is ("read as text" in said)
+        if code:
+            assert "--tokenizer" in err

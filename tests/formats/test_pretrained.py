@@ -1,11 +1,13 @@
 """Weights come in from every common form, compute what the reference library computes, and go out again unchanged."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,11 +29,13 @@ from minigpt.evaluation.loss import evaluate, next_token_loss, sequence_log_prob
 from minigpt.formats import config_json, pretrained, source, tokenizer_files
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import OTHER_NAME
+from minigpt.formats.lora_files import load_adapter, save_adapter
 from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import RunDirectory, save_run, start_run
 from minigpt.formats.source import AssumedHeads, open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.formats.weights import fill, open_weights, save_weights, stored_tensors
+from minigpt.lora import LoRAConfig, add_lora
 from minigpt.model import GPT, explicit_attention
 from minigpt.parameters import empty_model, own_tensors
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, check_vocabulary
@@ -303,6 +307,17 @@ def test_nanogpt(tiny_config, bias, tied, prefix):
     assert same_weights(loaded, model)
     assert (loaded.lm_head.weight is loaded.wte.weight) is tied
     assert tokenizer.fingerprint() == CHAR.fingerprint()
+
+
+@pytest.mark.parametrize("said", [(), ("dropout",), ("bias",)])
+def test_an_old_checkpoint_of_nanogpt_has_its_defaults(tiny_model, said):
+    """That there may be no biases came a month after the first."""
+    arguments = {name: getattr(tiny_model.config, name) for name in
+                 ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", *said)}  # fmt: skip
+    nanogpt_checkpoint(tiny_model, Path("ckpt.pt"), model_args=arguments)
+    Path("input.txt").write_text(CHARACTERS)
+    with pytest.warns(ModelNote, match="erf"):
+        assert same_weights(load_model("ckpt.pt", tokenizer="input.txt")[0], tiny_model)
 
 
 def test_nanogpts_padded_vocabulary(monkeypatch):
@@ -767,6 +782,91 @@ def test_a_folder_that_lacks_something(files, what):
         (Path("folder") / name).write_text("{}")
     with pytest.raises(MissingFileError, match=what):
         load_model("folder")
+
+
+@pytest.fixture
+def adapted() -> GPT:
+    """The base of adapters as PEFT writes them: of the name "default", of another name, and beside a tokenizer."""
+    model = GPT(GPTConfig(23, 13, 2, 3, 15))
+    base_of_all = copy.deepcopy(model)
+    add_lora(model, LoRAConfig(rank=2), seed=0)
+    for name, base in {"plain": "org/base", "named/reviews": None, "beside": "org/base"}.items():
+        save_adapter(model, name, base=base)
+    CHAR.save(Path("beside/tokenizer.json"))
+    return base_of_all
+
+
+@pytest.mark.parametrize(
+    ("spec", "base", "adapter"),
+    [
+        ("plain", "org/base", "plain"),
+        ("plain/adapter_model.safetensors", "org/base", "plain"),
+        ("plain/adapter_config.json", "org/base", "plain"),
+        ("named", "MODEL", "named/reviews"),
+        ("named/reviews", "MODEL", "named/reviews"),
+        ("beside", "org/base", "beside"),
+    ],
+)
+def test_an_adapter_is_told_from_a_model(adapted, spec, base, adapter):
+    for ask in (load_model, lambda spec: open_source(spec).config):
+        with pytest.raises(CheckpointError) as raised:
+            ask(spec)
+        assert raised.value.what == f"{spec} holds an adapter, and no model"
+        assert f"--model {base} --adapter {adapter}; or in Python, load_adapter(model, '{adapter}')" in raised.value.how
+
+
+@pytest.mark.parametrize("name", ["plain", "plain/adapter_config.json", "plain/adapter_model.safetensors"])
+def test_an_adapter_is_its_folder_or_a_file_in_it(adapted, name):
+    assert load_adapter(adapted, name) == ["h.0.attn.c_attn", "h.1.attn.c_attn"]
+
+
+def test_a_folder_with_adapters_names_them(adapted):
+    shutil.copytree("plain", "named/news")
+    shutil.copytree("plain", "named/.hidden")
+    with pytest.raises(MissingFileError) as raised:
+        load_adapter(adapted, "named")
+    assert raised.value.what == "named is a folder with adapters in it, and no adapter"
+    assert raised.value.how == "name the adapter in it: named/news or named/reviews"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_parts_of_a_model_are_loaded_by_their_index_and_named_by_their_folder(kind):
+    """An index means the whole; one part alone means its folder, and so does what is no weights at all."""
+    theirs = reference_model()
+    folder = reference_folder(theirs)
+    (folder / "model.safetensors").unlink()
+    state = renamed(theirs.state_dict(), "transformer.")
+    state.pop("lm_head.weight")
+    stem, write = {"safetensors": ("model", safetensors.torch.save_file), "bin": ("pytorch_model", torch.save)}[kind]
+    files = [f"{stem}-{number:05}-of-00002.{kind}" for number in (1, 2)]
+    where = {name: files[place % 2] for place, name in enumerate(state)}
+    for file in files:
+        write({name: state[name] for name in state if where[name] == file}, folder / file)
+    index = folder / f"{stem}.{kind}.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert same_weights(load_model(index)[0], load_model(folder)[0])
+    assert load_model(index)[1].fingerprint() == CHAR.fingerprint()
+    for file in files:
+        with pytest.raises(CheckpointError, match=rf"is one of 2 parts of a model\nname its folder: {folder}"):
+            load_model(folder / file)
+    for file in ("config.json", "tokenizer.json"):
+        with pytest.raises(CheckpointError, match=f"is no model\nname its folder, {folder}, or a file"):
+            load_model(folder / file)
+
+
+@pytest.mark.parametrize(
+    "kind", ["GPT2ForSequenceClassification", "GPT2DoubleHeadsModel", "GPT2ForTokenClassification"]
+)
+def test_a_model_with_further_parts_is_called_by_its_name(kind):
+    """And the advice can be followed."""
+    CHAR.save(Path("whole/tokenizer.json"))
+    getattr(transformers, kind)(reference_model().config).save_pretrained("whole")
+    with pytest.raises(CheckpointError, match=rf"\n.*config\.json calls it a {kind}: .* GPT2LMHeadModel, and save"):
+        load_model("whole")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained("whole").eval()
+    reference_folder(theirs, Path("alone"))
+    with torch.no_grad():
+        assert (load_model("alone")[0](tokens(2, 7)) - theirs(tokens(2, 7)).logits).abs().max() < 1e-5
 
 
 def test_a_file_of_another_kind():

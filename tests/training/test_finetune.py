@@ -458,6 +458,15 @@ def test_an_adapters_scale_stays_for_a_runs_whole_life(base, tmp_path):
         train(updated(settings, {"train": {"lora_alpha": 97.0}}), DOCUMENTS, tmp_path / "run", quiet, resume=True)
 
 
+@pytest.mark.parametrize(("epochs", "rows", "steps"), [(1e-9, 50, "0"), (1e9, 10**13, "156,250,000,000,000,000,000")])
+def test_epochs_without_a_step_or_an_end_are_called_epochs(epochs, rows, steps):
+    """Whoever gives --train.epochs has not given the number of steps that follows from it."""
+    with pytest.raises(ConfigError) as raised:
+        in_steps(TrainConfig(epochs=epochs), rows)
+    assert raised.value.what == f"epochs = {epochs} of {rows:,} rows is {steps} steps of 64"
+    assert raised.value.how.startswith("choose epochs")
+
+
 @pytest.mark.parametrize(
     ("rows", "accumulation", "epochs", "steps", "interval"),
     [(28, 1, 2.0, 14, 7), (180, 32, 3.0, 6, 2), (3008, 2, 3.0, 1128, 376), (100, 2, 0.5, 7, 13)],
