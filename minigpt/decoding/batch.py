@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from minigpt.decoding.filters import check_not_empty
 from minigpt.decoding.request import Request
-from minigpt.decoding.sampling import FinishReason, NoiseTape
+from minigpt.decoding.sampling import FinishReason
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class Batch:
         self.numbers = list(numbers[: request.options.batch_size])
         self._waiting = deque(numbers[len(self.numbers) :])
         self._rows = request.start_rows(request.model, list(map(request.prompt_of, self.numbers)))
-        noise = request.noise()
-        self._tape = None if noise is None else NoiseTape(noise, request.num_rows, request.vocab_size)
+        self._tape = request.tape(request.num_rows, request.vocab_size)
         self._drafter = request.start_drafter(self.numbers, self._tape)
         self.drafts: list[list[int]] = [[] for _ in self.numbers]
 

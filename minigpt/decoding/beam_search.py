@@ -28,7 +28,7 @@ from torch import Tensor
 from minigpt.decoding.constraints import in_turn, next_tokens, num_required, progress
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows
+from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows
 
 
 class Hypothesis(NamedTuple):
@@ -76,7 +76,7 @@ def beam_search(
     limits: Sequence[int],
     options: DecodingOptions,
     finish_reason: Callable[[int, Sequence[int]], FinishReason | None],
-    noise: Noise | None = None,
+    tape: NoiseTape | None = None,
     on_step: Callable[[tuple[BeamCandidate, ...]], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Find sequences of high score for each prompt.
@@ -88,7 +88,7 @@ def beam_search(
         limits: for each prompt, how many tokens it may get.
         options: B, length penalty, early stopping, filters.
         finish_reason: (number of the prompt, ids) -> what ends this sequence, or None. It must end one at its limit.
-        noise: for beam sampling; without it, the best candidates are taken.
+        tape: noise (N, B * V) for beam sampling; without it, the best candidates are taken.
         on_step: is told after each step what it considered.
 
     Returns:
@@ -98,7 +98,6 @@ def beam_search(
     searches = [_Search(options, limit, functools.partial(finish_reason, n)) for n, limit in enumerate(limits)]
     waiting = deque(number for number, limit in enumerate(limits) if limit)
     alive = [waiting.popleft() for _ in range(len(rows.ids) // B)]  # prompts being searched, in the order of the rows
-    tape = None if noise is None else NoiseTape(noise, len(limits), B * rows.logits.size(-1))
     running = [beam for place, number in enumerate(alive) for beam in _equal_beams(prompts[number], B, place * B)]
     while alive:
         totals = torch.tensor([beam.total for beam in running], device=rows.logits.device)  # (R,)

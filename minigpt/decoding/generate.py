@@ -1,7 +1,7 @@
 """Prompts in, completions out, both as token ids: which decoder runs, when a row ends, and what comes back.
 
 The plain loop, for one prompt and without a cache, is five lines. Before the first pass, `start = len(ids)`; `noise` is
-what `Noise.draw` gives, anew in each pass, or None for greedy decoding; and `longest = options.max_new_tokens`::
+what `NoiseTape.at` gives, anew in each pass, or None for greedy decoding; and `longest = options.max_new_tokens`::
 
     logits = model(torch.tensor([ids]))[:, -1]                          # prefill: (1, V)
     scores = apply_filters(logits, [ids], options, [len(ids) - start])  # filter
@@ -272,9 +272,8 @@ def _search(request: Request, on_step: Callable[[Step], None] | None) -> Generat
             first = growing[: options.batch_size and options.batch_size // options.num_beams]
             rows = request.start_rows(request.model, [number for number in first for _ in range(options.num_beams)])
             tell = None if on_step is None else lambda beams: on_step(Step(beams=beams))
-            found = beam_search(
-                rows, request.prompts, request.limits, options, request.finish_reason, request.noise(), tell
-            )
+            tape = request.tape(len(request.prompts), options.num_beams * request.vocab_size)
+            found = beam_search(rows, request.prompts, request.limits, options, request.finish_reason, tape, tell)
     results = []
     for number, hypotheses in enumerate(found):
         if not request.limits[number]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from minigpt.decoding.constraints import num_required
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import FinishReason, Noise, NoiseTape, Rows, check_prompts
+from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows, check_prompts
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError, named, named_ids
 from minigpt.model import GPT
@@ -176,9 +176,10 @@ class Request:
         use_cache = self.options.use_cache and fits
         return Rows(model, prompts, [*copies.values()], longest, use_cache, self.vocab_size)
 
-    def noise(self) -> Noise | None:
-        """What the draws need, if there are any."""
-        return Noise(self.options.seed, self.model.wte.weight.device) if self.options.samples else None
+    def tape(self, rows: int, columns: int) -> NoiseTape | None:
+        """The noise of the draws, if there are any: (rows, columns) at a time."""
+        device = self.model.wte.weight.device
+        return NoiseTape(self.options.seed, device, rows, columns) if self.options.samples else None
 
     def finish_reason(self, prompt_number: int, ids: Sequence[int]) -> FinishReason | None:
         """Why the row `ids` of this prompt ends with its last token, or None if it goes on."""

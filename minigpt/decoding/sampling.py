@@ -197,17 +197,23 @@ class Rows:
         return logits
 
 
-class Noise:
-    """The randomness of sampling: exponential noise from generators of its own. The global random state is untouched.
+class NoiseTape:
+    """The randomness of sampling: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
+
+    So a draft and the model that checks it use the same noise, and what is written does not depend on when it was
+    decided, or on which rows are written at the same time. A generator draws in order of n, each time for all its rows,
+    those too that are done or wait. The global random state is untouched.
 
     Args:
         seed: one seed draws for the whole batch in turn, as transformers does after `torch.manual_seed(seed)`, so a
             row's draws depend on how many rows there are. A list has one seed per prompt: what is drawn for a prompt
             is then what it would get alone. None takes a fresh seed from the operating system.
         device: where to draw. The stream of a seed is the same on every CPU, but not on a GPU.
+        rows: how many, the ones that will be done too.
+        columns: V.
     """
 
-    def __init__(self, seed: int | Sequence[int] | None, device: torch.device) -> None:
+    def __init__(self, seed: int | Sequence[int] | None, device: torch.device, rows: int, columns: int) -> None:
         seeds = [seed] if seed is None or isinstance(seed, int) else seed
         self._generators = [torch.Generator(device) for _ in seeds]
         for generator, value in zip(self._generators, seeds, strict=True):
@@ -215,48 +221,13 @@ class Noise:
                 generator.seed()
             else:
                 generator.manual_seed(value)
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """One for the whole batch, or one for each prompt."""
-        return self._generators
-
-    def draw(self, rows: int, columns: int) -> Tensor:
-        """Positive noise (rows, columns), an equal share of the rows from each generator."""
-        share = rows // len(self._generators)
-        noise = [draw(generator, share, columns) for generator in self._generators]
-        return noise[0] if len(noise) == 1 else torch.cat(noise)
-
-
-def draw(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    """Exponential noise (rows, columns), above 0."""
-    noise = torch.empty(rows, columns, device=generator.device).exponential_(generator=generator)
-    # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
-    return noise.clamp_(min=_TINY)
-
-
-class NoiseTape:
-    """Noise laid out by place: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
-
-    So a draft and the model that checks it use the same noise, and what is written does not depend on when it was
-    decided, or on which rows are written at the same time. A generator draws in order of n, each time for all its rows,
-    those too that are done or wait.
-
-    Args:
-        noise: where it comes from.
-        rows: how many, the ones that will be done too.
-        columns: V.
-    """
-
-    def __init__(self, noise: Noise, rows: int, columns: int) -> None:
-        self._generators = noise.generators
         self._share = max(1, rows // len(self._generators))  # rows of each generator
         self._columns = columns
         # (generator, n) -> its noise (share, V), and its state after that
         self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """Noise (M, V) for the token that follows `counts[i]` new ones in row `rows[i]`."""
+        """Exponential noise (M, V), above 0, for the token that follows `counts[i]` new ones in row `rows[i]`."""
         places = [(row // self._share, n) for row, n in zip(rows, counts, strict=True)]
         blocks = {place: self._block(*place) for place in places}
         whole = len(blocks) * self._share == len(rows)  # all rows of these generators, most often
@@ -279,7 +250,9 @@ class NoiseTape:
             else:
                 generator.manual_seed(generator.initial_seed())
             for at in range(first, n + 1):
-                noise = draw(generator, self._share, self._columns)
+                noise = torch.empty(self._share, self._columns, device=generator.device)
+                # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
+                noise.exponential_(generator=generator).clamp_(min=_TINY)
                 self._drawn[number, at] = noise, generator.get_state()
         return self._drawn[number, n][0]
 

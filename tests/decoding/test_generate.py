@@ -15,7 +15,7 @@ import minigpt
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST, DecodingOptions, Options
-from minigpt.decoding.sampling import Noise, choose, next_token_table
+from minigpt.decoding.sampling import NoiseTape, choose, next_token_table
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -269,7 +269,7 @@ def test_a_seed_per_prompt_makes_it_independent_of_its_batch(tiny_model: GPT) ->
 def test_temperature_zero_is_greedy_and_draws_nothing(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     greedy = generate(tiny_model, PROMPTS, strategy="greedy", max_new_tokens=8)
     assert generate(tiny_model, PROMPTS, temperature=1e-40, max_new_tokens=8).sequences == greedy.sequences
-    monkeypatch.setattr(Noise, "draw", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(NoiseTape, "at", lambda *_: pytest.fail("drawn"))
     assert generate(tiny_model, PROMPTS, temperature=0, max_new_tokens=8) == greedy
 
 

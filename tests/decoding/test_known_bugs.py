@@ -20,7 +20,7 @@ from minigpt.config import GPTConfig
 from minigpt.decoding import filters
 from minigpt.decoding.generate import before_stop, generate, stream
 from minigpt.decoding.request import Request
-from minigpt.decoding.sampling import Noise
+from minigpt.decoding.sampling import NoiseTape
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
@@ -217,9 +217,9 @@ def test_row_5_what_is_returned_was_judged(
 def test_row_8_a_million_draws() -> None:
     scores = torch.randn(1, 11, generator=torch.Generator().manual_seed(0)) * 3
     kept = filters.top_p(filters.top_k(scores, 7), 0.9)
-    noise = Noise(2, torch.device("cpu"))
-    for _ in range(20):
-        drawn = (kept.softmax(-1) / noise.draw(50_000, 11)).argmax(-1)
+    tape = NoiseTape(2, torch.device("cpu"), 50_000, 11)
+    for n in range(20):
+        drawn = (kept.softmax(-1) / tape.at(range(50_000), [n] * 50_000)).argmax(-1)
         assert kept[0, drawn].isfinite().all()
 
 

@@ -14,7 +14,7 @@ from minigpt import parameters
 from minigpt.config import GPTConfig
 from minigpt.decoding import sampling
 from minigpt.decoding.generate import generate, stream
-from minigpt.decoding.sampling import Noise, Rows
+from minigpt.decoding.sampling import NoiseTape, Rows
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
@@ -39,12 +39,17 @@ def counts(tokens: Tensor, size: int) -> Tensor:
     return torch.bincount(tokens, minlength=size).double()
 
 
+def drawn(seed: int | list[int] | None, rows: int, columns: int) -> Tensor:
+    """The noise of the first token of every row."""
+    return NoiseTape(seed, CPU, rows, columns).at(range(rows), [0] * rows)
+
+
 def test_draws_follow_the_softmax() -> None:
     draws = 20_000
     scores = torch.randn(11, generator=torch.Generator().manual_seed(3)) * 1.5
     values = []
     for seed in range(4):
-        tokens = sampling.sample(scores.expand(draws, -1), Noise(seed, CPU).draw(draws, 11))
+        tokens = sampling.sample(scores.expand(draws, -1), drawn(seed, draws, 11))
         values.append(p_value(counts(tokens, 11), scores.softmax(-1)))
         # The test can tell: with this many draws, a temperature 10 % off does not pass.
         assert p_value(counts(tokens, 11), (scores / 1.1).softmax(-1)) < 1e-4
@@ -53,11 +58,11 @@ def test_draws_follow_the_softmax() -> None:
 
 
 def test_rows_and_steps_are_drawn_independently() -> None:
-    noise = Noise(0, CPU)
+    tape = NoiseTape(0, CPU, 2000, 3)
     scores = torch.tensor([0.5, 0.3, 0.2]).log()
     pairs = torch.zeros(9)
-    for _ in range(20):
-        rows = sampling.sample(scores.expand(2000, -1), noise.draw(2000, 3)).view(2, 1000)
+    for n in range(20):
+        rows = sampling.sample(scores.expand(2000, -1), tape.at(range(2000), [n] * 2000)).view(2, 1000)
         pairs += torch.bincount(rows[0] * 3 + rows[1], minlength=9)
     assert p_value(pairs.double(), (scores.exp()[:, None] * scores.exp()).flatten()) > 1e-4
 
@@ -65,28 +70,30 @@ def test_rows_and_steps_are_drawn_independently() -> None:
 def test_a_removed_token_is_never_drawn() -> None:
     scores = torch.randn(50, generator=torch.Generator().manual_seed(0))
     scores[::3] = -math.inf
-    noise = Noise(1, CPU)
-    for _ in range(20):
-        assert scores[sampling.sample(scores.expand(20_000, -1), noise.draw(20_000, 50))].isfinite().all()
+    tape = NoiseTape(1, CPU, 20_000, 50)
+    for n in range(20):
+        noise = tape.at(range(20_000), [n] * 20_000)
+        tape.keep_only([0], [n])
+        assert scores[sampling.sample(scores.expand(20_000, -1), noise)].isfinite().all()
 
 
 def test_noise_of_zero_does_not_draw_a_removed_token(monkeypatch: pytest.MonkeyPatch) -> None:
     # An exponential kernel may round to 0, and 0 / 0 is NaN, which argmax takes for the largest.
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.fill_(0.0))
-    assert sampling.sample(torch.tensor([[-math.inf, 0.0]]), Noise(0, CPU).draw(1, 2)).tolist() == [1]
+    assert sampling.sample(torch.tensor([[-math.inf, 0.0]]), drawn(0, 1, 2)).tolist() == [1]
 
 
 def test_draws_are_those_of_multinomial() -> None:
     scores = torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
     for seed in range(20):
         expected = torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
-        assert torch.equal(sampling.sample(scores, Noise(seed, CPU).draw(6, 40)), expected)
+        assert torch.equal(sampling.sample(scores, drawn(seed, 6, 40)), expected)
 
 
 def test_seeds_of_prompts_are_independent_streams() -> None:
-    both = Noise([3, 4], CPU).draw(6, 5)
-    assert torch.equal(both, torch.cat([Noise(3, CPU).draw(3, 5), Noise(4, CPU).draw(3, 5)]))
-    assert not torch.equal(Noise(None, CPU).draw(6, 5), Noise(None, CPU).draw(6, 5))
+    both = drawn([3, 4], 6, 5)
+    assert torch.equal(both, torch.cat([drawn(3, 3, 5), drawn(4, 3, 5)]))
+    assert not torch.equal(drawn(None, 6, 5), drawn(None, 6, 5))
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

@@ -10,7 +10,7 @@ import torch
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import generate, stream
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import Noise, NoiseTape, Rows, greedy, sample
+from minigpt.decoding.sampling import NoiseTape, Rows, greedy, sample
 from minigpt.decoding.speculative import DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
@@ -264,9 +264,11 @@ def test_a_draft_with_a_short_window_catches_up(table_model: Callable[..., GPT])
 
 
 def test_noise_belongs_to_its_place() -> None:
-    tape = NoiseTape(Noise(3, torch.device("cpu")), rows=3, columns=5)
-    noise = Noise(3, torch.device("cpu"))
-    steps = torch.stack([noise.draw(3, 5) for _ in range(4)])
+    tape = NoiseTape(3, torch.device("cpu"), rows=3, columns=5)
+    steps = torch.empty(4, 3, 5)
+    generator = torch.Generator().manual_seed(3)
+    for step in steps:
+        step.exponential_(generator=generator)
     assert torch.equal(tape.at([2, 0], [1, 3]), torch.stack([steps[1, 2], steps[3, 0]]))
     tape.keep_only([2], [1])
     assert torch.equal(tape.at([1, 2], [1, 2]), torch.stack([steps[1, 1], steps[2, 2]]))
@@ -275,7 +277,7 @@ def test_noise_belongs_to_its_place() -> None:
 def test_draft_and_model_agree_as_often_as_promised() -> None:
     """(1 - d) / (1 + d) at least, and never more than 1 - d."""
     generator = torch.Generator().manual_seed(0)
-    noise = Noise(0, torch.device("cpu")).draw(20_000, 11)
+    noise = NoiseTape(0, torch.device("cpu"), 20_000, 11).at(range(20_000), [0] * 20_000)
     for scale in (0.1, 0.5, 1.0, 2.0):
         p = torch.randn(11, generator=generator)
         q = p + scale * torch.randn(11, generator=generator)
