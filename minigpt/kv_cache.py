@@ -64,7 +64,7 @@ class Column(NamedTuple):
     """Where one more token of every row stands.
 
     Attributes:
-        positions: int64 (1,) if all rows agree, else (B,).
+        positions: a number if all rows agree, else int64 (B,).
         places: for each layer where its keys and values belong: (B, 2, H, 1, D), or if rows differ what holds all of
             its columns, (B, max_length, 2, H, D).
         seen: keys, then values, for each layer: 2 n_layer of (B, H, S, D).
@@ -72,7 +72,7 @@ class Column(NamedTuple):
         mask: what is added to the scores if rows differ, 0 or -inf: (B, 1, 1, S).
     """
 
-    positions: Tensor
+    positions: int | Tensor
     places: Sequence[Tensor]
     seen: Sequence[Tensor]
     rows: Tensor | None = None
@@ -168,6 +168,13 @@ class KVCache:
         """
         if rows not in (None, self.batch_size):
             raise InputError(f"{self!r} does not fit {rows} rows", _MAKE_ONE)
+        self._check_room(num_new, block_size)
+        if self.uniform is not None:
+            return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)
+        return self._length[:, None] + torch.arange(num_new, device=self._kv.device)  # (B, T)
+
+    def _check_room(self, num_new: int, block_size: int | None) -> None:
+        """Refuse tokens that do not fit the cache, or a model's block."""
         most = min(self.max_length, block_size or self.max_length)
         if self._longest + num_new > most:
             whose = f"cache's {most} columns" if most == self.max_length else f"model's {most} positions"
@@ -175,9 +182,6 @@ class KVCache:
                 f"{num_new} more tokens do not fit: {self._longest} of the {whose} are taken",
                 "make a cache with a larger max_length (at most the model's block_size), or feed fewer tokens",
             )
-        if self.uniform is not None:
-            return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)
-        return self._length[:, None] + torch.arange(num_new, device=self._kv.device)  # (B, T)
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D).
@@ -217,17 +221,17 @@ class KVCache:
 
     def column(self, block_size: int) -> Column:
         """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
-        positions = self.positions(1, block_size=block_size)  # (1,) or (B, 1)
+        self._check_room(1, block_size)
         seen = self._kv[..., : self._longest + 1, :].flatten(0, 1).unbind()  # 2 n_layer x (B, H, S, D)
         if self.uniform is not None:
             places = self._kv[..., self.uniform : self.uniform + 1, :].transpose(1, 2)
-            return Column(positions, places.unbind(), seen)
-        unseen = torch.arange(self._longest + 1, device=positions.device) > positions  # (B, S)
-        mask = torch.zeros(unseen.shape, dtype=self._kv.dtype, device=positions.device)
+            return Column(self.uniform, places.unbind(), seen)
+        unseen = torch.arange(self._longest + 1, device=self._kv.device) > self._length[:, None]  # (B, S)
+        mask = torch.zeros(unseen.shape, dtype=self._kv.dtype, device=self._kv.device)
         mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        rows = torch.arange(self.batch_size, device=positions.device)
+        rows = torch.arange(self.batch_size, device=self._kv.device)
         # (n_layer, 2, B, H, max_length, D) -> n_layer x (B, max_length, 2, H, D)
-        return Column(positions[:, 0], self._kv.permute(0, 2, 4, 1, 3, 5).unbind(), seen, rows, mask)
+        return Column(self._length, self._kv.permute(0, 2, 4, 1, 3, 5).unbind(), seen, rows, mask)
 
     def put(self, layer: int, column: Column, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's keys and values (B, 2, H, 1, D) of one token.
