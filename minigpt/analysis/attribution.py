@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.analysis.checks import Check, measured
-from minigpt.analysis.recording import Trace, weight_in_use
+from minigpt.analysis.recording import Trace, allowed, weight_in_use
 from minigpt.errors import InputError
 from minigpt.fields import check_place, checked
 from minigpt.system.terminal import Brief
@@ -38,6 +38,7 @@ class Attribution(Brief):
         constants: what the biases add, by the names of the parameters. It depends on the text only through the last
             norm's scale.
         logit: the model's own logit of the target, minus that of `against`.
+        dtypes: of the model and of the trace.
     """
 
     target: int
@@ -49,6 +50,7 @@ class Attribution(Brief):
     values: Tensor
     constants: dict[str, float]
     logit: float
+    dtypes: tuple[torch.dtype, ...]
 
     @property
     def total(self) -> float:
@@ -69,8 +71,13 @@ class Attribution(Brief):
     def checks(self) -> list[Check]:
         """The check that no part is missing."""
         name = "the logit" if self.against is None else "the difference of the logits"
+        size = float(self.values.abs().sum())
         return [
-            measured(f"{len(self.labels)} parts + {len(self.constants)} constants = {name}", abs(self.remainder), 1e-4)
+            measured(
+                f"{len(self.labels)} parts + {len(self.constants)} constants = {name}",
+                abs(self.remainder),
+                allowed(1e-4, size, *self.dtypes),
+            )
         ]
 
 
@@ -111,9 +118,8 @@ def attribute(
     _SPLITS[by](parts)
     logits = t["logits"][row, t.positions("logits").index(place)].double()  # (V,)
     logit = float(logits[target]) - (0.0 if against is None else float(logits[against]))
-    return Attribution(
-        target, against, by, row, place, parts.labels, torch.cat(parts.values).cpu(), parts.constants, logit
-    )
+    values, dtypes = torch.cat(parts.values).cpu(), (t.model.wte.weight.dtype, t["logits"].dtype)
+    return Attribution(target, against, by, row, place, parts.labels, values, parts.constants, logit, dtypes)
 
 
 class _Parts:

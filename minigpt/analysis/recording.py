@@ -278,6 +278,18 @@ def stored(names: Sequence[str]) -> list[str]:
     return [re.sub(r"head_out$", "z", name) for name in names]
 
 
+def allowed(usual: float, size: float, *dtypes: torch.dtype) -> float:
+    """How far apart two ways to one number may be: eight roundings of the coarsest dtype.
+
+    Args:
+        usual: what is allowed instead where no dtype is coarser than float32, unless it is 0.
+        size: how large the numbers are.
+        dtypes: in which the model computed, and the trace kept.
+    """
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    return usual if usual and eps <= torch.finfo(torch.float32).eps else 8 * size * eps
+
+
 def weight_in_use(model: GPT, path: str) -> Tensor:
     """The weight (out, in) that a linear layer computes with; if it has an adapter, the sum of both."""
     layer = model.get_submodule(path)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt.analysis.attribution import attribute
 from minigpt.analysis.embeddings import neighbours, pca, position_similarity, residual_norms
+from minigpt.analysis.heads import attention_checks
+from minigpt.analysis.lens import logit_lens
 from minigpt.analysis.taps import PointError
 from minigpt.analysis.tracing import trace
 from minigpt.errors import InputError
@@ -174,6 +177,35 @@ def test_the_stream_holds_its_identities_and_a_fault_is_seen(model, idx, traced)
         writes = found.writes.clone()
         writes[place] *= 2
         assert [one.ok for one in dataclasses.replace(found, writes=writes).checks] == expected
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("computed", DTYPES, ids=str)
+def test_the_tables_of_a_model_in_any_dtype_have_cosines(model, computed):
+    model.to(computed)
+    for table in ("wte", "wpe"):
+        assert all(one.ok for one in neighbours(model, 3, 4, table=table).checks)
+    assert all(one.ok for one in position_similarity(model).checks)
+
+
+@pytest.mark.parametrize("kept", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("computed", DTYPES, ids=str)
+def test_a_sound_trace_in_any_dtype_is_found_sound_and_a_fault_is_seen(model, idx, computed, kept):
+    model.to(computed)
+    with torch.no_grad(), trace(model, dtype=kept) as t:
+        model(idx)
+    found, lens, split = residual_norms(t), logit_lens(t), attribute(t, 3)
+    checks = [*found.checks, *lens.checks, *split.checks, *(one for i in (0, 1) for one in attention_checks(t, i))]
+    assert [one for one in checks if not one.ok] == []
+    assert kept not in (None, computed) or [one.error for one in found.checks[:2]] == [0.0, 0.0]  # to the bit
+    for wrong in (
+        dataclasses.replace(found, writes=found.writes * 2),
+        dataclasses.replace(lens, final=lens.final * 2),
+        dataclasses.replace(split, values=split.values + split.values.abs()),
+    ):
+        assert not all(one.ok for one in wrong.checks)
 
 
 def test_the_stream_of_a_pass_with_a_cache_and_of_chosen_positions(model, idx, traced):

@@ -256,7 +256,7 @@ def test_attention_holds_its_identities_and_a_fault_is_seen(model, idx, traced):
         assert all(one.ok for one in checks)
     faults = {"pattern": [0, 1, 2, 3, 4, 5], "z": [4], "scores": [2], "q": [3], "v": [4]}
     for name, expected in faults.items():
-        changed = {point: t[point].clone() for point in t}
+        changed = type("Changed", (dict,), {"model": model})({point: t[point].clone() for point in t})
         changed[f"blocks.1.attn.{name}"] += 0.5
         failed = [number for number, one in enumerate(attention_checks(changed, 1)) if not one.ok]
         if name == "scores":  # the same number more for every key changes nothing
