@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt.decoding.generate import generate
+from minigpt.decoding.generate import Step, generate
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.diversity import distinct_n, repeated_n, words
@@ -91,7 +91,7 @@ def continue_prompts(
         draws: number of texts for each prompt.
         seed: of the first draw of the first prompt.
         batch_size: how many texts are written at once; it does not change them.
-        advance: called after each batch with the number of texts that are new; in all these are draws * prompts.
+        advance: called as texts end with the number that are new; in all these are draws * prompts.
 
     Returns:
         For each prompt its completions, `draws` of them.
@@ -103,13 +103,24 @@ def continue_prompts(
     copies = 1 if DecodingOptions(**options).samples else draws
     jobs = [(prompt, seed + place * draws + draw) for place, prompt in enumerate(prompts) for draw in range(draws)]
     jobs = jobs[::copies]
-    written: list[Completion] = []
-    for start in range(0, len(jobs), batch_size):
-        some, seeds = zip(*jobs[start : start + batch_size], strict=True)
-        out = generate(model, some, tokenizer=tokenizer, **options, seed=list(seeds))
-        rows = zip(out.sequences, some, seeds, strict=True)
-        written += [_completion(model, tokenizer, ids, len(prompt), own) for ids, prompt, own in rows]
-        advance(len(some) * copies)
+    chosen, seeds = [prompt for prompt, _ in jobs], [own for _, own in jobs]
+    under_way: set[int] = set()  # prompts that are searched for
+    num_done = 0
+
+    def on_step(step: Step) -> None:
+        nonlocal under_way, num_done
+        now = {beam.prompt for beam in step.beams}
+        done = len(under_way - now) + sum(choice.finish_reason is not None for choice in step.choices)
+        under_way, num_done = now, num_done + done
+        advance(done * copies)
+
+    out = generate(
+        model, chosen, tokenizer=tokenizer, seed=seeds, on_step=on_step, num_candidates=1,
+        **{**options, "batch_size": batch_size * options.get("num_beams", 1)},
+    )  # fmt: skip
+    advance((len(jobs) - num_done) * copies)
+    rows = zip(out.sequences, chosen, seeds, strict=True)
+    written = [_completion(model, tokenizer, ids, len(prompt), own) for ids, prompt, own in rows]
     repeated = [completion for completion in written for _ in range(copies)]
     return [repeated[start : start + draws] for start in range(0, len(repeated), draws)]
 
