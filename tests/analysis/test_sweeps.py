@@ -196,7 +196,7 @@ def test_the_model_is_left_as_it_was(model, idx, as_it_was):
         (lambda m, i: ablation_sweep(m, [], METRIC), "no tokens"),
         (lambda m, i: ablation_sweep(m, [[1, 19]], METRIC), "id 19"),
         (lambda m, i: ablation_sweep(m, [[1] * 14] * 2, METRIC), "block_size = 13"),
-        (lambda m, i: patching_sweep(m, i, i, METRIC), "tells nothing"),
+        (lambda m, i: patching_sweep(m, i, i, METRIC), "cannot tell them apart"),
         (lambda m, i: patching_sweep(m, i, i[:, 1:], METRIC), r"\(2, 11\) tokens and the corrupt ones \(2, 10\)"),
         (lambda m, i: patching_sweep(m, i, i, METRIC, "embed"), "'embed'"),
     ],
