@@ -106,8 +106,11 @@ class DocumentsConfig:
         ConfigError: if a value is out of range.
     """
 
-    separate: Literal["auto", "on", "off"] = "auto"
-    """read separate documents, each with an end to learn, and not one text; auto does so with records"""
+    separate: Literal["auto", "on", "off", "dialogues"] = "auto"
+    """read separate documents, each with an end to learn, and not one text; auto does so with records; dialogues: a
+    reply and the turns before it are one, and only the reply is learned"""
+    turns: Count = 4
+    """of dialogues: the most turns before a reply; fewer where they are longer than max_length"""
     text_field: str = ""
     """the field of a record that is the text; if empty, `text`, or the only one that holds text"""
     prompt_field: str = ""
@@ -121,9 +124,9 @@ class DocumentsConfig:
     max_length: CountOrOff = 0
     """longer documents are cut to this many tokens, and what is cut has no end to learn; 0 for block_size"""
     train_size: CountOrOff = 0
-    """documents to train on, chosen by the seed; 0 for all that do not validate"""
+    """documents, or dialogues, to train on, chosen by the seed; 0 for all that do not validate"""
     val_size: CountOrOff = 0
-    """documents to hold out and validate on, chosen by the seed; 0 for a tenth, or all of --val-data"""
+    """documents, or dialogues, to hold out and validate on, chosen by the seed; 0 for a tenth, or all of --val-data"""
     batching: Literal["padded", "packed", "packed-masked"] = "padded"
     """padded: one document a row; packed: back to back, no room wasted; packed-masked: so too, and none sees another"""
     keywords: CountOrOff = 0
@@ -299,9 +302,10 @@ class RunConfig:
         check_fields(self)
 
 
-# What each preset is for, and its settings. The two Shakespeare runs for a CPU share one recipe: a small model without
+# What each preset is for, and its settings. The Shakespeare runs for a CPU share one recipe: a small model without
 # dropout or biases, a few thousand tokens a step, and Muon's large steps, so that the run is short. The trials behind
-# it are in docs/training-speed.md.
+# it are in docs/training-speed.md. The one that replies has a longer context, for the turns before, and as many fewer
+# steps.
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "shakespeare-quick": (
         "0.35 M parameters, an ordinary CPU, one to two minutes",
@@ -338,6 +342,30 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
             train=TrainConfig(
                 epochs=3, batch_size=4, learning_rate=2e-5, min_learning_rate=0.0, schedule="linear", warmup_ratio=0.1,
                 weight_decay=0.01, beta2=0.999,
+            ),
+        ),
+    ),
+    "chat": (
+        "GPT-2 learns to reply: --data talks.jsonl",
+        RunConfig(
+            model=GPTConfig(block_size=256),
+            init_from="gpt2",
+            documents=DocumentsConfig(separate="dialogues"),
+            train=TrainConfig(
+                epochs=3, batch_size=8, accumulation_steps=4, learning_rate=5e-5, min_learning_rate=0.0,
+                schedule="linear", warmup_ratio=0.1, weight_decay=0.01, beta2=0.999,
+            ),
+        ),
+    ),
+    "chat-shakespeare": (
+        "0.8 M parameters, six to ten minutes: a character replies",
+        RunConfig(
+            model=GPTConfig(block_size=384, n_layer=4, n_head=4, n_embd=128, bias=False),
+            data=DataConfig(source="shakespeare-dialogues"),
+            documents=DocumentsConfig(separate="dialogues"),
+            train=TrainConfig(
+                max_steps=1300, batch_size=16, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
+                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=325, save_interval=325,
             ),
         ),
     ),

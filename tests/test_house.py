@@ -256,6 +256,7 @@ def test_every_name_in_the_docs_and_docstrings_exists():
     names = names_of_the_house()
     files_and_others = {"py", "md", "json", "jsonl", "txt", "yaml", "png"}
     files_and_others |= {"min_length", "hook_scale", "hook_normalized", "multinomial", "AutoTokenizer", "lora_NAME"}
+    files_and_others |= {"apply_chat_template"}
     for page, text in pages.items():
         for name in re.findall(r"`((?:[a-z_]\w*\.)*[a-z_]\w*)(?:\([^`]*)?`", text, re.IGNORECASE):
             last = name.split(".")[-1]

@@ -17,8 +17,9 @@ from minigpt.cli.texts import source_of_run
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, source_name
-from minigpt.data.documents import Documents, corpus_checksum, load_source
+from minigpt.data.documents import Documents, corpus_checksum
 from minigpt.data.loaders import document_loader, encoded
+from minigpt.data.sources import load_source
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.streams import print_note
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES, are_documents
+from minigpt.data.corpora import NAMED_SOURCES, are_documents, kind_of
 from minigpt.errors import ConfigError, MissingFileError
 
 RUN_FLAGS = {
@@ -26,13 +26,14 @@ COUNTED_BY_EPOCHS = ("max_steps", "warmup_steps", "eval_interval", "save_interva
 
 
 def _listed(names: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:<21}{what}" for name, what in names.items())
+    rows = ((f"  {name:<21}" if len(name) < 21 else f"  {name}\n{'':23}", what) for name, what in names.items())
+    return "\n".join(name + what for name, what in rows)
 
 
 SOURCES = f"""\
 presets:
 {_listed({name: what for name, (what, _) in PRESETS.items()})}
-with --init-from and no --preset it is finetune-documents or finetune-text
+with --init-from and no --preset it is chat, finetune-documents or finetune-text
 
 corpora:
 {_listed(NAMED_SOURCES)}"""
@@ -76,7 +77,7 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
         return DEFAULT_PRESET
     separate = from_flags.get("documents", {}).get("separate") or config.documents.separate
     source = from_flags.get("data", {}).get("source") or config.data.source
-    return "finetune-documents" if are_documents(separate, source) else "finetune-text"
+    return {"documents": "finetune-documents", "dialogues": "chat", "text": "finetune-text"}[kind_of(separate, source)]
 
 
 def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:

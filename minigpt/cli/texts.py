@@ -7,7 +7,8 @@ from minigpt.cli.settings import Prompts
 from minigpt.cli.streams import given
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
-from minigpt.data.documents import Documents, load_source, read_documents
+from minigpt.data.documents import Documents, read_documents
+from minigpt.data.sources import load_source
 from minigpt.errors import DataError, InputError, MissingFileError
 from minigpt.tokenizers import Tokenizer, encode_prompt
 

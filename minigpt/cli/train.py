@@ -8,7 +8,7 @@ from minigpt.cli.run_settings import Train, check_effect, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
-from minigpt.data.documents import load_source
+from minigpt.data.sources import load_source
 from minigpt.formats.run_directory import existing_run
 from minigpt.formats.source import open_source
 from minigpt.system.device import choose_device, choose_dtype

@@ -13,7 +13,8 @@ from minigpt.cli.streams import print_json
 from minigpt.cli.texts import source_of_run
 from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus, load_quickstart_corpus, source_name
-from minigpt.data.documents import Documents, load_source, with_keywords
+from minigpt.data.documents import Documents, with_keywords
+from minigpt.data.sources import load_source
 from minigpt.data.tokens import split_at
 from minigpt.errors import ConfigError
 from minigpt.evaluation.loss import perplexity
@@ -124,6 +125,8 @@ def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
     """A prompt for the model to continue: a line of its text, or the beginning of one of its documents."""
     if isinstance(source, Corpus):
         return opening(source.text, split_at(source, config.data))
+    if source.items[0].dialogue:  # the name of who replies
+        return source.items[0].prompt.splitlines()[-1]
     first, k = source.items[:1], config.documents.keywords
     (document,) = with_keywords(first, k, source.items) if k else first
     return document.prompt or " ".join(document.text.split()[:3])

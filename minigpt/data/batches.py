@@ -49,6 +49,8 @@ class Encoded:
         stops: int64 (number of documents,), where it ends: the index after its last token.
         eos_id: the token that closes a document.
         truncated: number of documents that were cut to `max_length` tokens.
+        shortened: number of those of dialogues whose prompt lost its oldest turns, so that they fit.
+        left_out: number of those of dialogues that are not there, because one turn before the reply is too long.
     """
 
     ids: IdArray
@@ -57,6 +59,8 @@ class Encoded:
     stops: Indices
     eos_id: int
     truncated: int
+    shortened: int = 0
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -72,6 +76,12 @@ class Encoded:
         mask = self.loss_mask[self.starts[document] : self.stops[document]]
         return ids[:-1], np.where(mask, ids.astype(np.int64), IGNORED)[1:]
 
+    def prompt(self, document: int) -> list[int]:
+        """The ids of one document before the first that is learned."""
+        start = int(self.starts[document])
+        ids: list[int] = self.ids[start : start + int(self.loss_mask[start:].argmax())].tolist()
+        return ids
+
 
 def encode(
     documents: Sequence[Document], tokenizer: Tokenizer, eos_id: int, max_length: int, block_size: int
@@ -80,7 +90,8 @@ def encode(
 
     Tokens beyond `max_length` are dropped. A document that is cut, here or before, gets no EOS, because it has not
     ended. All tokens count as targets except those of prompts; the EOS counts too. Prompt and text are encoded
-    separately, because a prompt is encoded alone when the model is to continue it.
+    separately, because a prompt is encoded alone when the model is to continue it. Before the reply of a dialogue is
+    cut, its prompt loses turns, all but the last; if that one leaves no room for a reply, the example is left out.
 
     Args:
         documents: at least one.
@@ -100,7 +111,7 @@ def encode(
             f"choose {named('max_length')} from 2 to {block_size}: the model has no positions beyond",
         )
     check_ids([eos_id], tokenizer.vocab_size, "eos_id", ConfigError)
-    rows, masks, truncated = [], [], 0
+    rows, masks, truncated, shortened, left_out = [], [], 0, 0, 0
     strange = []  # documents that cannot be encoded
     for number, document in enumerate(documents, start=1):
         try:
@@ -109,8 +120,15 @@ def encode(
             strange.append(document)
             continue
         end = np.array([eos_id] if document.whole else [], dtype=text.dtype)
+        turns = len(document.turns)
+        while len(prompt) + len(text) + len(end) > max_length and len(document.turns) > 1:
+            document = document.without_oldest_turn()
+            prompt = tokenizer.encode_array(document.prompt)
         row = np.concatenate([prompt, text, end])
         mask = np.arange(min(len(row), max_length)) >= len(prompt)
+        if not mask[1:].any() and turns:
+            left_out += 1
+            continue
         if not mask[1:].any():
             raise DataError(
                 f"document {number:,} of {len(documents):,} leaves nothing to learn: {len(row)} tokens, {len(prompt)} "
@@ -120,11 +138,17 @@ def encode(
         rows.append(row[:max_length])
         masks.append(mask)
         truncated += len(row) > max_length
+        shortened += len(document.turns) < turns
     if strange:
         raise _refused(strange, len(documents), tokenizer)
+    if not rows:
+        raise DataError(
+            f"of all {left_out:,} replies, the turn before leaves no room in {named('max_length', max_length)} tokens",
+            f"choose a larger {named('max_length')}, or a model with a longer context",
+        )
     stops = np.cumsum([len(row) for row in rows])
     starts = np.concatenate([[0], stops[:-1]])
-    return Encoded(np.concatenate(rows), np.concatenate(masks), starts, stops, eos_id, truncated)
+    return Encoded(np.concatenate(rows), np.concatenate(masks), starts, stops, eos_id, truncated, shortened, left_out)
 
 
 def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> InputError:

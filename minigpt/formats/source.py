@@ -256,6 +256,8 @@ class Source:
             tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout
         )
         load_adapter(model, run.adapter)
+        if tokenizer is None:  # the run may have given the base's settings another, such as the template of dialogues
+            chosen = chosen.with_added(chosen.added, load_tokenizer(run.tokenizer).settings)
         return merged(model), chosen
 
     def _tokenizer(self, vocab_size: int, named: str | Path | None, needs_text: bool = False) -> Tokenizer | None:

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
-from minigpt.data.corpora import Corpus, source_name
+from minigpt.data.corpora import Corpus, kind_of, source_name
+from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, corpus_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
@@ -193,13 +194,25 @@ def starting_point(
         base, tokenizer = open_source(config.init_from).load_for_text(
             block_size=shape.block_size, dropout=shape.dropout
         )
-        return replace(config, model=base.config), tokenizer, base
+        return replace(config, model=base.config), _for_data(tokenizer, config), base
     if checkpoint is not None:
         tokenizer, vocab_size = load_tokenizer(directory.tokenizer), read_config(directory).model.vocab_size
     else:
-        tokenizer = new_tokenizer(config, data)
+        tokenizer = _for_data(new_tokenizer(config, data), config)
         vocab_size = tokenizer.vocab_size
     return replace(config, model=replace(shape, vocab_size=vocab_size)), tokenizer, None
+
+
+def _for_data(tokenizer: Tokenizer, config: RunConfig) -> Tokenizer:
+    """The tokenizer; one that learns dialogues has their template, which exports write.
+
+    Raises:
+        InputError: if it has another template.
+    """
+    if kind_of(config.documents.separate, config.data.source) != "dialogues":
+        return tokenizer
+    check_template(tokenizer, config.init_from)
+    return with_template(tokenizer)
 
 
 def read_data(
@@ -287,6 +300,8 @@ def new_tokenizer(config: RunConfig, data: Corpus | Documents) -> Tokenizer:
         return CharTokenizer.from_text(data.text)
     documents = [*data.items, *(data.validation or ())]
     text = "\n" + "".join(document.prompt + document.text for document in documents)
+    if any(document.dialogue for document in documents):  # who talks with it may have no other name
+        text += "".join(map(heading, NAMES.values()))
     if config.documents.keywords:  # they come in lower case, in a line whose other letters are minigpt's own
         text += keyword_line([text.lower(), ""])
     return CharTokenizer.from_text(text)

@@ -323,7 +323,8 @@ def test_unknown_source_gets_a_suggestion(source: str, near: str) -> None:
         load_corpus(source)
     assert caught.value.what == f"there is no corpus, file or folder named '{source}'"
     assert caught.value.how.startswith(f"did you mean {near}? ")
-    assert caught.value.how.endswith("one of: shakespeare, shakespeare-complete, verse, stdlib")
+    assert caught.value.how.endswith(f"one of: {', '.join(NAMED_SOURCES)}")
+    assert list(NAMED_SOURCES)[:4] == ["shakespeare", "shakespeare-complete", "verse", "stdlib"]
 
 
 @pytest.mark.parametrize("source", ["", "my-novel.txt", "a\0b", "x" * 5000, Path("verse")])

@@ -445,7 +445,7 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
 def test_a_run_is_called_after_the_preset_that_it_has(base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     corpus = Corpus("shakespeare", "\n".join(TEXTS) * 5, "made up for tests")
-    monkeypatch.setattr("minigpt.data.documents.load_corpus", lambda source: corpus)
+    monkeypatch.setattr("minigpt.data.sources.load_corpus", lambda source: corpus)
     begin = ["train", "--init-from", str(base), "--data", "shakespeare", "--device", "cpu", "--json"]
     assert main.answer([*begin, "--train.max_steps", "1", "--train.warmup_steps", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["out"] == "checkpoints/finetune-text"

@@ -300,6 +300,6 @@ def test_a_device_is_asked_for_before_any_text(monkeypatch, capsys, name):
     def fetched(*_, **__):
         raise AssertionError("a text was fetched for a device that is not there")
 
-    monkeypatch.setattr("minigpt.data.documents.load_corpus", fetched)
+    monkeypatch.setattr("minigpt.data.sources.load_corpus", fetched)
     assert command(["train", "--device", name]) == 2
     assert name.partition(":")[0] in capsys.readouterr().err

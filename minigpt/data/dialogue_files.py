@@ -1,0 +1,299 @@
+"""A user's files -> dialogues: messages, PersonaChat, plays and chat logs.
+
+    .jsonl, .ndjson     each line {"messages": [{"role", "content"}, ...]}; .json: an array of these
+    .json               PersonaChat: {"train": [...], "valid": [...]}; "valid" is what validates
+    text: a play        a name and a colon on a line, the speech below it; each scene is a dialogue
+    text: a chat log    "Ann: hello" on a line; what lies between blank lines is a dialogue
+    a folder            the texts and .jsonl files below it
+
+In a play and in a log, anybody may be who replies: each turn that has another before it is a reply to learn. In the
+others, it is the assistant.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from minigpt.data.corpora import (
+    DIALOGUE_SOURCES,
+    NAMED_SOURCES,
+    OTHER_RECORDS,
+    files_below,
+    left_out,
+    load_corpus,
+    read_plain_text,
+)
+from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, speaker, speech
+from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
+from minigpt.errors import DataError, MissingFileError, brief, first_line
+from minigpt.system.files import listed, named_path, parsed_json
+
+Raw = tuple[str, list[object]]  # a place in a file, and the messages there, not yet checked
+
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_ALONE = re.compile(r"([^\n:]{1,40}):(?:\n|$)")  # a name above a speech
+_IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[ \t]+(?=\S)")  # a name before what was said, in a log
+_CAPITALS = re.compile(r"([^a-z\n]*[A-Z]{2}[^a-z\n]*?)\.?\n")  # a name above a speech, in editions without colons
+_HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
+_TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
+_DIRECTION = re.compile(r"\[[^\]]*\]?")  # of the stage; some are never closed
+_SILENCE = "__ SILENCE __"  # with this PersonaChat says that nobody has spoken before
+
+# Where the scenes of tinyshakespeare begin: the numbers of their first speeches, from 0. It has none of the headings;
+# these places were found by comparing its words with those of the complete works, which have them.
+_SCENES = (
+    90, 101, 142, 169, 178, 203, 206, 212, 232, 240, 332, 374, 460, 615, 657, 717, 728, 759, 778, 785, 867, 941, 948,
+    970, 1005, 1034, 1056, 1058, 1107, 1139, 1227, 1334, 1431, 1465, 1508, 1530, 1565, 1649, 1695, 1705, 1740, 1766,
+    1767, 1814, 1843, 1903, 1915, 2092, 2097, 2102, 2107, 2185, 2189, 2196, 2225, 2233, 2293, 2307, 2364, 2401, 2416,
+    2441, 2445, 2451, 2480, 2513, 2537, 2609, 2627, 2669, 2717, 2722, 2739, 2750, 2845, 2874, 2903, 2931, 2986, 2996,
+    3051, 3070, 3162, 3181, 3190, 3250, 3273, 3311, 3319, 3387, 3420, 3438, 3443, 3454, 3502, 3517, 3525, 3590, 3711,
+    3737, 3755, 3780, 3812, 3860, 3871, 3874, 3892, 3917, 3945, 4026, 4097, 4146, 4149, 4172, 4182, 4195, 4220, 4252,
+    4269, 4314, 4321, 4325, 4338, 4379, 4394, 4403, 4416, 4526, 4582, 4602, 4658, 4664, 4705, 4726, 4729, 4730, 4739,
+    4774, 5014, 5073, 5111, 5149, 5166, 5224, 5247, 5254, 5287, 5402, 5474, 5495, 5543, 5617, 5704, 5727, 5796, 5859,
+    5867, 5870, 5876, 6046, 6075, 6120, 6184, 6270, 6407, 6438, 6521, 6588, 6636, 6711, 6745, 6771, 6846, 6939, 6967,
+    7101,
+)  # fmt: skip
+_RUNNING_TITLE = "\n3 KING HENRY VI\n"  # which tinyshakespeare has at the end of scenes
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """The dialogues of a source.
+
+    Attributes:
+        items: the dialogues, in their order; each has a reply to learn.
+        described: one line: how many there are, what was joined and left out.
+        validation: the dialogues that validate, if the source itself or another one names them.
+    """
+
+    items: list[Dialogue] = field(repr=False)
+    described: str
+    validation: list[Dialogue] | None = field(default=None, repr=False)
+
+    def with_validation(self, other: "Dialogues") -> "Dialogues":
+        """These dialogues to train on, and those of another source to validate."""
+        described = f"{self.described}; to validate, {other.described}"
+        return replace(self, described=described, validation=other.items + (other.validation or []))
+
+
+@dataclass
+class _Notes:
+    """What is to be said of a reading."""
+
+    joined: int = 0
+    blank: int = 0
+    outside: int = 0
+    without_reply: int = 0
+    unused: dict[str, None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        said = ""
+        for count, what in (
+            (self.joined, "turns joined to one of the same speaker before them"),
+            (self.blank, "speeches without words left out"),
+            (self.outside, "passages that nobody speaks left out"),
+            (self.without_reply, "dialogues without a reply left out"),
+        ):
+            said += f"; {count:,} {what}" if count else ""
+        return said + (f"; fields not read: {listed(list(self.unused))}" if self.unused else "")
+
+
+def read_dialogues(source: str | Path) -> Dialogues:
+    """Read dialogues from a named source, a file or a folder, in one of the forms at the top of this file.
+
+    Turns of one speaker in a row are joined. Stage directions in brackets, speeches without words and dialogues without
+    a reply are left out. `Dialogues.described` says what was.
+
+    Args:
+        source: a name from `corpora.NAMED_SOURCES`, or a path; what is there is never changed.
+
+    Raises:
+        MissingFileError: if there is no such path.
+        DataError: if a file is of another form, or a line, record or message in it cannot be used, with its number; or
+            if no dialogue has a reply.
+        DownloadError: as `corpora.load_corpus`.
+    """
+    notes, others = _Notes(), ""
+    if source in NAMED_SOURCES:
+        parts: list[tuple[list[Raw], list[Raw]]] = [(_from_corpus(str(source), notes), [])]
+    else:
+        path = named_path(source, "source")
+        if not path.exists():
+            raise MissingFileError(f"there is no file or folder {path}", "check the path of the dialogues")
+        files = files_below(path, (".txt", ".md", ".jsonl", ".ndjson")) if path.is_dir() else [path]
+        parts, others = [_from_file(file, notes) for file in files], left_out(path, files)
+    items = [dialogue for part, _ in parts for dialogue in _usable(part, notes)]
+    validation = [dialogue for _, part in parts for dialogue in _usable(part, notes)]
+    if not items:
+        raise DataError(
+            f"no dialogue in {source} has a reply{notes}",
+            "a reply is a turn of the assistant, or in a play and a log of anybody, with another turn before it",
+        )
+    described = f"{source}: {len(items) + len(validation):,} dialogues{notes}{others}"
+    return Dialogues(items, described, validation or None)
+
+
+def _usable(found: Iterable[Raw], notes: _Notes) -> Iterator[Dialogue]:
+    """The dialogues that have a reply; DataError on a message that `render` cannot use."""
+    for place, messages in found:
+        kept: list[Message] = []
+        for number, message in enumerate(messages, start=1):
+            if wrong := fault(message, first=number == 1):
+                raise DataError(f"{place}: message {number} {wrong[0]}", wrong[1])
+            assert isinstance(message, Mapping)
+            notes.unused |= dict.fromkeys(key for key in message if key not in Message.__annotations__)
+            turn: Message = {"role": message["role"], "content": speech(message["content"])}
+            if name := " ".join((message.get("name") or "").split()):
+                turn["name"] = name
+            if half := HALF_CHARACTER.search(turn["content"] + turn.get("name", "")):
+                raise DataError(
+                    f"{place}: message {number} holds half a character, {half[0]!r}",
+                    "the text was cut inside an emoji or the like: remove that half",
+                )
+            if kept and kept[-1]["role"] == turn["role"] and speaker(kept[-1]) == speaker(turn):
+                kept[-1]["content"] += "\n" + turn["content"]
+                notes.joined += 1
+            else:
+                kept.append(turn)
+        dialogue = Dialogue(tuple(kept))
+        if has_reply(dialogue):
+            yield dialogue
+        else:
+            notes.without_reply += 1
+
+
+def _from_file(file: Path, notes: _Notes) -> tuple[list[Raw], list[Raw]]:
+    """What a file has to train on, and what it has to validate."""
+    ending = file.suffix.lower()
+    if ending in SEPARATORS or (ending in OTHER_RECORDS and ending != ".json"):
+        raise DataError(
+            f"{file} ends in {ending}, a form that is not read as dialogues",
+            'save them as .jsonl, each line {"messages": [{"role": "user", "content": "..."}, ...]}',
+        )
+    if ending in (".jsonl", ".ndjson"):
+        return _from_records(line_records(file), notes), []
+    text = read_plain_text(file)
+    if ending != ".json":
+        return _from_text(text, str(file), notes), []
+    if text.lstrip().startswith("["):
+        return _from_records(array_records(file), notes), []
+    return _from_personachat(text, file)
+
+
+def _from_records(records: Mapping[str, dict[str, object]], notes: _Notes) -> list[Raw]:
+    found: list[Raw] = []
+    for place, record in records.items():
+        messages = record.get("messages")
+        if not isinstance(messages, list):
+            raise DataError(
+                f"{place} has no list of messages; its fields: {listed(list(record))}",
+                'write each dialogue as {"messages": [{"role": "user", "content": "..."}, ...]}',
+            )
+        notes.unused |= dict.fromkeys(name for name in record if name != "messages")
+        found.append((place, messages))
+    return found
+
+
+def _from_personachat(text: str, file: Path) -> tuple[list[Raw], list[Raw]]:
+    """PersonaChat: each utterance has all turns before it, and the last of its candidates is the true reply."""
+    try:
+        content = parsed_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON: {first_line(error, 200)}", "mend it there") from None
+    parts = [content.get(name) or [] for name in ("train", "valid")] if isinstance(content, dict) else []
+    if not all(isinstance(part, list) for part in parts) or not any(parts):
+        raise DataError(
+            f'{file} holds neither an array of dialogues nor PersonaChat, {{"train": [...], "valid": [...]}}',
+            'write [{"messages": [{"role": "user", "content": "..."}, ...]}, ...], or save them as .jsonl',
+        )
+    train, valid = (
+        [_persona(entry, f"{file}, {name} {number}") for number, entry in enumerate(part, start=1)]
+        for name, part in zip(("train", "valid"), parts, strict=True)
+    )
+    return (train, valid) if train else (valid, [])
+
+
+def _persona(entry: object, place: str) -> Raw:
+    match entry:
+        case {"utterances": [*_, {"history": [*history], "candidates": [*_, reply]}], **rest}:
+            said = [*history[history[:1] == [_SILENCE] :], reply]
+        case _:
+            raise DataError(
+                f"{place} is {brief(entry)}, and no dialogue of PersonaChat",
+                'write it as {"personality": ["..."], "utterances": [{"history": ["..."], "candidates": ["..."]}]}',
+            )
+    lines = rest.get("personality") or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise DataError(f"{place}: its personality is {brief(lines)}", "write it as a list of sentences")
+    roles = [("user", "assistant")[(len(said) - number) % 2] for number in range(len(said))]
+    messages: list[object] = [{"role": "system", "content": "\n".join(lines)}] if lines else []
+    messages += [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    return place, messages
+
+
+def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
+    """The dialogues of a named corpus."""
+    text = load_corpus(name).text
+    if DIALOGUE_SOURCES.get(name, name) == "shakespeare":
+        return _from_play(text.replace(_RUNNING_TITLE, "\n"), name, notes, _SCENES)
+    return _from_text(text, name, notes)
+
+
+def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
+    """A play or a log, whichever has more turns."""
+    blocks = _BLANK_LINES.split(text.strip())
+    in_lines = sum(_IN_LINE.match(line) is not None for line in text.split("\n"))
+    alone = sum(_ALONE.match(block) is not None for block in blocks)
+    if not in_lines and not alone:
+        raise DataError(
+            f"{place} has no dialogue: no line begins with a name and a colon",
+            'write a play, with "ROMEO:" above each speech, a log such as "Ann: hello", or messages as .jsonl',
+        )
+    return _from_play(text, place, notes) if alone >= in_lines else _from_log(blocks, place, notes)
+
+
+def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = ()) -> list[Raw]:
+    """The scenes of a play; `starts` are the speeches with which a scene begins where no heading says so."""
+    scenes: list[list[tuple[str, str]]] = [[]]
+    number = -1  # of the speech
+    for block in _BLANK_LINES.split(text.strip()):
+        named = None if _HEADING.match(block) else _ALONE.match(block) or _CAPITALS.match(block)
+        if named:
+            number += 1
+            if number in starts:
+                scenes.append([])
+            scenes[-1].append((named[1], block[named.end() :]))
+        elif _HEADING.match(block) or _TITLE.fullmatch(block):
+            scenes.append([])
+        elif scenes[-1]:  # behind a direction, a speech goes on
+            name, said = scenes[-1].pop()
+            scenes[-1].append((name, f"{said}\n{block}"))
+        else:
+            notes.outside += bool(_DIRECTION.sub("", block).strip())
+    return [_spoken(turns, place, notes) for turns in scenes if turns]
+
+
+def _from_log(blocks: Iterable[str], place: str, notes: _Notes) -> list[Raw]:
+    """The dialogues of a log; a line without a name goes on with the turn above it."""
+    found = []
+    for block in blocks:
+        turns: list[tuple[str, str]] = []
+        for line in block.split("\n"):
+            if named := _IN_LINE.match(line):
+                turns.append((named[1], line[named.end() :]))
+            elif turns:
+                name, said = turns.pop()
+                turns.append((name, f"{said}\n{line}"))
+            else:
+                notes.outside += 1
+        if turns:
+            found.append(_spoken(turns, place, notes))
+    return found
+
+
+def _spoken(turns: Iterable[tuple[str, str]], place: str, notes: _Notes) -> Raw:
+    """Turns as messages, without stage directions."""
+    said = [(name.strip(), speech(_DIRECTION.sub("", text))) for name, text in turns]
+    notes.blank += sum(not text for _, text in said)
+    return place, [{"role": "assistant", "name": name, "content": text} for name, text in said if text]

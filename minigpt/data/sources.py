@@ -1,0 +1,89 @@
+"""A configuration -> what it names: one text, documents, or the examples of dialogues."""
+
+from minigpt.config import DocumentsConfig, RunConfig
+from minigpt.data.corpora import Corpus, kind_of, load_corpus
+from minigpt.data.dialogue_files import Dialogues, read_dialogues
+from minigpt.data.dialogues import Dialogue, examples
+from minigpt.data.documents import Document, Documents, read_documents, split, with_validation
+from minigpt.errors import ConfigError, named, passed
+
+# The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
+_FOREIGN = {
+    "documents": ("turns",),
+    "dialogues": ("text_field", "prompt_field", "completion_field", "max_characters", "longer", "keywords"),
+}
+
+
+def load_source(config: RunConfig) -> Corpus | Documents:
+    """The text, or the documents, that a configuration names; what `train` learns from.
+
+    The documents of dialogues are their examples: see `data.dialogues.examples`.
+
+    Raises:
+        ConfigError: if a setting is for sources of another kind; or as `read_documents`.
+        MissingFileError, DataError: as `load_corpus`, `read_documents` and `read_dialogues`.
+    """
+    d, source, val_data = config.documents, config.data.source, config.data.val_data
+    kind = kind_of(d.separate, source)
+    check_fit(d, source)
+    if kind == "dialogues":
+        return _as_documents(_named_dialogues(config), d)
+    if kind == "documents":
+        documents = read_documents(source, d)
+        return with_validation(documents, read_documents(val_data, d)) if val_data else documents
+    corpus = load_corpus(source)
+    return corpus.with_validation(load_corpus(val_data)) if val_data else corpus
+
+
+def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
+    """The dialogues that validate in a run of these settings, whole, in the order in which they were read.
+
+    Raises:
+        ConfigError: if the settings name no dialogues.
+        MiniGPTError: as `load_source`, and as `data.documents.split`.
+    """
+    d = config.documents
+    if kind_of(d.separate, config.data.source) != "dialogues":
+        raise ConfigError(
+            f"{config.data.source} is not read as dialogues",
+            f"name dialogues, or add {passed('separate', 'dialogues')}",
+        )
+    dialogues = _named_dialogues(config)
+    documents = _as_documents(dialogues, d)
+    sizes = d.train_size or None, d.val_size or None
+    _, validating = split(documents.items, *sizes, config.seed, documents.validation)
+    held_out = {document.dialogue for document in validating}
+    among = dialogues.items if dialogues.validation is None else dialogues.validation
+    return list({dialogue.checksum(): dialogue for dialogue in among if dialogue.checksum() in held_out}.values())
+
+
+def check_fit(d: DocumentsConfig, source: str) -> None:
+    """Raise ConfigError if a setting was changed that says nothing of a source of this kind."""
+    kind, usual = kind_of(d.separate, source), DocumentsConfig()
+    changed = [name for name, value in vars(d).items() if name != "separate" and value != getattr(usual, name)]
+    if kind == "text" and d.separate == "auto" and changed:
+        raise ConfigError(
+            f"{named(changed[0], getattr(d, changed[0]))} is for separate documents, and {source} is read as one text",
+            f"add {passed('separate', 'on')}, or leave {named(changed[0])} out",
+        )
+    if foreign := [name for name in changed if name in _FOREIGN.get(kind, ())]:
+        raise ConfigError(
+            f"{named(foreign[0], getattr(d, foreign[0]))} would change nothing: {source} is read as {kind}",
+            f"leave {named(foreign[0])} out",
+        )
+
+
+def _named_dialogues(config: RunConfig) -> Dialogues:
+    dialogues = read_dialogues(config.data.source)
+    return dialogues.with_validation(read_dialogues(config.data.val_data)) if config.data.val_data else dialogues
+
+
+def _as_documents(dialogues: Dialogues, d: DocumentsConfig) -> Documents:
+    def replies(found: list[Dialogue]) -> list[Document]:
+        return [document for dialogue in found for document in examples(dialogue, d.turns)]
+
+    items = replies(dialogues.items)
+    validation = None if dialogues.validation is None else replies(dialogues.validation)
+    count = len(items) + len(validation or [])
+    described = f"{dialogues.described}; {count:,} replies, each after {d.turns} turns at most"
+    return Documents(items, described, blank=0, cut=0, validation=validation)

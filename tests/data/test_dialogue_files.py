@@ -1,0 +1,375 @@
+"""Files to dialogues, and dialogues to what trains and what validates. The oracles are written out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.config import DataConfig, DocumentsConfig, RunConfig
+from minigpt.data.batches import encode
+from minigpt.data.dialogue_files import read_dialogues
+from minigpt.data.dialogues import Dialogue, examples, speaker
+from minigpt.data.documents import Documents, split
+from minigpt.data.sources import held_out_dialogues, load_source
+from minigpt.data.tokens import IGNORED
+from minigpt.errors import ConfigError, DataError, InputError, MissingFileError
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def reply(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def jsonl(path: Path, *dialogues: object) -> Path:
+    lines = [line if isinstance(line, str) else json.dumps({"messages": line}) for line in dialogues]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def said(dialogue: Dialogue) -> list[tuple[str, str]]:
+    return [
+        (speaker(message) if message["role"] != "system" else "", message["content"]) for message in dialogue.messages
+    ]
+
+
+# --- The forms --------------------------------------------------------------------------------------------------------
+
+
+def test_messages(tmp_path):
+    path = jsonl(
+        tmp_path / "talks.jsonl",
+        [{"role": "system", "content": "Be brief."}, user("Hi\r\n\r\nthere "), user("again"), reply("Hello")],
+        [{**user("Day?"), "name": "ANN"}, {**reply("Night."), "name": None, "weight": 1}],
+        [user("Nobody answers.")],
+        "",
+    )
+    found = read_dialogues(path)
+    assert [dialogue.messages for dialogue in found.items] == [
+        ({"role": "system", "content": "Be brief."}, user("Hi\nthere\nagain"), reply("Hello")),
+        ({**user("Day?"), "name": "ANN"}, reply("Night.")),
+    ]
+    assert found.validation is None
+    assert found.described == (
+        f"{path}: 2 dialogues; 1 turns joined to one of the same speaker before them; 1 dialogues without a reply left "
+        "out; fields not read: weight"
+    )
+    array = written(tmp_path / "talks.json", json.dumps([{"messages": [user("a"), reply("b")]}]))
+    assert said(read_dialogues(array).items[0]) == [("USER", "a"), ("ASSISTANT", "b")]
+
+
+def test_personachat(tmp_path):
+    def entry(*turns: str, personality: Any = ("i like tea .", "i ski .")) -> dict[str, Any]:
+        utterances = [
+            {"history": list(turns[: end - 1]), "candidates": ["no", "never", turns[end - 1]]}
+            for end in range(2, len(turns) + 1, 2)
+        ]
+        return {"personality": list(personality), "utterances": utterances}
+
+    content = {
+        "train": [entry("hi", "hello", "tea ?", "yes"), entry("__ SILENCE __", "hi first")],
+        "valid": [entry("a", "b")],
+    }
+    found = read_dialogues(written(tmp_path / "personachat.json", json.dumps(content)))
+    system = {"role": "system", "content": "i like tea .\ni ski ."}
+    assert [dialogue.messages for dialogue in found.items] == [
+        (system, user("hi"), reply("hello"), user("tea ?"), reply("yes"))
+    ]
+    assert found.validation is not None
+    assert [dialogue.messages for dialogue in found.validation] == [(system, user("a"), reply("b"))]
+    assert "2 dialogues; 1 dialogues without a reply left out" in found.described
+
+
+def test_a_play(tmp_path):
+    play = """\
+A TALE
+
+PERSONS
+
+Ann, a queen.
+
+ACT I.
+
+SCENE 1. A wood.
+
+[Enter ANN.]
+
+ANN:
+[Aside.] Who comes?
+
+[Enter BEN.]
+
+Speak, or go.
+
+BEN.
+A friend.
+  And a foe.
+
+BEN.
+Well met.
+
+Scene II. A cave.
+
+ANN:
+Alone.
+
+SCENE III.
+
+LADY  MAC BEN:
+Come.
+
+ANN:
+
+ANN:
+I will.
+"""
+    found = read_dialogues(written(tmp_path / "play.txt", play))
+    assert [said(dialogue) for dialogue in found.items] == [
+        [("ANN", "Who comes?\nSpeak, or go."), ("BEN", "A friend.\n  And a foe.\nWell met.")],
+        [("LADY MAC BEN", "Come."), ("ANN", "I will.")],
+    ]
+    assert all(message["role"] == "assistant" for dialogue in found.items for message in dialogue.messages)
+    for what in (
+        "1 turns joined", "1 speeches without words", "1 passages that nobody speaks", "1 dialogues without a reply"
+    ):  # fmt: skip
+        assert what in found.described
+
+
+def test_a_chat_log(tmp_path):
+    log = "2026-01-02\nAnn: hi, see http://a.b\nBen Smith:  hello\nand more\nAnn: bye\n\n"
+    log += "Ben Smith: one\nAnn: two: three\n"
+    found = read_dialogues(written(tmp_path / "chat.log", log))
+    assert [said(dialogue) for dialogue in found.items] == [
+        [("Ann", "hi, see http://a.b"), ("Ben Smith", "hello\nand more"), ("Ann", "bye")],
+        [("Ben Smith", "one"), ("Ann", "two: three")],
+    ]
+    assert "1 passages that nobody speaks left out" in found.described
+
+
+def test_a_folder(tmp_path):
+    jsonl(tmp_path / "b.jsonl", [user("a"), reply("b")])
+    written(tmp_path / "a.txt", "ANN:\nOne.\n\nBEN:\nTwo.\n")
+    written(tmp_path / "c.csv", "text\n")
+    found = read_dialogues(tmp_path)
+    assert [said(dialogue)[0][0] for dialogue in found.items] == ["ANN", "USER"]
+    assert found.described.endswith("; 1 other files not read: .csv")
+
+
+@pytest.mark.shared
+@pytest.mark.usefixtures("shared_cache")
+def test_shakespeare_knows_its_scenes():
+    """Everybody knows how these plays and scenes begin, and who speaks at the balcony."""
+    found = read_dialogues("shakespeare-dialogues").items
+    firsts = [said(dialogue)[0] for dialogue in found]
+    for name, words in {
+        "First Citizen": "Before we proceed any further",  # Coriolanus
+        "GLOUCESTER": "Now is the winter of our discontent",
+        "KING RICHARD II": "Old John of Gaunt",
+        "SAMPSON": "Gregory, o' my word",
+        "WARWICK": "I wonder how the king escaped our hands",
+        "ARCHIDAMUS": "If you shall chance, Camillo",
+        "DUKE VINCENTIO": "Escalus.",
+        "SLY": "I'll pheeze you",
+        "Master": "Boatswain!",
+        "ROMEO": "He jests at scars",
+        "JULIET": "Gallop apace",
+    }.items():
+        assert any(first[0] == name and first[1].startswith(words) for first in firsts), name
+    balcony = next(dialogue for dialogue in found if said(dialogue)[0][1].startswith("He jests at scars"))
+    assert {name for name, _ in said(balcony)} == {"ROMEO", "JULIET"}
+    assert said(balcony)[-1][1].endswith("His help to crave, and my dear hap to tell.")
+    assert not any("KING HENRY VI" in text for dialogue in found for _, text in said(dialogue))
+
+
+# --- What cannot be read ----------------------------------------------------------------------------------------------
+
+GOOD = [user("a"), reply("b")]
+BROKEN = {
+    "a broken line": ([GOOD, '{"messages": ['], "x.jsonl, line 2 is not JSON"),
+    "an unknown role": ([GOOD, [user("a"), {"role": "bot", "content": "b"}]], "line 2: message 2 has the role 'bot'"),
+    "an empty turn": ([GOOD, GOOD, [user(" \n"), reply("b")]], "line 3: message 1 of the role user is empty"),
+    "a late system": ([[user("a"), {"role": "system", "content": "b"}]], "line 1: message 2 is a system message"),
+    "no content": ([[user("a"), {"role": "assistant"}]], "line 1: message 2 has None as its content"),
+    "no messages": (['{"text": "a", "label": 1}'], "line 1 has no list of messages; its fields: text, label"),
+    "no object": (["[1]"], "line 1 holds a JSON list, and no object"),
+    "half a character": ([[user("a\ud83d"), reply("b")]], "line 1: message 1 holds half a character"),
+    "no reply": ([[user("a")], [reply("b"), user("a")]], "no dialogue in"),
+    "nothing": ([], "no dialogue in"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_of_messages_is_refused_with_the_place(tmp_path, kind):
+    dialogues, expected = BROKEN[kind]
+    with pytest.raises(DataError) as caught:
+        read_dialogues(jsonl(tmp_path / "x.jsonl", *dialogues))
+    assert expected in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("x.txt", "All is quiet.\n", "has no dialogue: no line begins with a name and a colon"),
+        ("x.txt", "ANN:\nAlone.\n", "no dialogue in"),
+        ("x.csv", "text\na\n", "ends in .csv, a form that is not read as dialogues"),
+        ("x.parquet", "", "ends in .parquet"),
+        ("x.json", "{", "x.json is not JSON"),
+        ("x.json", "{}", "holds neither an array of dialogues nor PersonaChat"),
+        ("x.json", '"a"', "holds neither"),
+        ("x.json", '{"train": {}, "valid": 3}', "holds neither"),
+        ("x.json", '{"train": [{"utterances": []}]}', "x.json, train 1 is"),
+        (
+            "x.json",
+            '{"valid": [{"personality": 3, "utterances": [{"history": ["a"], "candidates": ["b"]}]}]}',
+            "valid 1: its personality is 3",
+        ),
+        (
+            "x.json",
+            '{"train": [{"utterances": [{"history": [3], "candidates": ["b"]}]}]}',
+            "train 1: message 1 has 3 as its content",
+        ),
+        ("x.json", '[{"messages": 3}]', "record 1 has no list of messages"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_form_is_refused(tmp_path, name, text, expected):
+    with pytest.raises(DataError) as caught:
+        read_dialogues(written(tmp_path / name, text))
+    assert expected in caught.value.what
+
+
+def test_a_missing_file():
+    with pytest.raises(MissingFileError):
+        read_dialogues("nowhere.jsonl")
+
+
+# --- What trains, and what validates ----------------------------------------------------------------------------------
+
+
+def configured(path: Path, **documents: Any) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(source=str(path)), documents=DocumentsConfig(separate="dialogues", **documents), seed=3
+    )
+
+
+lengths = st.lists(st.integers(2, 7), min_size=3, max_size=11)
+
+
+@given(lengths=lengths, turns=st.integers(1, 5), copies=st.booleans(), val_size=st.integers(1, 2))
+def test_no_turn_of_a_held_out_dialogue_is_trained_on(tmp_path_factory, lengths, turns, copies, val_size):
+    talks = [
+        [(reply if place % 2 else user)(f"dialogue {number}, speech {place}.") for place in range(length)]
+        for number, length in enumerate(lengths)
+    ]
+    path = jsonl(tmp_path_factory.mktemp("talks") / "x.jsonl", *talks, *(talks[:2] if copies else []))
+    config = configured(path, turns=turns, val_size=val_size)
+    documents = load_source(config)
+    assert isinstance(documents, Documents)
+    training, validating = split(documents.items, None, val_size, config.seed)
+
+    def dialogues_in(found: list[Any]) -> list[set[str]]:
+        return [
+            {
+                line.split(",")[0]
+                for line in (document.prompt + document.text).split("\n")
+                if line.startswith("dialogue")
+            }
+            for document in found
+        ]
+
+    assert all(len(of) == 1 for of in dialogues_in(training + validating))  # no example crosses a dialogue
+    trained, held_out = (set().union(*dialogues_in(part)) for part in (training, validating))
+    assert trained.isdisjoint(held_out)
+    assert len(held_out) == val_size
+    assert trained | held_out == {f"dialogue {number}" for number in range(len(lengths))}
+    assert {document.dialogue for document in training}.isdisjoint(document.dialogue for document in validating)
+    replies = sum(length // 2 for length in lengths)
+    assert len(training) + len(validating) == replies
+    whole = held_out_dialogues(config)
+    assert {dialogue.checksum() for dialogue in whole} == {document.dialogue for document in validating}
+    assert len(whole) == val_size
+
+
+def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
+    shared, other, third = ([user(f"{name}?"), reply(f"{name}!")] for name in "abc")
+    config = configured(jsonl(tmp_path / "x.jsonl", shared, other, third))
+    val = jsonl(tmp_path / "v.jsonl", shared)
+    config = RunConfig(data=DataConfig(source=config.data.source, val_data=str(val)), documents=config.documents)
+    documents = load_source(config)
+    assert isinstance(documents, Documents)
+    training, validating = split(documents.items, None, None, 0, documents.validation)
+    assert sorted(document.text for document in training) == ["b!\n", "c!\n"]
+    assert [document.text for document in validating] == ["a!\n"]
+    assert [said(dialogue)[1][1] for dialogue in held_out_dialogues(config)] == ["a!"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [CharTokenizer.from_text("".join(map(chr, range(10, 127)))), GPT2Tokenizer(["t h"])]
+)
+@pytest.mark.parametrize("has_system", [False, True])
+def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, has_system):
+    """The rows and the targets against a loop by hand."""
+    system = [{"role": "system", "content": "Here."}] if has_system else []
+    turns = [("A", "the first speech"), ("B", "two"), ("A", "third\nthe third"), ("B", "no. four"), ("A", "five")]
+    dialogue = Dialogue((*system, *({"role": "assistant", "name": name, "content": text} for name, text in turns)))
+    end = tokenizer.encode("\n")[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    for most in range(2, 90):
+        expected = []
+        for place in range(1, len(turns)):
+            name, text = turns[place]
+            answer = [*tokenizer.encode(text + "\n"), end]
+            for first in range(max(0, place - 3), place):
+                prompt = ("Here.\n\n" if has_system else "") + "".join(f"{n}:\n{t}\n\n" for n, t in turns[first:place])
+                ids = tokenizer.encode(prompt + f"{name}:\n")
+                if len(ids) + len(answer) <= most:
+                    break
+            if len(ids) < most:
+                learned = [IGNORED] * len(ids) + answer
+                expected.append(((ids + answer)[:most], learned[:most]))
+        documents = examples(dialogue, turns=3)
+        if not expected:
+            with pytest.raises(DataError, match="the turn before leaves no room"):
+                encode(documents, tokenizer, end, most, 97)
+            continue
+        found = encode(documents, tokenizer, end, most, 97)
+        rows = [found.ids[start:stop].tolist() for start, stop in zip(found.starts, found.stops, strict=True)]
+        assert rows == [ids for ids, _ in expected]
+        for number, (ids, targets) in enumerate(expected):
+            x, y = found.example(number)
+            assert (x.tolist(), y.tolist()) == (ids[:-1], targets[1:])
+        assert found.left_out == len(documents) - len(expected)
+
+
+def test_a_message_with_a_character_that_the_model_does_not_know(tmp_path):
+    documents = load_source(configured(jsonl(tmp_path / "x.jsonl", [user("a"), reply("é")])))
+    assert isinstance(documents, Documents)
+    with pytest.raises(InputError, match="U\\+00E9"):
+        encode(documents.items, CharTokenizer("\n:aASERUINT"), 0, 31, 31)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [{"text_field": "text"}, {"prompt_field": "q", "completion_field": "a"}, {"max_characters": 7}, {"keywords": 3}],
+)
+def test_a_setting_of_other_documents_would_change_nothing(tmp_path, documents):
+    path = jsonl(tmp_path / "x.jsonl", GOOD)
+    with pytest.raises(ConfigError, match="would change nothing"):
+        load_source(configured(path, **documents))
+
+
+def test_turns_are_for_dialogues(tmp_path):
+    path = written(tmp_path / "x.jsonl", '{"text": "a"}')
+    with pytest.raises(ConfigError, match="would change nothing"):
+        load_source(RunConfig(data=DataConfig(source=str(path)), documents=DocumentsConfig(turns=3)))
+    with pytest.raises(ConfigError, match="is not read as dialogues"):
+        held_out_dialogues(RunConfig(data=DataConfig(source=str(path))))
