@@ -19,7 +19,7 @@ from minigpt.cli.texts import check_field, framed, training_documents
 from minigpt.config import DocumentsConfig
 from minigpt.data.corpora import RECORD_SUFFIXES
 from minigpt.data.documents import ONE_FIELD, read_documents
-from minigpt.errors import DataError, InputError, MiniGPTError
+from minigpt.errors import DataError, MiniGPTError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
@@ -133,8 +133,8 @@ def _variety(texts: Texts) -> dict[str, Any]:
         "blank": texts.blank,
         "words_per_text": sum(map(len, in_words)) / len(in_words),
         "characters_per_text": sum(map(len, texts.items)) / len(in_words),
-        **{f"distinct_{n}": _or_none(distinct_n, in_words, n) for n in (1, 2, 3)},
-        "repeated_4": _or_none(repeated_n, in_words, 4),
+        **{f"distinct_{n}": distinct_n(in_words, n) for n in (1, 2, 3)},
+        "repeated_4": repeated_n(in_words, 4),
         "models": [],
     }
 
@@ -155,8 +155,8 @@ def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
     found = overlaps(texts.items, training)
     number, longest = max(enumerate(found, 1), key=lambda one: one[1].longest)  # if there are several, the first
     return {
-        "share_8": _or_none(copied_share, found, 8),
-        "share_13": _or_none(copied_share, found, 13),
+        "share_8": copied_share(found, 8),
+        "share_13": copied_share(found, 13),
         "longest_words": longest.longest,
         "longest_characters": len(longest.longest_text),
         "longest_text": longest.longest_text,
@@ -191,13 +191,6 @@ def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], di
         }  # fmt: skip
 
     return measure
-
-
-def _or_none(measure: Callable[[Any, int], float], texts: Sequence[Any], n: int) -> float | None:
-    """The measure, or None if no text is long enough for it."""
-    with suppress(InputError):
-        return measure(texts, n)
-    return None
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ would give another mean. The bootstrap estimates how much these means would diff
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from minigpt.decoding.generate import Step, generate
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError
 from minigpt.evaluation.diversity import distinct_n, repeated_n, words
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.evaluation.overlap import overlaps
@@ -136,14 +134,14 @@ def measured(completions: Sequence[Sequence[Completion]], training: Sequence[str
         measure -> float64 (number of prompts,); NaN if no text of a prompt has enough words.
     """
     texts = [[words(completion.text) for completion in own] for own in completions]
-    values = {f"distinct-{n}": [_or_nan(distinct_n, own, n) for own in texts] for n in (1, 2, 3)}
-    values["repeated-4"] = [_or_nan(repeated_n, own, 4) for own in texts]
+    values: dict[str, list[Any]] = {f"distinct-{n}": [distinct_n(own, n) for own in texts] for n in (1, 2, 3)}
+    values["repeated-4"] = [repeated_n(own, 4) for own in texts]
     values["log p"] = [sum(c.log_prob for c in own) / sum(c.num_tokens for c in own) for own in completions]
     values["tokens"] = [sum(c.num_tokens for c in own) / len(own) for own in completions]
     if training is not None:
         found = iter(overlaps([completion.text for own in completions for completion in own], training))
         values["copied"] = [sum(next(found).longest for _ in own) / len(own) for own in completions]
-    return {name: np.array(column) for name, column in values.items()}
+    return {name: np.array(column, np.float64) for name, column in values.items()}
 
 
 def mean_interval(values: Values, seed: int = 0) -> Interval:
@@ -180,9 +178,3 @@ def _completion(model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int
     new = ids[num_given:]
     log_probs = token_log_probs(model, ids, tokenizer.vocab_size)[num_given - 1 :]
     return Completion(seed, tokenizer.decode(new), len(new), math.fsum(log_probs))
-
-
-def _or_nan(measure: Callable[[Sequence[Sequence[str]], int], float], texts: Sequence[Sequence[str]], n: int) -> float:
-    with suppress(InputError):
-        return measure(texts, n)
-    return np.nan

@@ -8,7 +8,6 @@ number of its last word is at least n.
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from minigpt.errors import InputError
 from minigpt.evaluation.diversity import WORD, words
 
 
@@ -55,20 +54,15 @@ def overlaps(texts: Sequence[str], training: Iterable[str]) -> list[Overlap]:
     return [Overlap(text, tuple(lengths)) for text, lengths in zip(texts, found, strict=True)]
 
 
-def copied_share(found: Sequence[Overlap], n: int) -> float:
-    """The share of the n-grams of all texts that occur in the training set.
+def copied_share(found: Sequence[Overlap], n: int) -> float | None:
+    """The share of the n-grams of all texts that occur in the training set; None if no text has n words.
 
     Args:
         found: as `overlaps` returns them.
         n: words in a row. Brown et al. (2020) used 13 to find test data in a training set.
-
-    Raises:
-        InputError: if no text has n words.
     """
     ends = [length >= n for overlap in found for length in overlap.lengths[n - 1 :]]
-    if not ends:
-        raise InputError(f"no text has n = {n} words", "give longer texts, or a smaller n")
-    return sum(ends) / len(ends)
+    return sum(ends) / len(ends) if ends else None
 
 
 class SuffixAutomaton:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from minigpt.errors import InputError
 from minigpt.evaluation.diversity import distinct_n, repeated_n, words
 
 
@@ -30,10 +29,7 @@ def test_repetition_is_averaged_over_texts_not_over_their_ngrams():
 
 @pytest.mark.parametrize("measure", [distinct_n, repeated_n])
 def test_nothing_to_count(measure):
-    with pytest.raises(InputError, match="no text has n = 3 tokens"):
-        measure([[1, 2], []], 3)
-    with pytest.raises(InputError, match="n = 0 is no length"):
-        measure([[1, 2]], 0)
+    assert measure([[1, 2], []], 3) is None
 
 
 def test_what_a_word_is():
