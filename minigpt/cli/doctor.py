@@ -35,14 +35,14 @@ def answer(settings: Doctor) -> None:
         print_json({"facts": found, **timed, "weights": weights})
         return
     print(f"\n{settings.preset} on {device.type}, forward, backward and update:")
-    print(f"  {'settings':<38}{'tokens/s':>10}  {'from float32':>12}")
+    print(f"  {'settings':<46}{'tokens/s':>10}  {'from float32':>12}")
     for timing in timings:
         if timing.tokens_per_second is None:
-            print(f"  {timing.name:<38}{'-':>10}  {'-':>12}  does not work: {timing.note}")
+            print(f"  {timing.name:<46}{'-':>10}  {'-':>12}  does not work: {timing.note}")
             continue
         verdict = timing.note if timing.safe else "not safe"
         difference = "unknown" if timing.difference is None else f"{timing.difference:.1e}"
-        print(f"  {timing.name:<38}{timing.tokens_per_second:>10,.0f}  {difference:>12}  {verdict}")
+        print(f"  {timing.name:<46}{timing.tokens_per_second:>10,.0f}  {difference:>12}  {verdict}")
     print(f"\nfastest safe: {best}")
     _show_layers(settings.preset, layers)
 

@@ -139,7 +139,7 @@ def set_up(
         origins["base"] = base_checksum(base)
     seed_everything(config.seed)
     model = make_model(config, base, checkpoint, origins).to(device)
-    fast = _computes_fast(config, processes, device, dtype)
+    fast = computes_fast(config, processes, device, dtype)
     if t.gradient_checkpointing:
         recompute_blocks(model, fast)
     forward, compiled = _compiled(model, config, processes, device, dtype)
@@ -415,7 +415,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _computes_fast(config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype) -> bool:
+def computes_fast(config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether steps compute by `training.kernels`: as asked, where that is possible."""
     apart = config.compile == "on" or (processes.size > 1 and config.train.parallel == "fsdp")
     return config.kernels == "fast" and device.type == "cpu" and dtype == torch.float32 and not apart

@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from minigpt.errors import first_line
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.system.device import autocast, available_devices, multiplies_bfloat16, processor
 from minigpt.system.downloads import cache_dir
+from minigpt.training.distributed import Processes
+from minigpt.training.kernels import kernels
 from minigpt.training.optim import make_optimizers
-from minigpt.training.run import make_model, recompute_blocks
+from minigpt.training.run import computes_fast, make_model, recompute_blocks
 
 # The losses of two ways to compute the same step may differ only by rounding: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -48,7 +50,7 @@ class Timing:
     """One way of computing a training step.
 
     Attributes:
-        name: dtype and mode, as flags.
+        name: dtype, mode and kernels, as flags.
         tokens_per_second: median over the measured steps; None if it does not work here.
         difference: largest distance of its losses from float32's, in nats; None if one of the two does not work here.
         safe: whether that is within rounding.
@@ -69,7 +71,7 @@ def time_settings(
     seconds: float = 15.0,
     tell: Callable[[str], None] = print,
 ) -> list[Timing]:
-    """Time the same training steps in each dtype, eager and compiled.
+    """Time the same training steps in each dtype, eager and compiled, and on a CPU by `training.kernels`.
 
     Args:
         config: which model and batch; the same first weights and batches for all.
@@ -78,20 +80,25 @@ def time_settings(
         seconds: how long to measure each way, after one step that warms up; at least one step, at most ten.
         tell: called with a line that says what is being measured.
     """
-    ways = [(torch.float32, False), (torch.bfloat16, False)]
+    ways = [(torch.float32, False, False), (torch.bfloat16, False, False)]
+    if device.type == "cpu":
+        ways.append((torch.float32, False, True))
     if with_compile:
-        ways += [(torch.float32, True), *([(torch.bfloat16, True)] if multiplies_bfloat16(device) else [])]
+        dtypes = [torch.float32, *([torch.bfloat16] if multiplies_bfloat16(device) else [])]
+        ways += [(dtype, True, False) for dtype in dtypes]
     timings: list[Timing] = []
     reference: list[float] | None = None  # the losses of float32, eager
-    for dtype, compiled in ways:
-        name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
+    for dtype, compiled, fast in ways:
+        name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}{' --kernels fast' if fast else ''}"
         tell(f"measuring {name} ...")
         try:
-            losses, times = train_a_little(config, device, dtype, compiled, seconds)
+            losses, times = train_a_little(
+                replace(config, kernels="fast" if fast else "torch"), device, dtype, compiled, seconds
+            )
         except Exception as error:  # a missing compiler raises many kinds
             timings.append(Timing(name, None, None, False, first_line(error)))
             continue
-        if (dtype, compiled) == (torch.float32, False):
+        if (dtype, compiled, fast) == (torch.float32, False, False):
             reference = losses
         difference = max((abs(a - b) for a, b in zip(losses, reference or [], strict=False)), default=None)
         tokens = config.train.batch_size * config.model.block_size
@@ -109,9 +116,10 @@ def train_a_little(
     A run's own step has more: it accumulates, clips, follows a schedule, and may mask documents.
     """
     torch.manual_seed(0)
+    fast = computes_fast(config, Processes(), device, dtype)
     model = make_model(config, None, None, {}).to(device)
     if config.train.gradient_checkpointing:
-        recompute_blocks(model)
+        recompute_blocks(model, fast)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
     optimizers = make_optimizers(model, config.train, dtype)
     losses: list[float] = []
@@ -120,7 +128,7 @@ def train_a_little(
         start = time.perf_counter()
         tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.model.block_size + 1))
         x, y = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
-        with autocast(device, dtype):
+        with autocast(device, dtype), kernels(fast):
             loss = next_token_loss(forward(x), y)
         loss.backward()
         for optimizer in optimizers:
