@@ -213,7 +213,7 @@ def _completions(request: _Request, together: bool) -> Generation:
             with _in_words(request.words, [request.names[number] for number in some]):
                 advance = partial(_advance, bar, longest * some[0], Counter(), length)
                 ours = [prompts[number] for number in some]
-                outs.append(generate(request.model, ours, **told, on_step=advance, num_candidates=1))
+                outs.append(generate(request.model, ours, **told, on_step=advance, num_candidates=0))
             bar.update(longest * (some[-1] + 1) - bar.n)
     return Generation(
         sequences=[ids for out in outs for ids in out.sequences],
@@ -262,7 +262,7 @@ def _stream(request: _Request) -> None:
 
     def pieces() -> Iterator[str]:
         text = TextStream(tokenizer, prompt, request.skip_special)
-        for token_id in stream(request.model, prompt, **options, on_step=count, num_candidates=1):
+        for token_id in stream(request.model, prompt, **options, on_step=count, num_candidates=0):
             yield text.feed(token_id)
         yield text.flush()
 

@@ -35,7 +35,7 @@ from typing import Unpack
 
 import torch
 
-from minigpt.config import Count
+from minigpt.config import CountOrOff
 from minigpt.decoding.batch import Batch, Choice
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.filters import all_banned, apply_filters
@@ -100,7 +100,7 @@ def generate(
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
-    num_candidates: Count = 10,
+    num_candidates: CountOrOff = 10,
     **options: Unpack[Options],
 ) -> Generation:
     """Continue each prompt.
@@ -111,7 +111,7 @@ def generate(
         tokenizer: the model's. `stop` needs the bytes of its tokens, and ids that it does not know are never chosen.
         draft: who guesses several tokens at once, for the model to check (see `speculative`). The text stays the same.
         on_step: is told after each step what was considered and chosen. It cannot change the result.
-        num_candidates: how many tokens it is shown; beam search shows all that it considered.
+        num_candidates: how many tokens it is shown, 0 for none; beam search shows all that it considered.
         **options: fields of `DecodingOptions`.
 
     Raises:
@@ -130,7 +130,7 @@ def stream(
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
     on_step: Callable[[Step], None] | None = None,
-    num_candidates: Count = 10,
+    num_candidates: CountOrOff = 10,
     **options: Unpack[Options],
 ) -> Generator[int, None, None]:
     """The ids that `generate` adds to one prompt, each as soon as it is chosen.

@@ -113,7 +113,7 @@ def continue_prompts(
         advance(done * copies)
 
     out = generate(
-        model, chosen, tokenizer=tokenizer, seed=seeds, on_step=on_step, num_candidates=1,
+        model, chosen, tokenizer=tokenizer, seed=seeds, on_step=on_step, num_candidates=0,
         **{**options, "batch_size": batch_size * options.get("num_beams", 1)},
     )  # fmt: skip
     advance((len(jobs) - num_done) * copies)

@@ -133,7 +133,7 @@ def test_what_is_shown_cannot_be_changed(tiny_model: GPT) -> None:
         steps[0].choices[0].id = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("number", [0, 1.5, None, 10**400])
+@pytest.mark.parametrize("number", [-1, 1.5, None, 10**400])
 def test_a_number_of_candidates_that_counts_nothing(tiny_model: GPT, number: Any) -> None:
     for call in (lambda: generate(tiny_model, PROMPTS, on_step=print, num_candidates=number),
                  lambda: stream(tiny_model, PROMPTS[0], on_step=print, num_candidates=number)):  # fmt: skip
@@ -159,3 +159,12 @@ def test_without_a_watcher_nothing_is_prepared(tiny_model: GPT, monkeypatch: pyt
     monkeypatch.setattr("minigpt.decoding.beam_search._Search.report", lambda *_: pytest.fail("computed for nobody"))
     for options in CASES:
         generate(tiny_model, PROMPTS, max_new_tokens=3, **options)
+
+
+def test_who_wants_no_candidates_gets_the_choices_alone(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.decoding.batch._candidates", lambda *_: pytest.fail("computed for nobody"))
+    steps: list[Step] = []
+    out = generate(tiny_model, PROMPTS[:1], max_new_tokens=3, on_step=steps.append, num_candidates=0)
+    choices = [choice for step in steps for choice in step.choices]
+    assert [choice.id for choice in choices] == out.sequences[0][-3:]
+    assert not any(choice.candidates for choice in choices)
