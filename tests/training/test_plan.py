@@ -363,7 +363,7 @@ def test_a_plan_is_of_the_data_that_the_settings_name(monkeypatch, capsys):
     arguments = ["train", "--data", "a.txt", "--config", "c.yaml", "--model.block_size", "7", "--device", "cpu"]
     for more in (["--plan"], []):
         assert main.answer([*arguments, *more]) == 2
-        assert "the data of a.txt do not have the data.checksum of the settings" in capsys.readouterr().err
+        assert "a.txt do not have the data.checksum of the settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--train.lora_rank", "2"], ["--train.freeze", "h.[1-9].*"]])
