@@ -26,7 +26,7 @@ from minigpt.data.corpora import (
 )
 from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, speaker, speech
 from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
-from minigpt.errors import DataError, MissingFileError, brief, first_line
+from minigpt.errors import DataError, DownloadError, MissingFileError, brief, first_line
 from minigpt.system.files import listed, named_path, parsed_json
 
 Raw = tuple[str, list[object]]  # a place in a file, and the messages there, not yet checked
@@ -38,6 +38,7 @@ _CAPITALS = re.compile(r"([^a-z\n]*[A-Z]{2}[^a-z\n]*?)\.?\n")  # a name above a 
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
 _DIRECTION = re.compile(r"\[[^\]]*\]?")  # of the stage; some are never closed
+_COMPLETE = "shakespeare-complete-dialogues"
 _SILENCE = "__ SILENCE __"  # with this PersonaChat says that nobody has spoken before
 
 # Where the scenes of tinyshakespeare begin: the numbers of their first speeches, from 0. It has none of the headings;
@@ -234,7 +235,10 @@ def _persona(entry: object, place: str) -> Raw:
 
 def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
     """The dialogues of a named corpus."""
-    text = load_corpus(name).text
+    try:
+        text = load_corpus(name).text
+    except DownloadError as error:  # it advises a corpus, and the dialogues of that one are meant here
+        raise DownloadError(error.what, error.how.replace("shakespeare-complete,", f"{_COMPLETE},")) from error
     if DIALOGUE_SOURCES.get(name, name) == "shakespeare":
         return _from_play(text.replace(_RUNNING_TITLE, "\n"), name, notes, _SCENES)
     return _from_text(text, name, notes)

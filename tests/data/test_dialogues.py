@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minigpt.data.batches import encode
 from minigpt.data.dialogues import CHAT_TEMPLATE, END_OF_TURN, Dialogue, Message, examples, render
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import InputError
+from minigpt.errors import DownloadError, InputError
 from minigpt.formats.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -116,6 +116,23 @@ def test_byte_pairs_of_the_template_are_those_of_transformers(gpt2_theirs, messa
     tokenizer = GPT2Tokenizer(MERGES)
     ids = gpt2_theirs.apply_chat_template(messages, add_generation_prompt=True, reply_as=reply_as, return_dict=False)
     assert ids == tokenizer.encode(render(messages, reply_as=reply_as))
+
+
+@pytest.mark.shared
+def test_gpt2s_own_ids_of_the_template_are_those_of_transformers(theirs):
+    try:
+        tokenizer = GPT2Tokenizer()
+    except DownloadError as error:
+        pytest.skip(f"needs GPT-2's merges: {error.what}")
+    there, _ = theirs(tokenizer)
+
+    @settings(max_examples=200, deadline=None)
+    @given(messages=conversations(), reply_as=st.just("") | some_text)
+    def same(messages, reply_as):
+        ids = there.apply_chat_template(messages, add_generation_prompt=True, reply_as=reply_as, return_dict=False)
+        assert ids == tokenizer.encode(render(messages, reply_as=reply_as))
+
+    same()
 
 
 @settings(max_examples=40, deadline=None)
