@@ -59,7 +59,7 @@ class Generation:
         scores: a beam's score; else the log-probability of the completion as the model sees it, without any filter: the
             sum over its tokens.
         finish_reasons: "eos" (end-of-sequence token), "stop" (a stop string), "length" (max_new_tokens) or "context"
-            (the block was full, with on_overflow="stop").
+            (the context was full, with on_overflow="stop").
         num_drafted: how many tokens a draft proposed, over all sequences.
         num_accepted: how many of them were written.
     """
@@ -150,9 +150,12 @@ def stream(
         InputError: at once, if the prompt or an option cannot be used; later, if bans leave no token to choose.
     """
     request = Request(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
-    if request.options.uses_beams or request.options.num_return_sequences > 1:
+    beams, several = request.options.uses_beams, request.options.num_return_sequences
+    if beams or several > 1:
         raise InputError(
-            "a stream shows one sequence that only grows, but a beam search may replace it until the end",
+            "a stream shows one sequence that only grows, but a beam search may replace it until the end"
+            if beams
+            else f"a stream shows one sequence, but {named('num_return_sequences', several)} asks for several",
             'choose strategy="sample" or "greedy" with num_beams = num_return_sequences = 1, or call generate',
         )
     return _chosen_ids(request, on_step, num_candidates)
@@ -161,7 +164,11 @@ def stream(
 def _chosen_ids(
     request: Request, on_step: Callable[[Step], None] | None, num_candidates: int
 ) -> Generator[int, None, None]:
-    """The ids of all steps. Closed early, it closes the steps, whatever this Python does with what it leaves behind."""
+    """The ids of all steps.
+
+    If the caller stops early, the steps are ended at once, so that the model gets its mode back without waiting for the
+    garbage collector.
+    """
     with contextlib.closing(_watched_steps(request, on_step, num_candidates, scored=on_step is not None)) as steps:
         for step in steps:
             for choice in step.choices:
@@ -290,7 +297,7 @@ def _search(request: Request, on_step: Callable[[Step], None] | None) -> Generat
         if len(hypotheses) < copies:
             raise InputError(
                 f"{named('num_beams', options.num_beams)} found {len(hypotheses)} continuations of "
-                f"{named(f'prompt {number}')}, and {named('num_return_sequences', copies)}",
+                f"{named(f'prompt {number}')}, but {named('num_return_sequences', copies)} asks for more",
                 f"raise {named('num_beams')} or {named('max_new_tokens')}, ask for fewer, or relax "
                 + ", ".join(map(named, options.bans) if options.bans else ["the filters"]),
             )

@@ -75,7 +75,7 @@ class Request:
 
     def _limit(self, number: int, length: int) -> int:
         wanted, block_size = self.options.max_new_tokens, self.model.config.block_size
-        room = max(0, block_size + 1 - length)  # one more than the block holds: the last token is never fed back
+        room = max(0, block_size + 1 - length)  # one more than the context holds: the last token is never fed back
         if wanted <= room or self.options.on_overflow == "crop":
             return wanted
         if self.options.on_overflow == "stop":
@@ -85,7 +85,7 @@ class Request:
         raise InputError(
             f"{named(f'prompt {number}')} of length {length} {too_much} block_size = {block_size}",
             f"{lower}shorten the prompt, or choose {named('on_overflow')}: "
-            '"stop" ends when the block is full, "crop" goes on with the newest tokens',
+            '"stop" ends when the context is full, "crop" goes on with the newest tokens',
         )
 
     def _check_draft(self) -> None:
@@ -93,8 +93,8 @@ class Request:
             return
         if self.options.uses_beams:
             raise InputError(
-                f"a draft guesses how one sequence goes on, and {named('num_beams', self.options.num_beams)} changes "
-                "sequences",
+                "a draft guesses how one sequence goes on, but with "
+                f"{named('num_beams', self.options.num_beams)} a row may go on from another one at every step",
                 f"leave {named('draft')} out, or search without beams",
             )
         with_text = None if self._tokenizer is None else self._tokenizer.vocab_size
@@ -119,7 +119,7 @@ class Request:
                     f"raise {named('max_new_tokens')}, shorten the prompt, or require less",
                 )
         for ids, stop in itertools.product(required, self.options.stop_strings):
-            # Also where one ends with it: it would be found, and then cut off the text.
+            # Also where it ends with a stop string: it would be written, and then the text is cut before that string.
             if stop.encode("utf-8") in self._bytes(ids):
                 raise InputError(
                     f"{named('required_sequences')} wants {named_ids(ids)}, but {named('stop', stop)} ends the text "

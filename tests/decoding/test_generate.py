@@ -67,7 +67,7 @@ class Scripted(GPT):
 
 @pytest.mark.parametrize("options", STRATEGIES)
 def test_cached_equals_uncached(tiny_model: GPT, options: dict[str, Any]) -> None:
-    new = tiny_model.config.block_size + 1 - 5  # to the last position of the block, and the token after it
+    new = tiny_model.config.block_size + 1 - 5  # to the last position of the context, and the token after it
     cached = generate(tiny_model, PROMPTS, max_new_tokens=new, **options)
     plain = generate(tiny_model, PROMPTS, max_new_tokens=new, use_cache=False, **options)
     assert cached.sequences == plain.sequences
@@ -594,9 +594,10 @@ def test_text_is_no_prompt(tiny_model: GPT, prompts: Any) -> None:
 
 
 def test_beams_are_not_streamed(tiny_model: GPT) -> None:
-    for options in ({"strategy": "beam", "num_beams": 2}, {"num_return_sequences": 2}):
-        with pytest.raises(InputError, match="one sequence that only grows"):
-            stream(tiny_model, [1], max_new_tokens=2, **options)
+    with pytest.raises(InputError, match="one sequence that only grows, but a beam search"):
+        stream(tiny_model, [1], max_new_tokens=2, strategy="beam", num_beams=2)
+    with pytest.raises(InputError, match="shows one sequence, but num_return_sequences = 2 asks for several"):
+        stream(tiny_model, [1], max_new_tokens=2, num_return_sequences=2)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "sample"])
