@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 LEVELS = 256  # of a random byte
-QUERIES = 64  # of a tile of attention: the fewer, the fewer keys are computed that the causal mask hides
+QUERIES = 64  # of a tile, which computes all keys up to its last query: a smaller one wastes less on hidden keys
 WEIGHTS = 2**16  # of a tile of attention, in all its rows and heads: what fits a core's cache
 
 
@@ -44,7 +44,10 @@ def draws_words(x: Tensor) -> bool:
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """`F.dropout` in training: zero a share p of x, (...) -> (...), and scale the rest by 1 / (1 - p)."""
+    """`F.dropout` in training: zero a share p of x, (...) -> (...), and scale the rest by 1 / (1 - that share).
+
+    From random words, p counts in steps of 1/256; see `threshold`.
+    """
     if p == 0:
         return x
     if not draws_words(x):
@@ -65,9 +68,9 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: floa
     """The numbers of `model.explicit_attention` on a CPU, with the same masks from the same random state.
 
     torch's fused kernel cannot drop on a CPU, and falls back to whole (T, T) matrices, each of which goes through
-    memory many times. Here a tile of them is computed at a time, and stays in the cache. Shapes and arguments are
-    those of `model.explicit_attention`, with as many keys as queries, of which none may look ahead, and a dropout
-    above 0. bfloat16 is computed in float32.
+    memory many times. Here a tile of them is computed at a time, and stays in the processor's cache. Shapes and
+    arguments are those of `model.explicit_attention`, with as many keys as queries, of which none may look ahead, and a
+    dropout above 0. bfloat16 is computed in float32.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):  # as in a backward pass, which stands outside an autocast

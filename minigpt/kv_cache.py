@@ -65,8 +65,8 @@ class Column(NamedTuple):
 
     Attributes:
         positions: a number if all rows agree, else int64 (B,).
-        places: for each layer where its keys and values belong: (B, 2, H, 1, D), or if rows differ what holds all of
-            its columns, (B, max_length, 2, H, D).
+        places: for each layer a view of the cache, to write into: if all rows agree, of the new column alone,
+            (B, 2, H, 1, D); else of all columns, (B, max_length, 2, H, D), to be indexed by `rows` and `positions`.
         seen: keys, then values, for each layer: 2 n_layer of (B, H, S, D).
         rows: 0 to B - 1, int64 (B,), if rows differ.
         mask: what is added to the scores if rows differ, 0 or -inf: (B, 1, 1, S).
@@ -267,8 +267,8 @@ class KVCache:
     def gather(self, rows: Tensor, first_column: int = 0) -> None:
         """Replace row i by a copy of row `rows[i]`: int64 (B',). The number of rows may change.
 
-        Beams of one prompt share their prompt's columns already: with as many rows as before and `first_column` at the
-        shortest prompt's length, only what was generated is copied, in place.
+        With as many rows as before, the columns before `first_column` stay as they are. Beams only replace beams of
+        their own prompt, whose columns are equal, so there it may be the length of the shortest prompt.
         """
         lengths = None if self.uniform is not None else self._length[rows].tolist()
         if len(rows) == self.batch_size:
@@ -291,14 +291,14 @@ class KVCache:
         self.gather(rows.repeat_interleave(num_copies))
 
     def replace(self, row: int, other: "KVCache", other_row: int) -> None:
-        """A row becomes a copy of one of another cache, which was made for the same model and is no longer."""
+        """Row `row` becomes a copy of row `other_row` of another cache of the same model, which has no more columns."""
         lengths = self.length.tolist()
         lengths[row] = length = other.length.tolist()[other_row]
         self._kv[:, :, row, :, :length] = other._kv[:, :, other_row, :, :length]
         self._set_lengths(lengths)
 
     def _set_lengths(self, lengths: list[int]) -> None:
-        """How many columns of each row are valid; a single number stands for all rows."""
+        """Set how many columns are valid: a number for each row, or a list of one, for all rows."""
         self._longest = max(lengths)
         self.uniform = lengths[0] if min(lengths) == max(lengths) else None
         if self.uniform is None:

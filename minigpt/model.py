@@ -163,7 +163,7 @@ class Block(nn.Module):
 def check_inputs(idx: Tensor, vocab_size: int, cache: Cache | None) -> None:
     """Check that idx is int64 (B, T) with all ids in the vocabulary, and the cache one or None.
 
-    A GPU that looks up an id outside the vocabulary ends the process.
+    On a GPU, looking up an id outside it is no error that could be caught: it ends the process.
 
     Raises:
         InputError: if not. While torch.compile traces the model there are no values: then type and shape are checked.
@@ -173,7 +173,8 @@ def check_inputs(idx: Tensor, vocab_size: int, cache: Cache | None) -> None:
         raise InputError(f"ids are {found}, not int64 (B, T)", "give one row of ids as torch.tensor([ids])")
     if not torch.compiler.is_compiling():
         check_value("cache", cache, Cache | None, InputError)
-        lowest, highest = (int(bound) for bound in torch.func.debug_unwrap(idx).aminmax())  # as vmap sees no values
+        values = torch.func.debug_unwrap(idx)  # inside vmap a tensor shows no values: take the one beneath
+        lowest, highest = (int(bound) for bound in values.aminmax())
         if lowest < 0 or highest >= vocab_size:
             raise InputError(
                 f"ids from {lowest} to {highest} are not all in the vocabulary of {vocab_size}",
@@ -235,7 +236,7 @@ class GPT(nn.Module):
         A decoder that needs only the last position's logits applies `lm_head` to that position alone.
 
         Raises:
-            InputError: if the tokens do not fit the block, or the cache.
+            InputError: if the tokens do not fit the context, or the cache.
         """
         T = idx.size(1)
         if cache is not None:
@@ -261,7 +262,7 @@ class GPT(nn.Module):
         sequence into calls gives the same logits as one call.
 
         Raises:
-            InputError: if the tokens are no ids of the vocabulary, or do not fit the block, or the cache.
+            InputError: if the tokens are no ids of the vocabulary, or do not fit the context, or the cache.
         """
         check_inputs(idx, self.config.vocab_size, cache)  # not in the trunk, because decoders have checked their ids
         return self.lm_head(self.trunk(idx, cache))  # (B, T, C) -> (B, T, V)

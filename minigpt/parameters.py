@@ -21,12 +21,12 @@ _CORES = (fused_attention, explicit_attention)  # which give the same numbers
 
 
 def as_built(model: GPT, known: Known) -> GPT:
-    """The model, the original of a compiled one, once it is clear that a file of its weights says all that it computes.
+    """Check that a file of weights is enough to rebuild this model, and return it: the original of a compiled one.
 
     Args:
         model: compared with what `GPT(model.config)` makes: its parts, tensors and settings, which no hook changes.
-        known: types of parts that may stand in the place of others: type -> that of the other, and the types of what it
-            may have besides.
+        known: the replaced parts that are allowed: type -> the type that a GPT has there, and the types of the members
+            that it may have besides, as in `lora.KNOWN`.
 
     Raises:
         InputError: naming the first part that is otherwise.
@@ -111,7 +111,7 @@ def check_plain(model: GPT, what: str) -> None:
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:
-    """The model's weights by name, a tied head left out: it is `wte.weight`. What is written there is in the model."""
+    """The model's weights by name, a tied head left out: it is `wte.weight`. Writing into them changes the model."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -138,7 +138,10 @@ class without_random_values(TorchFunctionMode):  # noqa: N801 (used as a context
 
 
 class shapes_alone(TorchFunctionMode):  # noqa: N801 (used as a context)
-    """New tensors have a shape and take no memory: all their elements are one. Nothing is written to them."""
+    """New tensors have a shape but almost no memory: all elements are the same number in memory.
+
+    So nothing may be written into them, and what would fill them does nothing here.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

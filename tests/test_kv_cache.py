@@ -19,7 +19,7 @@ def cuts(length: int):
 
 @torch.no_grad()
 def test_any_cut_gives_the_uncached_logits(tiny_model, tiny_config):
-    """I1, I4: also at the block's last position."""
+    """I1, I4: also at the context's last position."""
     idx = torch.randint(23, (2, 13))
     expected = tiny_model(idx)
     for sizes in cuts(13):

@@ -133,7 +133,7 @@ class ModelSize:
         states = 2 * (matrices + vectors) - (12 * L * C * C if self.optimizer == "muon" else 0)
         forward = 2 * B * T * (12 * L * C * C + V * C) + 4 * L * B * T * T * C
         identities = {
-            "parameters = 12 L C^2 + (V + block) C + vectors": (self.parameters, matrices + vectors),
+            "parameters = 12 L C^2 + (V + block_size) C + vectors": (self.parameters, matrices + vectors),
             "forward FLOPs = 2 B T (12 L C^2 + V C) + 4 L B T^2 C": (self.forward_flops, forward),
             "training FLOPs = 3 x forward": (self.training_flops, 3 * forward),
             "gradients = 4 bytes a parameter": (self.gradient_bytes, 4 * (matrices + vectors)),
@@ -185,7 +185,7 @@ def model_size(
         attention: which core keeps activations: the fused one, or the explicit one with its (T, T) patterns.
 
     Raises:
-        InputError: if the batch is empty, or its rows are longer than the block.
+        InputError: if the batch is empty, or its rows are longer than the context.
     """
     tokens = config.block_size if tokens is None else tokens
     check_pass(config, batch_size, tokens)

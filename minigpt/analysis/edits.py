@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import minigpt.analysis.taps as taps
-from minigpt.analysis.positions import At, Places, check_fixed, check_in_block, chosen, counts_from_end, normal
+from minigpt.analysis.positions import At, Places, check_fixed, check_in_context, chosen, counts_from_end, normal
 from minigpt.analysis.recording import Trace
 from minigpt.config import GPTConfig, Seed
 from minigpt.errors import InputError, brief, near
@@ -82,7 +82,7 @@ class Edit(Brief):
                 f"there is no head {self.head}: the model has {config.n_head} a layer",
                 taps.what_there_is(config),
             )
-        check_in_block(self.places, config)
+        check_in_context(self.places, config)
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
         """The values that replace `old` (B, [H,] len(places), ...), of its shape or one that broadcasts to it."""
@@ -195,7 +195,7 @@ class Knockout(Edit):
     def check(self, config: GPTConfig) -> None:
         """As for every edit; the key must lie within block_size too."""
         super().check(config)
-        check_in_block((self.key,), config)
+        check_in_context((self.key,), config)
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
         """The scores (B, H, 1, S), with -inf for the key."""

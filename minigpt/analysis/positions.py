@@ -31,7 +31,7 @@ def normal(at: object) -> Places:
     return places
 
 
-def check_in_block(at: Places, config: GPTConfig) -> None:
+def check_in_context(at: Places, config: GPTConfig) -> None:
     """Check that each position that is named as a number lies within block_size.
 
     Raises:

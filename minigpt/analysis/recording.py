@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 import minigpt.analysis.taps as taps
 from minigpt.analysis.accounting import check_pass
-from minigpt.analysis.positions import At, check_fixed, check_in_block, chosen, counts_from_end, normal
+from minigpt.analysis.positions import At, check_fixed, check_in_context, chosen, counts_from_end, normal
 from minigpt.analysis.taps import PointError
 from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
@@ -62,7 +62,7 @@ class Trace(Mapping[str, Tensor]):
         self.points = frozenset(stored(taps.resolve(points, model.config)))
         self._device, self._dtype, self._grad = device, dtype, grad
         self._at = normal(positions)
-        check_in_block(self._at, model.config)
+        check_in_context(self._at, model.config)
         self._chunks: dict[str, list[tuple[list[int], Tensor]]] = {}  # point -> (positions, values) of each pass
         self._num_passes = 0
 
@@ -264,7 +264,7 @@ def plan(
 
     Raises:
         PointError: if there is no such point.
-        InputError: if the batch is empty, or its rows do not fit the block.
+        InputError: if the batch is empty, or its rows do not fit the context.
     """
     check_pass(config, batch_size, tokens)
     nbytes = {}

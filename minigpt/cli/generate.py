@@ -276,7 +276,7 @@ def _stream(request: _Request) -> None:
         write_product("\n")  # after an error too, because its lines must begin at the left
     _say_speed(num_new, time.perf_counter() - start, num_drafted, num_accepted)
     if reason == "context" or (reason is None and options["max_new_tokens"] != 0):  # None: there was no room at all
-        print("[the model's block is full; with --on-overflow crop it goes on]", file=sys.stderr)
+        print("[the context is full; with --on-overflow crop it goes on]", file=sys.stderr)
 
 
 def _say_speed(num_new: int, seconds: float, num_drafted: int, num_accepted: int) -> None:

@@ -15,7 +15,7 @@ from minigpt.system import WIDTH
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
 DEFAULT_LENGTH = 200
-LENGTH = f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's block)"
+LENGTH = f"the most tokens to add (default: {DEFAULT_LENGTH}, or what fits the model's context)"
 MEMORISED = 50  # words in a row; so long a span is not the same by chance
 NEWEST = f"{MODEL} (default: the newest run)"
 

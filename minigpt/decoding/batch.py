@@ -85,7 +85,7 @@ class Batch:
 
     Attributes:
         numbers: of the rows, in the order of the batch. Empty when all are done.
-        drafts: what each row ends with that is not decided yet.
+        drafts: the guessed tokens at the end of each row, which are not checked yet.
     """
 
     def __init__(self, request: Request, numbers: Sequence[int]) -> None:
@@ -152,20 +152,29 @@ class Batch:
     def go_on(self, new: Sequence[Sequence[Choice]], tokens: Tensor) -> None:
         """Rows that are done leave, and those that wait take their places; all get their new tokens and new logits.
 
+        For example, a slot whose draft is right in its first token and wrong in its second::
+
+            ids     a b c D E      the row: text, then the draft D E, which was fed with c
+            new     D F            the choices after c and after D
+            last    F              the newest token: the model has not read it yet
+            keep    4              a b c D, the ids that the model has read and that stay
+            written a b c D F      the new text, for which the next draft, G H, is asked
+            fed     F G H          the newest token and its draft: `added`
+
         Args:
             new: the choices of each row.
             tokens: what was chosen at all places, int64 (M,).
         """
         ids = self._rows.ids
-        # A row ends with its draft, so all its new tokens but the last are in it already. Keep up to them, and drop the
-        # rest of the draft.
+        # By slot. A row ends with its draft, so all its new tokens except the last are in it already: keep the text and
+        # the accepted part of the draft, and drop the rest.
         last = {slot: choices[-1].id for slot, choices in enumerate(new) if choices[-1].finish_reason is None}
         keep = {slot: len(ids[slot]) - len(self.drafts[slot]) + len(new[slot]) - 1 for slot in last}
         begun = self._fill([slot for slot in range(len(ids)) if slot not in last])
         for slot in begun:  # the prompt's last id is all that the row lacks
             prompt = self._request.prompt(self.numbers[slot])
             last[slot], keep[slot] = prompt[-1], len(prompt) - 1
-        going = sorted(last)
+        going = sorted(last)  # slots; a list below has an item for each of them
         self.numbers = [self.numbers[slot] for slot in going]
         if not going:
             return
@@ -175,7 +184,7 @@ class Batch:
             return
         written = [[*ids[slot][: keep[slot]], last[slot]] for slot in going]
         counts = self._request.draft_lengths(self.numbers, written, self._rows.room(map(len, written)))
-        # The first token after a prompt is not drafted, as it is not where the pass over the prompt gives it.
+        # A prompt that has just come in gets no draft yet, like the first prompts, for which `drafts` begins empty.
         counts = [0 if slot in begun else count for slot, count in zip(going, counts, strict=True)]
         self.drafts = self._drafter.draft(self.numbers, written, counts)
         added = [[last[slot], *draft] for slot, draft in zip(going, self.drafts, strict=True)]

@@ -9,7 +9,7 @@ One step, for each prompt:
 Candidates are ranked by the sum of their tokens' log-probabilities. A finished one is scored by that sum divided by
 length ** length_penalty; the length counts the new tokens, an end-of-sequence token too, and never the prompt's.
 Where words must appear (`constraints`), the tokens that bring them on are candidates too, a sequence ends only when it
-has all of them, and "first" and "best" mean whose turn it is.
+has all of them, and candidates are taken in the order of `constraints.in_turn`, not of their sums.
 
 N prompts, B beams of each, R = N * B rows, V tokens in the vocabulary, K candidates of each prompt.
 """
@@ -102,12 +102,13 @@ def beam_search(
     while alive:
         totals = torch.tensor([beam.total for beam in running], device=rows.logits.device)  # (R,)
         num_new = [searches[number].num_new for number in alive]
-        # Not normalised again after the filters: what they take from a token, they take from its beam.
+        # No second log_softmax after the filters: what a penalty takes from a token's score, its beam loses too.
         log_probs = rows.last_logits.log_softmax(-1)  # (R, V)
         log_probs = apply_filters(log_probs, rows.ids, options, [n for n in num_new for _ in range(B)])
         V = log_probs.size(-1)
         continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)
-        K = min(max(2, 1 + len(options.eos)) * B, B * V)  # each end-of-sequence token may end all B: leave B to go on
+        # At worst all B beams have each end-of-sequence token first, which are len(eos) * B that end: leave B to go on.
+        K = min(max(2, 1 + len(options.eos)) * B, B * V)
         if tape is None:
             values, chosen = continued.topk(K)  # (N, K), best first
         else:
@@ -258,8 +259,8 @@ class _Search:
             return False
         if self._options.early_stopping is True:
             return True
-        # Totals only fall. Where length is rewarded, the best that could still come is today's total at full length:
-        # "never" waits as long as that would do. False judges the beam by its present length, which may be too early.
+        # A total never rises. If length_penalty is above 0, a beam's best possible score is its present total at full
+        # length, and "never" compares with that. False takes the present length, and may stop too early.
         patient = self._options.early_stopping == "never" and self._options.length_penalty > 0
         return self._score(best_total, self._limit if patient else num_new) <= self.finished[-1].score
 

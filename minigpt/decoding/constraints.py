@@ -26,7 +26,8 @@ def num_required(required: Sequence[Sequence[int]]) -> int:
 def progress(new: Sequence[int], required: Sequence[Sequence[int]]) -> int:
     """How many required tokens are in place.
 
-    Those of the sequences that are whole, and of the others the longest beginning that `new` ends with.
+    All tokens of the sequences that `new` contains; of the others only the one that has come furthest counts: how many
+    of its first tokens `new` ends with.
     """
     whole, begun = 0, 0
     for ids in required:
@@ -43,7 +44,12 @@ def next_tokens(new: Sequence[int], required: Sequence[Sequence[int]]) -> set[in
 
 
 def in_turn(best_first: Iterable[_T], bank: Callable[[_T], int]) -> list[_T]:
-    """The best of the highest bank, of the next one, and so on; then the second best of each, and so on."""
+    """The best of the highest bank, of the next one, and so on; then the second best of each, and so on.
+
+    Args:
+        best_first: the items.
+        bank: how many required tokens an item has in place: all that have equally many are one bank.
+    """
     seen: Counter[int] = Counter()
     claims = []
     for item in best_first:

@@ -179,8 +179,9 @@ def favour_end(scores: Tensor, num_new: Sequence[int], ends: Sequence[int], star
 def temperature(scores: Tensor, value: float) -> Tensor:
     """Divide (..., V) by a temperature above 0 (Ackley, Hinton and Sejnowski, 1985). The order of tokens stays.
 
-    In a row whose best score overflows, all are first taken down by it: no probability depends on it, and what
-    overflows then has none. Elsewhere the quotient is left as it is, to agree with transformers to the last bit.
+    If the quotient overflows, the row's best score is first subtracted from all its scores: the softmax is the same,
+    and a score that overflows even so has probability 0. Other rows keep their quotient, to agree with transformers to
+    the last bit.
     """
     value = max(float(value), torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
     divided = scores / value

@@ -87,7 +87,7 @@ class OneToken:
             cache: of the model's own dtype. It then holds the tokens too.
 
         Raises:
-            InputError: if the tokens do not fit the block, or the cache.
+            InputError: if the tokens do not fit the context, or the cache.
         """
         B, H, C = idx.size(0), self._config.n_head, self._config.n_embd
         column = cache.column(self._config.block_size)
@@ -96,14 +96,14 @@ class OneToken:
             qkv = layer.qkv(layer.ln_1(x)).view(B, 3, H, 1, -1)  # (B, 3C) -> (B, 3, H, 1, D)
             k, v = cache.put(number, column, qkv[:, 1:])  # (B, H, S, D)
             y = F.scaled_dot_product_attention(qkv[:, 0], k, v, column.mask)  # (B, H, 1, D)
-            x = layer.project(x, y.reshape(B, C))
-            x = layer.narrow(x, F.gelu(layer.widen(layer.ln_2(x)), approximate="tanh"))
+            x = layer.project(x, y.reshape(B, C))  # x + c_proj(y)
+            x = layer.narrow(x, F.gelu(layer.widen(layer.ln_2(x)), approximate="tanh"))  # x + mlp(ln_2(x))
         cache.advance(1)
         return self._head(self._final(x))
 
 
 def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
-    """Whether all parts compute as model.py has it. Linear layers are called, so they may be anything."""
+    """Whether all parts compute as model.py has it. Linear layers may be of any type: see `_product`."""
     parts: list[tuple[nn.Module, type[nn.Module]]] = [
         (model, GPT), (model.wte, nn.Embedding), (model.wpe, nn.Embedding), (model.drop, Dropout),
         (model.ln_f, nn.LayerNorm),
@@ -112,6 +112,7 @@ def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
         attn, mlp = block.attn, block.mlp
         parts += [(block, Block), (block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm), (attn, CausalSelfAttention)]
         parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, Dropout)]
+    # A `forward` may have been set on one object, as gradient checkpointing does.
     own = {"trunk", "forward"} & {name for part, _ in parts for name in vars(part)}
     same = all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
     return same and not own and type(model).trunk is GPT.trunk
@@ -123,6 +124,7 @@ def _norm(norm: nn.LayerNorm) -> Product:
 
 
 def _product(layer: nn.Module) -> Product:
+    """Of a plain linear layer the weight is taken; any other, such as an adapted or a packed one, is called."""
     if type(layer) is not nn.Linear:
         return layer
     weight, bias = layer.weight.t(), layer.bias

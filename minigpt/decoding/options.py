@@ -26,7 +26,7 @@ class UnknownOptionError(InputError, TypeError):
 
 @dataclass(frozen=True)
 class Concerns:
-    """Whom alone a field concerns: with another strategy it must be off, because it would have no effect.
+    """What a field is for. Where there is no such thing, it must be off, because it would have no effect.
 
     Attributes:
         whom: a draw, several beams, or the end-of-sequence token.
@@ -85,7 +85,7 @@ class DecodingOptions:
     """
 
     def __new__(cls, *_: object, **options: object) -> "DecodingOptions":
-        """Where every caller's options pass, a misspelt one is answered with the right one."""
+        """Every caller's options come through here: a misspelt one is refused, with the nearest right name."""
         for name in options.keys() - cls.__dataclass_fields__.keys():
             raise UnknownOptionError(
                 f"there is no option {brief(name)}",
@@ -159,8 +159,8 @@ class DecodingOptions:
     use_cache: bool = True
     """keep keys and values; without it the same tokens come, slowly"""
     on_overflow: Literal["error", "stop", "crop"] = "error"
-    """where prompt and new tokens do not fit the block: refuse before any work, stop when it is full, or go on with the
-    newest block_size tokens, which are then all computed again for each new one"""
+    """where prompt and new tokens do not fit the context: refuse before any work, stop when it is full, or go on with
+    the newest block_size tokens, which are then all computed again for each new one"""
 
     def __post_init__(self) -> None:
         check_fields(self, InputError)
@@ -170,7 +170,10 @@ class DecodingOptions:
 
     @classmethod
     def before_model(cls, **options: Any) -> "DecodingOptions":
-        """Options whose length and end become known with a model: here any are taken."""
+        """Options that are checked before a model is loaded.
+
+        `max_new_tokens` and `eos_token_id` depend on the model: until then they have values that contradict nothing.
+        """
         return cls(**options, max_new_tokens=2**31, eos_token_id=0)
 
     @property

@@ -30,8 +30,8 @@ _TINY = torch.finfo(torch.float32).tiny
 class Rows:
     """Sequences that grow side by side, and the logits of the token after each.
 
-    With a cache only new tokens are fed. Without, every row is fed whole, or as much of its end as fits the block: the
-    plain reference, and the only way past the end of the context, where every token changes its position.
+    With a cache only new tokens are fed. Without, every row is fed whole, or as much of its end as fits the context: it
+    is the simplest way, and the only one once a row is longer than that, where every token changes its position.
 
     Args:
         model: in evaluation mode.
@@ -43,8 +43,9 @@ class Rows:
 
     Attributes:
         ids: the R rows, prompts included.
-        logits: float32 (R, T, V), of the token after each of the T that were added last, and T = 1 after the prompt.
-            Where a row got fewer than others, what comes after its last one means nothing. T is at most the block.
+        logits: float32 (R, T, V). `logits[r, t]` are for the token after the t-th of row r's newest ids, from 0; after
+            the prompt T = 1. A row with n < T new ids has its logits in places 0 to n - 1, and the others mean nothing.
+            T is at most the context.
 
     Raises:
         InputError: if the model gives a logit that is infinite or not a number, now or in `advance`.
@@ -71,7 +72,7 @@ class Rows:
             self._cache = self._new_cache(len(prompts), self._columns)
         self._ahead: dict[tuple[int, ...], int] = {}  # beginnings of prompts, and their rows in `_read_prompts`
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
-        self._num_last = [1] * len(self.ids)  # of each row's ids, those whose next token has logits
+        self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
         self.logits = self._feed(prompts, [1] * len(prompts))  # (N, 1, V)
         if max(copies) > 1:
             each = torch.arange(len(prompts)).repeat_interleave(torch.tensor(copies)).to(self._device)  # (R,)
@@ -91,7 +92,7 @@ class Rows:
         return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]
 
     def room(self, lengths: Iterable[int]) -> int:
-        """How many tokens may be tried after rows of these lengths, so that all fit the block, and the cache."""
+        """How many tokens may be tried after rows of these lengths, so that all fit the context, and the cache."""
         return max(0, self._columns - max(lengths))
 
     def advance(
@@ -187,8 +188,10 @@ class Rows:
     def _checked(self, logits: Tensor, num_last: Sequence[int]) -> Tensor:
         """Logits of the ids that have text, float32 (R, T, V); those that somebody asks for are numbers."""
         logits = with_text(logits, self._vocab_size).float()
-        if not math.isfinite(logits.sum().item()):  # one sum; where it is no number, which of the logits are?
-            asked = torch.arange(logits.size(1)) < torch.tensor(num_last)[:, None]  # (R, T): else those of filling
+        # A finite sum shows that all are finite. Else look at those that somebody asks for: the sum may have
+        # overflowed, or the NaN may lie in the filling.
+        if not math.isfinite(logits.sum().item()):
+            asked = torch.arange(logits.size(1)) < torch.tensor(num_last)[:, None]  # (R, T)
             if not logits[asked.to(self._device)].isfinite().all():
                 raise InputError(
                     "the model's logits are not numbers: one is infinite or NaN",
@@ -209,7 +212,7 @@ class NoiseTape:
             row's draws depend on how many rows there are. A list has one seed per prompt: what is drawn for a prompt
             is then what it would get alone. None takes a fresh seed from the operating system.
         device: where to draw. The stream of a seed is the same on every CPU, but not on a GPU.
-        rows: how many, the ones that will be done too.
+        rows: how many rows there are in all, also those that are done or wait.
         columns: V.
     """
 
@@ -229,18 +232,18 @@ class NoiseTape:
     def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Exponential noise (M, V), above 0, for the token that follows `counts[i]` new ones in row `rows[i]`."""
         places = [(row // self._share, n) for row, n in zip(rows, counts, strict=True)]
-        blocks = {place: self._block(*place) for place in places}
-        whole = len(blocks) * self._share == len(rows)  # all rows of these generators, most often
-        if whole and all(b - a == 1 for a, b in itertools.pairwise(rows)):
-            return torch.cat([*blocks.values()]) if len(blocks) > 1 else blocks[places[0]]
-        return torch.stack([blocks[place][row % self._share] for place, row in zip(places, rows, strict=True)])
+        noise = {place: self._noise_after(*place) for place in places}
+        whole = len(noise) * self._share == len(rows)
+        if whole and all(b - a == 1 for a, b in itertools.pairwise(rows)):  # the usual case: no need to pick row by row
+            return torch.cat([*noise.values()]) if len(noise) > 1 else noise[places[0]]
+        return torch.stack([noise[place][row % self._share] for place, row in zip(places, rows, strict=True)])
 
     def keep_only(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Forget what was drawn for other places. If one is asked for again, it is drawn again, from the beginning."""
         places = {(row // self._share, n) for row, n in zip(rows, counts, strict=True)}
         self._drawn = {place: drawn for place, drawn in self._drawn.items() if place in places}
 
-    def _block(self, number: int, n: int) -> Tensor:
+    def _noise_after(self, number: int, n: int) -> Tensor:
         """What a generator draws for all its rows after n new tokens: (share, V)."""
         if (number, n) not in self._drawn:
             generator = self._generators[number]
@@ -279,7 +282,7 @@ def choose(scores: Tensor, noise: Tensor | None) -> Tensor:
 @checked
 @torch.inference_mode()
 def next_logits(model: GPT, ids: Sequence[int], vocab_size: VocabSize | None = None) -> Tensor:
-    """The logits of the token after `ids`, which are at most the block: float32 (V,). Raises as `next_token_table`."""
+    """The logits of the token after `ids`, at most `block_size` of them: float32 (V,). Raises as `next_token_table`."""
     (ids,) = check_prompts([ids], num_with_text(model, vocab_size))
     with evaluating(model):
         hidden = model.trunk(torch.tensor([ids], device=model.wte.weight.device))  # (1, T, C)
@@ -294,12 +297,12 @@ def next_token_table(
 
     Args:
         model: used in evaluation mode.
-        ids: what came before, at most the block.
+        ids: what came before, at most `block_size` ids.
         k: rows of the table.
         vocab_size: the tokenizer's; see `with_text`.
 
     Raises:
-        InputError: if `ids` is empty, not of this vocabulary or longer than the block, or k is below 1.
+        InputError: if `ids` is empty, not of this vocabulary or longer than the context, or k is below 1.
     """
     logits = next_logits(model, ids, vocab_size)
     probabilities = logits.softmax(-1)

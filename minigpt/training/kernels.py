@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from minigpt.system.device import processor
 
 SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # 2 u = SLOPE x + CUBE x^3
-AT_ONCE = 2**17  # numbers of a block of GELU: what it computes in between stays in the cache
+AT_ONCE = 2**17  # numbers of a part of GELU: what it computes in between stays in the processor's cache
 
 
 def kernels(fast: bool) -> AbstractContextManager[object]:
@@ -86,8 +86,8 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         y, slope, line = torch.empty_like(x), torch.empty_like(x), x.new_tensor(SLOPE)
-        blocks = (part.view(-1).split(AT_ONCE) for part in (x, y, slope))
-        for part, of_y, of_slope in zip(*blocks, strict=True):
+        parts = (whole.view(-1).split(AT_ONCE) for whole in (x, y, slope))
+        for part, of_y, of_slope in zip(*parts, strict=True):
             s = torch.addcmul(line, part, part, value=CUBE).mul_(part).sigmoid_()
             torch.mul(part, s, out=of_y)
             w = torch.addcmul(line, part, part, value=3 * CUBE, out=of_slope).mul_(part)

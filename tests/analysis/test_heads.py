@@ -118,7 +118,7 @@ def test_what_is_no_seed(model, seed):
 
 
 def test_as_many_as_there_is_room_for(model):
-    assert len(repeated_tokens(model.config, 50, 0)) == 13  # the block holds 1 + 2 * 6
+    assert len(repeated_tokens(model.config, 50, 0)) == 13  # the context holds 1 + 2 * 6
     few = dataclasses.replace(model.config, vocab_size=5)
     assert sorted(set(repeated_tokens(few, 50, 0))) == [0, 1, 2, 3, 4]
     for config, length in [

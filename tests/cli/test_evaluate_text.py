@@ -131,7 +131,7 @@ def test_every_form_is_read_alike(kind, texts, evaluate, monkeypatch):
 @pytest.mark.parametrize("kind", ["characters", "gpt2"])
 def test_perplexity_is_the_exponential_of_the_mean_surprise(kind, evaluate, monkeypatch):
     """By a loop in float64. GPT-2 opens each text with its own token, so that the first is predicted too."""
-    lines = ["abca", "bc", "a", "ccab" * 7]  # the last is longer than the block, so it is read in two windows or three
+    lines = ["abca", "bc", "a", "ccab" * 7]  # the last is longer than the context: it is read in two windows or three
     Path("t.txt").write_text("\n".join(lines), encoding="utf-8")
     tokenizer = CharTokenizer.from_text("abc") if kind == "characters" else GPT2Tokenizer(["c a"])
     model = random_model(tokenizer, monkeypatch)

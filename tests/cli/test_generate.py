@@ -211,7 +211,7 @@ def test_stopping_where_the_block_is_full_is_up_to_each_prompt(
 
 
 def test_a_full_block_is_told_where_it_ends_the_text(characters: CharModel, written: Callable[..., Any]) -> None:
-    told = "the model's block is full"
+    told = "the context is full"
     for flags, full in (
         ((), True),
         (("--on-overflow", "stop"), True),
@@ -321,7 +321,7 @@ def test_an_end_of_sequence_can_be_put_off(monkeypatch: pytest.MonkeyPatch, comp
 
 
 def test_what_a_review_found(characters: CharModel, refused: Callable[..., str], written: Callable[..., Any]) -> None:
-    """Half a character as a stop, a ban that --unknown skip would turn into another, a prompt that fills the block."""
+    """Half a character as a stop, a ban that --unknown skip would change, a prompt that fills the context."""
     assert "of whole characters" in refused("--prompt", "ROMEO", "--stop", "\udcff")
     with pytest.raises(InputError, match="has characters that the model does not know"):
         command._ids(CharTokenizer(LETTERS, unknown="skip"), "--ban", "R\U0001f600")
@@ -329,7 +329,7 @@ def test_what_a_review_found(characters: CharModel, refused: Callable[..., str],
     full = "ROMEO" * (model.config.block_size // 5 + 1)
     out, err = written("--prompt", full, "--on-overflow", "stop")
     assert out == full + "\n"
-    assert "the model's block is full" in err
+    assert "the context is full" in err
 
 
 def test_a_seed_is_a_number() -> None:

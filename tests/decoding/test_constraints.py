@@ -146,7 +146,7 @@ def test_words_leave_room_for_a_forced_end(tiny_model: GPT, num_beams: int) -> N
             assert ids[-1] == 3
             assert all(contains(ids[len(prompt) :], part) for part in required)
     # Where the context ends before, nothing is forced, and the words may take it all.
-    full = [[5] * 11]  # room for 3 in a block of 13
+    full = [[5] * 11]  # room for 3 in a context of 13
     options |= {"max_new_tokens": 9, "on_overflow": "stop", "required_sequences": [[4, 7, 9]]}
     assert generate(tiny_model, full, **options).sequences == [[*full[0], 4, 7, 9]]
 

@@ -43,7 +43,7 @@ def filled(model: GPT, rows: int, shorter: list[int]) -> KVCache:
 @pytest.mark.parametrize("shorter", [[0], [0, 0, 0], [2, 0, 3], [5, 1]], ids=str)
 @torch.no_grad()
 def test_it_is_the_forward_pass(tiny_config: GPTConfig, bias: bool, tied: bool, shorter: list[int]) -> None:
-    """In float64, to the last position of the block, with what the cache then holds."""
+    """In float64, to the last position of the context, with what the cache then holds."""
     model = random_model(replace(tiny_config, bias=bias, tie_weights=tied)).double()
     rows, step = len(shorter), OneToken(model)
     expected, found = filled(model, rows, shorter), filled(model, rows, shorter)

@@ -120,7 +120,7 @@ def test_rows_give_the_logits_of_a_plain_forward(tiny_model: GPT, use_cache: boo
     check()
     rows.advance([1, 3, 4], [[7], [8], [9]])  # rows leave
     check()
-    for token in range(10):  # past the end of the block, where the window slides
+    for token in range(10):  # past the end of the context, where the window slides
         rows.advance([0, 1, 2], [[token]] * 3)
         check()
 

@@ -82,7 +82,7 @@ def test_a_mix_is_its_prompts_alone(model: GPT, mix: int) -> None:
     batch_size = draw.randint(options.get("num_beams", 1), 5)
     try:
         expected = alone(model, prompts, seeds, options)
-    except InputError:  # what is required does not fit the block after one of the prompts
+    except InputError:  # what is required does not fit the context after one of the prompts
         with pytest.raises(InputError):
             generate(model, prompts, seed=seeds, batch_size=batch_size, **options)
         return

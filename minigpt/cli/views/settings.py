@@ -91,7 +91,7 @@ class Size(Shape):
           -o size.png
     """
     tokens: Annotated[int | None, Bounds(1, 2**24), Flag("T")] = None
-    """tokens a row (default: the block size)"""
+    """tokens a row (default: block_size)"""
     batch_size: Annotated[int, Bounds(1, 2**24), Flag("B")] = 1
     """rows of a batch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
