@@ -108,7 +108,7 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         ([*BEAM, "--require", "Romeo"], ["the required sequences hold 5 tokens, but the prompt gets 4"]),
         ([*BEAM, "--require", "oeoe", "--no-repeat-ngram-size", "2"], ["all of --require", "--no-repeat-ngram-size"]),
         ([*BEAM, "--num-return-sequences", "3", "--require", "mmmm"], ["--num-beams 3 found 1", "raise --num-beams"]),
-        ([*BEAM, "--draft", "lookup"], ["--num-beams 3 changes sequences", "leave --draft out"]),
+        ([*BEAM, "--draft", "lookup"], ["with --num-beams 3 a row may go on from another", "leave --draft out"]),
         (["--draft", "lookup", "--draft-tokens", "0"], ["--draft-tokens 0 guesses nothing"]),
         (["--draft-tokens", "3"], ["--draft-tokens would change nothing without --draft"]),
         (
