@@ -7,6 +7,7 @@ checked after it was opened, when nobody can exchange it any more.
 
 import codecs
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -182,13 +183,37 @@ def leftovers(folder: Path) -> list[Path]:
     ]
 
 
-def take_name(folder: Path, name: Path) -> None:
-    """Rename a folder to `name`, and remove the folder that had this name."""
+def make_way(path: Path, own: Collection[str]) -> str:
+    """Remove what is at a path, or move it aside if it is a folder with other files than these: people keep theirs.
+
+    Returns:
+        Its new place, as a phrase for a line; "" if it was removed, or there was nothing.
+    """
+    if _has_others(path, own):
+        stem = f"{path.name.lstrip('.')}-moved-aside"
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        aside = next(place for name in names if not os.path.lexists(place := path.parent / name))
+        path.replace(aside)
+        sync_folder(path.parent)
+        return f"{path} holds files that are not minigpt's, and is {aside} now"
+    remove(path)
+    return ""
+
+
+def _has_others(path: Path, own: Collection[str]) -> bool:
+    """Whether a path is a folder with other files than these."""
+    return path.is_dir() and not path.is_symlink() and not {file.name for file in path.iterdir()} <= {*own}
+
+
+def take_name(folder: Path, name: Path, own: Collection[str]) -> str:
+    """Rename a folder to `name`, and remove the folder that had this name, or move it aside: see `make_way`."""
+    kept = make_way(name, own) if _has_others(name, own) else ""
     with tempfile.TemporaryDirectory(dir=name.parent, prefix=_UNFINISHED) as rubbish:
         if name.exists():
             name.replace(Path(rubbish) / _PART)  # so that it never has its name while it is half removed
         folder.replace(name)
         sync_folder(name.parent)
+    return kept
 
 
 def remove(path: Path) -> None:

@@ -35,11 +35,13 @@ from torch.optim import Optimizer
 
 from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief, named
+from minigpt.formats.lora_files import CONFIG as ADAPTER_CONFIG
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
-from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, unused_run, versions
+from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
 from minigpt.formats.weights import (
     StoredTensor,
+    check_values,
     mismatches,
     open_weights,
     read_metadata,
@@ -56,6 +58,7 @@ from minigpt.system.files import (
     check_no_links,
     leftovers,
     listed,
+    make_way,
     new_folder,
     open_to_append,
     read_json,
@@ -75,6 +78,7 @@ DRAWING = ("processes", "device")  # of the circumstances, those that have rando
 PLACES = ("data.source", "data.val_data")  # where data lies, which may change: the checksum says what it is
 FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
+FILES = {WEIGHTS, STATE, MANIFEST}  # all that is removed with a checkpoint: what else lies in its folder is a person's
 KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
 
@@ -256,58 +260,50 @@ def write_checkpoint(
     write_text(folder / MANIFEST, json.dumps({**content, "sha256": _seal(content)}, indent=1))
 
 
-def replace_last(run: RunDirectory, *checkpoint: Any) -> None:
+def replace_last(run: RunDirectory, *checkpoint: Any) -> list[str]:
     """Write a checkpoint (see `write_checkpoint`) that becomes `last/`, and make the former one `previous/`.
+
+    Returns:
+        Lines that say what was damaged, and what was moved aside because it is not minigpt's.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written. Then `last/` and `previous/` are as they were, or
             if only their names could not be changed, the new one waits for its name.
     """
-    make_last(run)  # of the one before, whose name could not be changed
+    lines = make_last(run)  # of the one before, whose name could not be changed
     run.path.mkdir(parents=True, exist_ok=True)
     with new_folder(run.following) as part:
         write_checkpoint(part, *checkpoint)
-    _rotate(run)
+    return lines + _rotate(run)
 
 
-def make_last(run: RunDirectory) -> str:
+def make_last(run: RunDirectory) -> list[str]:
     """Give a checkpoint that waits for its name, if there is one and it is whole, the name `last/`.
 
     If it is interrupted anywhere, there is at least one complete checkpoint, and the next call finishes the work.
 
     Returns:
-        A line that says what was wrong with a damaged checkpoint, and what was done with it; "" if there was none.
+        Lines, as `replace_last` does.
 
     Raises:
         CheckpointError: if it is of another format.
     """
     if not os.path.lexists(run.following):
-        return ""
+        return []
     try:
         open_checkpoint(run.following)
     except _FormatError:
         raise
     except MiniGPTError as error:  # it is nobody's last word: a whole one waits only from one rename to the next
-        return f"{error.what}; {_cleared(run.following, {WEIGHTS, STATE, MANIFEST})}"
-    _rotate(run)
-    return ""
+        return [f"damaged    {error.what}; {make_way(run.following, FILES) or 'it was removed'}"]
+    return _rotate(run)
 
 
-def _cleared(folder: Path, known: set[str]) -> str:
-    """Remove a useless folder, or move it aside if it has files that no training writes; returns a phrase for which."""
-    if folder.is_dir() and not folder.is_symlink() and not {path.name for path in folder.iterdir()} <= known:
-        aside = unused_run(folder.parent, f"{folder.name.lstrip('.')}-moved-aside").path
-        folder.replace(aside)
-        return f"it holds files that are not minigpt's, and is {aside} now"
-    remove(folder)
-    return "it was removed"
-
-
-def _rotate(run: RunDirectory) -> None:
+def _rotate(run: RunDirectory) -> list[str]:
     """Give the checkpoint that waits for its name the name `last/`; the former is `previous/`."""
-    if run.last.exists():
-        take_name(run.last, run.previous)
-    take_name(run.following, run.last)
+    kept = take_name(run.last, run.previous, FILES) if run.last.exists() else ""
+    take_name(run.following, run.last, FILES)
+    return [f"moved      {kept}"] if kept else []
 
 
 class _FormatError(CheckpointError):
@@ -556,9 +552,8 @@ def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
     """
     for path in leftovers(run.path):
         remove(path)
-    if damage := make_last(run):
-        print_line(f"damaged    {damage}")
-    make_best(run)
+    for line in [*make_last(run), *make_best(run)]:
+        print_line(line)
 
 
 def circumstances(processes: Processes, device: torch.device) -> dict[str, str]:
@@ -633,7 +628,7 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
     return found
 
 
-def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> None:
+def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> list[str]:
     """Write the best weights of a run, or its best adapter, unless the existing ones are better.
 
     They may be better, because a run that was killed and resumed repeats steps, and their evaluations.
@@ -645,34 +640,55 @@ def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) 
         step: steps taken.
         base: where an adapter's base comes from.
 
+    Returns:
+        Lines, as `replace_last` does.
+
     Raises:
         OSError: if they cannot be written; those that lie there are as they were.
     """
-    make_best(run)  # an adapter whose name could not be changed
+    lines = make_best(run)  # an adapter whose name could not be changed
     if loss >= stored_loss(run):
-        return
+        return lines
     metadata = {"step": str(step), "val_loss": repr(loss)}
     if adapters(model):
         with new_folder(run.following_adapter) as part:
             save_adapter(model, part, base=base, metadata=metadata)
-        make_best(run)
+        lines += make_best(run)
     else:
         save_weights(model, run.best_weights, with_checksum(metadata, own_tensors(model)))
+    return lines
 
 
-def make_best(run: RunDirectory) -> None:
-    """Make a complete adapter that is not renamed yet, if there is one, the best adapter."""
-    if run.following_adapter.exists():
-        take_name(run.following_adapter, run.adapter)
+def make_best(run: RunDirectory) -> list[str]:
+    """Make an adapter that is not renamed yet, if there is one and it is whole and better, the best adapter.
+
+    Returns:
+        Lines, as `replace_last` does.
+    """
+    waiting, own = run.following_adapter, {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    if not os.path.lexists(waiting):
+        return []
+    try:
+        read_json(waiting / ADAPTER_CONFIG)
+        check_values(waiting / ADAPTER_WEIGHTS)
+        wrong = "" if _loss_of(waiting / ADAPTER_WEIGHTS) < stored_loss(run) else f"{waiting} is not the better adapter"
+    except MiniGPTError as error:
+        wrong = error.what
+    if wrong:
+        return [f"damaged    {wrong}; {make_way(waiting, own) or 'it was removed'}"]
+    kept = take_name(waiting, run.adapter, own)
+    return [f"moved      {kept}"] if kept else []
 
 
 def stored_loss(run: RunDirectory) -> float:
     """The validation loss of a run's best weights; infinite if there are none, or they are damaged."""
-    for path in (run.best_weights, run.adapter / ADAPTER_WEIGHTS):
-        try:
-            return float(read_metadata(path)["val_loss"])
-        except (MiniGPTError, KeyError, ValueError):
-            continue
+    return min(_loss_of(path) for path in (run.best_weights, run.adapter / ADAPTER_WEIGHTS))
+
+
+def _loss_of(weights: Path) -> float:
+    """The validation loss in the header of a file; infinite if it is not there, or damaged."""
+    with suppress(MiniGPTError, KeyError, ValueError):
+        return float(read_metadata(weights)["val_loss"])
     return math.inf
 
 

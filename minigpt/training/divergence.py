@@ -16,8 +16,9 @@ from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
 from minigpt.parameters import with_text
 from minigpt.system.device import autocast
-from minigpt.system.files import new_folder, read_json, remove, write_text
+from minigpt.system.files import make_way, new_folder, read_json, write_text
 from minigpt.training.checkpoint import (
+    FILES,
     Progress,
     checkpoint_tensors,
     gathered_states,
@@ -93,7 +94,8 @@ def leave_out(
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             try:
-                remove(folder)
+                if moved := make_way(folder, {*FILES, REPORT}):
+                    repeat += f"; {moved}"
                 with new_folder(folder) as part:
                     write_checkpoint(part, *tensors, progress, {**run.origins, "log": {}})
                     write_text(part / REPORT, json.dumps(asdict(report), indent=1))

@@ -317,7 +317,8 @@ def save(run: Run, progress: Progress, log: RunLog, must: bool) -> None:
             with nullcontext() if must else log.forgiving(f"step {progress.step:<5} not saved"):
                 ensure_directory(run, progress, log)
                 facts = {**run.origins, "log": log.marks()}
-                replace_last(run.directory, weights, state, progress, facts)
+                for line in replace_last(run.directory, weights, state, progress, facts):
+                    log.print_line(line)
 
 
 def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
@@ -360,7 +361,8 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
     if run.processes.first:
         with log.forgiving(f"step {progress.step:<5} best weights not kept"):
             ensure_directory(run, progress, log)
-            keep_best(run.directory, model, val_loss, progress.step, run.config.init_from)
+            for line in keep_best(run.directory, model, val_loss, progress.step, run.config.init_from):
+                log.print_line(line)
     record_validation(run, progress, log, val_loss)
     if run.processes.first:
         with log.only_shown(f"step {progress.step:<5} no sample"):

@@ -19,20 +19,24 @@ from minigpt.cli.main import answer as command
 from minigpt.cli.trainings import epoch_table
 from minigpt.config import updated
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError
+from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import LOCK, RunDirectory, read_config
 from minigpt.formats.weights import open_weights, write_safetensors
+from minigpt.lora import LoRAConfig, add_lora
 from minigpt.system import files
 from minigpt.system.downloads import sha256_of
 from minigpt.training import checkpoint, log, loop
 from minigpt.training.checkpoint import (
     Progress,
     clean,
+    keep_best,
     locked,
     newest_checkpoint,
     open_checkpoint,
     random_states,
     replace_last,
+    stored_loss,
 )
 from minigpt.training.log import RunLog, print_nothing, read_records
 from minigpt.training.loop import train
@@ -178,7 +182,7 @@ def damaged(folder: Path, how: str) -> None:
         shutil.rmtree(folder)
         folder.write_bytes(PRECIOUS)
     else:
-        (folder / how).write_bytes((folder / how).read_bytes()[:-1])
+        (folder / how).write_bytes((folder / how).read_bytes()[:-2])  # the last byte may be a line end
 
 
 @pytest.mark.parametrize("how", ["empty", "file", "model.safetensors", "state.safetensors", "manifest.json"])
@@ -203,12 +207,70 @@ def test_what_a_person_keeps_where_a_checkpoint_waits_is_moved_and_not_removed(r
     (run.following / "thesis" / "one.txt").write_text("mine")
     lines = []
     if save:
-        replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
+        lines += replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
     else:
         clean(run, lines.append)
-        assert str(run.path / "next-moved-aside") in lines[0]
+    assert str(run.path / "next-moved-aside") in lines[0]
     assert not run.following.exists()
     assert (run.path / "next-moved-aside" / "thesis" / "one.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["last", "previous"])
+def test_what_a_person_keeps_beside_a_checkpoint_is_moved_and_that_is_said(run, where):
+    """Whenever the folder would go: that of last/ after two saves, that of previous/ after one."""
+    (getattr(run, where) / "notes.txt").write_text("mine")
+    lines = []
+    for step in (100, 101, 102):
+        lines += replace_last(run, {"w": torch.zeros(3)}, {}, Progress(step=step), {"corpus": "", "log": {}})
+    aside = run.path / "previous-moved-aside"
+    assert lines == [f"moved      {run.previous} holds files that are not minigpt's, and is {aside} now"]
+    assert (aside / "notes.txt").read_text() == "mine"
+    assert not (run.last / "notes.txt").exists()
+
+
+@pytest.fixture
+def adapted(run):
+    """The run with a best adapter, of the loss 3; and the model."""
+    model, _ = load_model(run.path)
+    add_lora(model, LoRAConfig(2), seed=0)
+    run.best_weights.unlink()
+    assert keep_best(run, model, 3.0, 1, "") == []
+    return run, model
+
+
+def test_what_a_person_keeps_beside_an_adapter_is_moved_and_that_is_said(adapted):
+    run, model = adapted
+    (run.adapter / "notes.txt").write_text("mine")
+    (line,) = keep_best(run, model, 2.0, 2, "")
+    assert line.startswith("moved ")
+    assert str(run.path / "adapter-moved-aside") in line
+    assert (run.path / "adapter-moved-aside" / "notes.txt").read_text() == "mine"
+    assert stored_loss(run) == 2.0
+
+
+@pytest.mark.parametrize(
+    "how", ["empty", "worse", "no loss", "adapter_config.json", "adapter_model.safetensors", "foreign"]
+)
+@pytest.mark.parametrize("save", [False, True], ids=["at a resume", "at an evaluation"])
+def test_only_a_whole_and_better_adapter_becomes_the_best(adapted, how, save):
+    run, model = adapted
+    waiting = run.following_adapter
+    losses = {"worse": {"val_loss": "3.5"}, "no loss": {}}
+    save_adapter(model, waiting, metadata=losses.get(how, {"val_loss": "1.0"}))
+    if how == "foreign":
+        shutil.rmtree(waiting)
+        (waiting / "thesis").mkdir(parents=True)
+    elif how not in losses:
+        damaged(waiting, how)
+    before, lines = found_in(run.adapter), []
+    if save:
+        lines += keep_best(run, model, 4.0, 2, "")
+    else:
+        clean(run, lines.append)
+    assert found_in(run.adapter) == before
+    assert not waiting.exists()
+    assert [line.startswith("damaged ") and ".adapter" in line for line in lines] == [True]
+    assert (run.path / "adapter-moved-aside" / "thesis").is_dir() is (how == "foreign")
 
 
 def test_a_damaged_one_is_in_the_way_of_no_save(run):

@@ -117,9 +117,10 @@ def test_a_worse_evaluation_never_replaces_the_best_weights(tmp_path, monkeypatc
     real = loop.keep_best
 
     def watch(run, model, loss, step, base):
-        real(run, model, loss, step, base)
+        lines = real(run, model, loss, step, base)
         if not written or file_hash(run.best_weights) != written[-1][1]:
             written.append((step, file_hash(run.best_weights)))
+        return lines
 
     monkeypatch.setattr(loop, "keep_best", watch)
     result = train(config, CORPUS, tmp_path / "run", quiet)
