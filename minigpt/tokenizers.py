@@ -39,6 +39,7 @@ from minigpt.errors import (
     MissingFileError,
     TextNote,
     brief,
+    named,
 )
 from minigpt.fields import check_ids, checked, ordered
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
@@ -424,7 +425,7 @@ def note_special(tokenizer: Tokenizer, text: str) -> None:
         how = "--special reads it as the token (in Python, tokenizer.allow_special = True)"
         warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
     if added := [token.content for token in tokenizer.added if token.content in text]:
-        why = "no text gives a token that was added, with --special neither"
+        why = "no text gives a token that was added"
         warnings.warn(TextNote(f"{listed(added)} is read as text; {why}"), stacklevel=1)
 
 
@@ -499,8 +500,8 @@ def check_has_tokenizer(tokenizer: Tokenizer | None, source: Path | str) -> Toke
     if tokenizer is None:
         raise InputError(
             f"no tokenizer is known for {source}, and without one no text goes in or out",
-            "name one with --tokenizer: gpt2, a tokenizer.json or its folder, or the text whose characters it learned; "
-            "minigpt import makes a run directory with it, which every command takes",
+            f"name one with {named('tokenizer')}: gpt2, a tokenizer.json or its folder, or the text whose characters "
+            "it learned; minigpt import makes a run directory with it, which every command takes",
         )
     return tokenizer
 

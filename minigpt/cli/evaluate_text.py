@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,9 +16,9 @@ from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import STDIN, check_stdin_once, print_json
 from minigpt.cli.texts import check_field, framed, training_documents
 from minigpt.config import DocumentsConfig
-from minigpt.data.corpora import RECORD_SUFFIXES
-from minigpt.data.documents import ONE_FIELD, read_documents
-from minigpt.errors import DataError, MiniGPTError
+from minigpt.data.corpora import RECORD_SUFFIXES, plain_text
+from minigpt.data.documents import ONE_FIELD, read_documents, text_documents
+from minigpt.errors import DataError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
@@ -98,14 +97,11 @@ def _from_stdin() -> Texts:
         answer = parsed_json(content)
     if isinstance(answer, dict):
         return _completions("standard input", answer)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "input.txt")
-        path.write_bytes(content)
-        try:
-            found = read_documents(path)
-        except MiniGPTError as error:
-            raise DataError(error.what.replace(str(path), "standard input"), "send it UTF-8 text") from None
-    return Texts("standard input", [document.text for document in found.items], found.blank)
+    documents, _ = text_documents(plain_text(content, "standard input", "send it UTF-8 text"))
+    items = [document.text for document in documents if document.text]
+    if not items:
+        raise DataError("there are no documents in standard input: it is blank", "send it UTF-8 text")
+    return Texts("standard input", items, len(documents) - len(items))
 
 
 def _completions(name: str, content: dict[str, Any]) -> Texts:

@@ -53,7 +53,7 @@ def encoded(tokenizer: Tokenizer, name: str, text: str, encode: Encode = encode_
     try:
         return encode(tokenizer, text)
     except InputError as error:
-        raise InputError(f"{name}: {error.what}".removeprefix("the prompt: "), error.how) from error
+        raise InputError(error.what if name == "the prompt" else f"{name}: {error.what}", error.how) from error
 
 
 def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:

@@ -354,19 +354,24 @@ def read_plain_text(path: Path) -> str:
     Raises:
         DataError: if it cannot be read, or is not UTF-8 text; the error names the first wrong byte.
     """
-    how = "save it as UTF-8 text, or name another file"
     try:
         content = read_bytes(path)
+    except OSError as error:
+        _refuse(error, path)
+    return plain_text(content, str(path), "save it as UTF-8 text, or name another file")
+
+
+def plain_text(content: bytes, name: str, how: str) -> str:
+    """The text of these bytes, as `read_plain_text` gives it; its errors have this name, and say how to mend it."""
+    try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{path} is not UTF-8 text: it starts with the byte order mark of UTF-16", how) from None
+            raise DataError(f"{name} is not UTF-8 text: it starts with the byte order mark of UTF-16", how) from None
         byte = content[error.start]
-        raise DataError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
-    except OSError as error:
-        _refuse(error, path)
+        raise DataError(f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
     if "\0" in text:
-        raise DataError(f"{path} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
+        raise DataError(f"{name} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
     return with_line_feeds(text.removeprefix("\ufeff"))
 
 

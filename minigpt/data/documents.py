@@ -130,7 +130,8 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
             documents, unit, others = _from_records(file, learned, settings.prompt_field)
             unused |= dict.fromkeys(others)
         else:
-            documents, unit = _from_text(file, is_single=file == path)
+            text = read_plain_text(file)
+            documents, unit = text_documents(text) if file == path else ([Document(text.strip())], "a file")
         found += documents
         units.append(unit)
     kept = [document for document in found if document.text.strip()]
@@ -202,12 +203,10 @@ def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return fitting
 
 
-def _from_text(file: Path, is_single: bool) -> tuple[list[Document], str]:
-    """The documents of a text file, and what was taken as one document."""
-    text = read_plain_text(file).strip()
-    if not is_single:
-        parts, unit = [text], "a file"
-    elif re.search(r"\n\s*\n", text):
+def text_documents(text: str) -> tuple[list[Document], str]:
+    """The documents of a text alone, and what was taken as one: the parts between blank lines, or else its lines."""
+    text = text.strip()
+    if re.search(r"\n\s*\n", text):
         parts, unit = re.split(r"\n\s*\n", text), "a part between blank lines"
     else:
         parts, unit = text.split("\n"), "a line"

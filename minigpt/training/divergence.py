@@ -27,6 +27,7 @@ from minigpt.training.checkpoint import (
 )  # fmt: skip
 from minigpt.training.distributed import Processes, whole
 from minigpt.training.document_mask import document_mask
+from minigpt.training.log import PrintLine
 from minigpt.training.run import Run
 
 REPORT = "report.json"
@@ -59,7 +60,13 @@ class Divergence:
 
 
 def leave_out(
-    run: Run, progress: Progress, lr: float, loss: float, grad_norm: float, states: Mapping[str, Tensor]
+    run: Run,
+    progress: Progress,
+    lr: float,
+    loss: float,
+    grad_norm: float,
+    states: Mapping[str, Tensor],
+    print_line: PrintLine,
 ) -> None:
     """Do not take a step whose loss or gradient is not finite: count it as skipped, or stop with a report.
 
@@ -70,6 +77,7 @@ def leave_out(
         loss: of the step.
         grad_norm: of the step.
         states: the random states before the step.
+        print_line: where a line for people goes.
 
     Raises:
         DivergenceError: unless such steps are skipped. The report is in `diverged/`, with a checkpoint of the state
@@ -79,7 +87,7 @@ def leave_out(
     progress.skipped_in_a_row += 1
     what = f"step {progress.step + 1}: loss {loss}, gradient norm {grad_norm}, learning rate {lr:.3g}"
     if run.config.train.on_nonfinite == "skip" and progress.skipped_in_a_row < MOST_SKIPPED:
-        run.print_line(f"skipped    {what}")
+        print_line(f"skipped    {what}")
         return
     restore_random_states(states, run.device)
     batches = run.micro_batches(progress.sequences, Processes())

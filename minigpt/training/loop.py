@@ -156,7 +156,7 @@ def train(
             )
         if has_ended(run, progress, records):
             print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")
-            print_line(f"           --train.{limit} N goes on to N")
+            print_line(f"           minigpt train --resume {directory.path} --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:
             if not resume:
@@ -208,7 +208,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             if run.processes.first:
                 with log.forgiving(f"step {progress.step:<5} report not written"):
                     ensure_directory(run, progress, log)
-            leave_out(run, progress, lr, loss.item(), grad_norm, states)
+            leave_out(run, progress, lr, loss.item(), grad_norm, states, log.print_line)
         model.zero_grad(set_to_none=True)
         if progress.step == 0:
             V = run.tokenizer.vocab_size

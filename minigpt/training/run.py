@@ -56,7 +56,6 @@ class Run:
     device: torch.device
     dtype: torch.dtype  # of the matrix products
     processes: Processes
-    print_line: PrintLine
     fast: bool = False  # whether steps compute by `training.kernels`
     lock: RunLock | None = None  # of the first process, which writes the directory
 
@@ -164,20 +163,8 @@ def set_up(
     if processes.rank > 0:  # each process draws its own dropout
         torch.manual_seed(config.seed + processes.rank)
     return Run(
-        config,
-        directory,
-        tokenizer,
-        loader,
-        origins,
-        model,
-        forward,
-        optimizers,
-        device,
-        dtype,
-        processes,
-        print_line,
-        fast,
-    )
+        config, directory, tokenizer, loader, origins, model, forward, optimizers, device, dtype, processes, fast,
+    )  # fmt: skip
 
 
 def starting_point(

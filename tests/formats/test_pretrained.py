@@ -477,7 +477,7 @@ def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
         with torch.no_grad():
             assert (model(tokens(2, 7, vocab_size)) - theirs(tokens(2, 7, vocab_size)).logits).abs().max() < 1e-5
         if not is_gpt2:
-            with pytest.raises(InputError, match=rf"no tokenizer is known for {spec}.*\nname one with --tokenizer"):
+            with pytest.raises(InputError, match=rf"no tokenizer is known for {spec}.*\nname one with tokenizer:"):
                 open_source(spec).load_for_text()
     Path("bare/tokenizer_config.json").write_text("{}")  # of SentencePiece, say
     with pytest.warns(ModelNote, match="comes without a tokenizer, and"):
@@ -589,7 +589,7 @@ def test_a_model_without_a_tokenizer_goes_out_and_comes_back(tiny_config, bias):
 
 
 def test_a_run_has_a_tokenizer(tiny_model):
-    with pytest.raises(InputError, match=r"no tokenizer is known for run.*\nname one with --tokenizer"):
+    with pytest.raises(InputError, match=r"no tokenizer is known for run.*\nname one with tokenizer:"):
         save_run(tiny_model, None, Path("run"))
     assert not Path("run").exists()
 
