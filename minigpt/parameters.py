@@ -111,7 +111,12 @@ def check_plain(model: GPT, what: str) -> None:
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:
-    """The model's weights by name, a tied head left out: it is `wte.weight`. Writing into them changes the model."""
+    """The model's weights by name, a tied head left out: it is `wte.weight`. Writing into them changes the model.
+
+    Raises:
+        InputError: if the model is packed, and has only some of them.
+    """
+    check_plain(model, "a file of weights")
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

@@ -18,6 +18,8 @@ from minigpt.analysis import ablate, edit, head_scores, trace
 from minigpt.config import LoRAConfig
 from minigpt.data.verse import write_verse
 from minigpt.errors import MiniGPTError
+from minigpt.formats.lora_files import base_checksum
+from minigpt.formats.weights import save_weights
 from minigpt.lora import add_lora
 from minigpt.packed import KINDS, PackedLinear, fastest, pack
 from minigpt.tokenizers import CharTokenizer
@@ -374,6 +376,8 @@ def test_a_packed_model_refuses_by_name_what_needs_plain_weights(model, tmp_path
         lambda: add_lora(small, LoRAConfig(), seed=0),
         lambda: pack(small),
         lambda: minigpt.save_hf(small, None, tmp_path / "out"),
+        lambda: save_weights(small, tmp_path / "out"),
+        lambda: base_checksum(small),
     ):
         with pytest.raises(MiniGPTError, match="packed"):
             call()
