@@ -296,7 +296,7 @@ def _advice(hint: object) -> str:
     if get_origin(kind) is Sequence:
         return f"a list, each {_advice(get_args(kind)[0])}"
     if get_origin(kind) in (Callable, Mapping):
-        return _HAD.get(get_origin(kind).__name__, str(kind))
+        return _HAD[get_origin(kind).__name__]
     name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
     return _HAD.get(name, name)
 
@@ -309,6 +309,7 @@ _HAD = {
     "GPT": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',
     "GPTConfig": "a GPTConfig: model.config",
     "LoRAConfig": "a LoRAConfig: LoRAConfig(rank=8)",
+    "Mapping": "a dict",
     "Module": 'a GPT: model, tokenizer = minigpt.load_model("gpt2")',
     "NoneType": "None",
     "Tensor": "a tensor",
