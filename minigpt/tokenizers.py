@@ -425,7 +425,7 @@ def note_special(tokenizer: Tokenizer, text: str) -> None:
         how = "--special reads it as the token (in Python, tokenizer.allow_special = True)"
         warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
     if added := [token.content for token in tokenizer.added if token.content in text]:
-        why = "no text gives a token that was added"
+        why = "not even --special (in Python, tokenizer.allow_special) reads an added token in a text"
         warnings.warn(TextNote(f"{listed(added)} is read as text; {why}"), stacklevel=1)
 
 

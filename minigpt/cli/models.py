@@ -91,7 +91,7 @@ def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str
         name, tokenizer = chosen, named_tokenizer(chosen)
     else:
         source = model_source(model)
-        name, tokenizer = source.name, check_has_tokenizer(source.tokenizer(chosen), source.name)
+        name, tokenizer = source.name, check_has_tokenizer(source.tokenizer(chosen, needs_text=True), source.name)
     tokenizer = configured(tokenizer, settings)
     return name, tokenizer, read(tokenizer, text)
 

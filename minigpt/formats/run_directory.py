@@ -35,7 +35,7 @@ from minigpt.lora import plain
 from minigpt.model import GPT
 from minigpt.system.device import processor
 from minigpt.system.files import atomic_folder, check_unused, leftovers, named_path, read_json, write_text
-from minigpt.tokenizers import Tokenizer, check_has_tokenizer
+from minigpt.tokenizers import Tokenizer, check_has_tokenizer, check_vocabulary
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 CHECKPOINTS = Path("checkpoints")  # where runs are written, and searched, by default
@@ -187,12 +187,15 @@ def save_run(
 
     Raises:
         InputError: if `tokenizer` is None, or `folder` is no path.
+        CheckpointError: if `folder` is not empty, or is a file, or the tokenizer has more ids than the model.
         OSError: if the folder cannot be written.
     """
     import yaml
 
     folder = named_path(folder, "folder")
     tokenizer = check_has_tokenizer(tokenizer, folder)
+    check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    check_unused(folder)
     with atomic_folder(folder) as part:
         run = RunDirectory(part)
         if trained is None:  # no data or training settings: they are not known

@@ -196,11 +196,11 @@ class Source:
             warnings.warn(weights.note, stacklevel=3)
         return weights.config
 
-    def tokenizer(self, named: str | Path | None = None) -> Tokenizer | None:
-        """The tokenizer, without the model; `named` is the argument `tokenizer` of `minigpt.load_model`."""
+    def tokenizer(self, named: str | Path | None = None, *, needs_text: bool = False) -> Tokenizer | None:
+        """The tokenizer, without the model; the arguments are those of `load`."""
         if named is None and self.local is None and self.name in OTHER_NAME:
             return GPT2Tokenizer()  # all of these models have it
-        return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named)
+        return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named, needs_text)
 
     def load(
         self,

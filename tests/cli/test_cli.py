@@ -518,7 +518,7 @@ def test_a_model_without_a_tokenizer_is_exported_without_one(reference, capsys):
     assert run(["next", "--model", "run", "--prompt", "you"]) == 0
 
 
-@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")
+@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote", "default::minigpt.errors.TextNote")
 def test_a_special_token_from_import_to_export(reference, capsys):
     """Added by the reference; carried through a run, shown by its name, drawn by nothing, and written out again."""
     transformers = pytest.importorskip("transformers")

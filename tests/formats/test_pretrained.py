@@ -594,6 +594,19 @@ def test_a_run_has_a_tokenizer(tiny_model):
     assert not Path("run").exists()
 
 
+def test_a_run_is_written_over_nothing():
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(CheckpointError, match="the tokenizer has 3 tokens, the model 2"):
+        save_run(GPT(GPTConfig(2, 13, 1, 1, 3)), tokenizer, "run")
+    assert not Path("run").exists()
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("a trained run's")
+    for taken in ("run", "run/config.yaml"):
+        with pytest.raises(CheckpointError, match=r"is not empty|is a file"):
+            save_run(GPT(GPTConfig(3, 13, 1, 1, 3)), tokenizer, taken)
+    assert [path.read_text() for path in Path("run").iterdir()] == ["a trained run's"]
+
+
 def resized(vocab_size: int, added: list[str]) -> tuple[transformers.GPT2LMHeadModel, Path]:
     """A model of byte pairs of the reference, resized there, with special tokens added there."""
     theirs = reference_model(vocab_size=SMALL.vocab_size, n_embd=15)
