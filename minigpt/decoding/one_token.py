@@ -115,6 +115,7 @@ def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
     # A `forward` may have been set on one object, as gradient checkpointing does.
     own = {"trunk", "forward"} & {name for part, _ in parts for name in vars(part)}
     same = all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
+    same = same and all(block.mlp.gelu.approximate == "tanh" for block in blocks)
     return same and not own and type(model).trunk is GPT.trunk
 
 
