@@ -68,9 +68,7 @@ def _float32(weight: Tensor, bias: Tensor | None) -> Product:
 
 def _float16(weight: Tensor, bias: Tensor | None) -> Product:
     lowest, highest = weight.aminmax()
-    if (
-        max(-lowest, highest) > torch.finfo(torch.float16).max
-    ):  # the operator would cut the weight itself down, in place
+    if torch.maximum(-lowest, highest) > torch.finfo(torch.float16).max:  # the operator would change the weight itself
         raise OverflowError("a weight is too large for float16")
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16

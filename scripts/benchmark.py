@@ -259,8 +259,18 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     return turn
 
 
+def nanogpt_step(model: Any, optimizer: torch.optim.Optimizer, data: torch.Tensor, B: int, T: int) -> None:
+    """A step of nanoGPT's model, with a batch drawn as its train.py draws it."""
+    starts = torch.randint(len(data) - T, (B,))
+    x, y = (torch.stack([data[i + ahead : i + ahead + T] for i in starts]) for ahead in (0, 1))
+    model(x, y)[1].backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def train_nanogpt(job: dict[str, Any]) -> Turn:
-    """Steps of nanoGPT's model and optimizer, with batches drawn as its train.py draws them."""
+    """Steps of nanoGPT's model and optimizer."""
     c = training(job["case"])
     data = torch.randint(65, (200_000,))
     model = nanogpt_model(job, replace(c.model, vocab_size=65))
@@ -270,12 +280,7 @@ def train_nanogpt(job: dict[str, Any]) -> Turn:
 
     def turn() -> dict[str, Any]:
         for _ in range(STEPS):
-            starts = torch.randint(len(data) - T, (B,))
-            x, y = (torch.stack([data[i + ahead : i + ahead + T] for i in starts]) for ahead in (0, 1))
-            model(x, y)[1].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            nanogpt_step(model, optimizer, data, B, T)
         return {"amount": STEPS * B * T}
 
     return turn
@@ -347,12 +352,7 @@ def quality_nanogpt(job: dict[str, Any]) -> Turn:
             share = min(1.0, (step + 1) / 100) * (0.1 + 0.9 * (1 - step / steps))  # warm-up, and down to a tenth
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * share
-            starts = torch.randint(len(train) - T, (B,))
-            x, y = (torch.stack([train[i + ahead : i + ahead + T] for i in starts]) for ahead in (0, 1))
-            model(x, y)[1].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            nanogpt_step(model, optimizer, train, B, T)
         rows = (len(held_out) - 1) // T
         x, y = (held_out[ahead : ahead + rows * T].view(rows, T) for ahead in (0, 1))
         with torch.no_grad():
