@@ -31,15 +31,19 @@ def tiny_config() -> GPTConfig:
     return TINY
 
 
-@pytest.fixture
-def tiny_model() -> GPT:
+def random_model(config: GPTConfig, seed: int) -> GPT:
     """Random weights, larger than the initial ones, so that attention is far from uniform; evaluation mode."""
-    torch.manual_seed(7)
-    model = GPT(TINY).eval()
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
+
+
+@pytest.fixture
+def tiny_model() -> GPT:
+    return random_model(TINY, 7)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from minigpt.decoding.speculative import PromptLookup
 from minigpt.errors import InputError, TextNote
 from minigpt.model import GPT
 from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
+from tests.conftest import random_model
 
 TOKENIZER = GPT2Tokenizer(["t h", "th e"])
 EOS = TOKENIZER.eos_token_id
@@ -23,11 +24,8 @@ EOS = TOKENIZER.eos_token_id
 @pytest.fixture(scope="module")
 def model() -> GPT:
     """With padding in its vocabulary, and the likeliest of its tokens in it; it often ends a document."""
-    torch.manual_seed(3)
-    model = GPT(GPTConfig(TOKENIZER.vocab_size + 5, block_size=31, n_layer=2, n_head=1, n_embd=7)).eval()
+    model = random_model(GPTConfig(TOKENIZER.vocab_size + 5, block_size=31, n_layer=2, n_head=1, n_embd=7), 3)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
         model.wte.weight[:, 0] = 0
         model.wte.weight[EOS:, 0] = torch.tensor([0.7] + [5.0] * 5)
         model.ln_f.bias[0] = 6

@@ -10,6 +10,7 @@ from torch import Tensor
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import GPTConfig
 from minigpt.model import GPT, fused_attention
+from tests.conftest import random_model
 
 CONFIG = GPTConfig(vocab_size=19, block_size=13, n_layer=3, n_head=5, n_embd=35)
 B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
@@ -17,13 +18,7 @@ B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
 
 @pytest.fixture
 def model() -> GPT:
-    """Random weights, larger than the initial ones, so that attention is far from uniform."""
-    torch.manual_seed(7)
-    model = GPT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return random_model(CONFIG, 7)
 
 
 @pytest.fixture

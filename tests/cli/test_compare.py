@@ -23,6 +23,7 @@ from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from tests.conftest import random_model
 
 TOKENIZER = CharTokenizer.from_text("abcde \n")
 PROMPTS = ["ab", "c", "de a"]
@@ -35,15 +36,10 @@ SWEEP = ["--prompts-file", "openings.txt", *SETTINGS, "--seeds", "2", "--seed", 
 def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPT]:
     """What --model loads: two random models of characters, and one with a small block."""
 
-    def random_model(seed: int, block_size: int = BLOCK_SIZE) -> GPT:
-        torch.manual_seed(seed)
-        model = GPT(GPTConfig(TOKENIZER.vocab_size, block_size, n_layer=2, n_head=1, n_embd=7)).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        return model
+    def small_model(seed: int, block_size: int = BLOCK_SIZE) -> GPT:
+        return random_model(GPTConfig(TOKENIZER.vocab_size, block_size, n_layer=2, n_head=1, n_embd=7), seed)
 
-    known = {"one": random_model(3), "two": random_model(4), "small": random_model(5, block_size=7)}
+    known = {"one": small_model(3), "two": small_model(4), "small": small_model(5, block_size=7)}
     monkeypatch.setattr(command, "load", lambda settings, model, adapter: (known[model], TOKENIZER))
     Path("openings.txt").write_text("\n".join(PROMPTS) + "\n\n", encoding="utf-8")
     return known

@@ -19,28 +19,24 @@ from minigpt.decoding.speculative import PromptLookup
 from minigpt.errors import InputError, named, named_ids
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+from tests.conftest import random_model
 
 BLOCK_SIZE = 19
 LETTERS = "\nabcdefghijklmnopqrstuvwxyz :.EMOR"
 CharModel = tuple[GPT, CharTokenizer]
 
 
-def random_model(tokenizer: Tokenizer, seed: int = 3) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+def small_model(tokenizer: Tokenizer, seed: int = 3) -> GPT:
+    return random_model(GPTConfig(tokenizer.vocab_size, block_size=BLOCK_SIZE, n_layer=2, n_head=1, n_embd=7), seed)
 
 
 @pytest.fixture
 def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     """What --model, whatever it names, and --draft load: a random model of characters."""
     tokenizer = CharTokenizer.from_text(LETTERS)
-    pair = random_model(tokenizer), tokenizer
+    pair = small_model(tokenizer), tokenizer
     monkeypatch.setattr(command, "load", lambda *_: pair)
-    draft = SimpleNamespace(load_for_text=lambda weights: (random_model(tokenizer, seed=4), tokenizer))
+    draft = SimpleNamespace(load_for_text=lambda weights: (small_model(tokenizer, seed=4), tokenizer))
     monkeypatch.setattr(command, "open_source", lambda spec: draft)
     return pair
 
@@ -308,7 +304,7 @@ def test_progress_is_shown_inside_a_batch_too(
 
 def test_an_end_of_sequence_can_be_put_off(monkeypatch: pytest.MonkeyPatch, completions: Callable[..., Any]) -> None:
     tokenizer = GPT2Tokenizer(["l a", "la t"])
-    model = random_model(tokenizer)
+    model = small_model(tokenizer)
     with torch.no_grad():
         model.wte.weight[tokenizer.eos_token_id] *= 9  # it comes soon
     monkeypatch.setattr(command, "load", lambda *_: (model, tokenizer))

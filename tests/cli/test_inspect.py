@@ -25,6 +25,7 @@ from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.system.terminal import columns
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+from tests.conftest import random_model
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 TEXT = "the later you"  # of the reference's vocabulary: "th", "e", ...
@@ -64,11 +65,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A run directory of a random character model of distinct prime sizes."""
-    torch.manual_seed(5)
-    gpt = GPT(GPTConfig(vocab_size=len(CHARACTERS), block_size=19, n_layer=2, n_head=3, n_embd=3 * 5)).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+    gpt = random_model(GPTConfig(vocab_size=len(CHARACTERS), block_size=19, n_layer=2, n_head=3, n_embd=3 * 5), 5)
     path = tmp_path_factory.mktemp("inspected") / "run"
     save_run(gpt, CharTokenizer(CHARACTERS), path)
     return path

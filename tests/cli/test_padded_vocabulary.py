@@ -24,6 +24,7 @@ from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from tests.conftest import random_model
 
 CHARACTERS = "\n $,.ATabcdefhimnorstu中"
 TEXT = "to be\n or not\n" * 31
@@ -65,12 +66,8 @@ FINE_TUNING = (
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    torch.manual_seed(5)
     V, folder = len(CHARACTERS), tmp_path_factory.mktemp("models")
-    cut = GPT(GPTConfig(vocab_size=V, block_size=19, n_layer=2, n_head=3, n_embd=3 * 5, dropout=0.0)).eval()
-    with torch.no_grad():
-        for parameter in cut.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+    cut = random_model(GPTConfig(vocab_size=V, block_size=19, n_layer=2, n_head=3, n_embd=3 * 5, dropout=0.0), 5)
     padded = GPT(GPTConfig(vocab_size=V + 9, block_size=19, n_layer=2, n_head=3, n_embd=3 * 5, dropout=0.0)).eval()
     rows = torch.cat([cut.wte.weight, 9 * torch.randn(9, 15)])
     padded.load_state_dict(cut.state_dict() | {"wte.weight": rows, "lm_head.weight": rows})

@@ -17,6 +17,7 @@ from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.lora import LoRAConfig, add_lora
 from minigpt.model import GPT
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer
+from tests.conftest import random_model
 
 pytestmark = pytest.mark.filterwarnings("default::minigpt.errors.TextNote")  # as outside of tests, where notes are said
 
@@ -29,11 +30,8 @@ PROMPTS = "--prompt the --prompt you"
 def ending(tmp_path_factory) -> Path:
     """A model that ends documents: of what it writes, every other token or so is the one that does."""
     tokenizer = GPT2Tokenizer(["t h", "th e", "Ġ the", "y o", "yo u"])
-    torch.manual_seed(5)
-    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=67, n_layer=2, n_head=1, n_embd=7)).eval()
+    model = random_model(GPTConfig(tokenizer.vocab_size, block_size=67, n_layer=2, n_head=1, n_embd=7), 5)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
         model.wte.weight[:, 0] = 0
         model.wte.weight[tokenizer.eos_token_id, 0] = 0.6
         model.ln_f.bias[0] = 6

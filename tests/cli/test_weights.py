@@ -14,8 +14,8 @@ from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora
-from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from tests.conftest import random_model
 
 CHARACTERS = "\n abcdefghij"
 LINES = {  # of each command and view that has the flag
@@ -34,12 +34,8 @@ LINES = {  # of each command and view that has the flag
 
 @pytest.fixture(autouse=True)
 def a_run(tmp_path):
-    torch.manual_seed(7)
     tokenizer = CharTokenizer(CHARACTERS)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=17, n_layer=2, n_head=3, n_embd=15))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model = random_model(GPTConfig(tokenizer.vocab_size, block_size=17, n_layer=2, n_head=3, n_embd=15), 7)
     save_run(model, tokenizer, tmp_path / "checkpoints" / "run")
     add_lora(model, LoRAConfig(rank=2), seed=0)
     with torch.no_grad():

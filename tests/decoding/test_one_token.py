@@ -17,17 +17,9 @@ from minigpt.kv_cache import KVCache
 from minigpt.lora import add_lora
 from minigpt.model import GPT, explicit_attention
 from minigpt.packed import pack
+from tests.conftest import random_model
 
 PROMPT = [3, 1, 4, 1, 5]
-
-
-def random_model(config: GPTConfig) -> GPT:
-    torch.manual_seed(11)
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
 
 
 def filled(model: GPT, rows: int, shorter: list[int]) -> KVCache:
@@ -44,7 +36,7 @@ def filled(model: GPT, rows: int, shorter: list[int]) -> KVCache:
 @torch.no_grad()
 def test_it_is_the_forward_pass(tiny_config: GPTConfig, bias: bool, tied: bool, shorter: list[int]) -> None:
     """In float64, to the last position of the context, with what the cache then holds."""
-    model = random_model(replace(tiny_config, bias=bias, tie_weights=tied)).double()
+    model = random_model(replace(tiny_config, bias=bias, tie_weights=tied), 11).double()
     rows, step = len(shorter), OneToken(model)
     expected, found = filled(model, rows, shorter), filled(model, rows, shorter)
     for number in range(model.config.block_size - expected.longest):
@@ -70,7 +62,7 @@ def adapted(model: GPT) -> GPT:
 @pytest.mark.parametrize("change", [adapted, lambda model: pack(model, "float16"), lambda model: pack(model, "int8")])
 @torch.no_grad()
 def test_linear_layers_may_be_others(tiny_config: GPTConfig, change: Callable[[GPT], GPT]) -> None:
-    model = change(random_model(tiny_config))
+    model = change(random_model(tiny_config, 11))
     step = OneToken(model)
     expected, found = filled(model, 3, [0, 2, 1]), filled(model, 3, [0, 2, 1])
     assert step.fits()
@@ -119,8 +111,8 @@ CHANGES = [own_trunk, own_forward, hooked, other_core, other_activation]
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_is_not_as_usual_is_called(tiny_config: GPTConfig, change: Callable[[GPT], GPT]) -> None:
     options: dict[str, Any] = {"strategy": "greedy", "max_new_tokens": 8}
-    usual = generate(random_model(tiny_config), [PROMPT], **options)
-    model = change(random_model(tiny_config))
+    usual = generate(random_model(tiny_config, 11), [PROMPT], **options)
+    model = change(random_model(tiny_config, 11))
     assert not OneToken(model).fits()
     found = generate(model, [PROMPT], **options)
     assert abs(found.scores[0] - usual.scores[0]) > 0.01, "the change says nothing"
@@ -131,14 +123,14 @@ def test_a_model_that_is_not_as_usual_is_called(tiny_config: GPTConfig, change: 
 
 def test_the_other_form_of_gelu_is_not_as_usual(tiny_config: GPTConfig) -> None:
     """It differs by less than a text shows, and the pass of one token computes the tanh form."""
-    model = random_model(tiny_config)
+    model = random_model(tiny_config, 11)
     model.h[1].mlp.gelu = torch.nn.GELU()
     assert not OneToken(model).fits()
 
 
 @pytest.mark.parametrize("change", [hooked, other_core])
 def test_a_change_while_it_writes_is_seen(tiny_config: GPTConfig, change: Callable[[GPT], GPT]) -> None:
-    model = random_model(tiny_config)
+    model = random_model(tiny_config, 11)
     step = OneToken(model)
     assert step.fits()
     change(model)
@@ -154,7 +146,7 @@ def test_it_starts_less_than_half_of_the_operations(tiny_config: GPTConfig) -> N
             self.started += 1
             return function(*args, **(kwargs or {}))
 
-    model = random_model(replace(tiny_config, bias=False))
+    model = random_model(replace(tiny_config, bias=False), 11)
     step, cache = OneToken(model), filled(model, 1, [0])
     with Count() as whole:
         model(torch.tensor([[2]]), cache)

@@ -16,17 +16,13 @@ from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from tests.conftest import random_model
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 
 
-def random_model(seed: int, block_size: int = 13) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=23, block_size=block_size, n_layer=1, n_head=1, n_embd=7)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+def small_model(seed: int, block_size: int = 13) -> GPT:
+    return random_model(GPTConfig(vocab_size=23, block_size=block_size, n_layer=1, n_head=1, n_embd=7), seed)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -54,8 +50,8 @@ def test_a_draft_changes_nothing(tiny_model: GPT, kind: str, options: dict[str, 
         draft = {
             "lookup": PromptLookup(num_tokens, max_ngram=1),
             "right": DraftModel(tiny_model, num_tokens),
-            "wrong": DraftModel(random_model(3), num_tokens),
-            "short": DraftModel(random_model(3, block_size=5), num_tokens),  # its window slides long before ours
+            "wrong": DraftModel(small_model(3), num_tokens),
+            "short": DraftModel(small_model(3, block_size=5), num_tokens),  # its window slides long before ours
             "mixed": DraftModel(nudged(tiny_model), num_tokens),
         }[kind]
         found = generate(tiny_model, PROMPTS, draft=draft, **asked)
@@ -222,7 +218,7 @@ def test_a_draft_shrinks_where_the_context_ends(tiny_model: GPT, monkeypatch: py
 
     monkeypatch.setattr(tiny_model, "trunk", watched)
     prompts = [[1] * 7, [2]]
-    generate(tiny_model, prompts, draft=DraftModel(random_model(3), 6), strategy="greedy", max_new_tokens=7)
+    generate(tiny_model, prompts, draft=DraftModel(small_model(3), 6), strategy="greedy", max_new_tokens=7)
     assert max(reached) == tiny_model.config.block_size
 
 
@@ -230,7 +226,7 @@ def test_a_draft_shrinks_where_the_context_ends(tiny_model: GPT, monkeypatch: py
 @pytest.mark.parametrize("block_size", [13, 5])
 def test_a_draft_is_what_the_draft_model_would_write(block_size: int) -> None:
     """Rows that have a different number of tokens to read, and then kept a different number of what was drafted."""
-    model = random_model(3, block_size)
+    model = small_model(3, block_size)
     drafter = ModelDrafter(
         Rows(model, PROMPTS, [1, 1, 1], 13, True, 23), [0, 1, 2], DecodingOptions(strategy="greedy"), None
     )
@@ -322,7 +318,7 @@ def test_drafts_of_no_tokens_are_refused(make: Callable[[], Any], message: str) 
 
 
 def test_both_models_get_their_modes_back(tiny_model: GPT) -> None:
-    draft = random_model(3).train()
+    draft = small_model(3).train()
     state = {name: weight.clone() for name, weight in draft.state_dict().items()}
     generate(tiny_model.train(), PROMPTS, draft=DraftModel(draft, 2), max_new_tokens=5)
     assert draft.training

@@ -4,13 +4,13 @@ import random
 from typing import Any
 
 import pytest
-import torch
 
 from minigpt.config import GPTConfig
 from minigpt.decoding.generate import Generation, Step, generate
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
 from minigpt.model import GPT
+from tests.conftest import random_model
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [11, 3, 7, 1], [9, 9, 4], [17]]
 
@@ -24,18 +24,14 @@ class Letters:
         return bytes([97 + token_id])
 
 
-def random_model(seed: int) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=23, block_size=17, n_layer=2, n_head=3, n_embd=3 * 5)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+def small_model(seed: int) -> GPT:
+    model = random_model(GPTConfig(vocab_size=23, block_size=17, n_layer=2, n_head=3, n_embd=3 * 5), seed)
     return model.double()  # no two best tokens are so near that rows side by side would round them apart
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    return random_model(7)
+    return small_model(7)
 
 
 def random_options(draw: random.Random) -> dict[str, Any]:
@@ -55,7 +51,7 @@ def random_options(draw: random.Random) -> dict[str, Any]:
     if kind == "lookup":
         options["draft"] = PromptLookup(2, 1)
     elif kind == "draft":
-        options["draft"] = DraftModel(random_model(draw.choice([7, 8])), 2)
+        options["draft"] = DraftModel(small_model(draw.choice([7, 8])), 2)
     options |= draw.choice([{}, {}, {"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 1}])
     options |= draw.choice([{}, {"stop": ["b", "ce"], "tokenizer": Letters()}])
     options |= draw.choice([{}, {}, {"use_cache": False}])

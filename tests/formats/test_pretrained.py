@@ -39,6 +39,7 @@ from minigpt.lora import LoRAConfig, add_lora
 from minigpt.model import GPT, explicit_attention
 from minigpt.parameters import empty_model, own_tensors
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, check_vocabulary
+from tests.conftest import random_model
 
 GOLDEN = os.environ.get("MINIGPT_GOLDEN") and Path(os.environ["MINIGPT_GOLDEN"]).resolve()
 CHARACTERS = "".join(map(chr, range(ord("A"), ord("A") + 23)))  # 23 of them, the vocabulary of the tiny models
@@ -1088,11 +1089,7 @@ def load_there(folder: Path) -> transformers.GPT2LMHeadModel:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_reference_loads_what_we_write(tiny_config, bias, tied):
-    torch.manual_seed(7)
-    model = GPT(dataclasses.replace(tiny_config, bias=bias, tie_weights=tied, dropout=0.125)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model = random_model(dataclasses.replace(tiny_config, bias=bias, tie_weights=tied, dropout=0.125), 7)
     save_hf(model, CHAR, "out")
     theirs = load_there(Path("out"))
     with torch.no_grad():
