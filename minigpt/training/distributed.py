@@ -9,6 +9,7 @@ every batch, and gradients are averaged before each step, so that all of them ta
 The batch of a step, `batch_size * accumulation_steps` rows, is the same for any number of processes.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -189,6 +190,7 @@ def joined() -> Iterator[Processes]:
             ) from error
         raise
     finally:
+        gc.collect()  # else wrappers that refer to themselves hold the group, and gloo aborts a finished process
         dist.destroy_process_group()
 
 
