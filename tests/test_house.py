@@ -17,7 +17,7 @@ HOUSE = Path(minigpt.__file__).parent
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.
 ORDER = [
     "errors", "system", "fields", "config", "kv_cache", "dropout", "model", "parameters", "tokenizers", "lora",
-    "packed", "data", "decoding", "completion", "evaluation", "formats", "analysis", "training", "cli",
+    "packed", "data", "decoding", "completion", "replies", "evaluation", "formats", "analysis", "training", "cli",
 ]  # fmt: skip
 ABOVE_ALL = {"__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats
 
@@ -40,6 +40,7 @@ WITHOUT_TORCH = [
     "data.dialogues",
     "data.prompts",
     "decoding.options",
+    "replies",
     "formats.hub",
     "formats.tokenizer_files",
     "analysis.accounting",
