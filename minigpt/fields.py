@@ -12,7 +12,18 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cache, wraps
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from minigpt.errors import ConfigError, InputError, MiniGPTError, brief, named, named_ids
 
@@ -117,10 +128,10 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that sees, before it begins, that each argument except token ids is what its annotation says.
+    """A function that sees, before it begins, that each argument is what its annotation says, with two exceptions.
 
-    Lists of ids may come as arrays and tensors: the function checks them itself, and what no annotation tells. A whole
-    number of numpy's or torch's arrives as Python's own.
+    The function itself checks lists of ids, which may come as arrays and tensors, and of messages, each of which has a
+    number; and what no annotation tells. A whole number of numpy's or torch's arrives as Python's own.
 
     Raises:
         InputError: by the call, naming the first argument that is something else, and what it must be.
@@ -131,7 +142,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @cache  # at the first call: an annotation may name what is defined further down
     def rules() -> dict[str, Any]:
         found = get_type_hints(function, include_extras=True)
-        return {name: found[name] for name in places if name in found and not _holds_ids(found[name])}
+        return {name: found[name] for name in places if name in found and not _left_to_it(found[name])}
 
     def seen(name: str, value: Any) -> Any:
         if (hint := rules().get(name)) is None:
@@ -149,9 +160,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _holds_ids(hint: Any) -> bool:
-    """Whether token ids in a list are among what may be given."""
-    return hint in (Sequence[int], Iterable[int]) or any(map(_holds_ids, get_args(hint)))
+def _left_to_it(hint: Any) -> bool:
+    """Whether token ids in a list, or messages, are among what may be given: the function checks these itself."""
+    return hint in (Sequence[int], Iterable[int]) or is_typeddict(hint) or any(map(_left_to_it, get_args(hint)))
 
 
 def _own_number(value: Any, hint: Any) -> Any:
@@ -267,6 +278,8 @@ def matches(value: object, hint: object) -> bool:
                 or all(matches(item, part) for part in parts[:1] for item in value)  # type: ignore[attr-defined]
             )
         )
+    if origin is Iterable:  # a tensor without dimensions looks like one
+        return isinstance(value, origin) and getattr(value, "ndim", 1) > 0
     if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool)  # finite by the bounds beside it
     if origin is int:

@@ -2,9 +2,11 @@
 
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,10 +18,14 @@ import minigpt
 import minigpt.analysis.edits as analysis_edits
 import minigpt.analysis.recording as analysis_trace
 from minigpt import GPT, GPTConfig, MiniGPTError, analysis, config, lora, tokenizers
+from minigpt.data.batches import Batch, encode
+from minigpt.data.documents import Document
 from minigpt.tokenizers import CharTokenizer
 
+ROOT = Path(__file__).parents[1]
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw")
 IDS = [3, 1, 4, 1, 5]
+DOCUMENTS = [Document("ab"), Document("cd"), Document("efg")]
 NOT_CALLED = {
     "minigpt.MiniGPTError",  # raised, not called
     "minigpt.open_source",  # its one argument meets more values in test_wrong_arguments
@@ -30,6 +36,17 @@ NOT_CALLED = {
     "minigpt.tokenizers.AddedToken",  # a record of a file
     *("minigpt.tokenizers.check_has_tokenizer", "minigpt.tokenizers.check_vocabulary"),  # called by our own code alone
 }
+
+
+def documented() -> dict[str, Callable[..., Any]]:
+    """The functions that the README and docs/ import from a file of the package."""
+    pages = "\n".join(
+        page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    )
+    found = {"minigpt.data.dialogues.render": import_module("minigpt.data.dialogues").render}
+    for module, names in re.findall(r"^from (minigpt\.\w+\.\w+) import (.+)$", pages, re.MULTILINE):
+        found |= {f"{module}.{name}": getattr(import_module(module), name) for name in names.split(", ")}
+    return {name: thing for name, thing in found.items() if not name.startswith("minigpt.analysis.")}
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -46,6 +63,7 @@ def public() -> dict[str, Callable[..., Any]]:
     found = {f"{room.__name__}.{name}": getattr(room, name) for room, names in rooms.items() for name in names}
     found["minigpt.tokenizers.CharTokenizer.from_text"] = CharTokenizer.from_text
     found["minigpt.tokenizers.CharTokenizer.save"] = LETTERS.save
+    found |= documented()
     return {name: thing for name, thing in found.items() if name not in NOT_CALLED and "._" not in name}
 
 
@@ -59,6 +77,7 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
             lora.merge(adapted)
     with analysis.trace(model) as t:
         model(torch.tensor([IDS]))
+    encoded = encode(DOCUMENTS, LETTERS, 2, 5, 7)
     metric = lambda logits: float(logits[0, -1, 3])  # noqa: E731
     given: dict[str, dict[str, Any]] = {
         "minigpt.GPT": {"config": shape},
@@ -141,6 +160,21 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.tokenizers.load_tokenizer": {"path": "saved.json"},
         "minigpt.tokenizers.note_special": {"tokenizer": LETTERS, "text": "ab"},
         "minigpt.tokenizers.read": {"tokenizer": LETTERS, "text": "ab"},
+        "minigpt.data.batches.encode": {
+            "documents": DOCUMENTS, "tokenizer": LETTERS, "eos_id": 2, "max_length": 5, "block_size": 7,
+        },
+        "minigpt.data.batches.padded": {"encoded": encoded, "batch_size": 2, "seed": 3, "epoch": 1},
+        "minigpt.data.dialogues.render": {"messages": [{"role": "user", "content": "a"}], "reply_as": "b"},
+        "minigpt.data.documents.keyword_line": {"words": ["ab"]},
+        "minigpt.data.documents.read_documents": {"path": "saved.txt", "settings": config.DocumentsConfig()},
+        "minigpt.data.documents.split": {
+            "documents": DOCUMENTS, "train_size": 1, "val_size": 1, "seed": 3, "validation": None,
+        },
+        "minigpt.data.documents.with_keywords": {"documents": DOCUMENTS, "k": 2, "training": DOCUMENTS},
+        "minigpt.evaluation.loss.evaluate_batches": {
+            "model": model, "batches": [Batch(torch.tensor([IDS]), torch.tensor([IDS]))], "dtype": torch.float32,
+            "vocab_size": 21,
+        },
         "minigpt.config.preset": {"name": "shakespeare-quick"},
         "minigpt.config.updated": {"config": config.RunConfig(), "values": {"seed": 3}, "where": "a."},
     }  # fmt: skip
@@ -182,6 +216,7 @@ def test_the_arguments_to_begin_with_are_right(name, tiny_model):
     function, given = public()[name], arguments(name, tiny_model)
     minigpt.save_hf(tiny_model, LETTERS, "saved")
     LETTERS.save("saved.json")
+    Path("saved.txt").write_text("ab\ncd\n", encoding="utf-8")
     known = inspect.signature(function).parameters.values()
     missing = {one.name for one in known if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} - {*given}
     assert name == "minigpt.complete" or not missing  # whose options test_wrong_arguments has
@@ -199,6 +234,7 @@ def test_an_argument_of_another_type_is_a_mistake_in_two_lines(name, parameter, 
     hint = get_type_hints(home, include_extras=True)[parameter]
     minigpt.save_hf(tiny_model, LETTERS, "saved")
     LETTERS.save("saved.json")
+    Path("saved.txt").write_text("ab\ncd\n", encoding="utf-8")
     for wrong in WRONG:
         given = {**arguments(name, tiny_model), parameter: wrong}
         try:

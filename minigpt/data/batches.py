@@ -19,23 +19,25 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minigpt.config import Count, Seed
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
 from minigpt.errors import ConfigError, DataError, InputError, named
-from minigpt.fields import check_ids
+from minigpt.fields import Bounds, check_ids, checked
 from minigpt.tokenizers import IdArray, Tokenizer
 
 POOL = 50  # so many batches of documents are sorted by length together; a larger pool has less padding, but mixes less
 
 Indices = npt.NDArray[np.int64]
 Item = TypeVar("Item")
+EpochNumber = Annotated[int, Bounds(0, 10**15)]
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Encoded:
         return ids
 
 
+@checked
 def encode(
     documents: Sequence[Document], tokenizer: Tokenizer, eos_id: int, max_length: int, block_size: int
 ) -> Encoded:
@@ -245,7 +248,8 @@ class Epoch:
         return max((int(lengths[row].sum()) for row in rows), default=1)
 
 
-def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
+@checked
+def padded(encoded: Encoded, batch_size: Count, seed: Seed, epoch: EpochNumber) -> Epoch:
     """One document a row, padded on the right, in batches of documents of similar length.
 
     The documents are shuffled, sorted by length within pools of `POOL` batches, and cut into batches, which are
@@ -266,8 +270,9 @@ def padded(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> Epoch:
     return Epoch(encoded, [batches[place] for place in chance.permutation(len(batches))])
 
 
+@checked
 def packed(
-    encoded: Encoded, batch_size: int, block_size: int, seed: int, epoch: int, document_mask: bool = False
+    encoded: Encoded, batch_size: Count, block_size: Count, seed: Seed, epoch: EpochNumber, document_mask: bool = False
 ) -> Epoch:
     """Several documents a row, one after another.
 

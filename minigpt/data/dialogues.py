@@ -24,6 +24,7 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 from minigpt.data.corpora import with_line_feeds
 from minigpt.data.documents import Document
 from minigpt.errors import InputError, brief
+from minigpt.fields import checked
 from minigpt.tokenizers import Tokenizer
 
 TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)
@@ -100,6 +101,7 @@ class Dialogue:
         return hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode("ascii")).hexdigest()
 
 
+@checked
 def render(messages: Sequence[Message], *, reply_as: str = "") -> str:
     """The text that a model reads before its reply; it ends where the reply begins.
 
@@ -109,7 +111,7 @@ def render(messages: Sequence[Message], *, reply_as: str = "") -> str:
 
     Raises:
         InputError: if a message has another role, no text, or a name that is no text, or if a system message is not
-            the first; the error gives its number, from 1.
+            the first; the error gives its number, from 1. If `reply_as` is no text.
     """
     check_messages(messages)
     names = [name for message in messages if message["role"] == "assistant" and (name := own_name(message))]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.config import DocumentsConfig
+from minigpt.config import DocumentsConfig, Seed
 from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
     RECORD_SUFFIXES,
@@ -32,6 +32,7 @@ from minigpt.data.corpora import (
     with_line_feeds,
 )
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
+from minigpt.fields import checked
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 ONE_FIELD = DocumentsConfig()  # whole texts, of records the field that holds text, of any length
@@ -92,6 +93,7 @@ class Documents:
 # --- Files -> documents -----------------------------------------------------------------------------------------------
 
 
+@checked
 def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> Documents:
     """Read documents from a text file, a `.jsonl`, a `.json`, a `.csv`, or a folder of these.
 
@@ -369,11 +371,12 @@ def _cut(document: Document, max_characters: int) -> Document:
 # --- Documents -> documents -------------------------------------------------------------------------------------------
 
 
+@checked
 def split(
     documents: Sequence[Document],
     train_size: int | None,
     val_size: int | None,
-    seed: int,
+    seed: Seed,
     validation: Sequence[Document] | None = None,
 ) -> tuple[list[Document], list[Document]]:
     """Choose documents for training and others for validation, at random, without replacement.
@@ -462,11 +465,13 @@ def generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
+@checked
 def keyword_line(words: Sequence[str]) -> str:
     r"""The line before a document with these keywords, in training and in a prompt: "keywords: a, b\n"."""
     return f"keywords: {', '.join(words)}\n"
 
 
+@checked
 def with_keywords(documents: Sequence[Document], k: int, training: Sequence[Document]) -> list[Document]:
     """Put the `keyword_line` of its k most telling words before each document, as the beginning of its prompt.
 

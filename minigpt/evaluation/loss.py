@@ -13,7 +13,7 @@ from minigpt.data.batches import Batch
 from minigpt.data.tokens import IGNORED, Ids, rows_at_once, windows_in_order
 from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import DataError, InputError, first_line, named
-from minigpt.fields import checked
+from minigpt.fields import check_value, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
 from minigpt.system.device import autocast
@@ -78,6 +78,7 @@ class Evaluation:
         return self.loss * self.tokens / math.log(2) / num_characters
 
 
+@checked
 @torch.no_grad()
 def evaluate_batches(
     model: GPT, batches: Iterable[Batch], dtype: torch.dtype, vocab_size: VocabSize | None = None
@@ -95,6 +96,7 @@ def evaluate_batches(
     device, total, count = model.wte.weight.device, 0.0, 0
     with evaluating(model):
         for batch in batches:
+            check_value("batch", batch, Batch, InputError)
             targets = int((batch.targets != IGNORED).sum())
             with autocast(device, dtype):
                 logits = with_text(model(batch.inputs.to(device)), vocab_size)
@@ -103,6 +105,7 @@ def evaluate_batches(
     return Evaluation(total / max(count, 1), count)
 
 
+@checked
 def evaluate(
     model: GPT,
     ids: Ids,

@@ -519,8 +519,22 @@ def test_the_page(accept):
         accept(command)
     (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert shown == (DOCS / "fine-tuning.yaml").read_text(encoding="utf-8")
-    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        compile(code, "fine-tuning.md", "exec")
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", (DOCS / "fine-tuning.md").read_text(encoding="utf-8"), re.DOTALL)
+)
+def test_the_python_of_the_page_runs(code, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    letters = CharTokenizer.from_text("keywords: abcdefghijklmnopqrstuvwxyz,\n")
+    model = GPT(GPTConfig(letters.vocab_size, block_size=256, n_layer=1, n_head=1, n_embd=2))
+    for name in ("base", "full", "keywords"):
+        save_run(model, letters, f"checkpoints/{name}")
+    reviews = [" ".join("abcdefghijklmnopqr"[int(digit)] * 2 for digit in str(i)) for i in range(5300)]
+    Path("reviews.txt").write_text("\n".join(reviews), encoding="utf-8")
+    Path("openings.txt").write_text("a\nbcd\nef\n", encoding="utf-8")
+    exec(compile(code, "fine-tuning.md", "exec"), {})
+    assert capsys.readouterr().out
 
 
 @pytest.mark.network
