@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief, named
+from minigpt.formats.hub import OTHER_NAME
 from minigpt.formats.lora_files import CONFIG as ADAPTER_CONFIG
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
@@ -614,6 +615,8 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
         # the vocabulary and the checksum follow from the corpus, which is compared by itself
         if name not in (*SECTIONS, "vocab_size", "checksum") and value != getattr(_section(now, section), name)
     }
+    if OTHER_NAME.get(before.init_from) == now.init_from:  # gpt2 and openai-community/gpt2 are one model
+        found.pop("init_from", None)
     places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a checksum
     fixed = [
         f"{name} is {was} in the run and {is_now} now"

@@ -259,6 +259,13 @@ def test_copies_of_a_prompt_differ_from_their_first_token(tiny_model: GPT) -> No
     assert len({ids[1] for ids in result.sequences}) > 1
 
 
+@pytest.mark.parametrize("seed", [7, [7, 8, 9], None])
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"temperature": 0}, {"strategy": "beam", "num_beams": 3}])
+def test_where_nothing_is_drawn_every_seed_gives_the_same(tiny_model: GPT, options: dict[str, Any], seed: Any) -> None:
+    expected = generate(tiny_model, PROMPTS, max_new_tokens=3, **options)
+    assert generate(tiny_model, PROMPTS, max_new_tokens=3, seed=seed, **options) == expected
+
+
 def test_a_seed_per_prompt_makes_it_independent_of_its_batch(tiny_model: GPT) -> None:
     options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.5, "num_return_sequences": 2, "eos_token_id": 3}
     together = generate(tiny_model, PROMPTS, seed=[7, 8, 9], **options)

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, Interrupted
+from minigpt.formats.hub import OTHER_NAME
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.training import loop
-from minigpt.training.checkpoint import open_checkpoint
+from minigpt.training.checkpoint import changes, open_checkpoint
 from minigpt.training.distributed import Processes
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
@@ -226,6 +228,20 @@ def test_another_seed_is_refused(tmp_path):
     train(config, source, tmp_path / "run", quiet)
     with pytest.raises(CheckpointError, match="seed is 0 in the run and 1 now"):
         train(updated(config, {"seed": 1, "train": {"max_steps": 30}}), source, tmp_path / "run", quiet, resume=True)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize(("before", "now"), OTHER_NAME.items())
+def test_a_base_with_two_names_is_no_other_base(before, now, rank):
+    run = RunConfig(init_from=before, train=TrainConfig(lora_rank=rank))
+    assert changes(run, replace(run, init_from=now)) == {}
+
+
+@pytest.mark.parametrize("now", ["gpt2-medium", "/home/gpt2", ""])
+def test_another_base_is_another(now):
+    run = RunConfig(init_from="gpt2")
+    with pytest.raises(CheckpointError, match=f"init_from is gpt2 in the run and {now} now"):
+        changes(run, replace(run, init_from=now))
 
 
 @pytest.mark.parametrize("kind", SOURCES)
