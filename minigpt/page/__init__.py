@@ -1,0 +1,15 @@
+"""One page that runs a model in any browser, with no network.
+
+The files, each of which imports only from those above it::
+
+    static        the page itself: plain ES modules, which need no build and load nothing from elsewhere
+
+The modules in static/ that compute have no DOM in them, and most mirror a file of the package, name for name::
+
+    errors.js         what a user can mend: errors.py
+    numbers.js        softmax and its like, for rows of numbers
+    taps.js           the points of a model that can be read: analysis/taps.py
+    edits.js          what to change inside: analysis/edits.py
+    tracing.js        reading and changing the values of a pass: analysis/tracing.py
+    engine.js         the forward pass: model.py and kv_cache.py
+"""
