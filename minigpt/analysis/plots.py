@@ -270,23 +270,38 @@ def sampling_cuts(
         stages: (what was done, the N probabilities after it, how many tokens of the whole vocabulary are left).
         title: one line above.
     """
-    figure = new_figure(1.9 * len(stages) + 1.2, 1.5 + 0.22 * len(tokens))
-    panels = figure.subplots(1, len(stages), sharey=True, sharex=True, squeeze=False)[0]
-    most = max(max(probabilities) for _, probabilities, _ in stages)
-    places = range(len(tokens))
-    for axes, (name, probabilities, left) in zip(panels, stages, strict=True):
+    panels = [(f"{name}\n{left:,} left", probabilities) for name, probabilities, left in stages]
+    return bars_side_by_side(tokens, panels, title, zero="× cut")
+
+
+def bars_side_by_side(
+    names: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]], title: str = "", zero: str = "0.000"
+) -> "Figure":
+    """Several distributions over the same things, each a panel of bars, on one scale.
+
+    Args:
+        names: of the N things, from the top down.
+        panels: (heading, N probabilities), from left to right.
+        title: one line above.
+        zero: what stands beside a probability of exactly 0.
+    """
+    figure = new_figure(1.9 * len(panels) + 1.2, 1.5 + 0.22 * len(names))
+    across = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
+    most = max(max(probabilities) for _, probabilities in panels)
+    places = range(len(names))
+    for axes, (heading, probabilities) in zip(across, panels, strict=True):
         axes.barh(places, probabilities, color=BLUE)
         for place, value in enumerate(probabilities):
-            text = f"{value:.3f}" if value else "× cut"
+            text = f"{value:.3f}" if value else zero
             axes.annotate(
                 text, (value, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY,
                 color="black" if value else ORANGE,
             )  # fmt: skip
-        axes.set_title(f"{name}\n{left:,} left", fontsize=SMALL)
+        axes.set_title(heading, fontsize=SMALL)
         axes.set_xlim(0, 1.35 * most)
         axes.set_xticks([0, most], ["0", f"{most:.2g}"], fontsize=TINY)
-    panels[0].set_yticks(places, [*map(drawable, tokens)], fontsize=SMALL)
-    panels[0].invert_yaxis()
+    across[0].set_yticks(places, [*map(drawable, names)], fontsize=SMALL)
+    across[0].invert_yaxis()
     figure.supxlabel("probability", fontsize=SMALL)
     _say(figure, title, [])
     return figure

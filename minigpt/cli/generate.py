@@ -18,6 +18,7 @@ from minigpt.cli.settings import DEFAULT_LENGTH, EARLY_STOPPING, Generate
 from minigpt.cli.streams import print_json, write_product
 from minigpt.cli.texts import encoded, prompt_texts
 from minigpt.completion import new_text
+from minigpt.data.prompts import SEPARATOR, few_shot_prompt, read_examples
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, brief, named, named_ids
@@ -37,12 +38,35 @@ def answer(settings: Generate) -> None:
             f"--ablate takes parts out of a model, and those of --weights {settings.weights} are packed",
             "leave one of them out",
         )
-    texts = prompt_texts(settings)
+    texts = _after_examples(settings, prompt_texts(settings))
     model, tokenizer = load(settings, settings.model, settings.adapter)
     if settings.show_special:
         check_special(tokenizer, "--show-special")
     with edit(model, *without) if without else nullcontext():
         _write(settings, texts, model, tokenizer)
+
+
+def _after_examples(settings: Generate, texts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The prompts, each as the query that follows the --examples, if there are any.
+
+    Raises:
+        InputError: if a query is blank, or holds what separates examples.
+    """
+    if settings.examples_file is None:
+        return texts
+    pairs = read_examples(settings.examples_file)
+    prompts = []
+    for name, query in texts:
+        if not query.strip():
+            raise InputError(
+                f"{name} is blank, and --examples {settings.examples_file} shows answers to a query",
+                'give the input whose output is wanted: minigpt generate --examples FILE "bread"',
+            )
+        labels = {"input_label": settings.input_label, "output_label": settings.output_label}
+        prompts.append(
+            (f"{name} with its --examples", few_shot_prompt(pairs, query, instruction=settings.instruction, **labels))
+        )
+    return prompts
 
 
 @dataclass(frozen=True)
@@ -121,7 +145,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
         **vars(settings.options),
         "max_new_tokens": length,
         "early_stopping": EARLY_STOPPING[settings.early_stopping],
-        "stop": settings.stop,
+        "stop": (*settings.stop, *([SEPARATOR] if settings.examples_file else [])),
         "on_overflow": on_overflow,
         "use_cache": not settings.no_cache,
         "eos_token_id": tokenizer.end_ids,

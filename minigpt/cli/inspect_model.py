@@ -12,6 +12,7 @@ VIEWS: dict[str, tuple[type[ViewSettings], str, str]] = {
     "arch": (settings.Arch, "shape", "the modules in order, with shapes; how two models differ"),
     "tokens": (settings.Tokens, "text", "ids, texts and bytes of a text's tokens"),
     "next": (settings.NextView, "decoding", "the next token, and what temperature, top-k, top-p leave"),
+    "temperature": (settings.Temperature, "decoding", "what temperature does to given logits; needs no model"),
     "attn": (settings.Attn, "heads", "attention: all heads, or the pattern of one"),
     "heads": (settings.Heads, "heads", "what each head looks at: previous, induction, first, ..."),
     "lens": (settings.Lens, "stream", "what the model would predict at every depth; stream norms"),
@@ -28,7 +29,7 @@ VIEWS: dict[str, tuple[type[ViewSettings], str, str]] = {
 
 def usage() -> str:
     """The text of `minigpt inspect --help`."""
-    lines = "\n".join(f"  {name:<8}{what}" for name, (_, _, what) in VIEWS.items())
+    lines = "\n".join(f"  {name:<13}{what}" for name, (_, _, what) in VIEWS.items())
     return f"""usage: minigpt inspect VIEW [TEXT] [--help] [arguments]
 
 Look inside a model: every number that it computes, by name.

@@ -289,7 +289,11 @@ EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "nev
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Prompts, Reading, Model):
-    """Continue a text. It is printed token by token."""
+    """Continue a text. It is printed token by token.
+
+    With --examples, the text is a query: the prompt shows pairs of inputs and outputs first, and the model writes the
+    output of the query, up to an empty line. Only large models, such as gpt2-xl, answer well.
+    """
 
     examples = """
         minigpt generate "ROMEO:"
@@ -299,12 +303,17 @@ class Generate(Prompts, Reading, Model):
         minigpt generate "My lord" --strategy beam --num-beams 8 --require "crown"
         minigpt generate --prompt "ROMEO:" --ablate 0.1
         minigpt generate --prompts-file openings.txt --batch-size 16 --json > out.json
+        minigpt generate --examples french.tsv "bread" \\
+          --input-label English: --output-label French:
     """
     first = (
         "--prompt", "--model", "--max-new-tokens", "--strategy", "--temperature", "--top-k", "--top-p", "--num-beams",
         "--num-return-sequences",
     )  # fmt: skip
-    needs: ClassVar[Mapping[str, str]] = {"draft_tokens": "--draft", "seed": "--strategy sample and no --temperature 0"}
+    needs: ClassVar[Mapping[str, str]] = {
+        "draft_tokens": "--draft", "seed": "--strategy sample and no --temperature 0", "instruction": "--examples",
+        "input_label": "--examples", "output_label": "--examples",
+    }  # fmt: skip
     max_new_tokens: Annotated[int | None, Flag("N", says=LENGTH)] = None
     options: Annotated[
         DecodingOptions,
@@ -326,6 +335,14 @@ class Generate(Prompts, Reading, Model):
     require: Annotated[tuple[str, ...], Flag("TEXT")] = ()
     """a text that beam search must write somewhere"""
     stop: Annotated[tuple[str, ...], Flag("STR", says=DecodingOptions)] = ()
+    examples_file: Annotated[str | None, Flag("FILE", name="--examples")] = None
+    """show these pairs before the text, which is then a query; one a line: .jsonl with input and output, or .tsv"""
+    instruction: str = ""
+    """what stands above the pairs"""
+    input_label: str = "Input:"
+    """what stands before each input"""
+    output_label: str = "Output:"
+    """what stands before each output"""
     draft: Annotated[str | None, Flag("MODEL")] = None
     """what guesses the next tokens, so that --model verifies several at once: the same text, faster. A smaller model
     with the same vocabulary; or lookup, which copies from the text so far"""

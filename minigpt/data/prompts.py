@@ -12,9 +12,81 @@ This is in-context learning (Brown et al., 2020): no weight changes. A model goe
 of its own, so decoding stops at the separator: `generate(..., stop=separator)`.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from minigpt.errors import InputError, brief
+from minigpt.data.corpora import read_plain_text
+from minigpt.data.documents import HALF_CHARACTER, line_records
+from minigpt.errors import DataError, InputError, MissingFileError, brief
+from minigpt.system.files import listed, named_path
+
+SEPARATOR = "\n\n"
+PAIRS = (("input", "output"), ("prompt", "completion"), ("question", "answer"))  # what people call the two texts
+
+
+def read_examples(path: str | Path) -> list[tuple[str, str]]:
+    """Pairs (input, output) from a file of examples, one a line; blank lines are left out.
+
+        .jsonl, .ndjson    a JSON object with the fields of one of `PAIRS`: {"input": "sea", "output": "mer"}
+        .tsv, .txt         the input, a tab and the output; a first line that has the names of `PAIRS` is a heading
+
+    Blanks around a text are removed. In a table, quotation marks are text.
+
+    Args:
+        path: the file; UTF-8.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        DataError: if it is a folder, ends otherwise, is not UTF-8, or has no pair; or on a line that is no pair of
+            texts which `few_shot_prompt` can use, with its number.
+    """
+    file = named_path(path, "path")
+    forms = 'give one pair a line: .jsonl, {"input": "sea", "output": "mer"}; or .tsv, a tab between the two'
+    if not file.exists():
+        raise MissingFileError(f"there is no file {file}", forms)
+    ending = file.suffix.lower()
+    if file.is_dir() or ending not in (".jsonl", ".ndjson", ".tsv", ".txt"):
+        raise DataError(f"{file} is {'a folder' if file.is_dir() else 'no .jsonl and no .tsv'}", forms)
+    found: dict[str, Sequence[object]]  # by place
+    if ending in (".jsonl", ".ndjson"):
+        found = {place: _fields(record, place) for place, record in line_records(file).items()}
+    else:
+        lines = [line.split("\t") for line in read_plain_text(file).split("\n")]
+        rows = [(number, cells) for number, cells in enumerate(lines, start=1) if "".join(cells).strip()]
+        heading = bool(rows) and tuple(name.strip().lower() for name in rows[0][1]) in PAIRS
+        found = {f"{file}, line {number}": cells for number, cells in rows[heading:]}
+    if not found:
+        raise DataError(f"{file} has no example", forms)
+    return [_pair(cells, place) for place, cells in found.items()]
+
+
+def _fields(record: Mapping[str, object], place: str) -> list[object]:
+    """The two texts of a JSON object."""
+    for names in PAIRS:
+        if all(name in record for name in names):
+            return [record[name] for name in names]
+    known = "; ".join(" and ".join(names) for names in PAIRS)
+    raise DataError(f"{place} has the fields {listed(list(record))}, and no pair", f"call the two texts {known}")
+
+
+def _pair(cells: Sequence[object], place: str) -> tuple[str, str]:
+    if len(cells) != 2:
+        tabs = {1: "no tab", 2: "1 tab"}.get(len(cells), f"{len(cells) - 1} tabs")
+        raise DataError(f"{place} has {tabs}", "put one tab between the input and the output")
+    texts = []
+    for what, text in zip(PAIRS[0], cells, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{place}: its {what} is {brief(text)}", f"give the {what} as a text that is not blank")
+        if half := HALF_CHARACTER.search(text):
+            raise DataError(f"{place}: its {what} holds half a character, {half[0]!r}", "remove that half")
+        if re.search(SEPARATOR, text.strip()):
+            raise DataError(
+                f"{place}: its {what} has an empty line: what comes after it would look like another example",
+                "take the empty line out",
+            )
+        texts.append(text.strip())
+    return texts[0], texts[1]
 
 
 def few_shot_prompt(
@@ -24,7 +96,7 @@ def few_shot_prompt(
     instruction: str = "",
     input_label: str = "Input:",
     output_label: str = "Output:",
-    separator: str = "\n\n",
+    separator: str = SEPARATOR,
 ) -> str:
     """A prompt that shows what to do by examples, and ends where the answer to `query` begins.
 

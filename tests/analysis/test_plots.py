@@ -201,6 +201,13 @@ def test_a_cut_token_says_so():
     assert [axes.get_title() for axes in figure.axes] == ["the model\n50,257 left", "top-k 1\n1 left"]
 
 
+def test_bars_side_by_side_cut_nothing():
+    figure = plots.bars_side_by_side(["3", "-1"], [("T = 0.1", [1.0, 0.0]), ("T = 2", [0.875, 0.125])])
+    assert [texts(axes) for axes in figure.axes] == [["1.000", "0.000"], ["0.875", "0.125"]]
+    assert [axes.get_title() for axes in figure.axes] == ["T = 0.1", "T = 2"]
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, 1.35)}
+
+
 TREE = [
     plots.Branch(None, "a", -1.0, True, False),
     plots.Branch(None, " b", -1.5, True, True),

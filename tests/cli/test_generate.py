@@ -360,3 +360,48 @@ def test_a_text_without_a_part_is_that_of_a_model_whose_part_writes_nothing(char
 def test_a_part_that_is_not_there_is_told_before_anything_is_written(characters, failing):
     assert "there is no point 'head 1'" in failing(["generate", "--prompt", "to", "--ablate", "head 1"])
     assert "there is no head 3" in failing(["generate", "--prompt", "to", "--ablate", "0.3"])
+
+
+EXAMPLES = ["--examples", "pairs.tsv", "--input-label", "EM:", "--output-label", "RO:", "--strategy", "greedy"]
+
+
+@pytest.mark.usefixtures("pairs")
+def test_examples_come_before_each_query_and_the_answer_ends_at_an_empty_line(
+    monkeypatch: pytest.MonkeyPatch, written: Callable[..., tuple[str, str]]
+) -> None:
+    """A model that continues the pattern for ever: its answer, and nothing of the next example."""
+    tokenizer = CharTokenizer.from_text(LETTERS)
+    model = random_model(GPTConfig(tokenizer.vocab_size, block_size=89, n_layer=1, n_head=1, n_embd=7), 3)
+    answer = tokenizer.encode(" de\n\nEM: f")
+    monkeypatch.setattr(command, "load", lambda *_: (model, tokenizer))
+    seen: list[dict[str, Any]] = []
+
+    def pattern(model: GPT, prompts: list[list[int]], **options: Any) -> Any:
+        seen.append({"prompts": [tokenizer.decode(ids) for ids in prompts], "stop": options["stop"]})
+        outs = [[*ids, *answer] for ids in prompts]
+        return command.Generation(outs, [0.0] * len(outs), ["stop"] * len(outs), 0, 0)
+
+    monkeypatch.setattr(command, "generate", pattern)
+    out = json.loads(written(*EXAMPLES, "--prompt", "mer", "--prompt", "ile", "--stop", "x", "--json")[0])
+    shown = "EM: a\nRO: b\n\nEM: {}\nRO:"
+    assert seen == [{"prompts": [shown.format("mer"), shown.format("ile")], "stop": ("x", "\n\n")}]
+    assert [one["completion"] for one in out["completions"]] == [" de", " de"]
+    written(*EXAMPLES, "--prompt", "mer", "--prompt", "ile", "--instruction", "do so:", "--json")
+    assert seen[-1]["prompts"][0] == "do so:\n\n" + shown.format("mer")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of one example, in the working folder."""
+    (tmp_path / "pairs.tsv").write_text("a\tb\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("pairs", "characters")
+def test_examples_without_a_query_and_labels_without_examples(refused: Callable[..., str]) -> None:
+    assert "the prompt is blank, and --examples pairs.tsv shows answers" in refused(*EXAMPLES)
+    assert "prompt 1 is blank" in refused(*EXAMPLES, "--prompt", "a", "--prompt", " ")
+    assert "holds the separator" in refused(*EXAMPLES, "a\n\nb")
+    assert "the prompt with its --examples of length" in refused(*EXAMPLES, "a")
+    for flag in ("--instruction", "--input-label", "--output-label"):
+        assert f"{flag} would change nothing without --examples" in refused("a", flag, "x")

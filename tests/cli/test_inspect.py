@@ -39,6 +39,7 @@ COMMANDS = {
     "arch diff": "arch {model} --diff gpt2-124m",
     "tokens": "tokens 'to be 中' {model}",
     "next": "next 'to be' {model} --temperature 0.8 --top-k 7 --top-p 0.9 --min-p 0.01",
+    "temperature": "temperature 3.0 1.5 -0.5 --at 0.5 2",
     "attn": "attn 'to be,\n or' {model}",
     "attn head": "attn 'to be, or' {model} --layer 1 --head 2",
     "heads": "heads {model} --length 5",
@@ -160,6 +161,33 @@ def test_tokens_and_tokenize_need_no_model_where_a_tokenizer_is_named(tmp_path, 
     pieces = json.loads(printed(["tokenize", *rest, "--json"], capsys))["tokens"]
     assert record["tokens"] == [{"id": piece["id"], "text": piece["text"]} for piece in pieces]
     assert [piece["text"] for piece in pieces] == list("to be not")
+
+
+def test_temperature_by_hand(capsys):
+    """The logits ln 9, 0 and -ln 9 have odds of 81 : 9 : 1; their square roots are 9 : 3 : 1."""
+    nine = math.log(9)
+    record = record_of(["inspect", "temperature", str(nine), "0", str(-nine), "--at", "1", "2"], capsys)
+    odds = np.array([[81 / 91, 9 / 91, 1 / 91], [9 / 13, 3 / 13, 1 / 13]])
+    found = numbers_of(record)
+    np.testing.assert_allclose(found["probability"], odds, atol=1e-6)
+    np.testing.assert_allclose(found["entropy"], -(odds * np.log(odds)).sum(1), atol=1e-6)
+    assert record["labels"] == {"temperature": ["1", "2"], "logit": ["2.19722", "0", "-2.19722"]}
+    lines = printed(["inspect", "temperature", str(nine), "0", str(-nine), "--at", "1", "2"], capsys).splitlines()
+    assert lines[1].split() == ["logit", "T", "=", "1", "T", "=", "2"]
+    assert lines[2].split() == ["2.19722", "0.8901", "0.6923"]
+
+
+@pytest.mark.parametrize(("words", "wrong"), [
+    (["3", "1e39"], "LOGIT 1e+39 is out of range"),
+    (["3", "nan"], "LOGIT nan: expected a number"),
+    (["3", "--at", "0"], "--at 0 draws nothing"),
+    (["3", "--at", "-1"], "--at -1.0 is out of range"),
+    ([], "missing: LOGIT"),
+])  # fmt: skip
+def test_a_temperature_or_a_logit_without_meaning_is_refused(words, wrong, failing):
+    what, how = failing(["inspect", "temperature", *words]).splitlines()
+    assert what.startswith(f"error: {wrong}")
+    assert how.strip()
 
 
 def attentions(reference, ids: list[int]) -> torch.Tensor:

@@ -27,7 +27,8 @@ MODES = {
     "generate": (
         ["generate", "the later", "--max-new-tokens", "9"],
         [[], JSON, ["--strategy", "greedy"], ["--temperature", "0"], ["--strategy", "beam", "--num-beams", "3"],
-         ["--num-beams", "3"], ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"]],
+         ["--num-beams", "3"], ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"],
+         ["--examples", "pairs.tsv", "--input-label", "I", "--output-label", "O"]],
     ),
     "compare": (
         ["compare", "--prompt", "the later", "--prompt", "you", "--max-new-tokens", "4", "--setting", "sample",
@@ -46,6 +47,7 @@ MODES = {
     "tokens": (["inspect", "tokens", TEXT], [[], JSON]),
     "loss": (["inspect", "loss", TEXT], [[], JSON]),
     "next view": (["inspect", "next", "the"], [[], JSON, ["--temperature", "0.7"]]),
+    "temperature": (["inspect", "temperature", "3", "-0.5"], [[], JSON]),
     "steps": (["inspect", "steps", "the", "-n", "3"], [[], JSON, ["--temperature", "1.7"], ["--temperature", "0"]]),
     "beams": (["inspect", "beams", "the", "-n", "3"], [[], JSON]),
     "attn": (["inspect", "attn", TEXT], [[], JSON, ["--layer", "1"], ["--layer", "1", "--head", "2"]]),
@@ -76,7 +78,7 @@ VALUES = {
     "--clean": "the la", "--corrupt": "you la", "--val-data": "p.txt", "--temperature": "0.3", "--top-p": "0.2",
     "--min-p": "0.5", "--typical-p": "0.2", "--epsilon-cutoff": "0.05", "--eta-cutoff": "0.5", "--length-penalty": "3",
     "--repetition-penalty": "1.9", "--exponential-decay-length-penalty": "1 1.5", "--adapter": "adapter",
-    "--position": "1", "--length": "7", "--reference": "p.txt",
+    "--position": "1", "--length": "7", "--examples": "pairs.tsv", "--at": "0.7", "--reference": "p.txt",
 }  # fmt: skip
 # What may well change nothing, although it was heeded.
 WITHOUT_EFFECT = {
@@ -139,6 +141,7 @@ def folder(tmp_path_factory):
         save_run(model, tokenizer, folder / name)
     (folder / "text.txt").write_text("the later you the\n\nlater the you\n" * 5)
     (folder / "p.txt").write_text("the later\nyou the\n")
+    (folder / "pairs.tsv").write_text("t\th\n")
     (folder / "a.jsonl").write_text('{"t": "the later you", "u": "the the"}\n{"t": "you see", "u": "later or"}\n')
     return folder
 

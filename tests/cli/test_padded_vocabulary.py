@@ -28,7 +28,7 @@ from tests.conftest import random_model
 
 CHARACTERS = "\n $,.ATabcdefhimnorstu中"
 TEXT = "to be\n or not\n" * 31
-WITHOUT_PROBABILITIES = {"size", "arch", "tokens", "embed", "runs"}
+WITHOUT_PROBABILITIES = {"size", "arch", "tokens", "embed", "runs", "temperature"}  # of a model
 COMMANDS = {
     "inspect next": "inspect next 'to be' {model} --top-k 7 --top-p 0.9",
     "inspect attn": "inspect attn 'to be' {model}",

@@ -154,6 +154,7 @@ def test_every_view_that_reads_a_text_is_here():
         "size",
         "arch",
         "runs",
+        "temperature",
     }
 
 

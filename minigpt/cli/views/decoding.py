@@ -1,4 +1,4 @@
-"""`minigpt inspect next`, `steps` and `beams`: how a continuation is chosen."""
+"""`minigpt inspect next`, `temperature`, `steps` and `beams`: how a continuation is chosen."""
 
 from typing import Any
 
@@ -6,10 +6,12 @@ import torch
 
 from minigpt.analysis import plots
 from minigpt.analysis.decoders import CUTS, BeamTree, Cuts, Written, beam_tree, sampling_cuts, write_steps
-from minigpt.analysis.results import Numbers
+from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
+from minigpt.decoding.options import LARGEST
 from minigpt.decoding.sampling import next_logits
+from minigpt.errors import InputError
 from minigpt.system import terminal
 
 
@@ -84,6 +86,45 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
         "",
         *terminal.table(("stage", "tokens left", "of the model's probability", "entropy in nats"), stages),
     ]
+
+
+# --- temperature
+
+
+def _temperature(asked: settings.Temperature) -> Answer:
+    if beyond := [logit for logit in asked.logits if abs(logit) > LARGEST]:
+        raise InputError(f"LOGIT {beyond[0]:g} is out of range", f"give logits from {-LARGEST:g} to {LARGEST:g}")
+    cuts = [sampling_cuts(torch.tensor(asked.logits), temperature=value) for value in asked.temperature]
+    probabilities = torch.stack([cut.probabilities[-1] for cut in cuts])  # (temperatures, logits)
+    entropy = [cut.entropy[-1] for cut in cuts]
+    names, stages = [f"{logit:g}" for logit in asked.logits], [f"T = {value:g}" for value in asked.temperature]
+    result = Result(
+        view="temperature",
+        model="",
+        config=None,
+        numbers={
+            "logit": Numbers(("logit",), asked.logits),
+            "probability": Numbers(("temperature", "logit"), probabilities),
+            "entropy": Numbers(("temperature",), entropy),
+        },
+        labels={"temperature": [f"{value:g}" for value in asked.temperature], "logit": names},
+    )
+    rows = [*probabilities.T.tolist(), entropy]
+    lines = [
+        "probabilities after division of the logits by the temperature T",
+        *terminal.grid(rows, [*names, "entropy in nats"], stages, "{:.4f}", "logit"),
+    ]
+    checks = [
+        check._replace(name=f"{stage}, {check.name}")
+        for stage, cut in zip(stages, cuts, strict=True)
+        for check in cut.checks
+    ]
+    panels = [
+        (f"{stage}\nentropy {nats:.3f} nats", row.tolist())
+        for stage, nats, row in zip(stages, entropy, probabilities, strict=True)
+    ]
+    title = f"softmax of the logits {', '.join(names)} at several temperatures"
+    return Answer(result, lines, lambda: checks, lambda: plots.bars_side_by_side(names, panels, title))
 
 
 # --- steps
@@ -191,4 +232,4 @@ def _beams_lines(it: Subject, tree: BeamTree) -> list[str]:
     return [*lines, f"score {tree.score:.4f}"]
 
 
-VIEWS = {"next": _next, "steps": _steps, "beams": _beams}
+VIEWS = {"next": _next, "temperature": _temperature, "steps": _steps, "beams": _beams}

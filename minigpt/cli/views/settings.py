@@ -198,6 +198,25 @@ class NextView(Sampling, After):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Temperature(ViewSettings):
+    """Show what temperature does to given logits: probabilities = softmax(logits / temperature). No model is needed.
+
+    Below 1 the likely tokens gain, above 1 the unlikely ones; the order of the tokens stays. The entropy says how open
+    the choice is, from 0 nats (always the same token) to the logarithm of the number of tokens (all alike).
+    """
+
+    examples = """
+        minigpt inspect temperature 3.0 1.5 0.8 0.3 -0.5
+        minigpt inspect temperature 3.0 1.5 0.8 0.3 -0.5 --at 0.1 0.5 1 1.5 2 \\
+          -o temperature.png
+    """
+    logits: Annotated[tuple[float, ...], Flag("LOGIT", positional=True)]
+    """the logit of each token"""
+    temperature: Annotated[tuple[float, ...], Flag("X", name="--at", together=True)] = (0.1, 0.5, 1.0, 1.5, 2.0)
+    """the temperatures, each above 0 (default: 0.1 0.5 1 1.5 2)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Steps(Sampling, After):
     """Continue a text, and show the candidates for each new token.
 
