@@ -191,10 +191,14 @@ class Tokenizer:
 
     def save(self, path: Path | str) -> None:
         """Write the tokenizer as UTF-8 JSON, with its fingerprint; missing folders are made."""
+        write_text(named_path(path, "tokenizer"), json.dumps(self.described(), ensure_ascii=False, indent=1) + "\n")
+
+    def described(self) -> dict[str, object]:
+        """What `save` writes, as JSON can hold it: type, vocabulary, fingerprint, added tokens and settings."""
         content = {**self._content, "fingerprint": self.fingerprint()}
         if self.added or self.settings:
-            content |= {"added_tokens": [token._asdict() for token in self.added], "settings": self.settings}
-        write_text(named_path(path, "tokenizer"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+            content |= {"added_tokens": [token._asdict() for token in self.added], "settings": dict(self.settings)}
+        return content
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         """The ids as Python's integers, each of which has a token."""

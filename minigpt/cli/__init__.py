@@ -19,6 +19,7 @@ another. The files, each of which imports only from those above it::
     evaluate        loss and perplexity on a text
     evaluate_text   how varied texts are, and how much of them is copied
     compare         several decoders or models on the same prompts
+    explore         a page that runs a model
     tokens          how a text is cut into tokens
     import_model    write any model as a run directory
     export_model    write a model in the layout of the transformers library

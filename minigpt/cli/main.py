@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate-text": ("evaluate_text", "how varied texts are, and how much of them is copied"),
     "compare": ("compare", "several decoders or models on the same prompts"),
     "inspect": ("inspect_model", "every number inside a model: attention, lens, attribution, ..."),
+    "explore": ("explore", "a page that runs your model, and shows every number in it"),
     "tokenize": ("tokens", "show how a text is cut into tokens"),
     "import": ("import_model", "turn any model into a run directory, proved equal if asked"),
     "export": ("export_model", "write a model in the layout of the transformers library"),

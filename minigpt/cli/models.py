@@ -5,6 +5,7 @@ import sys
 
 from minigpt.cli.settings import Computing, Reading, TextSettings
 from minigpt.cli.streams import print_note
+from minigpt.config import Weights
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
@@ -52,15 +53,22 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     device = choose_device("cpu" if weights and settings.device == "auto" else settings.device)
     if weights and device.type != "cpu":
         raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
-    source = model_source(name)
+    model, tokenizer = load_merged(model_source(name), settings.tokenizer, adapter, weights)
+    return model.to(device), configured(tokenizer, settings)
+
+
+def load_merged(
+    source: Source, tokenizer: str | None, adapter: str | None, weights: Weights | None = None
+) -> tuple[GPT, Tokenizer]:
+    """The model of a source, with an adapter merged into it if one is named; see `load`."""
     own = adapter_folder(adapter) if adapter else None
-    named = settings.tokenizer or (own if own and has_tokenizer(own) else None)
-    model, tokenizer = source.load_for_text(tokenizer=named, weights=None if adapter else weights)
+    named = tokenizer or (own if own and has_tokenizer(own) else None)
+    model, found = source.load_for_text(tokenizer=named, weights=None if adapter else weights)
     if adapter:
         load_adapter(model, adapter)
         model = merged(model)
         model = pack(model, weights, keep=False) if weights else model
-    return model.to(device), configured(tokenizer, settings)
+    return model, found
 
 
 def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:

@@ -432,6 +432,31 @@ class Compare(Prompts, Reading):
     """write texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Explore(Command):
+    """See inside a model, in a page that runs it in your browser.
+
+    The page computes every number itself: what comes next and why, attention, the lens, beams, the loss of a text, and
+    the curve of a run. It is served to this machine alone until Ctrl-C, and nothing is written.
+    """
+
+    examples = """
+        minigpt explore
+        minigpt explore --model gpt2 --prompt "See you"
+        minigpt explore --model checkpoints/first --model checkpoints/second
+    """
+    model: Annotated[tuple[str, ...], Flag("MODEL", says=f"{NEWEST}; two are shown side by side")] = ()
+    adapter: Annotated[str | None, Flag("DIR")] = None
+    """a LoRA adapter to merge into the one --model: a run's adapter folder, or one of PEFT's"""
+    tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
+    prompt: Annotated[str | None, Flag("TEXT")] = None
+    """the text that the page begins with"""
+    port: Annotated[int, Bounds(1, 2**16 - 1)] = 8765
+    """of the page's address; where it is taken, the next free one"""
+    no_browser: bool = False
+    """only print the address, and open no browser"""
+
+
 # command -> its settings
 SETTINGS: dict[str, type[Command]] = {
     "quickstart": Quickstart,
@@ -443,6 +468,7 @@ SETTINGS: dict[str, type[Command]] = {
     "compare": Compare,
     "eval": Eval,
     "evaluate-text": EvaluateText,
+    "explore": Explore,
     "tokenize": Tokenize,
     "import": Import,
     "export": Export,

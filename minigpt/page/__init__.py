@@ -1,7 +1,10 @@
-"""One page that runs a model in any browser, with no network.
+"""One page that runs a model in any browser, with no network: it is served to this machine alone.
 
 The files, each of which imports only from those above it::
 
+    weights       a model's tensors as the bytes that the page reads: float32, float16 or int8
+    contents      what the page is told of a model, and of its run
+    server        the page at an address of this machine
     static        the page itself: plain ES modules, which need no build and load nothing from elsewhere
 
 The modules in static/ that compute have no DOM in them, and most mirror a file of the package, name for name::
@@ -12,4 +15,5 @@ The modules in static/ that compute have no DOM in them, and most mirror a file 
     edits.js          what to change inside: analysis/edits.py
     tracing.js        reading and changing the values of a pass: analysis/tracing.py
     engine.js         the forward pass: model.py and kv_cache.py
+    weights.js        tensors from bytes: weights.py
 """

@@ -1,11 +1,15 @@
-"""The page's JavaScript, run by Node: a list of calls in one process, because starting one takes longer than a call."""
+"""What the tests of the page share: Node for its JavaScript, and a server of a tiny run.
+
+Node gets a list of calls for one process, because starting one takes longer than a call.
+"""
 
 import base64
 import dataclasses
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt.config import RunConfig
+from minigpt.formats.run_directory import RunDirectory, save_run
+from minigpt.formats.source import open_source
 from minigpt.model import GPT
+from minigpt.page.contents import Shown
+from minigpt.page.server import PageServer
+from minigpt.page.weights import mapped_weights
+from minigpt.tokenizers import CharTokenizer
 
+TOKENIZER = CharTokenizer.from_text("\n !',-.:;?ABCDEabcdefgh")
 Call = tuple[str, dict[str, Any]]
 Node = Callable[[Sequence[Call]], list[Any]]
 
@@ -64,3 +76,39 @@ def the_model(name: str, model: GPT) -> Call:
 
 def _tied(model: GPT) -> bool:
     return model.config.tie_weights
+
+
+@pytest.fixture
+def run(tiny_model: GPT, tmp_path: Path) -> RunDirectory:
+    """A run of three recorded steps and two samples."""
+    folder = tmp_path / "checkpoints" / "tiny"
+    save_run(tiny_model, TOKENIZER, folder, trained=RunConfig())
+    run = RunDirectory(folder)
+    records = [
+        {"step": 0, "tokens": 0, "seconds": 0.1, "val_loss": 3.25},
+        {"step": 5, "tokens": 65, "seconds": 0.5, "train_loss": 2.5, "tokens_per_second": 130.0},
+        {"step": 7, "tokens": 91, "seconds": 0.7, "val_loss": 2.25},
+    ]
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run.samples.write_text("--- step 0 ---\n\nhgf\n\n--- step 7 ---\n<b>bad</b>\n\n")
+    return run
+
+
+@pytest.fixture
+def shown(run: RunDirectory) -> Shown:
+    """The run, as the page shows it."""
+    source = open_source(run.path)
+    weights = mapped_weights(source)
+    assert weights is not None
+    return Shown("tiny", source.config, TOKENIZER, weights, source.run)
+
+
+@pytest.fixture
+def server(shown: Shown) -> Iterator[PageServer]:
+    """A server of the run at a free port, answering in a thread."""
+    with PageServer([shown], 0) as made:
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
