@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.streams import print_note
-from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, TrainConfig, preset, read_yaml, updated
-from minigpt.data.corpora import NAMED_SOURCES, are_documents, kind_of
+from minigpt.config import DEFAULT_PRESET, PRESETS, DocumentsConfig, RunConfig, TrainConfig, preset, read_yaml, updated
+from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
 
 RUN_FLAGS = {
@@ -75,9 +75,15 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     """The default preset. The learning rate of the quick one is for a new model, and would spoil a trained one."""
     if not (from_flags.get("init_from") or config.init_from):
         return DEFAULT_PRESET
-    separate = from_flags.get("documents", {}).get("separate") or config.documents.separate
-    source = from_flags.get("data", {}).get("source") or config.data.source
-    return {"documents": "finetune-documents", "dialogues": "chat", "text": "finetune-text"}[kind_of(separate, source)]
+    from minigpt.data.sources import fitting_kind
+
+    names = ("separate", "text_field", "completion_field")  # which say what records are
+    documents = {name: value for name, value in from_flags.get("documents", {}).items() if name in names}
+    kind = fitting_kind(
+        DocumentsConfig(**{name: getattr(config.documents, name) for name in names} | documents),
+        from_flags.get("data", {}).get("source") or config.data.source,
+    )
+    return {"documents": "finetune-documents", "dialogues": "chat", "text": "finetune-text"}[kind]
 
 
 def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:

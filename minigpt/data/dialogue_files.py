@@ -1,9 +1,10 @@
-"""A user's files -> dialogues: messages, PersonaChat, plays and chat logs.
+"""A user's files -> dialogues: records of messages, PersonaChat, plays and chat logs.
 
-    .jsonl, .ndjson     each line {"messages": [{"role", "content"}, ...]}; .json: an array of these
+    .jsonl, .ndjson     each line a record in one of the forms of `data.dialogue_records`; .json: an array of these
     .json               PersonaChat: {"train": [...], "valid": [...]}; "valid" is what validates
+    text: ParlAI's      the lines of PersonaChat and ConvAI2, each with a number
     text: a play        a name and a colon on a line, the speech below it; each scene is a dialogue
-    text: a chat log    "Ann: hello" on a line; what lies between blank lines is a dialogue
+    text: a chat log    "Ann: hello" on a line; what lies between blank lines is a dialogue, if any of it has two turns
     a folder            the texts and .jsonl files below it
 
 In a play and in a log, anybody may be who replies: each turn that has another before it is a reply to learn. In the
@@ -11,7 +12,9 @@ others, it is the assistant.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,21 +27,22 @@ from minigpt.data.corpora import (
     load_corpus,
     read_plain_text,
 )
+from minigpt.data.dialogue_records import Talk, is_parlai, parlai_talks, talk_of
 from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, own_name, speaker, speech
 from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
-from minigpt.errors import DataError, MissingFileError, brief, first_line
-from minigpt.system.files import listed, named_path, parsed_json
+from minigpt.errors import DataError, MissingFileError, first_line
+from minigpt.system.files import json_items, listed, named_path, parsed_json
 
+PARTS = ("train", "valid")  # of PersonaChat's file
 Raw = tuple[str, list[object]]  # a place in a file, and the messages there, not yet checked
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
-_ALONE = re.compile(r"([^\n:]{1,40}):(?:\n|$)")  # a name above a speech
-_IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[ \t]+(?=\S)")  # a name before what was said, in a log
-_CAPITALS = re.compile(r"([^a-z\n]*[A-Z]{2}[^a-z\n]*?)\.?\n")  # a name above a speech, in editions without colons
+_ALONE = re.compile(r"^[^\S\n]*([^\s:][^\n:]{0,39}):[^\S\n]*(?:\n|$)", re.MULTILINE)  # a name above a speech
+_IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[^\S\n]+(?=\S)")  # a name before what was said, in a log
+_CAPITALS = re.compile(r"([^a-z\n:]*[A-Z]{2}[^a-z\n:]*?)\.?[^\S\n]*\n")  # the same in editions without colons
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
 _DIRECTION = re.compile(r"\[[^\]]*\]?")  # of the stage; some are never closed
-_SILENCE = "__ SILENCE __"  # with this PersonaChat says that nobody has spoken before
 
 # Where the scenes of tinyshakespeare begin: the numbers of their first speeches, from 0. It has none of the headings;
 # these places were found by comparing its words with those of the complete works, which have them.
@@ -85,6 +89,7 @@ class _Notes:
     blank: int = 0
     outside: int = 0
     without_reply: int = 0
+    like_names: list[str] = field(default_factory=list)
     unused: dict[str, None] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -94,6 +99,11 @@ class _Notes:
             (self.blank, "speeches without words left out"),
             (self.outside, "passages that nobody speaks left out"),
             (self.without_reply, "dialogues without a reply left out"),
+            (
+                len(self.like_names),
+                f"lines such as '{self.like_names and self.like_names[0]}:' left in a speech (a blank line above makes "
+                "it a name)",
+            ),
         ):
             said += f"; {count:,} {what}" if count else ""
         return said + (f"; fields not read: {listed(list(self.unused))}" if self.unused else "")
@@ -175,61 +185,74 @@ def _from_file(file: Path, notes: _Notes) -> tuple[list[Raw], list[Raw]]:
         return _from_records(line_records(file), notes), []
     text = read_plain_text(file)
     if ending != ".json":
-        return _from_text(text, str(file), notes), []
+        told = list(parlai_talks(text, str(file))) if is_parlai(text) else None
+        return (_from_text(text, str(file), notes) if told is None else _from_talks(told, notes)), []
     if text.lstrip().startswith("["):
         return _from_records(array_records(file), notes), []
-    return _from_personachat(text, file)
+    return _from_parts(text, file, notes)
 
 
-def _from_records(records: Mapping[str, dict[str, object]], notes: _Notes) -> list[Raw]:
-    found: list[Raw] = []
+def _from_records(records: Mapping[str, object], notes: _Notes) -> list[Raw]:
+    talks: list[tuple[str, Talk]] = []
     for place, record in records.items():
-        messages = record.get("messages")
-        if not isinstance(messages, list):
+        fields = dict(record) if isinstance(record, Mapping) else {}
+        talk = talk_of(fields, place)
+        if talk is None:
             raise DataError(
-                f"{place} has no list of messages; its fields: {listed(list(record))}",
+                f"{place} has no list of messages; its fields: {listed(list(fields))}",
                 'write each dialogue as {"messages": [{"role": "user", "content": "..."}, ...]}',
             )
-        notes.unused |= dict.fromkeys(name for name in record if name != "messages")
-        found.append((place, messages))
+        if "history" in fields and talks and talk.goes_on_from(talks[-1][1]):
+            talks.pop()
+        talks.append((place, talk))
+    return _from_talks(talks, notes)
+
+
+def _from_talks(talks: Iterable[tuple[str, Talk]], notes: _Notes) -> list[Raw]:
+    found = []
+    for place, talk in talks:
+        notes.unused |= dict.fromkeys(talk.unread)
+        notes.blank += talk.blank
+        found.append((place, talk.messages))
     return found
 
 
-def _from_personachat(text: str, file: Path) -> tuple[list[Raw], list[Raw]]:
-    """PersonaChat: each utterance has all turns before it, and the last of its candidates is the true reply."""
+def _from_parts(text: str, file: Path, notes: _Notes) -> tuple[list[Raw], list[Raw]]:
+    """What a JSON object has to train on in "train", and what to validate in "valid", as PersonaChat's."""
     try:
         content = parsed_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON: {first_line(error, 200)}", "mend it there") from None
-    parts = [content.get(name) or [] for name in ("train", "valid")] if isinstance(content, dict) else []
+    parts = [content.get(name) or [] for name in PARTS] if isinstance(content, dict) else []
     if not all(isinstance(part, list) for part in parts) or not any(parts):
         raise DataError(
             f'{file} holds neither an array of dialogues nor PersonaChat, {{"train": [...], "valid": [...]}}',
             'write [{"messages": [{"role": "user", "content": "..."}, ...]}, ...], or save them as .jsonl',
         )
+    notes.unused |= dict.fromkeys(name for name in content if name not in PARTS)
     train, valid = (
-        [_persona(entry, f"{file}, {name} {number}") for number, entry in enumerate(part, start=1)]
-        for name, part in zip(("train", "valid"), parts, strict=True)
+        _from_records({f"{file}, {name} {number}": entry for number, entry in enumerate(part, start=1)}, notes)
+        for name, part in zip(PARTS, parts, strict=True)
     )
     return (train, valid) if train else (valid, [])
 
 
-def _persona(entry: object, place: str) -> Raw:
-    match entry:
-        case {"utterances": [*_, {"history": [*history], "candidates": [*_, reply]}], **rest}:
-            said = [*history[history[:1] == [_SILENCE] :], reply]
-        case _:
-            raise DataError(
-                f"{place} is {brief(entry)}, and no dialogue of PersonaChat",
-                'write it as {"personality": ["..."], "utterances": [{"history": ["..."], "candidates": ["..."]}]}',
-            )
-    lines = rest.get("personality") or []
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise DataError(f"{place}: its personality is {brief(lines)}", "write it as a list of sentences")
-    roles = [("user", "assistant")[(len(said) - number) % 2] for number in range(len(said))]
-    messages: list[object] = [{"role": "system", "content": "\n".join(lines)}] if lines else []
-    messages += [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
-    return place, messages
+def holds_dialogues(source: str) -> bool:
+    """Whether a file of records holds dialogues, by its first record; one with a field "text" is a document.
+
+    What cannot be read holds none: who reads it whole will say why.
+    """
+    path = Path(source).expanduser()
+    ending = path.suffix.lower()
+    if ending not in (".jsonl", ".ndjson", ".json") or not path.is_file():
+        return False
+    with suppress(DataError, ValueError, RecursionError):
+        text = read_plain_text(path).lstrip()
+        if ending == ".json" and not text.startswith("["):
+            return re.match(rf'{{\s*"(?:{"|".join(PARTS)})"\s*:\s*\[', text) is not None
+        first = next(json_items(text), None) if ending == ".json" else parsed_json(text.split("\n", 1)[0])
+        return isinstance(first, dict) and "text" not in first and talk_of(first, str(path)) is not None
+    return False
 
 
 def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
@@ -243,14 +266,45 @@ def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
 def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     """A play or a log, whichever has more turns."""
     blocks = _BLANK_LINES.split(text.strip())
-    in_lines = sum(_IN_LINE.match(line) is not None for line in text.split("\n"))
-    alone = sum(_ALONE.match(block) is not None for block in blocks)
-    if not in_lines and not alone:
+    above = Counter(named[1].strip() for block in blocks if (named := _ALONE.match(block)))
+    lines = Counter(named[1].strip() for block in blocks for named in _ALONE.finditer(block)) - above
+    beside = Counter(named[1].strip() for line in text.split("\n") if (named := _IN_LINE.match(line)))
+    if not above and not beside:
         raise DataError(
             f"{place} has no dialogue: no line begins with a name and a colon",
             'write a play, with "ROMEO:" above each speech, a log such as "Ann: hello", or messages as .jsonl',
         )
-    return _from_play(text, place, notes) if alone >= in_lines else _from_log(blocks, place, notes)
+    more = _more_names(above, lines)
+    below = sum(lines[name] for name in more)  # turns without a blank line above them
+    is_log = above.total() + below < beside.total() + sum((above + lines)[name] for name in beside)
+    if is_log:
+        lines += above
+        more = _more_names(beside, lines)
+    doubtful = [name for name in lines if name not in more and _looks_like_a_name(name)]
+    notes.like_names += doubtful if 100 * len(doubtful) >= (above + beside).total() else []
+    if is_log:
+        return _from_log(blocks, more, place, notes)
+    parts = blocks if below >= above.total() else [text]  # blank lines are between scenes, or also in them
+    parted = (_ALONE.sub(lambda line: "\n\n" * (line[1].strip() in more) + line[0], part) for part in parts)
+    return [scene for part in parted for scene in _from_play(part, place, notes)]
+
+
+def _more_names(sure: Counter[str], lines: Counter[str]) -> set[str]:
+    """The names among lines that end in a colon, but stand inside what somebody says.
+
+    Args:
+        sure: names, and how often each begins a turn.
+        lines: such lines without their colon, and how often each is there.
+    """
+    likely = {name for name, count in lines.items() if name in sure or (count > 1 and _looks_like_a_name(name))}
+    turns = sum(lines[name] for name in likely)
+    if turns >= sure.total():  # so most lines of this kind are names
+        likely |= set(filter(_looks_like_a_name, lines))
+    return likely if 10 * turns >= sure.total() else likely & set(sure)
+
+
+def _looks_like_a_name(line: str) -> bool:
+    return not any(word[0].islower() for word in line.split())
 
 
 def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = ()) -> list[Raw]:
@@ -274,14 +328,28 @@ def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = (
     return [_spoken(turns, place, notes) for turns in scenes if turns]
 
 
-def _from_log(blocks: Iterable[str], place: str, notes: _Notes) -> list[Raw]:
-    """The dialogues of a log; a line without a name goes on with the turn above it."""
+def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> list[Raw]:
+    """The dialogues of a log; a line without a name goes on with the turn above it.
+
+    Args:
+        blocks: what lies between blank lines.
+        names: of those who also speak below their name.
+        place: the file.
+        notes: what is to be said of the reading.
+    """
+
+    def named(line: str) -> re.Match[str] | None:
+        alone = _ALONE.match(line)
+        return alone if alone and alone[1].strip() in names else _IN_LINE.match(line)
+
+    if not any(sum(map(bool, map(named, block.split("\n")))) > 1 for block in blocks):
+        blocks = ["\n".join(blocks)]  # blank lines are between turns
     found = []
     for block in blocks:
         turns: list[tuple[str, str]] = []
         for line in block.split("\n"):
-            if named := _IN_LINE.match(line):
-                turns.append((named[1], line[named.end() :]))
+            if begins := named(line):
+                turns.append((begins[1], line[begins.end() :]))
             elif turns:
                 name, said = turns.pop()
                 turns.append((name, f"{said}\n{line}"))

@@ -1,8 +1,10 @@
 """A configuration -> what it names: one text, documents, or the examples of dialogues."""
 
+from typing import Literal
+
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import Corpus, kind_of, load_corpus
-from minigpt.data.dialogue_files import Dialogues, read_dialogues
+from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples
 from minigpt.data.documents import Document, Documents, read_documents, split, with_validation
 from minigpt.errors import ConfigError, named, passed
@@ -29,10 +31,23 @@ def load_source(config: RunConfig) -> Corpus | Documents:
     if kind == "dialogues":
         return _as_documents(_named_dialogues(config), d)
     if kind == "documents":
+        if fitting_kind(d, source) == "dialogues":
+            raise ConfigError(
+                f"{source} holds dialogues, and these settings would read it as documents",
+                f"minigpt train --preset chat --data {source} goes on with GPT-2 or another model, --preset "
+                f"chat-shakespeare begins with nothing; other settings need {passed('separate', 'dialogues')}",
+            )
         documents = read_documents(source, d)
         return with_validation(documents, read_documents(val_data, d)) if val_data else documents
     corpus = load_corpus(source)
     return corpus.with_validation(load_corpus(val_data)) if val_data else corpus
+
+
+def fitting_kind(d: DocumentsConfig, source: str) -> Literal["text", "documents", "dialogues"]:
+    """What a source is to be read as: what its name says, except that records may be dialogues."""
+    kind = kind_of(d.separate, source)
+    may_be = kind == "documents" and d.separate == "auto" and not d.text_field and not d.completion_field
+    return "dialogues" if may_be and holds_dialogues(source) else kind
 
 
 def held_out_dialogues(config: RunConfig) -> list[Dialogue]:

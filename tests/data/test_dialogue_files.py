@@ -1,5 +1,6 @@
 """Files to dialogues, and dialogues to what trains and what validates. The oracles are written out by hand."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,104 @@ def test_personachat(tmp_path):
     assert "2 dialogues; 1 dialogues without a reply left out" in found.described
 
 
+PERSONA = {"role": "system", "content": "i like tea .\ni ski ."}
+TALK = [user("hi"), reply("hello"), user("tea ?"), reply("yes")]
+
+
+def persona_rows(*talks: list[dict[str, str]], personality: Any = ("i like tea .", "i ski .")) -> list[dict[str, Any]]:
+    """A record for each reply, as truecased PersonaChat has them."""
+    return [
+        {
+            "personality": list(personality),
+            "history": [message["content"] for message in talk[:end]],
+            "candidates": ["no", talk[end]["content"]],
+            "conv_id": number,
+            "utterance_idx": end // 2,
+        }
+        for number, talk in enumerate(talks)
+        for end in range(1, len(talk), 2)
+    ]
+
+
+def test_a_record_for_each_reply_is_one_dialogue(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = persona_rows(TALK, [user("hi"), reply("hello there")], [user("hi"), reply("hello")], TALK)
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = read_dialogues(path)
+    assert [list(dialogue.messages) for dialogue in found.items] == [
+        [PERSONA, *TALK], [PERSONA, user("hi"), reply("hello there")], [PERSONA, user("hi"), reply("hello")],
+        [PERSONA, *TALK],
+    ]  # fmt: skip
+    assert found.described.endswith("4 dialogues; fields not read: conv_id, utterance_idx")
+
+
+@pytest.mark.parametrize(
+    ("senders", "classes", "roles"),
+    [
+        ("abab", {"a": "Human", "b": "Bot"}, "uaua"),
+        ("abab", {"a": "Bot", "b": "Human"}, "auau"),
+        ("aabb", {"a": "Human", "b": "Human"}, "ua"),
+        ("abab", {}, "uaua"),
+    ],
+)
+@pytest.mark.parametrize("year", [2017, 2018])
+def test_talks_of_people_with_bots(tmp_path, senders, classes, roles, year):
+    """ConvAI2's of 2018 and ConvAI's of 2017; turns of one sender are joined, those without words left out."""
+    texts = ["hi", "hello", "tea ?", "yes"]
+    if year == 2018:
+        turns = [
+            {"id": number, "sender": sender, "text": text, "evaluation_score": None}
+            | ({"sender_class": classes[sender]} if classes else {})
+            for number, (sender, text) in enumerate(zip(senders, texts, strict=True))
+        ]
+        record = {"dialog": [*turns, turns[0] | {"text": " "}], "bot_profile": ["i like tea .", "i ski ."], "id_": 3}
+        silence, unread = {**record, "dialog": []}, "id_"
+    else:
+        turns = [{"userId": sender, "text": text} for sender, text in zip(senders, texts, strict=True)]
+        users = [{"id": name, "userType": f"org.pavlovai.communication.{kind}"} for name, kind in classes.items()]
+        record = {"thread": [*turns, turns[0] | {"text": ""}], "users": users, "context": "Tea is a drink."}
+        silence, unread = {**record, "thread": []}, "context"
+    found = read_dialogues(written(tmp_path / "data.json", json.dumps([record, silence])))
+    (dialogue,) = found.items
+    *system, first = dialogue.messages[: 1 + (year == 2018)]
+    assert system == [PERSONA] * (year == 2018)
+    said_by = [message["role"][0] for message in dialogue.messages if message["role"] != "system"]
+    assert "".join(said_by) == roles
+    assert first["content"].startswith("hi")
+    assert "\n".join(message["content"] for message in dialogue.messages[len(system) :]) == "\n".join(texts)
+    assert "1 speeches without words left out; 1 dialogues without a reply left out" in found.described
+    assert found.described.endswith(f"fields not read: {unread}")
+
+
+def test_a_profile_in_single_characters(tmp_path):
+    turns = [{"sender": "a", "text": "hi"}, {"sender": "b", "text": "hello"}]
+    record = {"dialog": turns, "bot_profile": [list("i like tea ."), list("i ski .")]}
+    (dialogue,) = read_dialogues(written(tmp_path / "data.json", json.dumps([record]))).items
+    assert list(dialogue.messages) == [PERSONA, *TALK[:2]]
+
+
+@pytest.mark.parametrize("candidates", ["", "\t\tno|never|yes"])
+def test_parlai_lines(tmp_path, candidates):
+    text = f"""\
+1 your persona: i like tea .
+2 your persona: i ski .
+3 partner's persona: i sleep .
+4 hi\thello{candidates}
+5 tea ?\tyes{candidates}
+1 __SILENCE__\thi{candidates}
+2 hello\\nyou\ttea ?{candidates}
+"""
+    found = read_dialogues(written(tmp_path / "train_self_original.txt", text))
+    assert [list(dialogue.messages) for dialogue in found.items] == [
+        [PERSONA, *TALK], [reply("hi"), user("hello\nyou"), reply("tea ?")]
+    ]  # fmt: skip
+    assert found.described.endswith("2 dialogues; fields not read: partner's persona")
+    with pytest.raises(DataError, match=r"x.txt, line 4 is '3 tea', and neither"):
+        read_dialogues(written(tmp_path / "x.txt", f"1 hi\thello{candidates}\n2 a\tb{candidates}\n\n3 tea\n"))
+    with pytest.raises(DataError, match=r"x.txt, the dialogue in line 2: message 1 of the role user is empty"):
+        read_dialogues(written(tmp_path / "x.txt", f"1 hi\thello{candidates}\n1 \tb{candidates}\n"))
+
+
 def test_a_play(tmp_path):
     play = """\
 A TALE
@@ -164,6 +263,88 @@ def test_a_folder(tmp_path):
     found = read_dialogues(tmp_path)
     assert [said(dialogue)[0][0] for dialogue in found.items] == ["ANN", "USER"]
     assert found.described.endswith("; 1 other files not read: .csv")
+
+
+# --- Plays and logs as people paste them ------------------------------------------------------------------------------
+
+NAMES = ["Ann", "BEN", "Lady Mac Ben", "First Citizen", "Ödön", "李雷"]
+BLANKS = ["", " ", "\t", "  \u00a0", "\u2003"]  # behind a colon nobody sees them
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> list[list[tuple[str, str]]]:
+    """Scenes of two turns or more, no two in a row of one speaker, no speaker heard once only."""
+    cast = draw(st.lists(st.sampled_from(NAMES), min_size=2, max_size=4, unique=True))
+    speech = st.lists(st.sampled_from(["I come.", "and so he spake:", "Where, sir?"]), min_size=1, max_size=3)
+    found = []
+    for _ in range(draw(st.integers(1, 4))):
+        order = draw(st.permutations(cast)) * draw(st.integers(1, 2))
+        found.append([(name, "\n".join(draw(speech))) for name in order])
+    return [*found, *found[:1]]
+
+
+def joined(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Turns of one speaker in a row as one."""
+    return [
+        (name, "\n".join(speech for _, speech in group))
+        for name, group in itertools.groupby(turns, lambda turn: turn[0])
+    ]
+
+
+@given(scenes=scenes(), blank=st.sampled_from(BLANKS), between=st.sampled_from(["\n", "\n\n"]))
+def test_a_play_has_its_turns_whatever_is_blank(tmp_path_factory, scenes, blank, between):
+    """Blanks behind the colon, and blank lines between turns, where all is one scene, or between scenes alone."""
+    text = "\n\n".join(between.join(f"{name}:{blank}\n{speech}" for name, speech in scene) for scene in scenes)
+    found = read_dialogues(written(tmp_path_factory.mktemp("play") / "x.txt", text)).items
+    expected = scenes if between == "\n" else [list(itertools.chain(*scenes))]
+    assert list(map(said, found)) == list(map(joined, expected))
+
+
+@given(scenes=scenes(), blank=st.sampled_from(BLANKS), silent=st.data())
+def test_a_log_with_messages_without_words(tmp_path_factory, scenes, blank, silent):
+    """An empty message is no part of the one before it, and a message may begin below its name."""
+    turns = list(itertools.chain(*scenes))
+    expected = [(name, "here") for name, _ in turns]
+    lines = [f"{name}: here" for name, _ in turns]
+    for name, speech in turns:
+        how = silent.draw(st.sampled_from(["none", "below", "beside"]))
+        lines.append({"none": f"{name}:{blank}", "below": f"{name}:{blank}\n{speech}"}.get(how, f"{name}: {speech}"))
+        expected += [(name, speech)] * (how != "none")
+    found = read_dialogues(written(tmp_path_factory.mktemp("log") / "x.txt", "\n".join(lines)))
+    assert list(map(said, found.items)) == [joined(expected)]
+    empty = 2 * len(turns) - len(expected)
+    assert (f"; {empty} speeches without words left out" in found.described) == bool(empty)
+
+
+def test_a_speaker_who_never_begins_a_scene(tmp_path):
+    play = "Romeo:\nHello\nJuliet:\nHi\nNurse:\nMadam!\n\nRomeo:\nBye\nJuliet:\nSo long\n"
+    found = read_dialogues(written(tmp_path / "x.txt", play)).items
+    assert list(map(said, found)) == [
+        [("Romeo", "Hello"), ("Juliet", "Hi"), ("Nurse", "Madam!")],
+        [("Romeo", "Bye"), ("Juliet", "So long")],
+    ]
+
+
+def test_a_line_that_may_be_a_name_is_said(tmp_path):
+    play = "Romeo:\nHello\nJuliet:\nHi\n\nBen:\nBye, and\nthe end:\nSo long\n"
+    found = read_dialogues(written(tmp_path / "x.txt", play))
+    assert said(found.items[0])[0] == ("Romeo", "Hello\nJuliet:\nHi")
+    assert "; 1 lines such as 'Juliet:' left in a speech (a blank line above makes it a name)" in found.described
+
+
+def test_a_log_whose_every_message_stands_alone(tmp_path):
+    log = "Ann: hi\n\nBen: hello\nand more\n\nAnn: bye\n"
+    (found,) = read_dialogues(written(tmp_path / "x.txt", log)).items
+    assert said(found) == [("Ann", "hi"), ("Ben", "hello\nand more"), ("Ann", "bye")]
+
+
+def test_capitals_with_a_colon_are_the_same_person(tmp_path):
+    play = "ROMEO:\nHello there.\n\nJULIET: \nHi.\n\nROMEO : \nBye.\n\nJULIET:\nSo long.\n"
+    (found,) = read_dialogues(written(tmp_path / "x.txt", play)).items
+    assert [name for name, _ in said(found)] == ["ROMEO", "JULIET"] * 2
+
+
+# --- Shakespeare ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.shared
@@ -240,6 +421,12 @@ def test_a_broken_file_of_messages_is_refused_with_the_place(tmp_path, kind):
             "train 1: message 1 has 3 as its content",
         ),
         ("x.json", '[{"messages": 3}]', "record 1 has no list of messages"),
+        ("x.json", '[{"conversations": [{"from": "human", "value": "a"}]}]', "its fields: conversations"),
+        ("x.json", '[{"dialog": [{"text": "a"}]}]', "record 1: turn 1 is {'text': 'a'}"),
+        ("x.json", '[{"dialog": [{"sender": [3], "text": "a"}]}]', "record 1: turn 1 is"),
+        ("x.json", '[{"dialog": "a"}]', "record 1 is {'dialog': 'a'}, and no dialogue of PersonaChat or ConvAI2"),
+        ("x.json", '[{"dialog": [], "bot_profile": "tea"}]', "record 1: its bot_profile is 'tea'"),
+        ("x.json", '[{"thread": [], "users": 3}]', "record 1 is"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_form_is_refused(tmp_path, name, text, expected):

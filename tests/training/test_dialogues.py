@@ -116,6 +116,45 @@ def test_the_presets_of_dialogues():
     assert preset("chat-shakespeare").data.source == "shakespeare-dialogues"
 
 
+TALKS = {
+    "messages": ("x.jsonl", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+    "an array": ("x.json", [{"utterances": [{"history": ["a"], "candidates": ["b"]}]}]),
+    "PersonaChat": ("x.json", {"train": [], "valid": [{"utterances": [{"history": ["a"], "candidates": ["b"]}]}]}),
+    "rows": ("x.ndjson", {"personality": [], "history": ["a"], "candidates": ["b"]}),
+    "ConvAI2": ("x.json", [{"dialog": [{"sender": "a", "text": "a"}, {"sender": "b", "text": "b"}]}]),
+}
+
+
+@pytest.mark.parametrize("form", TALKS)
+def test_dialogues_choose_their_preset_or_are_told_of_it(form, capsys):
+    """With a model to start from, it is chat; without one, two presets would fit."""
+    name, content = TALKS[form]
+    Path(name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def chosen(*flags: str) -> str:
+        return SettingsParser("train", Train).parse(["--data", name, *flags]).preset
+
+    assert chosen("--init-from", "x") == "chat"
+    assert chosen("--init-from", "x", "--documents.text_field", "summary") == "finetune-documents"
+    assert chosen("--init-from", "x", "--documents.separate", "on") == "finetune-documents"
+    for command in ("train", "quickstart"):
+        assert main.answer([command, "--data", name, "--out", "run"]) == 2
+        shown = capsys.readouterr().err
+        assert f"{name} holds dialogues, and these settings would read it as documents" in shown
+        assert f"minigpt train --preset chat --data {name}" in shown
+        assert "--preset chat-shakespeare" in shown
+
+
+def test_records_with_a_text_are_documents():
+    record = {"text": "a story", "messages": [{"role": "user", "content": "a"}]}
+    for content in (record, {"text": "a story", "dialog": []}, {"prompt": "a", "history": 3}):
+        Path("x.jsonl").write_text(json.dumps(content) + "\nbroken", encoding="utf-8")
+        assert (
+            SettingsParser("train", Train).parse(["--data", "x.jsonl", "--init-from", "x"]).preset
+            == "finetune-documents"
+        )
+
+
 def test_a_plan_reads_the_dialogues(capsys):
     assert main.answer(["train", *FLAGS, "--plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
