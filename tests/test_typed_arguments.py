@@ -95,7 +95,7 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
             "num_candidates": 3, "max_new_tokens": 2,
         },
         "minigpt.load_model": {
-            "spec": "saved", "tokenizer": None, "block_size": 7, "dropout": 0.1, "weights": None,
+            "spec": "saved", "tokenizer": None, "block_size": 7, "dropout": 0.1, "weights": None, "adapter": None,
         },
         "minigpt.pack": {"model": model, "weights": "float32", "keep": True},
         "minigpt.save_hf": {"model": model, "tokenizer": LETTERS, "folder": "out", "carried": None},

@@ -5,7 +5,7 @@ import threading
 import webbrowser
 from urllib.parse import quote
 
-from minigpt.cli.models import load_merged, model_source
+from minigpt.cli.models import model_source
 from minigpt.cli.settings import Explore
 from minigpt.cli.streams import print_json, print_note
 from minigpt.errors import InputError, Interrupted
@@ -29,7 +29,7 @@ def answer(settings: Explore) -> None:
 def shown(settings: Explore, name: str | None) -> Shown:
     """A model as the page shows it."""
     source = model_source(name)
-    model, tokenizer = load_merged(source, settings.tokenizer, settings.adapter)
+    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     mapped = None if settings.adapter else mapped_weights(source)
     weights = mapped or page_weights(model)
     return Shown(source.name, model.config, tokenizer, weights, source.run)

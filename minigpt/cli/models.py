@@ -5,17 +5,13 @@ import sys
 
 from minigpt.cli.settings import Computing, Reading, TextSettings
 from minigpt.cli.streams import print_note
-from minigpt.config import Weights
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
-from minigpt.formats.lora_files import adapter_folder, load_adapter
 from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
 from minigpt.formats.source import Source, open_source
-from minigpt.formats.tokenizer_files import has_tokenizer, named_tokenizer
-from minigpt.lora import merged
+from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.model import GPT
-from minigpt.packed import pack
 from minigpt.system.device import choose_device
 from minigpt.system.files import listed
 from minigpt.tokenizers import CharTokenizer, Tokenizer, check_has_tokenizer, read
@@ -42,8 +38,7 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     Args:
         settings: how to read, and where to compute.
         name: the model's; None for the newest run.
-        adapter: a LoRA adapter to merge into it. A tokenizer in its folder is the one that it was trained with, and
-            must agree with the model's as one that --tokenizer names.
+        adapter: a LoRA adapter to merge into it.
 
     Raises:
         InputError: if --weights are for another device.
@@ -53,22 +48,9 @@ def load(settings: Computing, name: str | None = None, adapter: str | None = Non
     device = choose_device("cpu" if weights and settings.device == "auto" else settings.device)
     if weights and device.type != "cpu":
         raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
-    model, tokenizer = load_merged(model_source(name), settings.tokenizer, adapter, weights)
+    source = model_source(name)
+    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, weights=weights, adapter=adapter)
     return model.to(device), configured(tokenizer, settings)
-
-
-def load_merged(
-    source: Source, tokenizer: str | None, adapter: str | None, weights: Weights | None = None
-) -> tuple[GPT, Tokenizer]:
-    """The model of a source, with an adapter merged into it if one is named; see `load`."""
-    own = adapter_folder(adapter) if adapter else None
-    named = tokenizer or (own if own and has_tokenizer(own) else None)
-    model, found = source.load_for_text(tokenizer=named, weights=None if adapter else weights)
-    if adapter:
-        load_adapter(model, adapter)
-        model = merged(model)
-        model = pack(model, weights, keep=False) if weights else model
-    return model, found
 
 
 def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:

@@ -35,6 +35,7 @@ def load_model(
     block_size: int | None = None,
     dropout: float | None = None,
     weights: Weights | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer; the model is on the CPU, in float32, in evaluation mode.
 
@@ -63,6 +64,8 @@ def load_model(
         dropout: for further training, instead of the source's own rate.
         weights: pack the model for inference, as `minigpt.pack` does, while it is read: one layer at a time is in
             memory as the file has it. Only an adapter needs all of its base at once.
+        adapter: a LoRA adapter to merge into the model: a folder that `save_adapter` or PEFT wrote. A tokenizer in that
+            folder is the one it was trained with, and must agree with the model's as one that `tokenizer` names.
 
     Returns:
         The model; and its tokenizer, or None if the model has none and none was given.
@@ -71,7 +74,8 @@ def load_model(
         MissingFileError: if there is no such file, folder or model.
         CheckpointError: if it is damaged, incomplete, of another architecture, or not a safe file.
         ConfigError: if `block_size` or `dropout` is out of range.
-        InputError: if `spec` or `tokenizer` is no path, or no file can have this name, or there are no such `weights`.
+        InputError: if `spec`, `tokenizer` or `adapter` is no path, or no file can have this name, or there are no such
+            `weights`.
         DownloadError: if a model of the hub is not in the cache and cannot be downloaded.
 
     Warns:
@@ -79,7 +83,9 @@ def load_model(
         ModelNote: if the model computes slightly other numbers than the program that trained it, has ids without text,
             or has no tokenizer.
     """
-    return open_source(spec).load(tokenizer=tokenizer, block_size=block_size, dropout=dropout, weights=weights)
+    return open_source(spec).load(
+        tokenizer=tokenizer, block_size=block_size, dropout=dropout, weights=weights, adapter=adapter
+    )
 
 
 @checked

@@ -40,7 +40,7 @@ from minigpt.formats.config_json import (
 )
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
-from minigpt.formats.lora_files import adapters_at, base_of, load_adapter
+from minigpt.formats.lora_files import adapter_folder, adapters_at, base_of, load_adapter
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
@@ -121,6 +121,7 @@ class Loading(TypedDict, total=False):
     block_size: int | None
     dropout: float | None
     weights: Weights | None
+    adapter: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -209,13 +210,21 @@ class Source:
         block_size: int | None = None,
         dropout: float | None = None,
         weights: Weights | None = None,
+        adapter: str | Path | None = None,
         needs_text: bool = False,
     ) -> tuple[GPT, Tokenizer | None]:
         """The model and its tokenizer, which must be there if `needs_text`; see `minigpt.load_model`."""
         check_value("weights", weights, Weights | None, InputError)
+        options: Loading = {"tokenizer": tokenizer, "block_size": block_size, "dropout": dropout}
+        if adapter is not None:
+            folder = adapter_folder(adapter)
+            if tokenizer is None and has_tokenizer(folder):
+                options["tokenizer"] = folder
+            model, chosen = self.load(**options, needs_text=needs_text)
+            load_adapter(model, folder)
+            return (pack(model, weights, keep=False) if weights else merged(model)), chosen
         if self.run and self.adapter:
-            model, own = self._load_adapted(self.run, tokenizer, block_size, dropout)
-            return (pack(model, weights, keep=False) if weights else model), own
+            return self._load_adapted(self.run, {**options, "weights": weights})
         found = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
         chosen = self._tokenizer(found.config.vocab_size, tokenizer, needs_text)
         if needs_text:
@@ -230,9 +239,7 @@ class Source:
         model, chosen = self.load(**options, needs_text=True)
         return model, check_has_tokenizer(chosen, self.name)
 
-    def _load_adapted(
-        self, run: RunDirectory, tokenizer: str | Path | None, block_size: int | None, dropout: float | None
-    ) -> tuple[GPT, Tokenizer]:
+    def _load_adapted(self, run: RunDirectory, options: Loading) -> tuple[GPT, Tokenizer]:
         """The base of a run, with the run's best adapter merged into it."""
         base = read_config(run).init_from
         if self.path != run.path:
@@ -252,13 +259,11 @@ class Source:
                 f"{run.adapter} adapts {base}, which is not there any more",
                 f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
-        model, chosen = source.load_for_text(
-            tokenizer=tokenizer or run.tokenizer, block_size=block_size, dropout=dropout
-        )
-        load_adapter(model, run.adapter)
-        if tokenizer is None:  # the run may have given the base's settings another, such as the template of dialogues
+        named = options["tokenizer"]
+        model, chosen = source.load_for_text(**options | {"tokenizer": named or run.tokenizer, "adapter": run.adapter})
+        if named is None:  # the run may have given the base's settings another, such as the template of dialogues
             chosen = chosen.with_added(chosen.added, load_tokenizer(run.tokenizer).settings)
-        return merged(model), chosen
+        return model, chosen
 
     def _tokenizer(self, vocab_size: int, named: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
         """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits.

@@ -17,8 +17,9 @@ from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import RunDirectory, start_run
 from minigpt.formats.source import open_source
 from minigpt.formats.weights import StoredTensor, save_weights, write_safetensors
-from minigpt.lora import LoRAConfig, add_lora, merged
+from minigpt.lora import LoRAConfig, LoRALinear, add_lora, merged
 from minigpt.model import GPT
+from minigpt.packed import PackedGPT
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 CHAR = CharTokenizer("".join(map(chr, range(ord("A"), ord("A") + 23))))
@@ -95,6 +96,26 @@ def test_a_shape_takes_the_first_of_three_rates(models):
     assert minigpt.open_source("folder").shape(rates_may_differ=True) == GPTConfig(23, 13, 2, 3, 15, dropout=0.125)
     with pytest.raises(minigpt.MiniGPTError, match="which differ"):
         minigpt.open_source("folder").shape()
+
+
+@pytest.mark.parametrize("weights", [None, "float32"])
+@pytest.mark.parametrize("spec", ["tiny", "checkpoints/adapted"])
+def test_an_adapter_is_merged_and_packed_as_a_run_of_its_own_is(models, spec, weights):
+    """Also on a run that has one already: its base is then what the first has made of it."""
+    base = models["adapted" if spec.endswith("adapted") else "best"]
+    again = minigpt.load_model(spec)[0]
+    add_lora(again, LoRAConfig(rank=3, targets=("h.1.mlp.c_fc",)), seed=7)
+    with torch.no_grad():
+        for name, parameter in again.named_parameters():
+            parameter.add_(0.5 * ("lora" in name))
+    save_adapter(again, "second")
+    model, tokenizer = minigpt.load_model(spec, weights=weights, adapter="second/adapter_model.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), merged(again)(IDS), rtol=0, atol=1e-5)
+        assert not torch.allclose(model(IDS), base(IDS), atol=1e-2)
+    assert isinstance(model, PackedGPT) == bool(weights)
+    assert type(model.h[0].attn.c_attn) is not LoRALinear
+    assert tokenizer.fingerprint() == CHAR.fingerprint()
 
 
 def test_the_hub_is_asked_when_it_is_needed(monkeypatch):
