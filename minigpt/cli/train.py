@@ -1,7 +1,6 @@
 """`minigpt train`."""
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
 from minigpt.cli.run_settings import Train, check_effect, shaped_as_base
@@ -10,14 +9,13 @@ from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
 from minigpt.data.sources import load_source
 from minigpt.formats.run_directory import existing_run
-from minigpt.formats.source import open_source
 from minigpt.system.device import choose_device, choose_dtype
-from minigpt.tokenizers import check_has_tokenizer
+from minigpt.training.distributed import Processes
 from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, replay
 from minigpt.training.plan import Workload, plan_run
-from minigpt.training.run import check_has_base, expected_checksum, in_steps, make_loader, new_tokenizer
+from minigpt.training.run import before_weights, read_data
 
 
 def answer(settings: Train) -> None:
@@ -40,17 +38,10 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    data = load_source(config)
+    config, tokenizer = before_weights(config, data)
+    config, loader, _ = read_data(config, data, tokenizer, Processes(), None)
     t = config.train
-    check_has_base(config)
-    source = load_source(config)
-    expected_checksum(config, source)
-    if config.init_from:  # the vocabulary of this model may be larger than its tokenizer's
-        tokenizer = check_has_tokenizer(open_source(config.init_from).tokenizer(), config.init_from)
-    else:
-        tokenizer = new_tokenizer(config, source)
-        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
-    loader = make_loader(config, source, tokenizer)
-    config = replace(config, train=in_steps(t, loader.rows_per_epoch))
     plan = plan_run(config, Workload.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
     if t.freeze or t.lora_rank or t.gradient_checkpointing:
         print_note("activations are counted as if all weights were trained: your run takes less memory than this")

@@ -31,7 +31,7 @@ from minigpt.lora import adapters, add_lora
 from minigpt.model import GPT
 from minigpt.parameters import empty_model, trainable_parameters
 from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why_dtype
-from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, check_has_tokenizer, load_tokenizer
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
 from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.kernels import kernels
@@ -176,18 +176,29 @@ def starting_point(
         ConfigError: if an adapter is to be trained and there is no model to start from.
     """
     check_has_base(config)
-    shape = config.model
     if config.init_from and (checkpoint is None or config.train.lora_rank):
         base, tokenizer = open_source(config.init_from).load_for_text(
-            block_size=shape.block_size, dropout=shape.dropout
+            block_size=config.model.block_size, dropout=config.model.dropout
         )
         return replace(config, model=base.config), _for_data(tokenizer, config), base
-    if checkpoint is not None:
-        tokenizer, vocab_size = load_tokenizer(directory.tokenizer), read_config(directory).model.vocab_size
-    else:
+    if checkpoint is None:
+        return *before_weights(config, data), None
+    shape = replace(config.model, vocab_size=read_config(directory).model.vocab_size)
+    return replace(config, model=shape), load_tokenizer(directory.tokenizer), None
+
+
+def before_weights(config: RunConfig, data: Corpus | Documents) -> tuple[RunConfig, Tokenizer]:
+    """The settings of a run that begins, with the model's shape, and its tokenizer: what is known without weights.
+
+    Raises:
+        ConfigError: if an adapter is to be trained and there is no model to start from.
+    """
+    check_has_base(config)
+    if not config.init_from:
         tokenizer = _for_data(new_tokenizer(config, data), config)
-        vocab_size = tokenizer.vocab_size
-    return replace(config, model=replace(shape, vocab_size=vocab_size)), tokenizer, None
+        return replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size)), tokenizer
+    source = open_source(config.init_from)  # its shape is in the settings, and may have more ids than the tokenizer
+    return config, _for_data(check_has_tokenizer(source.tokenizer(needs_text=True), source.name), config)
 
 
 def _for_data(tokenizer: Tokenizer, config: RunConfig) -> Tokenizer:

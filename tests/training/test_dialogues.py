@@ -95,11 +95,12 @@ def test_a_run_from_a_model_of_byte_pairs(lora):
     same_ids_there("run")
 
 
-def test_another_template_is_refused_by_name_and_never_run(capsys):
+@pytest.mark.parametrize("plan", [[], ["--plan"]], ids=["train", "plan"])
+def test_another_template_is_refused_by_name_and_never_run(plan, capsys):
     tokenizer = GPT2Tokenizer(["t h", "th e", "Ċ Ċ", "Ġ t", "i t", "Ġ it"])
     save_base(tokenizer.with_added([], {"chat_template": "{{ 7 * 191 }}"}))
     flags = ["--data", "play.txt", "--preset", "chat", "--init-from", "base", "--out", "run"]
-    assert main.answer(["train", *flags]) == 2
+    assert main.answer(["train", *flags, *plan]) == 2
     shown = capsys.readouterr().err
     assert "base has a chat template of its own, '{{ 7 * 191 }}'" in shown
     assert "1337" not in shown
