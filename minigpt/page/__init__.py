@@ -14,6 +14,11 @@ The modules in static/ that compute have no DOM in them, and most mirror a file 
     taps.js           the points of a model that can be read: analysis/taps.py
     edits.js          what to change inside: analysis/edits.py
     tracing.js        reading and changing the values of a pass: analysis/tracing.py
-    engine.js         the forward pass: model.py and kv_cache.py
     weights.js        tensors from bytes: weights.py
+    engine.js         the forward pass: model.py and kv_cache.py
+    options.js        what can be asked of a decoder: decoding/options.py
+    filters.js        what may be chosen, and how likely: decoding/filters.py
+    sampling.js       the choice of one token: decoding/sampling.py
+    generate.js       from a prompt to its continuation: decoding/generate.py
+    tokenizer.js      text to ids and back: tokenizers.py
 """

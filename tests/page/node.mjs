@@ -6,8 +6,14 @@
 import { readFileSync } from "node:fs";
 
 import { GPT, KVCache } from "../../minigpt/page/static/engine.js";
+import { applyFilters, nextDistribution } from "../../minigpt/page/static/filters.js";
+import { generate } from "../../minigpt/page/static/generate.js";
+import { decodingOptions } from "../../minigpt/page/static/options.js";
+import { NoiseTape, exponential, generator, sample } from "../../minigpt/page/static/sampling.js";
+import { TextStream, fromJSON } from "../../minigpt/page/static/tokenizer.js";
 
 const models = new Map(); // name -> GPT, for the calls that follow
+const tokenizers = new Map();
 
 const CALLS = {
   model({ name, config, weights }) {
@@ -23,6 +29,47 @@ const CALLS = {
       const { logits, traced } = gpt.forward(idx, { cache, edits, taps, last });
       return { logits, traced: Object.fromEntries(traced) };
     });
+  },
+
+  filters: ({ scores, history, options, num_new }) => applyFilters(scores, history, decodingOptions(options), num_new),
+
+  distribution: ({ logits, options, history }) => nextDistribution(logits, options, history),
+
+  draw: ({ scores, uniforms }) => sample(scores, exponential(uniforms)),
+
+  /** `uniforms` holds those of each new token, one after another. */
+  generate({ model, prompt, options, uniforms, vocab_size }) {
+    const V = vocab_size ?? models.get(model).config.vocab_size;
+    const tape = uniforms && { at: (n) => exponential(uniforms.subarray(n * V, (n + 1) * V)) };
+    const steps = [...generate(models.get(model), prompt, options, { tape, vocab_size })];
+    return steps.map(({ id, log_prob, finish_reason }) => [id, log_prob, finish_reason]);
+  },
+
+  uniforms: ({ seeds, count }) => Float32Array.from({ length: count }, generator(...seeds)),
+
+  noise: ({ seed, columns, places }) => places.map((n) => new NoiseTape(seed, columns).at(n)),
+
+  tokenizer({ name, content }) {
+    tokenizers.set(name, fromJSON(content));
+    const { vocab_size, start_token_id, eos_token_id, special_ids } = tokenizers.get(name);
+    return { vocab_size, start_token_id, eos_token_id, special_ids: [...special_ids] };
+  },
+
+  encode: ({ tokenizer, text }) => tokenizers.get(tokenizer).encode(text),
+
+  encode_prompt: ({ tokenizer, text }) => tokenizers.get(tokenizer).encodePrompt(text),
+
+  decode: ({ tokenizer, ids }) => tokenizers.get(tokenizer).decode(ids),
+
+  pieces({ tokenizer, ids }) {
+    const pieces = tokenizers.get(tokenizer).pieces(ids);
+    return pieces.map(({ id, text, bytes, special }) => [id, text, [...bytes], special]);
+  },
+
+  /** What each id after a prompt completes, and what the end gives. */
+  stream({ tokenizer, prompt, ids }) {
+    const stream = new TextStream(tokenizers.get(tokenizer), prompt);
+    return [...ids.map((id) => stream.feed(id)), stream.flush()];
   },
 };
 
