@@ -107,7 +107,7 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.sequence_log_prob": {"model": model, "ids": IDS, "vocab_size": 21},
         "minigpt.token_log_probs": {"model": model, "ids": IDS, "vocab_size": 21},
         "minigpt.stream": {
-            "model": model, "prompt_ids": IDS, "tokenizer": LETTERS, "draft": None, "on_step": None,
+            "model": model, "prompt_ids": IDS, "tokenizer": LETTERS, "draft": None, "cache": None, "on_step": None,
             "num_candidates": 3, "max_new_tokens": 2,
         },
         "minigpt.analysis.ablate": {"what": "0.1", "mode": "mean", "reference": t, "at": 2, "seed": 3},

@@ -93,7 +93,8 @@ class Batch:
         self._request = request
         self.numbers = list(numbers[: request.options.batch_size])
         self._waiting = deque(numbers[len(self.numbers) :])
-        self._rows = request.start_rows(request.model, list(map(request.prompt_of, self.numbers)))
+        prompt_numbers = list(map(request.prompt_of, self.numbers))
+        self._rows = request.start_rows(request.model, prompt_numbers, request.cache)
         self._tape = request.tape(request.num_rows, request.vocab_size)
         self._drafter = request.start_drafter(self.numbers, self._tape)
         self.drafts: list[list[int]] = [[] for _ in self.numbers]

@@ -45,6 +45,7 @@ from minigpt.decoding.sampling import FinishReason, choose
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, named
 from minigpt.fields import checked
+from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import evaluating
 
@@ -129,6 +130,7 @@ def stream(
     *,
     tokenizer: TokenBytes | None = None,
     draft: PromptLookup | DraftModel | None = None,
+    cache: KVCache | None = None,
     on_step: Callable[[Step], None] | None = None,
     num_candidates: CountOrOff = 10,
     **options: Unpack[Options],
@@ -142,6 +144,8 @@ def stream(
         prompt_ids: ids of the prompt.
         tokenizer: as for `generate`.
         draft: as for `generate`.
+        cache: one row, which holds the beginning of the prompt, so that this need not be read again. In the end it
+            holds all of the prompt and the new ids that was read. None for one of the stream's own.
         on_step: as for `generate`; it is told of a step before the step's ids are given.
         num_candidates: as for `generate`.
         **options: fields of `DecodingOptions`, without beams.
@@ -149,7 +153,7 @@ def stream(
     Raises:
         InputError: at once, if the prompt or an option cannot be used; later, if bans leave no token to choose.
     """
-    request = Request(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options))
+    request = Request(model, [prompt_ids], tokenizer, draft, DecodingOptions(**options), cache)
     beams, several = request.options.uses_beams, request.options.num_return_sequences
     if beams or several > 1:
         raise InputError(

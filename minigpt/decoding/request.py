@@ -14,6 +14,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows, check_prompts
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
 from minigpt.errors import InputError, named, named_ids
+from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text
 
@@ -38,6 +39,7 @@ class Request:
         prompts: lists of ids.
         limits: how many tokens each prompt may get.
         vocab_size: how many tokens there are to choose from.
+        cache: what the model has read of the only prompt, or None.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Request:
         tokenizer: TokenBytes | None,
         draft: PromptLookup | DraftModel | None,
         options: DecodingOptions,
+        cache: KVCache | None = None,
     ) -> None:
         if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
             raise InputError(f"{named('tokenizer', tokenizer)} is none", "give the one that load_model returns")
@@ -55,6 +58,7 @@ class Request:
         self.model = model
         self.draft = draft
         self.options = options
+        self.cache = cache
         self.prompts = check_prompts(prompts, self.vocab_size)
         self.limits = [self._limit(number, len(prompt)) for number, prompt in enumerate(self.prompts)]
         if isinstance(options.seed, Sequence) and len(options.seed) != len(self.prompts):
@@ -72,6 +76,7 @@ class Request:
         self._stop = [text.encode("utf-8") for text in options.stop_strings]
         self._check_draft()
         self._check_required()
+        self._check_cache()
 
     def _limit(self, number: int, length: int) -> int:
         wanted, block_size = self.options.max_new_tokens, self.model.config.block_size
@@ -127,6 +132,26 @@ class Request:
                     "take it out of one of the two",
                 )
 
+    def _check_cache(self) -> None:
+        cache, weight = self.cache, self.model.wte.weight
+        if cache is None:
+            return
+        (length,) = map(len, self.prompts)
+        if not self.options.use_cache:
+            raise InputError(
+                f"{named('use_cache', False)}, and a {named('cache')} is given", "leave one of the two out"
+            )
+        if cache.batch_size != 1 or (cache.k.dtype, cache.k.device) != (weight.dtype, weight.device):
+            raise InputError(
+                f"{cache!r} is not for one row of this model",
+                "make it with KVCache(model.config, 1, dtype=model.wte.weight.dtype, device=model.wte.weight.device)",
+            )
+        if not cache.longest < length <= cache.max_length:
+            raise InputError(
+                f"{cache!r} does not hold the beginning of a prompt of {length} tokens",
+                "take back what differs with cache.rollback, the prompt's last token too: its logits are needed",
+            )
+
     @property
     def num_rows(self) -> int:
         """How many sequences there will be without beams: `num_return_sequences` of each prompt, side by side."""
@@ -166,7 +191,7 @@ class Request:
             return ModelDrafter(theirs, rows, self.options, tape)
         return self.draft
 
-    def start_rows(self, model: GPT, prompt_numbers: Sequence[int]) -> Rows:
+    def start_rows(self, model: GPT, prompt_numbers: Sequence[int], cache: KVCache | None = None) -> Rows:
         """A row for each of these numbers, with the logits of this model, and room for what takes its place."""
         growing = [(len(prompt), limit) for prompt, limit in zip(self.prompts, self.limits, strict=True) if limit]
         longest = max(length + limit for length, limit in growing)
@@ -174,7 +199,7 @@ class Request:
         copies = Counter(prompt_numbers)
         prompts = [self.prompts[number] for number in copies]
         use_cache = self.options.use_cache and fits
-        return Rows(model, prompts, [*copies.values()], longest, use_cache, self.vocab_size)
+        return Rows(model, prompts, [*copies.values()], longest, use_cache, self.vocab_size, cache)
 
     def tape(self, rows: int, columns: int) -> NoiseTape | None:
         """The noise of the draws, if there are any: (rows, columns) at a time."""

@@ -40,6 +40,7 @@ class Rows:
         max_length: the most tokens a row will have, those too that `replace` brings.
         use_cache: whether to keep keys and values.
         vocab_size: how many of the model's tokens there are to choose from: V; see `with_text`.
+        cache: one that holds the beginning of the only prompt already; None for one of its own.
 
     Attributes:
         ids: the R rows, prompts included.
@@ -59,21 +60,23 @@ class Rows:
         max_length: int,
         use_cache: bool,
         vocab_size: int,
+        cache: KVCache | None = None,
     ) -> None:
         self._model = model
         self._one_token = OneToken(model)
         self._vocab_size = vocab_size
         self._block_size = model.config.block_size
-        self._columns = min(self._block_size, max_length)
+        self._columns = min(self._block_size, max_length, max_length if cache is None else cache.max_length)
         self._shortest_prompt = min(map(len, prompts))
         self._device = model.wte.weight.device
-        self._cache: KVCache | None = None
-        if use_cache and max(map(len, prompts)) <= self._block_size:
+        self._cache = cache
+        read = 0 if cache is None else cache.longest  # of the prompt
+        if use_cache and cache is None and max(map(len, prompts)) <= self._block_size:
             self._cache = self._new_cache(len(prompts), self._columns)
         self._ahead: dict[tuple[int, ...], int] = {}  # beginnings of prompts, and their rows in `_read_prompts`
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
-        self.logits = self._feed(prompts, [1] * len(prompts))  # (N, 1, V)
+        self.logits = self._feed([prompt[read:] for prompt in prompts], [1] * len(prompts))  # (N, 1, V)
         if max(copies) > 1:
             each = torch.arange(len(prompts)).repeat_interleave(torch.tensor(copies)).to(self._device)  # (R,)
             self.logits = self.logits[each]  # (N, 1, V) -> (R, 1, V)

@@ -16,6 +16,7 @@ from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST, DecodingOptions, Options
 from minigpt.decoding.sampling import NoiseTape, choose, next_token_table
+from minigpt.decoding.speculative import PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -303,6 +304,59 @@ def test_two_tokens_have_the_joint_distribution_of_the_model(make_pair: Callable
 def test_a_stream_is_what_generate_gives(tiny_model: GPT, options: dict[str, Any]) -> None:
     ids = generate(tiny_model, [[1, 2, 3]], max_new_tokens=8, **options).sequences[0]
     assert [1, 2, 3, *stream(tiny_model, [1, 2, 3], max_new_tokens=8, **options)] == ids
+
+
+@pytest.mark.parametrize("draft", [None, PromptLookup()])
+@pytest.mark.parametrize("held", [0, 1, 3, 4])
+def test_a_stream_goes_on_from_a_cache(tiny_model: GPT, held: int, draft: PromptLookup | None) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    options: Options = {"max_new_tokens": 7, "seed": 2}
+    expected = list(stream(tiny_model, prompt, **options))
+    cache = KVCache(tiny_model.config, 1)
+    if held:
+        tiny_model(torch.tensor([prompt[:held]]), cache=cache)
+    shapes: list[int] = []
+    watch = tiny_model.wte.register_forward_hook(lambda _, idx, out: shapes.append(idx[0].numel()))
+    assert list(stream(tiny_model, prompt, cache=cache, draft=draft, **options)) == expected
+    watch.remove()
+    assert shapes[0] == len(prompt) - held  # what it holds is not read again
+    assert cache.longest == len(prompt) + len(expected) - 1  # the last was never read
+    again = KVCache(tiny_model.config, 1)
+    tiny_model(torch.tensor([[*prompt, *expected[:-1]]]), cache=again)
+    assert torch.allclose(cache.k, again.k, atol=1e-5)
+    cache.rollback(cache.longest - 2)
+    assert list(stream(tiny_model, [3, 1, 2], cache=cache, **options)) == list(stream(tiny_model, [3, 1, 2], **options))
+
+
+def test_a_stream_that_is_closed_leaves_what_it_has_read(tiny_model: GPT) -> None:
+    cache = KVCache(tiny_model.config, 1)
+    tokens = stream(tiny_model, [3, 1, 4], cache=cache, max_new_tokens=7)
+    new = [next(tokens), next(tokens)]
+    tokens.close()
+    again = KVCache(tiny_model.config, 1)
+    tiny_model(torch.tensor([[3, 1, 4, *new][: cache.longest]]), cache=again)
+    assert 3 <= cache.longest <= 5
+    assert torch.allclose(cache.k, again.k, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "held", "options", "message"),
+    [
+        ({"batch_size": 2}, 0, {}, "is not for one row"),
+        ({"dtype": torch.float64}, 0, {}, "is not for one row"),
+        ({"max_length": 2}, 0, {}, "does not hold the beginning of a prompt of 3"),
+        ({}, 3, {}, "does not hold the beginning of a prompt of 3"),
+        ({}, 2, {"use_cache": False}, "leave one of the two out"),
+    ],
+)
+def test_a_cache_that_does_not_fit_a_stream(
+    tiny_model: GPT, shape: dict[str, Any], held: int, options: Options, message: str
+) -> None:
+    cache = KVCache(tiny_model.config, **{"batch_size": 1, **shape})
+    if held:
+        tiny_model(torch.ones(1, held, dtype=torch.int64), cache=cache)
+    with pytest.raises(InputError, match=message):
+        stream(tiny_model, [3, 1, 4], cache=cache, max_new_tokens=2, **options)
 
 
 def test_a_stream_computes_a_token_only_when_asked(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
