@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minigpt import analysis as analysis
     from minigpt import errors as errors
+    from minigpt import replies as replies
     from minigpt import tokenizers as tokenizers
+    from minigpt.chat import Chat as Chat
     from minigpt.completion import complete as complete
     from minigpt.config import GPTConfig as GPTConfig
     from minigpt.data.prompts import few_shot_prompt as few_shot_prompt
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chat": "minigpt.chat",
     "DecodingOptions": "minigpt.decoding.options",
     "GPT": "minigpt.model",
     "GPTConfig": "minigpt.config",
@@ -52,7 +55,7 @@ _HOMES = {
     "stream": "minigpt.decoding.generate",
     "token_log_probs": "minigpt.evaluation.loss",
 }
-_ROOMS = ("analysis", "errors", "tokenizers")  # modules that are there without an import of their own
+_ROOMS = ("analysis", "errors", "replies", "tokenizers")  # modules that are there without an import of their own
 __all__ = [*_HOMES, *_ROOMS]
 
 

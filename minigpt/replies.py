@@ -13,11 +13,11 @@ Words are compared without their case and without the signs between them.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from minigpt.data.corpora import read_plain_text
 from minigpt.data.dialogues import Message
@@ -27,6 +27,7 @@ from minigpt.system.files import named_path
 
 # (a reply, the messages before it) -> what is wrong with it, "" for nothing
 Filter = Callable[[str, Sequence[Message]], str]
+Messages = Sequence[Mapping[str, Any]]  # what a `Message` is for `checked`
 
 PACKAGE = "better-profanity"  # its list of English words is used where it is named: `read_blocklist`
 SHORTEST = 3  # words; people say the same two words often, and mean them
@@ -43,7 +44,8 @@ _Most = Annotated[int | None, Bounds(1, 10**9, below="leaves no room for a reply
 _Words = Annotated[Sequence[str], Form("a list of words, at least one", bool)]
 
 
-def is_empty(reply: str, messages: Sequence[Message]) -> str:
+@checked
+def is_empty(reply: str, messages: Messages) -> str:
     """The reply has nothing but blanks."""
     return "" if reply.strip() else "is empty"
 
@@ -58,7 +60,7 @@ def length(least: Annotated[int, Bounds(1, 10**9)] = 1, most: _Most = None) -> F
     if most is not None and most < least:
         raise InputError(f"no reply has at least {least} and at most {most} characters", "exchange the two")
 
-    def has_another_length(reply: str, messages: Sequence[Message]) -> str:
+    def has_another_length(reply: str, messages: Messages) -> str:
         characters = len(reply.strip())
         if characters < least:
             return f"has {characters} characters, fewer than {least}"
@@ -67,18 +69,21 @@ def length(least: Annotated[int, Bounds(1, 10**9)] = 1, most: _Most = None) -> F
     return has_another_length
 
 
-def echoes(reply: str, messages: Sequence[Message]) -> str:
+@checked
+def echoes(reply: str, messages: Messages) -> str:
     """The reply says what the message before it says, or a part of that."""
     return "echoes what it replies to" if messages and _repeats(reply, messages[-1]["content"]) else ""
 
 
-def repeats_itself(reply: str, messages: Sequence[Message]) -> str:
+@checked
+def repeats_itself(reply: str, messages: Messages) -> str:
     """The reply says what the model's last reply said, or a part of that."""
     own = [message["content"] for message in messages[:-1] if message["role"] == "assistant"]
     return "repeats the reply before it" if own and _repeats(reply, own[-1]) else ""
 
 
-def loops(reply: str, messages: Sequence[Message]) -> str:
+@checked
+def loops(reply: str, messages: Messages) -> str:
     """The reply says the same at least three times in a row, in eight words or more, or in 16 signs of one word."""
     found = _loop(_words(reply), LOOP_WORDS, " ")
     pieces = (_loop(piece, LOOP_CHARACTERS, "") for piece in reply.casefold().split())
@@ -101,7 +106,7 @@ def blocklist(words: _Words) -> Filter:
     either = "|".join(re.escape(entry).replace(r"\ ", r"\s+") for entry in entries)
     pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)")
 
-    def has_a_word(reply: str, messages: Sequence[Message]) -> str:
+    def has_a_word(reply: str, messages: Messages) -> str:
         found = pattern.search(_folded(reply)) if entries else None
         return f"has a word of the blocklist: {brief(found[0])}" if found else ""
 
@@ -139,7 +144,8 @@ def read_blocklist(path: Path | str) -> tuple[str, ...]:
     return words
 
 
-def faults(reply: str, messages: Sequence[Message], filters: Iterable[Filter]) -> list[str]:
+@checked
+def faults(reply: str, messages: Messages, filters: Sequence[Callable[..., str]]) -> list[str]:
     """What is wrong with a reply, in the order of the filters; [] if it passes.
 
     Args:

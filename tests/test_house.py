@@ -17,8 +17,8 @@ HOUSE = Path(minigpt.__file__).parent
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.
 ORDER = [
     "errors", "system", "fields", "config", "kv_cache", "dropout", "model", "parameters", "tokenizers", "lora",
-    "packed", "data", "decoding", "completion", "replies", "evaluation", "formats", "analysis", "training", "page",
-    "cli",
+    "packed", "data", "decoding", "completion", "replies", "chat", "evaluation", "formats", "analysis", "training",
+    "page", "cli",
 ]  # fmt: skip
 ABOVE_ALL = {"__main__", "tokenizer_files", "lora_files"}  # the last two are older names of files in formats
 
@@ -218,7 +218,7 @@ def test_public_names_are_there():
 
 
 @pytest.mark.parametrize(
-    "attribute", ["analysis.trace", "analysis.ablate", "tokenizers.CharTokenizer", "errors.InputError"]
+    "attribute", ["analysis.trace", "analysis.ablate", "replies.USUAL", "tokenizers.CharTokenizer", "errors.InputError"]
 )
 def test_the_rooms_for_everybody_need_no_import_of_their_own(attribute):
     code = f"import minigpt; before = dir(minigpt); minigpt.{attribute}; assert dir(minigpt) == before"

@@ -17,8 +17,9 @@ import torch
 import minigpt
 import minigpt.analysis.edits as analysis_edits
 import minigpt.analysis.recording as analysis_trace
-from minigpt import GPT, GPTConfig, MiniGPTError, analysis, config, lora, tokenizers
+from minigpt import GPT, GPTConfig, MiniGPTError, analysis, config, lora, replies, tokenizers
 from minigpt.data.batches import Batch, encode
+from minigpt.data.dialogues import with_template
 from minigpt.data.documents import Document
 from minigpt.tokenizers import CharTokenizer
 
@@ -52,8 +53,11 @@ def documented() -> dict[str, Callable[..., Any]]:
 def public() -> dict[str, Callable[..., Any]]:
     """The functions and classes that each room offers."""
     rooms = {
-        minigpt: sorted({*minigpt.__all__} - {"analysis", "errors", "tokenizers"}),  # the same in every process
+        minigpt: sorted(
+            {*minigpt.__all__} - {"analysis", "errors", "replies", "tokenizers"}
+        ),  # the same in every process
         analysis: analysis.__all__,
+        replies: [n for n, thing in vars(replies).items() if getattr(thing, "__module__", "") == "minigpt.replies"],
         lora: [name for name, thing in vars(lora).items() if getattr(thing, "__module__", "") == "minigpt.lora"],
         tokenizers: [
             n for n, thing in vars(tokenizers).items() if getattr(thing, "__module__", "") == "minigpt.tokenizers"
@@ -81,6 +85,10 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
     metric = lambda logits: float(logits[0, -1, 3])  # noqa: E731
     given: dict[str, dict[str, Any]] = {
         "minigpt.GPT": {"config": shape},
+        "minigpt.Chat": {
+            "model": model, "tokenizer": with_template(LETTERS), "turns": 2, "system": "ab", "reply_as": "c",
+            "user": "d", "messages": [], "filters": [replies.loops], "tries": 2, "max_new_tokens": 3, "seed": 1,
+        },
         "minigpt.KVCache": {"config": shape, "batch_size": 2, "max_length": 5, "dtype": torch.float32, "device": "cpu"},
         "minigpt.complete": {
             "model": model, "tokenizer": LETTERS, "prompt": "ab", "max_new_tokens": 2, "strategy": "greedy",
@@ -145,6 +153,12 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.analysis.trace": {
             "model": model, "points": "*", "device": None, "dtype": None, "positions": None, "grad": False,
         },
+        "minigpt.replies.length": {"least": 2, "most": 5},
+        "minigpt.replies.blocklist": {"words": ["a"]},
+        "minigpt.replies.read_blocklist": {"path": "saved.json"},
+        "minigpt.replies.faults": {"reply": "a", "messages": [], "filters": [replies.loops]},
+        **{f"minigpt.replies.{n}": {"reply": "a", "messages": []}
+           for n in ("is_empty", "echoes", "repeats_itself", "loops")},
         "minigpt.lora.add_lora": {"model": model, "config": lora.LoRAConfig(), "seed": 3, "name": "other"},
         "minigpt.lora.attach": {"model": adapted, "adapter": {}, "name": "default"},
         "minigpt.lora.check_known": {"model": adapted, "name": "default"},
