@@ -18,7 +18,8 @@ The modules in static/ that compute have no DOM in them, and most mirror a file 
     engine.js         the forward pass: model.py and kv_cache.py
     options.js        what can be asked of a decoder: decoding/options.py
     filters.js        what may be chosen, and how likely: decoding/filters.py
-    sampling.js       the choice of one token: decoding/sampling.py
+    sampling.js       a text that grows, and the choice of one token: decoding/sampling.py
     generate.js       from a prompt to its continuation: decoding/generate.py
+    beams.js          the best sequence instead of the best token: decoding/beam_search.py
     tokenizer.js      text to ids and back: tokenizers.py
 """

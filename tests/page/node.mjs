@@ -5,6 +5,7 @@
 
 import { readFileSync } from "node:fs";
 
+import { beamSearch } from "../../minigpt/page/static/beams.js";
 import { GPT, KVCache } from "../../minigpt/page/static/engine.js";
 import { applyFilters, nextDistribution } from "../../minigpt/page/static/filters.js";
 import { generate } from "../../minigpt/page/static/generate.js";
@@ -44,6 +45,10 @@ const CALLS = {
     const steps = [...generate(models.get(model), prompt, options, { tape, vocab_size })];
     return steps.map(({ id, log_prob, finish_reason }) => [id, log_prob, finish_reason]);
   },
+
+  beams: ({ model, prompt, options, vocab_size }) => [
+    ...beamSearch(models.get(model), prompt, options, { vocab_size }),
+  ],
 
   uniforms: ({ seeds, count }) => Float32Array.from({ length: count }, generator(...seeds)),
 

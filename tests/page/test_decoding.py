@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt.analysis.decoders import beam_tree
 from minigpt.config import GPTConfig
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import generate
@@ -15,6 +16,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import sample
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.model import GPT
+from minigpt.tokenizers import CharTokenizer
 from tests.conftest import random_model
 from tests.page.conftest import Node, PageError, the_model
 
@@ -243,6 +245,75 @@ def test_log_probabilities_ends_and_limits(node: Node, model: GPT):
     assert "the prompt is empty" in str(nothing)
 
 
+# --- beams
+
+TOKENIZER = CharTokenizer("".join(map(chr, range(65, 65 + V))))
+SEARCHES: list[dict[str, Any]] = [
+    {"num_beams": 1, "max_new_tokens": 5},
+    {"num_beams": 3, "max_new_tokens": 7},
+    {"num_beams": 4, "max_new_tokens": 9, "eos": [2, 5], "length_penalty": 0.0},
+    {"num_beams": 5, "max_new_tokens": 11, "eos": [2, 5, 11], "length_penalty": 2.0, "early_stopping": "never"},
+    {"num_beams": 3, "max_new_tokens": 11, "eos": [2, 5, 11], "early_stopping": True},
+    {"num_beams": 3, "max_new_tokens": 11, "eos": [2, 5, 11, 7, 19], "length_penalty": -1.0},
+    {"num_beams": 2, "max_new_tokens": 13, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    {"num_beams": 2, "max_new_tokens": 80, "on_overflow": "crop"},
+    {"num_beams": 2, "max_new_tokens": 80, "on_overflow": "stop"},
+    {"num_beams": 4, "max_new_tokens": 6, "eos": [2], "min_new_tokens": 4, "suppress_tokens": [3, 4]},
+]
+
+
+def test_beams_are_those_of_the_search(node: Node, model: GPT):
+    """Sequences, scores and every node of the tree."""
+    prompts = [[3, 1, 4], [7]]
+    cases = [*itertools.product(prompts, SEARCHES)]
+    calls = [("beams", {"model": "m", "prompt": prompt, "options": options}) for prompt, options in cases]
+    _, *results = node([the_model("m", model), *calls])
+    for steps, (prompt, options) in zip(results, cases, strict=True):
+        wanted = {name: value for name, value in options.items() if name != "eos"}
+        wanted |= {"eos_token_id": options.get("eos")}
+        tree = beam_tree(model, prompt, TOKENIZER, **wanted)
+        assert [step["done"] for step in steps] == [False] * (len(steps) - 1) + [True]
+        for step in steps:  # a tree grows: what was there stays, except which path is the best
+            number = len(step["nodes"])
+            assert [{**one, "best": None} for one in step["nodes"]] == [
+                {**one, "best": None} for one in steps[-1]["nodes"][:number]
+            ]
+        last = steps[-1]
+        for found, expected in zip(last["nodes"], tree.nodes, strict=True):
+            candidate = expected.candidate
+            assert found == {
+                "step": expected.step,
+                "parent": expected.parent,
+                "id": candidate.id,
+                "total": pytest.approx(candidate.total, abs=1e-4),
+                "kept": candidate.kept,
+                "place": candidate.place,
+                "finish_reason": candidate.finish_reason,
+                "best": expected.best,
+            }, options
+        assert last["finished"][0]["ids"] == tree.ids
+        copies = len(last["finished"])
+        result = generate(model, [prompt], strategy="beam", num_return_sequences=copies, **wanted)
+        assert [one["ids"] for one in last["finished"]] == result.sequences
+        assert [one["score"] for one in last["finished"]] == pytest.approx(result.scores, abs=1e-4)
+        assert [one["finish_reason"] for one in last["finished"]] == result.finish_reasons
+
+
+def test_a_search_that_cannot_be(node: Node, model: GPT):
+    wrong = [
+        ({"max_new_tokens": 0}, "0 new tokens leave nothing"),
+        ({"num_beams": 0}, "num_beams must be a whole number from 1 on"),
+        ({"max_new_tokens": 70}, "do not fit block_size = 61"),
+        ({"suppress_tokens": [*range(V)], "num_beams": 2}, "every continuation is banned"),
+    ]
+    calls = [("beams", {"model": "m", "prompt": [1, 2], "options": options}) for options, _ in wrong]
+    streamed = ("generate", {"model": "m", "prompt": [1], "options": {"strategy": "beam"}})
+    _, *results, error = node([the_model("m", model), *calls, streamed])
+    for result, (_, said) in zip(results, wrong, strict=True):
+        assert said in str(result)
+    assert "call beamSearch" in str(error)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -251,7 +322,7 @@ def test_log_probabilities_ends_and_limits(node: Node, model: GPT):
         ({"top_p": 0}, "top_p must be above 0 and at most 1"),
         ({"top_k": 1.5}, "top_k must be a whole number"),
         ({"top_k": "5"}, "top_k = 5 cannot be used"),
-        ({"strategy": "beam"}, "choose among sample, greedy"),
+        ({"strategy": "beams"}, "choose among sample, greedy, beam"),
         ({"suppress_tokens": [*range(6)]}, "every token is banned"),
     ],
 )

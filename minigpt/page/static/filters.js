@@ -16,14 +16,14 @@ const { fround } = Math;
 const TINY = 2 ** -126; // the smallest normal float32
 
 /**
- * Every filter that is on, in the one order that this project knows.
+ * Every filter that is on, in the one order that this project knows. Scores are logits, or log-probabilities in a beam
+ * search.
  *
  * @param {Float32Array} scores of the next token, (V,).
  * @param {ArrayLike<number>} history ids, prompt included.
  * @param {object} options as `decodingOptions` gives them.
  * @param {number} numNew how many of the ids were written after the prompt.
- * @returns {Float32Array} new scores (V,).
- * @throws {InputError} if bans have left no token.
+ * @returns {Float32Array} new scores (V,). Where bans have left nothing, all are -inf: see `checkNotEmpty`.
  */
 export function applyFilters(scores, history, options, numNew) {
   scores = scores.slice();
@@ -31,12 +31,6 @@ export function applyFilters(scores, history, options, numNew) {
   if (options.no_repeat_ngram_size) scores = noRepeatNgram(scores, history, options.no_repeat_ngram_size);
   if (numNew < options.min_new_tokens) scores = banTokens(scores, options.eos);
   if (options.suppress_tokens.length) scores = banTokens(scores, options.suppress_tokens);
-  if (largest(scores) === -Infinity) {
-    throw new InputError(
-      "every token is banned; what bans is no_repeat_ngram_size, min_new_tokens and suppress_tokens",
-      "relax one of them",
-    );
-  }
   if (!draws(options)) return scores; // the filters below only shape a draw: the best token stays the best
   // Each of these sees what the one before has left: top-p counts the probability that temperature and top-k made.
   if (options.temperature !== 1) scores = divided(scores, options.temperature);
@@ -47,6 +41,21 @@ export function applyFilters(scores, history, options, numNew) {
   if (options.epsilon_cutoff) scores = keepEpsilon(scores, options.epsilon_cutoff);
   if (options.eta_cutoff) scores = keepEta(scores, options.eta_cutoff);
   return scores;
+}
+
+/**
+ * Refuse to go on where bans have left no token.
+ *
+ * @param {Float32Array} scores (V,).
+ * @throws {InputError}
+ */
+export function checkNotEmpty(scores) {
+  if (largest(scores) === -Infinity) {
+    throw new InputError(
+      "every token is banned; what bans is no_repeat_ngram_size, min_new_tokens and suppress_tokens",
+      "relax one of them",
+    );
+  }
 }
 
 /**
@@ -62,6 +71,7 @@ export function applyFilters(scores, history, options, numNew) {
 export function nextDistribution(logits, given = {}, history = [], numNew = 0) {
   const options = decodingOptions(given);
   const scores = applyFilters(logits, history, options, numNew);
+  checkNotEmpty(scores);
   if (draws(options)) {
     return { probs: softmax(scores), kept: scores.reduce((count, score) => count + (score > -Infinity), 0) };
   }

@@ -1,11 +1,10 @@
 /** From a prompt to its continuation, ids in and ids out: the loop of decoding/generate.py, for one sequence. */
 
-import { KVCache } from "./engine.js";
 import { InputError } from "./errors.js";
-import { applyFilters } from "./filters.js";
+import { applyFilters, checkNotEmpty } from "./filters.js";
 import { logSoftmax } from "./numbers.js";
 import { decodingOptions, draws } from "./options.js";
-import { NoiseTape, choose } from "./sampling.js";
+import { NoiseTape, Row, choose } from "./sampling.js";
 
 /**
  * The ids that follow a prompt, each as soon as it is chosen. Whoever has enough stops asking.
@@ -24,26 +23,26 @@ import { NoiseTape, choose } from "./sampling.js";
  */
 export function* generate(model, prompt, given = {}, { vocab_size, edits = [], tape } = {}) {
   const options = decodingOptions(given);
-  const { block_size } = model.config;
-  const V = Math.min(vocab_size ?? model.config.vocab_size, model.config.vocab_size);
-  const limit = room(prompt.length, options, block_size);
-  const longest = prompt.length + limit;
+  if (options.strategy === "beam") throw new InputError("a beam search is no stream of tokens", "call beamSearch");
+  const V = numWithText(model, vocab_size);
+  const limit = room(prompt.length, options, model.config.block_size);
+  const row = new Row(model, [...prompt], prompt.length + limit, V, edits);
   tape ??= new NoiseTape(options.seed, V);
-  const ids = [...prompt];
-  let cache = prompt.length <= block_size ? new KVCache(model.config, Math.min(longest, block_size)) : null;
-  let fed = cache === null ? ids.slice(-block_size) : ids;
   for (let n = 0; n < limit; n++) {
-    const logits = model.forward(fed, { cache, edits, last: true }).logits.subarray(0, V); // (V,)
-    const scores = applyFilters(logits, ids, options, n); // filter
+    const logits = row.logits();
+    const scores = applyFilters(logits, row.ids, options, n); // filter
+    checkNotEmpty(scores);
     const id = choose(scores, draws(options) ? tape.at(n) : null); // choose
-    ids.push(id); // append
-    const ended = options.eos.includes(id) ? "eos" : n + 1 < limit ? null : limitReason(limit, options);
-    yield { id, logits, scores, log_prob: logSoftmax(logits)[id], finish_reason: ended }; // stop, or begin again
-    if (ended !== null) return;
-    // Where the window starts to slide, a cache cannot: its columns are absolute positions.
-    if (cache !== null && cache.length === block_size) cache = null;
-    fed = cache === null ? ids.slice(-block_size) : [id];
+    row.ids.push(id); // append
+    const finish_reason = finishReason(id, n + 1, limit, options);
+    yield { id, logits, scores, log_prob: logSoftmax(logits)[id], finish_reason };
+    if (finish_reason !== null) return; // stop, or begin again
   }
+}
+
+/** How many of the model's ids have text, and may be chosen. */
+export function numWithText(model, vocab_size = Infinity) {
+  return Math.min(vocab_size, model.config.vocab_size);
 }
 
 /**
@@ -62,7 +61,9 @@ export function room(length, options, block_size) {
   );
 }
 
-/** What it is called when a text reaches its limit. */
-export function limitReason(limit, options) {
+/** Why a text ends with this token, the n-th after its prompt, or null if it goes on. */
+export function finishReason(id, n, limit, options) {
+  if (options.eos.includes(id)) return "eos";
+  if (n < limit) return null;
   return limit === options.max_new_tokens ? "length" : "context";
 }

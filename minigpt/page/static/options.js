@@ -27,7 +27,7 @@ const RANGES = {
 };
 
 const CHOICES = {
-  strategy: ["sample", "greedy"],
+  strategy: ["sample", "greedy", "beam"],
   early_stopping: [false, true, "never"],
   on_overflow: ["error", "stop", "crop"],
 };

@@ -1,10 +1,43 @@
 /**
- * One step of decoding: the choice of the next token, as decoding/sampling.py makes it.
+ * One step of decoding, as in decoding/sampling.py: the scores of the next token, and the choice of one.
  */
 
+import { KVCache } from "./engine.js";
 import { argmax, softmax } from "./numbers.js";
 
 const SMALLEST = 2 ** -126; // float32's smallest normal number: noise of 0 would make a removed token 0 / 0
+
+/**
+ * A sequence that grows, and the logits of the token after it. With a cache only new tokens are fed. Once the sequence
+ * is longer than the context, its end is fed whole: every token changes its position then.
+ */
+export class Row {
+  /**
+   * @param {GPT} model
+   * @param {number[]} ids the prompt, at least one.
+   * @param {number} longest the most tokens that the row will have.
+   * @param {number} V how many of the model's ids there are to choose from: those that have text.
+   * @param {object[]} edits what to change in every pass: see edits.js.
+   */
+  constructor(model, ids, longest, V, edits) {
+    const { block_size } = model.config;
+    Object.assign(this, { model, ids, V, edits });
+    this.cache = ids.length <= block_size ? new KVCache(model.config, Math.min(longest, block_size)) : null;
+  }
+
+  /** Feed what is new; give the logits of the token after the last one: (V,). */
+  logits() {
+    if (this.cache !== null && this.ids.length > this.cache.max_length) this.cache = null; // the window starts to slide
+    const unread = this.cache === null ? this.ids.slice(-this.model.config.block_size) : this.ids.slice(this.cache.length);
+    const { logits } = this.model.forward(unread, { cache: this.cache, edits: this.edits, last: true });
+    return logits.subarray(0, this.V);
+  }
+
+  /** A copy that grows on its own: a beam that forks. */
+  copy() {
+    return Object.assign(Object.create(Row.prototype), this, { ids: [...this.ids], cache: this.cache?.copy() ?? null });
+  }
+}
 
 /**
  * Draw a token from softmax(scores).
