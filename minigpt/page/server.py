@@ -22,6 +22,7 @@ from minigpt.page.contents import Shown
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
+CODE = Path(__file__).parent.parent / "model.py"  # which the page shows, at the line that computes what is seen
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = (  # of the page: what it may load, and who may show it in a frame
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -59,6 +60,7 @@ def resources(models: Sequence[Shown]) -> dict[str, Resource]:
     """Everything that is served, by its path: the page's own files, and the models, the first also without a number."""
     table = {f"/{path.relative_to(STATIC).as_posix()}": _file(path) for path in page_files()}
     table["/"] = _file(STATIC / "index.html")
+    table["/model.py"] = _file(CODE)
     table["/models.json"] = _json(lambda: [model.name for model in models])
     for number, model in enumerate(models):
         for start in (f"/model/{number}/", *(["/"] if number == 0 else [])):
@@ -78,7 +80,7 @@ def _file(path: Path) -> Resource:
         content = path.read_bytes()
         return len(content), [content]
 
-    return Resource(f"{TYPES[path.suffix]}; charset=utf-8", read)
+    return Resource(f"{TYPES.get(path.suffix, 'text/plain')}; charset=utf-8", read)
 
 
 def _json(value: Callable[[], Any]) -> Resource:

@@ -40,6 +40,12 @@ export async function readRun(index = 0) {
 // Whether `readRun` may give something new later.
 export const runMayGrow = () => !isFile();
 
+// The text of model.py: the page shows the lines that compute what is seen. A file holds it as #model-code.
+export async function readCode() {
+  const part = isFile() ? document.getElementById("model-code") : await fetched("model.py");
+  return part instanceof Response ? part.text() : (part?.textContent ?? "");
+}
+
 // The worker: from its module, or in a file from its text, because a page that was opened from a disk may read no other.
 export function openWorker() {
   const text = typeof document !== "undefined" && document.getElementById("worker-code");

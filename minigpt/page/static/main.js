@@ -1,0 +1,304 @@
+/** The page: its bar on top, its tabs, and one view at a time. What is shown is the state, in the address's fragment. */
+
+import { Desk } from "./desk.js";
+import { arrows, control, element, human, offer, refill, select } from "./dom.js";
+import { modelNames, openModel, openWorker, readCode, readRun, runMayGrow } from "./source.js";
+import { editsOf, readState, writeState } from "./state.js";
+import { attentionView } from "./views/attention.js";
+import { lensView } from "./views/lens.js";
+import { lossView } from "./views/loss.js";
+import { sideView } from "./views/side.js";
+import { sizeView } from "./views/size.js";
+import { trainingView } from "./views/training.js";
+import { withBranch, writeView } from "./views/write.js";
+
+const VIEWS = [writeView, attentionView, lensView, lossView, sizeView, trainingView, sideView];
+const OPTIONS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
+const PROMPTS = ["To be, or not to be", "the "]; // the first of them that a model's tokenizer knows
+const FRAGMENT_DELAY = 300; // milliseconds: browsers refuse to change an address too often
+
+/** What the views see of the page. */
+class App {
+  state = readState(location.hash);
+  models = []; // { config, about, V }
+  text = null; // the tokens of the text, as the worker's `tokens` gives them; null if it cannot be read
+  runMayGrow = runMayGrow();
+  #desk;
+  #views = new Map(); // id -> what the view's mount gave
+  #current = null;
+  #known = ""; // the text that `text` belongs to
+  #timer = null;
+
+  /** The model that is looked at. */
+  get model() {
+    return this.models[this.state.model] ?? this.models[0];
+  }
+
+  /** The sliders, as filters.js takes them. */
+  options() {
+    return Object.fromEntries(OPTIONS.map((name) => [name, this.state[name]]));
+  }
+
+  /** What is switched off, as engine.js takes it. */
+  edits() {
+    return editsOf(this.state.off, this.model.config);
+  }
+
+  /** Ask the worker, see Desk; of the model that is looked at, unless `args` names one. */
+  async ask(lane, call, args, partial) {
+    try {
+      return await this.#desk.ask(lane, call, { model: this.state.model, ...args }, partial);
+    } catch (error) {
+      this.say(error.message);
+      return null;
+    }
+  }
+
+  stop(lane) {
+    this.#desk.stop(lane);
+  }
+
+  readRun() {
+    return readRun(this.state.model);
+  }
+
+  /** Change the state; the page and its address follow. */
+  set(changes) {
+    Object.assign(this.state, changes);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => history.replaceState(null, "", writeState(this.state)), FRAGMENT_DELAY);
+    this.refresh();
+  }
+
+  /** A sentence about what cannot be done, until something else is. */
+  say(message) {
+    parts.alert.textContent = message.replace("\n", ": ");
+    parts.alert.hidden = message === "";
+  }
+
+  async start() {
+    if (typeof Worker === "undefined") {
+      throw new Error("This browser has no web workers, in which the page computes: open it in a newer one.");
+    }
+    const names = await modelNames();
+    this.#desk = new Desk(openWorker(), (busy) => parts.busy.classList.toggle("on", busy), (message) => fail(message));
+    for (const [index] of names.entries()) {
+      const { config, tokenizer, weights, about } = await openModel({ index, progress: showProgress });
+      const buffers = new Set(Object.values(weights).map((values) => values.buffer));
+      const args = { model: index, config, tokenizer, weights };
+      const { V } = await this.#desk.ask(`open ${index}`, "open", args, () => {}, [...buffers]);
+      this.models.push({ config, about, V });
+    }
+    if (!(this.state.model in this.models)) this.state.model = 0;
+    if (this.state.prompt === null) this.state.prompt = this.model.about.prompt ?? (await this.#knownPrompt());
+    parts.opening.remove();
+    build(this);
+    addEventListener("hashchange", () => {
+      this.state = { ...readState(location.hash) };
+      this.state.prompt ??= "";
+      this.refresh();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.refresh());
+    this.refresh();
+  }
+
+  async #knownPrompt() {
+    for (const text of PROMPTS) {
+      try {
+        await this.#desk.ask("prompt", "tokens", { model: this.state.model, prompt: text, more: [] });
+        return text;
+      } catch {
+        // the next one, then
+      }
+    }
+    return "";
+  }
+
+  /** Show the state. */
+  async refresh() {
+    const { state } = this;
+    const view = VIEWS.find(({ id }) => id === state.view) ?? writeView;
+    if (view !== this.#current) {
+      this.#views.get(this.#current?.id)?.leave?.();
+      this.#current = view;
+      showView(view, this.#views, this);
+    }
+    showTop(this);
+    await this.#read();
+    if (view === this.#current) this.#views.get(view.id).update();
+  }
+
+  /** Turn the text into tokens, if it has changed. */
+  async #read() {
+    const { model, prompt, more } = this.state;
+    const key = JSON.stringify([model, prompt, more]);
+    if (key === this.#known) return;
+    try {
+      const found = await this.#desk.ask("text", "tokens", { model, prompt, more });
+      if (found === null) return;
+      this.text = found;
+      this.say("");
+      this.#known = key;
+    } catch (error) {
+      this.text = null;
+      this.say(error.message);
+      this.#known = key;
+    }
+    showCount(this);
+  }
+}
+
+// --- the parts of the page
+
+const parts = {
+  opening: document.getElementById("opening"),
+  top: document.getElementById("top"),
+  main: document.getElementById("main"),
+  alert: element("p", { class: "alert", role: "alert", hidden: true }),
+  busy: element("span", { class: "busy" }, "computing …"),
+  prompt: element("textarea", { id: "prompt", rows: "2", spellcheck: "false", autocomplete: "off" }),
+  count: element("p", { class: "quiet", id: "count", role: "status" }),
+  facts: element("p", { class: "quiet" }),
+  models: element("span", {}),
+  tabs: element("div", { class: "tabs", role: "tablist", "aria-label": "Views" }),
+  progress: element("progress", { max: 1, value: 0, "aria-label": "weights" }),
+  code: element("dialog", { class: "code", "aria-labelledby": "code-name" }),
+};
+
+function showProgress(done, all) {
+  if (!parts.progress.isConnected) parts.opening.after(parts.progress);
+  parts.progress.value = done / all;
+}
+
+/** Say why there is no page. */
+function fail(message) {
+  parts.progress.remove();
+  parts.opening.remove();
+  parts.alert.textContent = message.replace("\n", ": ");
+  parts.alert.hidden = false;
+  if (!parts.alert.isConnected) parts.main.prepend(parts.alert);
+}
+
+/** Everything that stays while views come and go. */
+function build(app) {
+  parts.progress.remove();
+  const choices = app.models.map(({ about }, i) => [i, about.name]);
+  if (app.models.length > 1) {
+    const model = select(choices, app.state.model, (value) => app.set({ model: Number(value), more: [], at: null }));
+    model.dataset.key = "model";
+    parts.models.append(control("Model", model));
+    parts.models.update = () => offer(model, choices, app.state.model);
+  } else {
+    parts.models.append(element("strong", {}, app.model.about.name));
+  }
+  parts.prompt.addEventListener("input", () => {
+    const { prompt, more, branches } = app.state;
+    const changes = { prompt: parts.prompt.value, more: [], at: null, query: null, position: null, token: null };
+    if (more.length) changes.branches = withBranch(branches, { prompt, more });
+    app.set(changes);
+  });
+  parts.top.append(
+    parts.models,
+    parts.facts,
+    element("div", { class: "prompt" }, element("label", { for: "prompt" }, "Prompt"), parts.prompt, parts.count),
+  );
+  for (const { id, title } of VIEWS) {
+    parts.tabs.append(
+      element(
+        "button",
+        { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `view-${id}`, on: { click: () => open(app, id) } },
+        title,
+      ),
+    );
+  }
+  arrows(parts.tabs, () => [...parts.tabs.children], () => 1, (tab) => tab.click());
+  parts.main.append(element("div", { class: "bar-of-tabs" }, parts.tabs, parts.busy), parts.alert);
+  document.body.append(parts.code);
+  parts.code.addEventListener("close", () => app.state.line !== null && app.set({ line: null }));
+}
+
+/** Another view: a step in the browser's history. */
+function open(app, id) {
+  if (app.state.view === id) return;
+  history.pushState(null, "", writeState({ ...app.state, view: id }));
+  app.set({ view: id });
+}
+
+function showTop(app) {
+  const { state, model } = app;
+  const { config, about } = model;
+  if (parts.prompt.value !== state.prompt) parts.prompt.value = state.prompt;
+  parts.models.update?.();
+  const shape = `${config.n_layer} layers of ${config.n_head} heads, width ${config.n_embd}`;
+  const facts = [`${human(about.parameters)} parameters`, shape, `context ${config.block_size}`, about.precision];
+  if (about.loss_cost !== undefined && about.loss_cost !== null) facts.push(`which costs ${about.loss_cost} nats`);
+  parts.facts.textContent = facts.filter(Boolean).join(" · ");
+  document.title = `${about.name} · minigpt`;
+  for (const link of document.querySelectorAll("a[data-line]")) {
+    link.href = writeState({ ...state, line: Number(link.dataset.line) });
+  }
+  showCode(app);
+}
+
+function showCount({ text, model }) {
+  if (text === null) {
+    parts.count.textContent = "";
+    return;
+  }
+  const count = `${text.ids.length} ${text.ids.length === 1 ? "token" : "tokens"}`;
+  const written = text.ids.length > text.typed ? `, ${text.ids.length - text.typed} of them written by the model` : "";
+  const cut = text.cut > 0 ? `: more than the context, so the model reads the last ${model.config.block_size}` : "";
+  parts.count.textContent = count + written + cut;
+}
+
+/** Make a view if it was not open yet, and show it alone. */
+function showView(view, views, app) {
+  for (const { id } of VIEWS) {
+    const tab = document.getElementById(`tab-${id}`);
+    tab.setAttribute("aria-selected", String(id === view.id));
+    tab.tabIndex = id === view.id ? 0 : -1;
+    const panel = document.getElementById(`view-${id}`);
+    if (panel !== null) panel.hidden = id !== view.id;
+  }
+  if (views.has(view.id)) return;
+  const line = lineOf(view.line);
+  const link = line === null ? null : element("a", { "data-line": line }, `model.py, line ${line}`);
+  const panel = element(
+    "section",
+    { class: "view", id: `view-${view.id}`, role: "tabpanel", "aria-labelledby": `tab-${view.id}` },
+    element("h2", { class: "hidden" }, view.title),
+    element("p", { class: "sentence" }, view.sentence, link === null ? null : [" ", link]),
+  );
+  parts.main.append(panel);
+  views.set(view.id, view.mount(panel, app));
+}
+
+// --- the window with model.py
+
+let code = null; // its lines
+
+function lineOf(text) {
+  const place = (code ?? []).findIndex((line) => line.includes(text));
+  return place < 0 ? null : place + 1;
+}
+
+function showCode(app) {
+  const { line } = app.state;
+  if (line === null || code === null) {
+    if (parts.code.open) parts.code.close();
+    return;
+  }
+  if (parts.code.open) return;
+  const lines = code.map((text, i) => element("li", { class: i + 1 === line ? "now" : "" }, element("code", {}, text || " ")));
+  const close = element("button", { type: "button", on: { click: () => parts.code.close() } }, "Close");
+  const list = element("ol", { class: "scroll", tabindex: "0" }, lines);
+  refill(parts.code, element("div", { class: "row" }, element("h2", { id: "code-name" }, `minigpt/model.py, line ${line}`), close), list);
+  parts.code.showModal();
+  lines[Math.min(lines.length, Math.max(1, line)) - 1].scrollIntoView({ block: "center" });
+}
+
+const app = new App();
+readCode()
+  .then((text) => (code = text.split("\n")))
+  .then(() => app.start())
+  .catch((error) => fail(error.message));
