@@ -5,6 +5,6 @@ The files, each of which imports only from those above it::
     loss         loss, perplexity, bits per character, log-probability
     diversity    how varied texts are
     overlap      which parts of a text stand word for word in a training set
-    references   BLEU and chrF against references
+    references   BLEU, chrF and METEOR against references
     comparison   several decoders or models on the same prompts
 """

@@ -31,7 +31,7 @@ MEASURES = {
     "tokens": "new tokens a text",
     "copied": "longest span copied from the training data, in words",
 }
-RESAMPLES = 2000
+RESAMPLES, PERMUTATIONS = 2000, 10_000
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,34 @@ def difference_interval(values: Values, base: Values, seed: int = 0) -> Interval
         seed: of the draws.
     """
     return mean_interval(values - base, seed)
+
+
+def permutation_p(values: Values, base: Values, seed: int = 0) -> float:
+    """The p-value of a paired permutation test (Fisher, 1935): how often chance alone differs as much, either way.
+
+    If the two are alike, each difference might as well have the other sign. So signs are drawn anew, 10,000 times or,
+    of few values, in all ways there are, and each time the mean of the differences is compared with the true one.
+
+    Args:
+        values: float64 (number of prompts,).
+        base: of the same prompts, in the same order. Where one of the two is NaN, the prompt is left out.
+        seed: of the draws.
+
+    Returns:
+        From 0 to 1; NaN with fewer than two values. With n values it cannot be below 2 ** (1 - n).
+    """
+    differences = values - base
+    differences = differences[~np.isnan(differences)]
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    every = 2**n <= PERMUTATIONS
+    if every:
+        signs = 1 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    else:
+        signs = 1 - 2.0 * np.random.default_rng(seed).integers(2, size=(PERMUTATIONS, n))
+    as_far = int((abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-9)).sum())
+    return as_far / len(signs) if every else (1 + as_far) / (1 + len(signs))
 
 
 def _completion(model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int, seed: int) -> Completion:

@@ -15,6 +15,7 @@ from minigpt.evaluation.comparison import (
     difference_interval,
     mean_interval,
     measured,
+    permutation_p,
 )
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.model import GPT
@@ -161,3 +162,43 @@ def test_the_global_random_state_stays(tiny_model):
     written(tiny_model)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
+
+
+# --- the paired permutation test
+
+
+def test_p_by_hand():
+    """Of the eight ways to sign 1, 2 and 3, two have a sum as far from 0 as 6: all plus, all minus."""
+    assert permutation_p(np.array([2.0, 5.0, 7.0, np.nan]), np.array([1.0, 3.0, 4.0, 1.0])) == 2 / 8
+
+
+def test_p_is_that_of_all_signs_and_is_drawn_where_there_are_too_many():
+    values = np.random.default_rng(3).normal(0.4, 1, 11)
+    sums = [abs(np.dot(signs, values)) for signs in itertools.product((1, -1), repeat=11)]
+    exact = np.mean([one >= abs(values.sum()) * (1 - 1e-9) for one in sums])
+    assert permutation_p(values, np.zeros(11)) == exact
+    many = np.tile(values, 3)  # 33 values: 2 ** 33 ways
+    drawn = [permutation_p(many, np.zeros(33), seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    normal = math.erfc(abs(many.sum()) / math.sqrt(2 * (many**2).sum()))  # what it tends to, of many values
+    assert drawn[0] == pytest.approx(normal, abs=0.01)
+
+
+def test_p_where_nothing_can_be_said():
+    assert permutation_p(np.ones(5), np.ones(5)) == 1
+    assert math.isnan(permutation_p(np.ones(1), np.zeros(1)))
+
+
+@pytest.mark.parametrize("count", [8, 23])
+def test_equal_arms_do_not_differ_and_a_planted_difference_is_found(count):
+    """200 times two arms on the same dialogues, which are hard for both alike: at 5 %, about ten are a false alarm."""
+    chance = np.random.default_rng(count)
+
+    def arms(planted: float) -> float:
+        hardness = chance.normal(0, 3, count)
+        first, second = (hardness + chance.normal(0, 1, count) for _ in range(2))
+        return permutation_p(first + planted, second, seed=5)
+
+    false_alarms = sum(arms(0) <= 0.05 for _ in range(200))
+    assert 2 <= false_alarms <= 21  # of a binomial of 200 and 0.05, all but one draw in a thousand
+    assert sum(arms(2.5) <= 0.05 for _ in range(200)) >= 190
