@@ -32,6 +32,8 @@ from minigpt.parameters import Known, as_built, check_plain, empty_model, own_te
 from minigpt.parameters import trainable_parameters as trainable_parameters
 from minigpt.system.files import listed
 
+__all__ = ["LoRALinear", "LowRank", "add_lora", "adapters", "merge", "merged", "set_adapter", "unmerge"]
+
 # --- a layer
 
 
@@ -152,7 +154,6 @@ def add_lora(model: GPT, config: LoRAConfig, seed: Seed, name: str = "default") 
     return list(adapter)
 
 
-@checked
 def lora_layers(model: GPT) -> dict[str, LoRALinear]:
     """The layers with adapters, by their names in the model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
@@ -231,14 +232,12 @@ def merged(model: GPT) -> GPT:
     return plain.eval()
 
 
-@checked
 def plain(model: GPT) -> GPT:
     """What to write as a model: the model itself, or if it has adapters, `merged` of it. Raises as `merged`."""
     check_plain(model, "a file of weights")
     return merged(model) if lora_layers(model) else as_built(model, KNOWN)
 
 
-@checked
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
     """The linear layers of the blocks. Not the head: it is the token embedding too, and an adapter would untie them."""
     check_plain(model, "an adapter")
@@ -246,14 +245,12 @@ def adaptable(model: GPT) -> dict[str, nn.Linear]:
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
 
 
-@checked
 def matching(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
     """The layers whose name, or its end behind a dot, matches one of the globs."""
     globs = [glob for target in targets for glob in (target, f"*.{target}")]
     return [layer for layer in layers if any(fnmatchcase(layer, glob) for glob in globs)]
 
 
-@checked
 def new_adapter(model: GPT, config: LoRAConfig, layers: Sequence[str], name: str) -> dict[str, LowRank]:
     """An adapter that is no part of the model yet, layer by layer."""
     check_unmerged(model)
@@ -270,7 +267,6 @@ def new_adapter(model: GPT, config: LoRAConfig, layers: Sequence[str], name: str
     return {path: LowRank(config, by_name[path]) for path in layers}
 
 
-@checked
 def attach(model: GPT, adapter: Mapping[str, LowRank], name: str) -> None:
     """Make an adapter a part of the model, freeze all else, and take it into use."""
     model.requires_grad_(False)
@@ -288,14 +284,12 @@ def _is_merged(model: GPT) -> bool:
     return any(layer.unmerged is not None for layer in lora_layers(model).values())
 
 
-@checked
 def check_unmerged(model: GPT) -> None:
     """Raise ConfigError if an adapter is merged."""
     if _is_merged(model):
         raise ConfigError("an adapter is merged into the weights of this model", "unmerge it first")
 
 
-@checked
 def check_known(model: GPT, name: str) -> None:
     """Raise ConfigError if the model has no adapter of this name."""
     if name not in adapters(model):

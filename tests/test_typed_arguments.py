@@ -58,7 +58,7 @@ def public() -> dict[str, Callable[..., Any]]:
         ),  # the same in every process
         analysis: analysis.__all__,
         replies: [n for n, thing in vars(replies).items() if getattr(thing, "__module__", "") == "minigpt.replies"],
-        lora: [name for name, thing in vars(lora).items() if getattr(thing, "__module__", "") == "minigpt.lora"],
+        lora: lora.__all__,
         tokenizers: [
             n for n, thing in vars(tokenizers).items() if getattr(thing, "__module__", "") == "minigpt.tokenizers"
         ],
@@ -160,10 +160,6 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         **{f"minigpt.replies.{n}": {"reply": "a", "messages": []}
            for n in ("is_empty", "echoes", "repeats_itself", "loops")},
         "minigpt.lora.add_lora": {"model": model, "config": lora.LoRAConfig(), "seed": 3, "name": "other"},
-        "minigpt.lora.attach": {"model": adapted, "adapter": {}, "name": "default"},
-        "minigpt.lora.check_known": {"model": adapted, "name": "default"},
-        "minigpt.lora.matching": {"layers": ["h.0.attn"], "targets": ["attn"]},
-        "minigpt.lora.new_adapter": {"model": model, "config": lora.LoRAConfig(), "layers": [], "name": "other"},
         "minigpt.lora.set_adapter": {"model": adapted, "name": "default"},
         "minigpt.tokenizers.CharTokenizer": {"characters": "ab", "unknown": "error"},
         "minigpt.tokenizers.CharTokenizer.from_text": {"text": "ab", "unknown": "error"},

@@ -149,9 +149,9 @@ def print_error(what: str, how: str) -> None:
     print(f"{_wrapped(start, what)}\n{_wrapped(' ' * len(start), how)}", file=sys.stderr)
 
 
-def print_note(text: str, start: str = "note: ") -> None:
+def print_note(text: str) -> None:
     """One line on standard error: a warning about something that may surprise, though nothing is wrong."""
-    print(_wrapped(start, text), file=sys.stderr)
+    print(_wrapped("note: ", text), file=sys.stderr)
 
 
 def check_stdin_once(words: Sequence[str]) -> None:

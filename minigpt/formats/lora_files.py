@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from minigpt.config import LoRAConfig, are_texts
-from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, ModelNote
-from minigpt.fields import check_value
+from minigpt.errors import CheckpointError, ConfigError, MissingFileError, ModelNote
+from minigpt.fields import checked
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.weights import check_values, fill, open_weights, read_metadata, with_checksum, write_safetensors
 from minigpt.lora import (
@@ -71,6 +71,7 @@ def base_checksum(model: GPT) -> str:
     return digest.hexdigest()
 
 
+@checked
 def save_adapter(
     model: GPT,
     folder: Path | str,
@@ -94,7 +95,6 @@ def save_adapter(
     """
     folder = named_path(folder, "folder")
     model = as_built(model, KNOWN)
-    check_value("base", base, str | None, InputError)
     check_unused(folder)
     check_known(model, name)
     config = adapters(model)[name]
@@ -118,6 +118,7 @@ def save_adapter(
         write_safetensors(part / WEIGHTS, tensors, metadata=header)
 
 
+@checked
 def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[str]:
     """Put an adapter from files on a model, activate it, and freeze everything else.
 
@@ -162,7 +163,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     attach(model, adapter, name)
     if recorded is None:
         note = f"{folder} does not say which base it adapts: its shapes fit this one, and no more is known"
-        warnings.warn(ModelNote(note), stacklevel=2)
+        warnings.warn(ModelNote(note), stacklevel=3)  # above `checked`
     return list(adapter)
 
 

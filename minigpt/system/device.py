@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -130,12 +131,12 @@ def _set_malloc(keep: int, mapped_alone: int) -> bool:
     return bool(mallopt(trim_threshold, keep)) and bool(mallopt(mmap_threshold, mapped_alone))
 
 
-def matmul_seconds(dtype: torch.dtype, device: torch.device, size: int = 256, repeats: int = 5) -> float:
-    """Median time of one square matrix product, in seconds."""
-    a = torch.randn(size, size, device=device).to(dtype)
+def matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """Median time of one product of small square matrices, in seconds."""
+    a = torch.randn(256, 256, device=device).to(dtype)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(6):
         start = time.perf_counter()
         (a @ a).sum().item()  # .item() waits for the device
         seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[repeats // 2]
+    return statistics.median(seconds[1:])  # the first warms up

@@ -153,7 +153,7 @@ class Muon(Optimizer):
             parameter.add_(part_of(update, parameter), alpha=-lr * scale)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Push every singular value of each matrix (K, M, N) towards 1, and leave its singular vectors.
 
     A quintic Newton-Schulz iteration, x -> a x + b x^3 + c x^5 on the singular values. The coefficients are chosen for
@@ -163,7 +163,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices  # the products below are square in the rows: make those the shorter side
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # now every singular value is at most 1
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT  # (K, M, M)
         quintic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2, summed inside the product
         x = torch.baddbmm(x, quintic, x, beta=a)  # a x + quintic x

@@ -25,6 +25,7 @@ from minigpt.training.run import computes_fast, make_model, recompute_blocks
 # The losses of two ways to compute the same step may differ only by rounding: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 MOST_STEPS = 10
+SECONDS = 15.0  # how long each way is measured, after one step that warms up; at least one step
 
 
 def facts() -> dict[str, str]:
@@ -68,7 +69,6 @@ def time_settings(
     config: RunConfig,
     device: torch.device,
     with_compile: bool,
-    seconds: float = 15.0,
     tell: Callable[[str], None] = print,
 ) -> list[Timing]:
     """Time the same training steps in each dtype, eager and compiled, and on a CPU by `training.kernels`.
@@ -77,7 +77,6 @@ def time_settings(
         config: which model and batch; the same first weights and batches for all.
         device: where.
         with_compile: also measure torch.compile, which takes a while to start.
-        seconds: how long to measure each way, after one step that warms up; at least one step, at most ten.
         tell: called with a line that says what is being measured.
     """
     ways = [(torch.float32, False, False), (torch.bfloat16, False, False)]
@@ -92,9 +91,8 @@ def time_settings(
         name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}{' --kernels fast' if fast else ''}"
         tell(f"measuring {name} ...")
         try:
-            losses, times = train_a_little(
-                replace(config, kernels="fast" if fast else "torch"), device, dtype, compiled, seconds
-            )
+            way = replace(config, kernels="fast" if fast else "torch")
+            losses, times = train_a_little(way, device, dtype, compiled, SECONDS)
         except Exception as error:  # a missing compiler raises many kinds
             timings.append(Timing(name, None, None, False, first_line(error)))
             continue
