@@ -17,8 +17,6 @@ from minigpt.model import GPT, explicit_attention, fused_attention
 
 Known = Mapping[type, tuple[type, Container[type]]]
 
-_CORES = (fused_attention, explicit_attention)  # which give the same numbers
-
 
 def as_built(model: GPT, known: Known) -> GPT:
     """Check that a file of weights is enough to rebuild this model, and return it: the original of a compiled one.
@@ -33,7 +31,7 @@ def as_built(model: GPT, known: Known) -> GPT:
     """
     model = getattr(model, "_orig_mod", model)
     usual = empty_model(model.config)
-    if found := next(chain(_hooked(model), _unlike("the model", model, usual, known), _untied(model, usual)), None):
+    if found := next(chain(_hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
         raise InputError(
             f"{found}: the files of a GPT cannot hold this, and would describe another model",
             "change it back first, or leave the `with` of the edit; or save it as torch.save(model.state_dict(), path)",
@@ -58,40 +56,37 @@ def _hooked(model: GPT) -> Iterator[str]:
             yield f"{path or 'the model'} has a hook, {hook!r:.60}"
 
 
-def _unlike(path: str, part: nn.Module, usual: nn.Module, known: Known) -> Iterator[str]:
-    """What of a part, and of those in it, is not as in the usual one."""
-    stands_for, besides = known.get(type(part), (type(part), ()))
-    if stands_for is not type(usual):
-        yield f"{path} is a {type(part).__name__}, and no {type(usual).__name__}"
-        return
-    ahead = f"{path}." if not isinstance(part, GPT) else ""
-    here, there = _held(part), _held(usual)
+def _unlike(model: GPT, usual: GPT, known: Known) -> Iterator[str]:
+    """The parts, tensors and settings of a model that are not as in the usual one."""
+    here, there = dict(_contents(model, known)), dict(_contents(usual, known))
+    lacking = "is missing", None
     for name in {**there, **here}:
-        ours, theirs = here.get(name), there.get(name)
-        if ours is None:
-            yield f"{ahead}{name} is missing"
-        elif theirs is None:
-            if type(ours) not in besides:
-                yield f"{ahead}{name} is there too"
-        elif isinstance(ours, nn.Module):
-            yield from _unlike(f"{ahead}{name}", ours, theirs, known)
-        elif ours.shape != theirs.shape:
-            yield f"{ahead}{name} has the shape {tuple(ours.shape)}, and not {tuple(theirs.shape)}"
-        elif not isinstance(ours, nn.Parameter) and not torch.equal(ours.cpu(), theirs):
-            yield f"{ahead}{name} has other values"
+        ours, theirs = here.get(name, lacking), there.get(name, lacking)
+        noted = theirs is lacking and ours[0].startswith("=")  # somebody's own attribute, which no part reads
+        if ours != theirs and not noted:
+            yield f"{name} {ours[0]} (in a GPT: {theirs[0]})"
+
+
+def _contents(part: nn.Module, known: Known, path: str = "") -> Iterator[tuple[str, tuple[str, object]]]:
+    """A part and all in it: path -> what it is, in words, and what must be equal to be the same."""
+    kind, besides = known.get(type(part), (type(part), ()))
+    ahead = f"{path}." if path else ""
+    yield path or "the model", (f"is a {kind.__name__}", kind)
+    for name, parameter in part.named_parameters(recurse=False):
+        yield f"{ahead}{name}", (f"has the shape {tuple(parameter.shape)}", None)
+    for name, buffer in part.named_buffers(recurse=False):
+        if type(buffer) not in besides:
+            values = buffer.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield f"{ahead}{name}", (f"has the shape {tuple(buffer.shape)} and values of its own", values)
+    for name, inner in part.named_children():
+        if type(inner) not in besides:
+            yield from _contents(inner, known, f"{ahead}{name}")
     for name, value in vars(part).items():
-        if name in vars(usual) and not name.startswith("_") and name != "training":
-            same = value in _CORES if name == "core" else value == getattr(usual, name)
-            if not same:
-                yield f"{ahead}{name} = {brief(value)}"
-        elif callable(getattr(type(part), name, None)):
-            yield f"{ahead}{name} is a method of its own"
-
-
-def _held(part: nn.Module) -> dict[str, Any]:
-    """What hangs on a part: parameters, buffers and other parts, by name."""
-    own = (part.named_parameters(recurse=False), part.named_buffers(recurse=False), part.named_children())
-    return dict(chain(*own))
+        if callable(getattr(type(part), name, None)):
+            yield f"{ahead}{name}", ("is a method of this one part", value)
+        elif not name.startswith("_") and name != "training":
+            value = fused_attention if value is explicit_attention else value  # the same numbers
+            yield f"{ahead}{name}", (f"= {brief(value)}", value)
 
 
 def check_plain(model: GPT, what: str) -> None:
