@@ -5,6 +5,10 @@
 
 import { readFileSync } from "node:fs";
 
+import {
+  ATTRIBUTION_POINTS, attribute, lens, likeliest, modelSize, repeatedTokens, rowOf, scoresOfPattern, streamPoints,
+  tokenLosses,
+} from "../../minigpt/page/static/analysis.js";
 import { beamSearch } from "../../minigpt/page/static/beams.js";
 import { GPT, KVCache } from "../../minigpt/page/static/engine.js";
 import { applyFilters, nextDistribution } from "../../minigpt/page/static/filters.js";
@@ -49,6 +53,42 @@ const CALLS = {
   beams: ({ model, prompt, options, vocab_size }) => [
     ...beamSearch(models.get(model), prompt, options, { vocab_size }),
   ],
+
+  losses({ model, ids, k }) {
+    const gpt = models.get(model);
+    const whole = { data: gpt.forward(ids).logits, shape: [ids.length, gpt.config.vocab_size] };
+    return tokenLosses((t) => rowOf(whole, t), ids, k);
+  },
+
+  /** The scores of every point of the stream at every position: point -> T rows, and the k likeliest of each. */
+  lens({ model, ids, k }) {
+    const gpt = models.get(model);
+    const points = streamPoints(gpt.config);
+    const { traced } = gpt.forward(ids, { taps: points });
+    const rows = points.map((point) => ids.map((_, t) => lens(gpt, rowOf(traced.get(point), t))));
+    return { points, rows, best: rows.map((row) => row.map((scores) => likeliest(scores, k))) };
+  },
+
+  attribute({ model, ids, target, against, by, position }) {
+    const gpt = models.get(model);
+    const { logits, traced } = gpt.forward(ids, { taps: ATTRIBUTION_POINTS });
+    const scores = rowOf({ data: logits, shape: [ids.length, gpt.config.vocab_size] }, position);
+    const vector = (point) => {
+      const { data, shape } = traced.get(point);
+      if (shape.length === 2) return rowOf({ data, shape }, position);
+      const [H, T] = shape;
+      const heads = Array.from({ length: H }, (_, head) => rowOf({ data, shape }, head * T + position));
+      return Float32Array.from(heads.flatMap((z) => [...z])); // (H, T, D) -> (H * D,)
+    };
+    const logit = scores[target] - (against === null ? 0 : scores[against]);
+    return attribute(gpt, vector, logit, target, against, by);
+  },
+
+  scores_of_pattern: ({ pattern, shape, period }) => scoresOfPattern({ data: pattern, shape }, period),
+
+  repeated_tokens: ({ config, V, seed }) => repeatedTokens(config, V, generator(seed)),
+
+  size: ({ config, tokens }) => modelSize(config, tokens),
 
   uniforms: ({ seeds, count }) => Float32Array.from({ length: count }, generator(...seeds)),
 

@@ -12,7 +12,7 @@ STATIC = Path(minigpt.page.__file__).parent / "static"
 MODULES = {path.relative_to(STATIC).as_posix(): path for path in sorted(STATIC.rglob("*.js"))}
 ENGINE = {
     "errors.js", "numbers.js", "taps.js", "edits.js", "tracing.js", "engine.js", "options.js", "filters.js",
-    "sampling.js", "generate.js", "beams.js", "tokenizer.js",
+    "sampling.js", "generate.js", "beams.js", "tokenizer.js", "analysis.js", "weights.js",
 }  # fmt: skip
 
 
