@@ -21,5 +21,6 @@ The modules in static/ that compute have no DOM in them, and most mirror a file 
     sampling.js       a text that grows, and the choice of one token: decoding/sampling.py
     generate.js       from a prompt to its continuation: decoding/generate.py
     beams.js          the best sequence instead of the best token: decoding/beam_search.py
+    analysis.js       what is read off a pass: analysis/lens.py, attribution.py, heads.py and accounting.py
     tokenizer.js      text to ids and back: tokenizers.py
 """
