@@ -43,12 +43,14 @@ class Completion:
         text: the new text alone.
         num_tokens: number of new tokens, with the one that ends the text.
         log_prob: sum of log p of the new tokens in nats, by the model's own distribution, before any filter.
+        finish_reason: what ended it, as in `Generation.finish_reasons`.
     """
 
     seed: int
     text: str
     num_tokens: int
     log_prob: float
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def continue_prompts(
         **{**options, "batch_size": batch_size * options.get("num_beams", 1)},
     )  # fmt: skip
     advance((len(jobs) - num_done) * copies)
-    rows = zip(out.sequences, chosen, seeds, strict=True)
-    written = [_completion(model, tokenizer, ids, len(prompt), own) for ids, prompt, own in rows]
+    rows = zip(out.sequences, chosen, seeds, out.finish_reasons, strict=True)
+    written = [_completion(model, tokenizer, ids, len(prompt), own, why) for ids, prompt, own, why in rows]
     repeated = [completion for completion in written for _ in range(copies)]
     return [repeated[start : start + draws] for start in range(0, len(repeated), draws)]
 
@@ -202,7 +204,9 @@ def permutation_p(values: Values, base: Values, seed: int = 0) -> float:
     return as_far / len(signs) if every else (1 + as_far) / (1 + len(signs))
 
 
-def _completion(model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int, seed: int) -> Completion:
+def _completion(
+    model: GPT, tokenizer: Tokenizer, ids: list[int], num_given: int, seed: int, finish_reason: str
+) -> Completion:
     new = ids[num_given:]
     log_probs = token_log_probs(model, ids, tokenizer.vocab_size)[num_given - 1 :]
-    return Completion(seed, tokenizer.decode(new), len(new), math.fsum(log_probs))
+    return Completion(seed, tokenizer.decode(new), len(new), math.fsum(log_probs), finish_reason)
