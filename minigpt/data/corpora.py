@@ -38,8 +38,9 @@ NAMED_SOURCES = {
     "stdlib": "the source text of this Python's standard library",
     "shakespeare-dialogues": "the scenes of shakespeare, each speech a reply",
     "shakespeare-complete-dialogues": "the scenes of shakespeare-complete, likewise",
+    "verse-dialogues": "the scenes of verse, likewise; without a network",
 }
-DIALOGUE_SOURCES = {f"{corpus}-dialogues": corpus for corpus in ("shakespeare", "shakespeare-complete")}
+DIALOGUE_SOURCES = {f"{corpus}-dialogues": corpus for corpus in ("shakespeare", "shakespeare-complete", "verse")}
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -122,13 +123,13 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return _shakespeare(timeout, others)
         case "shakespeare-complete":
             return _shakespeare_complete(timeout)
-        case "verse":
+        case "verse" | "verse-dialogues":
             verse = write_verse(verse_seed)
-            return Corpus("verse", verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
+            return Corpus(source, verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
         case "shakespeare-dialogues":  # as one text
-            others = "shakespeare-complete-dialogues, through the package index"
+            others = "shakespeare-complete-dialogues, through the package index, or verse-dialogues, without a network"
             return replace(_shakespeare(timeout, others), name=source)
         case "shakespeare-complete-dialogues":
             return replace(_shakespeare_complete(timeout), name=source)

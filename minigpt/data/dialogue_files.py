@@ -42,6 +42,7 @@ _IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[^\S\n]+(?=\S)")  # a name before w
 _CAPITALS = re.compile(r"([^a-z\n:]*[A-Z]{2}[^a-z\n:]*?)\.?[^\S\n]*\n")  # the same in editions without colons
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
+_ENTRANCE = re.compile(r"(?:Enter|Re-enter|Exit|Exeunt)\b[^\n]*")  # a direction without brackets, a line of its own
 _DIRECTION = re.compile(r"\[[^\]]*\]?")  # of the stage; some are never closed
 
 # Where the scenes of tinyshakespeare begin: the numbers of their first speeches, from 0. It has none of the headings;
@@ -320,6 +321,8 @@ def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = (
             scenes[-1].append((named[1], block[named.end() :]))
         elif _HEADING.match(block) or _TITLE.fullmatch(block):
             scenes.append([])
+        elif _ENTRANCE.fullmatch(block):
+            notes.outside += 1
         elif scenes[-1]:  # behind a direction, a speech goes on
             name, said = scenes[-1].pop()
             scenes[-1].append((name, f"{said}\n{block}"))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.config import DataConfig, DocumentsConfig, RunConfig
 from minigpt.data.batches import encode
+from minigpt.data.corpora import load_corpus
 from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, speaker
 from minigpt.data.documents import Documents, split
@@ -373,6 +375,26 @@ def test_shakespeare_knows_its_scenes():
     assert not any("KING HENRY VI" in text for dialogue in found for _, text in said(dialogue))
 
 
+def test_verse_is_dialogue_on_every_machine(monkeypatch):
+    """The person spoken to answers, the first to enter speaks first and last, and nobody says that they leave."""
+
+    def no_network(*arguments, **options):
+        raise AssertionError("verse needs no download")
+
+    monkeypatch.setattr("minigpt.data.corpora.fetch_url", no_network)
+    monkeypatch.setattr("minigpt.data.corpora.fetch_package", no_network)
+    text, found = load_corpus("verse").text, read_dialogues("verse-dialogues")
+    scenes = text.split("SCENE. ")[1:]
+    assert len(found.items) == len(scenes) > 700
+    for scene, dialogue in zip(scenes[:200], found.items, strict=False):
+        turns = said(dialogue)
+        spoken = re.findall(r"^(\w+):\n(.*?)\n\n", scene, re.MULTILINE | re.DOTALL)
+        assert turns == spoken
+        entered = re.findall(r"\w+", scene.split("Enter ")[1].split(".")[0])
+        assert turns[0][0] == turns[-1][0] == entered[0]
+    assert not any("Exeunt" in speech for dialogue in found.items for _, speech in said(dialogue))
+
+
 # --- What cannot be read ----------------------------------------------------------------------------------------------
 
 GOOD = [user("a"), reply("b")]
@@ -440,7 +462,7 @@ def test_without_a_network_the_dialogues_of_the_complete_works_are_advised(monke
         raise DownloadError("no network", "look for one")
 
     monkeypatch.setattr("minigpt.data.corpora.fetch_url", failing)
-    with pytest.raises(DownloadError, match="another corpus: shakespeare-complete-dialogues, through"):
+    with pytest.raises(DownloadError, match="complete-dialogues, through the package index, or verse-dialogues"):
         read_dialogues("shakespeare-dialogues")
 
 
