@@ -111,6 +111,8 @@ class DocumentsConfig:
     reply and the turns before it are one, and only the reply is learned"""
     turns: Count = 4
     """of dialogues: the most turns before a reply; fewer where they are longer than max_length"""
+    learned: Literal["reply", "replies"] = "reply"
+    """of dialogues: the last reply alone, or also the replies before it, with which a new model learns sooner"""
     text_field: str = ""
     """the field of a record that is the text; if empty, `text`, or the only one that holds text"""
     prompt_field: str = ""
@@ -362,7 +364,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         RunConfig(
             model=GPTConfig(block_size=384, n_layer=4, n_head=4, n_embd=128, bias=False),
             data=DataConfig(source="shakespeare-dialogues"),
-            documents=DocumentsConfig(separate="dialogues"),
+            documents=DocumentsConfig(separate="dialogues", learned="replies"),
             train=TrainConfig(
                 max_steps=1300, batch_size=16, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
                 min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=325, save_interval=325,

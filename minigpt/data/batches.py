@@ -87,7 +87,12 @@ class Encoded:
 
 @checked
 def encode(
-    documents: Sequence[Document], tokenizer: Tokenizer, eos_id: int, max_length: int, block_size: int
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    eos_id: int,
+    max_length: int,
+    block_size: int,
+    earlier: bool = False,
 ) -> Encoded:
     """Documents as ids: prompt, text and EOS.
 
@@ -102,9 +107,11 @@ def encode(
         eos_id: the token that closes a document: `tokenizer.eos_token_id`, or a substitute if that is None.
         max_length: the most tokens of a document, its EOS included.
         block_size: the model's context.
+        earlier: whether replies in the prompt count as targets too.
 
     Raises:
-        ConfigError: if `max_length` is above `block_size` or below 2, or `eos_id` is not in the vocabulary.
+        ConfigError: if `max_length` is above `block_size` or below 2, or `eos_id` is not in the vocabulary; or if
+            `earlier` replies count, and the tokenizer ends a document with a token that does not end them.
         DataError: if a document leaves nothing to learn: its prompt fills `max_length`, or it has only one token.
         InputError: if a document cannot be encoded.
     """
@@ -114,6 +121,12 @@ def encode(
             f"choose {named('max_length')} from 2 to {block_size}: the model has no positions beyond",
         )
     check_ids([eos_id], tokenizer.vocab_size, "eos_id", ConfigError)
+    if earlier and tokenizer.eos_token_id is not None:
+        raise ConfigError(
+            f"{named('learned', 'replies')} is for models of characters: there a blank line ends each turn, and here "
+            f"{tokenizer.decode([eos_id], skip_special=False)!r} ends only the last",
+            f"choose {named('learned', 'reply')}",
+        )
     rows, masks, truncated, shortened, left_out = [], [], 0, 0, 0
     strange = []  # documents that cannot be encoded
     for number, document in enumerate(documents, start=1):
@@ -138,6 +151,9 @@ def encode(
                 f"of them its prompt, and {named('max_length', max_length)}; its text begins {document.text[:30]!r}",
                 f"shorten its prompt, choose a larger {named('max_length')}, or leave it out",
             )
+        for span in document.replies if earlier else ():
+            begin, end_of_span = (len(tokenizer.encode_array(document.prompt[:place])) for place in span)
+            mask[begin:end_of_span] = True
         rows.append(row[:max_length])
         masks.append(mask)
         truncated += len(row) > max_length

@@ -188,11 +188,17 @@ def examples(dialogue: Dialogue, turns: int) -> list[Document]:
     found, checksum = [], dialogue.checksum()
     for place, message in enumerate(said):
         if place and message["role"] == "assistant":
-            before = [rendered(turn) for turn in said[max(0, place - turns) : place]]
-            starts = itertools.accumulate((len(turn) for turn in before[:-1]), initial=len(opening))
+            first = max(0, place - turns)
+            before = [rendered(turn) for turn in said[first:place]]
+            starts = list(itertools.accumulate(map(len, before), initial=len(opening)))
+            replies = tuple(
+                (start + len(heading(speaker(said[number]))), stop)
+                for number, (start, stop) in enumerate(itertools.pairwise(starts), first)
+                if number and said[number]["role"] == "assistant"
+            )
             prompt = opening + "".join(before) + heading(speaker(message))
             text = speech(message["content"]) + "\n"  # the first half of `END_OF_TURN`; what ends a document follows
-            found.append(Document(text, prompt, dialogue=checksum, turns=tuple(starts) if before else ()))
+            found.append(Document(text, prompt, dialogue=checksum, turns=tuple(starts[:-1]), replies=replies))
     return found
 
 

@@ -56,6 +56,7 @@ class Document:
             together; "" for a document of its own.
         turns: where in the prompt its turns begin. Of a prompt that is too long, whole turns are left out, the oldest
             first; what stands before the first of them is kept.
+        replies: where in the prompt what was said in these turns begins and ends, of those that are replies.
     """
 
     text: str
@@ -63,12 +64,15 @@ class Document:
     whole: bool = True
     dialogue: str = field(default="", compare=False, repr=False)
     turns: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    replies: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
 
     def without_oldest_turn(self) -> "Document":
         """The same without the oldest of the turns in its prompt; it has at least two."""
         first, second = self.turns[:2]
-        turns = tuple(start - second + first for start in self.turns[1:])
-        return replace(self, prompt=self.prompt[:first] + self.prompt[second:], turns=turns)
+        gone = second - first
+        turns = tuple(start - gone for start in self.turns[1:])
+        replies = tuple((start - gone, stop - gone) for start, stop in self.replies if start > second)
+        return replace(self, prompt=self.prompt[:first] + self.prompt[second:], turns=turns, replies=replies)
 
 
 @dataclass(frozen=True)

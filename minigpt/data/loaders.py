@@ -154,7 +154,8 @@ def document_loader(
     sizes = d.train_size or None, d.val_size or None
     chosen, validating = split(documents.items, *sizes, config.seed, documents.validation)
     eos_id = end_of_document(tokenizer)
-    train, val = (encoded(part, config, tokenizer, chosen) for part in (chosen, validating))
+    train = encoded(chosen, config, tokenizer, chosen, earlier=d.learned == "replies")
+    val = encoded(validating, config, tokenizer, chosen)
     batch_size, seed = config.train.batch_size, config.seed
     read: Callable[[int], Epoch] = partial(padded, train, order_batch_size or batch_size, seed)
     if d.batching != "padded":
@@ -189,7 +190,11 @@ def document_loader(
 
 
 def encoded(
-    documents: Sequence[Document], config: RunConfig, tokenizer: Tokenizer, training: Sequence[Document]
+    documents: Sequence[Document],
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    training: Sequence[Document],
+    earlier: bool = False,
 ) -> Encoded:
     """Documents as ids, with keywords if the settings want them, cut to the largest number of tokens.
 
@@ -198,13 +203,14 @@ def encoded(
         config: the settings; `model.block_size` is the model's.
         tokenizer: the model's.
         training: the training documents, in which words are counted to find keywords.
+        earlier: see `encode`.
 
     Raises:
         ConfigError, DataError, InputError: where `document_loader` raises them.
     """
     d, block_size = config.documents, config.model.block_size
     documents = with_keywords(documents, d.keywords, training) if d.keywords else documents
-    return encode(documents, tokenizer, end_of_document(tokenizer), d.max_length or block_size, block_size)
+    return encode(documents, tokenizer, end_of_document(tokenizer), d.max_length or block_size, block_size, earlier)
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:

@@ -11,7 +11,7 @@ from minigpt.errors import ConfigError, named, passed
 
 # The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
 _FOREIGN = {
-    "documents": ("turns",),
+    "documents": ("turns", "learned"),
     "dialogues": ("text_field", "prompt_field", "completion_field", "max_characters", "longer", "keywords"),
 }
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minigpt.data.corpora import load_corpus
 from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, speaker
 from minigpt.data.documents import Documents, split
+from minigpt.data.loaders import document_loader
 from minigpt.data.sources import held_out_dialogues, load_source
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import ConfigError, DataError, DownloadError, InputError, MissingFileError
@@ -531,20 +533,27 @@ def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
     assert [said(dialogue)[1][1] for dialogue in held_out_dialogues(config)] == ["a!"]
 
 
+CHARACTERS = CharTokenizer.from_text("".join(map(chr, range(10, 127))) + "é")
+
+
 @pytest.mark.parametrize(
-    "tokenizer", [CharTokenizer.from_text("".join(map(chr, range(10, 127)))), GPT2Tokenizer(["t h"])]
+    ("tokenizer", "earlier"), [(CHARACTERS, False), (GPT2Tokenizer(["t h"]), False), (CHARACTERS, True)]
 )
 @pytest.mark.parametrize("has_system", [False, True])
-def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, has_system):
+@pytest.mark.parametrize("has_user", [False, True])
+def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, earlier, has_system, has_user):
     """The rows and the targets against a loop by hand."""
     system = [{"role": "system", "content": "Here."}] if has_system else []
-    turns = [("A", "the first speech"), ("B", "two"), ("A", "third\nthe third"), ("B", "no. four"), ("A", "five")]
-    dialogue = Dialogue((*system, *({"role": "assistant", "name": name, "content": text} for name, text in turns)))
+    turns = [("A", "the first spéech"), ("B", "two"), ("A", "third\nthe third"), ("B", "no. four"), ("A", "five")]
+    role = {"A": "assistant", "B": "user" if has_user else "assistant"}
+    dialogue = Dialogue((*system, *({"role": role[name], "name": name, "content": text} for name, text in turns)))
     end = tokenizer.encode("\n")[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     for most in range(2, 90):
         expected = []
         for place in range(1, len(turns)):
             name, text = turns[place]
+            if role[name] == "user":
+                continue
             answer = [*tokenizer.encode(text + "\n"), end]
             for first in range(max(0, place - 3), place):
                 prompt = ("Here.\n\n" if has_system else "") + "".join(f"{n}:\n{t}\n\n" for n, t in turns[first:place])
@@ -553,19 +562,47 @@ def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, has_system):
                     break
             if len(ids) < most:
                 learned = [IGNORED] * len(ids) + answer
+                at = len("Here.\n\n") * has_system
+                for number, (n, t) in enumerate(turns[first:place], start=first):
+                    at += len(f"{n}:\n")
+                    if earlier and number > 0 and role[n] == "assistant":
+                        learned[at : at + len(t) + 2] = tokenizer.encode(t + "\n\n")
+                    at += len(t) + 2
                 expected.append(((ids + answer)[:most], learned[:most]))
         documents = examples(dialogue, turns=3)
         if not expected:
             with pytest.raises(DataError, match="the turn before leaves no room"):
-                encode(documents, tokenizer, end, most, 97)
+                encode(documents, tokenizer, end, most, 97, earlier)
             continue
-        found = encode(documents, tokenizer, end, most, 97)
+        found = encode(documents, tokenizer, end, most, 97, earlier)
         rows = [found.ids[start:stop].tolist() for start, stop in zip(found.starts, found.stops, strict=True)]
         assert rows == [ids for ids, _ in expected]
         for number, (ids, targets) in enumerate(expected):
             x, y = found.example(number)
             assert (x.tolist(), y.tolist()) == (ids[:-1], targets[1:])
         assert found.left_out == len(documents) - len(expected)
+
+
+def test_what_validates_is_the_last_reply_alone(tmp_path):
+    """With earlier replies, a loss is another quantity: those have fewer turns before them."""
+    text = "\n\n".join(f"SCENE {number}.\n\nA:\none {number}\n\nB:\ntwo\n\nA:\nthree" for number in range(7))
+    config = configured(written(tmp_path / "x.txt", text), learned="replies", val_size=2)
+    documents = load_source(config)
+    assert isinstance(documents, Documents)
+    loaders = [
+        document_loader(documents, "x", replace(config, documents=d), CHARACTERS)
+        for d in (config.documents, replace(config.documents, learned="reply"))
+    ]
+    counted = [[int((b.targets != IGNORED).sum()) for b in loader.validation()] for loader in loaders]
+    assert counted == [[2 * len("two\n\n" + "three\n\n")]] * 2
+    trained = [int((loader.batch(0, 10).targets != IGNORED).sum()) for loader in loaders]
+    assert trained == [5 * len("two\n\n" + "two\n\n" + "three\n\n"), 5 * len("two\n\n" + "three\n\n")]
+
+
+def test_earlier_replies_end_as_the_last_only_with_characters():
+    documents = examples(Dialogue(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})), turns=1)
+    with pytest.raises(ConfigError, match="learned = 'replies' is for models of characters"):
+        encode(documents, GPT2Tokenizer([]), 256, 31, 31, earlier=True)
 
 
 def test_a_message_with_a_character_that_the_model_does_not_know(tmp_path):
@@ -585,9 +622,10 @@ def test_a_setting_of_other_documents_would_change_nothing(tmp_path, documents):
         load_source(configured(path, **documents))
 
 
-def test_turns_are_for_dialogues(tmp_path):
+@pytest.mark.parametrize("changed", [{"turns": 3}, {"learned": "replies"}])
+def test_turns_are_for_dialogues(tmp_path, changed):
     path = written(tmp_path / "x.jsonl", '{"text": "a"}')
     with pytest.raises(ConfigError, match="would change nothing"):
-        load_source(RunConfig(data=DataConfig(source=str(path)), documents=DocumentsConfig(turns=3)))
+        load_source(RunConfig(data=DataConfig(source=str(path)), documents=DocumentsConfig(**changed)))
     with pytest.raises(ConfigError, match="is not read as dialogues"):
         held_out_dialogues(RunConfig(data=DataConfig(source=str(path))))
