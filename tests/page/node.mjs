@@ -14,7 +14,7 @@ import { GPT, KVCache } from "../../minigpt/page/static/engine.js";
 import { applyFilters, nextDistribution } from "../../minigpt/page/static/filters.js";
 import { generate } from "../../minigpt/page/static/generate.js";
 import { decodingOptions } from "../../minigpt/page/static/options.js";
-import { NoiseTape, exponential, generator, sample } from "../../minigpt/page/static/sampling.js";
+import { NoiseTape, Row, exponential, generator, sample } from "../../minigpt/page/static/sampling.js";
 import { TextStream, fromJSON } from "../../minigpt/page/static/tokenizer.js";
 
 const models = new Map(); // name -> GPT, for the calls that follow
@@ -44,10 +44,25 @@ const CALLS = {
 
   /** `uniforms` holds those of each new token, one after another. */
   generate({ model, prompt, options, uniforms, vocab_size }) {
-    const V = vocab_size ?? models.get(model).config.vocab_size;
-    const tape = uniforms && { at: (n) => exponential(uniforms.subarray(n * V, (n + 1) * V)) };
-    const steps = [...generate(models.get(model), prompt, options, { tape, vocab_size })];
+    const row = new Row(models.get(model), vocab_size);
+    const tape = uniforms && { at: (n) => exponential(uniforms.subarray(n * row.V, (n + 1) * row.V)) };
+    const steps = [...generate(row, prompt, options, { tape })];
     return steps.map(({ id, log_prob, finish_reason }) => [id, log_prob, finish_reason]);
+  },
+
+  /** The logits after each of several sequences, one after another, of one row. */
+  rows({ model, sequences, edits }) {
+    const row = new Row(models.get(model));
+    return sequences.map((ids, n) => row.logits(ids, edits[n]));
+  },
+
+  /** A text, and the same text written again from each of its places. */
+  branches({ model, prompt, options, places }) {
+    const row = new Row(models.get(model));
+    const written = (ids, given, n) => [...generate(row, ids, given, { written: n })].map(({ id }) => id);
+    const whole = written(prompt, options, 0);
+    const rest = (n) => written([...prompt, ...whole.slice(0, n)], { ...options, max_new_tokens: whole.length - n }, n);
+    return [whole, ...places.map(rest)];
   },
 
   beams: ({ model, prompt, options, vocab_size }) => [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt.analysis import ablate, edit
 from minigpt.analysis.decoders import beam_tree
 from minigpt.config import GPTConfig
 from minigpt.decoding.filters import apply_filters
@@ -243,6 +244,38 @@ def test_log_probabilities_ends_and_limits(node: Node, model: GPT):
     assert "a prompt of 3 tokens and 100 new ones do not fit block_size = 61" in str(refused)
     assert max(token for token, _, _ in few) < 17
     assert "the prompt is empty" in str(nothing)
+
+
+def test_a_row_reads_only_what_is_new_and_gives_the_same(node: Node, model: GPT):
+    """It grows, shrinks, branches, is edited, slides, and begins anew."""
+    ids = [n * n % V for n in range(80)]
+    sequences = [
+        ids[:5],
+        ids[:6],
+        ids[:9],
+        ids[:4],
+        [*ids[:6], 1, 2],
+        ids[:60],
+        ids[:61],
+        ids[:62],
+        ids,
+        ids[:62][:30],
+        ids,
+    ]
+    off = [{"kind": "ablate_head", "layer": 1, "head": 1}]
+    edits = [[], [], off, off, [], [], [], [], off, [], []]
+    _, found = node([the_model("m", model), ("rows", {"model": "m", "sequences": sequences, "edits": edits})])
+    for logits, sequence, changed in zip(found, sequences, edits, strict=True):
+        with edit(model, *[ablate("1.1")] * len(changed)):
+            expected = model(torch.tensor([sequence[-61:]]))[0, -1]
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_a_text_goes_on_the_same_wherever_one_begins(node: Node, model: GPT):
+    options = {"max_new_tokens": 30, "temperature": 1.2, "seed": 6, "top_k": 25}
+    args = {"model": "m", "prompt": [3, 1, 4], "options": options, "places": [0, 1, 17, 29]}
+    _, (whole, *rest) = node([the_model("m", model), ("branches", args)])
+    assert rest == [whole[place:] for place in args["places"]]
 
 
 # --- beams

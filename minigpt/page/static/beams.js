@@ -11,7 +11,7 @@
 
 import { InputError } from "./errors.js";
 import { applyFilters } from "./filters.js";
-import { finishReason, numWithText, room } from "./generate.js";
+import { finishReason, room } from "./generate.js";
 import { logSoftmax, topK } from "./numbers.js";
 import { decodingOptions } from "./options.js";
 import { Row } from "./sampling.js";
@@ -37,7 +37,6 @@ import { Row } from "./sampling.js";
  */
 export function* beamSearch(model, prompt, given = {}, { vocab_size, edits = [] } = {}) {
   const options = decodingOptions({ ...given, strategy: "beam" });
-  const V = numWithText(model, vocab_size);
   const B = options.num_beams;
   const limit = room(prompt.length, options, model.config.block_size);
   if (!limit) throw new InputError("0 new tokens leave nothing to consider", "ask for at least one");
@@ -46,13 +45,15 @@ export function* beamSearch(model, prompt, given = {}, { vocab_size, edits = [] 
   const nodes = [];
   let finished = [];
   // Python begins with B beams of which all but one are dead, because its number of rows is fixed. Here there is one.
-  let running = [{ total: 0, row: new Row(model, [...prompt], prompt.length + limit, V, edits), node: null }];
+  const first = new Row(model, vocab_size, prompt.length + limit);
+  const { V } = first;
+  let running = [{ total: 0, ids: [...prompt], row: first, node: null }];
   for (let n = 1; running.length; n++) {
     const continued = new Float32Array(running.length * V); // totals of all continuations
-    running.forEach(({ total, row }, beam) => {
-      const logs = logSoftmax(row.logits()); // (V,)
+    running.forEach(({ total, ids, row }, beam) => {
+      const logs = logSoftmax(row.logits(ids, edits)); // (V,)
       // No second log-softmax after the filters: what a penalty takes from a token's score, its beam loses too.
-      const left = applyFilters(logs, row.ids, options, n - 1);
+      const left = applyFilters(logs, ids, options, n - 1);
       for (let id = 0; id < V; id++) continued[beam * V + id] = total + left[id];
     });
     const candidates = topK(continued, K)
@@ -69,7 +70,7 @@ export function* beamSearch(model, prompt, given = {}, { vocab_size, edits = [] 
       ...ended.map((candidate) => ({
         candidate,
         score: candidate.total / n ** options.length_penalty,
-        ids: [...candidate.beam.row.ids, candidate.id],
+        ids: [...candidate.beam.ids, candidate.id],
         finish_reason: candidate.finish_reason,
       })),
     );
@@ -111,8 +112,7 @@ function continuedRows(going) {
   const left = going.map(({ beam }) => beam);
   return going.map(({ beam, id, total, number }, place) => {
     const row = left.includes(beam, place + 1) ? beam.row.copy() : beam.row;
-    row.ids.push(id);
-    return { total, row, node: number };
+    return { total, ids: [...beam.ids, id], row, node: number };
   });
 }
 

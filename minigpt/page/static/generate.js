@@ -4,49 +4,44 @@ import { InputError } from "./errors.js";
 import { applyFilters, checkNotEmpty } from "./filters.js";
 import { logSoftmax } from "./numbers.js";
 import { decodingOptions, draws } from "./options.js";
-import { NoiseTape, Row, choose } from "./sampling.js";
+import { NoiseTape, choose } from "./sampling.js";
 
 /**
- * The ids that follow a prompt, each as soon as it is chosen. Whoever has enough stops asking.
+ * The ids that follow others, each as soon as it is chosen. Whoever has enough stops asking.
  *
- * @param {GPT} model
- * @param {number[]} prompt ids, at least one.
+ * @param {Row} row the model, and what it has read already: see sampling.js.
+ * @param {number[]} ids what is there, at least one.
  * @param {object} given options by name: see options.js.
  * @param {object} [further]
- * @param {number} [further.vocab_size] how many of the model's ids have text: those behind it are never chosen.
+ * @param {number} [further.written] how many of the ids were written after the prompt: the n-th new token after a
+ *     prompt gets the n-th draw of the seed, wherever one begins.
  * @param {object[]} [further.edits] what to change in every pass: see edits.js.
  * @param {{at: (n: number) => Float32Array}} [further.tape] the noise of the draws; by default the seed's.
  * @yields {{id: number, logits: Float32Array, scores: Float32Array, log_prob: number, finish_reason: string | null}}
  *     the token, the model's logits (V,), what the filters left of them, the token's log-probability by the model
  *     without filters, and what ends the text with this token: "eos", "length", "context", or null.
- * @throws {InputError} before any work, if an option cannot be used, or prompt and new tokens do not fit the context.
+ * @throws {InputError} before any work, if an option cannot be used, or ids and new tokens do not fit the context.
  */
-export function* generate(model, prompt, given = {}, { vocab_size, edits = [], tape } = {}) {
+export function* generate(row, ids, given = {}, { written = 0, edits = [], tape } = {}) {
   const options = decodingOptions(given);
   if (options.strategy === "beam") throw new InputError("a beam search is no stream of tokens", "call beamSearch");
-  const V = numWithText(model, vocab_size);
-  const limit = room(prompt.length, options, model.config.block_size);
-  const row = new Row(model, [...prompt], prompt.length + limit, V, edits);
-  tape ??= new NoiseTape(options.seed, V);
+  const limit = room(ids.length, options, row.model.config.block_size);
+  tape ??= new NoiseTape(options.seed, row.V);
+  ids = [...ids];
   for (let n = 0; n < limit; n++) {
-    const logits = row.logits();
-    const scores = applyFilters(logits, row.ids, options, n); // filter
+    const logits = row.logits(ids, edits);
+    const scores = applyFilters(logits, ids, options, written + n); // filter
     checkNotEmpty(scores);
-    const id = choose(scores, draws(options) ? tape.at(n) : null); // choose
-    row.ids.push(id); // append
+    const id = choose(scores, draws(options) ? tape.at(written + n) : null); // choose
+    ids.push(id); // append
     const finish_reason = finishReason(id, n + 1, limit, options);
     yield { id, logits, scores, log_prob: logSoftmax(logits)[id], finish_reason };
     if (finish_reason !== null) return; // stop, or begin again
   }
 }
 
-/** How many of the model's ids have text, and may be chosen. */
-export function numWithText(model, vocab_size = Infinity) {
-  return Math.min(vocab_size, model.config.vocab_size);
-}
-
 /**
- * How many tokens a prompt may get.
+ * How many tokens may follow so many others.
  *
  * @throws {InputError} if they do not fit, and on_overflow does not say what to do.
  */

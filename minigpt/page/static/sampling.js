@@ -8,34 +8,56 @@ import { argmax, softmax } from "./numbers.js";
 const SMALLEST = 2 ** -126; // float32's smallest normal number: noise of 0 would make a removed token 0 / 0
 
 /**
- * A sequence that grows, and the logits of the token after it. With a cache only new tokens are fed. Once the sequence
- * is longer than the context, its end is fed whole: every token changes its position then.
+ * The logits of the token after a sequence, for sequences that mostly grow at their end: only what the last one had not
+ * is fed, and the rest is in a cache. A sequence longer than the context is fed as far as its end fits, all of it: every
+ * token changes its position then.
  */
 export class Row {
+  #read = []; // the ids in the cache
+  #edits = "[]"; // with which they were read
+
   /**
    * @param {GPT} model
-   * @param {number[]} ids the prompt, at least one.
-   * @param {number} longest the most tokens that the row will have.
-   * @param {number} V how many of the model's ids there are to choose from: those that have text.
-   * @param {object[]} edits what to change in every pass: see edits.js.
+   * @param {number} [vocab_size] how many of the model's ids there are to choose from: those that have text.
+   * @param {number} [longest] the most tokens that a sequence will have.
    */
-  constructor(model, ids, longest, V, edits) {
-    const { block_size } = model.config;
-    Object.assign(this, { model, ids, V, edits });
-    this.cache = ids.length <= block_size ? new KVCache(model.config, Math.min(longest, block_size)) : null;
+  constructor(model, vocab_size = Infinity, longest = Infinity) {
+    this.model = model;
+    /** How many ids there are to choose from. */
+    this.V = Math.min(vocab_size, model.config.vocab_size);
+    this.cache = new KVCache(model.config, Math.min(longest, model.config.block_size));
   }
 
-  /** Feed what is new; give the logits of the token after the last one: (V,). */
-  logits() {
-    if (this.cache !== null && this.ids.length > this.cache.max_length) this.cache = null; // the window starts to slide
-    const unread = this.cache === null ? this.ids.slice(-this.model.config.block_size) : this.ids.slice(this.cache.length);
-    const { logits } = this.model.forward(unread, { cache: this.cache, edits: this.edits, last: true });
+  /**
+   * @param {number[]} ids at least one.
+   * @param {object[]} [edits] what to change in the pass: see edits.js.
+   * @returns {Float32Array} (V,).
+   */
+  logits(ids, edits = []) {
+    const { cache } = this;
+    let unread = ids.slice(-this.model.config.block_size);
+    const fits = ids.length <= cache.max_length;
+    if (fits) {
+      if (JSON.stringify(edits) !== this.#edits) this.#read = [];
+      this.#edits = JSON.stringify(edits);
+      let common = 0; // the last id is read in any case: its logits are wanted
+      while (common < ids.length - 1 && ids[common] === this.#read[common]) common++;
+      cache.rollback(cache.length - common);
+      this.#read.length = common; // so that an error in the pass leaves both alike
+      unread = ids.slice(common);
+    }
+    const { logits } = this.model.forward(unread, { cache: fits ? cache : null, edits, last: true });
+    if (fits) this.#read.push(...unread);
     return logits.subarray(0, this.V);
   }
 
-  /** A copy that grows on its own: a beam that forks. */
+  /** One that goes on from here on its own: for a beam that forks. */
   copy() {
-    return Object.assign(Object.create(Row.prototype), this, { ids: [...this.ids], cache: this.cache?.copy() ?? null });
+    const other = new Row(this.model, this.V, this.cache.max_length);
+    other.cache = this.cache.copy();
+    other.#read = [...this.#read];
+    other.#edits = this.#edits;
+    return other;
   }
 }
 
