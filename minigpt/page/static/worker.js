@@ -9,12 +9,12 @@ import {
   ATTRIBUTION_POINTS, attribute, lens, likeliest, modelSize, repeatedTokens, rowOf, scoresOfPattern, streamPoints,
   tokenLosses,
 } from "./analysis.js";
-import { GPT, KVCache } from "./engine.js";
+import { GPT } from "./engine.js";
 import { InputError } from "./errors.js";
-import { applyFilters, nextDistribution } from "./filters.js";
+import { nextDistribution } from "./filters.js";
+import { generate } from "./generate.js";
 import { entropy, softmax, topK } from "./numbers.js";
-import { decodingOptions, draws } from "./options.js";
-import { NoiseTape, choose, generator } from "./sampling.js";
+import { Row, generator } from "./sampling.js";
 import { fromJSON } from "./tokenizer.js";
 
 const NUM_BARS = 12; // next tokens that are shown
@@ -26,27 +26,13 @@ const MOST_PRODUCTS = 4e9; // of the lens: about so many multiply-adds are worth
 
 /** A model, its tokenizer, and what it has just read. */
 class Model {
-  #cache = null;
-  #read = []; // ids that the cache holds
-  #edits = "[]"; // with which they were read
   #passes = new Map(); // what was computed last, for each set of points
 
   constructor({ config, weights, tokenizer }) {
     this.gpt = new GPT(config, weights);
     this.tokenizer = fromJSON(tokenizer);
-    this.V = Math.min(config.vocab_size, this.tokenizer.vocab_size); // the ids behind these have no text
-  }
-
-  /** The scores of what follows ids, at most block_size of them: (V,). Only what the cache does not hold is read. */
-  next(ids, edits = []) {
-    this.#cache ??= new KVCache(this.gpt.config);
-    if (this.#edits !== JSON.stringify(edits)) this.#read = [];
-    let common = 0;
-    while (common < ids.length - 1 && ids[common] === this.#read[common]) common++;
-    this.#cache.rollback(this.#cache.length - common);
-    const { logits } = this.gpt.forward(ids.slice(common), { cache: this.#cache, edits, last: true });
-    [this.#read, this.#edits] = [[...ids], JSON.stringify(edits)];
-    return this.#withText(logits);
+    this.row = new Row(this.gpt, this.tokenizer.vocab_size);
+    this.V = this.row.V; // the ids behind these have no text
   }
 
   /** A pass over ids: its points, and for each position the scores of what follows, (V,). The last one is kept. */
@@ -99,7 +85,7 @@ const CALLS = {
   /** The likeliest next tokens, as the model has them, and what the filters make of them. */
   next({ model, ids, options, edits = [] }) {
     const it = models[model];
-    const logits = it.next(windowOf(it, ids), edits);
+    const logits = it.row.logits(ids, edits);
     const before = softmax(logits);
     const { probs: after, kept } = nextDistribution(logits, options, ids);
     const bars = topK(before, NUM_BARS).map((id) => ({ id, before: before[id], after: after[id], logit: logits[id] }));
@@ -114,8 +100,6 @@ const CALLS = {
   /** Write `count` tokens after ids, which end with `start` written ones; the n-th draw depends on the seed and n. */
   async write({ model, ids, count, start, options: given, edits = [] }, job) {
     const it = models[model];
-    const options = decodingOptions(given);
-    const tape = draws(options) ? new NoiseTape(options.seed, it.V) : null;
     const all = [...ids];
     const began = performance.now();
     let told = all.length;
@@ -124,10 +108,11 @@ const CALLS = {
       told = all.length;
       job.partial({ ids: fresh, pieces: it.tokenizer.pieces(fresh) });
     };
-    for (let n = start; n < start + count && !job.ended; n++) {
-      const scores = applyFilters(it.next(windowOf(it, all), edits), all, options, n);
-      all.push(choose(scores, tape?.at(n) ?? null));
+    const options = { ...given, max_new_tokens: count, on_overflow: "crop" };
+    for (const { id } of generate(it.row, ids, options, { written: start, edits })) {
+      all.push(id);
       if (await job.breathe()) tell();
+      if (job.ended) break;
     }
     tell();
     return { written: all.length - ids.length, seconds: (performance.now() - began) / 1000 };
@@ -231,11 +216,6 @@ const CALLS = {
     return modelSize(models[model].gpt.config, tokens);
   },
 };
-
-/** The newest ids, as many as the model can read. */
-function windowOf(it, ids) {
-  return ids.slice(-it.gpt.config.block_size);
-}
 
 /** Of each token of the text from the second on. */
 function probabilities(row, ids) {
