@@ -5,6 +5,7 @@ import { arrows, control, element, human, offer, refill, select } from "./dom.js
 import { modelNames, openModel, openWorker, readCode, readRun, runMayGrow } from "./source.js";
 import { editsOf, readState, writeState } from "./state.js";
 import { attentionView } from "./views/attention.js";
+import { beamsView } from "./views/beams.js";
 import { lensView } from "./views/lens.js";
 import { lossView } from "./views/loss.js";
 import { sideView } from "./views/side.js";
@@ -12,7 +13,7 @@ import { sizeView } from "./views/size.js";
 import { trainingView } from "./views/training.js";
 import { withBranch, writeView } from "./views/write.js";
 
-const VIEWS = [writeView, attentionView, lensView, lossView, sizeView, trainingView, sideView];
+const VIEWS = [writeView, attentionView, lensView, beamsView, lossView, sizeView, trainingView, sideView];
 const OPTIONS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
 const PROMPTS = ["To be, or not to be", "the "]; // the first of them that a model's tokenizer knows
 const FRAGMENT_DELAY = 300; // milliseconds: browsers refuse to change an address too often

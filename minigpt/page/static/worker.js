@@ -9,6 +9,7 @@ import {
   ATTRIBUTION_POINTS, attribute, lens, likeliest, modelSize, repeatedTokens, rowOf, scoresOfPattern, streamPoints,
   tokenLosses,
 } from "./analysis.js";
+import { beamSearch } from "./beams.js";
 import { GPT } from "./engine.js";
 import { InputError } from "./errors.js";
 import { nextDistribution } from "./filters.js";
@@ -191,14 +192,14 @@ const CALLS = {
   /** The tree of a beam search, a step at a time. */
   async beams({ model, ids, options }, job) {
     const it = models[model];
-    let result = null;
-    for (const step of beamSearch(it.gpt, ids, { ...options, vocab_size: it.V })) {
-      result = step;
-      job.partial({ ...step, nodes: it.named(step.nodes) });
-      await job.breathe();
+    let tree = null;
+    for (tree of beamSearch(it.gpt, ids, options, { vocab_size: it.V })) {
+      const texts = tree.finished.map((one) => it.tokenizer.decode(one.ids.slice(ids.length)));
+      job.partial({ ...tree, nodes: it.named(tree.nodes), texts });
+      await nextTurn();
       if (job.ended) break;
     }
-    return result;
+    return tree;
   },
 
   /** How surprised the model is by each token. */

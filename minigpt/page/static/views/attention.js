@@ -158,6 +158,7 @@ export const attentionView = {
         const answer = await app.ask("induction", "induction", {});
         if (answer === null) return;
         induction = { ...answer, model: app.state.model };
+        bestHeads.dataset.induction = answer.ids?.join(" ") ?? "";
       }
       const from = repeats ? induction.scores : found.scores;
       const value = (layer, head) => from?.[layer][kind.value][head] ?? null;
