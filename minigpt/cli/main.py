@@ -50,6 +50,7 @@ commands:
 start here:
   minigpt quickstart
   minigpt generate "ROMEO:"
+  minigpt chat
 
 Every command has --help, answers --json with one JSON object, and exits
 0 (done), 2 (a mistake in what was asked, or an answer that could not be
