@@ -520,6 +520,55 @@ def test_no_turn_of_a_held_out_dialogue_is_trained_on(tmp_path_factory, lengths,
     assert len(whole) == val_size
 
 
+@st.composite
+def talks_told_again(draw: st.DrawFn) -> list[list[dict[str, str]]]:
+    """Talks; some are there again: under another system message, from the other's side, or more than half of them."""
+    found = []
+    for number in range(draw(st.integers(2, 5))):
+        said = [f"talk {number}, speech {place}." for place in range(draw(st.integers(2, 6)))]
+        for _ in range(draw(st.integers(1, 3))):
+            roles = draw(st.permutations([user, reply]))
+            system = draw(st.sampled_from([[], ["Be brief."], ["Be kind."]]))
+            part = said[: draw(st.integers(len(said) // 2 + 1, len(said)))]
+            talk = [{"role": "system", "content": text} for text in system]
+            found.append([*talk, *(roles[place % 2](text) for place, text in enumerate(part))])
+    return draw(st.permutations(found))
+
+
+@given(talks=talks_told_again(), own_file=st.booleans(), seed=st.integers(0, 5))
+def test_a_talk_that_is_told_twice_is_not_parted(tmp_path_factory, talks, own_file, seed):
+    """As in PersonaChat: each talk is there for each of the two who talk."""
+    folder = tmp_path_factory.mktemp("talks")
+    config = configured(jsonl(folder / "x.jsonl", *(talks[1:] if own_file else talks)))
+    if own_file:
+        config = replace(config, data=replace(config.data, val_data=str(jsonl(folder / "v.jsonl", *talks[:1]))))
+    config = replace(config, seed=seed)
+    try:
+        documents = load_source(config)
+        assert isinstance(documents, Documents)
+        parts = split(documents.items, None, None, seed, documents.validation)
+    except DataError:  # one talk alone, or without a reply
+        return
+    trained, held_out = (
+        {line for document in part for line in re.findall(r"talk \d", document.prompt + document.text)}
+        for part in parts
+    )
+    assert trained
+    assert held_out
+    assert trained.isdisjoint(held_out)
+    whole = held_out_dialogues(config)
+    told = "".join(message["content"] for one in whole for message in one.messages)
+    assert set(re.findall(r"talk \d", told)) == held_out
+
+
+def test_a_greeting_that_all_share_joins_nothing(tmp_path):
+    greeting = [user("Hello"), reply("How can I help?")]
+    talks = [[*greeting, user(f"question {number}"), reply("yes"), user("thanks")] for number in range(5)]
+    documents = load_source(configured(jsonl(tmp_path / "x.jsonl", greeting, *talks)))
+    assert isinstance(documents, Documents)
+    assert len({document.dialogue for document in documents.items}) == 6
+
+
 def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
     shared, other, third = ([user(f"{name}?"), reply(f"{name}!")] for name in "abc")
     config = configured(jsonl(tmp_path / "x.jsonl", shared, other, third))
