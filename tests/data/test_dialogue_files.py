@@ -648,6 +648,25 @@ def test_what_validates_is_the_last_reply_alone(tmp_path):
     assert trained == [5 * len("two\n\n" + "two\n\n" + "three\n\n"), 5 * len("two\n\n" + "three\n\n")]
 
 
+def test_a_message_longer_than_the_context_is_said(tmp_path):
+    """Its reply is left out; where it is not the last turn before a reply, it falls out; a longer reply is cut."""
+    long = "so " * 30
+    path = jsonl(
+        tmp_path / "x.jsonl",
+        [user(long), reply("left out"), user("and"), reply("this stays"), user("why"), reply(long)],
+    )
+    data = DataConfig(source=str(path), val_data=str(jsonl(tmp_path / "v.jsonl", [user("held"), reply("out")])))
+    config = replace(configured(path), data=data)
+    config = replace(config, model=replace(config.model, block_size=61))
+    documents = load_source(config)
+    assert isinstance(documents, Documents)
+    loader = document_loader(documents, "x", config, CHARACTERS)
+    assert loader.described[1].startswith(
+        "tokens     2 replies to train on, 1 to validate; 1 cut at 61 tokens, 2 with fewer turns before them so that "
+        "they fit, 1 left out because the turn before them does not, "
+    )
+
+
 def test_earlier_replies_end_as_the_last_only_with_characters():
     documents = examples(Dialogue(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})), turns=1)
     with pytest.raises(ConfigError, match="learned = 'replies' is for models of characters"):
