@@ -342,6 +342,12 @@ def test_a_log_whose_every_message_stands_alone(tmp_path):
     assert said(found) == [("Ann", "hi"), ("Ben", "hello\nand more"), ("Ann", "bye")]
 
 
+def test_a_script_whose_speeches_stand_beside_the_names(tmp_path):
+    script = "SCENE 1. A wood.\n\nANN: hi\n\nBEN: hello\n\nSCENE 2. A cave.\n\nANN: bye\n\nBEN: so soon?\n"
+    found = read_dialogues(written(tmp_path / "x.txt", script)).items
+    assert list(map(said, found)) == [[("ANN", "hi"), ("BEN", "hello")], [("ANN", "bye"), ("BEN", "so soon?")]]
+
+
 def test_capitals_with_a_colon_are_the_same_person(tmp_path):
     play = "ROMEO:\nHello there.\n\nJULIET: \nHi.\n\nROMEO : \nBye.\n\nJULIET:\nSo long.\n"
     (found,) = read_dialogues(written(tmp_path / "x.txt", play)).items
