@@ -212,6 +212,7 @@ class Chat:
 
     # --- what is said
 
+    @checked
     def say(self, text: str) -> Reply:
         """Say something; both this and the reply are added to `messages`. An empty reply is not.
 
@@ -225,6 +226,7 @@ class Chat:
         """Another reply, with the next seed, in the place of the last one. Raises as `say`, and if nothing was said."""
         return self._whole(self.stream())
 
+    @checked
     def edit(self, text: str) -> Reply:
         """Say something else in the place of what was said last, whose reply falls out. Raises as `again`."""
         return self._whole(self.stream(text, edit=True))
@@ -404,6 +406,7 @@ class Chat:
 
     # --- files
 
+    @checked
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write the conversation as JSON: its messages, the names, and the next seed.
 
@@ -417,6 +420,7 @@ class Chat:
         content |= {"seed": self.seed, "messages": self.messages}
         write_text(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
+    @checked
     def load(self, path: Path | str) -> None:
         """Go on with a conversation that `save` wrote, in the place of this one. On an error, nothing is changed.
 

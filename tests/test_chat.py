@@ -161,6 +161,9 @@ def test_a_message_longer_than_the_context_changes_nothing(model, tokenizer):
         chat.say(" \n")
     with pytest.raises(InputError, match=r"text = 3 .*wrong type"):
         chat.stream(3)  # type: ignore[arg-type]
+    for of_text in (chat.say, chat.edit):
+        with pytest.raises(InputError, match=r"text = None .*wrong type"):
+            of_text(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at most 127"):
         chat.edit("i" * BLOCK)
     assert chat.messages == before

@@ -1,5 +1,7 @@
 """Every flag that takes a number, with numbers that nobody means: an answer, or two lines that name the flag."""
 
+import io
+
 import pytest
 import torch
 
@@ -10,12 +12,13 @@ from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import GPTConfig
+from minigpt.data.dialogues import with_template
 from minigpt.errors import ConfigError
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 
-CHARACTERS = "\n abcdefghij"
+CHARACTERS = "\n :abcdefghij"
 NUMBERS = {"10**30": str(10**30), "-10**30": str(-(10**30)), "0": "0", "nan": "nan", "inf": "inf", "-inf": "-inf"}
 PLACES = ("--layer", "--head", "--position")  # there is no layer 7: the model has 2
 # A command line of each command that has numbers and does more than training.
@@ -24,6 +27,7 @@ LINES = {
     "eval": ["eval", "--data", "text.txt"],
     "import": ["import", "model", "imported"],
     "generate": ["generate", "ab", "--max-new-tokens", "2"],
+    "chat": ["chat", "--user", "a", "--as", "b", "--max-new-tokens", "2"],
     "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "2", "--setting", "sample"],
     "size": ["inspect", "size"],
     "embed": ["inspect", "embed", "near", "a"],
@@ -62,7 +66,8 @@ def folder(tmp_path_factory):
     """A model of characters and a text for it."""
     torch.manual_seed(5)
     folder = tmp_path_factory.mktemp("numbers")
-    save_run(GPT(GPTConfig(len(CHARACTERS), 19, 2, 3, 15)).eval(), CharTokenizer(CHARACTERS), folder / "model")
+    tokenizer = with_template(CharTokenizer(CHARACTERS))
+    save_run(GPT(GPTConfig(len(CHARACTERS), 19, 2, 3, 15)).eval(), tokenizer, folder / "model")
     (folder / "text.txt").write_text("abc def\n" * 29)
     return folder
 
@@ -82,6 +87,7 @@ def test_every_command_with_numbers_is_here():
 @pytest.mark.parametrize(("name", "flag"), CASES)
 def test_a_number_that_nobody_means(folder, monkeypatch, tmp_path, capsys, name, flag, number):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\n")))  # which chat reads
     line = LINES[name]
     model = [] if name == "import" else ["--model", "model"]
     if name == "import":
