@@ -106,7 +106,7 @@ export const attentionView = {
       query = place ?? Math.min(T - 1, Math.max(0, (app.state.query ?? app.text.read.length - 1) - found.skipped));
       const shares = row(query);
       strip.colour((i) => shares[i]);
-      for (const token of strip.node.children) token.classList.toggle("asks", Number(token.dataset.place) === query);
+      for (const token of strip.tokens()) token.classList.toggle("asks", Number(token.dataset.place) === query);
       const of = (i) => visible(app.text.pieces.at(i - T).text);
       let most = 0;
       for (let i = 0; i <= query; i++) if (shares[i] > shares[most]) most = i;
@@ -136,13 +136,13 @@ export const attentionView = {
                 class: off ? "head off" : "head",
                 "data-key": `head-${layer}.${head}`,
                 "data-head": `${layer}.${head}`,
+                "aria-label": `head ${layer}.${head}${off ? ", switched off" : ""}`,
                 "aria-pressed": String(current),
                 tabindex: current ? 0 : -1,
                 on: { click: () => app.set({ layer, head }) },
               },
               picture,
-              element("span", {}, `${layer}.${head}${off ? " off" : ""}`),
-              element("span", { class: "score" }),
+              element("span", { class: "head-name" }, `${layer}.${head}${off ? " off" : ""}`, element("span", { class: "score" })),
             ),
           );
         }
@@ -167,6 +167,7 @@ export const attentionView = {
         const [layer, head] = button.dataset.head.split(".").map(Number);
         const score = value(layer, head);
         button.querySelector(".score").textContent = score === null ? "" : score.toFixed(2);
+        button.title = score === null ? "" : `${button.dataset.head}: ${kind.value} ${score.toFixed(2)}`;
         if (score !== null) all.push([button.dataset.head, score]);
       }
       all.sort((a, b) => b[1] - a[1]);

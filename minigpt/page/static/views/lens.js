@@ -86,9 +86,9 @@ export const lensView = {
         ),
       );
       const at = grid.scrollLeft;
-      const fresh = grid.childElementCount === 0;
+      const atEnd = at + grid.clientWidth >= grid.scrollWidth - 2;
       refill(grid, built);
-      grid.scrollLeft = fresh ? grid.scrollWidth : at;
+      grid.scrollLeft = atEnd ? grid.scrollWidth : at;
       about.textContent = first > 0 ? `The last ${columns} tokens; each costs this model much computing.` : "";
     }
 

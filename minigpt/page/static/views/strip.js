@@ -46,16 +46,23 @@ export class Strip {
         visible(text),
       );
     });
-    refill(this.node, tokens);
+    this.node.classList.toggle("pieces", pieces.some(({ text }) => [...text].length > 1));
+    // A line may break between two tokens, though there is no blank.
+    refill(this.node, tokens.flatMap((token) => [token, element("wbr")]));
     const choosable = this.#choosable();
     if (choosable.length && !choosable.some((token) => token.tabIndex === 0)) choosable.at(-1).tabIndex = 0;
   }
 
   /** Colour the tokens anew, without building them anew. */
   colour(share) {
-    for (const token of this.node.children) {
+    for (const token of this.tokens()) {
       token.style.setProperty("--share", share(Number(token.dataset.place)).toFixed(4));
     }
+  }
+
+  /** The elements of the tokens. */
+  tokens() {
+    return [...this.node.querySelectorAll(".token")];
   }
 
   #choosable() {

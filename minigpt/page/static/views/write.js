@@ -97,8 +97,8 @@ export const writeView = {
           showText(pieces, null);
         });
         if (done === null) return;
-        const rate = Math.round(done.written / done.seconds).toLocaleString("en");
-        if (count > 1) speed.textContent = `${done.written} tokens in ${done.seconds.toFixed(2)} s: ${rate} a second`;
+        const rate = Number((done.written / done.seconds).toPrecision(3)).toLocaleString("en");
+        speed.textContent = `${done.written} ${done.written === 1 ? "token" : "tokens"} in ${done.seconds.toFixed(2)} s: ${rate} a second`;
       } finally {
         running = false;
         run.textContent = "Run";
@@ -186,7 +186,7 @@ export const writeView = {
         const drawn = found.bars.map((bar) => ({ ...bar, probability: bar.after }));
         showBars(list, drawn, { take, chosen, names: ["after the sliders", "the model's own"] });
         about.textContent =
-          `${found.kept} of ${found.V} tokens are left; entropy ${found.entropy[0].toFixed(2)} nats, ` +
+          `${found.kept.toLocaleString("en")} of ${found.V.toLocaleString("en")} tokens are left; entropy ${found.entropy[0].toFixed(2)} nats, ` +
           `after the sliders ${found.entropy[1].toFixed(2)}.`;
         bars.show(() =>
           table(
