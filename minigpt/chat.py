@@ -30,7 +30,8 @@ from minigpt.system.files import named_path, read_json, write_text
 from minigpt.tokenizers import TextStream, Tokenizer, note_special
 
 VERSION = 1  # of the files that `Chat.save` writes
-LONGEST, SHARE = 200, 3  # tokens of a reply, unless more are asked for: so many, and at most a third of the context
+LONGEST = 200  # tokens of a reply, unless its caller says otherwise
+SHARE = 3  # the n-th part of the context is kept free for a reply, if this may be so long
 OURS = ("eos_token_id", "on_overflow", "num_return_sequences", "batch_size")  # options that a chat decides itself
 
 _Count = Annotated[int, Bounds(1, 1_000_000)]
@@ -97,16 +98,16 @@ class Chat:
         model: must stay as it is, because what it has read is kept.
         tokenizer: the model's.
         turns: the most turns that the model reads, with the one that it replies to; the system message comes before
-            these. Whole turns fall out where they leave no room for `max_new_tokens`, the oldest first.
+            these. Where they leave less room than `max_new_tokens` or, if that is less, a third of the context, whole
+            turns fall out, the oldest first.
         system: the system message; "" for none, or for that of `messages`.
         reply_as: the name of who replies; "" for the last name that a reply has, else "ASSISTANT".
         user: the name of who speaks to the model; "" for "USER".
         messages: a conversation to go on with.
         filters: what no reply should do; see `replies`. An empty reply fails in any case.
         tries: how often a reply is drawn until one passes, each time with the next seed.
-        **options: fields of `DecodingOptions`, without beams. `max_new_tokens`, the most tokens of a reply, is 200 by
-            default, or a third of the context if that is less. `seed` is that of the first draw, 0 by default; each
-            draw takes the next one.
+        **options: fields of `DecodingOptions`, without beams. `max_new_tokens` is 200 by default. `seed` is that of the
+            first draw, 0 by default; each draw takes the next one.
 
     Attributes:
         messages: all that was said, as JSON has it: {"role": ..., "content": ..., "name": ...}. Anybody may change it.
@@ -164,9 +165,8 @@ class Chat:
         for name in OURS:
             if name in options:
                 raise InputError(f"a chat decides {name} itself", f"leave {name} out")
-        longest = max(1, min(LONGEST, self.model.config.block_size // SHARE))
         ours = {"eos_token_id": self.tokenizer.end_ids, "on_overflow": "stop"}
-        given = DecodingOptions(**{"max_new_tokens": longest, **options, **ours})
+        given = DecodingOptions(**{"max_new_tokens": LONGEST, **options, **ours})
         if given.uses_beams:
             raise InputError(
                 f"a chat shows a reply while it is written, and {named('strategy', given.strategy)} with "
@@ -174,6 +174,16 @@ class Chat:
                 f"choose {named('strategy')} sample or greedy, with one beam",
             )
         return replace(given, stop=(END_OF_TURN, *given.stop_strings))
+
+    @property
+    def reply_name(self) -> str:
+        """The name of who replies; "" if it has none."""
+        return self._name(self.messages)
+
+    @property
+    def said_last(self) -> str:
+        """What the user said last. Raises InputError if nothing was said."""
+        return self.messages[self._last_said()]["content"]
 
     def __repr__(self) -> str:
         return f"Chat({len(_turns(self.messages))} turns, {brief(self.messages[-1:])}, the next seed is {self.seed})"
@@ -279,11 +289,12 @@ class Chat:
         check_messages(messages)
         said = _turns(messages)
         system, block_size = messages[: len(messages) - len(said)], self.model.config.block_size
+        room = min(self.decoding.max_new_tokens, block_size // SHARE)
         for turns in range(min(len(said), self.settings["turns"]), 0, -1):
             kept = [*system, *said[-turns:]]
             ids = self.tokenizer.encode(render(kept, reply_as=self._name(messages)))
             # The last token of a reply is never read; so the model has one place more than `block_size`.
-            if len(ids) + self.decoding.max_new_tokens <= block_size + 1:
+            if len(ids) + room <= block_size + 1:
                 return kept, ids
         if len(ids) > block_size:
             raise InputError(

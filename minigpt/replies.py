@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from minigpt.data.corpora import read_plain_text
 from minigpt.data.dialogues import Message
-from minigpt.errors import DataError, InputError, MissingFileError, brief
+from minigpt.errors import DataError, InputError, MissingFileError, brief, named
 from minigpt.fields import Bounds, Form, checked
 from minigpt.system.files import named_path
 
@@ -58,7 +58,7 @@ def length(least: Annotated[int, Bounds(1, 10**9)] = 1, most: _Most = None) -> F
         InputError: if `most` is below `least`.
     """
     if most is not None and most < least:
-        raise InputError(f"no reply has at least {least} and at most {most} characters", "exchange the two")
+        raise InputError(f"{named('least', least)} is more than {named('most', most)}", "exchange the two")
 
     def has_another_length(reply: str, messages: Messages) -> str:
         characters = len(reply.strip())
@@ -136,7 +136,9 @@ def read_blocklist(path: Path | str) -> tuple[str, ...]:
     else:
         file = named_path(path, "blocklist")
         if not file.is_file():
-            raise MissingFileError(f"there is no file {file}", f"name a file with one word a line, or {PACKAGE}")
+            raise MissingFileError(
+                f"there is no file {file} for a blocklist", f"name a file with one word a line, or {PACKAGE}"
+            )
         text = read_plain_text(file)
     words = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
     if not words:

@@ -109,7 +109,7 @@ def test_a_file_of_words(tmp_path: Path):
     file.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(DataError, match="UTF-8"):
         replies.read_blocklist(file)
-    with pytest.raises(MissingFileError, match=r"there is no file .*missing\nname a file"):
+    with pytest.raises(MissingFileError, match=r"there is no file .*missing for a blocklist\nname a file"):
         replies.read_blocklist(tmp_path / "missing")
 
 

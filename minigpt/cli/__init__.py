@@ -14,6 +14,7 @@ another. The files, each of which imports only from those above it::
     train           train, plan, replay
     verify_resume   kill a training, resume it, and show that nothing is lost
     generate        continue a text
+    chat            talk with a model
     next_token      the most probable next tokens
     score           how probable whole texts are
     evaluate        loss and perplexity on a text

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("train", "train a GPT on a corpus, a file or a folder"),
     "verify-resume": ("verify_resume", "prove here that a killed training loses nothing"),
     "generate": ("generate", "continue a text with a trained model"),
+    "chat": ("chat", "talk with a model, line by line"),
     "next": ("next_token", "the most probable next tokens after a text"),
     "score": ("score", "how probable whole texts are"),
     "eval": ("evaluate", "loss, perplexity and bits per character on a text"),
@@ -49,6 +50,7 @@ commands:
 start here:
   minigpt quickstart
   minigpt generate "ROMEO:"
+  minigpt chat
 
 Every command has --help, answers --json with one JSON object, and exits
 0 (done), 2 (a mistake in what was asked, or an answer that could not be

@@ -364,6 +364,82 @@ class Generate(Prompts, Reading, Model):
         return cls(**{**given, "options": options})
 
 
+_OF_CHAT = (  # options that a chat decides itself, or that concern several texts
+    "max_new_tokens", "use_cache", "force_eos", "batch_size", "num_beams", "num_return_sequences", "length_penalty",
+    "on_overflow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Reading, Model):
+    """Talk with a model, line by line.
+
+    It reads the last turns that fit its context, whole ones, in the form of a play. A model that was trained on
+    dialogues replies (minigpt train --preset chat-shakespeare, or --preset chat --data talks.jsonl); any other goes on
+    with the text as best it can.
+
+    In a terminal, /help shows what can be typed, Ctrl-C stops a reply, and Ctrl-D ends. From a pipe, each line is
+    answered by a reply, with an empty line between two replies. Nothing is kept on disk but what /save writes.
+
+    A reply that is empty, echoes what it replies to, repeats the reply before it or goes round in circles is drawn
+    again, and so is one that a flag below refuses. If all --tries fail, the best is shown, with what is wrong with it.
+    """
+
+    examples = """
+        minigpt chat
+        minigpt chat --model checkpoints/chat-shakespeare --user ROMEO --as JULIET
+        minigpt chat --system "Verona. A street." --temperature 0.6
+        minigpt chat --blocklist words.txt --max-characters 200
+        echo "Is it day?" | minigpt chat --json
+    """
+    first = ("--model", "--as", "--user", "--system", "--turns", "--max-new-tokens", "--temperature")
+    needs: ClassVar[Mapping[str, str]] = dict.fromkeys(("seed", "tries"), "--strategy sample and no --temperature 0")
+    json: bool = False
+    """print a JSON object for each reply, with what the model read, the tries, and what was wrong with those"""
+    turns: Annotated[int, Bounds(1, 1_000_000, below="leaves nothing to reply to"), Flag("N")] = 4
+    """the most turns that the model reads before a reply, yours included"""
+    system: Annotated[str, Flag("TEXT")] = ""
+    """what stands above the conversation, however long this becomes"""
+    reply_as: Annotated[str, Flag("NAME", name="--as")] = ""
+    """the name of who replies (default: ASSISTANT)"""
+    user: Annotated[str, Flag("NAME")] = ""
+    """your name (default: USER)"""
+    max_new_tokens: Annotated[int | None, Bounds(1, 10**9, below="leaves no room for a reply"), Flag("N")] = None
+    """the most tokens of a reply (default: 200); older turns leave room for these, or for a third of the context"""
+    options: Annotated[
+        DecodingOptions,
+        Section(
+            inline=True,
+            flags={
+                **dict.fromkeys(_OF_CHAT, Flag(hidden=True)),
+                "strategy": Flag(
+                    choices=("sample", "greedy"), says="draw each token, or take the best: sample, greedy"
+                ),
+            },
+        ),
+    ]
+    stop: Annotated[tuple[str, ...], Flag("STR", says=DecodingOptions)] = ()
+    tries: Annotated[int, Bounds(1, 1000, below="draws no reply"), Flag("N")] = 3
+    """how often a reply is drawn until one passes"""
+    min_characters: Annotated[int | None, Bounds(1, 10**9), Flag("N")] = None
+    """draw again what is shorter"""
+    max_characters: Annotated[int | None, Bounds(1, 10**9), Flag("N")] = None
+    """draw again what is longer"""
+    blocklist: Annotated[tuple[str, ...], Flag("FILE")] = ()
+    """draw again what has a word of this file: one a line, whole words. better-profanity is the list of the package of
+    that name, if it is installed"""
+    seed: int = 0
+    """of the first reply; each further one, and each try, has a seed one higher"""
+    no_cache: bool = False
+    """read the whole conversation anew for each reply, as a check"""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """The settings; the length and the end of a reply are decided when the model is loaded."""
+        options = DecodingOptions.before_model(**given.get("options", {}))
+        return cls(**{**given, "options": options})
+
+
 DEFAULT_SETTINGS = ("greedy", "sample temperature=0.8", "sample temperature=1 top_p=0.9", "beam num_beams=5")
 OPTIONS: dict[str, type] = {  # the options of a setting that are one number -> its type
     # All settings have the same length, and --seeds gives the number of texts.
@@ -465,6 +541,7 @@ SETTINGS: dict[str, type[Command]] = {
     "next": Next,
     "score": Score,
     "generate": Generate,
+    "chat": Chat,
     "compare": Compare,
     "eval": Eval,
     "evaluate-text": EvaluateText,

@@ -10,6 +10,7 @@ or a pipe unchanged.
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any, TextIO, cast
 from minigpt.errors import CheckpointError, InputError, cut
 from minigpt.system import WIDTH
 
+NARROWEST = 16  # columns; a text in fewer cannot be read
 STDIN = "-"  # instead of a text or a file: read standard input
 
 # All control characters except tab and line feed; and those that reverse the direction of a line, or end it invisibly.
@@ -197,4 +199,9 @@ def _wrapped(start: str, text: str) -> str:
     line, indent = said(start + one_line(text)), " " * len(start)
     if not sys.stderr.isatty():
         return line
-    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, screen_width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def screen_width() -> int:
+    """How many columns a text for people may have: those of the terminal, at most `WIDTH`."""
+    return max(NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))

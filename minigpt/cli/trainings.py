@@ -5,7 +5,8 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from minigpt.cli.streams import print_json
 from minigpt.cli.texts import source_of_run
 from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus, load_quickstart_corpus, source_name
-from minigpt.data.documents import Documents, with_keywords
+from minigpt.data.dialogues import NAMES
+from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.sources import load_source
 from minigpt.data.tokens import split_at
 from minigpt.errors import ConfigError
@@ -77,7 +79,7 @@ def train_and_say(
         if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, source)
         result = train(config, source, run.path, print_line, resume=bool(resume))
-        for line in [*summary(result, config, run), *next_steps(run.path, prompt_to_try(source, config))]:
+        for line in [*summary(result, config, run), *what_to_type(run.path, source, config)]:
             print_line(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))
@@ -121,12 +123,27 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
         )
 
 
+def what_to_type(directory: Path, source: Corpus | Documents, config: RunConfig) -> list[str]:
+    """The next command, and the same in Python: to let the model write, or if it learned to reply, to talk with it."""
+    if isinstance(source, Documents) and source.items[0].dialogue:
+        return first_talk(directory, *usual_pair(source.items))
+    return next_steps(directory, prompt_to_try(source, config))
+
+
+def usual_pair(replies: Sequence[Document]) -> tuple[str, str]:
+    """Who speaks and who replies, of the pair that does so most often; "" for a name that nobody has given."""
+    pairs = Counter(
+        (document.prompt[document.turns[-1] :].partition(":\n")[0], document.prompt.splitlines()[-1][:-1])
+        for document in replies
+    )
+    user, name = pairs.most_common(1)[0][0]
+    return "" if user == NAMES["user"] else user, "" if name == NAMES["assistant"] else name
+
+
 def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
     """A prompt for the model to continue: a line of its text, or the beginning of one of its documents."""
     if isinstance(source, Corpus):
         return opening(source.text, split_at(source, config.data))
-    if source.items[0].dialogue:  # the name of who replies
-        return source.items[0].prompt.splitlines()[-1]
     first, k = source.items[:1], config.documents.keywords
     (document,) = with_keywords(first, k, source.items) if k else first
     return document.prompt or " ".join(document.text.split()[:3])
@@ -147,13 +164,33 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
         f"  {program()} generate --model {shlex.quote(str(directory))} \\",
         f"    --prompt {shlex.quote(prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",
-        f"or in Python ({as_typed(sys.executable)}):",
-        "  import minigpt",
-        f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
+        *in_python(directory),
         "  print(minigpt.complete(",
         f"      model, tokenizer, {prompt!r},",
         '      max_new_tokens=300, on_overflow="crop",',
         "  ))",
+    ]
+
+
+def first_talk(directory: Path, user: str, reply_as: str) -> list[str]:
+    """The command that begins a conversation with the model, and four lines of Python that do the same."""
+    flags = [words for flag, name in (("--user", user), ("--as", reply_as)) if name for words in (flag, name)]
+    names = "".join(f", {key}={name!r}" for key, name in (("user", user), ("reply_as", reply_as)) if name)
+    return [
+        "next, talk with it:",
+        f"  {program()} {shlex.join(['chat', '--model', str(directory), *flags])}",
+        *in_python(directory),
+        f"  chat = minigpt.Chat(model, tokenizer{names})",
+        "  print(chat.say('How now?'))",
+    ]
+
+
+def in_python(directory: Path) -> list[str]:
+    """The beginning of what to type in Python: the model of a run."""
+    return [
+        f"or in Python ({as_typed(sys.executable)}):",
+        "  import minigpt",
+        f"  model, tokenizer = minigpt.load_model({str(directory)!r})",
     ]
 
 

@@ -346,7 +346,10 @@ def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> 
         return alone if alone and alone[1].strip() in names else _IN_LINE.match(line)
 
     if not any(sum(map(bool, map(named, block.split("\n")))) > 1 for block in blocks):
-        blocks = ["\n".join(blocks)]  # blank lines are between turns
+        scenes: list[list[str]] = [[]]  # blank lines are between turns
+        for block in blocks:
+            scenes.append([]) if _HEADING.match(block) else scenes[-1].append(block)
+        blocks = ["\n".join(scene) for scene in scenes if scene]
     found = []
     for block in blocks:
         turns: list[tuple[str, str]] = []

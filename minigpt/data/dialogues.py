@@ -16,7 +16,7 @@ the turn after it. Behind a reply, a model writes `END_OF_TURN`, or the token th
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
@@ -206,6 +206,32 @@ def has_reply(dialogue: Dialogue) -> bool:
     """Whether there is a reply to learn: one that has a turn before it."""
     turns = [message for message in dialogue.messages if message["role"] != "system"]
     return any(message["role"] == "assistant" for message in turns[1:])
+
+
+def same_beginnings(dialogues: Iterable[Dialogue]) -> dict[str, str]:
+    """What dialogues belong together because one of them is there again, whole or more than half of it.
+
+    A file may hold a dialogue once for each of the two who speak, or under another system message. If these were
+    parted, what validates would have been trained on. A greeting
+    that many share joins nothing.
+
+    Returns:
+        For the checksum of each dialogue, that of the shortest with the same first turns, whoever speaks.
+    """
+    contents = {
+        one.checksum(): tuple(message["content"] for message in one.messages if message["role"] != "system")
+        for one in dialogues
+    }
+    found: dict[str, str] = {}
+    beginnings: list[str] = []  # of the dialogue at hand, each one of the next
+    for checksum in sorted(contents, key=lambda one: contents[one]):  # which puts a beginning before what goes on
+        turns = contents[checksum]
+        while beginnings and turns[: len(contents[beginnings[-1]])] != contents[beginnings[-1]]:
+            beginnings.pop()
+        most = 2 * len(contents[beginnings[-1]]) > len(turns) if beginnings else False
+        found[checksum] = found[beginnings[-1]] if most else checksum
+        beginnings.append(checksum)
+    return found
 
 
 def check_template(tokenizer: Tokenizer, source: Path | str) -> None:

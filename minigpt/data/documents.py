@@ -52,8 +52,8 @@ class Document:
         prompt: the part before it, which is given and not learned. Nothing is put between the two: a space or a line
             feed that belongs there must be in one of them.
         whole: whether the text ends where its author ended it. A text that was cut gets no EOS.
-        dialogue: the checksum of the dialogue that it is an example of: those of one dialogue train or validate
-            together; "" for a document of its own.
+        dialogue: the checksum of the dialogue that it is an example of, or of one that begins alike: those of one
+            dialogue train or validate together; "" for a document of its own.
         turns: where in the prompt its turns begin. Of a prompt that is too long, whole turns are left out, the oldest
             first; what stands before the first of them is kept.
         replies: where in the prompt what was said in these turns begins and ends, of those that are replies.

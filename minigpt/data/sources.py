@@ -1,11 +1,12 @@
 """A configuration -> what it names: one text, documents, or the examples of dialogues."""
 
+from dataclasses import replace
 from typing import Literal
 
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import Corpus, kind_of, load_corpus
 from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
-from minigpt.data.dialogues import Dialogue, examples
+from minigpt.data.dialogues import Dialogue, examples, same_beginnings
 from minigpt.data.documents import Document, Documents, read_documents, split, with_validation
 from minigpt.errors import ConfigError, named, passed
 
@@ -69,7 +70,9 @@ def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
     _, validating = split(documents.items, *sizes, config.seed, documents.validation)
     held_out = {document.dialogue for document in validating}
     among = dialogues.items if dialogues.validation is None else dialogues.validation
-    return list({dialogue.checksum(): dialogue for dialogue in among if dialogue.checksum() in held_out}.values())
+    same = same_beginnings([*dialogues.items, *(dialogues.validation or ())])
+    sums = {dialogue.checksum(): dialogue for dialogue in among}
+    return [dialogue for checksum, dialogue in sums.items() if same[checksum] in held_out]
 
 
 def check_fit(d: DocumentsConfig, source: str) -> None:
@@ -94,8 +97,11 @@ def _named_dialogues(config: RunConfig) -> Dialogues:
 
 
 def _as_documents(dialogues: Dialogues, d: DocumentsConfig) -> Documents:
+    same = same_beginnings([*dialogues.items, *(dialogues.validation or ())])
+
     def replies(found: list[Dialogue]) -> list[Document]:
-        return [document for dialogue in found for document in examples(dialogue, d.turns)]
+        documents = (document for dialogue in found for document in examples(dialogue, d.turns))
+        return [replace(document, dialogue=same[document.dialogue]) for document in documents]
 
     items = replies(dialogues.items)
     validation = None if dialogues.validation is None else replies(dialogues.validation)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from minigpt.cli.main import answer as run
 from minigpt.cli.main import parser_of
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import GPTConfig
+from minigpt.data.dialogues import with_template
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import GPT2Tokenizer
 from tests.cli.conftest import MERGES
+from tests.conftest import random_model
 
 # command or view -> its line, and what is written behind it before the flag that is looked at.
 JSON = ["--json"]
@@ -29,6 +32,10 @@ MODES = {
         [[], JSON, ["--strategy", "greedy"], ["--temperature", "0"], ["--strategy", "beam", "--num-beams", "3"],
          ["--num-beams", "3"], ["--draft", "lookup"], ["--no-cache"], ["--ablate", "0.1"], ["--prompts-file", "p.txt"],
          ["--examples", "pairs.tsv", "--input-label", "I", "--output-label", "O"]],
+    ),
+    "chat": (
+        ["chat", "--model", "talker", "--max-new-tokens", "9"],
+        [[], JSON, ["--strategy", "greedy"], ["--max-characters", "2"]],
     ),
     "compare": (
         ["compare", "--prompt", "the later", "--prompt", "you", "--max-new-tokens", "4", "--setting", "sample",
@@ -79,6 +86,7 @@ VALUES = {
     "--min-p": "0.5", "--typical-p": "0.2", "--epsilon-cutoff": "0.05", "--eta-cutoff": "0.5", "--length-penalty": "3",
     "--repetition-penalty": "1.9", "--exponential-decay-length-penalty": "1 1.5", "--adapter": "adapter",
     "--position": "1", "--length": "7", "--examples": "pairs.tsv", "--at": "0.7", "--reference": "p.txt",
+    "--min-characters": "50", "--blocklist": "p.txt",
 }  # fmt: skip
 # What may well change nothing, although it was heeded.
 WITHOUT_EFFECT = {
@@ -105,6 +113,8 @@ WITHOUT_EFFECT = {
     ),
     **dict.fromkeys(("--draft", "--draft-tokens"), "the same text, sooner if there is something to guess"),
     "--weights": "the same text, sooner",
+    "--tries": "a reply may pass at the first",
+    "--blocklist": "a reply may be without its words",
     "--show-special": "there need be none",
     "--special": "likewise",
 }
@@ -139,6 +149,9 @@ def folder(tmp_path_factory):
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         save_run(model, tokenizer, folder / name)
+    save_run(
+        random_model(GPTConfig(tokenizer.vocab_size, 127, 3, 5, 35), 3), with_template(tokenizer), folder / "talker"
+    )
     (folder / "text.txt").write_text("the later you the\n\nlater the you\n" * 5)
     (folder / "p.txt").write_text("the later\nyou the\n")
     (folder / "pairs.tsv").write_text("t\th\n")
@@ -149,6 +162,7 @@ def folder(tmp_path_factory):
 def answer(line):
     """The exit code, and all that was said and written; the speed left out."""
     out = io.StringIO()
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"the\nyou\nlater\n"))  # which chat reads
     Path("o.json").unlink(missing_ok=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = run(line)
@@ -159,6 +173,7 @@ def answer(line):
 @pytest.mark.parametrize(("name", "mode"), CASES, ids=[" ".join([name, *mode]) for name, mode in CASES])
 def test_no_flag_is_dropped_without_a_word(folder, monkeypatch, name, mode):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", sys.stdin)  # put back at the end
     line = MODES[name][0]
     code, without = answer([*line, *mode])
     assert code == 0, without

@@ -1,7 +1,9 @@
 """`--weights`: on every command that only reads a model the same answer, and a refusal where weights are looked at."""
 
+import io
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -11,18 +13,20 @@ from minigpt.cli.main import answer as run
 from minigpt.cli.main import parser_of
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import GPTConfig, LoRAConfig
+from minigpt.data.dialogues import with_template
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora
 from minigpt.tokenizers import CharTokenizer
 from tests.conftest import random_model
 
-CHARACTERS = "\n abcdefghij"
+CHARACTERS = "\n :abcdefghij"
 LINES = {  # of each command and view that has the flag
     "next": ["next", "ab"],
     "eval": ["eval", "--data", "text.txt"],
     "score": ["score", "ab", "cd"],
     "generate": ["generate", "ab", "--max-new-tokens", "3", "--strategy", "greedy"],
+    "chat": ["chat", "--user", "a", "--as", "b", "--max-new-tokens", "3", "--strategy", "greedy"],
     "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "3", "--setting", "greedy", "--seeds", "1"],
     "evaluate-text": ["evaluate-text", "text.txt", "--model", "checkpoints/run"],
     "inspect loss": ["inspect", "loss", "abc"],
@@ -33,10 +37,11 @@ LINES = {  # of each command and view that has the flag
 
 
 @pytest.fixture(autouse=True)
-def a_run(tmp_path):
+def a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", sys.stdin)  # put back at the end
     tokenizer = CharTokenizer(CHARACTERS)
     model = random_model(GPTConfig(tokenizer.vocab_size, block_size=17, n_layer=2, n_head=3, n_embd=15), 7)
-    save_run(model, tokenizer, tmp_path / "checkpoints" / "run")
+    save_run(model, with_template(tokenizer), tmp_path / "checkpoints" / "run")
     add_lora(model, LoRAConfig(rank=2), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -47,6 +52,7 @@ def a_run(tmp_path):
 
 
 def answered(capsys, line):
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"ab\n"))  # which chat reads
     assert run([*line, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 

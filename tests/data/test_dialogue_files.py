@@ -342,6 +342,12 @@ def test_a_log_whose_every_message_stands_alone(tmp_path):
     assert said(found) == [("Ann", "hi"), ("Ben", "hello\nand more"), ("Ann", "bye")]
 
 
+def test_a_script_whose_speeches_stand_beside_the_names(tmp_path):
+    script = "SCENE 1. A wood.\n\nANN: hi\n\nBEN: hello\n\nSCENE 2. A cave.\n\nANN: bye\n\nBEN: so soon?\n"
+    found = read_dialogues(written(tmp_path / "x.txt", script)).items
+    assert list(map(said, found)) == [[("ANN", "hi"), ("BEN", "hello")], [("ANN", "bye"), ("BEN", "so soon?")]]
+
+
 def test_capitals_with_a_colon_are_the_same_person(tmp_path):
     play = "ROMEO:\nHello there.\n\nJULIET: \nHi.\n\nROMEO : \nBye.\n\nJULIET:\nSo long.\n"
     (found,) = read_dialogues(written(tmp_path / "x.txt", play)).items
@@ -520,6 +526,55 @@ def test_no_turn_of_a_held_out_dialogue_is_trained_on(tmp_path_factory, lengths,
     assert len(whole) == val_size
 
 
+@st.composite
+def talks_told_again(draw: st.DrawFn) -> list[list[dict[str, str]]]:
+    """Talks; some are there again: under another system message, from the other's side, or more than half of them."""
+    found = []
+    for number in range(draw(st.integers(2, 5))):
+        said = [f"talk {number}, speech {place}." for place in range(draw(st.integers(2, 6)))]
+        for _ in range(draw(st.integers(1, 3))):
+            roles = draw(st.permutations([user, reply]))
+            system = draw(st.sampled_from([[], ["Be brief."], ["Be kind."]]))
+            part = said[: draw(st.integers(len(said) // 2 + 1, len(said)))]
+            talk = [{"role": "system", "content": text} for text in system]
+            found.append([*talk, *(roles[place % 2](text) for place, text in enumerate(part))])
+    return draw(st.permutations(found))
+
+
+@given(talks=talks_told_again(), own_file=st.booleans(), seed=st.integers(0, 5))
+def test_a_talk_that_is_told_twice_is_not_parted(tmp_path_factory, talks, own_file, seed):
+    """As in PersonaChat: each talk is there for each of the two who talk."""
+    folder = tmp_path_factory.mktemp("talks")
+    config = configured(jsonl(folder / "x.jsonl", *(talks[1:] if own_file else talks)))
+    if own_file:
+        config = replace(config, data=replace(config.data, val_data=str(jsonl(folder / "v.jsonl", *talks[:1]))))
+    config = replace(config, seed=seed)
+    try:
+        documents = load_source(config)
+        assert isinstance(documents, Documents)
+        parts = split(documents.items, None, None, seed, documents.validation)
+    except DataError:  # one talk alone, or without a reply
+        return
+    trained, held_out = (
+        {line for document in part for line in re.findall(r"talk \d", document.prompt + document.text)}
+        for part in parts
+    )
+    assert trained
+    assert held_out
+    assert trained.isdisjoint(held_out)
+    whole = held_out_dialogues(config)
+    told = "".join(message["content"] for one in whole for message in one.messages)
+    assert set(re.findall(r"talk \d", told)) == held_out
+
+
+def test_a_greeting_that_all_share_joins_nothing(tmp_path):
+    greeting = [user("Hello"), reply("How can I help?")]
+    talks = [[*greeting, user(f"question {number}"), reply("yes"), user("thanks")] for number in range(5)]
+    documents = load_source(configured(jsonl(tmp_path / "x.jsonl", greeting, *talks)))
+    assert isinstance(documents, Documents)
+    assert len({document.dialogue for document in documents.items}) == 6
+
+
 def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
     shared, other, third = ([user(f"{name}?"), reply(f"{name}!")] for name in "abc")
     config = configured(jsonl(tmp_path / "x.jsonl", shared, other, third))
@@ -597,6 +652,25 @@ def test_what_validates_is_the_last_reply_alone(tmp_path):
     assert counted == [[2 * len("two\n\n" + "three\n\n")]] * 2
     trained = [int((loader.batch(0, 10).targets != IGNORED).sum()) for loader in loaders]
     assert trained == [5 * len("two\n\n" + "two\n\n" + "three\n\n"), 5 * len("two\n\n" + "three\n\n")]
+
+
+def test_a_message_longer_than_the_context_is_said(tmp_path):
+    """Its reply is left out; where it is not the last turn before a reply, it falls out; a longer reply is cut."""
+    long = "so " * 30
+    path = jsonl(
+        tmp_path / "x.jsonl",
+        [user(long), reply("left out"), user("and"), reply("this stays"), user("why"), reply(long)],
+    )
+    data = DataConfig(source=str(path), val_data=str(jsonl(tmp_path / "v.jsonl", [user("held"), reply("out")])))
+    config = replace(configured(path), data=data)
+    config = replace(config, model=replace(config.model, block_size=61))
+    documents = load_source(config)
+    assert isinstance(documents, Documents)
+    loader = document_loader(documents, "x", config, CHARACTERS)
+    assert loader.described[1].startswith(
+        "tokens     2 replies to train on, 1 to validate; 1 cut at 61 tokens, 2 with fewer turns before them so that "
+        "they fit, 1 left out because the turn before them does not, "
+    )
 
 
 def test_earlier_replies_end_as_the_last_only_with_characters():

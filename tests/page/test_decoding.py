@@ -131,12 +131,16 @@ def test_extreme_temperatures(node: Node):
 
 def test_the_distribution_that_is_drawn_from(node: Node):
     options = {"temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.5}
-    sharp, penalized = node(
+    typical, first, sharp, penalized = node(
         [
+            ("distribution", {"logits": QUARTERS, "options": {"temperature": 0, "typical_p": 0.2}, "history": []}),
+            ("distribution", {"logits": torch.tensor([1.0, 2.0, 2.0]), "options": {"temperature": 0}, "history": []}),
             ("distribution", {"logits": TIES, "options": {"temperature": 0}, "history": [1]}),
             ("distribution", {"logits": TIES, "options": options, "history": [1]}),
         ]
     )
+    assert typical["probs"].tolist() == [1, 0, 0, 0]  # where nothing is drawn, nothing is cut for a draw
+    assert first["probs"].tolist() == [0, 1, 0]
     assert sharp["probs"].tolist() == [0, 1, 0, 0, 0, 0]
     assert sharp["kept"] == 1
     expected = with_options(TIES, [1], 0, options)
@@ -262,11 +266,11 @@ def test_a_row_reads_only_what_is_new_and_gives_the_same(node: Node, model: GPT)
         ids[:62][:30],
         ids,
     ]
-    off = [{"kind": "ablate_head", "layer": 1, "head": 1}]
+    off = [{"kind": "ablate_head", "layer": 0, "head": 1}]  # what the layer above has read depends on it
     edits = [[], [], off, off, [], [], [], [], off, [], []]
     _, found = node([the_model("m", model), ("rows", {"model": "m", "sequences": sequences, "edits": edits})])
     for logits, sequence, changed in zip(found, sequences, edits, strict=True):
-        with edit(model, *[ablate("1.1")] * len(changed)):
+        with edit(model, *[ablate("0.1")] * len(changed)):
             expected = model(torch.tensor([sequence[-61:]]))[0, -1]
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
@@ -287,6 +291,8 @@ SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 4, "max_new_tokens": 9, "eos": [2, 5], "length_penalty": 0.0},
     {"num_beams": 5, "max_new_tokens": 11, "eos": [2, 5, 11], "length_penalty": 2.0, "early_stopping": "never"},
     {"num_beams": 3, "max_new_tokens": 11, "eos": [2, 5, 11], "early_stopping": True},
+    {"num_beams": 3, "max_new_tokens": 11, "eos": [0, 13], "length_penalty": 2.0},  # patience finds another
+    {"num_beams": 3, "max_new_tokens": 11, "eos": [0, 13], "length_penalty": 2.0, "early_stopping": "never"},
     {"num_beams": 3, "max_new_tokens": 11, "eos": [2, 5, 11, 7, 19], "length_penalty": -1.0},
     {"num_beams": 2, "max_new_tokens": 13, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
     {"num_beams": 2, "max_new_tokens": 80, "on_overflow": "crop"},

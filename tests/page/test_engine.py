@@ -82,6 +82,7 @@ EDITS = [
     ([{"kind": "ablate_attn", "layer": 0}], [ablate("0.attn")]),
     ([{"kind": "ablate_mlp", "layer": 1}], [ablate("1.mlp")]),
     ([{"kind": "cut_edge", "layer": 0, "head": 1, "query": 9, "key": 4}], [knockout(0, 1, 9, 4)]),
+    ([{"kind": "cut_edge", "layer": 0, "head": 2, "query": 4, "key": 0}], [knockout(0, 2, 4, 0)]),  # the cut's first
     (
         [
             {"kind": "ablate_mlp", "layer": 0},
@@ -113,12 +114,13 @@ def test_edits_change_what_they_change_in_the_model(node: Node, pieces: list[lis
                 close(found, t[name][0])
 
 
-def test_a_replaced_token(node: Node):
+@pytest.mark.parametrize("position", [0, 3, 4, 5, 10])
+def test_a_replaced_token(node: Node, position: int):
     model = random_model(CONFIGS[0], 31)
-    edits = [{"kind": "replace_token", "position": 5, "id": 9}]
+    edits = [{"kind": "replace_token", "position": position, "id": 9}]
     args = {"model": "m", "pieces": [IDS[:4], IDS[4:]], "edits": edits, "taps": None}
     _, passed = node([the_model("m", model), ("forward", args)])
-    expected = model(torch.tensor([[*IDS[:5], 9, *IDS[6:]]]))[0]
+    expected = model(torch.tensor([[*IDS[:position], 9, *IDS[position + 1 :]]]))[0]
     close(torch.cat([piece["logits"].view(-1, 23) for piece in passed]), expected)
 
 

@@ -12,10 +12,14 @@ from tests.page.conftest import Call, Node, PageError
 from tests.test_tokenizers import FORKS, TINY_MERGES, TRICKY_TEXTS
 
 CHARACTERS = "".join(sorted(set("\n !'abcdefghijklmnop<>|é日😀\ufeff\u2028")))
+# Merges that show where a word was cut, and one whose word no order of merging reaches: it is a token all the same.
+CONTRACTIONS = ["' r", "'r e", "' v", "'v e", "' l", "'l l", "' m", "' t", "' d", "' S"]
+UNREACHABLE = ["u v", "w x", "v w", "x y", "vw xy", "u vwxy"]
+MERGES = [*TINY_MERGES, *CONTRACTIONS, *UNREACHABLE]
 TOKENIZERS = {
     "char": CharTokenizer(CHARACTERS),
-    "tiny": GPT2Tokenizer(TINY_MERGES),
-    "added": GPT2Tokenizer(TINY_MERGES).with_added([AddedToken("[PAD]"), AddedToken("é!")], {}),
+    "tiny": GPT2Tokenizer(MERGES),
+    "added": GPT2Tokenizer(MERGES).with_added([AddedToken("[PAD]"), AddedToken("é!")], {}),
 }
 
 
@@ -55,12 +59,12 @@ def check_texts(node: Node, name: str, tokenizer: Tokenizer, texts: list[str]) -
 
 
 def test_characters(node: Node):
-    check_texts(node, "char", TOKENIZERS["char"], ["", *drawn(list(CHARACTERS), 50, 20, 1)])
+    check_texts(node, "char", TOKENIZERS["char"], ["", "\ufeffab", *drawn(list(CHARACTERS), 50, 20, 1)])
 
 
 @pytest.mark.parametrize("name", ["tiny", "added"])
 def test_byte_pairs(node: Node, name: str):
-    spelled = ["<|endoftext|>", "[PAD]", "é!", " aaaaaaa"]
+    spelled = ["<|endoftext|>", "[PAD]", "é!", " aaaaaaa", "uvwxy", "uv", "xyuvw"]
     check_texts(node, name, TOKENIZERS[name], [*TRICKY_TEXTS, *drawn([*FORKS, *spelled], 300, 20, 2)])
 
 
@@ -105,7 +109,7 @@ def test_what_cannot_be_read_is_refused(node: Node):
     calls = [the_tokenizer(name, tokenizer) for name, tokenizer in tokenizers.items()]
     prompts: list[Call] = [("encode_prompt", {"tokenizer": name, "text": ""}) for name in ("char", "tiny")]
     results = node([*calls, *prompts, *[(call, args) for call, args, _ in REFUSED]])
-    assert results[4:6] == [[CHARACTERS.index("\n")], [271]]
+    assert results[4:6] == [[CHARACTERS.index("\n")], [256 + len(MERGES)]]
     for result, (_, _, said) in zip(results[6:], REFUSED, strict=True):
         assert isinstance(result, PageError), said
         assert said in str(result)

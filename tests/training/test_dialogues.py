@@ -62,7 +62,8 @@ def test_a_run_from_nothing(capsys):
     shown = capsys.readouterr().out
     assert "11 dialogues; 22 replies, each after 4 turns at most" in shown
     assert "16 replies to train on, 6 to validate" in shown
-    assert "--prompt 'ANN:'" in shown or "--prompt ANN:" in shown or "--prompt BEN:" in shown
+    assert "chat --model run --user ANN --as BEN\n" in shown  # 22 replies, and 11 each; of equals the first
+    assert "minigpt.Chat(model, tokenizer, user='ANN', reply_as='BEN')" in shown
     samples = Path("run/samples.txt").read_text(encoding="utf-8")
     assert "Is it " in samples  # a held-out prompt begins it
     config = read_config(RunDirectory(Path("run")))
@@ -74,6 +75,16 @@ def test_a_run_from_nothing(capsys):
     same_ids_there("run")
     assert main.answer(["eval", "--model", "run"]) == 0
     assert "6 held-out documents" in capsys.readouterr().out
+
+
+def test_what_is_typed_next_names_nobody_where_nobody_has_a_name(capsys):
+    reply = {"role": "assistant", "content": "and so on"}
+    lines = (json.dumps({"messages": [{"role": "user", "content": letter}, reply]}) for letter in "ab")
+    Path("talks.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert main.answer(["train", *FLAGS, "--data", "talks.jsonl", "--documents.val_size", "1", "--out", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert "chat --model run\n" in shown
+    assert "minigpt.Chat(model, tokenizer)\n" in shown
 
 
 def test_a_resumed_run_is_the_same(capsys):
