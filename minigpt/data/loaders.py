@@ -12,6 +12,7 @@ from functools import partial
 from minigpt.config import RunConfig
 from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed, padded
 from minigpt.data.corpora import Corpus
+from minigpt.data.dialogues import END_OF_TURN
 from minigpt.data.documents import Document, Documents, split, with_keywords
 from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
 from minigpt.errors import ConfigError, InputError, passed
@@ -28,6 +29,7 @@ class TextLoader:
         floor: entropy of the validation split in nats per token; None if it is not known.
         prompt: ids that samples begin with.
         eos_token_id: None, because no token ends a text.
+        stop: None, because nothing else ends it either.
         train: the training split.
         val: the validation split.
         block_size: tokens of a window.
@@ -39,6 +41,7 @@ class TextLoader:
     floor: float | None
     prompt: list[int]
     eos_token_id: int | None
+    stop: str | None
     train: TokenFile
     val: TokenFile
     block_size: int
@@ -68,8 +71,9 @@ class DocumentLoader:
         described: two lines, as for a text.
         floor: None, because it is not known.
         prompt: the token that ends a document, after which a new one begins; of dialogues, what stands before a
-            held-out reply.
+            held-out reply, the shortest.
         eos_token_id: the token that ends a document, and a sample; None if no single token ends it.
+        stop: what ends a sample then.
         read: a function from the number of an epoch to the epoch.
         val: the validation documents.
         batch_size: rows of a validation batch.
@@ -80,6 +84,7 @@ class DocumentLoader:
     floor: float | None
     prompt: list[int]
     eos_token_id: int | None
+    stop: str | None
     read: Callable[[int], Epoch]
     val: Encoded
     batch_size: int
@@ -125,6 +130,7 @@ def text_loader(
         floor=floor,
         prompt=[int(val.ids[0]) if start is None else start],
         eos_token_id=None,
+        stop=None,
         train=train,
         val=val,
         block_size=config.model.block_size,
@@ -180,9 +186,10 @@ def document_loader(
             f"tokens     {counts}; {cut}, {padding:.1%} padding",
         ],
         floor=None,
-        prompt=val.prompt(0) if spoken else [eos_id],
+        prompt=min(map(val.prompt, range(len(val))), key=len) if spoken else [eos_id],
         # A line end closes documents of characters, but not speeches, which may have several lines.
         eos_token_id=tokenizer.eos_token_id if spoken else eos_id,
+        stop=END_OF_TURN if spoken and tokenizer.eos_token_id is None else None,
         read=read,
         val=val,
         batch_size=batch_size,

@@ -368,7 +368,7 @@ def assess(run: Run, progress: Progress, log: RunLog) -> None:
         with log.only_shown(f"step {progress.step:<5} no sample"):
             written = generate(
                 model, [run.loader.prompt], max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed,
-                tokenizer=run.tokenizer, eos_token_id=run.loader.eos_token_id, on_overflow="crop",
+                tokenizer=run.tokenizer, eos_token_id=run.loader.eos_token_id, stop=run.loader.stop, on_overflow="crop",
             )  # fmt: skip
             log.sample(progress.step, run.tokenizer.decode(written.sequences[0]))
         log.draw()

@@ -1,6 +1,7 @@
 """Training on dialogues: what is learned, what the run keeps of it, and what transformers makes of its export."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from minigpt.cli.run_settings import Train
 from minigpt.config import GPTConfig, preset
 from minigpt.data.dialogues import CHAT_TEMPLATE, render
 from minigpt.data.sources import held_out_dialogues
+from minigpt.decoding.generate import generate
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import RunDirectory, read_config, save_run
 from minigpt.model import GPT
@@ -65,7 +67,8 @@ def test_a_run_from_nothing(capsys):
     assert "chat --model run --user ANN --as BEN\n" in shown  # 22 replies, and 11 each; of equals the first
     assert "minigpt.Chat(model, tokenizer, user='ANN', reply_as='BEN')" in shown
     samples = Path("run/samples.txt").read_text(encoding="utf-8")
-    assert "Is it " in samples  # a held-out prompt begins it
+    for sample in samples.split("--- step ")[1:]:  # the shortest prompt that is held out, and one reply to it
+        assert re.match(r"\d+ ---\nANN:\nIs it \d+\?\n\nBEN:\n", sample)
     config = read_config(RunDirectory(Path("run")))
     assert len(held_out_dialogues(config)) == 3
     tokenizer = load_tokenizer("run/tokenizer.json")
@@ -85,6 +88,24 @@ def test_what_is_typed_next_names_nobody_where_nobody_has_a_name(capsys):
     shown = capsys.readouterr().out
     assert "chat --model run\n" in shown
     assert "minigpt.Chat(model, tokenizer)\n" in shown
+
+
+def test_a_sample_is_one_reply(monkeypatch):
+    """A model of characters ends its reply with a blank line; what would follow was never learned."""
+    asked = []
+
+    def noted(model, prompts, **options):
+        asked.append((options["stop"], options["eos_token_id"]))
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr("minigpt.training.loop.generate", noted)
+    assert main.answer(["train", *FLAGS, "--out", "run"]) == 0
+    assert asked == [("\n\n", None)] * 2
+    tokenizer = GPT2Tokenizer(["t h"])
+    save_base(tokenizer)
+    flags = ["--documents.val_size", "3", "--train.epochs", "1", "--device", "cpu", "--dtype", "float32"]
+    assert main.answer(["train", "--data", "play.txt", "--preset", "chat", "--init-from", "base", *flags]) == 0
+    assert set(asked[2:]) == {(None, tokenizer.eos_token_id)}
 
 
 def test_a_resumed_run_is_the_same(capsys):
