@@ -1,54 +1,155 @@
 """`minigpt explore`."""
 
+import itertools
 import signal
 import threading
 import webbrowser
-from urllib.parse import quote
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from minigpt.cli.models import model_source
 from minigpt.cli.settings import Explore
-from minigpt.cli.streams import print_json, print_note
-from minigpt.errors import InputError, Interrupted
+from minigpt.cli.streams import one_line, print_json, print_note
+from minigpt.cli.texts import source_of_run
+from minigpt.config import RunConfig
+from minigpt.data.corpora import source_name
+from minigpt.data.documents import Documents, corpus_checksum
+from minigpt.data.loaders import document_loader
+from minigpt.data.tokens import split_at
+from minigpt.errors import DataError, InputError, Interrupted, MiniGPTError
+from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
+from minigpt.formats.source import Source
+from minigpt.model import GPT
 from minigpt.page.contents import Shown
 from minigpt.page.server import PageServer
-from minigpt.page.weights import mapped_weights, page_weights
+from minigpt.page.single_file import chosen_precision, write_page
+from minigpt.page.weights import Precision, mapped_weights, page_weights, rounded
+from minigpt.parameters import shapes_alone
+from minigpt.system.files import check_output, named_path
+from minigpt.tokenizers import Tokenizer
+
+_MOST_WORK = 5 * 10**11  # weights times tokens that the loss is measured with: about half a minute on two cores
 
 
 def answer(settings: Explore) -> None:
-    """Load the models, and serve the page until Ctrl-C."""
+    """Load the models, and serve the page until Ctrl-C, or write it."""
     if settings.adapter and len(settings.model) > 1:
         raise InputError(
             f"--adapter {settings.adapter} belongs to one model, and {len(settings.model)} are named",
             "name its base alone with --model",
         )
-    models = [shown(settings, name) for name in settings.model or (None,)]
-    with PageServer(models, settings.port) as server:
+    sources = [model_source(name) for name in settings.model or (None,)]
+    if settings.out is not None:
+        write(settings, sources)
+        return
+    with PageServer([served(settings, source) for source in sources], settings.port) as server:
         serve(server, settings)
 
 
-def shown(settings: Explore, name: str | None) -> Shown:
-    """A model as the page shows it."""
-    source = model_source(name)
+def title(source: Source) -> str:
+    """What the page calls a model: a run and other files without the folders that they lie in."""
+    if source.local is None:
+        return source.name
+    path = source.local.absolute()
+    return path.relative_to(source.run.path.absolute().parent).as_posix() if source.run else path.name
+
+
+def served(settings: Explore, source: Source) -> Shown:
+    """A model as it is served: exactly, and mapped from its file where that has the page's layout."""
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     mapped = None if settings.adapter else mapped_weights(source)
-    weights = mapped or page_weights(model)
-    return Shown(source.name, model.config, tokenizer, weights, source.run)
+    about = {"prompt": settings.prompt}
+    return Shown(title(source), model.config, tokenizer, mapped or page_weights(model), source.run, about)
 
 
 def serve(server: PageServer, settings: Explore) -> None:
     """Say where the page is, open it, and answer until Ctrl-C."""
-    address = server.address + (f"#prompt={quote(settings.prompt)}" if settings.prompt else "")
-    if server.server_port != settings.port:
-        print_note(f"port {settings.port} is taken, perhaps by another minigpt explore: {server.server_port} is used")
-    if settings.json:
-        print_json({"address": address, "models": [model.name for model in server.models]})
-    else:
-        print(f"page       {address} (Ctrl-C ends it)", flush=True)
-    if not settings.no_browser:
-        # In a thread, because some browsers only return when they are closed.
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     try:
+        if server.server_port != settings.port:
+            print_note(
+                f"port {settings.port} is taken, perhaps by another minigpt explore: {server.server_port} is used"
+            )
+        if settings.json:
+            print_json({"address": server.address, "models": [model.name for model in server.models]})
+        else:
+            print(f"page       {server.address} (Ctrl-C ends it)", flush=True)
+        if not settings.no_browser:
+            # In a thread, because some browsers only return when they are closed.
+            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
         server.serve_forever()
     except KeyboardInterrupt:
         how = "an open tab can go on with what it has loaded"
         raise Interrupted(signal.SIGINT, "the page is not served any more", how) from None
+
+
+def write(settings: Explore, sources: list[Source]) -> None:
+    """Write one file, and say how large it is and what its precision costs."""
+    path = named_path(settings.out, "out")
+    check_output(path, (".html", ".htm"))
+    precision = chosen_precision(" and ".join(source.name for source in sources), parameters(sources), settings.weights)
+    models = [written(settings, source, precision) for source in sources]
+    size = write_page(path, models)
+    if settings.json:
+        losses = [{"name": model.name, **model.about} for model in models]
+        print_json({"out": str(path), "bytes": size, "weights": precision, "models": losses})
+        return
+    print(f"written    {path}: {size / 1e6:.2f} MB, weights in {precision}")
+    for model in models:
+        print(f"loss       {model.name}: {model.about['loss_said']}")
+    print("open it    with a double click; it needs no network, and can be handed on as it is")
+
+
+def parameters(sources: list[Source]) -> int:
+    """How many weights the models have, by their shapes alone: nothing large is read before the size is judged."""
+    with shapes_alone():
+        return sum(GPT(source.shape(rates_may_differ=True)).num_parameters() for source in sources)
+
+
+def written(settings: Explore, source: Source, precision: Precision) -> Shown:
+    """A model as a file holds it, with what its precision costs."""
+    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
+    weights = page_weights(model, precision)
+    about = {"prompt": settings.prompt, **cost(source, model, tokenizer, precision)}
+    return Shown(title(source), model.config, tokenizer, weights, source.run, about)
+
+
+def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision) -> dict[str, Any]:
+    """What a precision costs in loss on the validation text of the model's run, in nats, and in a sentence."""
+    if precision == "float32":
+        return {"loss_cost": None, "loss_said": "the weights are the model's own, in float32"}
+    if source.trained is None:
+        why = "the model was not trained here, so there is no text that belongs to it"
+        return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {why}"}
+    try:
+        measure = validation(replace(source.trained, model=model.config), tokenizer, model.num_parameters())
+        before, after = measure(model), measure(rounded(model, precision))
+    except MiniGPTError as error:
+        return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {one_line(error.what)}"}
+    change = after.loss - before.loss
+    said = (
+        f"{precision} costs {change:+.4f} nats a token: {after.loss:.4f} instead of {before.loss:.4f}, over "
+        f"{before.tokens:,} tokens of the run's validation text"
+    )
+    return {"loss_cost": round(change, 6), "loss_said": said}
+
+
+def validation(config: RunConfig, tokenizer: Tokenizer, parameters: int) -> Callable[[GPT], Evaluation]:
+    """How a model does on what its run has held out; of much text, on as many tokens as are measured in a minute.
+
+    Raises:
+        DataError: if the run's data have changed.
+        MiniGPTError: if they cannot be read, or encoded.
+    """
+    source, most = source_of_run(config), max(_MOST_WORK // parameters, config.model.block_size)
+    if config.data.checksum and corpus_checksum(source) != config.data.checksum:
+        raise DataError(f"{config.data.source} has changed since the run was trained on it", "put it back")
+    if isinstance(source, Documents):
+        loader = document_loader(source, source_name(config.data.source), config, tokenizer)
+        count = max(1, most // config.model.block_size // config.train.batch_size)
+        batches = list(itertools.islice(loader.validation(), count))
+        return lambda model: evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
+    ids = tokenizer.encode_array(source.text[split_at(source, config.data) :])[: most + 1]
+    return lambda model: evaluate(model, ids, vocab_size=tokenizer.vocab_size)

@@ -513,14 +513,17 @@ class Explore(Command):
     """See inside a model, in a page that runs it in your browser.
 
     The page computes every number itself: what comes next and why, attention, the lens, beams, the loss of a text, and
-    the curve of a run. It is served to this machine alone until Ctrl-C, and nothing is written.
+    the curve of a run. It is served to this machine alone until Ctrl-C, and nothing is written. With -o, page,
+    tokenizer and weights become one file, which works from a double click, without a network.
     """
 
     examples = """
         minigpt explore
+        minigpt explore -o my-model.html
         minigpt explore --model gpt2 --prompt "See you"
         minigpt explore --model checkpoints/first --model checkpoints/second
     """
+    needs: ClassVar[Mapping[str, str]] = {"weights": "--out", "port": "no --out", "no_browser": "no --out"}
     model: Annotated[tuple[str, ...], Flag("MODEL", says=f"{NEWEST}; two are shown side by side")] = ()
     adapter: Annotated[str | None, Flag("DIR")] = None
     """a LoRA adapter to merge into the one --model: a run's adapter folder, or one of PEFT's"""
@@ -531,6 +534,11 @@ class Explore(Command):
     """of the page's address; where it is taken, the next free one"""
     no_browser: bool = False
     """only print the address, and open no browser"""
+    out: Annotated[str | None, Flag("FILE", short="-o")] = None
+    """write one file (.html) instead of serving"""
+    weights: Annotated[Literal["float32", "float16", "int8"] | None, Flag("KIND")] = None
+    """how the file keeps them: exactly, or in half or a quarter of the bytes (default: by size). What that costs in
+    loss is measured on the run's own validation text"""
 
 
 # command -> its settings

@@ -1,10 +1,12 @@
-"""One page that runs a model in any browser, with no network: it is served to this machine alone.
+"""One page that runs a model in any browser, with no network: it is served to this machine alone, or is one file.
 
 The files, each of which imports only from those above it::
 
     weights       a model's tensors as the bytes that the page reads: float32, float16 or int8
     contents      what the page is told of a model, and of its run
     server        the page at an address of this machine
+    bundle        one script of several modules
+    single_file   page, tokenizer and weights as one file that needs nothing else
     static        the page itself: plain ES modules, which need no build and load nothing from elsewhere
 
 The modules in static/ that compute have no DOM in them, and most mirror a file of the package, name for name::

@@ -23,7 +23,7 @@ from minigpt.page.contents import Shown
 HOST = "127.0.0.1"
 STATIC = Path(__file__).parent / "static"
 CODE = Path(__file__).parent.parent / "model.py"  # which the page shows, at the line that computes what is seen
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 POLICY = (  # of the page: what it may load, and who may show it in a frame
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -15,7 +15,9 @@ import { applyFilters, nextDistribution } from "../../minigpt/page/static/filter
 import { generate } from "../../minigpt/page/static/generate.js";
 import { decodingOptions } from "../../minigpt/page/static/options.js";
 import { NoiseTape, Row, exponential, generator, sample } from "../../minigpt/page/static/sampling.js";
+import { modelNames, openModel, readCode, runMayGrow } from "../../minigpt/page/static/source.js";
 import { TextStream, fromJSON } from "../../minigpt/page/static/tokenizer.js";
+import { crc32, decodeWeights, fromFloat16 } from "../../minigpt/page/static/weights.js";
 
 const models = new Map(); // name -> GPT, for the calls that follow
 const tokenizers = new Map();
@@ -131,6 +133,28 @@ const CALLS = {
     const stream = new TextStream(tokenizers.get(tokenizer), prompt);
     return [...ids.map((id) => stream.feed(id)), stream.flush()];
   },
+
+  halves: ({ bits }) => Float32Array.from(bits, fromFloat16),
+
+  checksum: ({ pieces }) => pieces.reduce((crc, piece) => crc32(Buffer.from(piece, "base64"), crc), 0),
+
+  weights({ tensors, base64 }) {
+    const bytes = Buffer.from(base64, "base64");
+    return decodeWeights(tensors, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
+  },
+
+  /** A file's model, from its elements: a list of {id, class, text}. */
+  async file({ elements, index }) {
+    const parts = elements.map(({ id, class: kind, text }) => ({ id, kind, textContent: text }));
+    globalThis.document = {
+      getElementById: (id) => parts.find((part) => part.id === id) ?? null,
+      querySelectorAll: (asked) =>
+        parts.filter(({ id, kind }) => (asked.startsWith(".") ? `.${kind}` === asked : id?.startsWith("minigpt-model-"))),
+    };
+    const seen = [];
+    const model = await openModel({ index, progress: (so_far, all) => seen.push([so_far, all]) });
+    return { ...model, seen, names: await modelNames(), code: await readCode(), grows: runMayGrow() };
+  },
 };
 
 function decoded(key, value) {
@@ -144,12 +168,13 @@ function encoded(key, value) {
   return { f32: Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") };
 }
 
-const results = JSON.parse(readFileSync(0, "utf8"), decoded).map(({ call, args }) => {
+const results = [];
+for (const { call, args } of JSON.parse(readFileSync(0, "utf8"), decoded)) {
   try {
-    return { value: CALLS[call](args) };
+    results.push({ value: await CALLS[call](args) });
   } catch (error) {
     if (error.name !== "InputError") throw error;
-    return { error: error.message };
+    results.push({ error: error.message });
   }
-});
+}
 process.stdout.write(JSON.stringify(results, encoded));

@@ -4,10 +4,13 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,10 @@ import pytest
 import torch
 
 import minigpt
+import minigpt.model
 from minigpt.cli.main import answer as run_command
 from minigpt.errors import InputError
-from minigpt.page.server import HOST, PageServer, page_files, resources
+from minigpt.page.server import HOST, STATIC, PageServer, page_files, resources
 from minigpt.parameters import own_tensors
 from minigpt.tokenizers import load_tokenizer
 
@@ -122,10 +126,10 @@ def test_two_models_have_numbers(shown):
 
 
 def test_the_files_of_the_page_are_served_with_their_types(server):
-    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
     assert "source.js" in {path.name for path in page_files()}
     for path in page_files():
-        status, headers, content = ask(server, "/" + path.relative_to(page_files()[0].parents[0]).as_posix())
+        status, headers, content = ask(server, f"/{path.relative_to(STATIC).as_posix()}")
         assert (status, content) == (200, path.read_bytes())
         assert headers["content-type"] == f"{kinds[path.suffix]}; charset=utf-8"
 
@@ -295,29 +299,27 @@ def test_what_cannot_be_shown_is_said_in_two_lines(arguments, said, capsys):
     assert said in err
 
 
-def started(arguments: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "minigpt", "explore", "--no-browser", "--json", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+Start = Callable[[list[str]], "subprocess.Popen[str]"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_ends_it_and_nothing_was_written(run, free_port):
-    before = {path: path.stat().st_mtime_ns for path in sorted(Path().rglob("*"))}
-    with started(["--model", str(run.path), "--port", str(free_port), "--prompt", "a #1 b"]) as process:
-        told = json.loads(process.stdout.readline())
-        assert told["models"] == [str(run.path)]
-        address, _, fragment = told["address"].partition("#")
-        assert address == f"http://127.0.0.1:{free_port}/"
-        assert fragment == "prompt=a%20%231%20b"
-        connection = http.client.HTTPConnection(HOST, free_port, timeout=20)
-        connection.request("GET", "/model.json")
-        assert connection.getresponse().status == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert err == "\nthe page is not served any more\nan open tab can go on with what it has loaded\n"
-    assert {path: path.stat().st_mtime_ns for path in sorted(Path().rglob("*"))} == before
+@pytest.fixture
+def started() -> Iterator[Start]:
+    """Starts `minigpt explore`, as a terminal would; what is still at work at the end of a test is killed."""
+    if os.name != "posix":
+        pytest.skip("sends SIGINT")
+    processes = []
+
+    def start(arguments: list[str]) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "minigpt", "explore", "--no-browser", "--json", *arguments]
+        heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, text=True, preexec_fn=heeded, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -326,13 +328,29 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_a_second_server_of_the_same_model_has_a_port_of_its_own(run):
+def test_ctrl_c_ends_it_and_nothing_was_written(run, free_port, started):
+    before = {path: path.stat().st_mtime_ns for path in sorted(Path().rglob("*"))}
+    process = started(["--model", str(run.path), "--port", str(free_port), "--prompt", "a #1 b"])
+    told = json.loads(process.stdout.readline())
+    assert told == {"address": f"http://127.0.0.1:{free_port}/", "models": ["tiny"]}
+    connection = http.client.HTTPConnection(HOST, free_port, timeout=20)
+    connection.request("GET", "/model.json")
+    assert json.load(connection.getresponse())["about"]["prompt"] == "a #1 b"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "\nthe page is not served any more\nan open tab can go on with what it has loaded\n"
+    assert {path: path.stat().st_mtime_ns for path in sorted(Path().rglob("*"))} == before
+
+
+def test_a_second_server_of_the_same_model_has_a_port_of_its_own(run, started):
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with started(["--model", str(run.path), "--port", str(port)]) as process:
-            told = json.loads(process.stdout.readline())
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
-    assert told["address"] != f"http://127.0.0.1:{port}/"
-    assert err.startswith(f"note: port {port} is taken, perhaps by another minigpt explore: {port + 1}")
+        process = started(["--model", str(run.path), "--port", str(port)])
+        told = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    found = re.match(rf"note: port {port} is taken, perhaps by another minigpt explore: (\d+) is used\n", err)
+    assert found
+    assert told["address"] == f"http://127.0.0.1:{found[1]}/"

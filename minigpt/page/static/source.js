@@ -1,13 +1,14 @@
 // Where the page gets its models: from `minigpt explore`, which serves it, or from the file that it is in.
 //
-// A file holds each model as elements: #model-N, the JSON that the server gives as /model/N/model.json; #run-N, its
-// run.json; and .weights-N, the bytes of its weights.bin in base64, in order, a few megabytes in each. They end with
-// #whole, which is missing if the file was cut off.
+// In a file each answer of the server is an element instead: #minigpt-model-N is /model/N/model.json, #minigpt-run-N its
+// run.json, and .minigpt-weights-N its weights.bin in base64, a few megabytes in each. Behind them is #minigpt-whole,
+// which is missing if the file was cut off.
 
+import { InputError } from "./errors.js";
 import { crc32, decodeWeights } from "./weights.js";
 
-// A sentence for whoever opened the page: what is wrong, and what to do.
-export class SourceError extends Error {}
+const START = "start minigpt explore again, then reload this page";
+const GET_AGAIN = "get it again from where it came from, or make it anew with minigpt explore -o";
 
 const isFile = () => typeof document !== "undefined" && document.getElementById("minigpt-file") !== null;
 
@@ -15,13 +16,14 @@ const isFile = () => typeof document !== "undefined" && document.getElementById(
 export async function modelNames() {
   if (!isFile()) return fetchJSON("models.json");
   checkWhole();
-  return [...document.querySelectorAll("script[id^='model-']")].map((part) => JSON.parse(part.textContent).about.name);
+  return [...document.querySelectorAll("script[id^='minigpt-model-']")].map((part) => JSON.parse(part.textContent).about.name);
 }
 
 // A model: {config, tokenizer, weights: {name: Float32Array}, about, run}.
 //
-// progress(bytes so far, all bytes) is called while the weights come. The arrays look into one buffer, about.buffer is
-// not kept: to hand the weights to a worker without copying them, transfer `weights[name].buffer`.
+// progress(bytes so far, all bytes) is called while the weights come. In float32 the arrays look into one buffer, so that
+// nothing is copied. about: {name, kind: "run" | "model", parameters, precision: "float32" | "float16" | "int8",
+// prompt: what to begin with, or null, loss_cost: nats that the precision costs, or null, loss_said: a sentence on it}.
 export async function openModel({ index = 0, progress = () => {} } = {}) {
   const model = isFile() ? modelInFile(index) : await fetchJSON(`model/${index}/model.json`);
   const bytes = isFile() ? await bytesInFile(index, model, progress) : await fetchBytes(index, model, progress);
@@ -33,26 +35,24 @@ export async function openModel({ index = 0, progress = () => {} } = {}) {
 // validation: [[step, loss]], samples: [{step, text}]}. While `minigpt train` is at work they grow.
 export async function readRun(index = 0) {
   if (!isFile()) return fetchJSON(`model/${index}/run.json`);
-  const part = document.getElementById(`run-${index}`);
+  const part = document.getElementById(`minigpt-run-${index}`);
   return part ? JSON.parse(part.textContent) : null;
+}
+
+// The text of minigpt's model.py, to whose lines the views point.
+export async function readCode() {
+  return isFile() ? JSON.parse(document.getElementById("minigpt-code").textContent) : (await fetched("model.py")).text();
 }
 
 // Whether `readRun` may give something new later.
 export const runMayGrow = () => !isFile();
 
-// The text of model.py: the page shows the lines that compute what is seen. A file holds it as #model-code.
-export async function readCode() {
-  const part = isFile() ? document.getElementById("model-code") : await fetched("model.py");
-  return part instanceof Response ? part.text() : (part?.textContent ?? "");
-}
-
 // The worker: from its module, or in a file from its text, because a page that was opened from a disk may read no other.
 export function openWorker() {
-  const text = typeof document !== "undefined" && document.getElementById("worker-code");
+  const text = typeof document !== "undefined" && document.getElementById("minigpt-worker");
   if (!text) return new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   const address = URL.createObjectURL(new Blob([text.textContent], { type: "text/javascript" }));
-  const worker = new Worker(address, { type: "module" });
-  return worker;
+  return new Worker(address); // no module: Chromium takes none of a blob from a page that was opened from a disk
 }
 
 async function fetchJSON(path) {
@@ -64,9 +64,9 @@ async function fetched(path) {
   try {
     answer = await fetch(new URL(path, document.baseURI));
   } catch {
-    throw new SourceError("minigpt explore does not answer: it was stopped. Start it again, then reload this page.");
+    throw new InputError("minigpt explore does not answer: it was stopped", START);
   }
-  if (!answer.ok) throw new SourceError(`minigpt explore has no ${path} (${answer.status}). Start it again, then reload.`);
+  if (!answer.ok) throw new InputError(`minigpt explore does not give ${path} (${answer.status})`, START);
   return answer;
 }
 
@@ -88,27 +88,21 @@ async function fetchBytes(index, model, progress) {
     // what is missing is said below
   }
   if (end !== bytes.length) {
-    throw new SourceError(
-      `The weights broke off after ${megabytes(end)} of ${megabytes(bytes.length)}. Reload this page; if that does not ` +
-        "help, start minigpt explore again.",
-    );
+    throw new InputError(`the weights broke off after ${megabytes(end)} of ${megabytes(bytes.length)}`, START);
   }
   return bytes.buffer;
 }
 
 function checkWhole() {
-  if (document.getElementById("whole") === null) {
-    throw new SourceError(
-      "This file is not whole: its end is missing, so it was cut off while it was copied or downloaded. Get it again " +
-        "from where it came from, or make it anew with minigpt explore -o.",
-    );
+  if (document.getElementById("minigpt-whole") === null) {
+    throw new InputError("this file was cut off while it was copied or downloaded: its end is missing", GET_AGAIN);
   }
 }
 
 function modelInFile(index) {
   checkWhole();
-  const part = document.getElementById(`model-${index}`);
-  if (part === null) throw new SourceError(`This file has no model number ${index}.`);
+  const part = document.getElementById(`minigpt-model-${index}`);
+  if (part === null) throw new InputError(`this file has no model ${index}`, "choose one that it has");
   return JSON.parse(part.textContent);
 }
 
@@ -116,7 +110,7 @@ async function bytesInFile(index, model, progress) {
   const bytes = new Uint8Array(model.bytes);
   let end = 0;
   let crc = 0;
-  for (const part of document.querySelectorAll(`.weights-${index}`)) {
+  for (const part of document.querySelectorAll(`.minigpt-weights-${index}`)) {
     const text = atob(part.textContent);
     for (let i = 0; i < text.length && end + i < bytes.length; i++) bytes[end + i] = text.charCodeAt(i);
     crc = crc32(bytes.subarray(end, end + text.length), crc);
@@ -125,11 +119,8 @@ async function bytesInFile(index, model, progress) {
     await new Promise((resume) => setTimeout(resume)); // so that the progress can be seen
   }
   if (end !== bytes.length || crc !== model.crc32) {
-    throw new SourceError(
-      `This file is damaged: ${megabytes(end)} of ${megabytes(bytes.length)} of weights are there, and their checksum ` +
-        `is ${crc === model.crc32 ? "right" : "wrong"}. Get it again from where it came from, or make it anew with ` +
-        "minigpt explore -o.",
-    );
+    const found = end === bytes.length ? "have another checksum" : `are ${megabytes(end)} of ${megabytes(bytes.length)}`;
+    throw new InputError(`this file is damaged: its weights ${found}`, GET_AGAIN);
   }
   return bytes.buffer;
 }
