@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def above(tmp_path_factory):
     (folder / "script.py").write_text(USE)
     (folder / "test_mine.py").write_text(f"def test_mine():\n    {USE}")
     return folder, python
+
+
+@pytest.mark.network
+def test_a_wheel_has_every_file_of_the_package(above, tmp_path):
+    """The page's HTML, CSS and JavaScript too."""
+    folder, python = above
+    subprocess.run([python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, folder / "minigpt"], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    files = {path for path in (ROOT / "minigpt").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.suffix for path in files} >= {".html", ".css", ".js", ".py"}
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.network

@@ -22,6 +22,7 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
 from minigpt.fields import checked
+from minigpt.system import notebook
 
 FLOAT = 4  # bytes of a float32
 INT = 8  # bytes of an int64
@@ -141,6 +142,9 @@ class ModelSize:
             "KV-cache = 2 L B T C numbers": (self.kv_cache_bytes, 2 * L * B * T * C * self.bytes_per_value),
         }
         return [measured(name, abs(found - right) / right, 0.0) for name, (found, right) in identities.items()]
+
+    def _repr_html_(self) -> str:
+        return notebook.shown(f"{self.parameters:,} parameters", notebook.text_block(self.table()))
 
     def table(self) -> str:
         """The rows as text, 80 columns wide; all blocks are alike, so only the first one's parts are listed."""

@@ -19,6 +19,7 @@ from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace, allowed, weight_in_use
 from minigpt.errors import InputError
 from minigpt.fields import check_place, checked
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 
@@ -66,6 +67,16 @@ class Attribution(Brief):
         """The k parts of the largest absolute value, with their values, the largest first; all by default."""
         order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(self.labels[place], float(self.values[place])) for place in order]
+
+    def _repr_html_(self) -> str:
+        names, values = zip(*self.top(), strict=True)
+        what = f"{self.target}" if self.against is None else f"{self.target} minus that of {self.against}"
+        sums = f"constants {sum(self.constants.values()):+.4f}, remainder {self.remainder:+.2e}, logit {self.logit:.4f}"
+        return notebook.shown(
+            f"Logit of token {what}, at position {self.position}, by {self.by}",
+            notebook.bars(names, values, "the largest parts first", "adds"),
+            notebook.note(f"parts {float(self.values.sum()):+.4f}, {sums}"),
+        )
 
     @property
     def checks(self) -> list[Check]:

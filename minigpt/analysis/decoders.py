@@ -23,6 +23,7 @@ from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
 from minigpt.fields import check_most
 from minigpt.model import GPT
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 # --- where sampling cuts
@@ -66,6 +67,13 @@ class Cuts(Brief):
         V = self.probabilities.size(-1)
         check_most(k, V, f"likeliest of {V} tokens")
         return self.probabilities[0].topk(k).indices.tolist()
+
+    def _repr_html_(self) -> str:
+        ids = self.top(min(10, self.probabilities.size(-1)))
+        names = [f"{name} ({kept:,} left)" for name, kept in zip(self.names, self.kept, strict=True)]
+        columns = [f"token {token_id}" for token_id in ids]
+        title = "What each option of sampling leaves"
+        return notebook.shown(title, notebook.heat_map(names, columns, self.probabilities[:, ids]))
 
     @property
     def checks(self) -> list[Check]:
@@ -210,6 +218,14 @@ class BeamTree:
     ids: list[int]
     score: float
     checks: tuple[Check, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("best" if node.best else "", node.step, " ".join(map(str, self.path(number))), node.candidate.total)
+            for number, node in enumerate(self.nodes)
+        ]
+        columns = ["", "step", "new tokens", "log-probability"]
+        return notebook.shown(f"Beam search: best score {self.score:.4f}", notebook.table(columns, rows))
 
     def path(self, number: int) -> list[int]:
         """The new tokens of a node's sequence, its own the last."""

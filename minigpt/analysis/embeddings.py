@@ -16,6 +16,7 @@ from minigpt.analysis.recording import Trace, allowed
 from minigpt.errors import InputError
 from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 # --- neighbours
@@ -38,6 +39,12 @@ class Neighbours:
     ids: list[int]
     similarities: list[float]
     own: float
+
+    def _repr_html_(self) -> str:
+        names = [f"row {token_id}" for token_id in self.ids]
+        return notebook.shown(
+            f"Nearest to row {self.token_id}", notebook.bars(names, self.similarities, what=self.kind)
+        )
 
     @property
     def checks(self) -> list[Check]:
@@ -109,6 +116,11 @@ class PCA(Brief):
     explained: Tensor
     projected: Tensor
 
+    def _repr_html_(self) -> str:
+        names = [f"component {n}" for n in range(len(self.explained))]
+        title = f"Principal components of {len(self.projected):,} rows"
+        return notebook.shown(title, notebook.bars(names, self.explained.tolist(), what="share of the variance"))
+
     @property
     def checks(self) -> list[Check]:
         """Directions are orthonormal, coordinates centred and uncorrelated; shares never rise, and sum to at most 1."""
@@ -169,6 +181,11 @@ class PositionSimilarity(Brief):
     """
 
     cosines: Tensor
+
+    def _repr_html_(self) -> str:
+        names = [str(n) for n in range(len(self.cosines))]
+        title = f"Cosine between the embeddings of {len(names):,} positions"
+        return notebook.shown(title, notebook.heat_map(names, names, self.cosines))
 
     @property
     def checks(self) -> list[Check]:
@@ -237,6 +254,10 @@ class ResidualNorms(Brief):
         check_most(k, self.stream.size(-1), "dimensions of the stream")
         dimensions = self.stream.abs().topk(k).indices
         return dimensions, self.stream.gather(-1, dimensions)
+
+    def _repr_html_(self) -> str:
+        names = [f"position {n}" for n in self.positions]
+        return notebook.shown("Length of the residual stream", notebook.heat_map(self.points, names, self.norms[:, 0]))
 
     @property
     def checks(self) -> list[Check]:

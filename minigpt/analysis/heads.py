@@ -26,6 +26,7 @@ from minigpt.errors import InputError
 from minigpt.fields import check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 
@@ -59,6 +60,16 @@ class HeadScores(Brief):
     def best(self, kind: str, k: int = 5) -> list[tuple[str, float]]:
         """The k heads with the highest scores, as `sorted` gives them."""
         return self.sorted(kind)[:k]
+
+    def _repr_html_(self) -> str:
+        maps = []
+        for kind, scores in self.scores.items():
+            layers, heads = (
+                [f"{name} {n}" for n in range(size)] for name, size in zip(("layer", "head"), scores.shape, strict=True)
+            )
+            maps.append(notebook.heat_map(layers, heads, scores, kind))
+        period = "" if self.period is None else f", which repeat themselves after {self.period}"
+        return notebook.shown(f"Scores of the heads on {len(self.ids)} tokens{period}", *maps)
 
     @property
     def checks(self) -> list[Check]:

@@ -23,6 +23,7 @@ from minigpt.evaluation.loss import next_log_probs, perplexity
 from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text, with_text
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 # --- the logit lens
@@ -72,6 +73,15 @@ class Lens(Brief):
         """KL(the model's own distribution || the point's) in nats, (P, B, T): how far the point is from the answer."""
         final = _log_probs(self.final)
         return torch.stack([(final.exp() * (final - _log_probs(logits))).sum(-1) for logits in self.logits])
+
+    def _repr_html_(self) -> str:
+        ids, probs = (best[:, 0, :, 0].tolist() for best in self.top(1))  # (P, B, T, 1) -> (P, T), of the first row
+        rows = zip(ids, probs, strict=True)
+        cells = [[(f"{i} ({p:.2f})", p) for i, p in zip(*row, strict=True)] for row in rows]
+        caption = "the likeliest next token, and its probability, by depth and position"
+        return notebook.shown(
+            "Logit lens", notebook.marked(self.points, [f"position {n}" for n in self.positions], cells, caption)
+        )
 
     @property
     def checks(self) -> list[Check]:
@@ -186,6 +196,13 @@ class TokenLosses(Brief):
         check_most(k, V := self.log_probs.size(-1), f"likeliest of {V} tokens")
         best = self.log_probs.topk(k)
         return best.indices, best.values.exp()
+
+    def _repr_html_(self) -> str:
+        names = [f"{position}: token {token}" for position, token in enumerate(self.ids)][1:]
+        mean = f"mean {self.mean:.4f} nats a token, perplexity {self.perplexity:.3f}"
+        return notebook.shown(
+            "Loss of each token", notebook.bars(names, self.losses.tolist(), what="nats"), notebook.note(mean)
+        )
 
     @property
     def checks(self) -> list[Check]:

@@ -25,6 +25,7 @@ from minigpt.config import GPTConfig, Size
 from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.model import GPT
+from minigpt.system import notebook
 from minigpt.system.files import atomic_write, named_path
 
 
@@ -89,6 +90,16 @@ class Trace(Mapping[str, Tensor]):
             return f"Trace(nothing of {len(self.points)} points: no pass was run inside the `with` yet)"
         first, last = (f"{name} {tuple(self[name].shape)}" for name in (self.names[0], self.names[-1]))
         return f"Trace({len(self)} points from {first} to {last}, {self.attention} attention, {self.nbytes:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self._chunks:
+            values = self[name].detach().float()
+            seen = values[values.isfinite()]  # a score that the mask hides is -inf
+            numbers = (float(seen.min()), float(seen.mean()), float(seen.max())) if seen.numel() else ("", "", "")
+            rows.append((name, " x ".join(map(str, values.shape)), *numbers))
+        columns = ["point", "shape", "smallest", "mean", "largest"]
+        return notebook.shown(repr(self), notebook.table(columns, rows))
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in taps.points(self.config) if stored([name])[0] in self._chunks)
@@ -234,6 +245,9 @@ class TraceSize:
     def total(self) -> int:
         """Bytes of all of them."""
         return sum(self.nbytes.values())
+
+    def _repr_html_(self) -> str:
+        return notebook.shown(f"A trace of {self.total:,} bytes", notebook.text_block(str(self)))
 
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from minigpt.analysis.checks import Check
 from minigpt.config import GPTConfig
+from minigpt.system import notebook
 from minigpt.system.files import atomic_write, named_path, write_text
 
 SCHEMA = "minigpt-trace/1"
@@ -85,6 +86,32 @@ class Result:
                 for name, (axes, values) in self.numbers.items()
             }
         }
+
+    def _repr_html_(self) -> str:
+        """Every quantity of up to two axes; of one with more, the last two axes at the first place of the others."""
+        parts = []
+        if self.tokens:
+            parts.append(notebook.table(["id", "token"], self.tokens, "the prompt"))
+        for name, (axes, numbers) in self.numbers.items():
+            values = np.asarray(numbers)
+            above = "".join(f", {axis} 0 of {size}" for axis, size in zip(axes[:-2], values.shape[:-2], strict=True))
+            values = values[(0,) * max(0, values.ndim - 2)] if values.size else values.reshape(0)
+            names = [self._names(axis, size) for axis, size in zip(axes[-values.ndim :], values.shape, strict=False)]
+            if values.dtype.kind not in "iufb" or values.size == 0 or values.ndim == 0:
+                parts.append(notebook.note(f"{name}: {values.tolist()!s:.200}"))
+            elif values.ndim == 1:
+                parts.append(notebook.bars(names[0], values.astype(float).tolist(), what=name))
+            else:
+                parts.append(notebook.heat_map(names[0], names[1], values, f"{name}{above}"))
+        if self.checks is not None:
+            checks = [(check.name, "yes" if check.ok else "NO", check.error) for check in self.checks]
+            parts.append(notebook.table(["check", "true", "error"], checks))
+        return notebook.shown(f"{self.view}, {self.model}", *parts)
+
+    def _names(self, axis: str, size: int) -> list[str]:
+        """The names of an axis's entries, or their numbers."""
+        names = list(self.labels.get(axis, ()))
+        return [f"{n}: {name}" for n, name in enumerate(names)] if len(names) == size else [str(n) for n in range(size)]
 
     def save(self, path: str | Path) -> None:
         """Write a .json file, or an .npz file whose array `about` holds everything except the numbers, as JSON text.

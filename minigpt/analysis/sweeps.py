@@ -23,6 +23,7 @@ from minigpt.evaluation.loss import next_token_loss
 from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, with_text
+from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 Metric = Callable[[Tensor], float]  # of logits (B, T, V)
@@ -55,6 +56,10 @@ class Sweep(Brief):
     def effects(self) -> Tensor:
         """By how much each change raises the metric, (rows, columns)."""
         return self.values - self.baseline
+
+    def _repr_html_(self) -> str:
+        caption = f"by how much each change raises the metric, which is {self.baseline:.4g} without it"
+        return notebook.shown("Sweep", notebook.heat_map(self.rows, self.columns, self.effects, caption))
 
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
         """The k changes with the largest effects, up or down, the largest first; all by default."""

@@ -130,7 +130,7 @@ def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision)
         return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {one_line(error.what)}"}
     change = after.loss - before.loss
     said = (
-        f"{precision} costs {change:+.4f} nats a token: {after.loss:.4f} instead of {before.loss:.4f}, over "
+        f"{precision} costs {change:+.6f} nats a token: {after.loss:.4f} instead of {before.loss:.4f}, over "
         f"{before.tokens:,} tokens of the run's validation text"
     )
     return {"loss_cost": round(change, 6), "loss_said": said}

@@ -24,6 +24,7 @@ from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
     check_new,
+    read_records,
     unfinished_run,
     unused_run,
 )
@@ -31,7 +32,7 @@ from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
 from minigpt.system.terminal import number
 from minigpt.training.distributed import joined
-from minigpt.training.log import epochs_of, print_line_for, print_nothing, read_records
+from minigpt.training.log import epochs_of, print_line_for, print_nothing
 from minigpt.training.loop import TrainResult, train
 
 

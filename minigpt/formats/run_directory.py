@@ -18,7 +18,9 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,25 @@ from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import plain
 from minigpt.model import GPT
+from minigpt.system import notebook
 from minigpt.system.device import processor
-from minigpt.system.files import atomic_folder, check_unused, leftovers, named_path, read_json, write_text
+from minigpt.system.files import (
+    atomic_folder,
+    check_unused,
+    leftovers,
+    named_path,
+    parsed_json,
+    read_json,
+    write_text,
+)
 from minigpt.tokenizers import Tokenizer, check_has_tokenizer, check_vocabulary
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 CHECKPOINTS = Path("checkpoints")  # where runs are written, and searched, by default
+_COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text and settings
+_NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
+_SAMPLE = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)  # how one begins in samples.txt
+_MOST_BYTES = 2**20  # of samples that are read, the newest
 
 
 class RunDirectory:
@@ -61,6 +76,18 @@ class RunDirectory:
         self.plot = path / "loss.png"
         self.perplexity_plot = path / "perplexity.png"  # by epoch, if the run counts in epochs
         self.samples = path / "samples.txt"  # written at each evaluation
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the losses so far, and the newest sample."""
+        records = read_records(self.metrics)
+        curves = {name: losses(records, key) for name, key in (("training", "train_loss"), ("validation", "val_loss"))}
+        drawn = notebook.curves(curves, "step", "loss") if records else notebook.note("no training is recorded here")
+        samples = [
+            part
+            for step, text in read_samples(self)[-1:]
+            for part in (notebook.note(f"what it wrote at step {step}"), notebook.text_block(text))
+        ]
+        return notebook.shown(f"Run {self.path}", drawn, *samples)
 
 
 def unused_run(parent: Path, name: str) -> RunDirectory:
@@ -276,3 +303,45 @@ def read_config(run: RunDirectory) -> RunConfig:
     except ConfigError as error:
         raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
     return config
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`.
+
+    Lines that are no records are left out, such as a half-written last line after a crash, or one with a wrong type in
+    the place of a number, so that code that reads records can compute with them.
+    """
+    records = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            record = parsed_json(line)
+            if isinstance(record, dict) and _is_record(record):
+                records.append(record)
+    return records
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    counts = {name: record[name] for name in _COUNTS if name in record}
+    numbers = [record[name] for name in _NUMBERS if name in record]
+    return (
+        {"step", "seconds"} <= record.keys()
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
+        and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers)
+    )
+
+
+def losses(records: Sequence[Mapping[str, Any]], key: str, most: int = 2000) -> list[tuple[int, float]]:
+    """(step, value) where records have one, "train_loss" or "val_loss"; of very many every n-th, and the last."""
+    found = [(record["step"], record[key]) for record in records if key in record]
+    stride = -(-len(found) // most) or 1
+    return found[::stride] + (found[-1:] if (len(found) - 1) % stride else [])
+
+
+def read_samples(run: RunDirectory) -> list[tuple[int, str]]:
+    """The step and the text of the newest samples, the newest last."""
+    if not run.samples.is_file():
+        return []
+    with run.samples.open("rb") as file:
+        file.seek(max(0, run.samples.stat().st_size - _MOST_BYTES))
+        _, *parts = _SAMPLE.split(file.read().decode("utf-8", errors="replace"))
+    return [(int(step), text.removesuffix("\n\n")) for step, text in zip(parts[::2], parts[1::2], strict=True)]

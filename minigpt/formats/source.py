@@ -138,6 +138,10 @@ class Source:
     name: str
     local: Path | None
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: of a run its losses and its newest sample; of any other source the usual line."""
+        return self.run._repr_html_() if self.run else None
+
     @cached_property
     def path(self) -> Path:
         """The file or folder; a model on the hub is downloaded first, unless it is in the cache."""

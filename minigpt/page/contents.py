@@ -2,23 +2,16 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import MiniGPTError
-from minigpt.formats.run_directory import RunDirectory, read_config
+from minigpt.formats.run_directory import RunDirectory, losses, read_config, read_records, read_samples
 from minigpt.page.weights import PageWeights
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.log import read_records
-
-_MOST_POINTS = 2000  # of a curve: more than a screen has columns
-_MOST_BYTES = 2**20  # of samples, the newest
-_SAMPLE = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -72,25 +65,7 @@ def run_json(run: RunDirectory) -> dict[str, Any]:
         "name": run.path.name,
         "step": records[-1]["step"] if records else 0,
         "max_steps": steps,
-        "train": _points(records, "train_loss"),
-        "validation": _points(records, "val_loss"),
-        "samples": _samples(run.samples),
+        "train": losses(records, "train_loss"),
+        "validation": losses(records, "val_loss"),
+        "samples": [{"step": step, "text": text} for step, text in read_samples(run)],
     }
-
-
-def _points(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """(step, value) where one was recorded; of a long run every n-th of them, and the last."""
-    found = [(record["step"], record[key]) for record in records if key in record]
-    stride = -(-len(found) // _MOST_POINTS) or 1
-    return found[::stride] + (found[-1:] if (len(found) - 1) % stride else [])
-
-
-def _samples(path: Path) -> list[dict[str, Any]]:
-    """The step and the text of the newest samples; a text may come from anybody, and is only ever shown as text."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _MOST_BYTES))
-        text = file.read().decode("utf-8", errors="replace")
-    _, *parts = _SAMPLE.split(text)
-    return [{"step": int(step), "text": body[:-2]} for step, body in zip(parts[::2], parts[1::2], strict=True)]

@@ -3,6 +3,7 @@
 The files, each of which imports only from those above it::
 
     terminal    tables, bars and maps in characters
+    notebook    tables, bars, maps and curves as HTML that a notebook shows
     files       writing a file or a folder completely or not at all; reading files that may not be what they seem
     downloads   one verified file from a URL or the package index
     device      the choice of device and number format, with the reason

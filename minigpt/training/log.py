@@ -15,14 +15,12 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from minigpt.errors import first_line
-from minigpt.formats.run_directory import RunDirectory
+from minigpt.formats.run_directory import RunDirectory, read_records
 from minigpt.system.figures import save_figure
-from minigpt.system.files import open_to_append, parsed_json, writing
+from minigpt.system.files import open_to_append, writing
 from minigpt.training.curves import loss_curve, perplexity_curve
 from minigpt.training.trackers import Tracker
 
-_COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text and settings
-_NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
 SHOWN_LINES = 8  # of a sample, on the terminal; samples.txt has all of it
 
 PrintLine = Callable[[str], None]
@@ -228,31 +226,6 @@ def epochs_of(records: list[dict[str, Any]]) -> list[tuple[float, float, float]]
             found.append((record["epoch"], mean, record["val_loss"]))
             losses, since = [], []
     return found
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`.
-
-    Lines that are no records are left out, such as a half-written last line after a crash, or one with a wrong type in
-    the place of a number, so that code that reads records can compute with them.
-    """
-    records = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError, RecursionError):
-            record = parsed_json(line)
-            if isinstance(record, dict) and _is_record(record):
-                records.append(record)
-    return records
-
-
-def _is_record(record: dict[str, Any]) -> bool:
-    counts = {name: record[name] for name in _COUNTS if name in record}
-    numbers = [record[name] for name in _NUMBERS if name in record]
-    return (
-        {"step", "seconds"} <= record.keys()
-        and all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
-        and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers)
-    )
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -26,7 +26,7 @@ from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.fields import checked
-from minigpt.formats.run_directory import RunDirectory, check_new, read_config, start_run
+from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
 from minigpt.formats.source import open_source
 from minigpt.parameters import with_text
 from minigpt.system.device import autocast, choose_device
@@ -49,7 +49,7 @@ from minigpt.training.distributed import Processes, exchanging, joined, whole
 from minigpt.training.divergence import Divergence, check_finite, find_nonfinite, leave_out, read_report
 from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
-from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout, read_records
+from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout
 from minigpt.training.optim import set_learning_rate
 from minigpt.training.run import Run, set_up, whole_model
 from minigpt.training.signals import StopRequest

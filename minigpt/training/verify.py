@@ -11,11 +11,10 @@ from pathlib import Path
 from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
-from minigpt.formats.run_directory import RunDirectory
+from minigpt.formats.run_directory import RunDirectory, read_records
 from minigpt.system.downloads import sha256_of
 from minigpt.system.files import read_json, write_text
 from minigpt.training.checkpoint import MANIFEST, STATE, WEIGHTS
-from minigpt.training.log import read_records
 
 OUTPUT = "output.txt"  # of the newest training
 COMPARED = ("train_loss", "val_loss", "lr", "grad_norm")  # of metrics.jsonl; the rest is time

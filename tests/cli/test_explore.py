@@ -63,7 +63,7 @@ def test_the_cost_is_the_difference_of_two_evaluations(at, capsys, precision):
     plain, coarse = (evaluate(one, ids).loss for one in (model, rounded(model, precision)))
     assert told["models"][0]["loss_cost"] == pytest.approx(coarse - plain, abs=1e-6)
     assert told["models"][0]["loss_said"] == (
-        f"{precision} costs {coarse - plain:+.4f} nats a token: {coarse:.4f} instead of {plain:.4f}, over "
+        f"{precision} costs {coarse - plain:+.6f} nats a token: {coarse:.4f} instead of {plain:.4f}, over "
         f"{len(ids) - 1:,} tokens of the run's validation text"
     )
     assert told == {

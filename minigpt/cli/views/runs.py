@@ -10,10 +10,9 @@ from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
-from minigpt.formats.run_directory import read_config, run_at
+from minigpt.formats.run_directory import read_config, read_records, run_at
 from minigpt.system import terminal
 from minigpt.training.curves import runs_compared
-from minigpt.training.log import read_records
 
 Records = list[dict[str, Any]]
 
