@@ -16,6 +16,7 @@ from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import Chat as Settings
 from minigpt.cli.streams import escaped, one_line, print_error, print_json, screen_width, write_product
 from minigpt.data.dialogues import Message, speaker
+from minigpt.data.documents import HALF_CHARACTER
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import ConfigError, InputError, MiniGPTError, did_you_mean
 from minigpt.system.terminal import columns
@@ -35,9 +36,9 @@ OF_THE_CHAT = ("turns", "system", "as", "user", "max_new_tokens", "tries", "seed
 ALWAYS = ("temperature", "strategy")  # shown by /set although nobody has set them
 USUAL = "default"  # the value that takes a setting back
 _HELP = f"""\
-A line that begins with // is said with one /. Ctrl-C stops a reply, and what it had said counts. The arrow keys bring
-back what you typed; that is forgotten in the end: nothing is kept on disk but what /save writes. /set alone shows the
-settings, and the value "{USUAL}" takes one back."""
+A line that begins with // is said with one /. Ctrl-C stops a reply, and what it had said counts. Where the terminal can
+edit lines, Tab completes a command, and the arrow keys bring back what you typed; that is forgotten in the end: nothing
+is kept on disk but what /save writes. /set alone shows the settings, and the value "{USUAL}" takes one back."""
 
 
 def answer(settings: Settings) -> None:
@@ -97,8 +98,26 @@ class _Talk:
         """Whether a file that is there may be written over."""
         return False
 
+    def tell_error(self, what: str, how: str) -> None:
+        """What is wrong with a line, and how to mend it."""
+        print_error(what, how)
+
+    def attempt(self, line: str) -> bool:
+        """Do what a line asks for, or tell why not; whether the conversation goes on."""
+        try:
+            return self.take(line)
+        except BrokenPipeError:  # whoever reads has left
+            raise
+        except MiniGPTError as error:
+            self.tell_error(error.what, error.how)
+        except OSError as error:
+            self.tell_error(f"{error.strerror or error}: {error.filename or 'the file'}", "check the path")
+        return True
+
     def take(self, line: str) -> bool:
         """Do what a line asks for; whether the conversation goes on."""
+        if HALF_CHARACTER.search(line):
+            raise InputError("the line is not UTF-8 text", "convert it first")
         if not line.startswith("/") or line.startswith("//"):
             self.reply(line.removeprefix("/") if line.startswith("//") else line)
             return True
@@ -188,7 +207,7 @@ class _Pipe(_Talk):
     def __init__(self, chat: Chat, as_json: bool) -> None:
         super().__init__(chat)
         self._json = as_json
-        self._replies = 0
+        self._replies = self._failed = 0
 
     def run(self) -> None:
         """Answer all lines.
@@ -196,21 +215,19 @@ class _Pipe(_Talk):
         Raises:
             InputError: in the end, if lines could not be answered; each of them was told before.
         """
-        lines = failed = 0
-        while line := sys.stdin.buffer.readline():
-            try:
-                text = _decoded(line).strip()
-                lines += bool(text)
-                if text and not self.take(text):
-                    break
-            except MiniGPTError as error:
-                failed += 1
-                if self._json:
-                    print_json({"error": error.what, "how": error.how})
-                else:
-                    print_error(error.what, error.how)
-        if failed:
-            raise InputError(f"{failed} of {lines} lines could not be answered", "what was wrong is said above")
+        lines, going_on = 0, True
+        while going_on and (line := sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")):
+            lines += bool(line.strip())
+            going_on = not line.strip() or self.attempt(line.strip())
+        if self._failed:
+            raise InputError(f"{self._failed} of {lines} lines could not be answered", "what was wrong is said above")
+
+    def tell_error(self, what: str, how: str) -> None:
+        self._failed += 1
+        if self._json:
+            print_json({"error": what, "how": how})
+        else:
+            super().tell_error(what, how)
 
     def reply(self, text: str | None, edit: bool = False) -> None:
         """Print the reply when it has passed, or is the best."""
@@ -240,13 +257,6 @@ class _Pipe(_Talk):
             self.tell(f"reply {self._replies} {' and '.join(reply.faults)}; tries: {len(reply.draws)}")
 
 
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"a line is not UTF-8 text: {error.reason}", "convert it first") from None
-
-
 class _Terminal(_Talk):
     """A person at a terminal: replies appear as they are written, and lines can be edited."""
 
@@ -257,7 +267,17 @@ class _Terminal(_Talk):
             import readline
 
             self._readline = readline
+            readline.set_completer(self._completed)
+            readline.set_completer_delims("")
+            libedit = "libedit" in (readline.__doc__ or "")
+            readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
         self._told_of_turns = False
+
+    def _completed(self, text: str, number: int) -> str | None:
+        """The lines that may be meant by the beginning of one, one after the other, and then None."""
+        known = [f"/{name}{' ' * bool(argument)}" for name, (argument, _) in COMMANDS.items()]
+        known += [f"/set {name} " for name in self._fields] if text.startswith("/set ") else []
+        return [*(line for line in known if line.startswith(text)), None][number] if text.startswith("/") else None
 
     def run(self) -> None:
         """Talk until Ctrl-D, or /quit."""
@@ -265,18 +285,16 @@ class _Terminal(_Talk):
             self.filled(f"{self._name('assistant')} replies. /help shows what you can type, Ctrl-D ends.", ""),
             end="\n\n",
         )
-        while True:
+        going_on = True
+        while going_on:
             try:
                 line = input(f"{self._name('user')}> ").strip()
-                if line and not self.take(line):
-                    return
+                going_on = not line or self.attempt(line)
             except EOFError:
+                going_on = False
                 print()
-                return
             except KeyboardInterrupt:
                 print()
-            except (MiniGPTError, OSError) as error:
-                print_error(getattr(error, "what", str(error)), getattr(error, "how", "check the path"))
 
     def tell(self, text: str) -> None:
         print(self.filled(f"[{text}]", " "), file=sys.stderr)

@@ -169,6 +169,9 @@ def test_every_command(talker: Path, terminal: Callable[..., Terminal]):
     assert all(f"/{name}" in told for name in COMMANDS)
     assert "nothing is kept on disk" in " ".join(told.split())
     t.ask("i" * 251, "error: the message has 2")
+    t.type("/se\ttemp\t")
+    t.until("/set temperature ")
+    t.ask("0.6", "temperature 0.6")
     t.type("/quit\n")
     assert t.end() == 0
     assert "Traceback" not in t.screen
@@ -261,7 +264,12 @@ def test_a_line_that_cannot_be_answered_is_told_and_the_others_are_answered(talk
     lines = b"a\n" + b"i" * 251 + b"\n\xff\n/sing\nbee\n/quit\nnever\n"
     code, out, err = piped(lines, "--model", str(talker), "--max-new-tokens", "9")
     assert (code, len(out.removesuffix("\n").split("\n\n"))) == (2, 2)
-    for text in ("the message has 2", "is not UTF-8 text", "no command /sing", "3 of 5 lines could not be answered"):
+    for text in (
+        "the message has 2",
+        "the line is not UTF-8 text",
+        "no command /sing",
+        "3 of 6 lines could not be answered",
+    ):
         assert text in err
     code, out, err = piped(lines, "--model", str(talker), "--max-new-tokens", "9", "--json")
     kinds = ["error" if "error" in json.loads(line) else "reply" for line in out.splitlines()]
@@ -270,9 +278,16 @@ def test_a_line_that_cannot_be_answered_is_told_and_the_others_are_answered(talk
 
 def test_a_file_is_never_written_over_from_a_pipe(talker: Path, piped):
     Path("talk.json").write_text("mine", encoding="utf-8")
-    code, _, err = piped("a\n/save talk.json\n/save other.json\n", "--model", str(talker), "--max-new-tokens", "9")
+    code, _, err = piped(
+        "a\n/save talk.json\n/save talk.json/in.json\n/save other.json\n",
+        "--model",
+        str(talker),
+        "--max-new-tokens",
+        "9",
+    )
     assert code == 2
     assert "talk.json is there already" in err
+    assert "       check the path\n" in err  # there is no folder of that name
     assert Path("talk.json").read_text(encoding="utf-8") == "mine"
     assert len(messages("other.json")) == 2
 
