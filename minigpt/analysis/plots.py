@@ -6,6 +6,7 @@ or show all tokens leaves some out, and says so.
 """
 
 import itertools
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.system.figures import BLUE, GREY, ORANGE, drawable, new_figure
+from minigpt.system.figures import BLUE, GREEN, GREY, ORANGE, drawable, new_figure
 from minigpt.system.terminal import cut, pooled, visible
 
 if TYPE_CHECKING:
@@ -511,6 +512,78 @@ def _lay_out(branches: Sequence[Branch], shown: Sequence[int]) -> dict[int | Non
         free[number] = free[parent]
         free[parent] += lines[number]
     return places
+
+
+def dialogue_panels(
+    coherence: Sequence[Mapping[str, Any]], failures: Mapping[str, Mapping[str, float]], title: str = ""
+) -> "Figure":
+    """What histories tell a model, and below how often replies fail.
+
+    Args:
+        coherence: of each history, `Coherence.to_dict()`; none leaves the upper panels out.
+        failures: arm -> mode -> the share of its replies; the first arm is the true replies.
+        title: one line above.
+    """
+    arms, modes = list(failures), list(next(iter(failures.values())))
+    lower = 0.9 + 0.09 * (len(arms) + 1) * len(modes)
+    figure = new_figure(9, lower + (3.0 if coherence else 0))
+    parts = figure.subfigures(2, 1, height_ratios=(2.8, lower), squeeze=False)[:, 0] if coherence else [figure]
+    if coherence:
+        n = coherence[0]["candidates"]
+        turns = [str(one["turns"]) for one in coherence]
+        left, middle, right = parts[0].subplots(1, 3)
+        known = [one["perplexity"] for one in coherence if one["perplexity"] is not None]
+        left.plot(
+            turns, [math.nan if one["perplexity"] is None else one["perplexity"] for one in coherence], "o-", color=BLUE
+        )
+        if known:  # a change of a few thousandths does not look like a leap
+            left.set_ylim(min(0.95 * max(known), min(known) - 0.2), max(1.05 * min(known), max(known) + 0.2))
+        left.set_title("perplexity of the true replies", fontsize=SMALL + 1)
+        _with_intervals(middle, turns, [one["gain"] for one in coherence], GREEN, "than after none")
+        _with_intervals(middle, turns, [one["drop"] for one in coherence], BLUE, "than after another's")
+        middle.set_title("likelier by, nats a token", fontsize=SMALL + 1)
+        middle.axhline(0, color=GREY, linewidth=1)
+        _with_intervals(right, turns, [one["first"] for one in coherence], BLUE, "the true reply")
+        right.axhline(1 / n, color=GREY, linewidth=1, label="a guess")
+        right.set(ylim=(0, 1))
+        right.set_title(f"first of {n} replies", fontsize=SMALL + 1)
+        for axes in (left, middle, right):
+            axes.set_xlabel("turns of the history", fontsize=SMALL)
+            axes.tick_params(labelsize=SMALL)
+            axes.grid(alpha=0.3)
+        for axes in (middle, right):
+            axes.legend(fontsize=TINY)
+    axes = parts[-1].subplots()
+    from matplotlib import colormaps
+
+    colours = [GREY, *(colormaps[AMOUNT](place / max(1, len(arms) - 1)) for place in range(len(arms) - 1))]
+    height = 1 / (len(arms) + 1)
+    for number, (arm, colour) in enumerate(zip(arms, colours, strict=True)):
+        places = np.arange(len(modes)) + number * height
+        bars = axes.barh(places, [100 * failures[arm][mode] for mode in modes], height, color=colour, label=arm)
+        labels = [f"{100 * failures[arm][mode]:.0f}" if failures[arm][mode] else "" for mode in modes]
+        axes.bar_label(bars, labels, padding=2, fontsize=TINY)
+    axes.set_yticks(np.arange(len(modes)) + height * (len(arms) - 1) / 2, modes, fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_xlabel("% of the replies that a rule finds fault with", fontsize=SMALL)
+    axes.legend(fontsize=TINY + 1)
+    _say(figure, title, [])
+    return figure
+
+
+def _with_intervals(
+    axes: "Axes", places: Sequence[str], intervals: Sequence[Mapping[str, float | None]], colour: str, label: str
+) -> None:
+    """Draw means as a line, with an upright for each interval that is known."""
+    means = [math.nan if one["mean"] is None else one["mean"] for one in intervals]
+    axes.plot(places, means, "o-", color=colour, label=label)
+    for place, one in zip(places, intervals, strict=True):
+        if (low := one["low"]) is not None and (high := one["high"]) is not None:
+            axes.vlines(place, low, high, color=colour, linewidth=1.5)
 
 
 def interval_dots(

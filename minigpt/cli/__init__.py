@@ -9,6 +9,7 @@ another. The files, each of which imports only from those above it::
     settings        the arguments of all other commands
     models          --model and what belongs to it
     texts           prompts, corpora, and the texts that stand for tokens
+    decoders        --setting: how to decode
     trainings       one training, from its corpus to the summary at its end
     quickstart      train the quick preset
     train           train, plan, replay
@@ -19,6 +20,8 @@ another. The files, each of which imports only from those above it::
     score           how probable whole texts are
     evaluate        loss and perplexity on a text
     evaluate_text   how varied texts are, and how much of them is copied
+    chat_report     how evaluate-chat shows its numbers
+    evaluate_chat   how well a model replies, and what goes wrong
     compare         several decoders or models on the same prompts
     explore         a page that runs a model
     tokens          how a text is cut into tokens

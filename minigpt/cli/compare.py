@@ -9,20 +9,19 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from tqdm import tqdm
 
+from minigpt.cli.decoders import Setting, parse_setting
 from minigpt.cli.models import load, model_source
-from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, EARLY_STOPPING, OPTIONS, Compare
+from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, Compare
 from minigpt.cli.streams import print_json
 from minigpt.cli.texts import check_field, check_fits, encoded, prompt_texts, training_documents
-from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError, did_you_mean
+from minigpt.errors import InputError
 from minigpt.evaluation.comparison import (
     MEASURES,
     Completion,
-    Interval,
     Values,
     continue_prompts,
     difference_interval,
@@ -34,22 +33,8 @@ from minigpt.model import GPT
 from minigpt.system import terminal
 from minigpt.system.files import check_output, write_text
 
-STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 OUTPUTS = (".json", ".csv", ".png", ".svg")
 _MOST_COLUMNS = 3  # texts side by side
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to decode.
-
-    Attributes:
-        name: as --setting gives it.
-        options: fields of `DecodingOptions`.
-    """
-
-    name: str
-    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -114,58 +99,6 @@ def _name(spec: tuple[str, str | None]) -> str:
     return f"{model} + {adapter}" if adapter else model
 
 
-def parse_setting(text: str) -> list[Setting]:
-    """The settings that one --setting names: one for each combination of the values in its lists.
-
-    Raises:
-        InputError: if it names none, or an option is unknown, is given twice, has an impossible value, or contradicts
-            another.
-    """
-    if not text.strip():
-        raise InputError(
-            f"--setting {text!r} names no setting", f"write --setting {DEFAULT_SETTINGS[1]!r}, for example"
-        )
-    strategies = [word for word in text.split() if "=" not in word]
-    if len(strategies) > 1 or not set(strategies) <= set(STRATEGIES):
-        wrong = next((word for word in strategies if word not in STRATEGIES), strategies[-1])
-        raise InputError(
-            f"--setting {text!r}: {wrong!r} is neither the one strategy nor an option with a value",
-            did_you_mean(wrong, [*STRATEGIES, *(f"{name}=" for name in OPTIONS)]),
-        )
-    choices: dict[str, list[Any]] = {"strategy": strategies or ["sample"]}
-    for name, _, listed in (word.partition("=") for word in text.split() if "=" in word):
-        if name in choices:
-            raise InputError(f"--setting {text!r} gives {name} twice", f"write {name}=A,B to compare two values")
-        choices[name] = [_value(text, name, value) for value in listed.split(",")]
-    combinations = [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
-    return [_checked(text, options) for options in combinations]
-
-
-def _value(text: str, name: str, value: str) -> Any:
-    """The value of an option, parsed from the word after its name."""
-    if name not in OPTIONS:
-        raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, OPTIONS))
-    if name == "early_stopping":
-        if value not in EARLY_STOPPING:
-            raise InputError(f"--setting {text!r}: early_stopping={value}", f"choose {', '.join(EARLY_STOPPING)}")
-        return EARLY_STOPPING[value]
-    try:
-        return OPTIONS[name](value)
-    except ValueError:
-        kind = "whole number" if OPTIONS[name] is int else "number"
-        raise InputError(f"--setting {text!r}: {name}={value} is no {kind}", f"give {name} a {kind}") from None
-
-
-def _checked(text: str, options: dict[str, Any]) -> Setting:
-    """A setting, after checking that its options agree with each other."""
-    try:
-        DecodingOptions.before_model(**options)
-    except InputError as error:
-        raise InputError(f"--setting {text!r}: {error.what}", error.how) from error
-    words = [options["strategy"], *(f"{name}={value}" for name, value in options.items() if name != "strategy")]
-    return Setting(" ".join(words), options)
-
-
 def _check(settings: Compare) -> None:
     """Raise, before a model is loaded, if the settings cannot be compared."""
     if not settings.given and not settings.prompts_file:
@@ -216,14 +149,10 @@ def _result(rows: Sequence[Row], prompts: Sequence[str], seed: int) -> dict[str,
 def _measure(row: Row, first: Row, name: str, seed: int) -> dict[str, Any]:
     difference = difference_interval(row.values[name], first.values[name], seed)
     return {
-        **_numbers(mean_interval(row.values[name], seed)),
-        "difference_to_first": _numbers(difference),
+        **mean_interval(row.values[name], seed).to_dict(),
+        "difference_to_first": difference.to_dict(),
         "differs": difference.excludes_zero,
     }
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in vars(interval).items()}
 
 
 def _labels(result: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "score": ("score", "how probable whole texts are"),
     "eval": ("evaluate", "loss, perplexity and bits per character on a text"),
     "evaluate-text": ("evaluate_text", "how varied texts are, and how much of them is copied"),
+    "evaluate-chat": ("evaluate_chat", "how well a model replies, and what goes wrong"),
     "compare": ("compare", "several decoders or models on the same prompts"),
     "inspect": ("inspect_model", "every number inside a model: attention, lens, attribution, ..."),
     "explore": ("explore", "a page that runs your model, and shows every number in it"),

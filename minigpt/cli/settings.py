@@ -10,7 +10,7 @@ from minigpt.cli.run_settings import Quickstart, Train, VerifyResume
 from minigpt.config import DEFAULT_PRESET, PRESETS, RunConfig, Weights
 from minigpt.decoding.options import DecodingOptions
 from minigpt.evaluation.diversity import WORD_MEANING
-from minigpt.fields import Bounds
+from minigpt.fields import Bounds, Form
 from minigpt.system import WIDTH
 
 MODEL = "run directory, transformers folder, weights file, gpt2, ORG/NAME on the hub"
@@ -22,6 +22,7 @@ NEWEST = f"{MODEL} (default: the newest run)"
 
 Rows = Annotated[int, Bounds(1, 1_000_000)]  # computed at once
 Shown = Annotated[int, Bounds(1, 1_000_000, below="shows nothing")]
+FirstSeed = Annotated[int, Bounds(0, 2**63 - 1, below="is too small")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -491,7 +492,7 @@ class Compare(Prompts, Reading):
     setting: Annotated[tuple[str, ...], Flag("SETTING", says=SETTING)] = ()
     seeds: Rows = 3
     """texts of each prompt"""
-    seed: Annotated[int, Bounds(0, 2**63 - 1, below="is too small")] = 0
+    seed: FirstSeed = 0
     """the first seed of the texts, and the seed of the bootstrap"""
     max_new_tokens: Annotated[
         int | None, Bounds(1, 10**9, below="writes nothing to compare"), Flag("N", says=LENGTH)
@@ -541,6 +542,76 @@ class Explore(Command):
     loss is measured on the run's own validation text"""
 
 
+CHAT_SETTINGS = ("sample temperature=0.8", "greedy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateChat(Reading, Model):
+    """Measure how well a model replies in dialogues that it has not seen, and count what goes wrong.
+
+    1. How probable the true replies are, and what the history does to that. 2. What the model replies with each
+    --setting, at the same places with the same seeds: how near that is to the true replies, and which settings differ
+    by more than chance. 3. Failures, found by rules, which read the true replies too.
+
+    Dialogues are those that the run held out; with --data of another source all of it, or what the source itself sets
+    apart to validate. A model need not have been trained on dialogues. The units of chance are dialogues, because the
+    replies of one are alike.
+    """
+
+    examples = r"""
+        minigpt evaluate-chat
+        minigpt evaluate-chat -o report.md -o report.png
+        minigpt evaluate-chat --setting "sample temperature=0.5,0.8,1.1" --seeds 3
+        minigpt evaluate-chat --model gpt2 --data convai2.json --turns 3 --replies 30
+    """
+    more = """\
+gain          by how much the history makes the true reply likelier than no
+              history, in nats a token
+drop          by how much less likely it is after another dialogue's history. 0:
+              what was said before means nothing to the model
+first of n    how often, of n replies of n dialogues, the history raises the
+              true one most. A guess is right once in n
+whole         replies whose turns all fit into the context
+BLEU, chrF, METEOR  closeness to the true reply, 0 to 100. Low in any dialogue,
+              where much can be replied; compare settings, not sorts of data
+overlap       the reply's rarer words that the history has
+p             of a paired permutation test: how often chance alone would make two
+              settings differ as much. Of twenty lines without any difference,
+              one is below 0.05
+*             differs from the first setting: p is below 0.05"""
+    first = ("--model", "--data", "--setting", "--replies", "--out")
+    data: Annotated[str | None, Flag("SOURCE")] = None
+    """dialogues: a file, a folder or a named source, as for minigpt train (default: what a run was trained on)"""
+    turns: Annotated[int | None, Bounds(1, 1_000_000, below="leaves nothing to reply to")] = None
+    """the most turns before a reply, where replies are written (default: as in training)"""
+    setting: Annotated[
+        tuple[str, ...], Flag("SETTING", says=SETTING.replace(", ".join(DEFAULT_SETTINGS), ", ".join(CHAT_SETTINGS)))
+    ] = ()
+    replies: Rows = 100
+    """the most true replies that are measured, from as many dialogues as possible"""
+    seeds: Rows = 1
+    """replies that are written at each place"""
+    seed: FirstSeed = 0
+    """of the choice of places, and the first of the replies"""
+    max_new_tokens: Annotated[int | None, Bounds(1, 10**9, below="writes nothing"), Flag("N")] = None
+    """the most tokens of a reply (default: 200, or a third of the context)"""
+    history: Annotated[
+        tuple[int, ...],
+        Form("numbers from 0 on", lambda turns: all(0 <= one < 10**9 for one in turns)),
+        Flag("TURNS", together=True),
+    ] = (0, 1, 3, 5)
+    """turns of the histories that are compared (default: 0 1 3 5)"""
+    candidates: Annotated[int | None, Bounds(2, 1_000_000, below="ranks nothing"), Flag("N")] = None
+    """how many replies are ranked (default: 10, or as many as there are dialogues)"""
+    batch_size: Rows = 8
+    """rows that are computed at once"""
+    show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 1
+    """examples of each failure that are printed; --json has all"""
+    out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
+    """write a report (.md), all texts and numbers (.json) or a picture (.png, .svg); a report shows a picture that is
+    written beside it"""
+
+
 # command -> its settings
 SETTINGS: dict[str, type[Command]] = {
     "quickstart": Quickstart,
@@ -553,6 +624,7 @@ SETTINGS: dict[str, type[Command]] = {
     "compare": Compare,
     "eval": Eval,
     "evaluate-text": EvaluateText,
+    "evaluate-chat": EvaluateChat,
     "explore": Explore,
     "tokenize": Tokenize,
     "import": Import,

@@ -9,4 +9,5 @@ The files, each of which imports only from those above it::
     comparison     several decoders or models on the same prompts
     failures       what goes wrong in replies, by rules
     conversations  what a model makes of a dialogue's history, and what it replies
+    arms           what several settings reply, compared
 """

@@ -61,10 +61,19 @@ class Interval:
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float | None]:
+        """As JSON can hold it: null for what is not known."""
+        return {name: known(value) for name, value in vars(self).items()}
+
     @property
     def excludes_zero(self) -> bool:
         """Whether a difference of this size is more than chance."""
         return self.low > 0 or self.high < 0
+
+
+def known(value: float) -> float | None:
+    """A number for JSON, which cannot hold one that is not known: None for NaN."""
+    return value if math.isfinite(value) else None
 
 
 def continue_prompts(

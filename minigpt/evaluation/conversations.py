@@ -26,7 +26,7 @@ from minigpt.data.documents import Document
 from minigpt.data.loaders import end_of_document
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import DataError, InputError, named
-from minigpt.evaluation.comparison import Completion, Interval, Values, continue_prompts, mean_interval
+from minigpt.evaluation.comparison import Completion, Interval, Values, continue_prompts, known, mean_interval
 from minigpt.evaluation.loss import perplexity
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, with_text
@@ -194,6 +194,12 @@ class Coherence:
     drop: Interval
     first: Interval
     candidates: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it: null for what is not known."""
+        return {
+            name: value.to_dict() if isinstance(value, Interval) else known(value) for name, value in vars(self).items()
+        }
 
 
 def num_readings(count: int, histories: Sequence[int], candidates: int) -> int:

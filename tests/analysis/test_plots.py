@@ -1,6 +1,7 @@
 """The pictures hold the numbers that they were given, name the tokens, and say what they leave out."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -281,3 +282,31 @@ def test_every_sign_can_be_drawn(tmp_path, suffix, monkeypatch):
     save_figure(plots.heat_map(random.random((8, 8)), WORDS, WORDS, "p", "中 $ $", texts=[WORDS] * 8), path)
     assert path.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_dialogue_panels_show_the_history_and_the_failures_of_each_arm():
+    def interval(mean: float | None, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
+        return {"mean": mean, "low": low, "high": high}
+
+    coherence = [
+        {"turns": 0, "perplexity": 9.0, "gain": interval(0), "drop": interval(0), "first": interval(0.2)},
+        {
+            "turns": 3,
+            "perplexity": None,
+            "gain": interval(None),
+            "drop": interval(0.5, 0.25, 0.75),
+            "first": interval(0.5),
+        },
+    ]
+    failures = {"true replies": {"loop": 0.0, "echo": 0.25}, "greedy": {"loop": 0.5, "echo": 0.0}}
+    figure = plots.dialogue_panels([{**one, "candidates": 5} for one in coherence], failures)
+    upper, lower = figure.subfigs
+    assert [axes.get_title() for axes in upper.axes] == [
+        "perplexity of the true replies", "likelier by, nats a token", "first of 5 replies",
+    ]  # fmt: skip
+    assert [line.get_ydata()[1] for line in upper.axes[1].lines[:2]] == [pytest.approx(math.nan, nan_ok=True), 0.5]
+    (axes,) = lower.axes
+    assert [bar.get_width() for bar in axes.patches] == [0, 25, 50, 0]
+    assert texts(axes) == ["", "25", "50", ""]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["true replies", "greedy"]
+    assert len(plots.dialogue_panels([], failures).axes) == 1

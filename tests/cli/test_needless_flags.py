@@ -48,6 +48,10 @@ MODES = {
         [[], JSON, ["--model", "other"], ["--training-data", "text.txt"],
          ["--training-data", "a.jsonl", "--text-field", "u"]],
     ),
+    "evaluate-chat": (
+        ["evaluate-chat", "--data", "log.txt", "--max-new-tokens", "4", "--history", "0", "1", "--candidates", "2"],
+        [[], JSON],
+    ),
     "tokenize": (["tokenize", TEXT], [[], JSON]),
     "explore": (["explore", "-o", "o.html"], [[], JSON]),
     "size": (["inspect", "size"], [[], JSON, ["--preset", "gpt2-124m"]]),
@@ -87,7 +91,7 @@ VALUES = {
     "--min-p": "0.5", "--typical-p": "0.2", "--epsilon-cutoff": "0.05", "--eta-cutoff": "0.5", "--length-penalty": "3",
     "--repetition-penalty": "1.9", "--exponential-decay-length-penalty": "1 1.5", "--adapter": "adapter",
     "--position": "1", "--length": "7", "--examples": "pairs.tsv", "--at": "0.7", "--reference": "p.txt",
-    "--min-characters": "50", "--blocklist": "p.txt",
+    "--min-characters": "50", "--blocklist": "p.txt", "--turns": "1", "--replies": "3",
 }  # fmt: skip
 # What may well change nothing, although it was heeded.
 WITHOUT_EFFECT = {
@@ -155,6 +159,10 @@ def folder(tmp_path_factory):
     )
     (folder / "text.txt").write_text("the later you the\n\nlater the you\n" * 5)
     (folder / "p.txt").write_text("the later\nyou the\n")
+    log = (
+        "the: you see\nyou: the later you\nthe: see you later\n\nyou: or the\nthe: later\n\nsee: the you\nyou: or see\n"
+    )
+    (folder / "log.txt").write_text(log)
     (folder / "pairs.tsv").write_text("t\th\n")
     (folder / "a.jsonl").write_text('{"t": "the later you", "u": "the the"}\n{"t": "you see", "u": "later or"}\n')
     return folder

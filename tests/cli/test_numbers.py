@@ -29,6 +29,7 @@ LINES = {
     "generate": ["generate", "ab", "--max-new-tokens", "2"],
     "chat": ["chat", "--user", "a", "--as", "b", "--max-new-tokens", "2"],
     "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "2", "--setting", "sample"],
+    "evaluate-chat": ["evaluate-chat", "--data", "log.txt", "--unknown", "skip", "--max-new-tokens", "2"],
     "size": ["inspect", "size"],
     "embed": ["inspect", "embed", "near", "a"],
     "loss": ["inspect", "loss", "abc"],
@@ -68,6 +69,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
     tokenizer = with_template(CharTokenizer(CHARACTERS))
     save_run(GPT(GPTConfig(len(CHARACTERS), 19, 2, 3, 15)).eval(), tokenizer, folder / "model")
+    (folder / "log.txt").write_text("a: bad\nb: cab\n\nb: fad\na: bed\n")
     (folder / "text.txt").write_text("abc def\n" * 29)
     return folder
 

@@ -56,6 +56,7 @@ COMMANDS = {
     "a draft": "generate {model} --prompt to --max-new-tokens 9 --draft {path}",
     "a draft of another size": "generate {model} --prompt to --max-new-tokens 9 --draft {path}/../cut",
     "a draft of another size, padded": "generate --model {path}/../cut --prompt to --max-new-tokens 9 --draft {path}",
+    "evaluate-chat": "evaluate-chat {model} --data log.txt --max-new-tokens 5 --history 0 1 --unknown skip",
     "compare": "compare {model} --prompt to --prompt 'be ' --max-new-tokens 7 --seeds 2",
 }
 FINE_TUNING = (
@@ -78,6 +79,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def answer(line: str, path: Path, capsys) -> object:
     Path("text.txt").write_text(TEXT)
+    Path("log.txt").write_text("a: to be\nb: or not\n\nb: no\na: be to me\n")  # the colon is no token
     words = shlex.split(line.replace("{model}", f"--model {path}").replace("{path}", str(path)))
     words += ["--check"] * (words[0] == "inspect") + ["--json"]
     capsys.readouterr()

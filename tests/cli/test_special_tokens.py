@@ -123,6 +123,7 @@ def test_samples_of_a_run_are_text(ending, capsys):
 
 # --- what is read
 
+LOG = "you: the\nher: {}\n\nher: you\nyou: oh, tea\n"  # two dialogues
 READING = {
     "generate": f"generate {{model}} --prompt '{SPELLED}' --max-new-tokens 1 --json",
     "generate several": f"generate {{model}} --prompt '{SPELLED}' --prompt '{SPELLED}' --max-new-tokens 1 --json",
@@ -133,6 +134,7 @@ READING = {
     "tokenize": f"tokenize {{model}} '{SPELLED}'",
     "eval": "eval {model} --data spelled.txt",
     "evaluate-text": "evaluate-text {model} spelled.txt",
+    "evaluate-chat": "evaluate-chat {model} --data log.txt --max-new-tokens 2 --history 0 1",
     "inspect ablate": f"inspect ablate {{model}} '{SPELLED}' --sweep mlps",
     "inspect attn": f"inspect attn {{model}} '{SPELLED}'",
     "inspect beams": f"inspect beams {{model}} '{SPELLED}' -n 1",
@@ -161,15 +163,18 @@ def test_every_view_that_reads_a_text_is_here():
 @pytest.mark.parametrize("name", READING)
 def test_a_name_in_a_text_is_text_and_that_is_said_once(name, ending, capsys):
     Path("spelled.txt").write_text(f"{SPELLED}\n\n{SPELLED}\n")
+    Path("log.txt").write_text(LOG.format(SPELLED))
     assert said(READING[name], ending, capsys)[1].count(NOTE) == 1
     plain = READING[name].replace(END_OF_TEXT, "!")
     Path("spelled.txt").write_text("the you the you")
+    Path("log.txt").write_text(LOG.format("you"))
     assert "note" not in said(plain, ending, capsys)[1]
 
 
 @pytest.mark.parametrize("name", READING)
 def test_asked_for_it_is_the_token(name, ending, capsys):
     Path("spelled.txt").write_text(f"{SPELLED}\n\n{SPELLED}\n")
+    Path("log.txt").write_text(LOG.format(SPELLED))
     out, err = said(f"{READING[name]} --special", ending, capsys)
     assert "note" not in err
     if name in ("score", "tokenize", "inspect tokens", "inspect loss"):

@@ -29,6 +29,18 @@ LINES = {  # of each command and view that has the flag
     "chat": ["chat", "--user", "a", "--as", "b", "--max-new-tokens", "3", "--strategy", "greedy"],
     "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "3", "--setting", "greedy", "--seeds", "1"],
     "evaluate-text": ["evaluate-text", "text.txt", "--model", "checkpoints/run"],
+    "evaluate-chat": [
+        "evaluate-chat",
+        "--data",
+        "log.txt",
+        "--max-new-tokens",
+        "3",
+        "--setting",
+        "greedy",
+        "--history",
+        "0",
+        "1",
+    ],
     "inspect loss": ["inspect", "loss", "abc"],
     "inspect next": ["inspect", "next", "abc"],
     "inspect steps": ["inspect", "steps", "abc", "-n", "2"],
@@ -48,6 +60,7 @@ def a_run(tmp_path, monkeypatch):
             if "lora" in name:
                 parameter.normal_()
     save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "log.txt").write_text("a: bad\nb: cab\n\nb: fad\na: bed\n")
     (tmp_path / "text.txt").write_text("a bad cab\nfed a big hag, jab".replace(",", ""), encoding="utf-8")
 
 

@@ -1,0 +1,209 @@
+"""`minigpt evaluate-chat` as people type it: on what it measures, what it says, and what it refuses."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.cli.main import answer as run
+from minigpt.evaluation import references
+from minigpt.evaluation.comparison import mean_interval, permutation_p
+from minigpt.evaluation.failures import MODES
+
+NAMES = ("ANN", "BOB", "CID")
+WORDS = "a hen ran at dawn; the red hat is on the mat. no man can see it, and she said so to me".split()
+SMALL = """--model.n_layer 1 --model.n_head 1 --model.n_embd 7 --model.block_size 97 --train.max_steps 2
+--train.warmup_steps 1 --train.batch_size 5"""
+FEW = ["--max-new-tokens", "11", "--history", "0", "2", "--candidates", "3"]
+
+
+def scenes(count: int, seed: int) -> str:
+    """A play whose scenes have three to seven speeches, no two alike."""
+    chance = np.random.default_rng(seed)
+    text = ""
+    for number in range(count):
+        speeches = [
+            f"{NAMES[place % len(NAMES)]}:\n{' '.join(chance.choice(WORDS, int(chance.integers(2, 6))))}\n\n"
+            for place in range(int(chance.integers(3, 8)))
+        ]
+        text += f"SCENE {number + 1}\n\n{''.join(speeches)}"
+    return text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a play, a run that was trained on it, and one that was trained on its text."""
+    folder = tmp_path_factory.mktemp("chat")
+    (folder / "play.txt").write_text(scenes(31, seed=3))
+    (folder / "other.txt").write_text(scenes(5, seed=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        line = f"train --data play.txt --tokenizer char --device cpu {SMALL}"
+        assert run(f"{line} --documents.separate dialogues --documents.turns 2 --out run".split()) == 0
+        assert run(f"{line} --out text".split()) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def evaluated(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert run(["evaluate-chat", "--model", "run", *FEW, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_it_measures_the_held_out_dialogues_as_eval_does(capsys):
+    found = evaluated(capsys, "--replies", "1000")
+    assert found.pop("data").startswith("held-out dialogues of ")
+    assert run(["eval", "--model", "run", "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (found["dialogues"], found["turns"]) == (3, 2)
+    assert found["measured"] == found["true_replies"]
+    assert found["perplexity"] == pytest.approx(other["perplexity"], rel=1e-5)
+    assert found["tokens"] == other["tokens"]
+    again = evaluated(capsys, "--replies", "1000", "--data", "play.txt")
+    assert again.pop("data") == "held-out dialogues of play.txt"
+    assert again == found
+
+
+def test_other_dialogues_are_measured_whole_by_any_model(capsys):
+    found = evaluated(capsys, "--data", "other.txt")
+    assert (found["data"], found["dialogues"]) == ("all dialogues of other.txt", 5)
+    assert run(["evaluate-chat", "--model", "text", "--data", "other.txt", *FEW, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["dialogues"] == 5
+    assert plain["turns"] == 4  # the usual number, because the run has none
+    assert plain["perplexity"] != found["perplexity"]
+
+
+def test_the_numbers_are_those_of_the_texts(capsys):
+    """Worked out again from the replies that it gives."""
+    found = evaluated(capsys, "--data", "other.txt", "--seeds", "2", "--seed", "5")
+    true, first, second = found["arms"]
+    assert [arm["setting"] for arm in found["arms"]] == ["true replies", "sample temperature=0.8", "greedy"]
+    assert [len(arm["replies"]) for arm in found["arms"]] == [found["measured"], *[2 * found["measured"]] * 2]
+    assert all(reply["reply"] == reply["true_reply"] for reply in true["replies"])
+    for arm in found["arms"]:
+        for mode in MODES:
+            assert arm["failures"][mode] == sum(mode in reply["failures"] for reply in arm["replies"])
+
+    def by_dialogue(arm: dict) -> np.ndarray:
+        rows = [(reply["dialogue"], reply["num_tokens"]) for reply in arm["replies"]]
+        return np.array([np.mean([n for d, n in rows if d == own]) for own in sorted({d for d, _ in rows})])
+
+    measure = second["measures"]["tokens"]
+    assert {name: measure[name] for name in ("mean", "low", "high")} == pytest.approx(
+        vars(mean_interval(by_dialogue(second), seed=5))
+    )
+    assert measure["p"] == permutation_p(by_dialogue(second), by_dialogue(first), seed=5)
+    assert first["measures"]["tokens"]["difference_to_first"]["mean"] == 0
+    greedy = [reply["reply"] for reply in second["replies"]]
+    assert greedy[::2] == greedy[1::2]
+    assert all(reply["num_tokens"] <= 11 for reply in first["replies"])
+    assert [one["turns"] for one in found["coherence"]] == [0, 2]
+    assert found["coherence"][0]["first"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_scores_are_those_of_the_libraries(capsys):
+    sacrebleu = pytest.importorskip("sacrebleu", reason="needs sacrebleu: pip install 'minigpt-torch[metrics]'")
+    pytest.importorskip("nltk", reason="needs nltk: pip install 'minigpt-torch[metrics]'")
+    found = evaluated(capsys, "--data", "other.txt")
+    for arm in found["arms"][1:]:
+        texts, truth = ([reply[name] for reply in arm["replies"]] for name in ("reply", "true_reply"))
+        assert arm["whole"]["BLEU"] == sacrebleu.corpus_bleu(texts, [truth]).score
+        assert arm["whole"]["chrF"] == sacrebleu.corpus_chrf(texts, [truth]).score
+        meteor = references.meteor(texts, truth)
+        assert arm["whole"][meteor.name] == pytest.approx(sum(meteor.each) / len(texts))
+    assert len(found["signatures"]) == 3
+
+
+def test_without_the_packages_the_rest_is_measured_and_that_is_said(monkeypatch, capsys):
+    for package in ("sacrebleu", "nltk.translate.meteor_score"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert run(["evaluate-chat", "--model", "run", *FEW, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["arms"][1]["whole"]) == ["distinct-1", "distinct-2", "distinct-3"]
+    (note,) = [line for line in err.splitlines() if line.startswith("note: BLEU and chrF need a package")]
+    assert 'pip install "minigpt-torch[metrics]"' in note
+
+
+def test_what_is_printed_fits_80_columns_and_what_is_written_has_it_all(capsys):
+    arguments = ["--data", "other.txt", "--setting", "greedy", "--setting", "sample temperature=3"]
+    for file in ("out/report.md", "out/report.png", "elsewhere.svg", "all.json"):
+        arguments += ["-o", file]
+    assert run(["evaluate-chat", "--model", "run", *FEW, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    written = json.loads(Path("all.json").read_text())
+    report = Path("out/report.md").read_text()
+    assert report.startswith("# How run replies\n")
+    assert "(report.png)" in report
+    assert "elsewhere" not in report
+    assert Path("out/report.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in Path("elsewhere.svg").read_text()
+    for text in (out, report):
+        for name in ("Coherence across turns", "Closeness and variety", "Settings compared", "Failures", *MODES):
+            assert name in text
+        assert f"{written['perplexity']:.3f}" in text
+        assert f"{written['coherence'][1]['drop']['mean']:.3f}" in text
+        mode, reply = next(
+            (mode, reply) for mode in MODES for reply in written["arms"][1]["replies"] if mode in reply["failures"]
+        )
+        assert f"{mode}, greedy" in text
+        assert f"ialogue {reply['dialogue']}, turn {reply['turn']}: " in text
+
+
+def test_one_dialogue_has_no_other_to_be_compared_with(capsys):
+    Path("one.txt").write_text(scenes(1, seed=5))
+    line = ["evaluate-chat", "--model", "run", "--data", "one.txt", "--max-new-tokens", "11", "--json"]
+    assert run(line) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["coherence"] is None
+    assert found["arms"][2]["measures"]["tokens"]["p"] is None
+    assert "note: coherence is not measured: there is one dialogue" in err
+    assert run([*line[:-1], "-o", "one.png", "-o", "one.md"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "how"),
+    [
+        (["--model", "text"], "text is no run that was trained on dialogues", "--data shakespeare-dialogues"),
+        (["--model", "run", "--candidates", "4"], "--candidates 4 replies of different dialogues", "from 2 to 3"),
+        (["--model", "run", "--max-new-tokens", "97"], "--max-new-tokens 97 leaves no room for a turn", "lower"),
+        (["--model", "run", "--max-new-tokens", "95"], "too long, before all", "lower --max-new-tokens"),
+        (["--model", "run", "--data", "silent.txt"], "no dialogue in silent.txt has a reply", "another turn before"),
+        (["--model", "run", "--data", "strange.txt"], "characters outside this tokenizer", "leave these documents out"),
+        (["--model", "run", "--data", "nothing.txt"], "there is no file or folder nothing.txt", "check the path"),
+        (["--model", "run", "--history", "1", "-2"], "--history (1, -2) cannot be used", "must be numbers from 0 on"),
+        (["--model", "run", "-o", "report.pdf"], "report.pdf ends in .pdf", ".md, .json, .png, .svg"),
+        (
+            ["--model", "run", "--setting", "greedy", "--setting", "sample", "--setting", "sample temperature=0.8"],
+            "--setting 'sample' and 'sample temperature=0.8' are the same", "leave one of them out",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured(failing, arguments, what, how):
+    Path("silent.txt").write_text("ANN:\nA hen.\n")
+    Path("strange.txt").write_text("ANN:\nA hen.\n\nBOB:\nQuick! Zürich 7\n", encoding="utf-8")
+    first, second = failing(["evaluate-chat", *arguments]).splitlines()[-2:]
+    assert what in first
+    assert how in second
+
+
+def test_dialogues_that_have_changed_since_are_not_held_out(failing, capsys):
+    config = Path("run/config.yaml")
+    config.write_text(re.sub(r"source: .*play.txt", "source: play.txt", config.read_text()))
+    Path("play.txt").write_text(scenes(31, seed=9))
+    first, second = failing(["evaluate-chat", "--model", "run"]).splitlines()[-2:]
+    assert "play.txt has changed since run was trained on it" in first
+    assert "--data" in second
+    assert evaluated(capsys, "--data", "play.txt")["data"] == "all dialogues of play.txt"
