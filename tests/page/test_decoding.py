@@ -133,7 +133,7 @@ def test_the_distribution_that_is_drawn_from(node: Node):
     options = {"temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.5}
     typical, first, sharp, penalized = node(
         [
-            ("distribution", {"logits": QUARTERS, "options": {"temperature": 0, "typical_p": 0.2}, "history": []}),
+            ("distribution", {"logits": QUARTERS, "options": {"strategy": "greedy", "typical_p": 0.2}, "history": []}),
             ("distribution", {"logits": torch.tensor([1.0, 2.0, 2.0]), "options": {"temperature": 0}, "history": []}),
             ("distribution", {"logits": TIES, "options": {"temperature": 0}, "history": [1]}),
             ("distribution", {"logits": TIES, "options": options, "history": [1]}),

@@ -59,3 +59,8 @@ def test_names_at_the_top_are_said_once():
         for match in re.findall(r"^(?:export )?(?:const|let|function\*?|class) (\w+)", code(name), re.MULTILINE)
     )
     assert not [name for name, count in found.items() if count > 1]
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE))
+def test_lines_are_as_long_as_in_python(name: str):
+    assert max(map(len, MODULES[name].read_text("utf-8").splitlines())) <= 120

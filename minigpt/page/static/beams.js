@@ -30,8 +30,8 @@ import { Row } from "./sampling.js";
  *     finished: Array<{score: number, ids: number[], finish_reason: string}>, done: boolean}}
  *     what was considered so far, step after step, in each the best first. Of a node: the number of the node that it
  *     continues (null: the prompt), the sum of log-probabilities, whether it goes on or is among the best finished ones
- *     of now, where it goes on, what ends it, and whether it belongs to the best sequence of now. `finished`: at most B,
- *     best first; ids with the prompt.
+ *     of now, where it goes on, what ends it, and whether it belongs to the best sequence of now. `finished`: at most
+ *     B, best first; ids with the prompt.
  * @throws {InputError} before any work, if an option cannot be used, or prompt and new tokens do not fit the context;
  *     at the end, if bans have left no continuation.
  */
@@ -85,7 +85,8 @@ export function* beamSearch(model, prompt, given = {}, { vocab_size, edits = [] 
       nodes.push({ step: n - 1, parent: beam.node, id, total, kept, place, finish_reason });
     }
     if (!going.length && !finished.length) {
-      throw new InputError("every continuation is banned", "relax no_repeat_ngram_size, min_new_tokens or suppress_tokens");
+      const bans = "no_repeat_ngram_size, min_new_tokens or suppress_tokens";
+      throw new InputError("every continuation is banned", `relax ${bans}`);
     }
     running = continuedRows(going);
     const best = pathTo((finished[0]?.candidate ?? going[0]).number, nodes);
@@ -101,8 +102,8 @@ export function* beamSearch(model, prompt, given = {}, { vocab_size, edits = [] 
 function isOver(finished, bestTotal, n, limit, options) {
   if (finished.length < options.num_beams) return false;
   if (options.early_stopping === true) return true;
-  // A total never rises. If length_penalty is above 0, a beam's best possible score is its present total at full length,
-  // and "never" compares with that. False takes the present length, and may stop too early.
+  // A total never rises. If length_penalty is above 0, a beam's best possible score is its present total at full
+  // length, and "never" compares with that. False takes the present length, and may stop too early.
   const patient = options.early_stopping === "never" && options.length_penalty > 0;
   return bestTotal / (patient ? limit : n) ** options.length_penalty <= finished.at(-1).score;
 }

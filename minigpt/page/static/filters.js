@@ -2,8 +2,8 @@
  * What a decoder may choose from: pure functions on scores, in the order of decoding/filters.py.
  *
  * A filter takes the scores of the next token, a Float32Array (V,). It returns new ones and never changes its input. A
- * removed token gets -inf, which no softmax and no later filter brings back, and the last token is never removed, except
- * by bans. `history` are the ids written before, the prompt included.
+ * removed token gets -inf, which no softmax and no later filter brings back. The last token is never removed, except by
+ * bans. `history` are the ids written before, the prompt included.
  *
  * Where a comparison decides, both sides are rounded to float32, as torch rounds them.
  */
@@ -131,7 +131,7 @@ export function keepTopK(scores, k) {
 
 /**
  * Keep the nucleus: the fewest best tokens whose probability reaches p. A token stays if the tokens better than it have
- * less than p together. The sum runs from the worst token up, as in Python, so that the two agree where rounding decides.
+ * less than p together. The sum runs from the worst token up, as in Python, so that both agree where rounding decides.
  */
 export function keepTopP(scores, p) {
   const ascending = places(scores);

@@ -47,7 +47,8 @@ export function* generate(row, ids, given = {}, { written = 0, edits = [], tape 
  */
 export function room(length, options, block_size) {
   if (length < 1) throw new InputError("the prompt is empty: there is no token to continue from", "write something");
-  const left = Math.max(0, block_size + 1 - length); // one more than the context holds: the last token is never fed back
+  // One more than the context holds: the last token is never fed back.
+  const left = Math.max(0, block_size + 1 - length);
   if (options.max_new_tokens <= left || options.on_overflow === "crop") return options.max_new_tokens;
   if (options.on_overflow === "stop") return left;
   throw new InputError(

@@ -18,7 +18,7 @@ const RANGES = {
   typical_p: NUCLEUS,
   epsilon_cutoff: CUTOFF,
   eta_cutoff: CUTOFF,
-  repetition_penalty: { low: 0.001, high: 1000, off: 1, range: "from 0.001 to 1000: 1 is off, 1.2 discourages repetition" },
+  repetition_penalty: { low: 0.001, high: 1000, off: 1, range: "from 0.001 to 1000: 1 is off, 1.2 makes it rarer" },
   no_repeat_ngram_size: { ...COUNT, off: 0, range: "a whole number: 0 is off, 3 forbids a repeated triple" },
   min_new_tokens: { ...COUNT, off: 0, range: "a whole number from 0 on" },
   num_beams: { low: 1, high: 1e6, whole: true, off: 1, range: "a whole number from 1 on" },

@@ -9,7 +9,7 @@ const SMALLEST = 2 ** -126; // float32's smallest normal number: noise of 0 woul
 
 /**
  * The logits of the token after a sequence, for sequences that mostly grow at their end: only what the last one had not
- * is fed, and the rest is in a cache. A sequence longer than the context is fed as far as its end fits, all of it: every
+ * is fed, and the rest is in a cache. Of a sequence longer than the context all of its end that fits is fed: every
  * token changes its position then.
  */
 export class Row {

@@ -1,9 +1,9 @@
 /**
  * Text to ids and back, as in tokenizers.py: characters, GPT-2's byte pairs, and text that arrives token by token.
  *
- * Every token is a byte string, so decoding is the same for both: join the bytes, read them as UTF-8. A character may be
- * spread over several byte-pair tokens, so tokens must never be decoded one at a time: `TextStream` holds back the bytes
- * of an unfinished character. No text turns into a special token: `<|endoftext|>` is read as the letters it is.
+ * Every token is a byte string, so decoding is the same for both: join the bytes, read them as UTF-8. A character may
+ * be spread over several byte-pair tokens, so tokens must never be decoded one at a time: `TextStream` holds back the
+ * bytes of an unfinished character. No text turns into a special token: `<|endoftext|>` is read as the letters it is.
  */
 
 import { InputError } from "./errors.js";
@@ -49,7 +49,7 @@ class Tokenizer {
   }
 
   /**
-   * Tokens for display, one by one: a part of a character is written as escapes, \xe4, and an id without text as #50300.
+   * Tokens for display, one by one: a part of a character is written as escapes, \xe4; an id without text as #50300.
    *
    * @param {Iterable<number>} ids
    * @returns {Array<{id: number, text: string, bytes: Uint8Array, special: boolean}>}
@@ -120,15 +120,16 @@ const PRINTABLE = Array.from({ length: 256 }, (_, byte) => byte).filter(
   (byte) => (byte >= 0x21 && byte < 0x7f) || (byte >= 0xa1 && byte < 0xad) || byte >= 0xae,
 );
 const UNPRINTABLE = Array.from({ length: 256 }, (_, byte) => byte).filter((byte) => !PRINTABLE.includes(byte));
-const LETTERS = [...PRINTABLE.map((byte) => [String.fromCodePoint(byte), byte]),
-  ...UNPRINTABLE.map((byte, n) => [String.fromCodePoint(0x100 + n), byte])];
+const LETTERS = [
+  ...PRINTABLE.map((byte) => [String.fromCodePoint(byte), byte]),
+  ...UNPRINTABLE.map((byte, n) => [String.fromCodePoint(0x100 + n), byte]),
+];
 const BYTE_OF = new Map(LETTERS);
 const LETTER_OF = Array.from({ length: 256 });
 for (const [letter, byte] of LETTERS) LETTER_OF[byte] = letter;
 
 // Published in openai/gpt-2, src/encoder.py. JavaScript's own \s is not Unicode's: it has U+FEFF and lacks U+0085.
-const PATTERN =
-  /'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}/gu;
+const PATTERN = /'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{space}\p{L}\p{N}]+|\p{space}+(?!\P{space})|\p{space}/gu;
 
 /** GPT-2's byte pair encoding: 256 bytes, the merges, `<|endoftext|>`. */
 export class GPT2Tokenizer extends Tokenizer {

@@ -1,7 +1,9 @@
-// A model's tensors from the bytes in which page/weights.py keeps them, as Float32Arrays: the engine computes in float32.
+// A model's tensors from the bytes in which page/weights.py keeps them, as Float32Arrays: the engine computes in
+// float32.
 //
-// tensors: [{name, shape, dtype: "float32" | "float16" | "int8", offset, length, scales}], offsets and lengths in bytes;
-// every offset is a multiple of four, so that a typed array can look at the bytes in place. Nothing of float32 is copied.
+// tensors: [{name, shape, dtype: "float32" | "float16" | "int8", offset, length, scales}], offsets and lengths in
+// bytes; every offset is a multiple of four, so that a typed array can look at the bytes in place. Nothing of float32
+// is copied.
 
 export function decodeWeights(tensors, bytes) {
   const weights = {};
