@@ -505,7 +505,7 @@ def check_has_tokenizer(tokenizer: Tokenizer | None, source: Path | str) -> Toke
         raise InputError(
             f"no tokenizer is known for {source}, and without one no text goes in or out",
             f"name one with {named('tokenizer')}: gpt2, a tokenizer.json or its folder, or the text whose characters "
-            "it learned; minigpt import makes a run directory with it, which every command takes",
+            "it learned; to train the model, first make a run of both: minigpt import MODEL DIR --tokenizer ...",
         )
     return tokenizer
 

@@ -172,6 +172,7 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.tokenizers.read": {"tokenizer": LETTERS, "text": "ab"},
         "minigpt.data.batches.encode": {
             "documents": DOCUMENTS, "tokenizer": LETTERS, "eos_id": 2, "max_length": 5, "block_size": 7,
+            "earlier": False,
         },
         "minigpt.data.batches.padded": {"encoded": encoded, "batch_size": 2, "seed": 3, "epoch": 1},
         "minigpt.data.dialogues.render": {"messages": [{"role": "user", "content": "a"}], "reply_as": "b"},

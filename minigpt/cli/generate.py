@@ -186,7 +186,7 @@ def _drafter(settings: Generate, model: GPT, tokenizer: Tokenizer) -> PromptLook
         return None
     if settings.draft == LOOKUP:
         return PromptLookup(**number)
-    drafter, own = open_source(settings.draft).load_for_text(weights=settings.weights)
+    drafter, own = open_source(settings.draft).load_for_text(tokenizer=settings.tokenizer, weights=settings.weights)
     if own.fingerprint() != tokenizer.fingerprint():
         raise InputError(
             f"{settings.draft} has other tokens than the model: {own.vocab_size} and {tokenizer.vocab_size} of them",

@@ -77,7 +77,7 @@ def check_special(tokenizer: Tokenizer, flag: str) -> None:
 def tokenized(settings: TextSettings, model: str | None, text: str) -> tuple[str, Tokenizer, list[int]]:
     """The name and the tokenizer of --model, or of --tokenizer alone, for which no model is needed; a text's ids."""
     chosen = settings.tokenizer
-    if chosen and not model:
+    if chosen is not None and model is None:
         name, tokenizer = chosen, named_tokenizer(chosen)
     else:
         source = model_source(model)

@@ -28,7 +28,7 @@ from minigpt.fields import check_fields
 from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
-_EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+_EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 # --- how a command describes its settings
@@ -185,6 +185,8 @@ class TypedField:
             return word
         if kind is bool and word in ("true", "false"):
             return word == "true"
+        if kind is Path and word:
+            return Path(word)
         expected = _EXPECTED.get(kind)
         if kind in (int, float) and any(map(str.isdigit, word)):  # "inf" and "nan" have no digit
             if is_plain(word):

@@ -1,7 +1,6 @@
 """The texts that a command reads: prompts, corpora; and the texts that stand for single tokens."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from minigpt.cli.settings import Prompts
 from minigpt.cli.streams import given
@@ -10,6 +9,7 @@ from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, rea
 from minigpt.data.documents import Documents, read_documents
 from minigpt.data.sources import load_source
 from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.system.files import named_path
 from minigpt.tokenizers import Tokenizer, encode_prompt
 
 Encode = Callable[[Tokenizer, str], list[int]]
@@ -34,14 +34,13 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
     if file is None:
         return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
     advice = "name a text file with one prompt a line"
-    if Path(file).is_dir():
+    path = named_path(file, "prompts_file")
+    if path.is_dir():
         raise DataError(f"{file} is a folder", advice)
-    if not Path(file).exists():
+    if not path.exists():
         raise MissingFileError(f"there is no file {file}", advice)
     lines = [
-        (f"line {n} of {file}", line)
-        for n, line in enumerate(read_plain_text(Path(file)).split("\n"), 1)
-        if line.strip()
+        (f"line {n} of {file}", line) for n, line in enumerate(read_plain_text(path).split("\n"), 1) if line.strip()
     ]
     if not lines:
         raise DataError(f"there is no prompt in {file}", advice)

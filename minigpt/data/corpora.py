@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, near
+from minigpt.errors import DataError, DownloadError, MissingFileError, named, near
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -96,7 +96,16 @@ class Corpus:
     val_start: int | None = None
 
     def with_validation(self, other: "Corpus") -> "Corpus":
-        """This text to learn from, and another to validate."""
+        """This text to learn from, and another to validate.
+
+        Raises:
+            DataError: if the other is a part of this one, whose loss would say nothing of a text that is new.
+        """
+        if other.text in self.text:
+            raise DataError(
+                f"all of {other.name}, which is to validate, is in {self.name}, which is learned",
+                f"give another text as {named('val_data')}, or leave it out: then the end of {self.name} validates",
+            )
         origin = f"{self.origin}; to validate, {other.origin}"
         return Corpus(self.name, self.text + other.text, origin, val_start=len(self.text))
 

@@ -40,6 +40,11 @@ def load_source(config: RunConfig) -> Corpus | Documents:
             )
         documents = read_documents(source, d)
         return with_validation(documents, read_documents(val_data, d)) if val_data else documents
+    if val_data and kind_of(d.separate, val_data) != "text":
+        raise ConfigError(
+            f"{named('val_data', val_data)} holds separate documents, and {source} is read as one text",
+            f"name a text to validate, or add {passed('separate', 'on')}",
+        )
     corpus = load_corpus(source)
     return corpus.with_validation(load_corpus(val_data)) if val_data else corpus
 

@@ -153,7 +153,7 @@ class DecodingOptions:
     seed: _Seed | Sequence[_Seed] | None = 0
     """of the draws; where nothing is drawn, every seed gives the same. A list, one seed per prompt, makes what is drawn
     for a prompt independent of its batch; None takes a fresh seed each time"""
-    batch_size: Annotated[int | None, Bounds(1, 1_000_000, below="continues nothing")] = None
+    batch_size: Annotated[int | None, Bounds(1, _MOST, below="continues nothing")] = None
     """the most sequences that are written side by side, and each beam is one; the others wait, and take the places of
     those that are done; all at once unless given"""
     use_cache: bool = True

@@ -46,7 +46,7 @@ from minigpt.system.files import (
     read_json,
     write_text,
 )
-from minigpt.tokenizers import Tokenizer, check_has_tokenizer, check_vocabulary
+from minigpt.tokenizers import Tokenizer, check_vocabulary
 
 LOCK = ".lock"  # held by the process that trains in a run directory
 CHECKPOINTS = Path("checkpoints")  # where runs are written, and searched, by default
@@ -194,7 +194,7 @@ def versions() -> dict[str, str]:
 @checked
 def save_run(
     model: GPT,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     folder: Path | str,
     trained: RunConfig | None = None,
     carried: Mapping[str, Any] | None = None,
@@ -220,7 +220,6 @@ def save_run(
     import yaml
 
     folder = named_path(folder, "folder")
-    tokenizer = check_has_tokenizer(tokenizer, folder)
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
     check_unused(folder)
     with atomic_folder(folder) as part:

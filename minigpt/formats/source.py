@@ -264,7 +264,8 @@ class Source:
                 f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
         named = options["tokenizer"]
-        model, chosen = source.load_for_text(**options | {"tokenizer": named or run.tokenizer, "adapter": run.adapter})
+        both: Loading = {"tokenizer": run.tokenizer if named is None else named, "adapter": run.adapter}
+        model, chosen = source.load_for_text(**options | both)
         if named is None:  # the run may have given the base's settings another, such as the template of dialogues
             chosen = chosen.with_added(chosen.added, load_tokenizer(run.tokenizer).settings)
         return model, chosen

@@ -254,10 +254,12 @@ def named_path(name: object, what: str) -> Path:
         The path; `named_path` of it gives the same path again.
 
     Raises:
-        InputError: if `name` is neither, or no file can have this name.
+        InputError: if `name` is neither, or empty, or no file can have this name.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{named(what, name)} is no path", "give a text or a pathlib.Path")
+    if name == "":  # as an unset variable of a shell; to pathlib it would be the working folder
+        raise InputError(f"{named(what)} is empty, and no path", "give a path; . is the working folder")
     try:
         path = Path(os.path.expanduser(name))
         os.lstat(path)

@@ -339,11 +339,13 @@ class Checkpoint:
 
     def check_corpus(self, corpus: str, config: RunConfig) -> None:
         """Raise CheckpointError if the corpus, given by its sha256, is not that of the run."""
+        places = (config.data.source, config.data.val_data)
+        flags = " or ".join(named(name) for name, place in zip(("source", "val_data"), places, strict=True) if place)
         if self.manifest["corpus"] != corpus:
             raise CheckpointError(
-                f"the text of {config.data.source} has changed since {self.path} was trained on it",
-                f"name the former text's new place as {named('source')}, or start a new run: a resumed one must read "
-                "what it would have read",
+                f"the text of {' or '.join(filter(None, places))} has changed since {self.path} was trained on it",
+                f"name the former text's new place as {flags}, or start a new run: a resumed one must read what it "
+                "would have read",
             )
 
     def check_base(self, base: str | None, name: str) -> None:

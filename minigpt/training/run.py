@@ -22,7 +22,7 @@ from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, corpus_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
-from minigpt.errors import ConfigError, did_you_mean, first_line, named
+from minigpt.errors import ConfigError, MissingFileError, did_you_mean, first_line, named
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
@@ -177,9 +177,14 @@ def starting_point(
     """
     check_has_base(config)
     if config.init_from and (checkpoint is None or config.train.lora_rank):
-        base, tokenizer = open_source(config.init_from).load_for_text(
-            block_size=config.model.block_size, dropout=config.model.dropout
-        )
+        try:
+            source = open_source(config.init_from)
+        except MissingFileError as error:
+            if checkpoint is None:
+                raise
+            how = f"put it back, or name where it is now as {named('init_from')}"
+            raise MissingFileError(f"{directory.path} trains an adapter of a model, and {error.what}", how) from None
+        base, tokenizer = source.load_for_text(block_size=config.model.block_size, dropout=config.model.dropout)
         return replace(config, model=base.config), _for_data(tokenizer, config), base
     if checkpoint is None:
         return *before_weights(config, data), None

@@ -36,7 +36,7 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> CharModel:
     tokenizer = CharTokenizer.from_text(LETTERS)
     pair = small_model(tokenizer), tokenizer
     monkeypatch.setattr(command, "load", lambda *_: pair)
-    draft = SimpleNamespace(load_for_text=lambda weights: (small_model(tokenizer, seed=4), tokenizer))
+    draft = SimpleNamespace(load_for_text=lambda **_: (small_model(tokenizer, seed=4), tokenizer))
     monkeypatch.setattr(command, "open_source", lambda spec: draft)
     return pair
 

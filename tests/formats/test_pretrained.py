@@ -590,7 +590,7 @@ def test_a_model_without_a_tokenizer_goes_out_and_comes_back(tiny_config, bias):
 
 
 def test_a_run_has_a_tokenizer(tiny_model):
-    with pytest.raises(InputError, match=r"no tokenizer is known for run.*\nname one with tokenizer:"):
+    with pytest.raises(InputError, match=r"tokenizer = None .*\ntokenizer must be .* name one: load_model"):
         save_run(tiny_model, None, Path("run"))
     assert not Path("run").exists()
 

@@ -1,0 +1,106 @@
+"""What an error says is true, and what it advises can be done."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli.main import answer as run
+from minigpt.config import GPTConfig
+from minigpt.decoding.options import DecodingOptions
+from minigpt.formats.pretrained import save_hf
+from minigpt.formats.run_directory import save_run
+from minigpt.tokenizers import CharTokenizer
+from tests.conftest import random_model
+
+CHARACTERS = "\nabcdefghijklmnopqrstuv"
+LETTERS = CharTokenizer(CHARACTERS)
+SHAPE = GPTConfig(vocab_size=23, block_size=13, n_layer=1, n_head=2, n_embd=6)
+STEPS = ["--device", "cpu", "--train.max_steps", "2", "--train.batch_size", "2", "--train.warmup_steps", "0"]
+NEW = ["--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "6", "--model.block_size", "7", *STEPS]
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """A model without a tokenizer, a run, and texts of its letters; no pictures are drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
+    model = random_model(SHAPE, seed=3)
+    save_hf(model, None, "bare")
+    save_run(model, LETTERS, "run")
+    for number, name in enumerate(("learned.txt", "held.txt")):
+        Path(name).write_text("".join(LETTERS.decode([(i * i + number) % 23]) for i in range(331)), encoding="utf-8")
+    Path("letters.txt").write_text(CHARACTERS, encoding="utf-8")
+
+
+def test_a_model_without_a_tokenizer_is_trained_as_the_error_advises(failing):
+    start = ["train", "--data", "learned.txt", "--out", "new", *STEPS, "--init-from"]
+    told = failing([*start, "bare"])
+    assert "minigpt import MODEL DIR --tokenizer" in told
+    assert run(["import", "bare", "whole", "--tokenizer", "letters.txt"]) == 0
+    assert run([*start, "whole"]) == 0
+
+
+@pytest.mark.parametrize("model", ["bare", "run"])
+def test_a_draft_without_a_tokenizer_has_the_one_that_is_named(model, failing):
+    line = ["generate", "abc", "--model", model, "--draft", "bare", "--max-new-tokens", "3"]
+    assert "name one with --tokenizer" in failing(line)
+    assert run([*line, "--tokenizer", "letters.txt"]) == 0
+
+
+def test_no_flag_is_blamed_that_nobody_gave(capsys):
+    many = ["--num-return-sequences", "130000", "--max-new-tokens", "0"]
+    assert run(["generate", "abc", "--model", "run", *many]) == 0
+    assert capsys.readouterr().out.count("abc") == 130_000
+    assert DecodingOptions(strategy="beam", num_beams=1_000_000, batch_size=8_000_000).batch_size == 8_000_000
+
+
+@pytest.mark.parametrize("changed", ["learned.txt", "held.txt"])
+def test_of_data_that_changed_the_text_and_what_validates_are_named(changed, capsys):
+    assert run(["train", "--data", "learned.txt", "--val-data", "held.txt", "--out", "new", *NEW]) == 0
+    shutil.copy("letters.txt", changed)
+    assert run(["train", "--resume", "new", "--train.max_steps", "4"]) == 2
+    what, how = capsys.readouterr().err.rstrip("\n").split("\n")[-2:]
+    assert re.search(r"the text of \S*learned.txt or \S*held.txt has changed", what)
+    assert "new place as --data or --val-data" in how
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.NDJSON"])
+def test_records_do_not_validate_a_text_by_their_letters(name, failing):
+    Path(name).write_text("text\nabc\n", encoding="utf-8")
+    line = ["train", "--data", "learned.txt", "--val-data", name, *NEW]
+    assert f"--val-data {name!r} holds separate documents, and learned.txt is read as one text" in failing(line)
+    assert run([*line, "--documents.separate", "off", "--out", "new"]) == 0
+
+
+def test_a_base_that_moved_is_named_where_it_is(capsys):
+    Path("d.txt").write_text("\n".join("abcdefghijkl"[i:] for i in range(9)), encoding="utf-8")
+    documents = ["--documents.separate", "on", "--documents.train_size", "5", "--documents.val_size", "2",
+                 "--documents.max_length", "13", "--train.lora_rank", "1", "--train.epochs", "1"]  # fmt: skip
+    assert run(["train", "--init-from", "run", "--data", "d.txt", "--out", "new", "--device", "cpu", *documents]) == 0
+    Path("run").rename("moved")
+    again = ["train", "--resume", "new", "--train.epochs", "2"]
+    assert run(again) == 2
+    told = capsys.readouterr().err
+    assert "new trains an adapter of a model, and" in told
+    assert "where it is now as --init-from" in told
+    assert run([*again, "--init-from", "moved"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        (["next", "abc", "--model", "run", "--tokenizer", ""], "--tokenizer"),
+        (["next", "abc", "--model", "run", "--adapter", ""], "--adapter"),
+        (["generate", "abc", "--model", "run", "--adapter", ""], "--adapter"),
+        (["tokenize", "abc", "--tokenizer", ""], "--tokenizer"),
+        (["import", "run", ""], "DIR"),
+        (["export", "run", ""], "DIR"),
+        (["import", "run", "new", "--tokenizer", ""], "--tokenizer"),
+        (["generate", "--model", "run", "--prompts-file", ""], "--prompts-file"),
+    ],
+)
+def test_an_empty_name_is_no_path(line, flag, failing):
+    """As a variable of a shell that is not set."""
+    assert re.match(rf"error: {flag} (is empty, and no path|'': expected a path)\n", failing(line))
