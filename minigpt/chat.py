@@ -313,6 +313,7 @@ class Chat:
     ) -> Generator[str, None, None]:
         """All tries at a reply to `messages`, of which the model reads `kept`, as `ids`."""
         before, seed, draws = self.messages, self.seed, cast(list[Draw], [])
+        pieces: Generator[str, None, None] | None = None
         most = self.settings["tries"] if self.decoding.samples else 1  # what is not drawn would come again
         hidden = on_failed is None and most > 1 and bool(self.settings["filters"])
         try:
@@ -329,6 +330,8 @@ class Chat:
             self.messages, self.seed = before, seed
             raise
         except BaseException:  # whoever reads has seen enough
+            if pieces is not None:
+                pieces.close()
             self._keep(messages, kept, draws)
             raise
         self._keep(messages, kept, draws)
@@ -336,7 +339,7 @@ class Chat:
     def _keep(self, messages: list[Message], kept: list[Message], draws: Sequence[Draw]) -> None:
         """Add the best of the tries to the conversation."""
         self.messages = messages
-        if not draws:
+        if not draws:  # it was stopped before the first began
             return
         self.last = Reply(_best(draws), tuple(draws), tuple(kept))
         if self.last.text:
@@ -345,7 +348,7 @@ class Chat:
                 message["name"] = name
             self.messages = [*messages, message]
 
-    def _draw(self, messages: Sequence[Message], ids: list[int], draws: list[Draw]) -> Iterator[str]:
+    def _draw(self, messages: Sequence[Message], ids: list[int], draws: list[Draw]) -> Generator[str, None, None]:
         """One try, in pieces; in the end it is added to `draws`."""
         seed = self.seed
         if seed is not None:

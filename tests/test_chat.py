@@ -277,6 +277,17 @@ def test_what_was_said_until_it_was_stopped_is_kept(how: str, monkeypatch: pytes
     assert chat.say("the").text == "bee"
 
 
+def test_stopped_between_two_tries_the_best_is_kept(monkeypatch: pytest.MonkeyPatch):
+    def stop(draw: minigpt.chat.Draw) -> None:
+        raise KeyboardInterrupt
+
+    scripted(monkeypatch, ["the house is a house", "bee"])
+    chat = Chat(writer(LETTERS), LETTERS, filters=replies.USUAL)
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.stream("the house is a house", on_failed=stop))
+    assert chat.messages[-1] == reply("the house is a house")
+
+
 def test_stopped_before_the_first_word_there_is_no_reply(monkeypatch: pytest.MonkeyPatch):
     def stream(*args: Any, **options: Any):
         raise KeyboardInterrupt

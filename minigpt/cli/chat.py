@@ -1,7 +1,6 @@
 """`minigpt chat`."""
 
 import contextlib
-import dataclasses
 import sys
 import textwrap
 import time
@@ -15,7 +14,7 @@ from minigpt.cli.models import load
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import Chat as Settings
 from minigpt.cli.streams import escaped, one_line, print_error, print_json, screen_width, write_product
-from minigpt.data.dialogues import Message, speaker
+from minigpt.data.dialogues import Message, check_template, speaker
 from minigpt.data.documents import HALF_CHARACTER
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import ConfigError, InputError, MiniGPTError, did_you_mean
@@ -35,6 +34,7 @@ NAMES = {"as": "reply_as"}  # what a setting is called here -> there
 OF_THE_CHAT = ("turns", "system", "as", "user", "max_new_tokens", "tries", "seed")
 ALWAYS = ("temperature", "strategy")  # shown by /set although nobody has set them
 USUAL = "default"  # the value that takes a setting back
+USUAL_OPTIONS = vars(DecodingOptions())  # as nobody has set them
 _HELP = f"""\
 A line that begins with // is said with one /. Ctrl-C stops a reply, and what it had said counts. Where the terminal can
 edit lines, Tab completes a command, and the arrow keys bring back what you typed; that is forgotten in the end: nothing
@@ -46,7 +46,8 @@ def answer(settings: Settings) -> None:
     filters = [*replies.USUAL, _length(settings)]
     filters += [replies.blocklist(replies.read_blocklist(file)) for file in settings.blocklist]
     model, tokenizer = load(settings, settings.model, settings.adapter)
-    options = {name: value for name, value in vars(settings.options).items() if value != _usual(name)}
+    check_template(tokenizer, settings.model or "the newest run")  # here its name is known
+    options = {name: value for name, value in vars(settings.options).items() if value != USUAL_OPTIONS[name]}
     for name in ("max_new_tokens", "eos_token_id"):  # which stood for those of a model that was not there yet
         options.pop(name)
     if settings.max_new_tokens is not None:
@@ -67,14 +68,6 @@ def _length(settings: Settings) -> replies.Filter:
         return replies.length(settings.min_characters or 1, settings.max_characters)
     except InputError as error:
         raise InputError(*error.renamed({"least": "--min-characters", "most": "--max-characters"})) from None
-
-
-def _usual(name: str) -> Any:
-    """The value of an option that nobody has set."""
-    if name == "temperature":
-        return DecodingOptions().temperature
-    one = next(field for field in dataclasses.fields(DecodingOptions) if field.name == name)
-    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 class _Talk:
@@ -184,7 +177,7 @@ class _Talk:
         shown["max_new_tokens"] = decoding["max_new_tokens"]
         shown["system"] = next((one["content"] for one in self.chat.messages if one["role"] == "system"), "")
         given = {name: decoding[name] for name in self._fields if name in decoding and name not in OF_THE_CHAT}
-        shown |= {name: value for name, value in given.items() if name in ALWAYS or value != _usual(name)}
+        shown |= {name: value for name, value in given.items() if name in ALWAYS or value != USUAL_OPTIONS[name]}
         self.tell(
             ", ".join(f"{name} {one_line(str(value))}" for name, value in shown.items() if value not in ("", None))
         )

@@ -330,6 +330,13 @@ def test_a_model_that_was_never_trained_to_reply_says_so_once(tmp_path: Path, pi
     assert err.count("was not trained on dialogues") == 1
 
 
+def test_a_template_of_somebody_else_is_refused_by_name(tmp_path: Path, failing):
+    model = random_model(GPTConfig(LETTERS.vocab_size, 31, n_layer=1, n_head=1, n_embd=7), 3)
+    save_run(model, LETTERS.with_added((), {"chat_template": "{{ theirs }}"}), tmp_path / "theirs")
+    said = failing(["chat", "--model", "theirs"])
+    assert "theirs has a chat template of its own, '{{ theirs }}'" in said
+
+
 def test_what_contradicts_itself_is_refused(talker: Path, failing):
     line = ["chat", "--model", str(talker)]
     assert "--strategy" in failing([*line, "--strategy", "beam"])
