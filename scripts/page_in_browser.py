@@ -1,16 +1,20 @@
 """The page in Chromium: pictures of its views, and how fast it is and how much memory it takes.
 
     python scripts/page_in_browser.py pictures --model checkpoints/shakespeare-quick --out out/pages
+    python scripts/page_in_browser.py pictures --model checkpoints/shakespeare-quick --out docs/images \
+        --view attention --width 1240 --scheme light --state "head=1&off=0.1"
     python scripts/page_in_browser.py measure --model checkpoints/shakespeare-quick --prompt "ROMEO:" --tokens 100
 
-`pictures` writes every view at 390 and at 1,600 pixels, light and dark, as PNG. `measure` reads a prompt, lets the page
-write, and prints what the page says of its speed and what the process of the page holds in memory beside the weights.
+`pictures` writes every view as PNG, by default at 390 and at 1,600 pixels, light and dark; the second command makes
+README's. `measure` reads a prompt, lets the page write, and prints what the page says of its speed and what the process
+of the page holds in memory beside the weights.
 It needs minigpt's extra [browser], and Debian's packages chromium and chromium-driver.
 """
 
 import argparse
 import base64
 import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -20,8 +24,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
+from PIL import Image  # matplotlib brings it
 from selenium import webdriver
 
 VIEWS = ("write", "attention", "lens", "beams", "loss", "size", "training", "side")
@@ -82,20 +87,21 @@ def pictures(driver: webdriver.Chrome, address: str, arguments: argparse.Namespa
     """Write every view, as it looks at two widths, light and dark."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     for width in arguments.width:
-        for scheme in ("light", "dark"):
+        for scheme in arguments.scheme:
             metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             wish = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
             for view in arguments.view:
-                opened(driver, address, view=view, prompt=arguments.prompt, off=arguments.off)
+                opened(driver, address, **{**arguments.state, "view": view, "prompt": arguments.prompt})
                 time.sleep(0.5)  # transitions, and the run of the training view, which is fetched
                 height = driver.execute_script("return document.documentElement.scrollHeight")
                 clip = {"x": 0, "y": 0, "width": width, "height": min(3000, height), "scale": 1}
                 wanted = {"captureBeyondViewport": True, "clip": clip}
                 png = driver.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"]
-                path = arguments.out / f"{view}-{width}-{scheme}.png"
-                path.write_bytes(base64.b64decode(png))
+                path = arguments.out / f"page-{view}-{width}-{scheme}.png"
+                few = Image.open(io.BytesIO(base64.b64decode(png))).quantize(96)  # colours: a third of the bytes
+                few.save(path, optimize=True)
                 print(path)
 
 
@@ -152,7 +158,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/pages"))
     parser.add_argument("--view", nargs="+", choices=VIEWS, default=VIEWS)
     parser.add_argument("--width", nargs="+", type=int, default=[390, 1600])
-    parser.add_argument("--off", default="0.1", help="the head that is switched off in the pictures")
+    parser.add_argument("--scheme", nargs="+", choices=["light", "dark"], default=["light", "dark"])
+    parser.add_argument("--state", type=lambda text: dict(parse_qsl(text)), default={"off": "0.1"}, help="of the page")
     parser.add_argument("--tokens", type=int, default=100, help="that are written to measure the speed")
     arguments = parser.parse_args()
     with served(arguments.model) as address, browser() as driver:

@@ -232,8 +232,8 @@ function showTop(app) {
   parts.models.update?.();
   const shape = `${config.n_layer} layers of ${config.n_head} heads, width ${config.n_embd}`;
   const facts = [`${human(about.parameters)} parameters`, shape, `context ${config.block_size}`, about.precision];
-  if (about.loss_cost !== undefined && about.loss_cost !== null) facts.push(`which costs ${about.loss_cost} nats`);
-  parts.facts.textContent = facts.filter(Boolean).join(" · ");
+  if (about.loss_said) facts.push(about.loss_said);
+  parts.facts.textContent = facts.join(" · ");
   document.title = `${about.name} · minigpt`;
   for (const link of document.querySelectorAll("a[data-line]")) {
     link.href = writeState({ ...state, line: Number(link.dataset.line) });

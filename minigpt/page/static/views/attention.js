@@ -39,6 +39,7 @@ export const attentionView = {
     const change = element("p", { role: "status" });
     const changed = new Strip("the text, coloured by what the switches change", (place) => tell(place), (place) => tell(place));
     const detail = element("p", { class: "readout" });
+    const nextTitle = element("h4", {}, "The next token, and a mark where it was before");
     const next = element("ol", { class: "bars", "aria-label": "the next token, and without what is switched off" });
     const probabilities = new Numbers("The text's probabilities as a table");
     const skipped = element("p", { class: "quiet" });
@@ -60,6 +61,7 @@ export const attentionView = {
           change,
           changed.node,
           detail,
+          nextTitle,
           next,
           probabilities.node,
         ),
@@ -215,7 +217,7 @@ export const attentionView = {
       const T = after.length + 1;
       const pieces = app.text.pieces.slice(-T);
       const difference = (i) => (i === 0 ? 0 : after[i - 1] - before[i - 1]);
-      changed.node.hidden = detail.hidden = off.length === 0;
+      changed.node.hidden = detail.hidden = nextTitle.hidden = off.length === 0;
       const mean = (values) => values.reduce((sum, p) => sum - Math.log(p), 0) / values.length;
       change.textContent =
         off.length === 0

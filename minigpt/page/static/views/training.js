@@ -90,6 +90,7 @@ function drawLosses(place, { train, validation }) {
     ticks.push(shape("text", { x: x(step), y: HEIGHT - 12, "text-anchor": anchor }, step.toLocaleString("en")));
   }
   const best = validation.at(-1);
+  const now = best === undefined ? "" : `, now ${best[1].toFixed(3)}`;
   const name = `loss against the step: of training batches it ends at ${train.at(-1)?.[1].toFixed(3) ?? "nothing"}, ` +
     `on the validation split at ${best?.[1].toFixed(3) ?? "nothing"}`;
   const dots = validation.map(([step, loss]) => shape("circle", { class: "validation", cx: x(step), cy: y(loss), r: 4 }));
@@ -105,11 +106,8 @@ function drawLosses(place, { train, validation }) {
     element(
       "p",
       { class: "legend quiet" },
-      element("span", { class: "key train" }),
-      "training batches",
-      element("span", { class: "key validation" }),
-      "validation split",
-      best === undefined ? "" : `, now ${best[1].toFixed(3)}`,
+      element("span", {}, element("span", { class: "key train" }), "training batches"),
+      element("span", {}, element("span", { class: "key validation" }), "validation split", now),
     ),
   );
 }
