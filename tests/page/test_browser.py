@@ -31,6 +31,7 @@ from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.page.contents import Shown
 from minigpt.page.server import PageServer
+from minigpt.page.single_file import write_page
 from minigpt.page.weights import page_weights
 from minigpt.tokenizers import CharTokenizer
 
@@ -47,6 +48,7 @@ IDS = ["write", "attention", "lens", "beams", "loss", "size", "training", "side"
 TOKENIZER = CharTokenizer.from_text(string.ascii_letters + string.digits + string.punctuation + " \né")  # 97 characters
 CONFIG = GPTConfig(vocab_size=97, block_size=43, n_layer=2, n_head=3, n_embd=3 * 5)
 OTHER = GPTConfig(vocab_size=97, block_size=41, n_layer=1, n_head=2, n_embd=2 * 7, bias=False, tie_weights=False)
+CODE = Path(minigpt.model.__file__).read_text(encoding="utf-8").splitlines()
 PROMPT = "ROMEO:\nWhat light?"
 CAUGHT = "<b>x</b><script>document.title='caught'</script>"
 NEAR = 1e-4  # the page sums in float64, torch in float32
@@ -247,7 +249,7 @@ def test_a_view_is_explained_and_shows_its_line_of_the_model(page, view):
     assert sentence.count(". ") + sentence.count("? ") == 1  # one sentence, and the link
     page.find(".sentence a").click()
     shown = page.wait(lambda: page.js("return document.querySelector('dialog[open] li.now')?.textContent"))
-    assert shown == Path(minigpt.model.__file__).read_text(encoding="utf-8").splitlines()[line - 1]
+    assert shown == CODE[line - 1]
     page.press(Keys.ESCAPE)
     page.wait(lambda: page.js("return document.querySelector('dialog[open]') === null"))
 
@@ -627,6 +629,48 @@ def test_another_model_stands_beside_the_model(page, model, other, ids):
             page.js("return [...document.querySelectorAll('.written-text')].map((e) => e.textContent.length >= 60)")
         )
     )
+
+
+# --- one file
+
+
+@pytest.fixture(scope="module")
+def file(shown: list[Shown], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "my model.html"
+    write_page(path, shown)
+    return path
+
+
+@pytest.fixture
+def file_page(driver: webdriver.Chrome, file: Path) -> Iterator[Page]:
+    """The page of a file on the disk, in a browser without a network."""
+    page = Page(driver, file.as_uri())
+    page.look()
+    nowhere = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", nowhere)
+    yield page
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**nowhere, "offline": False})
+    nothing_went_wrong(page)
+
+
+@pytest.mark.parametrize("view", IDS)
+def test_a_file_shows_every_view(file_page, model, ids, view):
+    file_page.open(view=view)
+    assert file_page.js("return document.querySelector('[role=alert]').hidden")
+    assert "model.py, line " in file_page.text(".sentence")
+    if view == "write":
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]))[0, -1]
+        rows = file_page.table("These probabilities as a table")
+        close(column(rows, 2), logits[[int(row[1]) for row in rows]])
+    if view == "training":
+        assert file_page.js("return document.querySelector('.samples pre').textContent") == CAUGHT
+    if view == "side":
+        file_page.tab_to("e.labels?.[0]?.textContent === 'Beside it'")
+        file_page.press(Keys.ARROW_DOWN)
+        file_page.settle()
+        assert len(file_page.table("Both as a table")) == len(ids) - 1
 
 
 # --- what goes wrong, and what is not to be trusted
