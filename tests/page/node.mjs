@@ -58,6 +58,17 @@ const CALLS = {
     return sequences.map((ids, n) => row.logits(ids, edits[n]));
   },
 
+  /** How many ids are left after each call of `read`, and the logits then. */
+  reading({ model, sequences, most }) {
+    const row = new Row(models.get(model));
+    return sequences.map((ids) => {
+      const left = [];
+      do left.push(row.read(ids, [], most));
+      while (left.at(-1));
+      return { left, logits: row.logits(ids) };
+    });
+  },
+
   /** A text, and the same text written again from each of its places. */
   branches({ model, prompt, options, places }) {
     const row = new Row(models.get(model));

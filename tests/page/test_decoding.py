@@ -275,6 +275,16 @@ def test_a_row_reads_only_what_is_new_and_gives_the_same(node: Node, model: GPT)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
+def test_a_row_reads_a_long_text_in_parts(node: Node, model: GPT):
+    ids = [n * n % V for n in range(70)]
+    sequences = [ids[:40], ids[:42], ids[:1], ids[20:43], ids]
+    _, found = node([the_model("m", model), ("reading", {"model": "m", "sequences": sequences, "most": 16})])
+    assert [one["left"] for one in found] == [[23, 7, 0], [0], [0], [6, 0], [0]]  # the last has no room in the cache
+    for one, sequence in zip(found, sequences, strict=True):
+        expected = model(torch.tensor([sequence[-61:]]))[0, -1]
+        torch.testing.assert_close(one["logits"], expected, rtol=0, atol=1e-4)
+
+
 def test_a_text_goes_on_the_same_wherever_one_begins(node: Node, model: GPT):
     options = {"max_new_tokens": 30, "temperature": 1.2, "seed": 6, "top_k": 25}
     args = {"model": "m", "prompt": [3, 1, 4], "options": options, "places": [0, 1, 17, 29]}

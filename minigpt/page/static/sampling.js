@@ -34,21 +34,46 @@ export class Row {
    * @returns {Float32Array} (V,).
    */
   logits(ids, edits = []) {
-    const { cache } = this;
-    let unread = ids.slice(-this.model.config.block_size);
-    const fits = ids.length <= cache.max_length;
-    if (fits) {
-      if (JSON.stringify(edits) !== this.#edits) this.#read = [];
-      this.#edits = JSON.stringify(edits);
-      let common = 0; // the last id is read in any case: its logits are wanted
-      while (common < ids.length - 1 && ids[common] === this.#read[common]) common++;
-      cache.rollback(cache.length - common);
-      this.#read.length = common; // so that an error in the pass leaves both alike
-      unread = ids.slice(common);
-    }
-    const { logits } = this.model.forward(unread, { cache: fits ? cache : null, edits, last: true });
-    if (fits) this.#read.push(...unread);
+    const { logits } = this.#fits(ids)
+      ? this.#fed(this.#unread(ids, edits), edits)
+      : this.model.forward(ids.slice(-this.model.config.block_size), { edits, last: true });
     return logits.subarray(0, this.V);
+  }
+
+  /**
+   * Feed the first `most` of what is new, and not the last of the ids: for a long text, so that one can stop between.
+   *
+   * @param {number[]} ids at least one.
+   * @param {object[]} [edits]
+   * @param {number} [most]
+   * @returns {number} how many are left to read before `logits` has only the last one to feed.
+   */
+  read(ids, edits = [], most = 32) {
+    if (!this.#fits(ids)) return 0; // there is no reading in parts without a cache
+    const unread = this.#unread(ids, edits).slice(0, -1);
+    if (unread.length) this.#fed(unread.slice(0, most), edits);
+    return Math.max(0, unread.length - most);
+  }
+
+  #fits(ids) {
+    return ids.length <= this.cache.max_length;
+  }
+
+  /** What of the ids is not in the cache, the last one in any case; what is in it and not in the ids is taken back. */
+  #unread(ids, edits) {
+    if (JSON.stringify(edits) !== this.#edits) this.#read = [];
+    this.#edits = JSON.stringify(edits);
+    let common = 0;
+    while (common < ids.length - 1 && ids[common] === this.#read[common]) common++;
+    this.cache.rollback(this.cache.length - common);
+    this.#read.length = common; // so that an error in a pass leaves both alike
+    return ids.slice(common);
+  }
+
+  #fed(unread, edits) {
+    const passed = this.model.forward(unread, { cache: this.cache, edits, last: true });
+    this.#read.push(...unread);
+    return passed;
   }
 
   /** One that goes on from here on its own: for a beam that forks. */

@@ -36,6 +36,15 @@ class Model {
     this.V = this.row.V; // the ids behind these have no text
   }
 
+  /** Read all but the last of ids, a part at a time, so that whoever asked can end it: false if that happened. */
+  async read(ids, edits, job) {
+    while (this.row.read(ids, edits)) {
+      await nextTurn();
+      if (job.ended) return false;
+    }
+    return true;
+  }
+
   /** A pass over ids: its points, and for each position the scores of what follows, (V,). The last one is kept. */
   pass(ids, edits, taps) {
     const set = JSON.stringify(taps);
@@ -84,8 +93,9 @@ const CALLS = {
   },
 
   /** The likeliest next tokens, as the model has them, and what the filters make of them. */
-  next({ model, ids, options, edits = [] }) {
+  async next({ model, ids, options, edits = [] }, job) {
     const it = models[model];
+    if (!(await it.read(ids, edits, job))) return null;
     const logits = it.row.logits(ids, edits);
     const before = softmax(logits);
     const { probs: after, kept } = nextDistribution(logits, options, ids);
@@ -109,7 +119,7 @@ const CALLS = {
       told = all.length;
       job.partial({ ids: fresh, pieces: it.tokenizer.pieces(fresh) });
     };
-    const options = { ...given, max_new_tokens: count, on_overflow: "crop" };
+    const options = { ...given, max_new_tokens: (await it.read(ids, edits, job)) ? count : 0, on_overflow: "crop" };
     for (const { id } of generate(it.row, ids, options, { written: start, edits })) {
       all.push(id);
       if (await job.breathe()) tell();
