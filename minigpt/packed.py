@@ -427,7 +427,7 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
         return str(kind)
     means = {}
     for kind in LOSSLESS:
-        seconds = measured(num_out, num_in, kind, copies, TIMED_ROWS)
+        seconds = kind_seconds(num_out, num_in, kind, copies, TIMED_ROWS)
         means[kind] = math.inf if isinstance(seconds, str) else statistics.geometric_mean(seconds)
     best = min(means, key=means.__getitem__)
     with suppress(MiniGPTError, OSError):  # a cache that cannot be written costs time, and nothing else
@@ -446,7 +446,7 @@ def copies_of(size: int, num_parameters: int) -> int:
 
 
 @torch.no_grad()
-def measured(num_out: int, num_in: int, kind: str, copies: int, rows: Sequence[int]) -> list[float] | str:
+def kind_seconds(num_out: int, num_in: int, kind: str, copies: int, rows: Sequence[int]) -> list[float] | str:
     """Median seconds of one product for each number of rows, so many weights in turn; or why it cannot be trusted."""
     rows_drawn = torch.randn(min(num_out, 64), num_in, generator=_generator())  # all of a large weight would take long
     weight = 0.02 * rows_drawn[torch.arange(num_out) % 64]
@@ -499,7 +499,7 @@ def layer_times(config: GPTConfig) -> list[LayerTimes]:
         if isinstance(part, nn.Linear):
             num_out = _head_rows(config) if part is model.lm_head else part.out_features
             shape, copies = (num_out, part.in_features), copies_of(num_out * part.in_features, size)
-            timed = {kind: measured(*shape, kind, copies, SHOWN_ROWS) for kind in KINDS}
+            timed = {kind: kind_seconds(*shape, kind, copies, SHOWN_ROWS) for kind in KINDS}
             seconds = {kind: times for kind, times in timed.items() if not isinstance(times, str)}
             left_out = {kind: reason for kind, reason in timed.items() if isinstance(reason, str)}
             found.append(LayerTimes(name, *shape, seconds, left_out, fastest(*shape, size)))

@@ -71,7 +71,7 @@ class Edit(Brief):
         Raises:
             InputError: if it lacks one of them, or the point cannot be edited.
         """
-        tap = taps.row(taps.find(self.point, config))
+        tap = taps.tap(taps.find(self.point, config))
         if not tap.editable:
             instead = "attn.z" if tap.where == "product" else "the norm's .out"
             raise InputError(f"{self.point} is worked out from other points and cannot be edited", f"edit {instead}")
@@ -137,7 +137,7 @@ class Ablation(Edit):
     def check(self, config: GPTConfig) -> None:
         """As for every edit. Also refuse a mean or resampling of the positions' embeddings, which have no rows."""
         super().check(config)
-        if self.mode != "zero" and "B" not in taps.row(taps.find(self.point, config)).shape:
+        if self.mode != "zero" and "B" not in taps.tap(taps.find(self.point, config)).shape:
             raise InputError(f"{self.point} is the same for every row", 'ablate it with mode="zero", or patch it')
 
     def new_values(self, old: Tensor, places: Sequence[int]) -> Tensor:
@@ -369,7 +369,7 @@ def _at_places(point: str, value: Tensor, old: Tensor, places: Sequence[int]) ->
     lead, width = tuple(old.shape[:-2]), old.size(-1)
     fits = value.dim() == old.dim() and tuple(value.shape[:-2]) in (lead, (1, *lead[1:]))
     # A pass with a cache has only the keys so far, and the value may have later ones too.
-    fits = fits and (value.size(-1) == width or (value.size(-1) > width and taps.row(point).shape.endswith("S")))
+    fits = fits and (value.size(-1) == width or (value.size(-1) > width and taps.tap(point).shape.endswith("S")))
     if not fits:
         raise InputError(
             f"the value for {point} has the shape {tuple(value.shape)}",

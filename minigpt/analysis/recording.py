@@ -252,7 +252,7 @@ class TraceSize:
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
         for name in self.nbytes:
-            groups.setdefault(taps.row(name).name, []).append(name)
+            groups.setdefault(taps.tap(name).name, []).append(name)
         lines = [("point", "shape", "count", "bytes each", "bytes")]
         for row, names in groups.items():
             shape = taps.shape(names[0], self.config, self.batch_size, self.tokens, self.tokens)

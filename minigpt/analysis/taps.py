@@ -138,7 +138,7 @@ def find(name: str, config: GPTConfig) -> str:
         raise _unknown(name, config) from None
 
 
-def row(name: str) -> Tap:
+def tap(name: str) -> Tap:
     """The row of the table that a point of `points` belongs to."""
     return _ROWS[re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)]
 
@@ -150,14 +150,14 @@ def exists(name: object) -> bool:
 
 def module_path(name: str) -> str:
     """The path of the module at which a point is taken."""
-    return row(name).module.replace("{l}", name.split(".")[1] if name.startswith("blocks.") else "")
+    return tap(name).module.replace("{l}", name.split(".")[1] if name.startswith("blocks.") else "")
 
 
 def shape(name: str, config: GPTConfig, B: int, T: int, S: int) -> tuple[int, ...]:
     """The shape of a point of `points`, for B rows, T tokens and S keys."""
     sizes = {"1": 1, "B": B, "T": T, "S": S, "C": config.n_embd, "4C": 4 * config.n_embd, "H": config.n_head}
     sizes |= {"D": config.n_embd // config.n_head, "V": config.vocab_size}
-    return tuple(sizes[letter] for letter in row(name).shape.split())
+    return tuple(sizes[letter] for letter in tap(name).shape.split())
 
 
 @cache

@@ -185,7 +185,7 @@ class _Wiring:
 
     def _connect_point(self, name: str) -> None:
         module = self._model.get_submodule(taps.module_path(name))
-        match taps.row(name).where:
+        match taps.tap(name).where:
             case "output":
                 self._on_output(module, partial(self._tap, name))
             case "input":
@@ -227,7 +227,7 @@ class _Wiring:
 
     def _any_explicit(self) -> bool:
         """Whether some layer computes attention with the explicit core, for us or because the model does so anyway."""
-        inside = any(taps.row(name).where == "inside" for name in self._points())
+        inside = any(taps.tap(name).where == "inside" for name in self._points())
         return inside or explicit_attention in self._usual
 
     def _points(self) -> frozenset[str]:

@@ -17,16 +17,16 @@ from minigpt.cli.decoders import Setting, parse_setting
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, Compare
 from minigpt.cli.streams import print_json
-from minigpt.cli.texts import check_field, check_fits, encoded, prompt_texts, training_documents
+from minigpt.cli.texts import check_field, check_fits, ids_of, prompt_texts, training_documents
 from minigpt.errors import InputError
 from minigpt.evaluation.comparison import (
     MEASURES,
     Completion,
     Values,
+    by_measure,
     continue_prompts,
     difference_interval,
     mean_interval,
-    measured,
 )
 from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.model import GPT
@@ -62,7 +62,7 @@ def answer(settings: Compare) -> None:
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
     specs = _specs(settings)
     models = [load(settings, model, adapter) for model, adapter in specs]
-    prompts = [[encoded(own, *text) for text in texts] for _, own in models]
+    prompts = [[ids_of(own, *text) for text in texts] for _, own in models]
     length = min(
         _length(settings.max_new_tokens, model, [name for name, _ in texts], own)
         for (model, _), own in zip(models, prompts, strict=True)
@@ -76,7 +76,7 @@ def answer(settings: Compare) -> None:
                     model, tokenizer, own, {**setting.options, "max_new_tokens": length},
                     draws=settings.seeds, seed=settings.seed, batch_size=settings.batch_size, advance=bar.update,
                 )  # fmt: skip
-                rows.append(Row(spec, setting, completions, measured(completions, training)))
+                rows.append(Row(spec, setting, completions, by_measure(completions, training)))
     result = _result(rows, [text for _, text in texts], settings.seed)
     for file in settings.out:
         _write(Path(file), result)

@@ -13,7 +13,7 @@ import torch
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import Eval
 from minigpt.cli.streams import print_json, print_note
-from minigpt.cli.texts import source_of_run
+from minigpt.cli.texts import data_of_run
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, source_name
@@ -23,6 +23,7 @@ from minigpt.data.sources import load_source
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
+from minigpt.formats.source import Source
 from minigpt.model import GPT
 from minigpt.packed import PackedGPT
 from minigpt.tokenizers import note_special
@@ -30,11 +31,24 @@ from minigpt.tokenizers import note_special
 
 def answer(settings: Eval) -> None:
     """Evaluate and print."""
-    named = model_source(settings.model)
-    trained = named.trained
+    source = model_source(settings.model)
+    config, data, own = data_to_measure(settings, source)
+    if isinstance(data, Documents):
+        evaluate_documents(data, config, own, settings, source.name)
+    else:
+        evaluate_text(data, config, own, settings, source.name)
+
+
+def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus | Documents, bool]:
+    """The settings that say how data are read, the data, and whether the model was trained on them.
+
+    Raises:
+        InputError: if there are none, or a flag does not fit them.
+    """
+    trained = source.trained
     if settings.data is None and trained is None:
         raise InputError(
-            f"{named.name} is no run that was trained here, so there is no text that belongs to it",
+            f"{source.name} is no run that was trained here, so there is no text that belongs to it",
             "name a text to measure it on with --data, or check --model",
         )
     config = trained or RunConfig()
@@ -48,47 +62,50 @@ def answer(settings: Eval) -> None:
                 "leave --val-data out",
             )
         config = updated(config, {"data": {"val_data": settings.val_data}})
-    source, own = measured(config, settings.data)
+    data, own = named_data(config, settings.data)
     if settings.data and settings.val_data and not own:
         raise InputError(
-            f"{settings.data} and --val-data {settings.val_data} are not what {named.name} was trained on",
+            f"{settings.data} and --val-data {settings.val_data} are not what {source.name} was trained on",
             "leave --val-data out, to measure all of other data",
         )
     if settings.data is None and not own:
         raise InputError(
-            f"{config.data.source} has changed since {named.name} was trained on it",
+            f"{config.data.source} has changed since {source.name} was trained on it",
             "name the former data with --data; or name this one with --data, to measure all of it",
         )
     if field and config.documents.separate == "off":
         raise InputError(
-            f"--text-field {field} is a field of records, and documents.separate is off in {named.name}: it reads them "
-            "as one text",
+            f"--text-field {field} is a field of records, and documents.separate is off in {source.name}: it reads "
+            "them as one text",
             "leave --text-field out",
         )
-    if field and not isinstance(source, Documents):
+    if field and not isinstance(data, Documents):
         raise InputError(
             f"--text-field {field} is a field of records, and {settings.data or config.data.source} is one text",
             "leave --text-field out, or name a file of records with --data",
         )
-    if isinstance(source, Documents):
-        if settings.split not in (None, "val" if own else "all") or settings.stride is not None:
-            raise InputError(
-                f"{settings.data or config.data.source} holds separate documents, each read from its beginning: the "
-                "held-out ones of a run's own documents, or all of others",
-                "leave --split and --stride out",
-            )
-        evaluate_documents(source, config, own, settings, named.name)
-        return
+    if isinstance(data, Documents) and (
+        settings.split not in (None, "val" if own else "all") or settings.stride is not None
+    ):
+        raise InputError(
+            f"{settings.data or config.data.source} holds separate documents, each read from its beginning: the "
+            "held-out ones of a run's own documents, or all of others",
+            "leave --split and --stride out",
+        )
+    return config, data, own
+
+
+def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, model_name: str) -> None:
+    """Evaluate a model on a part of its run's own text, or on all of another, and print."""
     split = settings.split or ("val" if own else "all")
-    model, tokenizer = load(settings, named.name, settings.adapter)
-    corpus = source
+    model, tokenizer = load(settings, model_name, settings.adapter)
     border = split_at(corpus, config.data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
     note_special(tokenizer, text)
     ids = tokenizer.encode_array(text)
     measure = partial(evaluate, ids=ids, stride=settings.stride, vocab_size=tokenizer.vocab_size)
     result = measure(model)
-    cost = cost_of_weights(model, settings, named.name, result, measure)
+    cost = cost_of_weights(model, settings, model_name, result, measure)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     if settings.json:
         print_json(
@@ -104,38 +121,38 @@ def answer(settings: Eval) -> None:
     print_cost(cost)
 
 
-def measured(config: RunConfig, named: str | None) -> tuple[Corpus | Documents, bool]:
+def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents, bool]:
     """The data to evaluate on, and whether the run was trained on them, even if they have another path now.
 
     Args:
         config: of the run, or the defaults.
-        named: the value of --data, or None for the data that the run names.
+        name: the value of --data, or None for the data that the run names.
     """
     chosen = config
-    if named is not None:
+    if name is not None:
         d, val_data = config.documents, config.data.val_data
-        documents = are_documents(d.separate, named)
+        documents = are_documents(d.separate, name)
         if documents != are_documents(d.separate, config.data.source):
             val_data = ""  # the run's other data were read in another way
         elif not (val_data in NAMED_SOURCES or Path(val_data).exists()):
             print_note(
-                f"{val_data}, this run's validation data, does not exist any more: all of {named} is measured, even "
+                f"{val_data}, this run's validation data, does not exist any more: all of {name} is measured, even "
                 "what this run was trained on; --val-data names its new place"
             )
             val_data = ""
-        data = replace(config.data, source=named, val_data=val_data)
-        chosen = replace(config, data=data, documents=d if documents else DocumentsConfig())
-    source = source_of_run(chosen) if named is None else load_source(chosen)
+        settings = replace(config.data, source=name, val_data=val_data)
+        chosen = replace(config, data=settings, documents=d if documents else DocumentsConfig())
+    data = data_of_run(chosen) if name is None else load_source(chosen)
     if config.data.checksum:
-        own = corpus_checksum(source) == config.data.checksum
-        if not (own or named is None) and chosen.data.val_data:  # of other data all is measured, and nothing else
-            source = load_source(replace(chosen, data=replace(chosen.data, val_data="")))
-        return source, own
+        own = corpus_checksum(data) == config.data.checksum
+        if not (own or name is None) and chosen.data.val_data:  # of other data all is measured, and nothing else
+            data = load_source(replace(chosen, data=replace(chosen.data, val_data="")))
+        return data, own
     # A model that was not trained here has no checksum.
-    same = named is None or (
-        Path(config.data.source).exists() and corpus_checksum(source) == corpus_checksum(load_source(config))
+    same = name is None or (
+        Path(config.data.source).exists() and corpus_checksum(data) == corpus_checksum(load_source(config))
     )
-    return source, same
+    return data, same
 
 
 def evaluate_documents(documents: Documents, config: RunConfig, own: bool, settings: Eval, model_name: str) -> None:

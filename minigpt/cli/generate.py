@@ -16,7 +16,7 @@ from minigpt.analysis.tracing import edit
 from minigpt.cli.models import check_special, load
 from minigpt.cli.settings import DEFAULT_LENGTH, EARLY_STOPPING, Generate
 from minigpt.cli.streams import print_json, write_product
-from minigpt.cli.texts import encoded, prompt_texts
+from minigpt.cli.texts import ids_of, prompt_texts
 from minigpt.completion import new_text
 from minigpt.data.prompts import SEPARATOR, few_shot_prompt, read_examples
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
@@ -92,7 +92,7 @@ class _Request:
 
 def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
-    prompts = [encoded(tokenizer, name, text) for name, text in texts]
+    prompts = [ids_of(tokenizer, name, text) for name, text in texts]
     phrases = {
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in settings.ban],
         "sequence_bias": {tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in settings.bias},
@@ -156,7 +156,7 @@ def _options(settings: Generate, model: GPT, tokenizer: Tokenizer, prompts: Sequ
 
 
 def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
-    ids = encoded(tokenizer, f"{flag} {text!r}", text, read)
+    ids = ids_of(tokenizer, f"{flag} {text!r}", text, read)
     if tokenizer.decode(ids, skip_special=False) != text:  # --unknown skip would change this text silently
         raise InputError(
             f"{flag} {text!r} has characters that the model does not know", f"give {flag} a text without them"

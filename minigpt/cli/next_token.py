@@ -4,7 +4,7 @@ from typing import Any
 
 from minigpt.cli.models import load
 from minigpt.cli.settings import Next
-from minigpt.cli.streams import given, print_json
+from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import check_fits, framed, token_text
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import InputError
@@ -19,7 +19,7 @@ def answer(settings: Next) -> None:
     typed = settings.prompt if settings.text is None else settings.text
     if typed is None:
         raise InputError("a text is missing", 'give one: minigpt next "See you"')
-    (prompt,) = given(typed)
+    (prompt,) = with_stdin(typed)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     ids = framed(read(tokenizer, prompt), tokenizer, bool(settings.bos)) or encode_prompt(tokenizer, "")
     more = settings.steps - 1  # the last step adds no token

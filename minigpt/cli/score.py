@@ -5,7 +5,7 @@ from typing import Any
 
 from minigpt.cli.models import load
 from minigpt.cli.settings import Score
-from minigpt.cli.streams import given, print_json
+from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import perplexity, token_log_probs
@@ -16,7 +16,7 @@ from minigpt.tokenizers import Tokenizer, read
 
 def answer(settings: Score) -> None:
     """Print one line for each text, in the order given."""
-    texts = given(*settings.text)
+    texts = with_stdin(*settings.text)
     model, tokenizer = load(settings, settings.model, settings.adapter)
     rows = [framed(read(tokenizer, text), tokenizer, bool(settings.bos), settings.eos) for text in texts]
     for text, ids in zip(texts, rows, strict=True):

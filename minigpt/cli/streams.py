@@ -162,7 +162,7 @@ def check_stdin_once(words: Sequence[str]) -> None:
         raise InputError(f"{STDIN} is given twice, and standard input can be read once", f"give {STDIN} once")
 
 
-def given(*texts: str) -> list[str]:
+def with_stdin(*texts: str) -> list[str]:
     """Texts of a command line, with the content of standard input, without its last line break, for "-".
 
     Raises:

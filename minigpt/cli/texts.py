@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from minigpt.cli.settings import Prompts
-from minigpt.cli.streams import given
+from minigpt.cli.streams import with_stdin
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
 from minigpt.data.documents import Documents, read_documents
@@ -30,7 +30,7 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
         InputError: if two prompts are "-", or standard input is not UTF-8.
     """
     prompts, file = settings.given, settings.prompts_file
-    texts = [(f"prompt {number}", text) for number, text in enumerate(given(*prompts))]
+    texts = [(f"prompt {number}", text) for number, text in enumerate(with_stdin(*prompts))]
     if file is None:
         return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
     advice = "name a text file with one prompt a line"
@@ -47,7 +47,7 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
     return texts + lines
 
 
-def encoded(tokenizer: Tokenizer, name: str, text: str, encode: Encode = encode_prompt) -> list[int]:
+def ids_of(tokenizer: Tokenizer, name: str, text: str, encode: Encode = encode_prompt) -> list[int]:
     """Ids of a text; an error begins with the text's name."""
     try:
         return encode(tokenizer, text)
@@ -128,7 +128,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
     return [load_corpus(source).text]
 
 
-def source_of_run(config: RunConfig) -> Corpus | Documents:
+def data_of_run(config: RunConfig) -> Corpus | Documents:
     """The data that a run was trained on.
 
     Raises:

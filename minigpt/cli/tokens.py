@@ -2,13 +2,13 @@
 
 from minigpt.cli.models import tokenized
 from minigpt.cli.settings import Tokenize
-from minigpt.cli.streams import given, print_json
+from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import token_text
 
 
 def answer(settings: Tokenize) -> None:
     """Print one line for each token."""
-    (text,) = given(settings.text)
+    (text,) = with_stdin(settings.text)
     _, tokenizer, ids = tokenized(settings, settings.model, text)
     rows = [
         {"id": token_id, "text": token_text(tokenizer, token_id), "bytes": tokenizer.token_bytes(token_id).hex(" ")}

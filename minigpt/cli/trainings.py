@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.cli.streams import print_json
-from minigpt.cli.texts import source_of_run
+from minigpt.cli.texts import data_of_run
 from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus, load_quickstart_corpus, source_name
 from minigpt.data.dialogues import NAMES
@@ -63,12 +63,12 @@ def train_and_say(
             check_new(run)  # before a corpus is downloaded in vain
         choose_dtype(config.dtype, choose_device(config.device))  # likewise
         with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
-            source: Corpus | Documents
+            data: Corpus | Documents
             if quickstart:
-                source, why = load_quickstart_corpus()
+                data, why = load_quickstart_corpus()
             else:
-                source = source_of_run(config) if resume else load_source(config)
-        read = source.name if isinstance(source, Corpus) else source_name(config.data.source)
+                data = data_of_run(config) if resume else load_source(config)
+        read = data.name if isinstance(data, Corpus) else source_name(config.data.source)
         if quickstart:
             print_line(why)
             config = updated(config, {"data": {"source": read}})
@@ -77,10 +77,10 @@ def train_and_say(
             print_line(f"           {program()} train --resume {shlex.quote(str(left.path))}")
         run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
-        if promised is not None and isinstance(source, Corpus) and config.data.tokenizer == "char":
-            check_promise(promised, source)
-        result = train(config, source, run.path, print_line, resume=bool(resume))
-        for line in [*summary(result, config, run), *what_to_type(run.path, source, config)]:
+        if promised is not None and isinstance(data, Corpus) and config.data.tokenizer == "char":
+            check_promise(promised, data)
+        result = train(config, data, run.path, print_line, resume=bool(resume))
+        for line in [*summary(result, config, run), *what_to_type(run.path, data, config)]:
             print_line(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))
@@ -124,11 +124,11 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
         )
 
 
-def what_to_type(directory: Path, source: Corpus | Documents, config: RunConfig) -> list[str]:
+def what_to_type(directory: Path, data: Corpus | Documents, config: RunConfig) -> list[str]:
     """The next command, and the same in Python: to let the model write, or if it learned to reply, to talk with it."""
-    if isinstance(source, Documents) and source.items[0].dialogue:
-        return first_talk(directory, *usual_pair(source.items))
-    return next_steps(directory, prompt_to_try(source, config))
+    if isinstance(data, Documents) and data.items[0].dialogue:
+        return first_talk(directory, *usual_pair(data.items))
+    return next_steps(directory, prompt_to_try(data, config))
 
 
 def usual_pair(replies: Sequence[Document]) -> tuple[str, str]:
@@ -141,12 +141,12 @@ def usual_pair(replies: Sequence[Document]) -> tuple[str, str]:
     return "" if user == NAMES["user"] else user, "" if name == NAMES["assistant"] else name
 
 
-def prompt_to_try(source: Corpus | Documents, config: RunConfig) -> str:
+def prompt_to_try(data: Corpus | Documents, config: RunConfig) -> str:
     """A prompt for the model to continue: a line of its text, or the beginning of one of its documents."""
-    if isinstance(source, Corpus):
-        return opening(source.text, split_at(source, config.data))
-    first, k = source.items[:1], config.documents.keywords
-    (document,) = with_keywords(first, k, source.items) if k else first
+    if isinstance(data, Corpus):
+        return opening(data.text, split_at(data, config.data))
+    first, k = data.items[:1], config.documents.keywords
+    (document,) = with_keywords(first, k, data.items) if k else first
     return document.prompt or " ".join(document.text.split()[:3])
 
 

@@ -134,7 +134,7 @@ def continue_prompts(
     return [repeated[start : start + draws] for start in range(0, len(repeated), draws)]
 
 
-def measured(completions: Sequence[Sequence[Completion]], training: Sequence[str] | None = None) -> dict[str, Values]:
+def by_measure(completions: Sequence[Sequence[Completion]], training: Sequence[str] | None = None) -> dict[str, Values]:
     """The measures of `MEASURES`, each with one value for each prompt.
 
     Args:

@@ -201,11 +201,11 @@ class Source:
             warnings.warn(weights.note, stacklevel=3)
         return weights.config
 
-    def tokenizer(self, named: str | Path | None = None, *, needs_text: bool = False) -> Tokenizer | None:
+    def tokenizer(self, wanted: str | Path | None = None, *, needs_text: bool = False) -> Tokenizer | None:
         """The tokenizer, without the model; the arguments are those of `load`."""
-        if named is None and self.local is None and self.name in OTHER_NAME:
+        if wanted is None and self.local is None and self.name in OTHER_NAME:
             return GPT2Tokenizer()  # all of these models have it
-        return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, named, needs_text)
+        return self._tokenizer(self.shape(rates_may_differ=True).vocab_size, wanted, needs_text)
 
     def load(
         self,
@@ -263,23 +263,23 @@ class Source:
                 f"{run.adapter} adapts {base}, which is not there any more",
                 f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
-        named = options["tokenizer"]
-        both: Loading = {"tokenizer": run.tokenizer if named is None else named, "adapter": run.adapter}
+        wanted = options["tokenizer"]
+        both: Loading = {"tokenizer": run.tokenizer if wanted is None else wanted, "adapter": run.adapter}
         model, chosen = source.load_for_text(**options | both)
-        if named is None:  # the run may have given the base's settings another, such as the template of dialogues
+        if wanted is None:  # the run may have given the base's settings another, such as the template of dialogues
             chosen = chosen.with_added(chosen.added, load_tokenizer(run.tokenizer).settings)
         return model, chosen
 
-    def _tokenizer(self, vocab_size: int, named: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
+    def _tokenizer(self, vocab_size: int, wanted: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
         """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits.
 
         If there is none, a note says why; not if `needs_text`, because then that is an error.
         """
         lacking = f"{self.path} comes without a tokenizer, and its {vocab_size:,} ids are not GPT-2's"
         try:
-            chosen = self._own_tokenizer() if named is None else self._agreed_tokenizer(named, vocab_size)
+            chosen = self._own_tokenizer() if wanted is None else self._agreed_tokenizer(wanted, vocab_size)
         except ForeignTokenizerError as error:
-            if named is not None or needs_text:
+            if wanted is not None or needs_text:
                 raise
             chosen, lacking = None, error.what
         # Settings without a vocabulary belong to a tokenizer of another kind, such as SentencePiece.
@@ -303,9 +303,9 @@ class Source:
             return load_tokenizer(self.run.tokenizer)
         return load_hf_tokenizer(self.folder) if has_tokenizer(self.folder) else None  # an incomplete one is an error
 
-    def _agreed_tokenizer(self, named: str | Path, vocab_size: int) -> Tokenizer:
+    def _agreed_tokenizer(self, wanted: str | Path, vocab_size: int) -> Tokenizer:
         """The tokenizer that is named; an error if the model comes with a different one."""
-        chosen = named_tokenizer(named)
+        chosen = named_tokenizer(wanted)
         try:
             own = self._own_tokenizer()
             if own is not None:
@@ -314,13 +314,13 @@ class Source:
             own = None  # it does not exist, cannot be read or does not fit, so the named one is used
         if own is not None and chosen.fingerprint() != own.fingerprint():
             raise CheckpointError(
-                f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {named} is "
+                f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {wanted} is "
                 f"{chosen.fingerprint()[:12]}",
                 f"use the model's own: {passed('tokenizer', str(self.folder))}",
             )
         return own if own and not chosen.added else chosen  # both give the same ids; one may name more special tokens
 
-    def _notes(self, weights: "_Weights", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
+    def _notes(self, weights: "_StoredModel", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
         """Notes on what may surprise in a model that was loaded with this tokenizer."""
         if weights.note is not None:
             yield weights.note
@@ -339,7 +339,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class _StoredModel:
     """The tensors of a model in its files; their values are not read yet.
 
     Attributes:
@@ -391,7 +391,7 @@ class _Weights:
         return {_bare(name): view for name, view in transformers_views(model, self.conv1d).items()}
 
 
-def _open(source: Source, rates_may_differ: bool) -> _Weights:
+def _open(source: Source, rates_may_differ: bool) -> _StoredModel:
     path = source.path
     if source.run:
         return _open_run(source.run, source.folder)
@@ -417,13 +417,13 @@ def _open(source: Source, rates_may_differ: bool) -> _Weights:
     raise CheckpointError(f"{path} is no model", f"name {where}, or a file that ends in .safetensors, .bin or .pt")
 
 
-def _open_run(run: RunDirectory, folder: Path) -> _Weights:
+def _open_run(run: RunDirectory, folder: Path) -> _StoredModel:
     weights, how = run_weights(run, folder), "use the config.yaml that lies beside these weights"
     stored = _bare_names(open_weights(weights), weights)
-    return _checked(_Weights(weights, read_config(run).model, stored, conv1d=False, how=how))
+    return _checked(_StoredModel(weights, read_config(run).model, stored, conv1d=False, how=how))
 
 
-def _open_folder(folder: Path, rates_may_differ: bool) -> _Weights:
+def _open_folder(folder: Path, rates_may_differ: bool) -> _StoredModel:
     present = sorted(path.name for path in folder.iterdir())
     weights = next((name for name in WEIGHTS if name in present), None)
     if CONFIG not in present or weights is None:
@@ -435,7 +435,7 @@ def _open_folder(folder: Path, rates_may_differ: bool) -> _Weights:
     return _open_state(folder / weights, open_weights(folder / weights), rates_may_differ)
 
 
-def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ: bool) -> _Weights:
+def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ: bool) -> _StoredModel:
     """Weights under transformers' names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
     note = None
@@ -447,10 +447,10 @@ def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ:
     else:
         config, how = _config_from_tensors(stored, path), f"put the {CONFIG} of this model beside it"
         note = AssumedHeads(f"{path} has no {CONFIG} beside it: {config.n_head} heads, each 64 wide, were assumed")
-    return _checked(_Weights(path, config, stored, conv1d=True, how=how, note=note))
+    return _checked(_StoredModel(path, config, stored, conv1d=True, how=how, note=note))
 
 
-def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
+def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _StoredModel:
     """A checkpoint of nanoGPT: transformers' names, orientation of nn.Linear, the shape under "model_args"."""
     arguments = checkpoint["model_args"]
     fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
@@ -468,7 +468,7 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _Weights:
     note = ModelNote(
         "nanoGPT computes the erf form of GELU, this model the tanh form: logits differ in about the third decimal"
     )
-    return _checked(_Weights(path, config, stored, conv1d=False, how=how, note=note))
+    return _checked(_StoredModel(path, config, stored, conv1d=False, how=how, note=note))
 
 
 def _bare(name: str) -> str:
@@ -523,7 +523,7 @@ def _take_tied_head(stored: dict[str, StoredTensor]) -> bool:
     return True
 
 
-def _checked(weights: _Weights) -> _Weights:
+def _checked(weights: _StoredModel) -> _StoredModel:
     """Check that configuration and tensors agree, and leave a tied head out.
 
     Sizes are compared before a model is made, because a wrong size could need any amount of memory.
@@ -545,7 +545,7 @@ def _checked(weights: _Weights) -> _Weights:
     return weights
 
 
-def _adjusted(weights: _Weights, block_size: int | None, dropout: float | None) -> _Weights:
+def _adjusted(weights: _StoredModel, block_size: int | None, dropout: float | None) -> _StoredModel:
     """The weights with a shorter context, or another dropout."""
     changes: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     stored = dict(weights.stored)

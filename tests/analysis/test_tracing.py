@@ -32,7 +32,7 @@ CONFIG = GPTConfig(vocab_size=19, block_size=13, n_layer=3, n_head=5, n_embd=35)
 B, T, L, H, D, C, V = 2, 11, 3, 5, 7, 35, 19
 POINTS = points(CONFIG)
 # every row of the table that can be edited; of the layers, the one in the middle
-EDITABLE = [name for name in POINTS if taps.row(name).editable and "s.0" not in name and "s.2" not in name]
+EDITABLE = [name for name in POINTS if taps.tap(name).editable and "s.0" not in name and "s.2" not in name]
 
 
 # --- what is recorded
@@ -427,7 +427,7 @@ def test_an_edit_of_any_point_does_what_the_pass_by_hand_does(model, idx, name, 
         value = value.tril().softmax(-1).tril() + value.triu(1) * 0
     if name.endswith(".scores"):
         value = value.masked_fill(plain[name] == -math.inf, -math.inf)
-    for head in [None, 3] if "H" in taps.row(name).shape else [None]:
+    for head in [None, 3] if "H" in taps.tap(name).shape else [None]:
         expected = by_hand(model, idx, replacing(name, value, [2, 6], head))
         with torch.no_grad(), edit(model, patch(name, value, at=[6, 2], head=head)), trace(model) as t:
             logits = model(idx)

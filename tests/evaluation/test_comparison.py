@@ -11,10 +11,10 @@ from minigpt.decoding.generate import generate
 from minigpt.evaluation.comparison import (
     Completion,
     Interval,
+    by_measure,
     continue_prompts,
     difference_interval,
     mean_interval,
-    measured,
     permutation_p,
 )
 from minigpt.evaluation.loss import token_log_probs
@@ -85,7 +85,7 @@ def test_measures_by_hand():
         [Completion(0, "a b a b", 4, -2.0), Completion(1, "a b c", 3, -1.5)],
         [Completion(2, "x y x y x y", 6, -3.0), Completion(3, "", 1, -4.0)],
     ]
-    found = measured(completions, ["q a b c q", "y x"])
+    found = by_measure(completions, ["q a b c q", "y x"])
     assert found["distinct-1"].tolist() == [3 / 7, 2 / 6]
     assert found["distinct-2"].tolist() == [3 / 5, 2 / 5]  # ab ba ab + ab bc
     assert found["distinct-3"].tolist() == [3 / 3, 2 / 4]  # aba bab + abc
@@ -93,11 +93,11 @@ def test_measures_by_hand():
     assert found["log p"].tolist() == [-3.5 / 7, -7 / 7]
     assert found["tokens"].tolist() == [3.5, 3.5]
     assert found["copied"].tolist() == [(2 + 3) / 2, (2 + 0) / 2]  # ab, abc; yx, nothing
-    assert "copied" not in measured(completions)
+    assert "copied" not in by_measure(completions)
 
 
 def test_too_few_words_are_not_a_number():
-    found = measured([[Completion(0, "a b c", 3, -1.0)]])
+    found = by_measure([[Completion(0, "a b c", 3, -1.0)]])
     assert found["distinct-3"].tolist() == [1]
     assert np.isnan(found["repeated-4"]).all()
 

@@ -11,7 +11,7 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
-from minigpt.cli.streams import check_stdin_once, given
+from minigpt.cli.streams import check_stdin_once, with_stdin
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, load_subject, subject, traced
 from minigpt.data.tokens import IGNORED
@@ -25,7 +25,7 @@ TOTAL = "total effects, through later parts too; for direct ones: minigpt inspec
 
 
 def _ablate(asked: settings.Ablate) -> Answer:
-    it, rows, measure, what = _measured(asked)
+    it, rows, measure, what = _question(asked)
     reference = _reference(asked, it, rows)
     if asked.part:
         return _without(asked, it, rows, measure, what, reference)
@@ -88,7 +88,7 @@ def _without(
     )  # fmt: skip
 
 
-def _measured(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric, str]:
+def _question(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric, str]:
     """The prompt, its rows, the metric, and the metric's name."""
     if (asked.prompt is None) == (asked.repeated is None):
         raise InputError("there must be one text: a TEXT, or --repeated N random tokens", "give one of the two")
@@ -164,7 +164,7 @@ def _sweep_chart(sweep: Sweep, what: str, title: str) -> "plots.Figure":
 def _patch(asked: settings.Patch) -> Answer:
     check_stdin_once([asked.clean, asked.corrupt])
     it = subject(asked, asked.clean)
-    (corrupt,) = given(asked.corrupt)
+    (corrupt,) = with_stdin(asked.corrupt)
     other = it.read(corrupt, "--corrupt")
     measure, what = _difference(asked, it)
     sweep = patching_sweep(it.model, [it.ids], [other], measure, asked.point)

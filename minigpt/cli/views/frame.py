@@ -16,7 +16,7 @@ from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import Model
-from minigpt.cli.streams import given, print_json
+from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
 from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.errors import InputError
@@ -218,6 +218,6 @@ def subject(settings: Inside | After, prompt: str) -> Subject:
         InputError: if the prompt is empty, or longer than the model can read.
         MiniGPTError: the errors of loading a model.
     """
-    (text,) = given(prompt)
+    (text,) = with_stdin(prompt)
     alone = load_subject(settings, settings.bos)
     return dataclasses.replace(alone, prompt=text, ids=alone.read(text, "the prompt"))

@@ -5,7 +5,7 @@ from minigpt.analysis.checks import measured
 from minigpt.analysis.lens import token_losses
 from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.models import tokenized
-from minigpt.cli.streams import given
+from minigpt.cli.streams import with_stdin
 from minigpt.cli.texts import token_text
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, subject
@@ -17,7 +17,7 @@ from minigpt.tokenizers import Tokenizer
 
 
 def _tokens(asked: settings.Tokens) -> Answer:
-    (text,) = given(asked.prompt)
+    (text,) = with_stdin(asked.prompt)
     name, tokenizer, ids = tokenized(asked, asked.model, text)
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
