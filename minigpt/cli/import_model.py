@@ -40,11 +40,11 @@ def answer(settings: Import) -> None:
                 f"a guess cannot be verified: {guess}",
                 "put the model's config.json beside the weights, or leave --verify out",
             ) from None
-    reference, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
+    compared_with, parity = verified(source, model, tokenizer) if settings.verify else (None, None)
     save_run(model, tokenizer, directory, _fitting(source.trained, model), source.carried)
     note_what_is_not_kept(source, model, tokenizer)
     if settings.json:
-        report = parity and {"reference": reference, **dataclasses.asdict(parity)}
+        report = parity and {"reference": compared_with, **dataclasses.asdict(parity)}
         print_json({"out": str(directory), "parameters": model.num_parameters(), "parity": report})
         return
     shape = model.config
@@ -53,7 +53,7 @@ def answer(settings: Import) -> None:
         f"width {shape.n_embd}, block {shape.block_size}"
     )
     if parity:
-        print(f"reference  the transformers library's model of {reference}")
+        print(f"compared   with the transformers library's model of {compared_with}")
         _print_parity(parity)
     print(f"written    {directory}")
 

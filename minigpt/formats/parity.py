@@ -97,15 +97,15 @@ def compare_with_transformers(model: GPT, folder: Path, ids: Tensor) -> ParityRe
     places |= {"final norm": "ln_f"}  # the names of these modules are the same in both
     trunk = theirs.get_submodule("transformer")
     with torch.no_grad(), _outputs(model, places.values()) as ours_at, _outputs(trunk, places.values()) as theirs_at:
-        logits, reference = model(ids), theirs(ids, use_cache=False).logits  # (B, T, V)
+        logits, their_logits = model(ids), theirs(ids, use_cache=False).logits  # (B, T, V)
     layers = [_compared(name, ours_at[path], theirs_at[path]) for name, path in places.items()]
-    layers.append(_compared("logits", logits, reference))
-    same_argmax = int((logits.argmax(-1) == reference.argmax(-1)).sum())
+    layers.append(_compared("logits", logits, their_logits))
+    same_argmax = int((logits.argmax(-1) == their_logits.argmax(-1)).sum())
     return ParityReport(tuple(layers), ids.numel(), same_argmax)
 
 
-def _compared(name: str, ours: Tensor, reference: Tensor) -> LayerParity:
-    return LayerParity(name, (ours - reference).abs().max().item(), reference.abs().max().item())
+def _compared(name: str, ours: Tensor, theirs: Tensor) -> LayerParity:
+    return LayerParity(name, (ours - theirs).abs().max().item(), theirs.abs().max().item())
 
 
 @contextmanager
@@ -131,12 +131,12 @@ def _load_theirs(folder: Path) -> nn.Module:
     import transformers
 
     log: Any = transformers.utils.logging  # has no types
-    reference: Any = transformers.GPT2LMHeadModel  # its types do not know the second value that from_pretrained returns
+    kind: Any = transformers.GPT2LMHeadModel  # its types do not know the second value that from_pretrained returns
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        theirs, said = reference.from_pretrained(
+        theirs, said = kind.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:

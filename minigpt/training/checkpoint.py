@@ -80,6 +80,7 @@ PLACES = ("data.source", "data.val_data")  # where data lies, which may change: 
 FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 FILES = {WEIGHTS, STATE, MANIFEST}  # all that is removed with a checkpoint: what else lies in its folder is a person's
+ROWS = "sequences"  # what a manifest calls `Progress.rows`
 KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
 
@@ -90,7 +91,7 @@ class Progress:
 
     Attributes:
         step: steps taken, skipped ones too.
-        sequences: rows read, without those that fill up batches.
+        rows: read, without those that fill up batches.
         tokens: targets learned from.
         evaluated: the step of the last evaluation.
         best_loss: the lowest validation loss so far.
@@ -101,7 +102,7 @@ class Progress:
     """
 
     step: int = 0
-    sequences: int = 0
+    rows: int = 0
     tokens: int = 0
     evaluated: int = 0
     best_loss: float = math.inf
@@ -253,6 +254,7 @@ def write_checkpoint(
     write_safetensors(folder / WEIGHTS, weights)
     write_safetensors(folder / STATE, state)
     counts = {key: value for key, value in asdict(progress).items() if key != "losses"}
+    counts[ROWS] = counts.pop("rows")
     counts["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None
     content: dict[str, Any] = {"format": FORMAT, "progress": counts, "versions": {}, **facts}
     content["files"] = {
@@ -482,10 +484,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
     for name, promised in manifest["files"].items():
         _check_file(path / name, promised["bytes"], promised["sha256"])
-    counts = manifest["progress"]
-    best = math.inf if counts["best_loss"] is None else counts["best_loss"]
+    counts = dict(manifest["progress"])
+    best = counts.pop("best_loss")
     _check_state(path)
-    checkpoint = Checkpoint(path, Progress(**{**counts, "best_loss": best}), manifest)
+    progress = Progress(rows=counts.pop(ROWS), best_loss=math.inf if best is None else best, **counts)
+    checkpoint = Checkpoint(path, progress, manifest)
     checkpoint.progress.losses = checkpoint.losses()
     return checkpoint
 
@@ -503,7 +506,7 @@ def _says_all(manifest: dict[str, Any]) -> bool:
             laid_out_for = manifest.get("laid_out_for", 1)
             return (
                 files.keys() == {WEIGHTS, STATE}
-                and counts.keys() == Progress.__dataclass_fields__.keys() - {"best_loss", "losses"}
+                and counts.keys() == Progress.__dataclass_fields__.keys() - {"rows", "best_loss", "losses"} | {ROWS}
                 and (best is None or (type(best) in (int, float) and abs(best) <= sys.float_info.max))
                 and all(type(n) is int and 0 <= n < 2**63 for n in [*counts.values(), *marks.values(), laid_out_for])
                 and all(isinstance(file, dict) and file.keys() == {"bytes", "sha256"} for file in files.values())

@@ -90,12 +90,12 @@ def leave_out(
         print_line(f"skipped    {what}")
         return
     restore_random_states(states, run.device)
-    batches = run.micro_batches(progress.sequences, Processes())
+    batches = run.micro_batches(progress.rows, Processes())
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
-        progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.sequences,
-        run.rows_of_step(progress.sequences), culprit,
+        progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.rows,
+        run.rows_of_step(progress.rows), culprit,
     )  # fmt: skip
     folder = run.directory.diverged
     repeat = f"to repeat the step: minigpt train --replay {folder / REPORT}"

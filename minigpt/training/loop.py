@@ -148,7 +148,7 @@ def train(
         limit = "epochs" if run.config.train.epochs else "max_steps"
         done, asked = float(progress.step), float(run.config.train.max_steps)
         if run.config.train.epochs:
-            done, asked = progress.sequences / run.loader.rows_per_epoch, run.rows_to_read / run.loader.rows_per_epoch
+            done, asked = progress.rows / run.loader.rows_per_epoch, run.rows_to_read / run.loader.rows_per_epoch
         if done > asked:
             raise ConfigError(
                 f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
@@ -186,14 +186,14 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
     t, model = run.config.train, run.model
     if progress.step == 0 and run.config.init_from:
         record_validation(run, progress, log, validation_loss(run, progress))  # of the base, to compare with
-    if assessment_due(run, progress):  # of a run that was killed after a save and before the evaluation
-        assess(run, progress, log)
+    if evaluation_due(run, progress):  # of a run that was killed after a save and before the evaluation
+        evaluate_and_keep(run, progress, log)
     model.train()
     clock, since, stopping = time.perf_counter(), progress.tokens, False
     while progress.step < t.max_steps and not (stopping or out_of_patience(run, progress)):
         states = random_states(run.device)  # from which the step can be repeated
         lr = set_learning_rate(run.optimizers, progress.step, t)
-        loss, num_tokens = gradients(run, progress.sequences, run.processes)
+        loss, num_tokens = gradients(run, progress.rows, run.processes)
         loss, asked = run.processes.mean(torch.stack([loss, torch.full_like(loss, stop.signal is not None)]))
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
         grad_norm = whole(norm).item()
@@ -217,10 +217,10 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
             )
 
         progress.step += 1
-        progress.sequences += run.rows_of_step(progress.sequences)
+        progress.rows += run.rows_of_step(progress.rows)
         progress.tokens += num_tokens
         log.step(progress.step)
-        if progress.step % LOG_INTERVAL == 0 or assessment_due(run, progress):
+        if progress.step % LOG_INTERVAL == 0 or evaluation_due(run, progress):
             speed = (progress.tokens - since) / (time.perf_counter() - clock)
             record(run, progress, log, lr, grad_norm, speed)
             clock, since = time.perf_counter(), progress.tokens
@@ -229,8 +229,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         if stopping or is_due(run, progress, t.save_interval):
             # Before the evaluation, so that nothing is lost if that fails.
             save(run, progress, log, must=stopping or progress.step == t.max_steps)
-        if assessment_due(run, progress) and not stopping:  # it can wait: a resume begins with it
-            assess(run, progress, log)
+        if evaluation_due(run, progress) and not stopping:  # it can wait: a resume begins with it
+            evaluate_and_keep(run, progress, log)
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
         log.print_line(
@@ -270,7 +270,7 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
     return total, round(mean_count * processes.size)
 
 
-def assessment_due(run: Run, progress: Progress) -> bool:
+def evaluation_due(run: Run, progress: Progress) -> bool:
     """Whether an evaluation belongs to this step and has not been made yet."""
     return progress.step > progress.evaluated and is_due(run, progress, run.config.train.eval_interval)
 
@@ -278,7 +278,7 @@ def assessment_due(run: Run, progress: Progress) -> bool:
 def is_due(run: Run, progress: Progress, interval: int) -> bool:
     """Whether what is done every `interval` steps, or at the end of every epoch where they are counted, is due now."""
     t = run.config.train
-    ended = progress.sequences % run.loader.rows_per_epoch == 0 if t.epochs else progress.step % interval == 0
+    ended = progress.rows % run.loader.rows_per_epoch == 0 if t.epochs else progress.step % interval == 0
     return ended or progress.step == t.max_steps  # and after the last step, in any case
 
 
@@ -346,7 +346,7 @@ def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
     log.restore()
 
 
-def assess(run: Run, progress: Progress, log: RunLog) -> None:
+def evaluate_and_keep(run: Run, progress: Progress, log: RunLog) -> None:
     """Evaluate, keep the best weights, record and print it, and let the model write a little.
 
     Raises:
@@ -390,7 +390,7 @@ def validation_loss(run: Run, progress: Progress) -> float:
 
 def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float) -> None:
     """Record a validation loss, and print it."""
-    epoch = progress.sequences / run.loader.rows_per_epoch
+    epoch = progress.rows / run.loader.rows_per_epoch
     log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
     more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
     if run.config.train.epochs:

@@ -236,7 +236,7 @@ def read_data(
         origins["laid_out_for"] = checkpoint.order_batch_size if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
-    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.sequences)
+    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.rows)
     return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
 
 

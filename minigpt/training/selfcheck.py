@@ -86,7 +86,7 @@ def time_settings(
         dtypes = [torch.float32, *([torch.bfloat16] if multiplies_bfloat16(device) else [])]
         ways += [(dtype, True, False) for dtype in dtypes]
     timings: list[Timing] = []
-    reference: list[float] | None = None  # the losses of float32, eager
+    usual: list[float] | None = None  # the losses of float32, eager
     for dtype, compiled, fast in ways:
         name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}{' --kernels fast' if fast else ''}"
         tell(f"measuring {name} ...")
@@ -97,8 +97,8 @@ def time_settings(
             timings.append(Timing(name, None, None, False, first_line(error)))
             continue
         if (dtype, compiled, fast) == (torch.float32, False, False):
-            reference = losses
-        difference = max((abs(a - b) for a, b in zip(losses, reference or [], strict=False)), default=None)
+            usual = losses
+        difference = max((abs(a - b) for a, b in zip(losses, usual or [], strict=False)), default=None)
         tokens = config.train.batch_size * config.model.block_size
         note = f"compiling took {times[0]:.0f} s" if compiled else ""
         speed = tokens / statistics.median(times[1:])

@@ -347,7 +347,7 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
     for how in BOTH:
         train_until(13, variant("untied", how), Path("begun", how), resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "assess", pulled_plug)
+        patch.setattr(loop, "evaluate_and_keep", pulled_plug)
         with pytest.raises(PulledPlug):
             train(UNASSESSED, CORPUS, Path("unassessed"), print_nothing)
     work("go_on")

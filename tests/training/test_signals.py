@@ -151,13 +151,13 @@ def test_the_exit_code_is_the_shells(corpus, flags, monkeypatch, capsys, number,
 
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("moment", ["gradients", "replace_last", "assess"])
+@pytest.mark.parametrize("moment", ["gradients", "replace_last", "evaluate_and_keep"])
 def test_the_last_step_hears_it_too(corpus, flags, monkeypatch, capsys, number, code, moment):
     """In it, in its save, and in its evaluation. What was left undone is done by a resume, and the run is the same."""
     Path("play.txt").write_text(corpus.text)
     assert command(["train", *flags, "--out", "straight"]) == 0
     real, calls = getattr(loop, moment), []
-    last = {"gradients": 12, "replace_last": 6, "assess": 2}[moment]
+    last = {"gradients": 12, "replace_last": 6, "evaluate_and_keep": 2}[moment]
 
     def tells(*arguments):
         calls.append(1)
