@@ -174,7 +174,7 @@ class TrainConfig:
     learning_rate: Rate = 1e-3
     """AdamW's peak learning rate, reached after warm-up"""
     min_learning_rate: NotNegative = 1e-4
-    """where the cosine ends; the Muon rate falls by the same factor"""
+    """the learning rate at the end of the schedule; the Muon rate falls by the same factor"""
     schedule: Literal["cosine", "linear"] = "cosine"
     """how the learning rate falls after warm-up"""
     warmup_steps: CountOrOff = 100
@@ -222,8 +222,8 @@ class TrainConfig:
         check_fields(self)
         _refuse(
             self.lora_rank > 0 and self.optimizer == "muon",
-            f"{named('optimizer', self.optimizer)} is not for adapters: made orthogonal, a thin matrix moves in all "
-            "of its directions alike",
+            f"{named('optimizer', self.optimizer)} is not for adapters: it moves so thin a matrix equally far in "
+            "each of its few directions, also where the gradient hardly asks for it",
             f"use {named('optimizer', 'adamw')} with {named('lora_rank')}",
         )
         _refuse(
@@ -413,7 +413,7 @@ _NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text spells a number so that flags and YAML cannot read two numbers in it, as in 010, 1:30 or 1_0."""
+    """Whether a text is a number that flags and YAML read alike. They differ on 010, 1:30 and 1_0."""
     return _NUMBER.fullmatch(text) is not None
 
 
@@ -452,7 +452,7 @@ def updated(config: Annotated[Any, _SETTINGS], values: Mapping[str, Any], where:
         elif kinds[key] is str and not isinstance(value, str | list | Mapping):
             raise ConfigError(
                 f"{where}{key} = {brief(value)} is no text",
-                "put quotes around it: without them YAML reads yes, on and null, numbers and dates as other than words",
+                "put quotes around it: without them YAML does not take yes, on, null, numbers and dates for text",
             )
         changes[key] = value
     return dataclasses.replace(config, **changes)

@@ -2,6 +2,9 @@
 
 The command line prints those two lines and exits 2; a library user catches `MiniGPTError`, or the built-in class that
 each child also is. `assert` is kept for our own invariants: a failed one is our bug, never the user's.
+
+A name in an error reads as what its reader typed. Where the library writes `named("top_k", 3)`, a caller in Python sees
+top_k = 3. The command line has a table of its flags, and passes it to `renamed`: its user sees --top-k 3.
 """
 
 import difflib
@@ -43,7 +46,8 @@ class MiniGPTError(Exception):
         """Both lines with other names for what is `named` in them; whatever has no other name stays `named`.
 
         Args:
-            names: field -> flag, with which `top_k = 3` becomes `--top-k 3`; or the whole of what `named` returns.
+            names: field -> flag, with which `top_k = 3` becomes `--top-k 3`; or the whole of what `named`
+                returns for a value: named("early_stopping", True) -> "--early-stopping yes".
         """
 
         def other(found: re.Match[str]) -> str:
@@ -153,7 +157,7 @@ def passed(name: str, value: str) -> str:
 
 
 def named_ids(ids: Iterable[Any]) -> str:
-    """Token ids in a line of an error, which are a text to who types."""
+    """Token ids in a line of an error; the command line shows the text that was typed for them."""
     return named(f"[{', '.join(map(brief, ids))}]")
 
 

@@ -42,8 +42,8 @@ class Bounds:
 
     Attributes:
         low: the smallest.
-        high: the largest. Where nothing else ends a field it is more than anybody has, and less than what would
-            overflow or never end.
+        high: the largest. A field without a natural limit gets a number larger than any sensible value, at which
+            nothing overflows yet.
         advice: both in words, behind "must be"; made from the two if it is not given.
         below: what is wrong with a smaller number, if more can be said than that it is out of range.
     """
@@ -102,21 +102,21 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
     Of several values, the one that is wrong is named: the whole could be too long to be read.
     """
     kind, rule = _parts(hint)
-    if (
-        value is not None
-        and get_origin(kind) in _UNIONS
-        and len(get_args(kind)) == 2
-        and types.NoneType in get_args(kind)
-    ):
-        kind, inner = _parts(next(part for part in get_args(kind) if part is not types.NoneType))  # X of X | None
+    # X | None: a value that is not None is checked as X.
+    others = [part for part in get_args(kind) if part is not types.NoneType] if get_origin(kind) in _UNIONS else []
+    if value is not None and len(others) == 1:
+        kind, inner = _parts(others[0])
         rule = rule or inner
+    # X | Sequence[X]: each is checked as an X, so of ["a", 3] the error names the 3.
     if (one := _one_of_several(kind)) and value is not None:
         for item in value if matches(value, Sequence) else [value]:
             check_value(name, item, one, error)
         return
+    # Items with a rule: "suppress_tokens holds -1", "each in suppress_tokens must be ...".
     for what, item, inner, place in _inside(name, value, kind):
         if not matches(item, inner):
             raise error(f"{what} {brief(item)}", f"{place} must be {_advice(inner)}")
+    # The value itself: its type, as in "top_k = 1.5 is of the wrong type (float)", then its rule.
     if not matches(value, kind):
         usual = "is not a choice" if get_origin(kind) is Literal else f"is of the wrong type ({type(value).__name__})"
         wrong = rule.wrong if isinstance(rule, Form) else usual
@@ -130,8 +130,9 @@ def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """A function that sees, before it begins, that each argument is what its annotation says, with two exceptions.
 
-    The function itself checks lists of ids, which may come as arrays and tensors, and of messages, each of which has a
-    number; and what no annotation tells. A whole number of numpy's or torch's arrives as Python's own.
+    Token ids are left out, because they may also be arrays or tensors, and so are messages, whose errors give a number:
+    the function checks them itself, and what no annotation tells. A whole number of numpy's or torch's arrives as
+    Python's own.
 
     Raises:
         InputError: by the call, naming the first argument that is something else, and what it must be.
@@ -227,11 +228,11 @@ def check_most(k: int, most: int, what: str) -> None:
         InputError: with how many there are.
     """
     if not 1 <= k <= most:
-        raise InputError(f"there are no {brief(k)} {what}", f"choose from 1 to {most}")
+        raise InputError(f"{brief(k)} {what} cannot be shown", f"choose from 1 to {most}")
 
 
 def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, Any, str]]:
-    """The items with a rule of their own in a list or a mapping: how to name one, itself, its type and its place."""
+    """The items of a list or a mapping with a rule: how an error begins, the item, its type, and what must be so."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin not in (Sequence, Mapping) or not matches(value, origin) or not _parts(parts[0])[1]:
         return
@@ -270,7 +271,7 @@ def matches(value: object, hint: object) -> bool:
         return isinstance(value, tuple | list) and len(value) == len(parts) and all(map(matches, value, parts))
     if origin in (Sequence, tuple):
         ours = isinstance(value, origin) and not isinstance(value, str | bytes) and not _endless(value)
-        # Of what is long, most items are plainly of the type itself.
+        # A shortcut for long lists: if all items have exactly the wanted type, no item is checked one by one.
         return (
             ours
             and (
@@ -309,13 +310,13 @@ def _advice(hint: object) -> str:
     if get_origin(kind) is Sequence:
         return f"a list, each {_advice(get_args(kind)[0])}"
     if get_origin(kind) in (Callable, Mapping):
-        return _HAD[get_origin(kind).__name__]
+        return _HOW_TO_GET[get_origin(kind).__name__]
     name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
-    return _HAD.get(name, name)
+    return _HOW_TO_GET.get(name, name)
 
 
 # How to come by what is asked for, where its name does not say it.
-_HAD = {
+_HOW_TO_GET = {
     "Cache": "a cache: KVCache(model.config, batch_size=len(idx))",
     "Callable": "a function",
     "Edit": "an edit, which ablate, patch and knockout make",

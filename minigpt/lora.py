@@ -28,7 +28,7 @@ from minigpt.dropout import Dropout
 from minigpt.errors import ConfigError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.model import GPT
-from minigpt.parameters import Known, as_built, check_plain, empty_model, own_tensors
+from minigpt.parameters import Known, as_built, check_not_packed, empty_model, own_tensors
 from minigpt.parameters import trainable_parameters as trainable_parameters
 from minigpt.system.files import listed
 
@@ -232,15 +232,15 @@ def merged(model: GPT) -> GPT:
     return plain.eval()
 
 
-def plain(model: GPT) -> GPT:
+def without_adapters(model: GPT) -> GPT:
     """What to write as a model: the model itself, or if it has adapters, `merged` of it. Raises as `merged`."""
-    check_plain(model, "a file of weights")
+    check_not_packed(model, "a file of weights")
     return merged(model) if lora_layers(model) else as_built(model, KNOWN)
 
 
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
     """The linear layers of the blocks. Not the head: it is the token embedding too, and an adapter would untie them."""
-    check_plain(model, "an adapter")
+    check_not_packed(model, "an adapter")
     layers = model.named_modules()
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
 

@@ -7,7 +7,7 @@ weight that will not change can be laid out once, and kept in fewer bits:
     float16  half the bytes; the sums stay in float32
     int8     a quarter of the bytes: whole numbers from -127 to 127 and a scale for each row. What goes into a layer is
              rounded likewise at each call, on some processors to 7 bits
-    auto     for each shape of a layer whichever is fastest here of what loses nothing, measured once and remembered
+    auto     for each shape of a layer, the fastest lossless kind on this machine, measured once and remembered
 
 A `PackedGPT` is a `GPT` whose linear layers, the head too, are `PackedLinear`; `model.py` knows nothing of it. The
 operators are torch's own, but not all of them are documented, and not every torch and processor has them. So each layer
@@ -33,7 +33,7 @@ from minigpt.errors import InputError, MiniGPTError, first_line
 from minigpt.fields import checked
 from minigpt.lora import LoRALinear
 from minigpt.model import GPT
-from minigpt.parameters import check_plain, shapes_alone
+from minigpt.parameters import check_not_packed, shapes_alone
 from minigpt.system.device import processor, returning_freed_memory
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
@@ -104,7 +104,7 @@ def _in_8_bits(weight: Tensor, largest: Tensor) -> torch.ScriptObject:
 def _input_steps() -> tuple[int, int]:
     """Into how many steps the largest input is divided, and which whole number is zero.
 
-    127, unless the sums of the largest products overflow with so many: AVX2 alone adds two of them in 16 bits.
+    127; or 63 where two of the largest products, added in 16 bits as AVX2 does, overflow with 127.
     """
     packed = _in_8_bits(torch.ones(16, 64), torch.ones(16))
     y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(torch.ones(2, 64), 1 / 127, 128, packed)
@@ -129,7 +129,7 @@ class Kind:
     Attributes:
         make: lays out a weight (out, in) and a bias (out,), both float32.
         error: the largest relative error, norm of the difference / norm of the plain product, with which it is trusted.
-        wider: the kind in whose favour it stands back where it cannot be trusted.
+        wider: the kind to try next where this one is missing, or its error is too large.
     """
 
     make: Callable[[Tensor, Tensor | None], Product]
@@ -175,7 +175,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedHead(nn.Module):
-    """The output head, in layers of some of its rows each: all of a large vocabulary is never there as plain weights.
+    """The output head, cut into layers with some of its rows each: no second plain copy of it is ever whole in memory.
 
     Args:
         pieces: layers of the same inputs, whose outputs stand side by side.
@@ -214,7 +214,7 @@ class _Unread(nn.Module):
     """Stands where a linear layer will be, and makes it when it is first used: then it is known what the layer reads.
 
     Args:
-        pieces: the weight (out, in) and bias of the layer; or of some of its rows after others, of the last layer.
+        pieces: (weight (out, in), bias) of the layer; the output head has several, each with its next rows.
         kind: how to keep it.
     """
 
@@ -223,7 +223,7 @@ class _Unread(nn.Module):
         self.pieces, self.kind, self.made = pieces, kind, list[PackedLinear]()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The plain product of the last piece."""
+        """Pack each piece, compared on this x, and return the plain product of the last; of a layer, that is all."""
         for weight, bias in self.pieces:
             self.made.append(PackedLinear(weight, bias, self.kind, x))
             y = F.linear(x, weight, bias)
@@ -245,8 +245,8 @@ class PackedGPT(GPT):
     Args:
         config: the model's shape.
         weights: how to keep the linear layers.
-        read: gives the plain weights. It is asked for one part after another, and of the head for some rows after
-            others; of a tied head, for nothing.
+        read: gives the plain weights: called once for each part; for the output head once for each piece of its rows;
+            for a tied head never, because its weight is that of `wte`.
 
     Attributes:
         weights: what was asked for.
@@ -285,7 +285,7 @@ class PackedGPT(GPT):
                 elif isinstance(part, nn.Linear):
                     self.set_submodule(name, _Unread(layer(name), kind(part.out_features, part.in_features)))
             ids = torch.randint(config.vocab_size, (1, min(config.block_size, PROBED_ROWS)), generator=_generator())
-            self(ids)
+            self(ids)  # this makes the layers: each `_Unread` packs its weights, and compares them on its own inputs
             for name, part in [*self.named_modules()]:
                 if isinstance(part, _Unread):
                     self.set_submodule(name, part.packed())
@@ -327,15 +327,15 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
 
     Args:
         model: on the CPU. An adapter in use is added to the weights.
-        weights: "float32" (the same numbers within rounding), "float16", "int8", or "auto": for each layer whichever is
-            fastest here of what loses nothing. `docs/decoding-speed.md` says what each kind costs.
+        weights: "float32" (the same numbers within rounding), "float16", "int8", or "auto": for each layer the
+            fastest lossless kind on this machine. `docs/decoding-speed.md` says what each kind costs.
         keep: whether `model` can be used afterwards; without, the memory of its weights is given back as they are
             laid out, and it is empty.
 
     Raises:
         InputError: if it is no model, is packed already, or does not lie on the CPU; or there is no such kind.
     """
-    check_plain(model, "packing")
+    check_not_packed(model, "packing")
     if model.wte.weight.device.type != "cpu":
         raise InputError(
             f"the model lies on {model.wte.weight.device}, and packed weights are for a CPU", 'use model.to("cpu")'

@@ -89,7 +89,7 @@ def _contents(part: nn.Module, known: Known, path: str = "") -> Iterator[tuple[s
             yield f"{ahead}{name}", (f"= {brief(value)}", value)
 
 
-def check_plain(model: GPT, what: str) -> None:
+def check_not_packed(model: GPT, what: str) -> None:
     """Refuse a model that is packed, or was emptied by that: nobody can read or change its weights.
 
     Args:
@@ -111,7 +111,7 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
     Raises:
         InputError: if the model is packed, and has only some of them.
     """
-    check_plain(model, "a file of weights")
+    check_not_packed(model, "a file of weights")
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

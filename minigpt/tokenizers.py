@@ -9,8 +9,8 @@ A character may be spread over several byte-pair tokens ("😀" is two), so toke
 `TextStream` holds back the bytes of an unfinished character and gives it out with the token that completes it.
 
 The ids from 0 to `vocab_size - 1` are those that text can give. A model may have more: special tokens that were added
-behind the vocabulary, such as [PAD], and rows that only round its size up. No text gives these ids, and they are never
-drawn. The names of added tokens are kept, to be shown and to be written out again.
+behind the vocabulary, such as [PAD], and rows that only round its size up. `encode` never gives these ids, and they are
+never drawn. The names of added tokens are kept, to be shown and to be written out again.
 """
 
 import codecs
@@ -104,7 +104,7 @@ class Tokenizer:
     start_token_id: int | None = None
     special_tokens: Mapping[str, int] = {}
     allow_special = False
-    _further_ends: tuple[int, ...] = ()  # they stay text, which may have them anywhere
+    _further_ends: tuple[int, ...] = ()  # `decode` shows them: a text may have them in its middle too
 
     def __init__(self, tokens: list[bytes], content: dict[str, object]) -> None:
         self.vocab_size = len(tokens)
@@ -170,7 +170,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self._content).encode("ascii")).hexdigest()
 
     def with_added(self, added: Iterable[AddedToken], settings: Mapping[str, object]) -> Self:
-        """The same tokenizer with other special tokens behind its vocabulary. No text gives other ids.
+        """The same tokenizer with other special tokens behind its vocabulary. A text has the same ids as before.
 
         Raises:
             InputError: if a name is there twice, or is a token already.
@@ -564,8 +564,8 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
-# A cut here changes no id, because GPT-2's pattern ends a word here whatever follows: between a character and a blank,
-# and before the last blank of a run with a word behind it. Blanks by name: Python's \s has four that GPT-2's has not.
+# Cutting here changes no id: GPT-2's pattern always ends a word where a blank follows a non-blank, and before the last
+# blank in front of a word. Blanks by name: Python's \s has four that GPT-2's has not.
 _PIECE = 2**18
 _CUT = re.compile(r"(?<=\S)(?=[ \t\r\n])|(?<=[ \t\r\n])(?=[ \t\r\n]\S)")
 

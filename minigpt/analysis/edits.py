@@ -125,7 +125,7 @@ class Ablation(Edit):
             )
         if self.mode == "resample" and self.reference is not None and len(self.reference) < 2:
             raise InputError(
-                "the reference has 1 row, and resample never takes the row with a row's own number",
+                "the reference has 1 row, but resample gives row i any row except row i",
                 "give a reference of at least 2 rows, or use patch with this one",
             )
 

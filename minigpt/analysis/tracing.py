@@ -39,7 +39,7 @@ from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.kv_cache import Device
 from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
-from minigpt.parameters import check_plain
+from minigpt.parameters import check_not_packed
 
 
 @checked
@@ -351,5 +351,5 @@ def _original(model: nn.Module) -> GPT:
     gpt = getattr(model, "_orig_mod", model)
     if not isinstance(gpt, GPT):
         raise InputError(f"a {type(model).__name__} has none of the points", "give a minigpt.GPT")
-    check_plain(gpt, "a look inside")
+    check_not_packed(gpt, "a look inside")
     return gpt

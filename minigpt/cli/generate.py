@@ -249,7 +249,7 @@ def _completions(request: _Request, together: bool) -> Generation:
 
 
 def _advance(bar: tqdm, start: int, written: Counter[int], longest: int, step: Step) -> None:  # type: ignore[type-arg]
-    """Move a progress bar on, from where a call of `generate` began; what has ended counts as long as it may be."""
+    """Move a progress bar on, from where a call of `generate` began; a row that has ended counts in full length."""
     now = Counter([choice.row for choice in step.choices] + [*{candidate.prompt for candidate in step.beams}])
     written.update(now)
     ended = written.keys() - now.keys() if step.beams else {one.row for one in step.choices if one.finish_reason}

@@ -83,7 +83,7 @@ class Evaluation:
 def evaluate_batches(
     model: GPT, batches: Iterable[Batch], dtype: torch.dtype, vocab_size: VocabSize | None = None
 ) -> Evaluation:
-    """The mean loss over all targets of some batches that are not -100.
+    """The mean loss of some batches, over all targets that are not -100.
 
     The model is put into evaluation mode, and back into its former mode at the end.
 

@@ -21,7 +21,7 @@ from minigpt.formats.hub import CONFIG, WEIGHTS
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import write_safetensors
-from minigpt.lora import plain
+from minigpt.lora import without_adapters
 from minigpt.model import GPT
 from minigpt.parameters import own_tensors
 from minigpt.system.files import atomic_folder, check_unused, named_path, write_text
@@ -112,7 +112,7 @@ def save_hf(
     check_unused(folder)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config.vocab_size, folder)
-    model = plain(model)
+    model = without_adapters(model)
     with atomic_folder(folder) as part:
         settings = {**(carried or {}), CONFIG: (carried or {}).get(CONFIG, {})}
         settings[CONFIG] = transformers_config(model.config, tokenizer, settings[CONFIG])

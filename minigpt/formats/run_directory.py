@@ -33,7 +33,7 @@ from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFi
 from minigpt.fields import checked
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
-from minigpt.lora import plain
+from minigpt.lora import without_adapters
 from minigpt.model import GPT
 from minigpt.system import notebook
 from minigpt.system.device import processor
@@ -232,7 +232,7 @@ def save_run(
         if carried:
             write_text(run.carried, json.dumps(carried, indent=1))
         tokenizer.save(run.tokenizer)
-        save_weights(plain(model), run.best_weights)
+        save_weights(without_adapters(model), run.best_weights)
 
 
 def run_at(path: Path) -> RunDirectory:

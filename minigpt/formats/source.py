@@ -286,7 +286,7 @@ class Source:
         described = any(os.path.lexists(self.folder / file) for file in (*TOKENIZER, *TOKENIZER_EXTRAS))
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
-            note = f"{self.path} comes without a tokenizer: GPT-2's was taken, which {vocab_size:,} ids are usual for"
+            note = f"{self.path} comes without a tokenizer: GPT-2's is used, because it usually has {vocab_size:,} ids"
             warnings.warn(ModelNote(note), stacklevel=4)
         if chosen is None and not needs_text:
             note = f"{lacking}; only ids go in and out (--tokenizer, or tokenizer= in Python, names one)"
@@ -331,7 +331,8 @@ class Source:
         if not self.run and spare and (names or spare >= 128 or size % 8):
             some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
             yield ModelNote(
-                f"of the {size:,} ids of {path}, {spare:,} without text{some}: no text gives them, and none is drawn"
+                f"{spare:,} of the {size:,} ids of {path} stand for no text{some}: `encode` never gives them, and they "
+                "are never drawn"
             )
 
 
@@ -377,7 +378,7 @@ class _StoredModel:
             for key, expected in shape.get_submodule(part).named_parameters(recurse=False):
                 name, transposed = theirs[f"{part}.{key}"]
                 found, target = self.stored[name], torch.empty(expected[rows].shape)
-                if transposed:  # never in pieces
+                if transposed:  # such a layer is always read whole
                     read_into(target.T, name, found, self.path)
                 else:
                     read_into(target, name, found.rows(*rows.indices(len(expected))[:2]), self.path)

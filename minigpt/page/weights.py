@@ -22,7 +22,7 @@ from minigpt.errors import InputError
 from minigpt.formats.run_directory import run_weights
 from minigpt.formats.source import Source
 from minigpt.formats.weights import open_weights
-from minigpt.lora import plain
+from minigpt.lora import without_adapters
 from minigpt.model import GPT
 from minigpt.parameters import empty_model, own_tensors, shapes_alone
 
@@ -76,7 +76,7 @@ def page_weights(model: GPT, precision: Precision = "float32") -> PageWeights:
         parts.append(memoryview(bytes(-little.nbytes % 4)))
         return begin
 
-    for name, tensor in own_tensors(plain(model)).items():
+    for name, tensor in own_tensors(without_adapters(model)).items():
         values, *scales = _kept(name, tensor.cpu().float().numpy(), precision)
         entry = {"name": name, "shape": list(values.shape), "dtype": values.dtype.name, "length": values.nbytes}
         table.append({**entry, "offset": placed(values)} | ({"scales": placed(scales[0])} if scales else {}))
@@ -120,7 +120,7 @@ def rounded(model: GPT, precision: Precision) -> GPT:
         InputError: as `page_weights`.
     """
     copy = empty_model(model.config)
-    own = own_tensors(plain(model))
+    own = own_tensors(without_adapters(model))
     for name, target in own_tensors(copy).items():
         values, *scales = _kept(name, own[name].cpu().float().numpy(), precision)
         whole = values.astype(np.float32)

@@ -34,7 +34,10 @@ _LARGEST_TEXT = 2**26  # bytes; GPT-2's tokenizer has 1.4 million, a vocabulary 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A block that writes a file or a folder: an `OSError` in it that names no file, or a temporary one, names this."""
+    """A block that writes a file or a folder.
+
+    An `OSError` in it that names no file, or a temporary one, is made to name `path`.
+    """
     try:
         yield
     except OSError as error:
@@ -369,7 +372,7 @@ def _open_at_once(path: str, flags: int) -> int:
     """As `os.open`, except that it does not wait for a pipe that nobody writes to."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if os.name == "posix":
-        os.set_blocking(descriptor, True)  # its writers are
+        os.set_blocking(descriptor, True)  # opening must not wait for a writer; reading must
     return descriptor
 
 

@@ -145,7 +145,7 @@ def restore_random_states(states: Mapping[str, Tensor], device: torch.device) ->
 
 
 def _twister(state: Tensor) -> list[int]:
-    """A Mersenne twister's 624 words, its place among them, and NumPy's flag, which reads wherever the place points."""
+    """A Mersenne twister's 624 words, its place among them (NumPy itself accepts any), and NumPy's flag."""
     words, place, flag = state[:624], state[624], state[625:]
     if not words.any() or ((words < 0) | (words >= 2**32)).any() or not 0 <= place <= 624 or (flag >> 1).any():
         raise ValueError("a Mersenne twister has no such state")
@@ -173,7 +173,8 @@ class RunLock:
         os.makedirs(os.path.realpath(folder), exist_ok=True)  # where it leads, if it is a link
         check_no_links(folder)
         for path in vars(RunDirectory(folder)).values():
-            if path.parent == folder and path.suffix and path.exists() and not path.is_file():  # a run's folders: none
+            # A run's files have a suffix, its folders have none.
+            if path.parent == folder and path.suffix and path.exists() and not path.is_file():
                 raise CheckpointError(f"{path} is no file, but the run must write one there", "move it away")
         open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
         lock = FileLock(folder / LOCK, blocking=False)
@@ -297,7 +298,7 @@ def make_last(run: RunDirectory) -> list[str]:
         open_checkpoint(run.following)
     except _FormatError:
         raise
-    except MiniGPTError as error:  # it is nobody's last word: a whole one waits only from one rename to the next
+    except MiniGPTError as error:  # nothing is lost: a complete one has this name only between two renames
         return [f"damaged    {error.what}; {make_way(run.following, FILES) or 'it was removed'}"]
     return _rotate(run)
 
@@ -411,6 +412,9 @@ def _foreign(path: Path, name: str) -> CheckpointError:
 def _check_state(path: Path) -> None:
     """Check names, shapes and types of a state, and that each random state is possible for its generator.
 
+    A name is Muon/h.0.mlp.c_fc.weight/momentum_buffer: kind, parameter, what is kept of it; or random/numpy/0: a
+    generator of the process with that rank; or loss/3.
+
     Raises:
         CheckpointError: if not; it names the first entry that is wrong, or missing.
     """
@@ -426,7 +430,7 @@ def _check_state(path: Path) -> None:
                 needed[f"{kind}/{owner}/{part}"] = ((), torch.float32) if part == "step" else whole_like
         elif kind == "random" and key.isdecimal():
             needed |= {f"random/{of}/{key}": like for of, like in drawn.items()}
-            if owner == "cuda":  # as long as another machine's generator has it
+            if owner == "cuda":  # its length depends on the GPU that wrote it
                 needed[name] = (state[name].shape, torch.uint8)
         elif kind == "loss" and key.isdecimal():
             needed[name] = ((), torch.float32)

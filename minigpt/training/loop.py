@@ -194,6 +194,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         states = random_states(run.device)  # from which the step can be repeated
         lr = set_learning_rate(run.optimizers, progress.step, t)
         loss, num_tokens = gradients(run, progress.rows, run.processes)
+        # One exchange for two things: the mean loss, and whether any process was asked to stop (then above 0).
         loss, asked = run.processes.mean(torch.stack([loss, torch.full_like(loss, stop.signal is not None)]))
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
         grad_norm = whole(norm).item()

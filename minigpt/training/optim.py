@@ -32,7 +32,7 @@ def parameter_groups(model: GPT, config: TrainConfig) -> dict[str, list[nn.Param
     """Every trainable parameter in exactly one of three groups.
 
     `muon`: matrices of the blocks, under Muon. `decay`: matrices and embeddings that AdamW shrinks. `no_decay`: biases
-    and layer norms, which have no scale to spare; under Muon the embeddings and the head as well.
+    and layer norms, which never decay; under Muon the embeddings and the head as well.
     """
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": []}
     for name, parameter in model.named_parameters():

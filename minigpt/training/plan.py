@@ -372,7 +372,7 @@ def measure_time(
 def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Do once, on the smallest model, what a run does, so that the libraries that it loads count as the process's.
 
-    It has no layers by whose names weights could be frozen or adapted.
+    Freezing and adapters are left out: a glob such as h.5.* would match nothing in its one layer.
     """
     smallest = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
     whole = replace(config.train, lora_rank=0, freeze="")

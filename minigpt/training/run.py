@@ -440,7 +440,7 @@ def _compiled(
         forward: nn.Module = torch.compile(model)  # type: ignore[assignment]
         # Compilation happens at the first call: find out now whether there is a compiler, on a batch of the real shape.
         x = torch.zeros(rows, config.model.block_size, dtype=torch.int64, device=device)
-        with torch.random.fork_rng(), autocast(device, dtype):  # and leave the random state as a run without has it
+        with torch.random.fork_rng(), autocast(device, dtype):  # so that the random state is as without compiling
             forward(x).sum().backward()
         model.zero_grad(set_to_none=True)
     except Exception as error:  # torch raises many kinds here; training goes on without it

@@ -16,7 +16,7 @@ from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
 from minigpt.system.files import read_text, write_text
 
-PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT goes before
+PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT takes precedence
 T = TypeVar("T")
 _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
@@ -73,7 +73,7 @@ class TensorBoard:
         self._writer = library.SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """A point in one chart a number."""
+        """Each number becomes a point in the chart of its name."""
         for name, value in _numbers(values).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # so that a kill loses nothing that a checkpoint has
@@ -105,7 +105,7 @@ class WandB:
         )  # fmt: skip
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """A point in one chart a number."""
+        """Each number becomes a point in the chart of its name."""
         self._run.log(_numbers(values), step=step)
 
     def sample(self, step: int, text: str) -> None:

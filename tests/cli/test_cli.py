@@ -531,7 +531,7 @@ def test_a_special_token_from_import_to_export(reference, capsys):
     theirs.save_pretrained("padded")
     tokenizer.save_pretrained("padded")
     assert run(["import", "padded", "run", "--verify"]) == 0
-    note = "of the 268 ids of padded/model.safetensors, 1 without text ('[PAD]'): no text gives them, and none is drawn"
+    note = "1 of the 268 ids of padded/model.safetensors stand for no text ('[PAD]'): `encode` never gives them"
     assert note in capsys.readouterr().err
     for model in ("padded", "run"):
         flags = ["--model", model, "--prompt", "you [PAD]", "--json"]

@@ -455,7 +455,7 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("why 'to' {model} --token 'to'", "--token 'to' is 2 tokens: 't', 'o'"),
         ("why 'to' {model} --token ''", "--token '' is 0 tokens"),
         ("loss 't' {model}", "1 token leaves nothing to predict"),
-        ("next 'to' {model} --top 99", "there are no 99 likeliest of 23 tokens"),
+        ("next 'to' {model} --top 99", "99 likeliest of 23 tokens cannot be shown"),
         ("next 'to' {model} --temperature 0", "draws nothing"),
         ("next 'to' {model} --top-p 7", "--top-p 7"),
         ("ablate {model}", "there must be one text"),

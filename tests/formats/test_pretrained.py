@@ -473,7 +473,7 @@ def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
         (note,) = [str(note.message) for note in notes]
         assert "\n" not in note
         assert "comes without a tokenizer" in note
-        assert ("GPT-2's was taken" in note) is is_gpt2
+        assert ("GPT-2's is used" in note) is is_gpt2
         assert ("--tokenizer" in note) is not is_gpt2
         with torch.no_grad():
             assert (model(tokens(2, 7, vocab_size)) - theirs(tokens(2, 7, vocab_size)).logits).abs().max() < 1e-5
@@ -675,12 +675,12 @@ def test_every_way_in_takes_ids_without_text(vocab_size, added, way):
     with torch.no_grad():
         difference = model(tokens(2, 11, vocab_size)) - theirs(tokens(2, 11, vocab_size)).logits
     assert difference.abs().max() < 1e-5
-    said = [str(note.message) for note in notes if "without text" in str(note.message)]
+    said = [str(note.message) for note in notes if "stand for no text" in str(note.message)]
     spare = vocab_size - SMALL.vocab_size
     unknown = spare and (spare >= 128 or vocab_size % 8 or (added and way != "named"))
     assert len(said) == bool(unknown and way != "run")  # of which it was said at the import
     assert all(
-        f"of the {vocab_size} ids of {spec}" in note and f", {spare} without text" in note and "\n" not in note
+        f"{spare} of the {vocab_size} ids of {spec}" in note and "stand for no text" in note and "\n" not in note
         for note in said
     )
     assert all(repr(name) in note for name in added for note in said if way != "named")
@@ -739,7 +739,7 @@ def test_a_character_model_with_an_added_token():
     theirs.resize_token_embeddings(25, mean_resizing=False)
     theirs.save_pretrained("reference")
     tokenizer.save_pretrained("reference")
-    with pytest.warns(ModelNote, match=r"of the 25 ids of .*, 2 without text \('\[PAD\]', '<end>'\)"):
+    with pytest.warns(ModelNote, match=r"2 of the 25 ids of .* stand for no text \('\[PAD\]', '<end>'\)"):
         model, ours = load_model("reference")
     assert (model.config.vocab_size, ours.vocab_size) == (25, 23)
 
