@@ -261,9 +261,7 @@ def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]]
     return figure
 
 
-def sampling_cuts(
-    tokens: Sequence[str], stages: Sequence[tuple[str, Sequence[float], int]], title: str = ""
-) -> "Figure":
+def cuts_chart(tokens: Sequence[str], stages: Sequence[tuple[str, Sequence[float], int]], title: str = "") -> "Figure":
     """What each option of sampling leaves of the same tokens, from left to right in the order in which they act.
 
     Args:

@@ -6,7 +6,8 @@ from minigpt.cli.views import settings
 from minigpt.cli.views.settings import ViewSettings
 from minigpt.errors import ConfigError, did_you_mean
 
-# view -> (its settings, its module in cli/views, what it shows). The numbers are computed in minigpt/analysis.
+# view -> (its settings, the module in cli/views that has its function `view_NAME`, what it shows). The numbers are
+# computed in minigpt/analysis.
 VIEWS: dict[str, tuple[type[ViewSettings], str, str]] = {
     "size": (settings.Size, "shape", "parameters, FLOPs and memory by module; try other shapes"),
     "arch": (settings.Arch, "shape", "the modules in order, with shapes; how two models differ"),
@@ -57,7 +58,7 @@ def answer(asked: ViewSettings) -> None:
     from minigpt.cli.views.frame import show  # here, because --help must not import torch
 
     name, module = next((name, module) for name, (kind, module, _) in VIEWS.items() if kind is type(asked))
-    show(import_module(f"minigpt.cli.views.{module}").VIEWS[name], asked)
+    show(getattr(import_module(f"minigpt.cli.views.{module}"), f"view_{name}"), asked)
 
 
 def settings_of(name: str) -> type[ViewSettings]:

@@ -126,7 +126,7 @@ def shade(value: float, top: float) -> str:
     return SHADES[sum(value >= step * top for step in STEPS)] if value > 0 else SHADES[0]
 
 
-def heat_map(values: npt.ArrayLike, rows: Sequence[str], top: float = 1.0) -> list[str]:
+def shaded(values: npt.ArrayLike, rows: Sequence[str], top: float = 1.0) -> list[str]:
     """A matrix (R, N) of numbers from 0 to `top` as shades, each row after its name, and a line that explains them.
 
     A map too wide for 80 columns is made smaller: then a character stands for the largest of several values, and the

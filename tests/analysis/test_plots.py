@@ -195,7 +195,7 @@ def test_the_size_chart_is_in_shares():
 
 
 def test_a_cut_token_says_so():
-    figure = plots.sampling_cuts(["a", " b"], [("the model", [0.7, 0.3], 50257), ("top-k 1", [1.0, 0.0], 1)])
+    figure = plots.cuts_chart(["a", " b"], [("the model", [0.7, 0.3], 50257), ("top-k 1", [1.0, 0.0], 1)])
     first, second = figure.axes
     assert texts(first) == ["0.700", "0.300"]
     assert texts(second) == ["1.000", "× cut"]

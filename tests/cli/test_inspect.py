@@ -281,10 +281,10 @@ def test_a_sweep_draws_from_all_reference_texts_by_the_seed(model, capsys):
 
 def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
-    from minigpt.cli.views.shape import VIEWS as SHAPES
+    from minigpt.cli.views.shape import view_size
 
     values = parser_of("inspect", ["size"])[0].parse("--preset gpt2-124m --tokens 1024".split())
-    numbers = SHAPES["size"](values).result.numbers
+    numbers = view_size(values).result.numbers
     assert sum(numbers["parameters"].values) == 124_439_808
     assert sum(numbers["forward_flops"].values) == 291_648_307_200
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minigpt import KVCache, analysis, generate
 from minigpt.analysis import ablate, head_scores, logit_lens, trace
 from minigpt.system import terminal
-from minigpt.system.terminal import SHADES, bar, columns, fitted, grid, heat_map, pooled, shade, table, visible
+from minigpt.system.terminal import SHADES, bar, columns, fitted, grid, pooled, shade, shaded, table, visible
 from minigpt.tokenizers import CharTokenizer
 
 
@@ -93,7 +93,7 @@ def test_shades_are_ordered():
 @pytest.mark.parametrize(("T", "wide"), [(3, 2), (53, 1), (211, 1)])
 def test_a_heat_map_has_its_rows_and_fits(T, wide):
     names = [f"t{n}" for n in range(T)]
-    *rows, legend = heat_map(np.eye(T), names)
+    *rows, legend = shaded(np.eye(T), names)
     assert max(map(columns, [*rows, legend])) <= 80
     assert [row.split("|")[1].count("█") for row in rows] == [wide] * len(rows)  # the diagonal, however small the map
     assert rows[0].strip().startswith("t0 |")

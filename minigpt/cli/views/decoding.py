@@ -31,7 +31,8 @@ def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
 # --- next
 
 
-def _next(asked: settings.NextView) -> Answer:
+def view_next(asked: settings.NextView) -> Answer:
+    """`minigpt inspect next`."""
     it = subject(asked, asked.prompt)
     logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
     cuts = sampling_cuts(logits, **_sampling(asked))
@@ -57,7 +58,7 @@ def _next(asked: settings.NextView) -> Answer:
         result,
         [it.header("next"), *_next_lines(it, logits, cuts, best)],
         lambda: cuts.checks,
-        lambda: plots.sampling_cuts(it.names(best), drawn, title),
+        lambda: plots.cuts_chart(it.names(best), drawn, title),
     )
 
 
@@ -91,7 +92,8 @@ def _next_lines(it: Subject, logits: torch.Tensor, cuts: Cuts, best: list[int]) 
 # --- temperature
 
 
-def _temperature(asked: settings.Temperature) -> Answer:
+def view_temperature(asked: settings.Temperature) -> Answer:
+    """`minigpt inspect temperature`."""
     if beyond := [logit for logit in asked.logits if abs(logit) > LARGEST]:
         raise InputError(f"LOGIT {beyond[0]:g} is out of range", f"give logits from {-LARGEST:g} to {LARGEST:g}")
     cuts = [sampling_cuts(torch.tensor(asked.logits), temperature=value) for value in asked.temperature]
@@ -130,7 +132,8 @@ def _temperature(asked: settings.Temperature) -> Answer:
 # --- steps
 
 
-def _steps(asked: settings.Steps) -> Answer:
+def view_steps(asked: settings.Steps) -> Answer:
+    """`minigpt inspect steps`."""
     it = subject(asked, asked.prompt)
     options = _sampling(asked) | {"seed": asked.seed, **_end(it, asked)}
     if not _sampling(asked):
@@ -188,7 +191,8 @@ def _steps_chart(it: Subject, found: Written) -> "plots.Figure":
 # --- beams
 
 
-def _beams(asked: settings.Beams) -> Answer:
+def view_beams(asked: settings.Beams) -> Answer:
+    """`minigpt inspect beams`."""
     it = subject(asked, asked.prompt)
     options = {"num_beams": asked.beams, **_end(it, asked)}
     tree = beam_tree(it.model, it.ids, it.tokenizer, **options, length_penalty=asked.length_penalty)
@@ -230,6 +234,3 @@ def _beams_lines(it: Subject, tree: BeamTree) -> list[str]:
             lines.append(f"{step + 1:>4} {node.candidate.total:>10.4f} {mark} {shown}{tail}".rstrip())
         lines.append(f"{'':>16} ({len(numbers) - len(kept)})")
     return [*lines, f"score {tree.score:.4f}"]
-
-
-VIEWS = {"next": _next, "temperature": _temperature, "steps": _steps, "beams": _beams}

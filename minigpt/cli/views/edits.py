@@ -24,7 +24,8 @@ from minigpt.system import terminal
 TOTAL = "total effects, through later parts too; for direct ones: minigpt inspect why"
 
 
-def _ablate(asked: settings.Ablate) -> Answer:
+def view_ablate(asked: settings.Ablate) -> Answer:
+    """`minigpt inspect ablate`."""
     it, rows, measure, what = _question(asked)
     reference = _reference(asked, it, rows)
     if asked.part:
@@ -161,7 +162,8 @@ def _sweep_chart(sweep: Sweep, what: str, title: str) -> "plots.Figure":
 # --- patch
 
 
-def _patch(asked: settings.Patch) -> Answer:
+def view_patch(asked: settings.Patch) -> Answer:
+    """`minigpt inspect patch`."""
     check_stdin_once([asked.clean, asked.corrupt])
     it = subject(asked, asked.clean)
     (corrupt,) = with_stdin(asked.corrupt)
@@ -197,6 +199,3 @@ def _patch(asked: settings.Patch) -> Answer:
             ylabel="layer",
         ),
     )  # fmt: skip
-
-
-VIEWS = {"ablate": _ablate, "patch": _patch}

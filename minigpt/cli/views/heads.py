@@ -27,7 +27,8 @@ CLEAR = 0.25  # from this share of its weight on, what a head looks at counts as
 # --- attn
 
 
-def _attn(asked: settings.Attn) -> Answer:
+def view_attn(asked: settings.Attn) -> Answer:
+    """`minigpt inspect attn`."""
     it = subject(asked, asked.prompt)
     config, layer, head = it.model.config, asked.layer, asked.head
     if layer is not None:
@@ -66,7 +67,7 @@ def _attn(asked: settings.Attn) -> Answer:
 def _one_head(it: Subject, result: Result, pattern: torch.Tensor, name: str, checks: Any) -> Answer:
     names = it.names(it.ids)
     lines = [it.header(f"attn, {name},"), "rows look at columns, from the first token on the left"]
-    lines += terminal.heat_map(pattern, names)
+    lines += terminal.shaded(pattern, names)
     title = it.header(f"attention of {name}")
     return Answer(result, lines, checks, lambda: plots.attention_head(pattern, it.texts, title))
 
@@ -91,7 +92,8 @@ def _strongest(it: Subject, pattern: torch.Tensor, layers: list[int], entropy: t
 # --- heads
 
 
-def _heads(asked: settings.Heads) -> Answer:
+def view_heads(asked: settings.Heads) -> Answer:
+    """`minigpt inspect heads`."""
     if asked.prompt is None:
         alone = load_subject(asked, asked.bos)
         V = alone.tokenizer.vocab_size
@@ -131,6 +133,3 @@ def _habits(found: HeadScores) -> list[tuple[str, str, float]]:
     best = [(kind, *found.best(kind, 1)[0]) for kind in HABITS if kind in found.scores]
     best.sort(key=lambda habit: (habit[0] == "first", -habit[2]))  # a head that rests on the first token does nothing
     return [habit for habit in best if habit[2] >= CLEAR] or best[:1]
-
-
-VIEWS = {"attn": _attn, "heads": _heads}

@@ -17,7 +17,8 @@ from minigpt.training.curves import runs_compared
 Records = list[dict[str, Any]]
 
 
-def _runs(asked: settings.Runs) -> Answer:
+def view_runs(asked: settings.Runs) -> Answer:
+    """`minigpt inspect runs`."""
     records = {name: _read(name) for name in dict.fromkeys(asked.runs)}
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
@@ -81,6 +82,3 @@ def _checks(records: dict[str, Records]) -> list[Check]:
         checks.append(measured(f"{name}: steps never go back", max([0, *back]), 0))
         checks.append(measured(f"{name}: every loss is a number", lost, 0))
     return checks
-
-
-VIEWS = {"runs": _runs}

@@ -30,7 +30,8 @@ COUNTED = {
 # --- size
 
 
-def _size(asked: settings.Size) -> Answer:
+def view_size(asked: settings.Size) -> Answer:
+    """`minigpt inspect size`."""
     name, config = _shape(asked)
     size = model_size(
         config,
@@ -40,7 +41,7 @@ def _size(asked: settings.Size) -> Answer:
         optimizer=asked.optimizer,
         attention=asked.attention,
     )
-    settings = {key: getattr(asked, key) for key in ("batch_size", "dtype", "optimizer", "attention")}
+    chosen = {key: getattr(asked, key) for key in ("batch_size", "dtype", "optimizer", "attention")}
     result = Result(
         view="size",
         model=name,
@@ -48,7 +49,7 @@ def _size(asked: settings.Size) -> Answer:
         numbers={what: Numbers(("module",), [getattr(row, what) for row in size.rows]) for what in COUNTED}
         | {"training_flops": Numbers((), size.training_flops)},
         labels={"module": [row.name for row in size.rows]},
-        settings=settings | {"tokens": size.tokens},
+        settings=chosen | {"tokens": size.tokens},
     )
     head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {asked.dtype}"
     sums = (
@@ -80,7 +81,8 @@ def _size_chart(size: ModelSize, title: str) -> "plots.Figure":
 # --- arch
 
 
-def _arch(asked: settings.Arch) -> Answer:
+def view_arch(asked: settings.Arch) -> Answer:
+    """`minigpt inspect arch`."""
     name, config = _shape(asked)
     size = model_size(config)
     stages = _stages(config)
@@ -147,7 +149,8 @@ def _differences(one: GPTConfig, other: GPTConfig, name: str) -> list[str]:
 # --- embed
 
 
-def _embed(asked: settings.Embed) -> Answer:
+def view_embed(asked: settings.Embed) -> Answer:
+    """`minigpt inspect embed`."""
     return {"near": _near, "pca": _pca, "positions": _positions}[asked.what](asked)
 
 
@@ -226,7 +229,7 @@ def _positions(asked: settings.Embed) -> Answer:
         settings={"what": "positions"},
     )
     head = f"cosine between positions, wpe of {terminal.cut(it.name, 40)}"
-    lines = [head, *terminal.heat_map(cosines.clamp(min=0), places)]
+    lines = [head, *terminal.shaded(cosines.clamp(min=0), places)]
     return Answer(
         result, lines, lambda: found.checks,
         lambda: plots.heat_map(cosines, places, places, "cosine", head, signed=True),
@@ -259,6 +262,3 @@ def _change(text: str) -> tuple[str, Any]:
 def _config_of(spec: str) -> GPTConfig:
     """The shape of a preset or a model; weights are read only if nothing else shows it."""
     return preset(spec).model if spec in PRESETS else open_source(spec).shape(rates_may_differ=True)
-
-
-VIEWS = {"size": _size, "arch": _arch, "embed": _embed}

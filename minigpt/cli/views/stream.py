@@ -30,7 +30,8 @@ def _check_position(position: int, it: Subject) -> int:
 # --- lens
 
 
-def _lens(asked: settings.Lens) -> Answer:
+def view_lens(asked: settings.Lens) -> Answer:
+    """`minigpt inspect lens`."""
     it = subject(asked, asked.prompt)
     place = _check_position(asked.position, it)
     if asked.norms:
@@ -123,7 +124,8 @@ def _norms(it: Subject, place: int) -> Answer:
 # --- why
 
 
-def _why(asked: settings.Why) -> Answer:
+def view_why(asked: settings.Why) -> Answer:
+    """`minigpt inspect why`."""
     it = subject(asked, asked.prompt)
     place = _check_position(asked.position, it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
@@ -189,6 +191,3 @@ def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
     others = len(found.labels) - len(shown)
     parts = [*shown, (f"{others:,} other parts", rest)] if others else shown
     return [*parts, ("biases", sum(found.constants.values()))] if found.constants else parts
-
-
-VIEWS = {"lens": _lens, "why": _why}

@@ -16,7 +16,8 @@ from minigpt.tokenizers import Tokenizer
 # --- tokens
 
 
-def _tokens(asked: settings.Tokens) -> Answer:
+def view_tokens(asked: settings.Tokens) -> Answer:
+    """`minigpt inspect tokens`."""
     (text,) = with_stdin(asked.prompt)
     name, tokenizer, ids = tokenized(asked, asked.model, text)
     if not ids:
@@ -52,7 +53,8 @@ def _hex(tokenizer: Tokenizer, token_id: int) -> str:
 # --- loss
 
 
-def _loss(asked: settings.Loss) -> Answer:
+def view_loss(asked: settings.Loss) -> Answer:
+    """`minigpt inspect loss`."""
     it = subject(asked, asked.prompt)
     found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
     losses = found.losses.tolist()
@@ -107,6 +109,3 @@ def _strip(names: list[str], losses: list[float]) -> list[str]:
             text, marks = "", ""
         text, marks = text + name, marks + terminal.shade(loss, top) * width
     return [*lines, text, marks, terminal.legend(top, "nats")]
-
-
-VIEWS = {"tokens": _tokens, "loss": _loss}
