@@ -94,6 +94,9 @@ class Command:
         """Defaults that depend on the flags that were given: field -> value."""
         return {}
 
+    def refuse_needless(self, given: Mapping[str, Any]) -> None:
+        """Refuse a given flag that would change nothing, where `needs` cannot say why. Raises ConfigError."""
+
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
         """The settings from the flags that were given: field -> value, for a section such a mapping again."""
@@ -361,6 +364,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
                 flag, beside = self.fields[name].flag, needed.removeprefix("no ")
                 way = f"add {needed}, or leave {flag} out" if beside == needed else "leave one of the two out"
                 raise self._wrong(f"{flag} would change nothing with{'out' * (beside == needed)} {beside}", way)
+        settings.refuse_needless(given)
         return settings
 
     def _is_met(self, need: str, settings: C) -> bool:

@@ -70,6 +70,10 @@ class RunSettings(Command):
         """The lowest layer: the preset's settings."""
         return chosen
 
+    def refuse_needless(self, given: Mapping[str, Any]) -> None:
+        """As `check_effect`."""
+        check_effect(self.config, self.from_flags, self.from_file)
+
 
 def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     """The default preset. The learning rate of the quick one is for a new model, and would spoil a trained one."""
@@ -236,10 +240,11 @@ class Quickstart(Command):
     seed: int = preset(DEFAULT_PRESET).seed
     """on the same machine, the same seed gives the same weights"""
     train: TrainConfig = preset(DEFAULT_PRESET).train
-    from_flags: Mapping[str, Any] = field(default_factory=dict)
-    """what the flags say of the training"""
 
-    @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What was given of it."""
-        return {"from_flags": {"train": given.get("train", {})}}
+    def run_config(self) -> RunConfig:
+        """The settings of the run, before it is known which text this machine can get."""
+        return replace(preset(DEFAULT_PRESET), seed=self.seed, train=self.train)
+
+    def refuse_needless(self, given: Mapping[str, Any]) -> None:
+        """As `check_effect`."""
+        check_effect(self.run_config(), {"train": given.get("train", {})}, {})

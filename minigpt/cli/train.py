@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from minigpt.cli.run_settings import Train, check_effect, shaped_as_base
+from minigpt.cli.run_settings import Train, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
@@ -20,7 +20,6 @@ from minigpt.training.run import before_weights, read_data
 
 def answer(settings: Train) -> None:
     """Train, and print what to type next."""
-    check_effect(settings.config, settings.from_flags, settings.from_file)
     continued = settings.resume or settings.replay
     config = shaped_as_base(settings) if settings.config.init_from and not continued else settings.config
     if settings.plan:

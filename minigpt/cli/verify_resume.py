@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.cli.run_settings import VerifyResume, check_effect, shaped_as_base
+from minigpt.cli.run_settings import VerifyResume, shaped_as_base
 from minigpt.cli.streams import print_json
 from minigpt.errors import ConfigError
 from minigpt.training import verify
@@ -16,7 +16,6 @@ def answer(settings: VerifyResume) -> None:
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:
         raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")
-    check_effect(settings.config, settings.from_flags, settings.from_file)
     config = verify.shortened(shaped_as_base(settings) if settings.config.init_from else settings.config, steps)
     print_line = print_line_for(settings.json)
     moments = [verify.at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]

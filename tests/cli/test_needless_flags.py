@@ -202,7 +202,7 @@ def test_no_flag_is_dropped_without_a_word(folder, monkeypatch, name, mode):
 
 
 def test_every_command_with_flags_that_may_be_needless_is_here():
-    """A training is looked at elsewhere: `check_effect`. Of the others here, each flag does something by itself."""
+    """A training is looked at elsewhere: `refuse_needless`. Of the others, each flag does something by itself."""
     lines = [line for line, _ in MODES.values()]
     here = {line[1] if line[0] == "inspect" else line[0] for line in lines}
     assert {*SETTINGS, *VIEWS} - here == {"quickstart", "train", "verify-resume", "import", "export", "doctor", "runs"}
