@@ -340,14 +340,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} does not say how its documents were put in order", FETCH_AGAIN)
         return found
 
-    def check_corpus(self, corpus: str, config: RunConfig) -> None:
-        """Raise CheckpointError if the corpus, given by its sha256, is not that of the run."""
+    def check_data(self, checksum: str, config: RunConfig) -> None:
+        """Raise CheckpointError if the data, given by their checksum, are not those of the run."""
         places = (config.data.source, config.data.val_data)
         flags = " or ".join(named(name) for name, place in zip(("source", "val_data"), places, strict=True) if place)
-        if self.manifest["corpus"] != corpus:
+        if self.manifest["corpus"] != checksum:
             raise CheckpointError(
-                f"the text of {' or '.join(filter(None, places))} has changed since {self.path} was trained on it",
-                f"name the former text's new place as {flags}, or start a new run: a resumed one must read what it "
+                f"{' or '.join(filter(None, places))} has changed since {self.path} was trained on it",
+                f"name the former data's new place as {flags}, or start a new run: a resumed one must read what it "
                 "would have read",
             )
 
@@ -572,20 +572,20 @@ def circumstances(processes: Processes, device: torch.device) -> dict[str, str]:
 
 
 def checkpoint_to_resume(
-    run: RunDirectory, config: RunConfig, corpus: str, here: Mapping[str, str], print_line: Callable[[str], None]
+    run: RunDirectory, config: RunConfig, checksum: str, here: Mapping[str, str], print_line: Callable[[str], None]
 ) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
     """The checkpoint from which a run is resumed, or None if it was interrupted before the first; and changed settings.
 
     Args:
         run: its paths.
         config: the settings from now on.
-        corpus: the sha256 of the corpus.
+        checksum: of the data.
         here: the circumstances now.
         print_line: where lines for people go.
 
     Raises:
         MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
-        CheckpointError: if no checkpoint is complete, or the settings or the corpus are not those of the run.
+        CheckpointError: if no checkpoint is complete, or the settings or the data are not those of the run.
     """
     changed = changes(read_config(run), config)
     for name, (before, now) in changed.items():
@@ -601,7 +601,7 @@ def checkpoint_to_resume(
     checkpoint, damage = newest_checkpoint(run)
     if damage:
         print_line(f"damaged    {damage}")
-    checkpoint.check_corpus(corpus, config)
+    checkpoint.check_data(checksum, config)
     drops = config.model.dropout or config.train.lora_dropout
     for name, before in checkpoint.manifest["versions"].items():
         if (now := here.get(name, "not known")) != before:

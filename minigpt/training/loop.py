@@ -418,7 +418,7 @@ def replay(
         CheckpointError: if one of them is damaged, or the checkpoint is of another corpus.
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
-    checkpoint.check_corpus(corpus_checksum(data), config)
+    checkpoint.check_data(corpus_checksum(data), config)
     run = set_up(config, data, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)
