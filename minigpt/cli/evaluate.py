@@ -17,9 +17,9 @@ from minigpt.cli.texts import data_of_run
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
 from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, source_name
-from minigpt.data.documents import Documents, corpus_checksum
+from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
-from minigpt.data.sources import load_source
+from minigpt.data.sources import load_data
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
@@ -142,15 +142,15 @@ def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents,
             val_data = ""
         settings = replace(config.data, source=name, val_data=val_data)
         chosen = replace(config, data=settings, documents=d if documents else DocumentsConfig())
-    data = data_of_run(chosen) if name is None else load_source(chosen)
+    data = data_of_run(chosen) if name is None else load_data(chosen)
     if config.data.checksum:
-        own = corpus_checksum(data) == config.data.checksum
+        own = data_checksum(data) == config.data.checksum
         if not (own or name is None) and chosen.data.val_data:  # of other data all is measured, and nothing else
-            data = load_source(replace(chosen, data=replace(chosen.data, val_data="")))
+            data = load_data(replace(chosen, data=replace(chosen.data, val_data="")))
         return data, own
     # A model that was not trained here has no checksum.
     same = name is None or (
-        Path(config.data.source).exists() and corpus_checksum(data) == corpus_checksum(load_source(config))
+        Path(config.data.source).exists() and data_checksum(data) == data_checksum(load_data(config))
     )
     return data, same
 

@@ -80,8 +80,8 @@ class Command:
     more: ClassVar[str] = ""  # the end of the help, below the flags
     first: ClassVar[tuple[str, ...]] = ()  # the flags that people want most, if there are many
     no_flags: ClassVar[Mapping[str, str]] = {}  # a word that looks like a flag -> what decides this value instead
-    # field -> a flag without which it would change nothing, or a value of one: "--draft", "--mode resample"; or one
-    # with which it would not: "no --norms"; several of these with " or ", and several of such with " and " between them
+    # field -> what it needs to change anything: a flag, or a flag with a value ("--draft", "--mode resample"), or that
+    # a flag is not there ("no --norms"). "A or B and C" wants one of A and B, and also C.
     needs: ClassVar[Mapping[str, str]] = {}
 
     json: bool = False

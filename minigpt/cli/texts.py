@@ -7,7 +7,7 @@ from minigpt.cli.streams import with_stdin
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
 from minigpt.data.documents import Documents, read_documents
-from minigpt.data.sources import load_source
+from minigpt.data.sources import load_data
 from minigpt.errors import DataError, InputError, MissingFileError
 from minigpt.system.files import named_path
 from minigpt.tokenizers import Tokenizer, encode_prompt
@@ -132,9 +132,9 @@ def data_of_run(config: RunConfig) -> Corpus | Documents:
     """The data that a run was trained on.
 
     Raises:
-        MiniGPTError: where `load_source` raises one; if a path does not exist any more, the error asks for the new one.
+        MiniGPTError: where `load_data` raises one; if a path does not exist any more, the error asks for the new one.
     """
     try:
-        return load_source(config)
+        return load_data(config)
     except MissingFileError as error:
         raise MissingFileError(error.what, "name where it lies now: --data, or --val-data") from None

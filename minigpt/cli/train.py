@@ -7,7 +7,7 @@ from minigpt.cli.run_settings import Train, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
-from minigpt.data.sources import load_source
+from minigpt.data.sources import load_data
 from minigpt.formats.run_directory import existing_run
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.training.distributed import Processes
@@ -37,7 +37,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     """Predict memory and time of a run, and print them."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    data = load_source(config)
+    data = load_data(config)
     config, tokenizer = before_weights(config, data)
     config, loader, _ = read_data(config, data, tokenizer, Processes(), None)
     t = config.train
@@ -54,7 +54,7 @@ def replay_and_say(config: RunConfig, report: Path, as_json: bool) -> None:
     """Compute a diverged step again, and print whether it diverges in the same way."""
     print_line = print_line_for(as_json)
     before = read_report(report)
-    now = replay(config, load_source(config), report, print_line)
+    now = replay(config, load_data(config), report, print_line)
     print_line("")
     for name, value in dataclasses.asdict(now).items():
         differs = "" if value == getattr(before, name) else f"   (the report says {getattr(before, name)})"

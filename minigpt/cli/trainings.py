@@ -16,7 +16,7 @@ from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus, load_quickstart_corpus, source_name
 from minigpt.data.dialogues import NAMES
 from minigpt.data.documents import Document, Documents, with_keywords
-from minigpt.data.sources import load_source
+from minigpt.data.sources import load_data
 from minigpt.data.tokens import split_at
 from minigpt.errors import ConfigError
 from minigpt.evaluation.loss import perplexity
@@ -61,13 +61,13 @@ def train_and_say(
         run = RunDirectory(named_path(out, "--out")) if out else resume
         if run and not resume:
             check_new(run)  # before a corpus is downloaded in vain
-        choose_dtype(config.dtype, choose_device(config.device))  # likewise
+        choose_dtype(config.dtype, choose_device(config.device))  # also before
         with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
             data: Corpus | Documents
             if quickstart:
                 data, why = load_quickstart_corpus()
             else:
-                data = data_of_run(config) if resume else load_source(config)
+                data = data_of_run(config) if resume else load_data(config)
         read = data.name if isinstance(data, Corpus) else source_name(config.data.source)
         if quickstart:
             print_line(why)

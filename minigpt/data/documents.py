@@ -177,7 +177,7 @@ def with_validation(documents: Documents, validation: Documents) -> Documents:
     )
 
 
-def corpus_checksum(data: Corpus | Documents) -> str:
+def data_checksum(data: Corpus | Documents) -> str:
     """The sha256 of a text, or of all documents."""
     digest = hashlib.sha256()
     if isinstance(data, Corpus):

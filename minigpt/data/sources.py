@@ -17,7 +17,7 @@ _FOREIGN = {
 }
 
 
-def load_source(config: RunConfig) -> Corpus | Documents:
+def load_data(config: RunConfig) -> Corpus | Documents:
     """The text, or the documents, that a configuration names; what `train` learns from.
 
     The documents of dialogues are their examples: see `data.dialogues.examples`.
@@ -61,7 +61,7 @@ def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
 
     Raises:
         ConfigError: if the settings name no dialogues.
-        MiniGPTError: as `load_source`, and as `data.documents.split`.
+        MiniGPTError: as `load_data`, and as `data.documents.split`.
     """
     d = config.documents
     if kind_of(d.separate, config.data.source) != "dialogues":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt.config import RunConfig
 from minigpt.data.corpora import Corpus, lasting_source
-from minigpt.data.documents import Documents, corpus_checksum
+from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
@@ -138,7 +138,7 @@ def train(
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
             here = circumstances(processes, device)
-            checkpoint, changed = checkpoint_to_resume(directory, config, corpus_checksum(data), here, print_line)
+            checkpoint, changed = checkpoint_to_resume(directory, config, data_checksum(data), here, print_line)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
@@ -418,7 +418,7 @@ def replay(
         CheckpointError: if one of them is damaged, or the checkpoint is of another corpus.
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
-    checkpoint.check_data(corpus_checksum(data), config)
+    checkpoint.check_data(data_checksum(data), config)
     run = set_up(config, data, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)

@@ -19,7 +19,7 @@ from minigpt.config import LoRAConfig, RunConfig, TrainConfig
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus, kind_of, source_name
 from minigpt.data.dialogues import NAMES, check_template, heading, with_template
-from minigpt.data.documents import Documents, corpus_checksum, keyword_line
+from minigpt.data.documents import Documents, data_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, MissingFileError, did_you_mean, first_line, named
@@ -255,7 +255,7 @@ def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:
     Raises:
         ConfigError: if the settings name another one.
     """
-    found = corpus_checksum(data)
+    found = data_checksum(data)
     if config.data.checksum not in ("", found):
         raise ConfigError(
             f"the data of {config.data.source} do not have the data.checksum of the settings",

@@ -18,7 +18,7 @@ from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, speaker
 from minigpt.data.documents import Documents, split
 from minigpt.data.loaders import document_loader
-from minigpt.data.sources import held_out_dialogues, load_source
+from minigpt.data.sources import held_out_dialogues, load_data
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import ConfigError, DataError, DownloadError, InputError, MissingFileError
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -499,7 +499,7 @@ def test_no_turn_of_a_held_out_dialogue_is_trained_on(tmp_path_factory, lengths,
     ]
     path = jsonl(tmp_path_factory.mktemp("talks") / "x.jsonl", *talks, *(talks[:2] if copies else []))
     config = configured(path, turns=turns, val_size=val_size)
-    documents = load_source(config)
+    documents = load_data(config)
     assert isinstance(documents, Documents)
     training, validating = split(documents.items, None, val_size, config.seed)
 
@@ -550,7 +550,7 @@ def test_a_talk_that_is_told_twice_is_not_parted(tmp_path_factory, talks, own_fi
         config = replace(config, data=replace(config.data, val_data=str(jsonl(folder / "v.jsonl", *talks[:1]))))
     config = replace(config, seed=seed)
     try:
-        documents = load_source(config)
+        documents = load_data(config)
         assert isinstance(documents, Documents)
         parts = split(documents.items, None, None, seed, documents.validation)
     except DataError:  # one talk alone, or without a reply
@@ -570,7 +570,7 @@ def test_a_talk_that_is_told_twice_is_not_parted(tmp_path_factory, talks, own_fi
 def test_a_greeting_that_all_share_joins_nothing(tmp_path):
     greeting = [user("Hello"), reply("How can I help?")]
     talks = [[*greeting, user(f"question {number}"), reply("yes"), user("thanks")] for number in range(5)]
-    documents = load_source(configured(jsonl(tmp_path / "x.jsonl", greeting, *talks)))
+    documents = load_data(configured(jsonl(tmp_path / "x.jsonl", greeting, *talks)))
     assert isinstance(documents, Documents)
     assert len({document.dialogue for document in documents.items}) == 6
 
@@ -580,7 +580,7 @@ def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
     config = configured(jsonl(tmp_path / "x.jsonl", shared, other, third))
     val = jsonl(tmp_path / "v.jsonl", shared)
     config = RunConfig(data=DataConfig(source=config.data.source, val_data=str(val)), documents=config.documents)
-    documents = load_source(config)
+    documents = load_data(config)
     assert isinstance(documents, Documents)
     training, validating = split(documents.items, None, None, 0, documents.validation)
     assert sorted(document.text for document in training) == ["b!\n", "c!\n"]
@@ -642,7 +642,7 @@ def test_what_validates_is_the_last_reply_alone(tmp_path):
     """With earlier replies, a loss is another quantity: those have fewer turns before them."""
     text = "\n\n".join(f"SCENE {number}.\n\nA:\none {number}\n\nB:\ntwo\n\nA:\nthree" for number in range(7))
     config = configured(written(tmp_path / "x.txt", text), learned="replies", val_size=2)
-    documents = load_source(config)
+    documents = load_data(config)
     assert isinstance(documents, Documents)
     loaders = [
         document_loader(documents, "x", replace(config, documents=d), CHARACTERS)
@@ -664,7 +664,7 @@ def test_a_message_longer_than_the_context_is_said(tmp_path):
     data = DataConfig(source=str(path), val_data=str(jsonl(tmp_path / "v.jsonl", [user("held"), reply("out")])))
     config = replace(configured(path), data=data)
     config = replace(config, model=replace(config.model, block_size=61))
-    documents = load_source(config)
+    documents = load_data(config)
     assert isinstance(documents, Documents)
     loader = document_loader(documents, "x", config, CHARACTERS)
     assert loader.described[1].startswith(
@@ -680,7 +680,7 @@ def test_earlier_replies_end_as_the_last_only_with_characters():
 
 
 def test_a_message_with_a_character_that_the_model_does_not_know(tmp_path):
-    documents = load_source(configured(jsonl(tmp_path / "x.jsonl", [user("a"), reply("é")])))
+    documents = load_data(configured(jsonl(tmp_path / "x.jsonl", [user("a"), reply("é")])))
     assert isinstance(documents, Documents)
     with pytest.raises(InputError, match="U\\+00E9"):
         encode(documents.items, CharTokenizer("\n:aASERUINT"), 0, 31, 31)
@@ -693,13 +693,13 @@ def test_a_message_with_a_character_that_the_model_does_not_know(tmp_path):
 def test_a_setting_of_other_documents_would_change_nothing(tmp_path, documents):
     path = jsonl(tmp_path / "x.jsonl", GOOD)
     with pytest.raises(ConfigError, match="would change nothing"):
-        load_source(configured(path, **documents))
+        load_data(configured(path, **documents))
 
 
 @pytest.mark.parametrize("changed", [{"turns": 3}, {"learned": "replies"}])
 def test_turns_are_for_dialogues(tmp_path, changed):
     path = written(tmp_path / "x.jsonl", '{"text": "a"}')
     with pytest.raises(ConfigError, match="would change nothing"):
-        load_source(RunConfig(data=DataConfig(source=str(path)), documents=DocumentsConfig(**changed)))
+        load_data(RunConfig(data=DataConfig(source=str(path)), documents=DocumentsConfig(**changed)))
     with pytest.raises(ConfigError, match="is not read as dialogues"):
         held_out_dialogues(RunConfig(data=DataConfig(source=str(path))))
