@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,18 +107,14 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
     result = measure(model)
     cost = cost_of_weights(model, settings, model_name, result, measure)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
-    if settings.json:
-        print_json(
-            {"loss": result.loss, "perplexity": result.perplexity, "bits_per_character": bits, "tokens": result.tokens}
-            | cost
-        )
-        return
-    print(f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once")
-    print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, {bits:.4f} bits per character")
+    lines = [
+        f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once",
+        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, {bits:.4f} bits per character",
+    ]
     if corpus.floor is not None and split == "val":
         nats, floor = bits * math.log(2), corpus.floor(border, len(corpus.text))
-        print(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
-    print_cost(cost)
+        lines.append(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
+    show(result, lines, settings.json, cost, bits_per_character=bits)
 
 
 def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents, bool]:
@@ -171,12 +167,11 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
 
     result = measure(model)
     cost = cost_of_weights(model, settings, model_name, result, measure)
-    if settings.json:
-        print_json({"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens} | cost)
-        return
-    print(f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once")
-    print(f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}")
-    print_cost(cost)
+    lines = [
+        f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once",
+        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}",
+    ]
+    show(result, lines, settings.json, cost)
 
 
 def cost_of_weights(
@@ -195,8 +190,12 @@ def cost_of_weights(
     }
 
 
-def print_cost(cost: Mapping[str, Any]) -> None:
-    """Print what --weights cost, if they were asked for."""
+def show(result: Evaluation, lines: Sequence[str], as_json: bool, cost: Mapping[str, Any], **more: float) -> None:
+    """Print an evaluation, in numbers or in lines, and what --weights cost, if they were asked for."""
+    if as_json:
+        print_json({"loss": result.loss, "perplexity": result.perplexity, **more, "tokens": result.tokens, **cost})
+        return
+    print(*lines, sep="\n")
     if cost:
         layers = " and ".join(f"{number} layers in {kind}" for kind, number in cost["layers"].items())
         change = "" if cost["relative_change"] is None else f", {round(100 * cost['relative_change'], 3) + 0.0:+.3f} %"
