@@ -29,7 +29,7 @@ class MiniGPTError(Exception):
     Args:
         what: one line, what is wrong, with the values that show it. An endless one loses its middle, so no caller need
             shorten a value; line ends become spaces. Names in it may be `named`.
-        how: one line, what to do about it; likewise.
+        how: one line, what to do about it; shortened in the same way.
     """
 
     def __init__(self, what: str, how: str) -> None:

@@ -36,7 +36,7 @@ def multiplies_by_onednn() -> bool:
 
 
 class _Fast(TorchFunctionMode):
-    """Takes the calls of `F.linear` and `F.gelu` on plain float32 tensors; torch's own functions have all others."""
+    """Takes the calls of `F.linear` and `F.gelu` on plain float32 tensors; all other calls go to torch's own."""
 
     def __init__(self) -> None:
         super().__init__()
