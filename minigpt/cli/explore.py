@@ -13,10 +13,10 @@ import torch
 from minigpt.cli.models import model_source
 from minigpt.cli.settings import Explore
 from minigpt.cli.streams import one_line, print_json, print_note
-from minigpt.cli.texts import source_of_run
+from minigpt.cli.texts import data_of_run
 from minigpt.config import RunConfig
 from minigpt.data.corpora import source_name
-from minigpt.data.documents import Documents, corpus_checksum
+from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import split_at
 from minigpt.errors import DataError, InputError, Interrupted, MiniGPTError
@@ -143,13 +143,13 @@ def validation(config: RunConfig, tokenizer: Tokenizer, parameters: int) -> Call
         DataError: if the run's data have changed.
         MiniGPTError: if they cannot be read, or encoded.
     """
-    source, most = source_of_run(config), max(_MOST_WORK // parameters, config.model.block_size)
-    if config.data.checksum and corpus_checksum(source) != config.data.checksum:
+    data, most = data_of_run(config), max(_MOST_WORK // parameters, config.model.block_size)
+    if config.data.checksum and data_checksum(data) != config.data.checksum:
         raise DataError(f"{config.data.source} has changed since the run was trained on it", "put it back")
-    if isinstance(source, Documents):
-        loader = document_loader(source, source_name(config.data.source), config, tokenizer)
+    if isinstance(data, Documents):
+        loader = document_loader(data, source_name(config.data.source), config, tokenizer)
         count = max(1, most // config.model.block_size // config.train.batch_size)
         batches = list(itertools.islice(loader.validation(), count))
         return lambda model: evaluate_batches(model, batches, torch.float32, tokenizer.vocab_size)
-    ids = tokenizer.encode_array(source.text[split_at(source, config.data) :])[: most + 1]
+    ids = tokenizer.encode_array(data.text[split_at(data, config.data) :])[: most + 1]
     return lambda model: evaluate(model, ids, vocab_size=tokenizer.vocab_size)

@@ -183,7 +183,7 @@ def joined() -> Iterator[Processes]:
         yield Processes(rank, size, store)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or _tells_of_a_peer(error):
-            reason = first_line(error, 400).split("] ", 1)[-1].split(". ")[0]  # without the line of gloo's source, and its advice
+            reason = first_line(error, 400).split("] ", 1)[-1].split(". ")[0]  # without a place in gloo, and advice
             raise PeerError(
                 f"process {rank} of {size} has lost another one: {reason}",
                 "look for its own error above; go on from the last checkpoint: minigpt train --resume",
