@@ -20,9 +20,9 @@ from minigpt.data.batches import encode
 from minigpt.data.corpora import kind_of
 from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, check_template
-from minigpt.data.documents import corpus_checksum
+from minigpt.data.documents import data_checksum
 from minigpt.data.loaders import end_of_document
-from minigpt.data.sources import held_out_dialogues, load_source
+from minigpt.data.sources import held_out_dialogues, load_data
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, named
 from minigpt.evaluation.arms import Arm, closeness, compared, true_arm, written_arm
@@ -102,7 +102,7 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
 
     Raises:
         InputError: if there are none that the model has not seen.
-        MiniGPTError: as `load_source`.
+        MiniGPTError: as `load_data`.
     """
     trained = source.trained
     spoken = trained is not None and kind_of(trained.documents.separate, trained.data.source) == "dialogues"
@@ -115,7 +115,7 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
     if settings.data is not None:
         val_data = config.data.val_data if Path(config.data.val_data).exists() else ""
         config = replace(config, data=replace(config.data, source=settings.data, val_data=val_data))
-    if trained and spoken and corpus_checksum(load_source(config)) == trained.data.checksum:
+    if trained and spoken and data_checksum(load_data(config)) == trained.data.checksum:
         return held_out_dialogues(config), f"held-out dialogues of {config.data.source}"
     if settings.data is None:
         raise InputError(
