@@ -41,6 +41,7 @@ WITHOUT_TORCH = [
     "data.dialogues",
     "data.prompts",
     "decoding.options",
+    "evaluation.failures",
     "replies",
     "formats.hub",
     "formats.tokenizer_files",

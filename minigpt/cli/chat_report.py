@@ -91,7 +91,8 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     draws = f"{result['seeds']:,} at each place, " if result["seeds"] > 1 else ""
     return [
         f"How {result['model']}{adapter} replies",
-        f"{result['data']}: {result['dialogues']:,}, with {result['true_replies']:,} replies{left}",
+        f"data: {result['data']}",
+        f"there: {result['dialogues']:,} dialogues with {result['true_replies']:,} replies{left}",
         f"measured: {result['measured']:,} of the replies, in {result['measured_dialogues']:,} dialogues",
         f"true replies after {result['turns']} turns at most: perplexity {result['perplexity']:.3f}, "
         f"loss {result['loss']:.4f} nats a token, {result['tokens']:,} tokens",

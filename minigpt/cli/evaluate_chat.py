@@ -124,8 +124,8 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
         )
     read = read_dialogues(settings.data)
     if read.validation:
-        return read.validation, f"the dialogues that {settings.data} has to validate"
-    return read.items, f"all dialogues of {settings.data}"
+        return read.validation, f"what is there to validate of {read.described}"
+    return read.items, f"all of {read.described}"
 
 
 def _with_room(every: Sequence[Exchange], model: GPT, tokenizer: Tokenizer, length: int) -> list[Exchange]:

@@ -76,12 +76,24 @@ def test_it_measures_the_held_out_dialogues_as_eval_does(capsys):
 
 def test_other_dialogues_are_measured_whole_by_any_model(capsys):
     found = evaluated(capsys, "--data", "other.txt")
-    assert (found["data"], found["dialogues"]) == ("all dialogues of other.txt", 5)
+    assert (found["data"], found["dialogues"]) == ("all of other.txt: 5 dialogues", 5)
     assert run(["evaluate-chat", "--model", "text", "--data", "other.txt", *FEW, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["dialogues"] == 5
     assert plain["turns"] == 4  # the usual number, because the run has none
     assert plain["perplexity"] != found["perplexity"]
+
+
+def test_what_a_source_holds_without_a_reply_or_to_train_on_is_said(capsys):
+    Path("part.txt").write_text(scenes(3, seed=6) + "SCENE 4\n\nANN:\nA hen.\n")
+    assert evaluated(capsys, "--data", "part.txt")["data"] == (
+        "all of part.txt: 3 dialogues; 1 dialogues without a reply left out"
+    )
+    entry = {"personality": ["a red hat"], "utterances": [{"history": ["a hen"], "candidates": ["so", "no man"]}]}
+    Path("chats.json").write_text(json.dumps({"train": [entry], "valid": [entry] * 3}))
+    found = evaluated(capsys, "--data", "chats.json")
+    assert found["dialogues"] == 3
+    assert found["data"].startswith("what is there to validate of chats.json: 4 dialogues")
 
 
 def test_the_numbers_are_those_of_the_texts(capsys):
@@ -206,4 +218,4 @@ def test_dialogues_that_have_changed_since_are_not_held_out(failing, capsys):
     first, second = failing(["evaluate-chat", "--model", "run"]).splitlines()[-2:]
     assert "play.txt has changed since run was trained on it" in first
     assert "--data" in second
-    assert evaluated(capsys, "--data", "play.txt")["data"] == "all dialogues of play.txt"
+    assert evaluated(capsys, "--data", "play.txt")["data"] == "all of play.txt: 31 dialogues"
