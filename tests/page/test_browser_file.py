@@ -80,6 +80,7 @@ VIEW = "document.querySelector('[role=tabpanel]:not([hidden])') !== null && !doc
 def test_a_double_click_opens_the_model_without_a_request(driver, file):
     text = opened(driver, file, VIEW)
     assert "<b>mine</b>" in text  # its name, as text
+    assert "it costs 0.0125 nats" in text
     assert driver.execute_script("return document.getElementById('prompt').value") == "abc"
     assert [entry["message"] for entry in driver.get_log("browser")] == []
     others = [address for address in asked_for(driver) if not address.startswith(("blob:", "data:"))]
