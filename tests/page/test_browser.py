@@ -33,7 +33,7 @@ from minigpt.page.contents import Shown
 from minigpt.page.server import PageServer
 from minigpt.page.single_file import write_page
 from minigpt.page.weights import page_weights
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:
@@ -49,6 +49,8 @@ TOKENIZER = CharTokenizer.from_text(string.ascii_letters + string.digits + strin
 CONFIG = GPTConfig(vocab_size=97, block_size=43, n_layer=2, n_head=3, n_embd=3 * 5)
 OTHER = GPTConfig(vocab_size=97, block_size=41, n_layer=1, n_head=2, n_embd=2 * 7, bias=False, tie_weights=False)
 CODE = Path(minigpt.model.__file__).read_text(encoding="utf-8").splitlines()
+PAIRS = GPT2Tokenizer(["h e", "l l", "he ll", "Ġ w"])  # 261 tokens; the model has two ids more, which no text gives
+PADDED = GPTConfig(vocab_size=263, block_size=37, n_layer=1, n_head=2, n_embd=2 * 3)
 PROMPT = "ROMEO:\nWhat light?"
 CAUGHT = "<b>x</b><script>document.title='caught'</script>"
 NEAR = 1e-4  # the page sums in float64, torch in float32
@@ -74,6 +76,11 @@ def other() -> GPT:
 
 
 @pytest.fixture(scope="module")
+def padded() -> GPT:
+    return random_model(PADDED, 13)
+
+
+@pytest.fixture(scope="module")
 def run(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     save_run(model, TOKENIZER, folder, trained=RunConfig())
@@ -85,10 +92,11 @@ def run(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def shown(run: RunDirectory, model: GPT, other: GPT) -> list[Shown]:
+def shown(run: RunDirectory, model: GPT, other: GPT, padded: GPT) -> list[Shown]:
     return [
         Shown("tiny", model.config, TOKENIZER, page_weights(model), open_source(run.path).run),
         Shown("<i>other</i>", other.config, TOKENIZER, page_weights(other)),
+        Shown("pairs", padded.config, PAIRS, page_weights(padded)),
     ]
 
 
@@ -357,6 +365,20 @@ def test_a_run_can_be_stopped(page, ids):
     assert len(ids) < len(written(page)) < 10000
 
 
+def test_typing_ends_a_run_and_what_was_written_is_kept(page):
+    page.open(length=10000)
+    page.button("Run").click()
+    page.wait(lambda: page.js("return document.querySelectorAll('.token.written').length > 3"))
+    page.driver.find_element("id", "prompt").send_keys("!")
+    page.wait(lambda: page.js("return document.querySelectorAll('.branches button').length") == 1)
+    page.settle()
+    assert page.js("return document.querySelectorAll('.token.written').length") == 0
+    page.find(".branches button").click()
+    page.settle()
+    assert page.js("return document.getElementById('prompt').value") == PROMPT
+    assert page.js("return document.querySelectorAll('.token.written').length") > 3
+
+
 def test_a_bar_branches(page, ids):
     page.open(more="5.6.7.8")
     page.js("return arguments[0]", page.driver.find_elements("css selector", ".token.written")[1]).click()
@@ -393,6 +415,24 @@ def test_typing_shows_the_tokens_at_once(page):
     page.settle()
     rows = page.table("The tokens, their ids and bytes")
     assert [(row[1], row[3]) for row in rows] == [("a", "61"), ("b", "62"), ("c", "63"), ("é", "c3 a9")]
+
+
+def test_byte_pairs_show_pieces_and_bytes(page, padded):
+    """Half a character is shown as its bytes, and ids that no text gives have no probability."""
+    prompt = "hello wörld 😀"
+    page.open(model=2, prompt=prompt, temperature=1)
+    text = PAIRS.encode(prompt)
+    rows = page.table("The tokens, their ids and bytes")
+    assert [int(row[2]) for row in rows] == text
+    assert column(rows, 3) == [PAIRS.token_bytes(id).hex(" ") for id in text]
+    pieces = [PAIRS.token_bytes(id).decode("utf-8", "backslashreplace").replace(" ", "␣") for id in text]
+    assert column(rows, 1) == pieces
+    assert {"hell", "␣w", "\\xf0"} <= set(pieces)
+    with torch.no_grad():
+        probabilities = padded(torch.tensor([text]))[0, -1, : PAIRS.vocab_size].softmax(-1)
+    rows = page.table("These probabilities as a table")
+    close(column(rows, 4), probabilities.topk(len(rows)).values, 1e-6)
+    assert "of 261 tokens are left" in page.js("return document.body.innerText")
 
 
 # --- Attention
@@ -715,7 +755,12 @@ def test_a_text_of_one_token_breaks_no_view(page, view, prompt):
 
 @pytest.mark.parametrize(
     "fragment",
-    ["view=nowhere", "model=7&layer=99&head=99&query=99&position=99", "more=x.y&off=9.9,1", "seed=-1&beams=x"],
+    [
+        "view=nowhere&token=9999&line=9999",
+        "model=7&layer=99&head=99&query=99&position=99&at=99",
+        "more=x.y.9999&off=9.9,1&by=x&score=x&measure=x&other=7",
+        "seed=-1&beams=x&layer=-1&head=-1&query=-1&position=-1&at=-1&line=-1&token=-1",
+    ],
 )
 def test_a_mistyped_address_still_opens(page, fragment):
     for view in ("", "&view=attention", "&view=lens", "&view=loss"):
@@ -723,6 +768,12 @@ def test_a_mistyped_address_still_opens(page, fragment):
         page.driver.get(f"{page.address}#prompt=abc&{fragment}{view}")
         page.wait(lambda: page.js("return document.querySelector('[role=tabpanel]:not([hidden])') !== null"))
         page.settle()
+        page.js("location.hash = 'prompt=cba'")
+        page.settle()
+        page.js("location.hash = arguments[0]", f"prompt=abcd&{fragment}{view}")  # typed into an open page
+        page.wait(lambda: page.js("return document.getElementById('prompt').value") == "abcd")
+        page.settle()
+        assert page.js("return document.querySelector('[role=alert]').hidden")
 
 
 def test_a_browser_without_workers_gets_a_sentence(page):

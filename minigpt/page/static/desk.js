@@ -45,6 +45,11 @@ export class Desk {
     if (this.#open.has(id)) this.#worker.postMessage({ stop: id });
   }
 
+  /** End whatever is being computed: something else is more urgent. */
+  stopAll() {
+    for (const id of this.#open.keys()) this.#worker.postMessage({ stop: id });
+  }
+
   #receive({ id, result, error, partial, outdated }) {
     const waiting = this.#open.get(id);
     if (waiting === undefined) return;

@@ -20,7 +20,7 @@ const FRAGMENT_DELAY = 300; // milliseconds: browsers refuse to change an addres
 
 /** What the views see of the page. */
 class App {
-  state = readState(location.hash);
+  state; // see state.js
   models = []; // { config, about, V }
   text = null; // the tokens of the text, as the worker's `tokens` gives them; null if it cannot be read
   runMayGrow = runMayGrow();
@@ -66,6 +66,8 @@ class App {
   /** Change the state; the page and its address follow. */
   set(changes) {
     Object.assign(this.state, changes);
+    if (this.text !== null) this.say("");
+    if ("prompt" in changes) this.#desk.stopAll();
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => history.replaceState(null, "", writeState(this.state)), FRAGMENT_DELAY);
     this.refresh();
@@ -90,17 +92,23 @@ class App {
       const { V } = await this.#desk.ask(`open ${index}`, "open", args, () => {}, [...buffers]);
       this.models.push({ config, about, V });
     }
-    if (!(this.state.model in this.models)) this.state.model = 0;
+    this.#readAddress();
     if (this.state.prompt === null) this.state.prompt = this.model.about.prompt ?? (await this.#knownPrompt());
     parts.opening.remove();
     build(this);
     addEventListener("hashchange", () => {
-      this.state = { ...readState(location.hash) };
+      this.#readAddress();
       this.state.prompt ??= "";
       this.refresh();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.refresh());
     this.refresh();
+  }
+
+  /** Take the state from the address, whoever has typed it. */
+  #readAddress() {
+    this.state = readState(location.hash);
+    if (!(this.state.model in this.models)) this.state.model = 0;
   }
 
   async #knownPrompt() {

@@ -13,6 +13,7 @@ const DEFAULTS = {
   repetition_penalty: 1,
   seed: 0,
   length: 200,
+  score: "previous", // which number the heads show
   layer: 0,
   head: 0,
   query: null, // the token whose attention is shown; null: the last
@@ -29,7 +30,12 @@ const DEFAULTS = {
   line: null, // of model.py, shown in its window
 };
 
-const CHOICES = { by: ["component", "layer", "head"], measure: ["parameters", "bytes", "flops"] };
+const CHOICES = {
+  score: ["previous", "first", "self", "entropy", "induction", "duplicate"],
+  by: ["component", "layer", "head"],
+  measure: ["parameters", "bytes", "flops"],
+};
+const FRACTIONS = ["temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"]; // the others are counts
 
 /** The state that a fragment holds. What it cannot hold is left at its default. */
 export function readState(fragment) {
@@ -43,7 +49,7 @@ export function readState(fragment) {
     else if (name === "off") state.off = text.split(",").filter((part) => /^\d+\.(\d+|mlp)$/.test(part));
     else if (name in CHOICES) state[name] = CHOICES[name].includes(text) ? text : value;
     else if (name === "prompt" || name === "view" || name === "other") state[name] = text;
-    else if (text !== "" && Number.isFinite(Number(text))) state[name] = Number(text);
+    else if (FRACTIONS.includes(name) ? Number.isFinite(parseFloat(text)) : /^\d{1,15}$/.test(text)) state[name] = Number(text);
   }
   return state;
 }

@@ -22,7 +22,7 @@ export const attentionView = {
   line: "pattern = F.softmax(attention_scores(q, k, mask), dim=-1)",
 
   mount(panel, app) {
-    const kind = select(SCORES, "previous", () => showScores());
+    const kind = select(SCORES, "previous", (value) => app.set({ score: value }));
     const heads = element("div", { class: "heads", role: "group", "aria-label": "all heads, a layer a row" });
     const scores = new Numbers("The scores of all heads as a table");
     const bestHeads = element("p", { class: "quiet", role: "status" });
@@ -257,7 +257,7 @@ export const attentionView = {
 
     return {
       async update() {
-        offer(kind, SCORES, kind.value);
+        offer(kind, SCORES, app.state.score);
         if (app.text === null || app.text.read.length === 0) return;
         const answer = await app.ask("attention", "attention", { ids: app.text.read, edits: app.edits() });
         if (answer === null) return;

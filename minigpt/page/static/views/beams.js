@@ -32,6 +32,7 @@ export const beamsView = {
     const status = element("p", { class: "readout", role: "status" });
     const numbers = new Numbers("The tree as a table");
     let growing = false;
+    let turn = 0; // the number of the newest search
     let shown = "";
 
     panel.append(
@@ -45,14 +46,14 @@ export const beamsView = {
 
     async function search() {
       if (app.text === null) return;
-      const { ids } = app.text;
       const { beams: num_beams, steps: max_new_tokens, length_penalty } = app.state;
       const options = { num_beams, max_new_tokens, length_penalty, on_overflow: "stop" };
+      const mine = (turn += 1);
       growing = true;
       grow.textContent = "Stop";
       place.replaceChildren();
-      const done = await app.ask("beams", "beams", { ids: app.text.read, options }, (tree) => show(tree, ids));
-      if (done === null) return;
+      await app.ask("beams", "beams", { ids: app.text.read, options }, show);
+      if (mine !== turn) return;
       growing = false;
       grow.textContent = "Grow again";
     }

@@ -103,6 +103,7 @@ export const writeView = {
         running = false;
         run.textContent = "Run";
         if (app.state.prompt === prompt) app.set({ more: written, at: null });
+        else app.set({ branches: withBranch(app.state.branches, { prompt, more: written }) }); // it was typed over
       }
     }
 
