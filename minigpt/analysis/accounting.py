@@ -15,7 +15,7 @@ fused kernel there works in bfloat16, and draws its dropout again instead of kee
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from minigpt.analysis.checks import Check, measured
@@ -73,6 +73,12 @@ class ModelSize:
         optimizer: "adamw" or "muon".
         attention: "fused" or "explicit".
         rows: in the order of the forward pass.
+        parameters: of the whole model, a tied head counted once.
+        forward_flops: of one forward pass over the batch.
+        activation_bytes: kept for the backward pass of the batch.
+        gradient_bytes: of the gradients.
+        optimizer_bytes: of the optimizer's state; its step counters, 4 bytes a tensor, are left out.
+        kv_cache_bytes: of the keys and values of the batch; the counter of lengths, 8 bytes a row, is left out.
     """
 
     config: GPTConfig
@@ -82,11 +88,17 @@ class ModelSize:
     optimizer: str
     attention: str
     rows: tuple[Row, ...]
+    parameters: int = field(init=False)
+    forward_flops: int = field(init=False)
+    activation_bytes: int = field(init=False)
+    gradient_bytes: int = field(init=False)
+    optimizer_bytes: int = field(init=False)
+    kv_cache_bytes: int = field(init=False)
 
-    @property
-    def parameters(self) -> int:
-        """Of the whole model, a tied head counted once."""
-        return sum(row.parameters for row in self.rows)
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if not one.init:
+                object.__setattr__(self, one.name, sum(getattr(row, one.name) for row in self.rows))
 
     @property
     def parameter_bytes(self) -> int:
@@ -94,34 +106,9 @@ class ModelSize:
         return FLOAT * self.parameters
 
     @property
-    def forward_flops(self) -> int:
-        """Of one forward pass over the batch."""
-        return sum(row.forward_flops for row in self.rows)
-
-    @property
     def training_flops(self) -> int:
         """Of one forward and one backward pass over the batch."""
         return sum(row.forward_flops + row.backward_flops for row in self.rows)
-
-    @property
-    def activation_bytes(self) -> int:
-        """Kept for the backward pass of the batch."""
-        return sum(row.activation_bytes for row in self.rows)
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Of the gradients."""
-        return sum(row.gradient_bytes for row in self.rows)
-
-    @property
-    def optimizer_bytes(self) -> int:
-        """Of the optimizer's state; its step counters, 4 bytes a tensor, are left out."""
-        return sum(row.optimizer_bytes for row in self.rows)
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Of the keys and values of the batch; the cache's counter of lengths, 8 bytes a row, is left out."""
-        return sum(row.kv_cache_bytes for row in self.rows)
 
     @property
     def checks(self) -> list[Check]:

@@ -200,15 +200,12 @@ def _show(result: dict[str, Any]) -> None:
             measure = row["measures"][name]
             mark = "*" if measure["differs"] else " "
             mean = terminal.decimals(measure["mean"], 3)
-            print(f"{mark} {terminal.fitted(label, 44)}{mean:>10}  {_range(measure)}".rstrip())
+            interval = "" if measure["low"] is None else f"{measure['low']:.3f} to {measure['high']:.3f}"
+            print(f"{mark} {terminal.fitted(label, 44)}{mean:>10}  {interval}".rstrip())
     print("\n* differs from the first line by more than chance (paired bootstrap, 95 %)")
     if result["num_prompts"] < 10:
         print(f"  of {result['num_prompts']} prompts little can be said: the intervals are too narrow, or missing")
     print(textwrap.fill(result["word"], terminal.WIDTH))
-
-
-def _range(measure: dict[str, Any]) -> str:
-    return "" if measure["low"] is None else f"{measure['low']:.3f} to {measure['high']:.3f}"
 
 
 def _show_texts(rows: Sequence[Row], prompts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from minigpt.analysis.edits import ablate
 from minigpt.analysis.heads import repeated_tokens
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers
-from minigpt.analysis.sweeps import Metric, Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
+from minigpt.analysis.sweeps import Metric, ablation_sweep, logit_difference, loss_of, patching_sweep
 from minigpt.analysis.tracing import edit
 from minigpt.cli.streams import check_stdin_once, with_stdin
 from minigpt.cli.views import settings
@@ -53,7 +53,13 @@ def view_ablate(asked: settings.Ablate) -> Answer:
         TOTAL,
     ]
     title = f"{', '.join(head)}; {what} {sweep.baseline:.4f} with everything"
-    return Answer(result, lines, lambda: sweep.checks, lambda: _sweep_chart(sweep, f"change of the {what}", title))
+    return Answer(
+        result, lines, lambda: sweep.checks,
+        lambda: plots.heat_map(
+            sweep.effects, sweep.rows, sweep.columns, f"change of the {what}", title, signed=True, ylabel="layer",
+            xlabel="head" if len(sweep.columns) > 1 else "",
+        ),
+    )  # fmt: skip
 
 
 def _without(
@@ -150,13 +156,6 @@ def _ablate_header(asked: settings.Ablate, it: Subject) -> list[str]:
     if asked.repeated is None:
         return [it.header("ablate")]
     return [it.header("ablate"), f"{asked.rows} rows of {len(it.ids) // 2} random tokens that come twice"]
-
-
-def _sweep_chart(sweep: Sweep, what: str, title: str) -> "plots.Figure":
-    return plots.heat_map(
-        sweep.effects, sweep.rows, sweep.columns, what, title, signed=True, ylabel="layer",
-        xlabel="head" if len(sweep.columns) > 1 else "",
-    )  # fmt: skip
 
 
 # --- patch

@@ -52,18 +52,15 @@ def view_size(asked: settings.Size) -> Answer:
         settings=chosen | {"tokens": size.tokens},
     )
     head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {asked.dtype}"
+    held = size.parameter_bytes + size.gradient_bytes + size.optimizer_bytes + size.activation_bytes
     sums = (
         f"{size.parameters:,} parameters; a step of training is {human(size.training_flops)}FLOPs",
-        f"at least {human(_training_bytes(size))}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
+        f"at least {human(held)}B to train, {human(size.parameter_bytes + size.kv_cache_bytes)}B to "
         "decode with a full cache",
     )
     return Answer(
         result, [head, *sums, "", *size.table().splitlines()], lambda: size.checks, lambda: _size_chart(size, head)
     )
-
-
-def _training_bytes(size: ModelSize) -> int:
-    return size.parameter_bytes + size.gradient_bytes + size.optimizer_bytes + size.activation_bytes
 
 
 def _size_chart(size: ModelSize, title: str) -> "plots.Figure":

@@ -11,7 +11,6 @@ from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, subject
 from minigpt.errors import InputError
 from minigpt.system import terminal
-from minigpt.tokenizers import Tokenizer
 
 # --- tokens
 
@@ -23,7 +22,8 @@ def view_tokens(asked: settings.Tokens) -> Answer:
     if not ids:
         raise InputError("the text is empty: it has no tokens", "give some text")
     texts = [token_text(tokenizer, token_id, "backslashreplace") for token_id in ids]
-    lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
+    spelled = [tokenizer.token_bytes(token_id) for token_id in ids]
+    lengths = list(map(len, spelled))
     result = Result(
         view="tokens",
         model=name,
@@ -35,8 +35,8 @@ def view_tokens(asked: settings.Tokens) -> Answer:
         settings={"vocab_size": tokenizer.vocab_size},
     )
     rows = [
-        (str(place), str(token_id), terminal.cut(terminal.visible(token), 20), _hex(tokenizer, token_id))
-        for place, (token_id, token) in enumerate(zip(ids, texts, strict=True))
+        (str(place), str(token_id), terminal.cut(terminal.visible(token), 20), terminal.cut(own.hex(" "), 36))
+        for place, (token_id, token, own) in enumerate(zip(ids, texts, spelled, strict=True))
     ]
     lines = [
         f"{terminal.cut(name, 30)}: {len(ids):,} tokens, {sum(lengths):,} bytes, BOS in front: no",
@@ -44,10 +44,6 @@ def view_tokens(asked: settings.Tokens) -> Answer:
     ]
     different = float(tokenizer.decode(ids, skip_special=False) != text)
     return Answer(result, lines, lambda: [measured("decode(encode(text)) = text", different, 0.0)], None)
-
-
-def _hex(tokenizer: Tokenizer, token_id: int) -> str:
-    return terminal.cut(tokenizer.token_bytes(token_id).hex(" "), 36)
 
 
 # --- loss
