@@ -1,4 +1,4 @@
-"""docs/gpt2-lessons.md: its commands are accepted, and its Python runs."""
+"""The pages of docs/ that are lessons: their commands are accepted, and their Python runs."""
 
 import re
 from pathlib import Path
@@ -8,21 +8,38 @@ import torch
 
 import minigpt
 from minigpt.config import GPTConfig
-from minigpt.tokenizers import GPT2Tokenizer
+from minigpt.data.dialogues import with_template
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 
-PAGE = Path(minigpt.__file__).parent.parent / "docs" / "gpt2-lessons.md"
+DOCS = Path(minigpt.__file__).parent.parent / "docs"
+PAGES = ("gpt2-lessons", "chatting")
 
-pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="needs the checkout that minigpt was installed from")
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the checkout that minigpt was installed from")
 
 
-def page() -> str:
-    return PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+def page(name: str) -> str:
+    path = DOCS / f"{name}.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def commands() -> list[str]:
     """Every command in a block, those with their output too."""
-    blocks = re.findall(r"^```(?:bash|text)\n(.*?)^```", page().replace("\\\n", " "), re.MULTILINE | re.DOTALL)
-    return re.findall(r"^(?:\$ |\.venv/bin/)(minigpt .*)", "\n".join(blocks), re.MULTILINE)
+    found = []
+    for name in PAGES:
+        text = page(name).replace("\\\n", " ")
+        for kind, block in re.findall(r"^```(bash|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            begins = r"(?:\$ |\.venv/bin/)" + "?" * (kind == "bash")
+            found += re.findall(rf"^{begins}(minigpt .*)", block, re.MULTILINE)
+    return found
+
+
+def stand_in(name: str) -> Tokenizer:
+    """The tokenizer of a small model that stands in for the page's own."""
+    return (
+        with_template(CharTokenizer("\n" + "".join(map(chr, range(32, 127)))))
+        if name == "chatting"
+        else (GPT2Tokenizer(["l a", "la t"]))
+    )
 
 
 @pytest.mark.parametrize("command", commands())
@@ -30,18 +47,25 @@ def test_every_command_is_accepted(command, accept):
     accept(command)
 
 
-@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", page(), re.MULTILINE | re.DOTALL))
-def test_the_python_runs(code, monkeypatch, capsys):
-    tokenizer = GPT2Tokenizer(["l a", "la t"])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (name, code)
+        for name in PAGES
+        for code in re.findall(r"^```python\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
+    ],
+)
+def test_the_python_runs(name, code, monkeypatch, capsys):
+    tokenizer = stand_in(name)
     torch.manual_seed(3)
-    model = minigpt.GPT(GPTConfig(tokenizer.vocab_size, block_size=41, n_layer=1, n_head=1, n_embd=5)).eval()
+    model = minigpt.GPT(GPTConfig(tokenizer.vocab_size, block_size=61, n_layer=1, n_head=1, n_embd=5)).eval()
     monkeypatch.setattr(minigpt, "load_model", lambda spec: (model, tokenizer), raising=False)
-    exec(compile(code, PAGE.name, "exec"), {})
+    exec(compile(code, f"{name}.md", "exec"), {})
     assert capsys.readouterr().out
 
 
 def test_there_are_four_lessons():
-    sections = page().split("\n## ")[1:]
+    sections = page("gpt2-lessons").split("\n## ")[1:]
     lessons = [section for section in sections if section[0].isdigit()]
     assert len(lessons) == 4
     for lesson in lessons:
