@@ -88,12 +88,13 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str] = ()) -> list[st
 def _opening(result: Mapping[str, Any]) -> list[str]:
     left = f", {result['without_room']:,} without room in the context left out" if result["without_room"] else ""
     adapter = f" with {result['adapter']}" if result["adapter"] else ""
+    few = ": too few to say much; intervals are too narrow, or missing" if result["measured_dialogues"] < 10 else ""
     draws = f"{result['seeds']:,} at each place, " if result["seeds"] > 1 else ""
     return [
         f"How {result['model']}{adapter} replies",
         f"data: {result['data']}",
         f"there: {result['dialogues']:,} dialogues with {result['true_replies']:,} replies{left}",
-        f"measured: {result['measured']:,} of the replies, in {result['measured_dialogues']:,} dialogues",
+        f"measured: {result['measured']:,} of the replies, in {result['measured_dialogues']:,} dialogues{few}",
         f"true replies after {result['turns']} turns at most: perplexity {result['perplexity']:.3f}, "
         f"loss {result['loss']:.4f} nats a token, {result['tokens']:,} tokens",
         f"written replies: {draws}after {result['turns']} turns at most, of {result['max_new_tokens']} tokens at most",

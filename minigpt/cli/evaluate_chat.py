@@ -179,7 +179,7 @@ def _arms(
     """The true replies, and those that the model writes with each setting."""
     with _bar(2 * len(taken), "reading") as advance:
         arms = [true_arm(model, tokenizer, taken, turns, settings.batch_size, advance)]
-    with _bar(2 * len(decoders) * len(taken) * settings.seeds, "reply") as advance:  # each is written, then read
+    with _bar(3 * len(decoders) * len(taken) * settings.seeds, "step") as advance:  # a reply is written, and read twice
         for decoder in decoders:
             written = write_replies(
                 model, tokenizer, taken, turns, {**decoder.options, "max_new_tokens": length}, draws=settings.seeds,

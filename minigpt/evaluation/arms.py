@@ -140,7 +140,7 @@ def written_arm(
         written: [exchange][draw], as `write_replies` gives them.
         turns: the most turns of a history.
         batch_size: rows that are computed together.
-        advance: called with the number of replies that are read.
+        advance: called with the number of readings that are done; there are two a reply.
     """
     replies = [one for own in written for one in own]
     added = gains(model, tokenizer, [(one.exchange, one.text) for one in replies], turns, batch_size, advance)

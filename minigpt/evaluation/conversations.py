@@ -413,17 +413,17 @@ def gains(
         spoken: what is replied to, and a reply.
         turns: the most turns of the history.
         batch_size: as for `likelihoods`.
-        advance: called with the number of replies that are done.
+        advance: called with the number of readings that are done; there are two a reply.
     """
     said = [(one, text) for one, text in spoken if text.strip()]
     documents = [one.document(count, text=text) for one, text in said for count in (turns, 0)]
-    told = likelihoods(model, tokenizer, documents, batch_size, lambda _: None)
+    told = likelihoods(model, tokenizer, documents, batch_size, advance)
+    advance(2 * (len(spoken) - len(said)))
     pairs = iter(zip(told[::2], told[1::2], strict=True))
     found: list[float | None] = []
     for _, text in spoken:
         with_history, without = next(pairs) if text.strip() else (None, None)
         found.append(with_history.mean - without.mean if with_history and without else None)
-        advance(1)
     return found
 
 

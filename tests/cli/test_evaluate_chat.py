@@ -162,6 +162,7 @@ def test_what_is_printed_fits_80_columns_and_what_is_written_has_it_all(capsys):
     assert Path("out/report.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in Path("elsewhere.svg").read_text()
     for text in (out, report):
+        assert "in 5 dialogues: too few to say much" in " ".join(text.split())
         for name in ("Coherence across turns", "Closeness and variety", "Settings compared", "Failures", *MODES):
             assert name in text
         assert f"{written['perplexity']:.3f}" in text

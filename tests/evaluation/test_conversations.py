@@ -210,7 +210,9 @@ def test_a_turn_that_leaves_no_room_for_a_reply_is_named():
 def test_gains_are_what_the_history_adds():
     found = exchanges(DIALOGUES[2:])
     spoken = [(found[0], "kkl"), (found[1], " "), (found[2], "ab\n\nc")]
-    first, empty, last = gains(Rule(2.0), TOKENIZER, spoken, turns=1)
+    told: list[int] = []
+    first, empty, last = gains(Rule(2.0), TOKENIZER, spoken, turns=1, advance=told.append)
+    assert sum(told) == 6
     assert empty is None
     prompt = by_hand(found[0], 1)[0]
     assert first == pytest.approx(rule_log_prob(prompt, "kkl\n", 2.0) - rule_log_prob("A:\n", "kkl\n", 2.0), abs=1e-5)
