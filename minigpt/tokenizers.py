@@ -41,7 +41,7 @@ from minigpt.errors import (
     brief,
     named,
 )
-from minigpt.fields import check_ids, checked, ordered
+from minigpt.fields import check_ids, check_value, checked, ordered
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
@@ -156,8 +156,10 @@ class Tokenizer:
         other._further_ends = tuple(ids)
         return other
 
+    @checked
     def decode_batch(self, sequences: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
         """The text of each sequence, as `decode` gives it: `decode_batch(generate(...).sequences)`."""
+        check_value("sequences", sequences, Iterable, InputError)
         return [self.decode(ids, skip_special) for ids in sequences]
 
     def token_bytes(self, token_id: int) -> bytes:

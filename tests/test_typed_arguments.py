@@ -50,6 +50,24 @@ def documented() -> dict[str, Callable[..., Any]]:
     return {name: thing for name, thing in found.items() if not name.startswith("minigpt.analysis.")}
 
 
+def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """The methods with which people read results, each with arguments."""
+    model = GPT(GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=15)).eval()
+    with torch.no_grad(), analysis.trace(model) as t:
+        model(torch.tensor([IDS]))
+    parts, heads = analysis.attribute(t, 3), analysis.head_scores(model)
+    return {
+        "Trace.__getitem__": (t.__getitem__, {"name": "logits"}),
+        "LogitLens.top": (analysis.logit_lens(t).top, {"k": 3}),
+        "LogitLens.rank_of": (analysis.logit_lens(t).rank_of, {"token_id": 3}),
+        "TokenLosses.top": (analysis.token_losses(model, IDS).top, {"k": 3}),
+        "Attribution.top": (parts.top, {"k": 3}),
+        "HeadScores.sorted": (heads.sorted, {"kind": "previous"}),
+        "HeadScores.best": (heads.best, {"kind": "previous", "k": 3}),
+        "Tokenizer.decode_batch": (LETTERS.decode_batch, {"sequences": [IDS], "skip_special": True}),
+    }
+
+
 def public() -> dict[str, Callable[..., Any]]:
     """The functions and classes that each room offers."""
     rooms = {
@@ -250,6 +268,22 @@ def test_an_argument_of_another_type_is_a_mistake_in_two_lines(name, parameter, 
         given = {**arguments(name, tiny_model), parameter: wrong}
         try:
             used(function(**given), tiny_model)
+        except MiniGPTError as error:
+            assert str(error).count("\n") == 1  # noqa: PT017 (there need not be one)
+        else:
+            assert may_be(wrong, hint), f"{wrong!r} was taken without a word"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), [(name, parameter) for name, (_, given) in methods().items() for parameter in given]
+)
+def test_so_do_methods(name, parameter):
+    method, given = methods()[name]
+    method(**given)
+    hint = get_type_hints(method, include_extras=True)[parameter]
+    for wrong in WRONG:
+        try:
+            method(**given | {parameter: wrong})
         except MiniGPTError as error:
             assert str(error).count("\n") == 1  # noqa: PT017 (there need not be one)
         else:

@@ -63,6 +63,7 @@ class Attribution(Brief):
         """The logit minus `total`: what rounding in the model's pass has changed."""
         return self.logit - self.total
 
+    @checked
     def top(self, k: int | None = None) -> list[tuple[str, float]]:
         """The k parts of the largest absolute value, with their values, the largest first; all by default."""
         order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()

@@ -21,7 +21,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.request import TokenBytes
 from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
-from minigpt.fields import check_most
+from minigpt.fields import check_most, checked
 from minigpt.model import GPT
 from minigpt.system import notebook
 from minigpt.system.terminal import Brief
@@ -58,6 +58,7 @@ class Cuts(Brief):
         """In nats, at each stage."""
         return torch.special.entr(self.probabilities.double()).sum(-1).tolist()
 
+    @checked
     def top(self, k: int) -> list[int]:
         """The k tokens that the model finds likeliest, the best first.
 

@@ -44,6 +44,7 @@ class HeadScores(Brief):
     ids: list[int]
     period: int | None
 
+    @checked
     def sorted(self, kind: str) -> list[tuple[str, float]]:
         """All heads as "layer.head" with their scores, the highest first.
 
@@ -57,6 +58,7 @@ class HeadScores(Brief):
         heads = [divmod(place, scores.size(1)) for place in order]
         return [(f"{layer}.{head}", float(scores[layer, head])) for layer, head in heads]
 
+    @checked
     def best(self, kind: str, k: int = 5) -> list[tuple[str, float]]:
         """The k heads with the highest scores, as `sorted` gives them."""
         return self.sorted(kind)[:k]

@@ -49,6 +49,7 @@ class Lens(Brief):
         """The probabilities (P, B, T, V); they take as much memory as the logits."""
         return _log_probs(self.logits).exp()
 
+    @checked
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest tokens: int64 ids and their probabilities, both (P, B, T, k), the likeliest first.
 
@@ -60,6 +61,7 @@ class Lens(Brief):
         tops = [_log_probs(logits).gather(-1, at).exp() for logits, at in zip(self.logits, ids, strict=True)]
         return ids, torch.stack(tops)
 
+    @checked
     def rank_of(self, token_id: int) -> Tensor:
         """How many tokens are likelier than this one, at every point and position: int64 (P, B, T), 0 for the best.
 
@@ -187,6 +189,7 @@ class TokenLosses(Brief):
             raise InputError(f"{num_bytes} bytes cannot share a loss", "give the number of bytes of the text")
         return float(self.losses.double().sum()) / math.log(2) / num_bytes
 
+    @checked
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k tokens that the model found likeliest: int64 ids and their probabilities, both (T - 1, k).
 

@@ -67,6 +67,7 @@ class Trace(Mapping[str, Tensor]):
         self._chunks: dict[str, list[tuple[list[int], Tensor]]] = {}  # point -> (positions, values) of each pass
         self._num_passes = 0
 
+    @checked
     def __getitem__(self, name: str) -> Tensor:
         """The recorded tensor, of the shape that `taps.TAPS` says; axis -2 stands for `positions(name)`.
 

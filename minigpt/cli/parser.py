@@ -28,7 +28,7 @@ from minigpt.fields import check_fields
 from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
-_EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+_EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 # --- how a command describes its settings
@@ -156,6 +156,12 @@ class TypedField:
         return self.flag_options.choices or (get_args(kind) if get_origin(kind) is Literal else ())
 
     @property
+    def names_a_thing(self) -> bool:
+        """Whether a word is the name of something, such as a file or a model, that may be left out."""
+        text = self.kind is not Path and (self.kind is not str or self.flag_options.metavar in ("", "TEXT", "TOKEN"))
+        return self.optional and not text
+
+    @property
     def help(self) -> str:
         """The help: what the flag does, and its default unless that means "off"."""
         says = self.flag_options.says or self.about
@@ -182,14 +188,14 @@ class TypedField:
     def _converted(self, word: Any, kind: Any) -> Any:
         if isinstance(word, list):  # several words make one value
             return tuple(self._converted(part, own) for part, own in zip(word, get_args(kind), strict=True))
+        if not word and self.names_a_thing:  # as a variable of a shell that is not set
+            raise ConfigError(f"{self.flag} is empty, and names nothing", f"give {self.flag} a name, or leave it out")
         if self.choices:
             if word not in self.choices:
                 raise ConfigError(f"{self.flag} {brief(word)} is not a choice", did_you_mean(word, self.choices))
             return word
         if kind is bool and word in ("true", "false"):
             return word == "true"
-        if kind is Path and word:
-            return Path(word)
         expected = _EXPECTED.get(kind)
         if kind in (int, float) and any(map(str.isdigit, word)):  # "inf" and "nan" have no digit
             if is_plain(word):

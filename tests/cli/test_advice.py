@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
+from minigpt.cli.parser import SettingsParser
+from minigpt.cli.settings import SETTINGS
 from minigpt.config import GPTConfig
 from minigpt.decoding.options import DecodingOptions
+from minigpt.errors import ConfigError
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer
@@ -103,4 +107,21 @@ def test_a_base_that_moved_is_named_where_it_is(capsys):
 )
 def test_an_empty_name_is_no_path(line, flag, failing):
     """As a variable of a shell that is not set."""
-    assert re.match(rf"error: {flag} (is empty, and no path|'': expected a path)\n", failing(line))
+    assert re.match(rf"error: {flag} is empty, and (no path|names nothing)\n", failing(line))
+
+
+VIEW_SETTINGS = {f"inspect {name}": view for name, (view, _, _) in VIEWS.items()}
+NAMES = ("DIR", "FILE", "FILE.yaml", "MODEL", "SOURCE", "NAME", "T", "REPORT")
+EMPTY = [
+    (command, one.flag)
+    for command, settings in {**SETTINGS, **VIEW_SETTINGS}.items()
+    for one in SettingsParser(command, settings).fields.values()
+    if one.optional and (one.kind is Path or (one.kind is str and one.flag_options.metavar in NAMES))
+]
+
+
+@pytest.mark.parametrize(("command", "flag"), EMPTY)
+def test_an_empty_name_is_not_left_out(command, flag):
+    parser = SettingsParser(command, {**SETTINGS, **VIEW_SETTINGS}[command])
+    with pytest.raises(ConfigError, match=f"{flag} is empty, and names nothing"):
+        parser.given([flag, ""])
