@@ -4,6 +4,7 @@
     python scripts/benchmark.py train [--case small --case shakespeare-quick] [--against nanogpt]
     python scripts/benchmark.py load [--against transformers]
     python scripts/benchmark.py quality [--case shakespeare-quick] [--against nanogpt]
+    python scripts/benchmark.py gpu [--against nanogpt]
 
 Each contestant has a process of its own, and they take turns, A B A B, so that what else the machine does falls on all
 of them alike; the first turn warms up and does not count. Written are, into --out, benchmark-KIND.jsonl (the machine,
@@ -12,6 +13,10 @@ Markdown too. A ratio is the median of the ratios turn by turn. Memory is the la
 
 transformers comes with minigpt's extra [dev]; nanogpt needs its checkout, --nanogpt PATH; llama.cpp needs
 `pip install gguf xllamacpp`. On a busy machine --clock cpu, with one thread, says more than the clock on the wall.
+
+`gpu` trains GPT-2 small's shape in bfloat16, compiled, with a fused optimizer, and decodes with it, on one GPU, for at
+most eight minutes. The share is that of the card's own rate of bfloat16 products, measured beside each turn. Without a
+GPU it computes on the CPU in float32: `gpu --size tiny --quick` shows that it runs.
 """
 
 import argparse
@@ -36,7 +41,7 @@ import torch
 
 import minigpt
 from minigpt.analysis.accounting import model_size
-from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset
+from minigpt.config import DataConfig, GPTConfig, RunConfig, TrainConfig, preset
 from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.data.verse import write_verse
 from minigpt.formats.run_directory import RunDirectory
@@ -58,7 +63,10 @@ DECODING: dict[str, dict[str, Any]] = {
     "greedy, 8 rows": {"rows": 8, "strategy": "greedy"},
     "5 beams": {"rows": 1, "strategy": "beam", "num_beams": 5},
     "prefill": {"rows": 1, "strategy": "greedy"},  # a long prompt, and one token
+    "decode, 1 row": {"rows": 1, "strategy": "greedy"},
+    "decode, 64 rows": {"rows": 64, "strategy": "greedy"},
 }
+ON_GPU = ("decode, 1 row", "decode, 64 rows")
 # nanoGPT's two configurations: of its CPU recipe, and its baby GPT
 PEER_SHAPES = {
     "small": RunConfig(model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False),
@@ -68,25 +76,32 @@ PEER_SHAPES = {
 }  # fmt: skip
 PRESETS = ("shakespeare-quick", "shakespeare-cpu", "shakespeare-char")
 CASES = {
-    "decode": [*DECODING],
+    "decode": [case for case in DECODING if case not in ON_GPU],
+    "gpu": ["training", *ON_GPU],
     "train": [*PEER_SHAPES, *PRESETS],
     "load": ["a folder of weights"],
     "quality": ["shakespeare-quick", "shakespeare-cpu"],
 }
 OURS = {
     "decode": ["minigpt", "minigpt float32", "minigpt float16", "minigpt int8"],
+    "gpu": ["minigpt"],
     "train": ["minigpt", "minigpt fast"],
     "load": ["minigpt", "minigpt float16"],
     "quality": ["minigpt"],
 }
 PEERS = {
     "decode": ["transformers", "nanogpt", "llama.cpp"],
+    "gpu": ["nanogpt"],
     "train": ["nanogpt"],
     "load": ["transformers"],
     "quality": ["nanogpt"],
 }
-UNITS = {"decode": "tokens/s", "train": "tokens/s", "load": "s", "quality": "s"}  # speeds, or the time of one
+# Speeds, or the time of one.
+UNITS = {"decode": "tokens/s", "gpu": "tokens/s", "train": "tokens/s", "load": "s", "quality": "s"}
+GPU_ROWS = 16  # of a step, each of a whole context
+MOST_ROUNDS = 1000
 STEPS = 3  # of training, in a turn
+CPU = torch.device("cpu")
 
 
 # --- the contestants: each function sets one up, in its own process
@@ -220,10 +235,34 @@ def write_gguf(model: GPT, path: Path) -> None:
     writer.close()
 
 
-def training(case: str) -> RunConfig:
+def device() -> torch.device:
+    """Where `gpu` computes: the first GPU, or the CPU if there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training(job: dict[str, Any]) -> RunConfig:
     """The settings of a training case, without what would need more than its steps."""
-    config = PEER_SHAPES.get(case) or preset(case)
+    if job["kind"] == "gpu":
+        small = preset("gpt2-124m")
+        rows = 2 if job["quick"] else GPU_ROWS
+        return replace(
+            small,
+            model=SIZES[job["size"]],
+            data=DataConfig(),
+            train=replace(small.train, batch_size=rows, accumulation_steps=1),
+            device=device().type,
+            dtype="bfloat16" if device().type == "cuda" else "float32",
+            compile="off" if job["quick"] else "on",
+        )
+    config = PEER_SHAPES.get(job["case"]) or preset(job["case"])
     return replace(config, device="cpu", dtype="float32", compile="off")
+
+
+def of_characters(vocab_size: int) -> Corpus:
+    """A text of exactly so many different characters, drawn evenly: a vocabulary of any size without its files."""
+    characters = [chr(0x10000 + number) for number in range(vocab_size)]  # beyond the halves of characters
+    draws = torch.randint(vocab_size, (200_000,), generator=torch.Generator().manual_seed(1)).tolist()
+    return Corpus("characters", "".join(characters + [characters[draw] for draw in draws]), "made up")
 
 
 def train_minigpt(job: dict[str, Any]) -> Turn:
@@ -234,10 +273,12 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     from minigpt.training.run import set_up
 
     kernels = "fast" if job["contestant"].endswith("fast") else "torch"
-    config, directory = replace(training(job["case"]), kernels=kernels), RunDirectory(Path(job["folder"]) / "run")
+    config, directory = replace(training(job), kernels=kernels), RunDirectory(Path(job["folder"]) / "run")
+    Path(job["folder"]).mkdir(exist_ok=True)
     os.chdir(job["folder"])  # where the tokens are kept
-    corpus = Corpus("verse", write_verse(1, 200_000).text, "made up")
-    run = set_up(config, corpus, directory, Processes(), torch.device("cpu"), lambda line: None, None)
+    verse = Corpus("verse", write_verse(1, 200_000).text, "made up")
+    corpus = of_characters(config.model.vocab_size) if job["kind"] == "gpu" else verse
+    run = set_up(config, corpus, directory, Processes(), torch.device(config.device), lambda line: None, None)
     run.model.train()
     m, t = run.config.model, run.config.train
     tokens, done = t.batch_size * m.block_size, 0
@@ -259,11 +300,17 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     return turn
 
 
-def nanogpt_step(model: Any, optimizer: torch.optim.Optimizer, data: torch.Tensor, B: int, T: int) -> None:
-    """A step of nanoGPT's model, with a batch drawn as its train.py draws it."""
+def nanogpt_step(
+    model: Any, optimizer: torch.optim.Optimizer, data: torch.Tensor, B: int, T: int, where: torch.device = CPU
+) -> None:
+    """A step of nanoGPT's model, with a batch drawn as its train.py draws it; in bfloat16 on a GPU."""
     starts = torch.randint(len(data) - T, (B,))
     x, y = (torch.stack([data[i + ahead : i + ahead + T] for i in starts]) for ahead in (0, 1))
-    model(x, y)[1].backward()
+    if where.type == "cuda":
+        x, y = (part.pin_memory().to(where, non_blocking=True) for part in (x, y))
+    with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+        loss = model(x, y)[1]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -271,16 +318,19 @@ def nanogpt_step(model: Any, optimizer: torch.optim.Optimizer, data: torch.Tenso
 
 def train_nanogpt(job: dict[str, Any]) -> Turn:
     """Steps of nanoGPT's model and optimizer."""
-    c = training(job["case"])
-    data = torch.randint(65, (200_000,))
-    model = nanogpt_model(job, replace(c.model, vocab_size=65))
+    c = training(job)
+    vocab_size = c.model.vocab_size if job["kind"] == "gpu" else 65
+    data = torch.randint(vocab_size, (200_000,))
+    model = nanogpt_model(job, replace(c.model, vocab_size=vocab_size)).to(c.device)
     with contextlib.redirect_stdout(io.StringIO()):
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), c.device)
+    if c.compile == "on":
+        model = torch.compile(model)
     T, B = c.model.block_size, c.train.batch_size
 
     def turn() -> dict[str, Any]:
         for _ in range(STEPS):
-            nanogpt_step(model, optimizer, data, B, T)
+            nanogpt_step(model, optimizer, data, B, T, torch.device(c.device))
         return {"amount": STEPS * B * T}
 
     return turn
@@ -315,7 +365,7 @@ def quality_minigpt(job: dict[str, Any]) -> Turn:
     """A whole run of a preset; each turn has the next seed."""
     from minigpt.training.loop import train
 
-    config, seed = training(job["case"]), 0
+    config, seed = training(job), 0
     os.chdir(job["folder"])
     if job["quick"]:
         config = replace(config, train=replace(config.train, max_steps=5, warmup_steps=1, batch_size=2))
@@ -362,6 +412,22 @@ def quality_nanogpt(job: dict[str, Any]) -> Turn:
     return turn
 
 
+def gpu_minigpt(job: dict[str, Any]) -> Turn:
+    """Training steps, or our decoder with weights of bfloat16, on the GPU."""
+    if job["case"] == "training":
+        return train_minigpt(job)
+    torch.manual_seed(1)
+    where = device()
+    model = GPT(SIZES[job["size"]]).eval().to(where, torch.bfloat16 if where.type == "cuda" else torch.float32)
+    prompts, new = ids_of(model.config, job["case"], job["quick"])
+
+    def turn() -> dict[str, Any]:
+        minigpt.generate(model, prompts, max_new_tokens=new, strategy="greedy", eos_token_id=None)
+        return {"amount": amount_of(job["case"], prompts, new)}
+
+    return turn
+
+
 SETUPS: dict[tuple[str, str], Callable[[dict[str, Any]], Turn]] = {
     ("decode", "minigpt"): decode_minigpt,
     ("decode", "transformers"): decode_transformers,
@@ -369,6 +435,8 @@ SETUPS: dict[tuple[str, str], Callable[[dict[str, Any]], Turn]] = {
     ("decode", "llama.cpp"): decode_llama,
     ("train", "minigpt"): train_minigpt,
     ("train", "nanogpt"): train_nanogpt,
+    ("gpu", "minigpt"): gpu_minigpt,
+    ("gpu", "nanogpt"): train_nanogpt,
     ("load", "minigpt"): load_minigpt,
     ("load", "transformers"): load_transformers,
     ("quality", "minigpt"): quality_minigpt,
@@ -385,21 +453,32 @@ def contestant(job: dict[str, Any]) -> None:
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         done = turn()
+        if job["kind"] == "gpu" and torch.cuda.is_available():
+            torch.cuda.synchronize()
         done = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, **done}
-        if job["kind"] == "train":
-            done["rate"] = product_rate()
+        if job["kind"] in ("train", "gpu"):
+            done["rate"] = product_rate(device() if job["kind"] == "gpu" else CPU)
         unit = 1 if sys.platform == "darwin" else 1024
         done["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if job["kind"] == "gpu" and torch.cuda.is_available():
+            done["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(done), file=answers, flush=True)
 
 
-def product_rate(size: int = 1024) -> float:
-    """Floating-point operations a second of CPU time in one product of torch's, the best of five."""
-    a, rates = torch.randn(size, size), []
+def product_rate(where: torch.device) -> float:
+    """Floating-point operations a second in one product of torch's, the best of five.
+
+    On a CPU, float32 and a second of CPU time; on a GPU, bfloat16, a larger product and a second of the wall's.
+    """
+    on_gpu = where.type == "cuda"
+    size, clock = (8192, time.perf_counter) if on_gpu else (1024, time.process_time)
+    a, rates = torch.randn(size, size, device=where, dtype=torch.bfloat16 if on_gpu else torch.float32), []
     for _ in range(5):
-        start = time.process_time()
+        start = clock()
         a @ a
-        rates.append(2 * size**3 / (time.process_time() - start))
+        if on_gpu:
+            torch.cuda.synchronize()
+        rates.append(2 * size**3 / (clock() - start))
     return max(rates)
 
 
@@ -412,7 +491,7 @@ def turns(
     """All turns of one case, in their order. A contestant that fails is named, with its last line, and is out."""
     processes, errors = {}, {}
     for name in names:
-        own = tempfile.mkdtemp(dir=folder) if kind in ("train", "quality") else folder
+        own = tempfile.mkdtemp(dir=folder) if kind in ("train", "quality", "gpu") else folder
         job = {"kind": kind, "case": case, "contestant": name, "folder": own, "size": arguments.size,
                "nanogpt": arguments.nanogpt, "quick": arguments.quick}  # fmt: skip
         command = [sys.executable, str(Path(__file__).resolve()), "--contestant", json.dumps(job)]
@@ -485,7 +564,8 @@ def results(kind: str, rows: list[dict[str, Any]], clock: str) -> Iterator[dict[
             if "ids" in group[0] and "ids" in of_case[against][0]:
                 row["same_ids"] = group[0]["ids"] == of_case[against][0]["ids"]
             if "flops" in group[0]:
-                shares = [turn["flops"] / turn["cpu_seconds"] / turn["rate"] for turn in group]
+                spent = "seconds" if kind == "gpu" and torch.cuda.is_available() else "cpu_seconds"
+                shares = [turn["flops"] / turn[spent] / turn["rate"] for turn in group]
                 row["share_of_product_rate"] = statistics.median(shares)
             yield row
 
@@ -543,7 +623,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "clock": arguments.clock,
         "memory_bytes": os.sysconf(pages[0]) * os.sysconf(pages[1]) if hasattr(os, "sysconf") else None,
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None, "system": platform.platform(),
-        "versions": versions,
+        "versions": versions, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip
 
 
@@ -573,6 +653,15 @@ def main() -> None:
     for case in arguments.case or ():
         if case not in CASES[arguments.kind]:
             parser.error(f"{arguments.kind} has no case {case!r}; it has: {', '.join(CASES[arguments.kind])}")
+    for name in arguments.only or ():
+        if name not in OURS[arguments.kind]:
+            parser.error(f"{arguments.kind} has no {name!r} of ours; it has: {', '.join(OURS[arguments.kind])}")
+    if not 0 <= arguments.rounds <= MOST_ROUNDS:
+        parser.error(f"--rounds {arguments.rounds} is not from 0 to {MOST_ROUNDS}")
+    try:  # now, and not after the race
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out} cannot be a folder: {error.strerror}")
     about, rows = machine(arguments), []
     print(json.dumps(about), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -593,7 +682,6 @@ def main() -> None:
         print(json.dumps(row))
     lines = [about, *rows, *found]
     path = arguments.out / f"benchmark-{arguments.kind}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     if found:
         draw(arguments.kind, found, path.with_suffix(".png"))
@@ -603,7 +691,7 @@ def main() -> None:
 def can(peer: str, case: str) -> bool:
     """Whether a peer takes part in a case: nanoGPT has its own shapes and no beams, llama.cpp decodes one row here."""
     if peer == "nanogpt":
-        return case not in ("5 beams", *PRESETS[1:])
+        return case not in ("5 beams", *PRESETS[1:], *ON_GPU)
     return peer != "llama.cpp" or case in ("greedy, 1 row", "prefill")
 
 
