@@ -84,6 +84,10 @@ def main() -> None:
     parser.add_argument("before", metavar="BEFORE")
     parser.add_argument("after", metavar="AFTER", nargs="?", default="HEAD")
     arguments = parser.parse_args()
+    for commit in (arguments.before, arguments.after):
+        known = ["git", "rev-parse", "-q", "--verify", "--end-of-options", f"{commit}^{{commit}}"]
+        if subprocess.run(known, capture_output=True, check=False).returncode:
+            parser.error(f"there is no commit {commit!r} here")
     with tempfile.TemporaryDirectory() as folder:
         old, new = (
             answers(commit, Path(folder, name)) for name, commit in (("a", arguments.before), ("b", arguments.after))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import minigpt
+from minigpt import MiniGPTError
 from minigpt.decoding.filters import temperature as tempered
 from minigpt.evaluation.diversity import distinct_n, repeated_n
 from minigpt.system.figures import BLUE, new_figure, save_figure
@@ -101,7 +102,10 @@ def main() -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a run of minigpt quickstart")
-    table, samples = study(parser.parse_args().model)
+    try:
+        table, samples = study(parser.parse_args().model)
+    except MiniGPTError as error:
+        parser.error(str(error))
     page = PAGE.read_text(encoding="utf-8")
     for name, content in (("temperatures", temperature_table()), ("decoders", table), ("samples", samples)):
         new = f"<!-- {name} -->\n\n{content}\n\n<!-- end -->"

@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
+    if arguments.kills < 1:
+        parser.error(f"--kills {arguments.kills} proves nothing: give at least 1")
     draw, found = random.Random(arguments.seed), []
 
     def after_kill(line: str) -> None:

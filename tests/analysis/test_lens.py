@@ -175,7 +175,7 @@ def test_texts_without_a_loss(model, ids, message):
 def test_no_bytes_and_no_alternatives(losses):
     with pytest.raises(InputError, match="0 bytes"):
         losses.bits_per_byte(0)
-    with pytest.raises(InputError, match="no 20 likeliest of 19"):
+    with pytest.raises(InputError, match="20 likeliest of 19 tokens cannot be shown"):
         losses.top(20)
 
 
