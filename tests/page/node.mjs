@@ -25,7 +25,7 @@ const tokenizers = new Map();
 const CALLS = {
   model({ name, config, weights }) {
     models.set(name, new GPT(config, weights));
-    return models.get(name).numParameters();
+    return null;
   },
 
   /** The ids in the pieces given, with a cache if there are several: what each call gave. */

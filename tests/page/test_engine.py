@@ -33,9 +33,7 @@ def test_every_point_is_as_in_the_model(node: Node):
         calls.append(the_model(str(number), model))
         pieces = [ids_of(model.config)]
         calls.append(("forward", {"model": str(number), "pieces": pieces, "edits": [], "taps": ["*"]}))
-    results = node(calls)
-    assert results[::2] == [model.num_parameters() for model in models]
-    for model, (passed,) in zip(models, results[1::2], strict=True):
+    for model, (passed,) in zip(models, node(calls)[1::2], strict=True):
         with trace(model, "*") as t:
             logits = model(torch.tensor([ids_of(model.config)]))
         assert [*passed["traced"]] == points(model.config)

@@ -505,13 +505,6 @@ export class GPT {
     add(x, positions);
     return x;
   }
-
-  /** Number of parameters; a tied head counts once. */
-  numParameters() {
-    const { vocab_size: V, block_size, n_layer: L, n_embd: C, bias, tie_weights } = this.config;
-    const vectors = bias ? (13 * L + 2) * C : (2 * L + 1) * C;
-    return 12 * L * C * C + ((tie_weights ? 1 : 2) * V + block_size) * C + vectors;
-  }
 }
 
 function linear(parameter, name, inputs, outputs) {
