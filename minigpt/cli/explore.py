@@ -89,7 +89,7 @@ def write(settings: Explore, sources: list[Source]) -> None:
     """Write one file, and say how large it is and what its precision costs."""
     path = named_path(settings.out, "out")
     check_output(path, (".html", ".htm"))
-    precision = chosen_precision(" and ".join(source.name for source in sources), parameters(sources), settings.weights)
+    precision = chosen_precision([source.name for source in sources], parameters(sources), settings.weights)
     models = [written(settings, source, precision) for source in sources]
     size = write_page(path, models)
     if settings.json:

@@ -10,6 +10,7 @@ import hashlib
 import html
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ def file_size(parameters: int, precision: Precision) -> int:
     return parameters * _BYTES[precision] * 4 // 3 + sum(path.stat().st_size for path in STATIC.rglob("*.js"))
 
 
-def chosen_precision(name: str, parameters: int, wanted: Precision | None = None) -> Precision:
-    """How to keep the weights of a model in one file: as is wanted, else the most exact kind that is not too large.
+def chosen_precision(names: Sequence[str], parameters: int, wanted: Precision | None = None) -> Precision:
+    """How to keep the weights of models in one file: as is wanted, else the most exact kind that is not too large.
 
     Raises:
         InputError: if the file would be larger than browsers open.
@@ -65,10 +66,11 @@ def chosen_precision(name: str, parameters: int, wanted: Precision | None = None
         if size <= (most if wanted else LIMITS[precision]):
             return precision
     smaller = f"write it with {passed('weights', 'int8')}, or " if file_size(parameters, "int8") <= most else ""
+    models = " ".join(f"--model {shlex.quote(name)}" for name in names)
     raise InputError(
-        f"a file with the {parameters:,} weights of {name} in {precision} would have {size / 1e6:,.0f} MB, and the "
-        f"largest that is written has {most / 1e6:.0f}: browsers take too long, or too much memory, to open more",
-        f"{smaller}serve it: minigpt explore --model {name}",
+        f"a file with the {parameters:,} weights of {' and '.join(names)} in {precision} would have {size / 1e6:,.0f} "
+        f"MB, and the largest that is written has {most / 1e6:.0f}: browsers take too long, or too much memory",
+        f"{smaller}serve it: minigpt explore {models}",
     )
 
 

@@ -246,20 +246,23 @@ SIZES = [(10**5, "float32"), (350_976, "float16"), (10**7, "float16"), (5 * 10**
 
 @pytest.mark.parametrize(("parameters", "precision"), SIZES)
 def test_the_precision_is_chosen_by_size(parameters, precision):
-    assert chosen_precision("m", parameters) == precision
+    assert chosen_precision(["m"], parameters) == precision
     assert file_size(parameters, precision) <= LIMITS[precision]
 
 
 def test_a_model_too_large_for_a_file_is_told_how_large_and_what_to_do():
     with pytest.raises(InputError) as caught:
-        chosen_precision("gpt2-medium", 354_823_168)
+        chosen_precision(["gpt2-medium"], 354_823_168)
     assert re.search(
         r"a file with the 354,823,168 weights of gpt2-medium in int8 would have 47\d MB", caught.value.what
     )
     assert caught.value.how == "serve it: minigpt explore --model gpt2-medium"
     with pytest.raises(InputError) as caught:
-        chosen_precision("gpt2", 124_439_808, "float32")
+        chosen_precision(["gpt2"], 124_439_808, "float32")
     assert "in float32 would have 66" in caught.value.what
+    with pytest.raises(InputError, match=r"weights of gpt2 and my runs/a in int8") as two:
+        chosen_precision(["gpt2", "my runs/a"], 2 * 124_439_808)
+    assert two.value.how == "serve it: minigpt explore --model gpt2 --model 'my runs/a'"
     assert caught.value.renamed({"weights": "--weights"})[1].startswith('write it with --weights "int8", or serve it')
 
 
