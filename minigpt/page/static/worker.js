@@ -21,6 +21,7 @@ import { fromJSON } from "./tokenizer.js";
 const NUM_BARS = 12; // next tokens that are shown
 const NUM_ALTERNATIVES = 5; // what the model would have said instead of a token
 const MOST_WEIGHTS = 16e6; // of attention patterns that are sent to the page at once: 64 MB
+const MOST_KEPT = 4e6; // scores of a pass: where it has more, no other is kept beside it
 const MOST_PRODUCTS = 4e9; // of the lens: about so many multiply-adds are worth waiting for
 
 // --- the models
@@ -51,6 +52,7 @@ class Model {
     const key = JSON.stringify([ids, edits]);
     if (this.#passes.get(set)?.key !== key) {
       this.#passes.delete(set); // before the new one is made, or both would be in memory
+      if (ids.length * this.gpt.config.vocab_size > MOST_KEPT) this.#passes.clear();
       const { logits, traced } = this.gpt.forward(ids, { edits, taps });
       const whole = { data: logits, shape: [ids.length, this.gpt.config.vocab_size] };
       this.#passes.set(set, { key, traced, row: (t) => this.#withText(rowOf(whole, t)) });
