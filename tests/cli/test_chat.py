@@ -125,6 +125,7 @@ def messages(file: str) -> list[str]:
 
 
 def test_every_command(talker: Path, terminal: Callable[..., Terminal]):
+    pytest.importorskip("readline")  # which this Python may lack, and then no line is edited
     t = terminal(talker, "--max-new-tokens", "9", "--tries", "1")
     assert "BEN replies. /help shows what you can type" in t.screen
     t.ask("the house", "BEN> ")
