@@ -466,7 +466,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = named_path(path, "tokenizer")
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist", "name the tokenizer.json in the folder of a training run")
+        what = "is no regular file" if os.path.lexists(path) else "does not exist"
+        raise MissingFileError(f"{path} {what}", "name the tokenizer.json in the folder of a training run")
     content = read_json(path)
     tokenizer: CharTokenizer | GPT2Tokenizer
     try:

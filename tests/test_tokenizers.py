@@ -648,3 +648,10 @@ def test_the_error_on_an_id_without_text_says_how_not_to_draw_it(tiny_model):
         tokenizer.decode([7])
     out = generate(tiny_model, [[1]], tokenizer=tokenizer, max_new_tokens=11)
     assert len(tokenizer.decode(out.sequences[0])) == 12
+
+
+@pytest.mark.parametrize("made", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_what_is_there_and_no_file_is_not_called_absent(made: Callable[[str], None]) -> None:
+    made("tokenizer.json")
+    with pytest.raises(MissingFileError, match=r"tokenizer\.json is no regular file"):
+        load_tokenizer("tokenizer.json")

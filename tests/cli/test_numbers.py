@@ -30,6 +30,7 @@ LINES = {
     "chat": ["chat", "--user", "a", "--as", "b", "--max-new-tokens", "2"],
     "compare": ["compare", "--prompt", "ab", "--max-new-tokens", "2", "--setting", "sample"],
     "evaluate-chat": ["evaluate-chat", "--data", "log.txt", "--unknown", "skip", "--max-new-tokens", "2"],
+    "explore": ["explore", "-o", "page.html"],  # without a file it would serve until Ctrl-C
     "size": ["inspect", "size"],
     "embed": ["inspect", "embed", "near", "a"],
     "loss": ["inspect", "loss", "abc"],
