@@ -575,9 +575,9 @@ whole         replies whose turns all fit into the context
 BLEU, chrF, METEOR  closeness to the true reply, 0 to 100. Low in any dialogue,
               where much can be replied; compare settings, not sorts of data
 overlap       the reply's rarer words that the history has
-p             of a paired permutation test: how often chance alone would make two
-              settings differ as much. Of twenty lines without any difference,
-              one is below 0.05
+p             of a paired permutation test: how often chance alone would make
+              two settings differ as much. Of twenty lines without any
+              difference, one is below 0.05
 *             differs from the first setting: p is below 0.05"""
     first = ("--model", "--data", "--setting", "--replies", "--out")
     data: Annotated[str | None, Flag("SOURCE")] = None
