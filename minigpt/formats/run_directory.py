@@ -300,7 +300,8 @@ def read_config(run: RunDirectory) -> RunConfig:
     try:
         config: RunConfig = updated(RunConfig(), read_yaml(run.config))
     except ConfigError as error:
-        raise CheckpointError(f"{run.config}: {error.what}", error.how) from None
+        named = error.what.startswith(str(run.config))
+        raise CheckpointError(error.what if named else f"{run.config}: {error.what}", error.how) from None
     return config
 
 

@@ -110,6 +110,14 @@ def test_an_empty_name_is_no_path(line, flag, failing):
     assert re.match(rf"error: {flag} is empty, and (no path|names nothing)\n", failing(line))
 
 
+@pytest.mark.parametrize("content", ["5", "model: [", "model: 5", "modle: {}", "model: {n_layer: -1}"])
+def test_a_damaged_file_is_named_once(content, failing):
+    Path("run/config.yaml").write_text(content, encoding="utf-8")
+    told = failing(["next", "abc", "--model", "run"]).partition("\n")[0]
+    assert told.startswith("error: run/config.yaml")
+    assert told.count("config.yaml") == 1
+
+
 VIEW_SETTINGS = {f"inspect {name}": view for name, (view, _, _) in VIEWS.items()}
 NAMES = ("DIR", "FILE", "FILE.yaml", "MODEL", "SOURCE", "NAME", "T", "REPORT")
 EMPTY = [
