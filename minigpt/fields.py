@@ -330,6 +330,9 @@ _HOW_TO_GET = {
     "TokenBytes": "the model's tokenizer",
     "Tokenizer": "a tokenizer: the model's; if load_model returned None, name one: load_model(..., tokenizer=...)",
     "Trace": "a trace: with minigpt.analysis.trace(model) as t",
+    "bool": "true or false",
     "dtype": "a dtype: torch.float32",
+    "float": "a number",
+    "int": "a whole number",
     "str": 'a text: "..."',
 }

@@ -40,7 +40,7 @@ from minigpt.errors import ConfigError, MissingFileError
         (lambda: GPTConfig(dropout=1.0), r"dropout = 1.0 is out of range\n.*\[0, 1\)"),
         (lambda: GPTConfig(dropout=-0.1), "dropout = -0.1 is out of range"),
         (lambda: GPTConfig(dropout=float("nan")), "dropout = nan is out of range"),
-        (lambda: GPTConfig(n_layer="4"), r"n_layer = '4' is of the wrong type \(str\)\nn_layer must be int"),
+        (lambda: GPTConfig(n_layer="4"), r"n_layer = '4' is of the wrong type \(str\)\nn_layer must be a whole number"),
         (lambda: GPTConfig(n_layer=2.5), "n_layer = 2.5 is of the wrong type"),
         (lambda: GPTConfig(n_layer=True), "n_layer = True is of the wrong type"),
         (lambda: GPTConfig(bias=1), "bias = 1 is of the wrong type"),

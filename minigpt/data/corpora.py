@@ -96,18 +96,17 @@ class Corpus:
     val_start: int | None = None
 
     def with_validation(self, other: "Corpus") -> "Corpus":
-        """This text to learn from, and another to validate.
-
-        Raises:
-            DataError: if the other is a part of this one, whose loss would say nothing of a text that is new.
-        """
-        if other.text in self.text:
-            raise DataError(
-                f"all of {other.name}, which is to validate, is in {self.name}, which is learned",
-                f"give another text as {named('val_data')}, or leave it out: then the end of {self.name} validates",
-            )
+        """This text to learn from, and another to validate."""
         origin = f"{self.origin}; to validate, {other.origin}"
         return Corpus(self.name, self.text + other.text, origin, val_start=len(self.text))
+
+    def check_held_out(self) -> None:
+        """Raise DataError if a validation text of its own is a part of what is learned: its loss would tell nothing."""
+        if self.val_start is not None and self.text[self.val_start :] in self.text[: self.val_start]:
+            raise DataError(
+                f"all of the text to validate is in {self.name}, which is learned",
+                f"give another text as {named('val_data')}, or leave it out: then the end of {self.name} validates",
+            )
 
 
 def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.0) -> Corpus:

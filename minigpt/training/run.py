@@ -229,7 +229,10 @@ def read_data(
 
     Raises:
         ConfigError: if the data are not those that the settings name by their checksum.
+        DataError: if a run that begins would validate on what it learns.
     """
+    if isinstance(data, Corpus) and checkpoint is None:
+        data.check_held_out()
     progress = checkpoint.progress if checkpoint else Progress()
     origins: dict[str, Any] = {"corpus": expected_checksum(config, data)}
     if isinstance(data, Documents):

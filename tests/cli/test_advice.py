@@ -70,6 +70,12 @@ def test_of_data_that_changed_the_text_and_what_validates_are_named(changed, cap
     assert "new place as --data or --val-data" in how
 
 
+def test_a_text_validates_no_model_that_learns_it(failing):
+    assert "all of the text to validate is in learned" in failing(
+        ["train", "--data", "learned.txt", "--val-data", "learned.txt", "--out", "new", *NEW]
+    )
+
+
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.NDJSON"])
 def test_records_do_not_validate_a_text_by_their_letters(name, failing):
     Path(name).write_text("text\nabc\n", encoding="utf-8")
