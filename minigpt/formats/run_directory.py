@@ -52,7 +52,7 @@ LOCK = ".lock"  # held by the process that trains in a run directory
 CHECKPOINTS = Path("checkpoints")  # where runs are written, and searched, by default
 _COUNTS = ("step", "tokens", "skipped")  # what a record may hold beside text and settings
 _NUMBERS = ("seconds", "train_loss", "val_loss", "epoch", "lr", "grad_norm", "tokens_per_second")
-_SAMPLE = re.compile(r"^--- step (\d+) ---\n", re.MULTILINE)  # how one begins in samples.txt
+_SAMPLE = re.compile(r"^--- step (\d{1,18}) ---\n", re.MULTILINE)  # how one begins in samples.txt
 _MOST_BYTES = 2**20  # of samples that are read, the newest
 
 

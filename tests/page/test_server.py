@@ -99,6 +99,15 @@ def test_a_long_run_has_a_curve_of_bounded_length(server, run):
     assert (points[0], points[-1]) == ([1, 1.0], [7919, 7919.0])
 
 
+def test_a_sample_that_is_damaged_is_no_sample(server, run):
+    """Its step has more digits than a number may."""
+    with run.samples.open("a") as file:
+        file.write(f"--- step {5000 * '9'} ---\nabc\n\n--- step 11 ---\nabc\n\n")
+    status, _, content = ask(server, "/run.json")
+    assert status == 200
+    assert [sample["step"] for sample in json.loads(content)["samples"]] == [0, 7, 11]
+
+
 def test_a_model_of_no_training_has_no_run(shown):
     shown.run.metrics.unlink()
     assert resources([shown])["/run.json"].read() == (4, [b"null"])
