@@ -51,6 +51,7 @@ OTHER = GPTConfig(vocab_size=97, block_size=41, n_layer=1, n_head=2, n_embd=2 * 
 CODE = Path(minigpt.model.__file__).read_text(encoding="utf-8").splitlines()
 PAIRS = GPT2Tokenizer(["h e", "l l", "he ll", "Ġ w"])  # 261 tokens; the model has two ids more, which no text gives
 PADDED = GPTConfig(vocab_size=263, block_size=37, n_layer=1, n_head=2, n_embd=2 * 3)
+SMALLEST = GPTConfig(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1)
 PROMPT = "ROMEO:\nWhat light?"
 CAUGHT = "<b>x</b><script>document.title='caught'</script>"
 NEAR = 1e-4  # the page sums in float64, torch in float32
@@ -97,6 +98,7 @@ def shown(run: RunDirectory, model: GPT, other: GPT, padded: GPT) -> list[Shown]
         Shown("tiny", model.config, TOKENIZER, page_weights(model), open_source(run.path).run),
         Shown("<i>other</i>", other.config, TOKENIZER, page_weights(other)),
         Shown("pairs", padded.config, PAIRS, page_weights(padded)),
+        Shown("smallest", SMALLEST, CharTokenizer("\n"), page_weights(random_model(SMALLEST, 17))),
     ]
 
 
@@ -198,9 +200,9 @@ class Page:
         )
         return self.wait(lambda: self.js(find, name))
 
-    def state(self) -> str:
-        time.sleep(0.5)  # the address follows a little later
-        return self.js("return location.hash")
+    def state(self, part: str) -> str:
+        """The address's fragment, once it has this part: it follows a little later."""
+        return self.wait(lambda: part in (found := self.js("return location.hash")) and found)
 
 
 @pytest.fixture
@@ -245,7 +247,7 @@ def test_arrow_keys_walk_through_the_views(page):
         assert page.js("return document.querySelector('[role=tab][aria-selected=true]').textContent") == name
         page.settle()
         assert page.find("p").is_displayed()
-        assert f"view={IDS[number]}" in page.state() or number == 0
+        page.state(f"view={IDS[number]}" if number else "prompt=")
         page.press(Keys.ARROW_RIGHT)
 
 
@@ -303,8 +305,7 @@ def test_an_address_is_a_state(page):
     page.settle()
     page.find("input[type=checkbox]").click()
     page.settle()
-    state, seen = page.state(), page.js("return document.querySelector('main').innerText")
-    assert "off=1.2" in state
+    state, seen = page.state("off=1.2"), page.js("return document.querySelector('main').innerText")
     page.driver.get("about:blank")
     page.driver.get(page.address + state)
     page.wait(lambda: page.js("return document.querySelector('main').innerText") == seen)
@@ -401,7 +402,7 @@ def test_write_by_keyboard(page, ids):
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     page.settle()
     assert page.text(".sliders output") == "0.9"
-    assert "temperature=0.9" in page.state()
+    page.state("temperature=0.9")
     page.tab_to("e.matches('.bar-row')")
     page.press(Keys.SPACE)
     assert len(written(page)) == len(ids) + 2
@@ -499,7 +500,7 @@ def test_attention_by_keyboard_and_mouse(page, ids):
     page.tab_to("e.getAttribute('role') === 'option'")
     page.press(Keys.ARROW_LEFT)
     page.settle()
-    assert f"query={len(ids) - 2}" in page.state()
+    page.state(f"query={len(ids) - 2}")
     token = page.driver.find_elements("css selector", "#view-attention [role=option]")[4]
     ActionChains(page.driver).move_to_element(token).perform()
     assert page.text(".readout").startswith("“O” at 4 looks most at")
@@ -551,7 +552,7 @@ def test_the_lens_by_mouse_and_keyboard(page, ids):
     page.tab_to("e.matches('.lens button')")
     page.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
     page.settle()
-    assert "position=4" in page.state()
+    page.state("position=4")
 
 
 # --- Beams, Loss, Size
@@ -576,7 +577,7 @@ def test_beams_by_keyboard(page):
     page.tab_to("e.labels?.[0]?.textContent === 'Beams'")
     page.press(Keys.ARROW_UP, Keys.TAB)
     page.settle()
-    assert "beams=3" in page.state() or page.js("return document.querySelector('#view-beams input').value") == "3"
+    assert page.js("return document.querySelector('#view-beams input').value") == "3"
     page.tab_to("e.textContent === 'Grow again'")
     page.press(Keys.ENTER)
     page.settle()
@@ -595,7 +596,7 @@ def test_losses_are_those_of_python(page, model, ids):
     page.tab_to("e.getAttribute('role') === 'option'")
     page.press(Keys.HOME)
     page.settle()
-    assert "position=1" in page.state()
+    page.state("position=1")
     assert f"{found.losses[0]:.3f}"[:-1] in page.text(".readout")
     token = page.driver.find_elements("css selector", "#view-loss [role=option]")[4]
     ActionChains(page.driver).move_to_element(token).perform()
@@ -617,7 +618,7 @@ def test_sizes_are_those_of_the_accounts(page):
     page.tab_to("e.type === 'radio'")
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     page.settle()
-    assert "measure=flops" in page.state()
+    page.state("measure=flops")
 
 
 # --- Training, Side by side
@@ -659,7 +660,7 @@ def test_another_model_stands_beside_the_model(page, model, other, ids):
     page.tab_to("e.labels?.[0]?.textContent === 'Beside it'")
     page.press(Keys.ARROW_DOWN)
     page.settle()
-    assert "other=1" in page.state()
+    page.state("other=1")
     rows = page.table("Both as a table")
     close(column(rows, 2), token_losses(model, ids).losses)
     close(column(rows, 3), token_losses(other, ids).losses)
@@ -759,11 +760,14 @@ def test_a_text_of_one_token_breaks_no_view(page, view, prompt):
         "view=nowhere&token=9999&line=9999",
         "model=7&layer=99&head=99&query=99&position=99&at=99",
         "more=x.y.9999&off=9.9,1&by=x&score=x&measure=x&other=7",
+        "temperature=1x&top_k=99999999999&top_p=0&min_p=7&repetition_penalty=1e999&length_penalty=-99",
+        "beams=99999999&steps=999999999999&length=999999999999&seed=999999999999999&other=0",
+        "beams=0&steps=0&length=0&top_p=2&temperature=-1&repetition_penalty=0&length_penalty=%e9%&__proto__=1",
         "seed=-1&beams=x&layer=-1&head=-1&query=-1&position=-1&at=-1&line=-1&token=-1",
     ],
 )
 def test_a_mistyped_address_still_opens(page, fragment):
-    for view in ("", "&view=attention", "&view=lens", "&view=loss"):
+    for view in ("", "&view=attention", "&view=lens", "&view=loss", "&view=beams", "&view=side"):
         page.driver.get("about:blank")
         page.driver.get(f"{page.address}#prompt=abc&{fragment}{view}")
         page.wait(lambda: page.js("return document.querySelector('[role=tabpanel]:not([hidden])') !== null"))
@@ -774,6 +778,73 @@ def test_a_mistyped_address_still_opens(page, fragment):
         page.wait(lambda: page.js("return document.getElementById('prompt').value") == "abcd")
         page.settle()
         assert page.js("return document.querySelector('[role=alert]').hidden")
+        controls = "return [...document.querySelectorAll('[role=tabpanel]:not([hidden]) :is(input, select)')]"
+        assert page.js(f"{controls}.filter((e) => !e.checkValidity() || e.selectedIndex === -1).length") == 0
+
+
+@pytest.mark.parametrize("view", IDS)
+def test_the_smallest_model_has_every_view(page, view):
+    """One token, one place in the context: nothing to look back at, and nothing to predict."""
+    page.open(view=view, model=3, prompt="", score="induction")
+    assert page.js("return document.querySelector('[role=alert]').hidden")
+    assert "…" not in page.js("return document.querySelector('[role=tabpanel]:not([hidden])').innerText")
+
+
+@pytest.mark.parametrize("view", IDS)
+def test_a_text_that_cannot_be_read_leaves_the_views_in_use(page, view):
+    """They show the text before it; whatever the mouse does there is no error in the console."""
+    page.open(view=view, more="5.6.7", off="0.1")
+    page.driver.find_element("id", "prompt").send_keys("ß")
+    page.wait(lambda: "ß" in page.js("return document.querySelector('[role=alert]').textContent"))
+    touch = (
+        "for (const e of document.querySelectorAll('[role=tabpanel]:not([hidden]) :is(canvas, button, .token, input)'))"
+        "for (const kind of ['pointerenter', 'pointermove', 'pointerleave', 'click'])"
+        "e.dispatchEvent(new PointerEvent(kind, { bubbles: true }))"
+    )
+    page.js(touch)
+    page.settle()
+    assert page.js("return document.getElementById('prompt').value") == PROMPT + "ß"
+
+
+def test_what_belongs_to_one_model_is_not_shown_of_another(page):
+    """A part that is switched off, a branch's ids, and the model that stands beside it."""
+    page.open(view="attention", off="1.2", branches="90.91|ab")
+    page.js("const s = document.querySelector('#top select'); s.value = 1; s.dispatchEvent(new Event('change'))")
+    page.settle()
+    assert "Without" not in page.js("return document.querySelector('#view-attention').textContent")
+    page.open(view="side", other=1)
+    page.js("const s = document.querySelector('#top select'); s.value = 1; s.dispatchEvent(new Event('change'))")
+    page.settle()
+    assert page.js("return document.querySelector('#view-side select').value") == "off"
+
+
+@pytest.mark.parametrize("loss", [0.0, 31.0, 123456.0, 1e17])
+def test_the_curve_of_a_run_that_broke_has_a_scale_too(page, run, loss):
+    before = run.metrics.read_text()
+    try:
+        with run.metrics.open("a") as file:
+            file.write(json.dumps({"tokens": 0, "seconds": 0.2, "step": 20, "train_loss": loss}) + "\n")
+        page.open(view="training")
+        lines = "return document.querySelectorAll('.chart line').length"
+        assert 2 <= page.wait(lambda: page.js(lines)) <= 12
+    finally:
+        run.metrics.write_text(before)
+
+
+def test_a_server_that_was_stopped_is_said_where_the_run_would_grow(driver, shown):
+    with PageServer(shown[:1], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        page = Page(driver, server.address)
+        page.open(view="training")
+        page.wait(lambda: page.driver.find_elements("css selector", ".chart svg"))
+        server.shutdown()
+        thread.join()
+    page.wait(lambda: "it was stopped" in page.js("return document.querySelector('[role=alert]').textContent"))
+    driver.get("about:blank")
+    refused = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all("ERR_CONNECTION_REFUSED" in entry["message"] for entry in refused)  # and no error of the page's own
+    driver.get_log("performance")
 
 
 def test_a_browser_without_workers_gets_a_sentence(page):

@@ -3,7 +3,7 @@
 import { Desk } from "./desk.js";
 import { arrows, control, element, human, offer, refill, select } from "./dom.js";
 import { modelNames, openModel, openWorker, readCode, readRun, runMayGrow } from "./source.js";
-import { editsOf, readState, writeState } from "./state.js";
+import { editsOf, fittingState, readState, writeState } from "./state.js";
 import { attentionView } from "./views/attention.js";
 import { beamsView } from "./views/beams.js";
 import { lensView } from "./views/lens.js";
@@ -42,7 +42,7 @@ class App {
 
   /** What is switched off, as engine.js takes it. */
   edits() {
-    return editsOf(this.state.off, this.model.config);
+    return editsOf(this.state.off);
   }
 
   /** Ask the worker, see Desk; of the model that is looked at, unless `args` names one. */
@@ -59,13 +59,19 @@ class App {
     this.#desk.stop(lane);
   }
 
-  readRun() {
-    return readRun(this.state.model);
+  /** The run of the model that is looked at, see source.js; undefined if the server does not answer. */
+  async readRun() {
+    try {
+      return await readRun(this.state.model);
+    } catch (error) {
+      this.say(error.message);
+      return undefined;
+    }
   }
 
   /** Change the state; the page and its address follow. */
   set(changes) {
-    Object.assign(this.state, changes);
+    this.state = fittingState({ ...this.state, ...changes }, this.models);
     if (this.text !== null) this.say("");
     if ("prompt" in changes) this.#desk.stopAll();
     clearTimeout(this.#timer);
@@ -107,8 +113,7 @@ class App {
 
   /** Take the state from the address, whoever has typed it. */
   #readAddress() {
-    this.state = readState(location.hash);
-    if (!(this.state.model in this.models)) this.state.model = 0;
+    this.state = fittingState(readState(location.hash), this.models);
   }
 
   async #knownPrompt() {
@@ -193,7 +198,7 @@ function build(app) {
   parts.progress.remove();
   const choices = app.models.map(({ about }, i) => [i, about.name]);
   if (app.models.length > 1) {
-    const model = select(choices, app.state.model, (value) => app.set({ model: Number(value), more: [], at: null }));
+    const model = select(choices, app.state.model, (value) => app.set({ model: Number(value), more: [], at: null, branches: [] }));
     model.dataset.key = "model";
     parts.models.append(control("Model", model));
     parts.models.update = () => offer(model, choices, app.state.model);

@@ -35,7 +35,19 @@ const CHOICES = {
   by: ["component", "layer", "head"],
   measure: ["parameters", "bytes", "flops"],
 };
-const FRACTIONS = ["temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"]; // the others are counts
+/** What the controls of numbers offer: the least, the most, and the step between. */
+export const RANGES = {
+  temperature: [0, 2, 0.05],
+  top_k: [0, 100, 1],
+  top_p: [0.01, 1, 0.01],
+  min_p: [0, 1, 0.01],
+  repetition_penalty: [0.5, 2, 0.05],
+  seed: [0, 2 ** 32 - 1, 1],
+  length: [1, 10000, 1],
+  beams: [1, 8, 1],
+  steps: [1, 40, 1],
+  length_penalty: [-5, 5, 0.1],
+};
 
 /** The state that a fragment holds. What it cannot hold is left at its default. */
 export function readState(fragment) {
@@ -49,9 +61,29 @@ export function readState(fragment) {
     else if (name === "off") state.off = text.split(",").filter((part) => /^\d+\.(\d+|mlp)$/.test(part));
     else if (name in CHOICES) state[name] = CHOICES[name].includes(text) ? text : value;
     else if (name === "prompt" || name === "view" || name === "other") state[name] = text;
-    else if (FRACTIONS.includes(name) ? Number.isFinite(parseFloat(text)) : /^\d{1,15}$/.test(text)) state[name] = Number(text);
+    else if (fits(name, text)) state[name] = Number(text);
   }
   return state;
+}
+
+/** Whether a text is a number that its control could show; a place, or another number without a control, is a count. */
+function fits(name, text) {
+  const [low, high, step] = RANGES[name] ?? [0, 1e15, 1];
+  return (step < 1 ? /^-?\d+(\.\d+)?$/ : /^\d+$/).test(text) && Number(text) >= low && Number(text) <= high;
+}
+
+/** A state as it can be of these models, {config}: without what only another of them has. */
+export function fittingState(state, models) {
+  const model = state.model in models ? state.model : 0;
+  const { n_layer, n_head } = models[model].config;
+  const has = ([layer, head]) => layer < n_layer && (head === "mlp" || head < n_head);
+  const beside = models.findIndex((_, number) => String(number) === state.other && number !== model);
+  return {
+    ...state,
+    model,
+    off: state.off.filter((part) => has(part.split("."))),
+    other: beside < 0 ? "off" : state.other,
+  };
 }
 
 /** The fragment of a state: only what differs from the defaults. */
@@ -76,11 +108,10 @@ function readIds(text) {
   return text.split(".").filter((part) => /^\d+$/.test(part)).map(Number);
 }
 
-/** The edits of the engine that "1.2" and "1.mlp" stand for. Parts that the model lacks are left out. */
-export function editsOf(off, config) {
+/** The edits of the engine that "1.2" and "1.mlp" stand for. */
+export function editsOf(off) {
   return off
     .map((part) => part.split("."))
-    .filter(([layer, head]) => layer < config.n_layer && (head === "mlp" || head < config.n_head))
     .map(([layer, head]) =>
       head === "mlp"
         ? { kind: "ablate_mlp", layer: Number(layer) }

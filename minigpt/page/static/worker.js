@@ -156,7 +156,7 @@ const CALLS = {
   induction({ model }) {
     const it = models[model];
     const text = repeatedTokens(it.gpt.config, it.V, generator(0));
-    if (text === null) return null;
+    if (text === null) return { scores: null };
     const { traced } = it.pass(text.ids, [], ["*.attn.pattern"]);
     return { ...text, scores: [...traced.values()].map((pattern) => scoresOfPattern(pattern, text.period)) };
   },

@@ -18,7 +18,7 @@ export const attentionView = {
   title: "Attention",
   sentence:
     "Each head of each layer lets every token gather values from itself and the tokens before it; a pattern shows how " +
-    "much from which, the darker the more.",
+    "much from which, the stronger the colour the more.",
   line: "pattern = F.softmax(attention_scores(q, k, mask), dim=-1)",
 
   mount(panel, app) {
@@ -105,11 +105,11 @@ export const attentionView = {
     function lookAt(place, key = null) {
       if (found === null) return;
       const { T, row } = pattern();
-      query = place ?? Math.min(T - 1, Math.max(0, (app.state.query ?? app.text.read.length - 1) - found.skipped));
+      query = place ?? Math.min(T - 1, Math.max(0, (app.state.query ?? found.text.read.length - 1) - found.skipped));
       const shares = row(query);
       strip.colour((i) => shares[i]);
       for (const token of strip.tokens()) token.classList.toggle("asks", Number(token.dataset.place) === query);
-      const of = (i) => visible(app.text.pieces.at(i - T).text);
+      const of = (i) => visible(found.text.pieces.at(i - T).text);
       let most = 0;
       for (let i = 0; i <= query; i++) if (shares[i] > shares[most]) most = i;
       const at = key ?? most;
@@ -176,7 +176,9 @@ export const attentionView = {
       const [, meaning] = SCORES.find(([name]) => name === kind.value);
       bestHeads.textContent = all.length
         ? `Highest: ${all.slice(0, 3).map(([name, score]) => `${name} ${score.toFixed(2)}`).join(", ")}.`
-        : "A text of at least three tokens shows what a head does.";
+        : repeats
+          ? "The context or the vocabulary has no room for a text that is repeated."
+          : "A text of at least three tokens shows what a head does.";
       scores.show(() =>
         table(`The scores of all heads: ${meaning}`, ["head", kind.value], all.map(([name, score]) => [name, score.toFixed(6)])),
       );
@@ -190,7 +192,7 @@ export const attentionView = {
       const { data } = found.patterns[layer];
       drawPattern(canvas, data.subarray(head * T * T, (head + 1) * T * T), T);
       canvas.setAttribute("aria-label", `the pattern of head ${name}: a row a token, a column a token that it may look at`);
-      const pieces = app.text.pieces.slice(-T);
+      const pieces = found.text.pieces.slice(-T);
       strip.show(pieces, { share: () => 0, selected: Math.min(T - 1, (app.state.query ?? T - 1 + found.skipped) - found.skipped) });
       lookAt(null);
       const at = query;
@@ -215,7 +217,7 @@ export const attentionView = {
       const { before, after } = found;
       const { off } = app.state;
       const T = after.length + 1;
-      const pieces = app.text.pieces.slice(-T);
+      const pieces = found.text.pieces.slice(-T);
       const difference = (i) => (i === 0 ? 0 : after[i - 1] - before[i - 1]);
       changed.node.hidden = detail.hidden = nextTitle.hidden = off.length === 0;
       const mean = (values) => values.reduce((sum, p) => sum - Math.log(p), 0) / values.length;
@@ -251,7 +253,7 @@ export const attentionView = {
     function tell(place) {
       if (place === null || place === 0) return;
       const [before, after] = [found.before[place - 1], found.after[place - 1]];
-      const text = visible(app.text.pieces.at(place - found.after.length - 1).text);
+      const text = visible(found.text.pieces.at(place - found.after.length - 1).text);
       detail.textContent = `“${text}”: ${percent(before)}, and ${percent(after)} without: ${signed(100 * (after - before), 1)} points`;
     }
 
@@ -259,9 +261,10 @@ export const attentionView = {
       async update() {
         offer(kind, SCORES, app.state.score);
         if (app.text === null || app.text.read.length === 0) return;
-        const answer = await app.ask("attention", "attention", { ids: app.text.read, edits: app.edits() });
+        const { text } = app;
+        const answer = await app.ask("attention", "attention", { ids: text.read, edits: app.edits() });
         if (answer === null) return;
-        found = answer;
+        found = { ...answer, text };
         if (induction?.model !== app.state.model) induction = null;
         showHeads();
         showLarge();

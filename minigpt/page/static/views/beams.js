@@ -1,6 +1,7 @@
 /** Beams: the tree of a beam search, growing. */
 
 import { Numbers, control, element, refill, shape, table, visible } from "../dom.js";
+import { RANGES } from "../state.js";
 
 const [COLUMN, ROW, WIDTH, HEIGHT] = [112, 30, 84, 24]; // of the tree: steps between nodes, and a node's size
 const QUICK = 2e7; // parameters: a search of a smaller model starts by itself
@@ -15,10 +16,11 @@ export const beamsView = {
 
   mount(panel, app) {
     const inputs = [
-      ["beams", "Beams", 1, 8, 1],
-      ["steps", "New tokens", 1, 40, 1],
-      ["length_penalty", "Length penalty", -5, 5, 0.1],
-    ].map(([name, label, min, max, step]) => {
+      ["beams", "Beams"],
+      ["steps", "New tokens"],
+      ["length_penalty", "Length penalty"],
+    ].map(([name, label]) => {
+      const [min, max, step] = RANGES[name];
       const input = element("input", { type: "number", min, max, step });
       input.addEventListener("change", () => {
         if (input.checkValidity() && input.value !== "") app.set({ [name]: Number(input.value) });

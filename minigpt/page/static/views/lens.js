@@ -28,6 +28,7 @@ export const lensView = {
     let rows = [];
     let columns = 1;
     let readKey = "";
+    let text = null; // the text that is shown
 
     panel.append(
       element(
@@ -48,7 +49,7 @@ export const lensView = {
     arrows(grid, () => [...grid.querySelectorAll("button")], () => columns, () => {});
 
     function position() {
-      const last = app.text.read.length - 1;
+      const last = text.read.length - 1;
       return Math.min(last, app.state.position ?? last);
     }
 
@@ -56,7 +57,7 @@ export const lensView = {
       if (!rows.length) return;
       const { first } = rows[0];
       columns = rows[0].cells.length;
-      const pieces = app.text.pieces.slice(-app.text.read.length);
+      const pieces = text.pieces.slice(-text.read.length);
       const heading = (i) => {
         const now = first + i === position();
         return element("th", { scope: "col", class: now ? "now" : "" }, visible(pieces[first + i].text));
@@ -93,11 +94,11 @@ export const lensView = {
     }
 
     async function showLens() {
-      const key = JSON.stringify([app.state.model, app.text.read]);
+      const key = JSON.stringify([app.state.model, text.read]);
       if (key === readKey) return showGrid();
       readKey = key;
       rows = [];
-      const done = await app.ask("lens", "lens", { ids: app.text.read }, (row) => {
+      const done = await app.ask("lens", "lens", { ids: text.read }, (row) => {
         rows.push(row);
         showGrid();
       });
@@ -105,14 +106,14 @@ export const lensView = {
     }
 
     async function showParts() {
-      const request = { ids: app.text.read, position: position(), token: app.state.token, by: app.state.by };
+      const request = { ids: text.read, position: position(), token: app.state.token, by: app.state.by };
       const found = await app.ask("attribute", "attribute", request);
       if (found === null) return;
       const choices = found.choices.map(({ id, text, probability }) => [id, `${visible(text)} ${percent(probability)}`]);
       if (!choices.some(([id]) => id === found.target)) choices.push([found.target, visible(found.text)]);
       offer(token, choices, found.target);
       by.value = app.state.by;
-      const behind = visible(app.text.pieces.at(position() - app.text.read.length).text);
+      const behind = visible(text.pieces.at(position() - text.read.length).text);
       title.textContent = `Why “${visible(found.text)}” behind “${behind}”`;
       const all = [...found.parts, ...found.constants];
       const ends = [0];
@@ -159,6 +160,7 @@ export const lensView = {
     return {
       async update() {
         if (app.text === null || app.text.read.length === 0) return;
+        text = app.text;
         await Promise.all([showParts(), showLens()]);
       },
       leave() {

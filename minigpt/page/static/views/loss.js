@@ -15,7 +15,7 @@ export const lossView = {
   line: "return self.lm_head(self.trunk(idx, cache))",
 
   mount(panel, app) {
-    const strip = new Strip("the text, the darker the more surprising", choose, (place) => place !== null && tell(place));
+    const strip = new Strip("the text, the stronger the colour the more surprising", choose, (place) => place !== null && tell(place));
     const legend = element("p", { class: "legend quiet" });
     const sums = element("dl", { class: "sums" });
     const title = element("h3", {});
@@ -44,27 +44,27 @@ export const lossView = {
 
     function tell(place) {
       const { loss, probability, entropy, alternatives } = found.tokens[place - 1];
-      const pieces = app.text.pieces.slice(-app.text.read.length);
+      const pieces = found.pieces;
       title.textContent = `“${visible(pieces[place].text)}” at ${place}`;
       detail.textContent =
         `It had ${percent(probability)}, which is a loss of ${loss.toFixed(3)} nats; the model expected ` +
         `${entropy.toFixed(3)} (its entropy).`;
-      showBars(list, alternatives, { chosen: app.text.read[place] });
+      showBars(list, alternatives, { chosen: found.read[place] });
     }
 
     return {
       async update() {
         if (app.text === null) return;
-        const { read } = app.text;
+        const { read, pieces: all } = app.text;
         const answer = await app.ask("loss", "loss", { ids: read, edits: [] });
         if (answer === null) return;
-        found = answer;
+        const pieces = all.slice(-read.length);
+        found = { ...answer, read, pieces };
         title.hidden = detail.hidden = list.hidden = found.tokens.length === 0;
         if (found.tokens.length === 0) {
           refill(sums, element("div", {}, element("dt", {}, "Loss"), element("dd", {}, "from two tokens on")));
           return;
         }
-        const pieces = app.text.pieces.slice(-read.length);
         const loss = (i) => (i === 0 ? 0 : found.tokens[i - 1].loss);
         const now = Math.min(read.length - 1, Math.max(1, app.state.position ?? read.length - 1));
         strip.show(pieces, {

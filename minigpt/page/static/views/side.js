@@ -20,7 +20,7 @@ export const sideView = {
     const write = element("button", { type: "button", on: { click: writeBoth } }, `Write ${WRITTEN} tokens with both`);
     const sides = [0, 1].map((number) => {
       const title = element("h3", {});
-      const strip = new Strip("the text, the darker the more surprising");
+      const strip = new Strip("the text, the stronger the colour the more surprising");
       const sums = element("dl", { class: "sums" });
       const list = element("ol", { class: "bars", "aria-label": "the next token" });
       const written = element("p", { class: "written-text" });

@@ -30,6 +30,7 @@ export const trainingView = {
     async function look() {
       clearTimeout(timer);
       const found = await app.readRun();
+      if (found === undefined) return;
       before.hidden = after.hidden = found === null;
       if (found === null) {
         status.textContent = "There is no training run to show: this model was not opened as a run directory.";
@@ -78,10 +79,12 @@ function drawLosses(place, { train, validation }) {
   const y = (loss) => TOP + ((HEIGHT - TOP - BOTTOM) * (steps[1] - loss)) / (steps[1] - steps[0]);
   const path = (line) => line.map(([step, loss], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
   const ticks = [];
-  for (let loss = steps[0]; loss <= steps[1] + 1e-9; loss += 0.5) {
+  const apart = Math.max(0.5, (steps[1] - steps[0]) / 8); // a run that broke has losses of any size
+  for (let tick = 0; steps[0] + tick * apart <= steps[1] + 1e-9 && tick < 9; tick++) {
+    const loss = steps[0] + tick * apart;
     ticks.push(
       shape("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(loss), y2: y(loss) }),
-      shape("text", { x: LEFT - 6, y: y(loss) + 4, "text-anchor": "end" }, loss.toFixed(1)),
+      shape("text", { x: LEFT - 6, y: y(loss) + 4, "text-anchor": "end" }, loss < 1e4 ? loss.toFixed(1) : loss.toExponential(0)),
     );
   }
   for (const share of [0, 0.5, 1]) {

@@ -1,15 +1,16 @@
 /** Write: the next token's probabilities, what each filter makes of them, and the text that comes of drawing. */
 
 import { Numbers, control, element, refill, table, visible } from "../dom.js";
+import { RANGES } from "../state.js";
 import { showBars } from "./bars.js";
 import { Strip } from "./strip.js";
 
 const SLIDERS = [
-  ["temperature", "Temperature", 0, 2, 0.05, "below 1 the likely get likelier; 0 takes the best"],
-  ["top_k", "Top-k", 0, 100, 1, "only the k best; 0: all"],
-  ["top_p", "Top-p", 0.01, 1, 0.01, "the fewest that have this much together"],
-  ["min_p", "Min-p", 0, 1, 0.01, "those with this share of the best one's"],
-  ["repetition_penalty", "Repetition penalty", 0.5, 2, 0.05, "above 1, what was written before loses"],
+  ["temperature", "Temperature", "below 1 the likely get likelier; 0 takes the best"],
+  ["top_k", "Top-k", "only the k best; 0: all"],
+  ["top_p", "Top-p", "the fewest that have this much together"],
+  ["min_p", "Min-p", "those with this share of the best one's"],
+  ["repetition_penalty", "Repetition penalty", "above 1, what was written before loses"],
 ];
 const MOST_BRANCHES = 20;
 
@@ -22,7 +23,7 @@ export const writeView = {
   line: "return self.lm_head(self.trunk(idx, cache))",
 
   mount(panel, app) {
-    const strip = new Strip("the text as tokens", (place) => app.set({ at: place - app.text.typed }));
+    const strip = new Strip("the text as tokens", (place) => app.set({ at: place - typed }));
     const tokens = new Numbers("The tokens, their ids and bytes");
     const list = element("ol", { class: "bars", "aria-label": "the next token" });
     const bars = new Numbers("These probabilities as a table");
@@ -34,15 +35,17 @@ export const writeView = {
     const step = element("button", { type: "button", on: { click: () => write(1) } }, "Step");
     const run = element("button", { type: "button", class: "main", on: { click: () => (running ? stop() : write()) } });
     const clear = element("button", { type: "button", on: { click: () => forget() } }, "Clear what was written");
-    const seed = number("seed", 0, 2 ** 32 - 1);
-    const length = number("length", 1, 10000);
-    const sliders = SLIDERS.map(([name, label, min, max, by, hint]) => {
+    const seed = number("seed");
+    const length = number("length");
+    const sliders = SLIDERS.map(([name, label, hint]) => {
+      const [min, max, by] = RANGES[name];
       const input = element("input", { type: "range", min, max, step: by });
       const output = element("output", {});
       input.addEventListener("input", () => app.set({ [name]: Number(input.value) }));
       return { name, input, output, node: control(label, input, output, hint) };
     });
     let running = false;
+    let typed = 0; // tokens of the prompt, in the text that is shown
 
     panel.append(
       element(
@@ -64,7 +67,8 @@ export const writeView = {
       ),
     );
 
-    function number(name, min, max) {
+    function number(name) {
+      const [min, max] = RANGES[name];
       const input = element("input", { type: "number", min, max, step: 1 });
       input.addEventListener("change", () => {
         if (input.checkValidity() && input.value !== "") app.set({ [name]: Number(input.value) });
@@ -131,10 +135,11 @@ export const writeView = {
     }
 
     function showText(pieces, at) {
-      const { typed } = app.text;
+      const { cut } = app.text ?? { cut: 0 };
+      typed = app.text?.typed ?? typed;
       const selected = at === null ? null : typed + at;
       strip.show(pieces, {
-        kind: (i) => (i < app.text.cut ? "too-far" : i >= typed ? "written" : ""),
+        kind: (i) => (i < cut ? "too-far" : i >= typed ? "written" : ""),
         can: (i) => i >= typed,
         tip: (i) => `${visible(pieces[i].text)}, id ${pieces[i].id}`,
         selected,
