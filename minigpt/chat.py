@@ -165,6 +165,12 @@ class Chat:
         for name in OURS:
             if name in options:
                 raise InputError(f"a chat decides {name} itself", f"leave {name} out")
+        if options.get("min_new_tokens") and not self.tokenizer.end_ids:
+            raise InputError(
+                f"{named('min_new_tokens', options['min_new_tokens'])} keeps back the token that ends a document, but "
+                "this model's tokenizer has none: a blank line ends its replies",
+                f"leave {named('min_new_tokens')} out; a least number of characters is what draws short replies again",
+            )
         ours = {"eos_token_id": self.tokenizer.end_ids, "on_overflow": "stop"}
         given = DecodingOptions(**{"max_new_tokens": LONGEST, **options, **ours})
         if given.uses_beams:

@@ -11,7 +11,7 @@ from typing import Any
 from minigpt import replies
 from minigpt.chat import LONGEST, Chat, Draw
 from minigpt.cli.models import load
-from minigpt.cli.parser import SettingsParser
+from minigpt.cli.parser import SettingsParser, metavar
 from minigpt.cli.settings import Chat as Settings
 from minigpt.cli.streams import escaped, one_line, print_error, print_json, screen_width, write_product
 from minigpt.data.dialogues import Message, check_template, speaker
@@ -157,7 +157,7 @@ class _Talk:
         if name not in self._fields:
             raise InputError(f"there is no setting {name}", did_you_mean(name, self._fields))
         if not value:
-            raise InputError(f"/set {name} lacks a value", f"{self._fields[name].help}; or {USUAL}")
+            raise InputError(f"/set {name} lacks a value", self._how_to_set(name))
         self.chat.change(**{NAMES.get(name, name): self._value(name, value)})
         self._show_settings()
 
@@ -168,7 +168,11 @@ class _Talk:
         try:
             return one.value([text] if one.several else text)
         except ConfigError as error:
-            raise InputError(error.what.replace(one.flag, name), error.how or one.help) from None
+            raise InputError(error.what.replace(one.flag, name), error.how or self._how_to_set(name)) from None
+
+    def _how_to_set(self, name: str) -> str:
+        value = metavar(self._fields[name])
+        return f"type: /set {name} {value}, or /set {name} {USUAL}. {value}: {self._fields[name].help}"
 
     def _show_settings(self) -> None:
         settings = {**self.chat.settings, "seed": self.chat.seed}
@@ -191,7 +195,7 @@ class _Talk:
 
     def filled(self, text: str, indent: str) -> str:
         """A paragraph, as wide as the screen."""
-        return text
+        return textwrap.fill(text, screen_width(), subsequent_indent=indent, break_on_hyphens=False)
 
 
 class _Pipe(_Talk):
@@ -292,9 +296,6 @@ class _Terminal(_Talk):
     def tell(self, text: str) -> None:
         print(self.filled(f"[{text}]", " "), file=sys.stderr)
 
-    def filled(self, text: str, indent: str) -> str:
-        return textwrap.fill(text, screen_width(), subsequent_indent=indent, break_on_hyphens=False)
-
     def may_overwrite(self, file: str) -> bool:
         return input(f"{escaped(file)} is there already; write over it? [y/N] ").strip().lower() in ("y", "yes")
 
@@ -316,6 +317,7 @@ class _Terminal(_Talk):
         super()._load(file)
         for message in self.chat.messages[-self.chat.settings["turns"] :]:
             self._show(message)
+        print("\n" * bool(self.chat.messages), end="")
 
     def _show(self, message: Message) -> None:
         out = _Wrapped()

@@ -465,13 +465,18 @@ def _place(one: TypedField) -> str:
     return f"{one.flag}{' ...' * one.several}" if one.required else f"[{one.flag}]"
 
 
+def metavar(one: TypedField) -> str:
+    """What the help calls the value of a field."""
+    listed = f"{{{','.join(one.choices)}}}" if one.choices else ""
+    return one.flag_options.metavar or listed or _METAVARS.get(one.kind, "TEXT")
+
+
 def _options(one: TypedField) -> dict[str, Any]:
     """The arguments for argparse's `add_argument` of a field."""
     options: dict[str, Any] = {"help": one.help}
     if one.kind is bool and not one.section:
         return options | {"action": argparse.BooleanOptionalAction if one.optional else "store_true"}
-    listed = f"{{{','.join(one.choices)}}}" if one.choices else ""
-    options["metavar"] = one.flag_options.metavar or listed or _METAVARS.get(one.kind, "TEXT")
+    options["metavar"] = metavar(one)
     if one.several and (one.flag_options.together or one.flag_options.positional):
         options |= {"nargs": "+", "action": "extend"}
     elif one.several:

@@ -146,7 +146,7 @@ def test_every_command(talker: Path, terminal: Callable[..., Terminal]):
     assert second[1] != first[1]
     assert "[taken back: the house]" in t.ask("/undo", "taken")
     t.ask("/undo", "error: nothing was said yet")
-    t.ask("/load talk.json", f"[loaded: talk.json, 2 messages]\nANN> the house\nBEN> {second[1]}\n")
+    t.ask("/load talk.json", f"[loaded: talk.json, 2 messages]\nANN> the house\nBEN> {second[1]}\n\n")
     Path("newer.json").write_text(json.dumps({"version": 2, "messages": []}), encoding="utf-8")
     assert "       name a file that was saved by" in t.ask("/load newer.json", "error: newer.json is of version 2\n")
     t.ask("/edit a mouse", "BEN> ")
@@ -275,6 +275,35 @@ def test_a_line_that_cannot_be_answered_is_told_and_the_others_are_answered(talk
     code, out, err = piped(lines, "--model", str(talker), "--max-new-tokens", "9", "--json")
     kinds = ["error" if "error" in json.loads(line) else "reply" for line in out.splitlines()]
     assert (code, kinds) == (2, ["reply", "error", "error", "error", "reply"])
+
+
+def test_what_a_pipe_is_told_of_commands_fits_a_screen(talker: Path, piped, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = piped("/help\n/quit\n", "--model", str(talker))
+    assert (code, out) == (0, "")
+    assert "nothing is kept on disk" in " ".join(err.split())
+    assert max(map(len, err.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", "N"), ("temperature", "X"), ("as", "NAME"), ("strategy", "{sample,greedy}")]
+)
+def test_a_setting_without_a_value_shows_what_to_type(talker: Path, piped, name: str, value: str):
+    err = piped(f"/set {name}\n", "--model", str(talker))[2]
+    assert f"type: /set {name} {value}, or /set {name} default. {value}: " in " ".join(err.split())
+
+
+def test_a_wrong_number_shows_what_to_type(talker: Path, piped):
+    err = piped("/set temperature hot\n", "--model", str(talker))[2]
+    assert "type: /set temperature X, or" in " ".join(err.split())
+
+
+def test_where_no_token_ends_a_document_none_can_be_kept_back(talker: Path, piped, failing):
+    told = failing(["chat", "--model", str(talker), "--min-new-tokens", "20"])
+    for text in (told, piped("/set min_new_tokens 20\n", "--model", str(talker))[2]):
+        assert "a blank line ends its replies" in " ".join(text.split())
+        assert "a least number of characters" in " ".join(text.split())
+        assert "eos_token_id" not in text
 
 
 def test_a_file_is_never_written_over_from_a_pipe(talker: Path, piped):
