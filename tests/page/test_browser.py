@@ -272,6 +272,21 @@ def test_nothing_is_wider_than_the_window(page, view, width):
     assert page.js("return document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize("measure", ["parameters", "flops"])
+def test_no_box_cuts_its_label_in_half(page, width, measure):
+    """A label that does not fit the height of its box is left out: the table has it."""
+    page.look(width)
+    page.open(view="size", measure=measure)
+    cut = (
+        "return [...document.querySelectorAll('.box span')].filter((e) => e.checkVisibility()"
+        " && getComputedStyle(e).writingMode === 'horizontal-tb'"
+        " && e.getBoundingClientRect().bottom > e.parentElement.getBoundingClientRect().bottom + 1)"
+        ".map((e) => e.textContent)"
+    )
+    assert page.js(cut) == []
+
+
 @pytest.fixture(scope="module")
 def axe() -> str:
     """axe-core's script, from a package that carries it."""
