@@ -145,7 +145,7 @@ def test_wrong_scores_are_seen(tiny_model, monkeypatch):
 def test_sampling_at_temperature_0_has_no_stages(tiny_model):
     with pytest.raises(InputError, match="draws nothing"):
         sampling_cuts(torch.zeros(5), temperature=0)
-    with pytest.raises(InputError, match="no 6 likeliest of 5"):
+    with pytest.raises(InputError, match="6 likeliest of 5 tokens cannot"):
         sampling_cuts(torch.zeros(5)).top(6)
 
 
