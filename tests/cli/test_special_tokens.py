@@ -168,7 +168,7 @@ def test_a_name_in_a_text_is_text_and_that_is_said_once(name, ending, capsys):
     plain = READING[name].replace(END_OF_TEXT, "!")
     Path("spelled.txt").write_text("the you the you")
     Path("log.txt").write_text(LOG.format("you"))
-    assert "note" not in said(plain, ending, capsys)[1]
+    assert "is read as text" not in said(plain, ending, capsys)[1]
 
 
 @pytest.mark.parametrize("name", READING)
@@ -176,7 +176,7 @@ def test_asked_for_it_is_the_token(name, ending, capsys):
     Path("spelled.txt").write_text(f"{SPELLED}\n\n{SPELLED}\n")
     Path("log.txt").write_text(LOG.format(SPELLED))
     out, err = said(f"{READING[name]} --special", ending, capsys)
-    assert "note" not in err
+    assert "is read as text" not in err
     if name in ("score", "tokenize", "inspect tokens", "inspect loss"):
         assert END_OF_TEXT in out  # by its name, as one token
     if name == "generate":

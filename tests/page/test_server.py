@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -333,9 +332,8 @@ def started() -> Iterator[Start]:
 
     def start(arguments: list[str]) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "minigpt", "explore", "--no-browser", "--json", *arguments]
-        heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, text=True, preexec_fn=heeded, **pipes))
+        processes.append(subprocess.Popen(command, text=True, **pipes))
         return processes[-1]
 
     yield start

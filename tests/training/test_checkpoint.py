@@ -229,15 +229,6 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
     assert losses(RunDirectory(tmp_path / "broken")) == losses(RunDirectory(tmp_path / "straight"))
 
 
-@pytest.fixture
-def interruptible():
-    """As in a terminal: a shell without job control lets what it starts with & ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_at_once_and_damages_nothing(tmp_path, monkeypatch):
     def gradients(run, first, processes):
         os.kill(os.getpid(), signal.SIGINT)
