@@ -111,7 +111,8 @@ def test_an_adapter_is_merged_and_packed_as_a_run_of_its_own_is(models, spec, we
     save_adapter(again, "second")
     model, tokenizer = minigpt.load_model(spec, weights=weights, adapter="second/adapter_model.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(model(IDS), merged(again)(IDS), rtol=0, atol=1e-5)
+        # Products in another order: each logit may differ by some last digits of its own size.
+        torch.testing.assert_close(model(IDS), merged(again)(IDS), rtol=1e-5, atol=1e-5)
         assert not torch.allclose(model(IDS), base(IDS), atol=1e-2)
     assert isinstance(model, PackedGPT) == bool(weights)
     assert type(model.h[0].attn.c_attn) is not LoRALinear
