@@ -6,12 +6,13 @@ Node gets a list of calls for one process, because starting one takes longer tha
 import base64
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ from minigpt.page.server import PageServer
 from minigpt.page.weights import mapped_weights
 from minigpt.tokenizers import CharTokenizer
 
+if TYPE_CHECKING:
+    from selenium import webdriver
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
+SWITCHES = (
+    "headless=new no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update "
+    "disable-sync"
+)
 TOKENIZER = CharTokenizer.from_text("\n !',-.:;?ABCDEabcdefgh")
 Call = tuple[str, dict[str, Any]]
 Node = Callable[[Sequence[Call]], list[Any]]
@@ -76,6 +86,19 @@ def the_model(name: str, model: GPT) -> Call:
 
 def _tied(model: GPT) -> bool:
     return model.config.tie_weights
+
+
+def browser(profile: Path) -> "webdriver.Chrome":
+    """Chromium without a window and with an empty profile, which keeps a log of its console and its requests."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for switch in SWITCHES.split():
+        options.add_argument(f"--{switch}")
+    options.add_argument(f"--user-data-dir={profile}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
 
 @pytest.fixture

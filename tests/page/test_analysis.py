@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,19 +11,22 @@ from minigpt.analysis import attribute, logit_lens, model_size, token_losses, tr
 from minigpt.analysis.heads import scores_of_pattern
 from minigpt.config import GPTConfig
 from tests.conftest import random_model
-from tests.page.conftest import Node, the_model
+from tests.page.conftest import Call, Node, the_model
 from tests.page.test_engine import CONFIGS, ids_of
 
 MODELS = [random_model(config, 37) for config in CONFIGS]
 
 
+def of_each_model(node: Node, name: str, **more: object) -> list[Any]:
+    """What one call gives for the ids of each model."""
+    calls: list[Call] = []
+    for model in MODELS:
+        calls += [the_model("m", model), (name, {"model": "m", "ids": ids_of(model.config), **more})]
+    return node(calls)[1::2]
+
+
 def test_the_loss_of_every_token(node: Node):
-    calls = [
-        call
-        for model in MODELS
-        for call in (the_model("m", model), ("losses", {"model": "m", "ids": ids_of(model.config), "k": 5}))
-    ]
-    for model, found in zip(MODELS, node(calls)[1::2], strict=True):
+    for model, found in zip(MODELS, of_each_model(node, "losses", k=5), strict=True):
         expected = token_losses(model, ids_of(model.config))
         assert [token["loss"] for token in found["tokens"]] == pytest.approx(expected.losses.tolist(), abs=1e-4)
         assert [token["entropy"] for token in found["tokens"]] == pytest.approx(expected.entropy.tolist(), abs=1e-4)
@@ -37,12 +41,7 @@ def test_the_loss_of_every_token(node: Node):
 
 
 def test_the_lens(node: Node):
-    calls = [
-        call
-        for model in MODELS
-        for call in (the_model("m", model), ("lens", {"model": "m", "ids": ids_of(model.config), "k": 3}))
-    ]
-    for model, found in zip(MODELS, node(calls)[1::2], strict=True):
+    for model, found in zip(MODELS, of_each_model(node, "lens", k=3), strict=True):
         with trace(model, ["*.resid_*", "logits"]) as t:
             model(torch.tensor([ids_of(model.config)]))
         expected = logit_lens(t)
@@ -59,13 +58,8 @@ def test_the_lens(node: Node):
 @pytest.mark.parametrize("by", ["component", "layer", "head"])
 @pytest.mark.parametrize(("against", "position"), [(None, 10), (3, 6)])
 def test_the_parts_of_a_logit_add_up(node: Node, by: str, against: int | None, position: int):
-    asked = {"model": "m", "target": 5, "against": against, "by": by, "position": position}
-    calls = [
-        call
-        for model in MODELS
-        for call in (the_model("m", model), ("attribute", {**asked, "ids": ids_of(model.config)}))
-    ]
-    for model, found in zip(MODELS, node(calls)[1::2], strict=True):
+    answers = of_each_model(node, "attribute", target=5, against=against, by=by, position=position)
+    for model, found in zip(MODELS, answers, strict=True):
         with trace(model) as t:
             model(torch.tensor([ids_of(model.config)]))
         expected = attribute(t, 5, against, by, position)

@@ -7,7 +7,6 @@ in which HTML can be written, and a second model beside it.
 import importlib.util
 import json
 import math
-import shutil
 import string
 import threading
 import time
@@ -34,8 +33,9 @@ from minigpt.page.server import PageServer
 from minigpt.page.single_file import write_page
 from minigpt.page.weights import page_weights
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+from tests.conftest import random_model
+from tests.page.conftest import CHROMIUM, DRIVER, browser
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:
     pytest.skip("needs Debian's packages chromium and chromium-driver", allow_module_level=True)
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra browser")
@@ -55,15 +55,6 @@ SMALLEST = GPTConfig(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1)
 PROMPT = "ROMEO:\nWhat light?"
 CAUGHT = "<b>x</b><script>document.title='caught'</script>"
 NEAR = 1e-4  # the page sums in float64, torch in float32
-
-
-def random_model(config: GPTConfig, seed: int) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +105,7 @@ def address(shown: list[Shown]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    switches = "headless=new no-sandbox disable-gpu no-first-run disable-background-networking"
-    for switch in f"{switches} disable-component-update disable-sync".split():
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    made = browser(tmp_path_factory.mktemp("browser"))
     yield made
     made.quit()
 

@@ -1,8 +1,6 @@
 """One file in a real browser: opened from the disk with the network off, whole, cut off and changed."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +12,9 @@ from minigpt.model import GPT
 from minigpt.page.contents import Shown
 from minigpt.page.single_file import write_page
 from minigpt.page.weights import page_weights
-from tests.page.conftest import TOKENIZER
+from tests.page.conftest import CHROMIUM, DRIVER, TOKENIZER, browser
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs Selenium, which drives the browser")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver"),
@@ -27,14 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator["webdriver.Chrome"]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    switches = "headless=new no-sandbox disable-gpu no-first-run disable-background-networking"
-    for switch in f"{switches} disable-component-update disable-sync".split():
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    made = browser(tmp_path_factory.mktemp("browser"))
     made.execute_cdp_cmd("Network.enable", {})
     offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
     made.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
