@@ -59,6 +59,7 @@ def title(source: Source) -> str:
 
 def served(settings: Explore, source: Source) -> Shown:
     """A model as it is served: exactly, and mapped from its file where that has the page's layout."""
+    # Read also where the page gets the file's own bytes: this finds damage, and weights that are not finite.
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     mapped = None if settings.adapter else mapped_weights(source)
     about = {"prompt": settings.prompt}

@@ -247,11 +247,15 @@ def holds_dialogues(source: str) -> bool:
     ending = path.suffix.lower()
     if ending not in (".jsonl", ".ndjson", ".json") or not path.is_file():
         return False
-    with suppress(DataError, ValueError, RecursionError):
-        text = read_plain_text(path).lstrip()
-        if ending == ".json" and not text.startswith("["):
-            return re.match(rf'{{\s*"(?:{"|".join(PARTS)})"\s*:\s*\[', text) is not None
-        first = next(json_items(text), None) if ending == ".json" else parsed_json(text.split("\n", 1)[0])
+    with suppress(DataError, OSError, ValueError, RecursionError):
+        if ending == ".json":
+            text = read_plain_text(path).lstrip()
+            if not text.startswith("["):
+                return re.match(rf'{{\s*"(?:{"|".join(PARTS)})"\s*:\s*\[', text) is not None
+            first = next(json_items(text), None)
+        else:  # one line of it, because the file may be large, and is read whole later
+            with path.open(encoding="utf-8-sig") as file:
+                first = parsed_json(next(filter(str.strip, file), ""))
         return isinstance(first, dict) and "text" not in first and talk_of(first, str(path)) is not None
     return False
 

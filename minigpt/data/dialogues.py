@@ -212,8 +212,7 @@ def same_beginnings(dialogues: Iterable[Dialogue]) -> dict[str, str]:
     """What dialogues belong together because one of them is there again, whole or more than half of it.
 
     A file may hold a dialogue once for each of the two who speak, or under another system message. If these were
-    parted, what validates would have been trained on. A greeting
-    that many share joins nothing.
+    parted, what validates would have been trained on. A greeting that many share joins nothing.
 
     Returns:
         For the checksum of each dialogue, that of the shortest with the same first turns, whoever speaks.

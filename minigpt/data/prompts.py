@@ -12,7 +12,6 @@ This is in-context learning (Brown et al., 2020): no weight changes. A model goe
 of its own, so decoding stops at the separator: `generate(..., stop=separator)`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def _pair(cells: Sequence[object], place: str) -> tuple[str, str]:
             raise DataError(f"{place}: its {what} is {brief(text)}", f"give the {what} as a text that is not blank")
         if half := HALF_CHARACTER.search(text):
             raise DataError(f"{place}: its {what} holds half a character, {half[0]!r}", "remove that half")
-        if re.search(SEPARATOR, text.strip()):
+        if SEPARATOR in text.strip():
             raise DataError(
                 f"{place}: its {what} has an empty line: what comes after it would look like another example",
                 "take the empty line out",

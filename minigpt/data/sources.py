@@ -1,5 +1,6 @@
 """A configuration -> what it names: one text, documents, or the examples of dialogues."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -30,7 +31,8 @@ def load_data(config: RunConfig) -> Corpus | Documents:
     kind = kind_of(d.separate, source)
     check_fit(d, source)
     if kind == "dialogues":
-        return _as_documents(_named_dialogues(config), d)
+        dialogues = _named_dialogues(config)
+        return _as_documents(dialogues, d, _belonging(dialogues))
     if kind == "documents":
         if fitting_kind(d, source) == "dialogues":
             raise ConfigError(
@@ -70,12 +72,12 @@ def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
             f"name dialogues, or add {passed('separate', 'dialogues')}",
         )
     dialogues = _named_dialogues(config)
-    documents = _as_documents(dialogues, d)
+    same = _belonging(dialogues)
+    documents = _as_documents(dialogues, d, same)
     sizes = d.train_size or None, d.val_size or None
     _, validating = split(documents.items, *sizes, config.seed, documents.validation)
     held_out = {document.dialogue for document in validating}
     among = dialogues.items if dialogues.validation is None else dialogues.validation
-    same = same_beginnings([*dialogues.items, *(dialogues.validation or ())])
     sums = {dialogue.checksum(): dialogue for dialogue in among}
     return [dialogue for checksum, dialogue in sums.items() if same[checksum] in held_out]
 
@@ -101,9 +103,12 @@ def _named_dialogues(config: RunConfig) -> Dialogues:
     return dialogues.with_validation(read_dialogues(config.data.val_data)) if config.data.val_data else dialogues
 
 
-def _as_documents(dialogues: Dialogues, d: DocumentsConfig) -> Documents:
-    same = same_beginnings([*dialogues.items, *(dialogues.validation or ())])
+def _belonging(dialogues: Dialogues) -> dict[str, str]:
+    """Which of all dialogues belong together: see `same_beginnings`."""
+    return same_beginnings([*dialogues.items, *(dialogues.validation or ())])
 
+
+def _as_documents(dialogues: Dialogues, d: DocumentsConfig, same: Mapping[str, str]) -> Documents:
     def replies(found: list[Dialogue]) -> list[Document]:
         documents = (document for dialogue in found for document in examples(dialogue, d.turns))
         return [replace(document, dialogue=same[document.dialogue]) for document in documents]
