@@ -93,6 +93,11 @@ export function streamPoints({ n_layer }) {
   return ["blocks.0.resid_pre", ...layers.flatMap((l) => [`blocks.${l}.resid_mid`, `blocks.${l}.resid_post`])];
 }
 
+/** The states that the page reads with the lens: what enters the first layer, and what every layer leaves. */
+export function lensPoints(config) {
+  return streamPoints(config).filter((point) => !point.endsWith("resid_mid"));
+}
+
 /** The scores that a state of the stream (C,) gives, read as if it were the last: (V,). */
 export function lens(gpt, x) {
   return gpt.lm_head.forward(gpt.ln_f.forward(x, 1).out, 1);

@@ -65,6 +65,11 @@ export function table(caption, headings, rows) {
   );
 }
 
+/** Names with their values, for a <dl>. */
+export function definitions(rows) {
+  return rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+}
+
 /** A picture's numbers: a table that opens on a click. It is built when it is opened, and built anew while it is. */
 export class Numbers {
   constructor(name) {

@@ -6,7 +6,7 @@
  */
 
 import {
-  ATTRIBUTION_POINTS, attribute, lens, likeliest, modelSize, repeatedTokens, rowOf, scoresOfPattern, streamPoints,
+  ATTRIBUTION_POINTS, attribute, lens, lensPoints, likeliest, modelSize, repeatedTokens, rowOf, scoresOfPattern,
   tokenLosses,
 } from "./analysis.js";
 import { beamSearch } from "./beams.js";
@@ -164,7 +164,7 @@ const CALLS = {
   /** What the model would say after each layer, at the last positions: a layer at a time. */
   async lens({ model, ids }, job) {
     const it = models[model];
-    const points = streamPoints(it.gpt.config).filter((point) => !point.endsWith("resid_mid"));
+    const points = lensPoints(it.gpt.config);
     const { n_embd: C, vocab_size } = it.gpt.config;
     const most = Math.max(8, Math.floor(MOST_PRODUCTS / (points.length * C * vocab_size)));
     const first = Math.max(0, ids.length - most);
@@ -184,7 +184,7 @@ const CALLS = {
   /** The logit of a token as the sum of its parts. Without a token, of the likeliest. */
   attribute({ model, ids, position, token, by }) {
     const it = models[model];
-    const points = streamPoints(it.gpt.config).filter((point) => !point.endsWith("resid_mid"));
+    const points = lensPoints(it.gpt.config);
     const { traced, row } = it.pass(ids, [], [...points, ...ATTRIBUTION_POINTS]);
     const scores = row(position);
     const choices = it.named(likeliest(scores, NUM_BARS));

@@ -1,10 +1,8 @@
 /** Loss: how surprised the model is by each token of the text. */
 
-import { Numbers, element, percent, refill, table, visible } from "../dom.js";
+import { Numbers, definitions, element, percent, refill, table, visible } from "../dom.js";
 import { showBars } from "./bars.js";
-import { Strip } from "./strip.js";
-
-const DARK = 6; // nats: the loss whose colour is the strongest
+import { DARK, Strip, surprise } from "./strip.js";
 
 export const lossView = {
   id: "loss",
@@ -62,23 +60,22 @@ export const lossView = {
         found = { ...answer, read, pieces };
         title.hidden = detail.hidden = list.hidden = found.tokens.length === 0;
         if (found.tokens.length === 0) {
-          refill(sums, element("div", {}, element("dt", {}, "Loss"), element("dd", {}, "from two tokens on")));
+          refill(sums, definitions([["Loss", "from two tokens on"]]));
           return;
         }
-        const loss = (i) => (i === 0 ? 0 : found.tokens[i - 1].loss);
         const now = Math.min(read.length - 1, Math.max(1, app.state.position ?? read.length - 1));
         strip.show(pieces, {
-          share: (i) => Math.min(1, loss(i) / DARK),
+          share: (i) => surprise(found.tokens, i),
           kind: () => "less",
           can: (i) => i > 0,
-          tip: (i) => (i === 0 ? "the first token is not predicted" : `${visible(pieces[i].text)}: ${loss(i).toFixed(3)} nats`),
+          tip: (i) => (i === 0 ? "the first token is not predicted" : `${visible(pieces[i].text)}: ${found.tokens[i - 1].loss.toFixed(3)} nats`),
           selected: now,
         });
-        refill(sums, [
+        refill(sums, definitions([
           ["mean", `${found.mean.toFixed(4)} nats a token`],
           ["perplexity", found.perplexity.toFixed(3)],
           ["bits per character", found.bitsPerCharacter.toFixed(4)],
-        ].map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+        ]));
         tell(now);
         numbers.show(() =>
           table(

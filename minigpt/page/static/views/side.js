@@ -1,8 +1,8 @@
 /** Side by side: the same text, read by the model and by another, or by itself with a part switched off. */
 
-import { Numbers, control, element, offer, refill, select, signed, table, visible } from "../dom.js";
+import { Numbers, control, definitions, element, offer, refill, select, signed, table, visible } from "../dom.js";
 import { showBars } from "./bars.js";
-import { Strip } from "./strip.js";
+import { Strip, surprise } from "./strip.js";
 
 const WRITTEN = 60; // tokens that both write
 
@@ -102,12 +102,12 @@ export const sideView = {
           title.textContent = both[number].name;
           written.textContent = "";
           strip.show(pieces, {
-            share: (i) => (i === 0 ? 0 : Math.min(1, loss.tokens[i - 1].loss / 6)),
+            share: (i) => surprise(loss.tokens, i),
             kind: () => "less",
             tip: (i) => (i === 0 ? "not predicted" : `${visible(pieces[i].text)}: ${loss.tokens[i - 1].loss.toFixed(3)} nats`),
           });
           const rows = loss.tokens.length === 0 ? [] : [["mean", `${loss.mean.toFixed(4)} nats a token`], ["bits per character", loss.bitsPerCharacter.toFixed(4)]];
-          refill(sums, rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+          refill(sums, definitions(rows));
           showBars(list, next.bars.slice(0, 8).map((bar) => ({ ...bar, probability: bar.before, before: undefined })));
         }
         tellDifference(both, found);

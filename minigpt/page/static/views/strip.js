@@ -2,6 +2,13 @@
 
 import { arrows, element, refill, visible } from "../dom.js";
 
+export const DARK = 6; // nats: the loss whose colour is the strongest
+
+/** How strongly a token's loss colours it, from 0 to 1, of the losses from the second token on; none colours the first. */
+export function surprise(tokens, place) {
+  return place === 0 ? 0 : Math.min(1, tokens[place - 1].loss / DARK);
+}
+
 export class Strip {
   /**
    * @param {string} label what the text is, for a screen reader.
