@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -279,7 +278,6 @@ def test_a_number_is_spelled_as_a_flag_takes_it(tmp_path, name, spelled):
         read_yaml(path)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Numbers(Command):
     """To see."""
 

@@ -20,11 +20,11 @@ from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, dataclass_transform, get_args, get_origin
 
 from minigpt.config import is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
-from minigpt.fields import check_fields
+from minigpt.fields import check_fields, hints
 from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
@@ -72,8 +72,15 @@ class Section:
     flags: Mapping[str, Flag] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+class _Settings:
+    """Makes every child a dataclass whose fields have names and stay as they are."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Command(_Settings):
     """The settings of a command. The class's docstring is the command's help, those of its fields the flags' help."""
 
     examples: ClassVar[str] = ""  # command lines
@@ -222,18 +229,18 @@ def typed_fields(
         section: how its flags begin, such as "train.".
         flags: path of a field -> its `Flag`, if there is none beside its type.
     """
-    hints = get_type_hints(settings, include_extras=True)
     parents = [{own.name for own in fields(base)} for base in settings.__mro__ if is_dataclass(base)]
     for own in sorted(fields(settings), key=lambda own: sum(own.name in inherited for inherited in parents)):
-        hint, *beside = get_args(hints[own.name]) if get_origin(hints[own.name]) is Annotated else (hints[own.name],)
+        hint = hints(settings)[own.name]
+        hint, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         default = values.get(own.name, own.default if own.default_factory is MISSING else own.default_factory())
         where = path + own.name
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             found = next((one for one in beside if isinstance(one, Section)), Section())
             inner = {**flags, **{f"{where}.{name}": flag for name, flag in found.flags.items()}}
             ahead = section if found.inline else f"{section}{own.name}."
             inside = {} if default is MISSING else vars(default)
-            yield from typed_fields(cast(type, hint), inside, f"{where}.", ahead, inner)
+            yield from typed_fields(hint, inside, f"{where}.", ahead, inner)
             continue
         kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
         own_flag = flags.get(where) or next((one for one in beside if isinstance(one, Flag)), Flag())
@@ -264,8 +271,9 @@ def field_docs(settings: type) -> dict[str, str]:
     """The docstrings of the fields of a dataclass, each in one line; those of its parents too."""
     found: dict[str, str] = {}
     for base in reversed([base for base in settings.__mro__ if is_dataclass(base)]):
-        (node,) = ast.parse(inspect.getsource(cast(type, base))).body
-        for before, after in itertools.pairwise(cast(ast.ClassDef, node).body):
+        (node,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(node, ast.ClassDef)
+        for before, after in itertools.pairwise(node.body):
             if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
                 found[ast.unparse(before.target)] = " ".join(str(ast.literal_eval(after.value)).split())
     return found

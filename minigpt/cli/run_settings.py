@@ -1,7 +1,7 @@
 """The arguments of the commands that train: a run's settings, in layers: preset, then --config, then flags."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -39,7 +39,6 @@ corpora:
 {_listed(NAMED_SOURCES)}"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunSettings(Command):
     """All settings of a run, and where they come from."""
 
@@ -153,7 +152,6 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
     return replace(config, model=replace(shape, **context | asked))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(RunSettings):
     """Train a GPT. Settings come from the preset, then the --config file, then the flags."""
 
@@ -195,7 +193,6 @@ class Train(RunSettings):
         return read_config(run)
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyResume(RunSettings):
     """Prove on this machine, with your settings, that a killed training loses nothing.
 
@@ -221,7 +218,6 @@ class VerifyResume(RunSettings):
         return replace(chosen, data=replace(chosen.data, source="verse"))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Quickstart(Command):
     """Train the quick preset on Shakespeare: a minute or two on an ordinary CPU.
 

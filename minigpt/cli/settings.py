@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
@@ -25,7 +24,6 @@ Shown = Annotated[int, Bounds(1, 1_000_000, below="shows nothing")]
 FirstSeed = Annotated[int, Bounds(0, 2**63 - 1, below="is too small")]
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextSettings(Command):
     """How a text is read."""
 
@@ -37,14 +35,12 @@ class TextSettings(Command):
     """read the name of a special token, such as <|endoftext|>, as that token (default: as text)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Computing(TextSettings):
     """Where a model computes."""
 
     device: Annotated[str, Flag("DEVICE", says=RunConfig)] = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Model(Computing):
     """Which model."""
 
@@ -53,7 +49,6 @@ class Model(Computing):
     """a LoRA adapter for --model: a run's adapter folder, or one of PEFT's"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Reading(Computing):
     """What only reads a model, and so needs no weights that can be changed or looked at."""
 
@@ -62,7 +57,6 @@ class Reading(Computing):
     of that sort), or fewer bits (docs/decoding-speed.md; default: as they are)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tokenize(TextSettings):
     """Show how a text is cut into tokens: each token's id, its text, and its bytes.
 
@@ -79,7 +73,6 @@ class Tokenize(TextSettings):
     model: Annotated[str | None, Flag("MODEL", says=NEWEST)] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Eval(Reading, Model):
     """Measure a model on a text: loss, perplexity, bits per character.
 
@@ -108,7 +101,6 @@ class Eval(Reading, Model):
     context, and take longer (default: block_size)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Next(Reading, Model):
     """Show what the model expects after a text.
 
@@ -134,7 +126,6 @@ class Next(Reading, Model):
     """put the token that opens a document in front (default: nothing in front)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Score(Reading, Model):
     """Measure how probable texts are, each as a whole.
 
@@ -157,7 +148,6 @@ class Score(Reading, Model):
     """show the log-probability of every token, which --json has in any case"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvaluateText(Reading):
     """Measure written texts.
 
@@ -200,7 +190,6 @@ BLEU, chrF        closeness to --reference, 0 to 100.
     """the texts that should have been written: as many, in the same order"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Import(Command):
     """Write a model as a run directory of minigpt, which every command can read.
 
@@ -226,7 +215,6 @@ class Import(Command):
     """compare every layer with the transformers library; of what that cannot read, only an export is checked"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Export(Command):
     """Write a model as a folder that the transformers library loads.
 
@@ -244,7 +232,6 @@ class Export(Command):
     tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Doctor(Command):
     """Show what this machine has, and measure which dtype is fastest on it, eager and compiled.
 
@@ -268,7 +255,6 @@ SIDE_BY_SIDE = """the most sequences that are written side by side, and each bea
 places of those that are done (default: those of 8 prompts; with --ablate of 1, because all must have one length)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Prompts(Command):
     """The prompts to continue."""
 
@@ -288,7 +274,6 @@ class Prompts(Command):
 EARLY_STOPPING: dict[str, bool | str] = {"no": False, "yes": True, "never": "never"}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Generate(Prompts, Reading, Model):
     """Continue a text. It is printed token by token.
 
@@ -371,7 +356,6 @@ _OF_CHAT = (  # options that a chat decides itself, or that concern several text
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
 class Chat(Reading, Model):
     """Talk with a model, line by line.
 
@@ -455,7 +439,6 @@ OPTIONS: dict[str, type] = {  # the options of a setting that are one number -> 
 SETTING = f"how to decode (default: {', '.join(DEFAULT_SETTINGS)}). Options: {', '.join(OPTIONS)}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Compare(Prompts, Reading):
     """Compare decoders, or models, on the same prompts with the same seeds.
 
@@ -509,7 +492,6 @@ class Compare(Prompts, Reading):
     """write texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Explore(Command):
     """See inside a model, in a page that runs it in your browser.
 
@@ -545,7 +527,6 @@ class Explore(Command):
 CHAT_SETTINGS = ("sample temperature=0.8", "greedy")
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvaluateChat(Reading, Model):
     """Measure how well a model replies in dialogues that it has not seen, and count what goes wrong.
 

@@ -1,7 +1,6 @@
 """The arguments of each view of `minigpt inspect`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +14,6 @@ NO_TEXT = {"special": "TEXT", "unknown": "TEXT"}  # how a text is read, where th
 Considered = Annotated[int, Bounds(1, 10**9, below="leaves nothing to consider")]
 
 
-@dataclass(frozen=True, kw_only=True)
 class ViewSettings(Command):
     """How an answer is printed and written."""
 
@@ -25,7 +23,6 @@ class ViewSettings(Command):
     """print the identities that must hold, with their errors; exit 1 if one fails"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Inside(ViewSettings, Model):
     """A look inside a model, which by default reads text as it did in training."""
 
@@ -34,7 +31,6 @@ class Inside(ViewSettings, Model):
     for a model of one long text)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class InsideText(Inside):
     """A look inside a model that reads a text."""
 
@@ -42,7 +38,6 @@ class InsideText(Inside):
     """the prompt; - reads it from standard input, without its last line break"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class After(ViewSettings, Reading, Model):
     """What comes after a text, or how probable it is: by default nothing is put in front of the text."""
 
@@ -50,7 +45,6 @@ class After(ViewSettings, Reading, Model):
     bos: Annotated[bool | None, Flag(says=Next)] = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sampling(Command):
     """The sampling options that a view can show."""
 
@@ -61,7 +55,6 @@ class Sampling(Command):
     min_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Shape(ViewSettings):
     """Whose shape."""
 
@@ -75,7 +68,6 @@ class Shape(ViewSettings):
     """change the shape: n_layer=24 n_embd=1024"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Size(Shape):
     """Count what a model costs, one row for each module.
 
@@ -102,7 +94,6 @@ class Size(Shape):
     """explicit keeps its (T, T) patterns"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Arch(Shape):
     """Show a model from the token ids to the logits, with each part's output shape and number of parameters.
 
@@ -118,7 +109,6 @@ class Arch(Shape):
     """another model, or a preset: show where the two differ"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Embed(ViewSettings, Model):
     """Look at the embedding tables.
 
@@ -145,7 +135,6 @@ class Embed(ViewSettings, Model):
     """which similarity"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tokens(ViewSettings, TextSettings):
     """Show how a text is cut into tokens: position, id, text and bytes.
 
@@ -161,7 +150,6 @@ class Tokens(ViewSettings, TextSettings):
     model: Annotated[str | None, Flag("MODEL", says=NEWEST)] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Loss(After):
     """Show the loss of each token of a text, in nats: -log p(token | tokens before it).
 
@@ -179,7 +167,6 @@ class Loss(After):
     """how many tokens are shown one by one"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class NextView(Sampling, After):
     """Show the distribution of the next token, and what each sampling option leaves of it.
 
@@ -197,7 +184,6 @@ class NextView(Sampling, After):
     """how many tokens are shown"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Temperature(ViewSettings):
     """Show what temperature does to given logits: probabilities = softmax(logits / temperature). No model is needed.
 
@@ -216,7 +202,6 @@ class Temperature(ViewSettings):
     """the temperatures, each above 0 (default: 0.1 0.5 1 1.5 2)"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Steps(Sampling, After):
     """Continue a text, and show the candidates for each new token.
 
@@ -239,7 +224,6 @@ class Steps(Sampling, After):
     """how many candidates are shown for each step"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Beams(After):
     """Search for the likeliest continuation, and show the tree.
 
@@ -257,7 +241,6 @@ class Beams(After):
     length_penalty: Annotated[float, Flag("X", says=DecodingOptions)] = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Attn(InsideText):
     """Show where each head looks.
 
@@ -276,7 +259,6 @@ class Attn(InsideText):
     """only this head of the layer, with its whole pattern"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heads(Inside):
     """Score every head from 0 to 1.
 
@@ -305,7 +287,6 @@ class Heads(Inside):
     """seed of the random tokens"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lens(InsideText):
     """Read the residual stream at every depth as if it were the last.
 
@@ -333,7 +314,6 @@ class Lens(InsideText):
     """show how the stream grows, instead of tokens"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Why(InsideText):
     """Split a logit into what each part of the model has added to it directly.
 
@@ -360,7 +340,6 @@ class Why(InsideText):
     """how many parts are shown one by one"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ablate(Inside):
     """Remove parts, and measure what that changes.
 
@@ -401,7 +380,6 @@ class Ablate(Inside):
     """... minus this one's, after the last position"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Patch(Inside):
     """Run a corrupt text with one part of the clean text's pass at a time.
 
@@ -428,7 +406,6 @@ class Patch(Inside):
     """what is put in: position by position, or for attn.z head by head"""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Runs(ViewSettings):
     """Compare runs by their metrics: steps, tokens, wall time, losses. The picture shows the losses."""
 
