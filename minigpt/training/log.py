@@ -57,8 +57,10 @@ class RunLog:
         title: of the plot.
         marks: the lengths of the files, as `marks` gave them at the checkpoint from which the run is resumed. What was
             written after that is cut off, because it will be written again.
-        tracker: gets every record and every sample too.
         by_epoch: draw the perplexity of the epochs as well.
+
+    Attributes:
+        tracker: gets every record and every sample too.
     """
 
     def __init__(
@@ -69,12 +71,11 @@ class RunLog:
         floor: float | None,
         title: str,
         marks: Mapping[str, int] | None = None,
-        tracker: Tracker | None = None,
         by_epoch: bool = False,
     ) -> None:
         self.run = run
         self.by_epoch = by_epoch
-        self.tracker = tracker
+        self.tracker: Tracker | None = None
         self.print_line = print_line
         self.floor = floor
         self.title = title
@@ -108,8 +109,9 @@ class RunLog:
         for file in self._files.values():
             with suppress(OSError):  # a line has already said what could not be written
                 file.close()
-        if self.tracker:
-            self.tracker.close()
+        with self.tracking() as tracker:
+            if tracker:
+                tracker.close()
 
     @property
     def seconds(self) -> float:
@@ -158,8 +160,9 @@ class RunLog:
         if "train_loss" in values:
             loss, speed = values["train_loss"], values["tokens_per_second"]
             self._bar.set_postfix({"loss": f"{loss:.3f}", "tok/s": f"{speed:,.0f}"}, refresh=False)
-        if self.tracker:
-            self.tracker.record(step, record)
+        with self.tracking() as tracker:
+            if tracker:
+                tracker.record(step, record)
 
     def values(self, key: str) -> list[tuple[int, Any]]:
         """The steps at which something was recorded, and its values."""
@@ -168,8 +171,9 @@ class RunLog:
     def sample(self, step: int, text: str) -> None:
         """Keep a sample in `samples.txt` and show its first lines."""
         self._append("samples.txt", f"--- step {step} ---\n{text}\n\n")
-        if self.tracker:
-            self.tracker.sample(step, text)
+        with self.tracking() as tracker:
+            if tracker:
+                tracker.sample(step, text)
         for line in text.strip("\n").splitlines()[:SHOWN_LINES]:
             self.print_line(f"    {line[:74]}")
 
@@ -197,6 +201,15 @@ class RunLog:
     def only_shown(self, what: str) -> AbstractContextManager[None]:
         """A `with` for output that people only look at: any failure in it prints a line and does not end the run."""
         return self.forgiving(what, Exception)
+
+    @contextmanager
+    def tracking(self) -> Iterator[Tracker | None]:
+        """A `with` for what a tracker does: any failure in it prints a line, and no tracker is used after it."""
+        try:
+            yield self.tracker
+        except Exception as error:  # of any kind: these libraries write files, and talk to the network
+            self.tracker = None
+            self.print_line(f"report_to  failed, and training goes on without it: {first_line(error, 100)}")
 
     def _append(self, name: str, text: str) -> None:
         if name in self._files:

@@ -169,10 +169,11 @@ def train(
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
         marks = checkpoint.manifest["log"] if checkpoint else None
-        tracker = open_tracker(tracking, out, run.config, progress.step, print_line) if tracking else None
         log_directory = directory if processes.first else None  # the others write nothing
         by_epoch = run.config.train.epochs > 0
-        log = RunLog(log_directory, steps, print_line, floor, title, marks, tracker, by_epoch)
+        log = RunLog(log_directory, steps, print_line, floor, title, marks, by_epoch)
+        with log.tracking():
+            log.tracker = open_tracker(tracking, out, run.config, progress.step) if tracking else None
         with log, StopRequest() as stop:
             if checkpoint:
                 log.record(progress.step, progress.tokens, resumed=changed)

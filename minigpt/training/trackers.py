@@ -1,23 +1,22 @@
 """Watching a run in TensorBoard or Weights & Biases: everything in the run log goes there too.
 
-Both are extras, imported only when a run asks for one. Neither can harm a training: after an error, which prints one
-line, the tracker is no longer used. `metrics.jsonl` has everything in any case.
+Both are extras, imported only when a run asks for one. Neither can harm a training: see `RunLog.tracking`.
+`metrics.jsonl` has everything in any case.
 """
 
 import html
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line
 from minigpt.system.files import read_text, write_text
 
 PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT takes precedence
-T = TypeVar("T")
 _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
@@ -51,7 +50,7 @@ def tracking_library(name: str) -> Any:
         ) from None
 
 
-def open_tracker(library: Any, out: Path, config: RunConfig, step: int, print_line: Callable[[str], None]) -> Tracker:
+def open_tracker(library: Any, out: Path, config: RunConfig, step: int) -> Tracker:
     """Begin to track a run, or continue where it was tracked before.
 
     Args:
@@ -59,10 +58,9 @@ def open_tracker(library: Any, out: Path, config: RunConfig, step: int, print_li
         out: the run directory, where the tracker keeps what it needs.
         config: the run's settings.
         step: steps taken so far; the records that a killed run has sent of later steps are sent again.
-        print_line: called with one line if the tracker fails.
     """
     kind = TensorBoard if config.report_to == "tensorboard" else WandB
-    return Forgiven(lambda: kind(library, out, config, step), print_line)
+    return kind(library, out, config, step)
 
 
 class TensorBoard:
@@ -115,42 +113,6 @@ class WandB:
     def close(self) -> None:
         """Send what has not been sent."""
         self._run.finish()
-
-
-class Forgiven:
-    """A tracker whose first error is printed, and which is not used after it.
-
-    Args:
-        begin: makes the tracker.
-        print_line: where the line about the error goes.
-    """
-
-    def __init__(self, begin: Callable[[], Tracker], print_line: Callable[[str], None]) -> None:
-        self._print_line = print_line
-        self._tracker: Tracker | None = self._tried(begin)
-
-    def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """See `Tracker`."""
-        if tracker := self._tracker:
-            self._tried(lambda: tracker.record(step, values))
-
-    def sample(self, step: int, text: str) -> None:
-        """See `Tracker`."""
-        if tracker := self._tracker:
-            self._tried(lambda: tracker.sample(step, text))
-
-    def close(self) -> None:
-        """See `Tracker`."""
-        if tracker := self._tracker:
-            self._tried(tracker.close)
-
-    def _tried(self, call: Callable[[], T]) -> T | None:
-        try:
-            return call()
-        except Exception as error:  # of any kind: these libraries write files, and talk to the network
-            self._tracker = None
-            self._print_line(f"report_to  failed, and training goes on without it: {first_line(error, 100)}")
-            return None
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
