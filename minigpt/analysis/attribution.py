@@ -8,7 +8,7 @@ is a sum, the last norm divides it by one number a position, and the output head
 exactly. This is what a part adds to the logit directly; what it does through later parts is not counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,11 +127,20 @@ def attribute(
     weights = t.model.lm_head.weight
     direction = weights[target].double() - (0 if against is None else weights[against].double())  # (C,)
     parts = _Parts(t, row, place, direction)
-    _SPLITS[by](parts)
+    parts.add_all(_SPLITS[by])
     logits = t["logits"][row, t.positions("logits").index(place)].double()  # (V,)
     logit = float(logits[target]) - (0.0 if against is None else float(logits[against]))
     values, dtypes = torch.cat(parts.values).cpu(), (t.model.wte.weight.dtype, t["logits"].dtype)
     return Attribution(target, against, by, row, place, parts.labels, values, parts.constants, logit, dtypes)
+
+
+# How fine -> the kinds of parts that each layer has.
+_SPLITS = {
+    "component": ("attn", "mlp"),
+    "layer": ("layer",),
+    "head": ("heads", "mlp"),
+    "neuron": ("attn", "neurons"),
+}
 
 
 class _Parts:
@@ -173,54 +182,31 @@ class _Parts:
         self.labels.append(label)
         self.values.append(torch.stack([self.vector(point) for point in points]).sum(0)[None] @ self.read)  # (1,)
 
-    def add_heads(self, layer: int) -> None:
-        """Add every head of a layer, and the bias that they share."""
-        z = self.vector(f"blocks.{layer}.attn.z")  # (H, D)
-        back = weight_in_use(self.t.model, f"h.{layer}.attn.c_proj").double().T @ self.read  # (H * D,)
-        self.labels += [f"{layer}.{head}" for head in range(len(z))]
-        self.values.append((z * back.view_as(z)).sum(-1))  # (H,)
-        self.constant(f"h.{layer}.attn.c_proj.bias", self.read)
+    def add_inside(self, layer: int, point: str, part: str) -> None:
+        """Add every head or neuron of a layer, `point`, and the bias that they share; `part` names them."""
+        x = self.vector(f"blocks.{layer}.{point}")  # (H, D) or (4C,)
+        projection = f"h.{layer}.{point.partition('.')[0]}.c_proj"
+        back = weight_in_use(self.t.model, projection).double().T @ self.read  # (H * D,) or (4C,)
+        shares = (x * back.view_as(x)).reshape(len(x), -1).sum(-1)  # (H,) or (4C,)
+        self.labels += [f"{layer}.{part}{number}" for number in range(len(x))]
+        self.values.append(shares)
+        self.constant(f"{projection}.bias", self.read)
 
-    def add_neurons(self, layer: int) -> None:
-        """Add every neuron of a layer, and the bias that they share."""
-        post = self.vector(f"blocks.{layer}.mlp.post")  # (4C,)
-        back = weight_in_use(self.t.model, f"h.{layer}.mlp.c_proj").double().T @ self.read  # (4C,)
-        self.labels += [f"{layer}.mlp.{neuron}" for neuron in range(len(post))]
-        self.values.append(post * back)
-        self.constant(f"h.{layer}.mlp.c_proj.bias", self.read)
-
-    def add_attention(self, layer: int) -> None:
-        """Add what attention wrote, as one part."""
-        self.add(f"{layer}.attn", f"blocks.{layer}.attn.out")
-
-    def add_mlp(self, layer: int) -> None:
-        """Add what the MLP wrote, as one part."""
-        self.add(f"{layer}.mlp", f"blocks.{layer}.mlp.out")
-
-    def add_layer(self, layer: int) -> None:
-        """Add what a layer wrote, as one part."""
-        self.add(f"{layer}", f"blocks.{layer}.attn.out", f"blocks.{layer}.mlp.out")
-
-
-def _split(*kinds: Callable[[_Parts, int], None]) -> Callable[[_Parts], None]:
-    """A function that adds the embeddings, and these kinds of parts for every layer."""
-
-    def add_all(parts: _Parts) -> None:
-        parts.add("embed", "embed")
-        parts.add("pos_embed", "pos_embed")
-        for layer in range(parts.t.config.n_layer):
+    def add_all(self, kinds: Sequence[str]) -> None:
+        """Add the embeddings, and these kinds of parts for every layer."""
+        self.add("embed", "embed")
+        self.add("pos_embed", "pos_embed")
+        for layer in range(self.t.config.n_layer):
             for kind in kinds:
-                kind(parts, layer)
-
-    return add_all
-
-
-_SPLITS = {
-    "component": _split(_Parts.add_attention, _Parts.add_mlp),
-    "layer": _split(_Parts.add_layer),
-    "head": _split(_Parts.add_heads, _Parts.add_mlp),
-    "neuron": _split(_Parts.add_attention, _Parts.add_neurons),
-}
+                match kind:
+                    case "heads":
+                        self.add_inside(layer, "attn.z", "")
+                    case "neurons":
+                        self.add_inside(layer, "mlp.post", "mlp.")
+                    case "layer":
+                        self.add(f"{layer}", f"blocks.{layer}.attn.out", f"blocks.{layer}.mlp.out")
+                    case _:
+                        self.add(f"{layer}.{kind}", f"blocks.{layer}.{kind}.out")
 
 
 def _check_choice(t: Trace, tokens: list[int], row: int) -> None:
