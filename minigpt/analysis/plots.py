@@ -77,8 +77,7 @@ def heat_map(
     left_out += _name_places(axes, columns, lines, figure)
     _scale(figure, axes, axes.images[0], what)
     axes.set(xlabel=drawable(xlabel, spaces=False), ylabel=drawable(ylabel, spaces=False))
-    _say(figure, title, left_out)
-    return figure
+    return _said(figure, title, left_out)
 
 
 def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "") -> "Figure":
@@ -100,8 +99,7 @@ def attention_head(pattern: npt.ArrayLike, tokens: Sequence[str], title: str = "
     left_out = _name_places(axes, names, names, figure)
     _scale(figure, axes, axes.images[0], "attention")
     axes.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks")
-    _say(figure, title, left_out)
-    return figure
+    return _said(figure, title, left_out)
 
 
 def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Sequence[str], title: str = "") -> "Figure":
@@ -130,8 +128,7 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
     names = f"{T} tokens: {' '.join(map(visible, tokens))}"
     most = int(figure.get_figwidth() * 10)  # letters in a line
     names = names if len(names) <= most else names[: most - 1] + "…"
-    _say(figure, title, ["rows: queries, columns: keys", names, *smaller])
-    return figure
+    return _said(figure, title, ["rows: queries, columns: keys", names, *smaller])
 
 
 def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Figure":
@@ -160,8 +157,7 @@ def head_scoreboard(scores: Mapping[str, npt.ArrayLike], title: str = "") -> "Fi
     figure.supxlabel("head", fontsize=SMALL)
     figure.supylabel("layer", fontsize=SMALL)
     _scale(figure, list(used), used[0].images[0], "score")
-    _say(figure, title, [])
-    return figure
+    return _said(figure, title, [])
 
 
 def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title: str = "") -> "Figure":
@@ -196,8 +192,7 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(drawable(what, spaces=False), fontsize=SMALL)
-    _say(figure, title, [])
-    return figure
+    return _said(figure, title, [])
 
 
 def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") -> "Figure":
@@ -229,8 +224,7 @@ def loss_strip(tokens: Sequence[str], losses: Sequence[float], title: str = "") 
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("auto")
     _scale(figure, axes, image, "loss (nats)")
-    _say(figure, title, ["read from left to right; the first token has nothing before it, and no loss"])
-    return figure
+    return _said(figure, title, ["read from left to right; the first token has nothing before it, and no loss"])
 
 
 def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]], title: str = "") -> "Figure":
@@ -257,8 +251,7 @@ def size_chart(modules: Sequence[str], quantities: Mapping[str, Sequence[float]]
         axes.remove()
     panels[0, 0].invert_yaxis()
     figure.supxlabel("% of the whole", fontsize=SMALL)
-    _say(figure, title, [])
-    return figure
+    return _said(figure, title, [])
 
 
 def cuts_chart(tokens: Sequence[str], stages: Sequence[tuple[str, Sequence[float], int]], title: str = "") -> "Figure":
@@ -302,8 +295,7 @@ def bars_side_by_side(
     across[0].set_yticks(places, [*map(drawable, names)], fontsize=SMALL)
     across[0].invert_yaxis()
     figure.supxlabel("probability", fontsize=SMALL)
-    _say(figure, title, [])
-    return figure
+    return _said(figure, title, [])
 
 
 class Branch(NamedTuple):
@@ -357,8 +349,7 @@ def beam_tree(branches: Sequence[Branch], root: str, title: str = "") -> "Figure
     axes.set(xlim=(0, steps + 0.8), ylim=(lines - 0.4, -0.6))
     axes.axis("off")
     legend = "numbers: sums of log-probabilities; thick: the result; dotted: dropped"
-    _say(figure, title, [legend, *(["what was dropped is left out: it is too much"] if dropped else [])])
-    return figure
+    return _said(figure, title, [legend, *(["what was dropped is left out: it is too much"] if dropped else [])])
 
 
 def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[float], title: str = "") -> "Figure":
@@ -383,10 +374,9 @@ def scatter(points: npt.ArrayLike, names: Sequence[str], explained: Sequence[flo
     axes.set_ylabel(f"second component: {explained[1]:.0%}", fontsize=SMALL)
     axes.axhline(0, color=HIDDEN, zorder=0)
     axes.axvline(0, color=HIDDEN, zorder=0)
-    _say(figure, title, [f"{len(names):,} points"])  # one line, as below, so that no name moves after it is measured
+    _said(figure, title, [f"{len(names):,} points"])  # one line, as below, so that no name moves after it is measured
     kept = _uncovered(figure, texts)
-    _say(figure, title, [f"{kept:,} of {len(names):,} points have their names"])
-    return figure
+    return _said(figure, title, [f"{kept:,} of {len(names):,} points have their names"])
 
 
 def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "Figure":
@@ -410,15 +400,15 @@ def block_diagram(stages: Sequence[tuple[str, str, bool]], title: str = "") -> "
     )
     axes.set(xlim=(-0.4, 3.2), ylim=(-len(stages) + 0.5, 0.6))
     axes.axis("off")
-    _say(figure, title, ["blue: reads the stream and adds to it at the next +"])
-    return figure
+    return _said(figure, title, ["blue: reads the stream and adds to it at the next +"])
 
 
-def _say(figure: "Figure", title: str, notes: Sequence[str]) -> None:
-    """Put the title above the figure, and below it the notes that are needed to read it, a line each."""
+def _said(figure: "Figure", title: str, notes: Sequence[str]) -> "Figure":
+    """The figure, with the title above it, and below the title the notes that are needed to read it, a line each."""
     letters = int(figure.get_figwidth() * 12)  # in a line
     lines = [part for line in (title, *notes) for part in textwrap.wrap(drawable(line, spaces=False), letters)]
     figure.suptitle("\n".join(lines), fontsize=SMALL + 1)
+    return figure
 
 
 def _scale(figure: "Figure", axes: "Axes | Sequence[Axes]", image: Any, what: str) -> None:
@@ -569,8 +559,7 @@ def dialogue_panels(
     axes.grid(alpha=0.3, axis="x")
     axes.set_xlabel("% of the replies that a rule finds fault with", fontsize=SMALL)
     axes.legend(fontsize=TINY + 1)
-    _say(figure, title, [])
-    return figure
+    return _said(figure, title, [])
 
 
 def _with_intervals(

@@ -27,6 +27,7 @@ from minigpt.fields import checked
 from minigpt.model import GPT
 from minigpt.system import notebook
 from minigpt.system.files import atomic_write, named_path
+from minigpt.system.terminal import table
 
 
 class Trace(Mapping[str, Tensor]):
@@ -254,17 +255,13 @@ class TraceSize:
         groups: dict[str, list[str]] = {}
         for name in self.nbytes:
             groups.setdefault(taps.tap(name).name, []).append(name)
-        lines = [("point", "shape", "count", "bytes each", "bytes")]
+        rows = []
         for row, names in groups.items():
             shape = taps.shape(names[0], self.config, self.batch_size, self.tokens, self.tokens)
             size = self.nbytes[names[0]]
-            lines.append((row, str(shape), str(len(names)), f"{size:,}", f"{size * len(names):,}"))
-        lines.append(("all points", "", str(len(self.nbytes)), "", f"{self.total:,}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {each:>{widths[3]}}  {size:>{widths[4]}}"
-            for name, shape, count, each, size in lines
-        )
+            rows.append((row, str(shape), str(len(names)), f"{size:,}", f"{size * len(names):,}"))
+        rows.append(("all points", "", str(len(self.nbytes)), "", f"{self.total:,}"))
+        return "\n".join(table(("point", "shape", "count", "bytes each", "bytes"), rows, left=(0, 1)))
 
 
 @checked
