@@ -28,11 +28,11 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -221,29 +221,22 @@ def given_up(work: Callable[[], T], moved: Callable[[], int], patience: float) -
     Raises:
         TimeoutError: if it does not grow. The work may go on in the background until this process ends.
     """
-    outcome: list[Callable[[], T]] = []
+    outcome: Future[T] = Future()
 
     def run() -> None:
         try:
-            result = work()
-            outcome.append(lambda: result)
-        except BaseException as error:  # the thread that waits below raises it
-            outcome.append(partial(_raise, error))
+            outcome.set_result(work())
+        except BaseException as error:  # who waits below raises it
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     before = moved()
-    while thread.is_alive():
-        thread.join(patience)
+    while not wait([outcome], patience).done:
         now = moved()
-        if thread.is_alive() and now <= before:
+        if now <= before:
             raise TimeoutError(f"nothing more came in {patience:.0f} seconds")
         before = now
-    return outcome[0]()
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
+    return outcome.result()
 
 
 # --- The network ------------------------------------------------------------------------------------------------------
