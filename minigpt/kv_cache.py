@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig, Size
-from minigpt.errors import InputError
-from minigpt.fields import Bounds, Form, checked
+from minigpt.errors import InputError, named
+from minigpt.fields import Bounds, Form, check_place, checked
 
 _MAKE_ONE = "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))"
 
@@ -41,6 +41,14 @@ def _is_here(device: torch.device | str) -> bool:
 
 Device = Annotated[torch.device | str, Form('a device that is here, such as "cpu" or "cuda:1"', _is_here)]
 _Rows = Annotated[int, Bounds(1, 2**24, below="rows hold nothing")]
+_Tokens = Annotated[int, Bounds(0, 2**24)]
+
+
+def _check_numbers(numbers: Tensor, name: str, count: int | None = None) -> None:
+    """See that a tensor holds as many whole numbers as wanted; by default, at least one. Raises InputError."""
+    if numbers.dtype != torch.int64 or numbers.ndim != 1 or len(numbers) != (count or max(1, len(numbers))):
+        found = f"{str(numbers.dtype).removeprefix('torch.')} {tuple(numbers.shape)}"
+        raise InputError(f"{named(name)} is a tensor {found}", f"give int64 ({count or 'one or more'},)")
 
 
 @runtime_checkable
@@ -245,14 +253,17 @@ class KVCache:
             column.places[layer][column.rows, column.positions] = kv[:, :, :, 0]
         return column.seen[2 * layer], column.seen[2 * layer + 1]
 
+    @checked
     def rollback(self, num_tokens: int | Tensor) -> None:
         """Take back the last `num_tokens` of each row: a number, or int64 (B,). Nothing is moved or cleared.
 
         This is also how prompts of several lengths are read at once: pad them on the right, then take the padding back.
 
         Raises:
-            InputError: if a row would become shorter than empty.
+            InputError: if a row would become shorter than empty, or there are not as many whole numbers as rows.
         """
+        if isinstance(num_tokens, Tensor):
+            _check_numbers(num_tokens, "num_tokens", self.batch_size)
         if isinstance(num_tokens, int) and self.uniform is not None:
             lengths = [self.uniform - num_tokens]
         else:
@@ -264,17 +275,25 @@ class KVCache:
             )
         self._set_lengths(lengths)
 
-    def gather(self, rows: Tensor, first_column: int = 0) -> None:
+    @checked
+    def gather(self, rows: Tensor, first_column: _Tokens = 0) -> None:
         """Replace row i by a copy of row `rows[i]`: int64 (B',). The number of rows may change.
 
         With as many rows as before, the columns before `first_column` stay as they are. Beams only replace beams of
         their own prompt, whose columns are equal, so there it may be the length of the shortest prompt.
+
+        Raises:
+            InputError: if `rows` holds none, or one that is not there.
         """
+        _check_numbers(rows, "rows")
+        parents = rows.tolist()
+        for parent in (min(parents), max(parents)):
+            check_place(parent, self.batch_size, "row", "the cache has")
         lengths = None if self.uniform is not None else self._length[rows].tolist()
         if len(rows) == self.batch_size:
             # Row by row, which is several times faster on a CPU than to index all at once; and most rows stay.
             each = self._kv[..., first_column : self._longest, :].unbind(2)  # B x (n_layer, 2, H, columns, D)
-            moved = {row: parent for row, parent in enumerate(rows.tolist()) if row != parent}
+            moved = {row: parent for row, parent in enumerate(parents) if row != parent}
             # What is written over, and read by another row, is copied before.
             sources = [each[parent].clone() if parent in moved else each[parent] for parent in moved.values()]
             for row, source in zip(moved, sources, strict=True):
@@ -285,13 +304,24 @@ class KVCache:
         if lengths is not None:
             self._set_lengths(lengths)
 
-    def expand(self, num_copies: int) -> None:
+    @checked
+    def expand(self, num_copies: _Rows) -> None:
         """Repeat each row `num_copies` times, copies side by side: prefill a prompt once, then fan out."""
         rows = torch.arange(self.batch_size, device=self._kv.device)
         self.gather(rows.repeat_interleave(num_copies))
 
+    @checked
     def replace(self, row: int, other: "KVCache", other_row: int) -> None:
-        """Row `row` becomes a copy of row `other_row` of another cache of the same model, which has no more columns."""
+        """Row `row` becomes a copy of row `other_row` of another cache of the same model.
+
+        Raises:
+            InputError: if there is no such row, the cache is another model's, or the row is longer than this cache.
+        """
+        for one, place in ((self, row), (other, other_row)):
+            check_place(place, one.batch_size, "row", "the cache has")
+        shapes = [(*kv.shape[:2], kv.size(3), kv.size(5)) for kv in (self._kv, other._kv)]
+        if shapes[0] != shapes[1] or other.longest > self.max_length:
+            raise InputError(f"a row of {other!r} does not fit {self!r}", _MAKE_ONE)
         lengths = self.length.tolist()
         lengths[row] = length = other.length.tolist()[other_row]
         self._kv[:, :, row, :, :length] = other._kv[:, :, other_row, :, :length]

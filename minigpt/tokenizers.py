@@ -123,6 +123,7 @@ class Tokenizer:
         """The same ids as a 1-D array, for whole corpora: uint16, or uint32 from 65,536 tokens on."""
         raise NotImplementedError
 
+    @checked
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`.
 
@@ -184,6 +185,7 @@ class Tokenizer:
             raise InputError(f"{taken[0]!r} is added, and a token already", "name each token once")
         return other
 
+    @checked
     def special_id(self, role: str) -> int | None:
         """The id of the token that has a role, such as "pad_token", by `settings`; None if none has."""
         value = self.settings.get(role)

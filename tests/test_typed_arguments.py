@@ -56,7 +56,13 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     with torch.no_grad(), analysis.trace(model) as t:
         model(torch.tensor([IDS]))
     parts, heads = analysis.attribute(t, 3), analysis.head_scores(model)
+    cache, other = (minigpt.KVCache(model.config, 2) for _ in range(2))
+    cache.advance(5)
     return {
+        "KVCache.rollback": (cache.rollback, {"num_tokens": torch.tensor([1, 2])}),
+        "KVCache.gather": (cache.gather, {"rows": torch.tensor([1, 0]), "first_column": 0}),
+        "KVCache.expand": (cache.expand, {"num_copies": 1}),
+        "KVCache.replace": (cache.replace, {"row": 1, "other": other, "other_row": 1}),
         "Trace.__getitem__": (t.__getitem__, {"name": "logits"}),
         "LogitLens.top": (analysis.logit_lens(t).top, {"k": 3}),
         "LogitLens.rank_of": (analysis.logit_lens(t).rank_of, {"token_id": 3}),
@@ -64,6 +70,8 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Attribution.top": (parts.top, {"k": 3}),
         "HeadScores.sorted": (heads.sorted, {"kind": "previous"}),
         "HeadScores.best": (heads.best, {"kind": "previous", "k": 3}),
+        "Tokenizer.decode": (LETTERS.decode, {"ids": IDS, "skip_special": True}),
+        "Tokenizer.special_id": (LETTERS.special_id, {"role": "pad_token"}),
         "Tokenizer.decode_batch": (LETTERS.decode_batch, {"sequences": [IDS], "skip_special": True}),
     }
 

@@ -244,6 +244,27 @@ def test_a_cache_of_another_shape_is_refused(rows, changes, tiny_model, tiny_con
         assert two_short_lines(caught.value)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda cache, rows=rows: cache.gather(torch.tensor(rows)) for rows in ([], [3], [-1], [1.0], 1, [[1]])),
+        *(lambda cache, n=n: cache.rollback(torch.tensor(n)) for n in ([1, 1, 1, 1], [1.0, 1, 1], [[1]] * 3)),
+        lambda cache: cache.rollback(6),
+        lambda cache: cache.rollback(-1),
+        lambda cache: cache.expand(0),
+        *(lambda cache, rows=rows: cache.replace(rows[0], cache, rows[1]) for rows in ((3, 0), (0, 3), (-1, 0))),
+        lambda cache: cache.replace(0, KVCache(GPTConfig(block_size=5, n_layer=1, n_head=1, n_embd=2), 1), 0),
+    ],
+)  # fmt: skip
+def test_rows_that_a_cache_cannot_have_leave_it_as_it_was(call, tiny_config):
+    cache = KVCache(tiny_config, 3)
+    cache.advance(5)
+    with pytest.raises(InputError) as caught:
+        call(cache)
+    assert two_short_lines(caught.value)
+    assert cache.length.tolist() == [5, 5, 5]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [2, 3, 5])
 def test_a_cache_of_uneven_rows_takes_no_other_number_of_rows(rows, tiny_model, tiny_config):

@@ -2,6 +2,8 @@
 
 import itertools
 import signal
+import sys
+import textwrap
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from minigpt.page.server import PageServer
 from minigpt.page.single_file import chosen_precision, write_page
 from minigpt.page.weights import Precision, mapped_weights, page_weights, rounded
 from minigpt.parameters import shapes_alone
+from minigpt.system import WIDTH
 from minigpt.system.files import check_output, named_path
 from minigpt.tokenizers import Tokenizer
 
@@ -99,8 +102,9 @@ def write(settings: Explore, sources: list[Source]) -> None:
         return
     print(f"written    {path}: {size / 1e6:.2f} MB, weights in {precision}")
     for model in models:
-        print(f"loss       {model.name}: {model.about['loss_said']}")
-    print("open it    with a double click; it needs no network, and can be handed on as it is")
+        said = f"loss       {model.name}: {model.about['loss_said']}"
+        print(textwrap.fill(said, WIDTH, subsequent_indent=" " * 11, break_long_words=False))
+    print("open it    with a double click; it needs no network, and can be handed on")
 
 
 def parameters(sources: list[Source]) -> int:
@@ -125,6 +129,7 @@ def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision)
         why = "the model was not trained here, so there is no text that belongs to it"
         return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {why}"}
     try:
+        print(f"measuring  what {precision} costs, on the run's validation text", file=sys.stderr)
         measure = validation(replace(source.trained, model=model.config), tokenizer, model.num_parameters())
         before, after = measure(model), measure(rounded(model, precision))
     except MiniGPTError as error:

@@ -33,24 +33,35 @@ def model_source(spec: str | None) -> Source:
 
 
 def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:
+    """`load_any` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
+    model, tokenizer = load_any(settings, name, adapter, needs_text=True)
+    return model, check_has_tokenizer(tokenizer, name or "")
+
+
+def load_any(
+    settings: Computing, name: str | None = None, adapter: str | None = None, needs_text: bool = False
+) -> tuple[GPT, Tokenizer | None]:
     """A model on the --device, with its --weights, and its tokenizer, which reads text as --unknown and --special say.
 
     Args:
         settings: how to read, and where to compute.
         name: the model's; None for the newest run.
         adapter: a LoRA adapter to merge into it.
+        needs_text: whether there must be a tokenizer.
 
     Raises:
         InputError: if --weights are for another device.
-        MiniGPTError: the errors of `Source.load_for_text` and `choose_device`.
+        MiniGPTError: the errors of `Source.load` and `choose_device`.
     """
     weights = settings.weights if isinstance(settings, Reading) else None
     device = choose_device("cpu" if weights and settings.device == "auto" else settings.device)
     if weights and device.type != "cpu":
         raise InputError(f"--weights {weights} is for a CPU, and --device is {device}", "leave one of them out")
     source = model_source(name)
-    model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, weights=weights, adapter=adapter)
-    return model.to(device), configured(tokenizer, settings)
+    model, tokenizer = source.load(
+        tokenizer=settings.tokenizer, weights=weights, adapter=adapter, needs_text=needs_text
+    )
+    return model.to(device), configured(tokenizer, settings) if tokenizer else None
 
 
 def configured(tokenizer: Tokenizer, settings: TextSettings) -> Tokenizer:

@@ -93,12 +93,12 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more:
         )
 
 
-def token_text(tokenizer: Tokenizer, token_id: int, errors: str = "replace") -> str:
-    """The text of a token, or the name of a special one; for an id without text or name, its number.
+def token_text(tokenizer: Tokenizer | None, token_id: int, errors: str = "replace") -> str:
+    """The text of a token, or the name of a special one; for an id without text or name, or a tokenizer, its number.
 
     A part of a character becomes U+FFFD, or with "backslashreplace" for `errors` an escape.
     """
-    if token_id >= tokenizer.vocab_size + len(tokenizer.added):
+    if tokenizer is None or token_id >= tokenizer.vocab_size + len(tokenizer.added):
         return f"#{token_id}"
     return tokenizer.token_bytes(token_id).decode("utf-8", errors)
 

@@ -59,8 +59,8 @@ def train_and_say(
     with joined() as processes, processes.one_voice():
         print_line = print_line_for(as_json) if processes.first else print_nothing
         run = RunDirectory(named_path(out, "--out")) if out else resume
-        if run and not resume:
-            check_new(run)  # before a corpus is downloaded in vain
+        if not resume:
+            check_new(run or unused_run(CHECKPOINTS, name or "run"))  # before a corpus is downloaded in vain
         choose_dtype(config.dtype, choose_device(config.device))  # also before
         with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
             data: Corpus | Documents
@@ -90,7 +90,9 @@ def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[s
     """How a run ended, and what it has left."""
     table = epoch_table(read_records(run.metrics)) if config.train.epochs else []
     best = {run.best_weights: " (the best)", run.adapter: " (the best)"}
-    paths = (run.best_weights, run.adapter, run.plot, run.perplexity_plot, run.samples, run.metrics)
+    recorded = run.metrics.stat().st_mtime if run.metrics.exists() else 0.0
+    plots = [path for path in (run.plot, run.perplexity_plot) if path.exists() and path.stat().st_mtime >= recorded]
+    paths = (run.best_weights, run.adapter, *plots, run.samples, run.metrics)  # an older plot lacks the last records
     left = [f"{path.name}{best.get(path, '')}" for path in paths if path.exists()]
     return [
         "",

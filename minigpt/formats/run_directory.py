@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, updated, write_yaml
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
@@ -40,6 +40,7 @@ from minigpt.system.device import processor
 from minigpt.system.files import (
     atomic_folder,
     check_unused,
+    check_writable,
     leftovers,
     named_path,
     parsed_json,
@@ -158,13 +159,15 @@ def _written(path: Path) -> float:
 
 
 def check_new(run: RunDirectory) -> None:
-    """Raise if a folder cannot take a new run, because it is not empty.
+    """Raise if a folder cannot take a new run, because it is not empty, or cannot be written.
 
     The files of a run that ended before it had learned anything, for example for lack of memory, may be overwritten.
 
     Raises:
         CheckpointError: if the folder holds more than these, or the path is a file.
+        InputError: if nothing can be written there.
     """
+    check_writable(run.path, f"name a folder elsewhere as {named('out')}, or mend its permissions")
     begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
     begun.update(leftovers(run.path))
     found = set(run.path.iterdir()) if run.path.is_dir() else set()
@@ -293,15 +296,17 @@ def read_config(run: RunDirectory) -> RunConfig:
 
     Raises:
         MissingFileError: if the folder is no run directory.
-        CheckpointError: if its settings cannot be read.
+        CheckpointError: if its settings cannot be read, or are in no regular file.
     """
-    if not run.config.is_file():
+    if not os.path.lexists(run.config):
         raise MissingFileError(f"{run.path} is not a run directory: it has no config.yaml", "train one: minigpt train")
+    if not run.config.is_file():
+        raise CheckpointError(f"{run.config} is no regular file", "put the run's settings in its place")
     try:
         config: RunConfig = updated(RunConfig(), read_yaml(run.config))
     except ConfigError as error:
-        named = error.what.startswith(str(run.config))
-        raise CheckpointError(error.what if named else f"{run.config}: {error.what}", error.how) from None
+        has_name = error.what.startswith(str(run.config))
+        raise CheckpointError(error.what if has_name else f"{run.config}: {error.what}", error.how) from None
     return config
 
 

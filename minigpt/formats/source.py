@@ -183,7 +183,8 @@ class Source:
     @property
     def trained(self) -> RunConfig | None:
         """What a run, or an import of one, was trained on, and how; None of any other model."""
-        return read_config(self.run) if self.run and "data" in read_yaml(self.run.config) else None
+        config = read_config(self.run) if self.run else None
+        return config if self.run and "data" in read_yaml(self.run.config) else None
 
     @property
     def config(self) -> GPTConfig:

@@ -274,16 +274,30 @@ def named_path(name: object, what: str) -> Path:
 
 
 def check_unused(path: Path) -> None:
-    """Raise if a folder is not empty: nothing is overwritten.
+    """Raise if a folder is not empty, because nothing is overwritten, or if nothing can be written there.
 
     Raises:
         CheckpointError: if the folder is not empty, or the path is a file.
+        InputError: if it cannot be written.
     """
     for part in (path, *path.parents):
         if part.is_file():
             raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
         raise CheckpointError(f"{path} is not empty", "name another folder, or remove this one")
+    check_writable(path)
+
+
+def check_writable(path: Path, how: str = "choose another, or mend its permissions") -> None:
+    """Check, before long work, that a file or folder can be made at `path`; missing folders are made later.
+
+    Raises:
+        InputError: with the advice `how`, if nothing can be made there.
+    """
+    whole = path.resolve()  # what a link leads to need not exist yet
+    folder = next(place for place in (whole, *whole.parents) if place.is_dir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written to the folder {folder}", how)
 
 
 def check_output(path: Path, endings: Sequence[str]) -> None:
@@ -306,8 +320,7 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise InputError(f"{folder} is a file, and {path} cannot be in it", "name a file in a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written to the folder {folder}", "choose another, or mend its permissions")
+    check_writable(path)
 
 
 def stand_in(beginning: bytes) -> Literal["nothing", "pointer", "page"] | None:

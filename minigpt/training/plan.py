@@ -130,7 +130,7 @@ class Plan:
         memory: what the run adds.
         free: bytes that are still free on the device; None if the system does not tell.
         seconds: wall time of the run, part by part; None if it was not measured, because there is too little memory.
-        advice: what to change if there is too little memory, else "".
+        advice: which settings to change if there is too little memory, else "".
     """
 
     parameters: int
@@ -332,11 +332,8 @@ def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, work
             steps = t.accumulation_steps * t.batch_size // batch_size
             smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
             if predict_memory(smaller, device, dtype, workload).peak <= free:
-                return (
-                    f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}: "
-                    "the same batch a step, in less memory"
-                )
-    return "no batch_size is small enough: lower --model.n_embd, --model.n_layer or --model.block_size"
+                return f"batch_size {batch_size}, accumulation_steps {steps}: the same batch a step, in less memory"
+    return "no batch_size is small enough: lower n_embd, n_layer or block_size"
 
 
 def measure_time(

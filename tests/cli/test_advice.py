@@ -1,5 +1,6 @@
 """What an error says is true, and what it advises can be done."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -139,3 +140,56 @@ def test_an_empty_name_is_not_left_out(command, flag):
     parser = SettingsParser(command, {**SETTINGS, **VIEW_SETTINGS}[command])
     with pytest.raises(ConfigError, match=f"{flag} is empty, and names nothing"):
         parser.given([flag, ""])
+
+
+OF_THE_MODEL = ["heads", "heads --json", "embed positions --check", "embed pca -o pca.json", "ablate --repeated 3",
+                "ablate --repeated 3 --part 0.1"]  # fmt: skip
+OF_A_TEXT = ["heads abc", "embed near a", "embed pca abc", "heads --bos", "ablate abc", "attn abc", "lens abc",
+             "ablate --repeated 3 --mode mean --reference abcabca --reference bcdbcda"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("always::minigpt.errors.ModelNote")
+@pytest.mark.parametrize("view", OF_THE_MODEL)
+def test_a_view_without_a_text_needs_no_tokenizer(view, capsys):
+    assert run(["inspect", *view.split(), "--model", "bare"]) == 0
+    assert "only ids go in and out" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always::minigpt.errors.ModelNote")
+@pytest.mark.parametrize("view", OF_A_TEXT)
+def test_a_view_with_a_text_asks_for_one(view, capsys):
+    line = ["inspect", *view.split(), "--model", "bare"]
+    assert run(line) == 2
+    assert "name one with --tokenizer" in capsys.readouterr().err
+    if "--bos" not in line:  # which no characters have
+        assert run([*line, "--tokenizer", "letters.txt"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+@pytest.mark.parametrize(
+    "line", ["next abc --model run", "eval --model run", "train --resume run", "export run new", "inspect runs run"]
+)
+def test_settings_that_are_no_file_are_not_called_absent(line, kind, failing):
+    Path("run/config.yaml").unlink()
+    os.mkfifo("run/config.yaml") if kind == "pipe" else Path("run/config.yaml").mkdir()
+    assert failing(line.split()).startswith("error: run/config.yaml is no regular file")
+
+
+@pytest.mark.parametrize(
+    ("line", "how"),
+    [
+        (f"train --data learned.txt {' '.join(NEW)}", "as --out"),
+        (f"train --data learned.txt --out new/run {' '.join(NEW)}", "as --out"),
+        ("train --preset shakespeare-cpu", "as --out"),  # before anything is downloaded
+        ("quickstart --data learned.txt", "as --out"),
+        ("export run new", "choose another"),
+        ("import run new", "choose another"),
+        ("explore --model run -o page.html", "choose another"),
+        ("inspect heads --model run -o heads.png", "choose another"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(line, how, failing, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # whoever is root may write anywhere
+    told = failing(line.split())
+    assert f"nothing can be written to the folder {tmp_path}\n" in told
+    assert how in told

@@ -1,5 +1,7 @@
 """What `train` suggests to type next."""
 
+import os
+
 import pytest
 
 from minigpt.cli.trainings import opening, prompt_to_try, summary
@@ -43,10 +45,19 @@ def test_a_document_is_opened_as_in_training(document, keywords, expected):
 @pytest.mark.parametrize("missing", ["loss.png", "samples.txt", "metrics.jsonl", "model.safetensors"])
 def test_the_summary_lists_what_was_written_and_nothing_else(tmp_path, missing):
     """A picture may not have been drawn: said when it was not, it is not promised at the end."""
-    names = {"loss.png", "samples.txt", "metrics.jsonl", "model.safetensors"} - {missing}
-    for name in names:
+    names = sorted({"loss.png", "samples.txt", "metrics.jsonl", "model.safetensors"} - {missing})
+    for time, name in enumerate(reversed(names)):
         (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time, time))
     result = TrainResult(str(tmp_path), 7, 1.5, 1.5, 1.5, 100.0, 3.0, 23)
     lines = summary(result, RunConfig(), RunDirectory(tmp_path))
     listed = lines[[line.startswith("written") for line in lines].index(True) + 1]
-    assert {part.split()[0] for part in listed.split(",")} == names
+    assert sorted(part.split()[0] for part in listed.split(",")) == names
+
+
+def test_a_plot_that_could_not_be_drawn_again_is_not_listed(tmp_path):
+    for time, name in enumerate(("loss.png", "metrics.jsonl")):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time, time))
+    result = TrainResult(str(tmp_path), 7, 1.5, 1.5, 1.5, 100.0, 3.0, 23)
+    assert "loss.png" not in "\n".join(summary(result, RunConfig(), RunDirectory(tmp_path)))

@@ -214,6 +214,7 @@ def test_where_there_is_no_room_nothing_large_is_tried(monkeypatch):
     assert result.seconds is result.total_seconds is None
     assert "no batch_size is small enough" in result.advice
     assert result.advice in result.table()
+    assert max(map(len, result.table().splitlines())) <= 80
     assert "free here: 1 B" in result.table()
 
 
@@ -224,7 +225,7 @@ def test_the_advice_is_the_largest_batch_that_fits(monkeypatch):
         smaller = updated(SMALL, {"train": {"batch_size": batch_size, "accumulation_steps": steps}})
         enough = predict_memory(smaller, CPU, torch.float32, text(VAL_TOKENS, smaller)).peak
         advice = how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough)
-        assert advice.startswith(f"use --train.batch_size {batch_size} --train.accumulation_steps {steps}:")
+        assert advice.startswith(f"batch_size {batch_size}, accumulation_steps {steps}: the same batch")
         assert how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough - 1) != advice
 
 

@@ -34,7 +34,7 @@ def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:
 def view_next(asked: settings.NextView) -> Answer:
     """`minigpt inspect next`."""
     it = subject(asked, asked.prompt)
-    logits = next_logits(it.model, it.ids, it.tokenizer.vocab_size).cpu()
+    logits = next_logits(it.model, it.ids, it.vocab_size).cpu()
     cuts = sampling_cuts(logits, **_sampling(asked))
     best = cuts.top(asked.top)
     result = it.result(

@@ -69,9 +69,9 @@ def _without(
     edits = [ablate(part, asked.mode, reference, seed=asked.seed) for part in asked.part]
     idx = torch.tensor(rows, device=it.model.wte.weight.device)
     with torch.no_grad(), evaluating(it.model):
-        before = with_text(it.model(idx), it.tokenizer.vocab_size)
+        before = with_text(it.model(idx), it.vocab_size)
         with edit(it.model, *edits):
-            after = with_text(it.model(idx), it.tokenizer.vocab_size)
+            after = with_text(it.model(idx), it.vocab_size)
     baseline, value = measure(before), measure(after)
     numbers = {"baseline": Numbers((), baseline), "value": Numbers((), value)}
     parts = terminal.cut(", ".join(asked.part), 30)
@@ -102,7 +102,7 @@ def _question(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
     if asked.repeated is not None:
         alone = load_subject(asked, asked.bos)
         seeds = range(asked.seed, asked.seed + asked.rows)
-        config, V = alone.model.config, alone.tokenizer.vocab_size
+        config, V = alone.model.config, alone.vocab_size
         rows = [repeated_tokens(config, asked.repeated, seed, alone.start_token_id, V) for seed in seeds]
         half = len(rows[0]) // 2
         # The first token of the second copy cannot be predicted: nothing shows that a copy begins.
@@ -113,7 +113,7 @@ def _question(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
     if asked.token is None and asked.against is None:
         if len(it.ids) < 2:
             raise InputError("1 token has no loss", "give a longer text, or --token and --against")
-        return it, [it.ids], loss_of([it.ids], it.tokenizer.vocab_size), "loss"
+        return it, [it.ids], loss_of([it.ids], it.vocab_size), "loss"
     measure, what = _difference(asked, it)
     return it, [it.ids], measure, what
 

@@ -14,7 +14,7 @@ from minigpt.analysis.checks import Check
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
-from minigpt.cli.models import load, model_source
+from minigpt.cli.models import load_any, model_source
 from minigpt.cli.settings import Model
 from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
@@ -25,7 +25,7 @@ from minigpt.parameters import evaluating
 from minigpt.system.figures import save_figure
 from minigpt.system.files import check_output
 from minigpt.system.terminal import WIDTH, cut, visible
-from minigpt.tokenizers import Tokenizer, read
+from minigpt.tokenizers import Tokenizer, check_has_tokenizer, read
 
 if TYPE_CHECKING:
     from minigpt.system.figures import Figure
@@ -97,7 +97,7 @@ class Subject:
     Attributes:
         name: the model's name, as --model gives it.
         model: in evaluation mode.
-        tokenizer: the model's.
+        known: the model's tokenizer, or None: a view of the model alone needs none.
         bos: whether the token that opens a document is put in front.
         prompt: the text.
         ids: its tokens; none without a prompt.
@@ -105,10 +105,20 @@ class Subject:
 
     name: str
     model: GPT
-    tokenizer: Tokenizer
+    known: Tokenizer | None
     bos: bool
     prompt: str = ""
     ids: list[int] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, for a view of a text. Raises InputError if there is none."""
+        return check_has_tokenizer(self.known, self.name)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids a text can have; without a tokenizer, all of the model's."""
+        return self.known.vocab_size if self.known else self.model.config.vocab_size
 
     @property
     def start_token_id(self) -> int | None:
@@ -122,7 +132,7 @@ class Subject:
 
     def texts_of(self, ids: Iterable[int]) -> list[str]:
         """The texts of any tokens."""
-        return [token_text(self.tokenizer, token_id, "backslashreplace") for token_id in ids]
+        return [token_text(self.known, token_id, "backslashreplace") for token_id in ids]
 
     def names(self, ids: Iterable[int]) -> list[str]:
         """The same, their spaces visible."""
@@ -198,12 +208,12 @@ def traced(model: GPT, rows: Sequence[Sequence[int]], points: str | Sequence[str
     return t
 
 
-def load_subject(settings: Model, bos: bool | None = None) -> Subject:
+def load_subject(settings: Model, bos: bool | None = None, needs_text: bool = False) -> Subject:
     """The model of the flags, without a prompt; `bos` is the flag of that name."""
     source = model_source(settings.model)
-    model, tokenizer = load(settings, source.name, settings.adapter)
+    model, tokenizer = load_any(settings, source.name, settings.adapter, needs_text)
     # A model trained here on one long text has seen no document begin.
-    usual = tokenizer.bos_token_id is not None and source.trained is None
+    usual = tokenizer is not None and tokenizer.bos_token_id is not None and source.trained is None
     return Subject(source.name, model, tokenizer, usual if bos is None else bos)
 
 
@@ -219,5 +229,5 @@ def subject(settings: Inside | After, prompt: str) -> Subject:
         MiniGPTError: the errors of loading a model.
     """
     (text,) = with_stdin(prompt)
-    alone = load_subject(settings, settings.bos)
+    alone = load_subject(settings, settings.bos, needs_text=True)
     return dataclasses.replace(alone, prompt=text, ids=alone.read(text, "the prompt"))

@@ -96,8 +96,7 @@ def view_heads(asked: settings.Heads) -> Answer:
     """`minigpt inspect heads`."""
     if asked.prompt is None:
         alone = load_subject(asked, asked.bos)
-        V = alone.tokenizer.vocab_size
-        found = head_scores(alone.model, None, asked.seed, asked.length, alone.start_token_id, V)
+        found = head_scores(alone.model, None, asked.seed, asked.length, alone.start_token_id, alone.vocab_size)
         half = len(found.ids) // 2
         it = alone.of(found.ids)
         head = [it.header("heads"), f"on {half} random tokens, seed {asked.seed}, that come twice"]

@@ -152,7 +152,7 @@ def view_embed(asked: settings.Embed) -> Answer:
 
 
 def _near(asked: settings.Embed) -> Answer:
-    it = load_subject(asked)
+    it = load_subject(asked, needs_text=True)
     if asked.text is None:
         raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
     token = it.one_token(asked.text, "TEXT")
@@ -181,8 +181,8 @@ def _near(asked: settings.Embed) -> Answer:
 
 
 def _pca(asked: settings.Embed) -> Answer:
-    it = load_subject(asked)
-    ids = range(it.tokenizer.vocab_size) if asked.text is None else sorted(set(read(it.tokenizer, asked.text)))
+    it = load_subject(asked, needs_text=asked.text is not None)
+    ids = range(it.vocab_size) if asked.text is None else sorted(set(read(it.tokenizer, asked.text)))
     if len(ids) < 3:
         raise InputError(f"{len(ids)} different tokens make no plane", "give a text of at least 3, or none for all")
     found = pca(it.model.wte.weight.detach().cpu()[list(ids)], 2)

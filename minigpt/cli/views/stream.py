@@ -37,7 +37,7 @@ def view_lens(asked: settings.Lens) -> Answer:
     if asked.norms:
         return _norms(it, place)
     t = traced(it.model, [it.ids], [*(asked.points or STREAM), "logits"])
-    lens = logit_lens(t, asked.points, it.tokenizer.vocab_size)
+    lens = logit_lens(t, asked.points, it.vocab_size)
     best = int(lens.final[0, place].argmax())
     token = best if asked.rank_of is None else it.one_token(asked.rank_of, "--rank-of")
     ids, probs = lens.top(asked.top)
@@ -134,7 +134,7 @@ def view_why(asked: settings.Why) -> Answer:
         for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
     )
     if target is None:
-        target = int(with_text(t["logits"][0, place], it.tokenizer.vocab_size).argmax())
+        target = int(with_text(t["logits"][0, place], it.vocab_size).argmax())
     found = attribute(t, target, against, by=asked.by, position=place)
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
     parts = _parts(found, asked.top)

@@ -52,7 +52,7 @@ def view_tokens(asked: settings.Tokens) -> Answer:
 def view_loss(asked: settings.Loss) -> Answer:
     """`minigpt inspect loss`."""
     it = subject(asked, asked.prompt)
-    found = token_losses(it.model, it.ids, it.tokenizer.vocab_size)
+    found = token_losses(it.model, it.ids, it.vocab_size)
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(asked.top))
     order = sorted(range(len(losses)), key=lambda place: -losses[place])[: asked.worst]
