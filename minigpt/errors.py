@@ -101,10 +101,7 @@ def refuse_if(error: type[MiniGPTError], condition: bool, what: str, how: str) -
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop by a signal, and has saved its state. No mistake, so no `MiniGPTError`.
 
-    Args:
-        signal: its number.
-        what: one line, what was saved.
-        how: one line, how to go on.
+    `signal` is its number; `what` says in one line what was saved, `how` in another how to go on.
     """
 
     def __init__(self, signal: int, what: str, how: str) -> None:

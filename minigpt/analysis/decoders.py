@@ -116,12 +116,8 @@ def sampling_cuts(
 ) -> Cuts:
     """What each option leaves of a distribution; `generate` draws from the last stage.
 
-    Args:
-        logits: of the next token, (V,).
-        temperature: as in `DecodingOptions`, but above 0. An option that is not given makes no stage.
-        top_k: as in `DecodingOptions`.
-        top_p: as in `DecodingOptions`.
-        min_p: as in `DecodingOptions`.
+    `logits` (V,) are those of the next token. The options are those of `DecodingOptions`, but the temperature is above
+    0; one that is not given makes no stage.
 
     Raises:
         InputError: if an option cannot be used.
@@ -161,14 +157,9 @@ class Written:
 def write_steps(
     model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
 ) -> Written:
-    """Continue a prompt by greedy decoding or sampling, and keep each step's candidates.
+    """Continue a prompt, ids, by greedy decoding or sampling, and keep so many candidates of each step.
 
-    Args:
-        model: used in evaluation mode.
-        prompt: ids.
-        tokenizer: the model's.
-        num_candidates: how many tokens to keep of each step.
-        **options: fields of `DecodingOptions`, for one sequence.
+    The options are fields of `DecodingOptions`, for one sequence.
 
     Raises:
         InputError: where `generate` raises one, and if max_new_tokens is 0.
@@ -239,13 +230,9 @@ class BeamTree:
 
 
 def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **options: Any) -> BeamTree:
-    """Search for the best continuation of a prompt, and keep what was considered.
+    """Search for the best continuation of a prompt, ids, and keep what was considered.
 
-    Args:
-        model: used in evaluation mode.
-        prompt: ids.
-        tokenizer: the model's.
-        **options: fields of `DecodingOptions`; the strategy is beam search.
+    The options are fields of `DecodingOptions`; the strategy is beam search.
 
     Raises:
         InputError: where `generate` raises one, and if max_new_tokens is 0.

@@ -60,11 +60,7 @@ signal's number (stopped by it)."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Answer one command line and exit.
-
-    Args:
-        arguments: the words after `minigpt`; those of the process by default.
-    """
+    """Answer one command line and exit. Its words, those after `minigpt`, are by default the process's own."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # UTF-8 whatever the locale says; notebooks' streams lack this
             stream.reconfigure(encoding="utf-8")

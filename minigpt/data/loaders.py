@@ -205,12 +205,7 @@ def encoded(
 ) -> Encoded:
     """Documents as ids, with keywords if the settings want them, cut to the largest number of tokens.
 
-    Args:
-        documents: the documents to encode.
-        config: the settings; `model.block_size` is the model's.
-        tokenizer: the model's.
-        training: the training documents, in which words are counted to find keywords.
-        earlier: see `encode`.
+    Words are counted in the `training` documents to find keywords. For `earlier`, see `encode`.
 
     Raises:
         ConfigError, DataError, InputError: where `document_loader` raises them.

@@ -172,28 +172,14 @@ def read_carried(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def listed_ends(carried: Mapping[str, Mapping[str, Any]], vocab_size: int) -> list[int]:
-    """The ids that transformers' settings list as ends of a text, those within the tokenizer's vocabulary.
-
-    Args:
-        carried: the settings, see `carried_from`.
-        vocab_size: the tokenizer's.
-    """
+    """The ids that the settings of `carried_from` list as ends of a text, those within the tokenizer's vocabulary."""
     found = [carried.get(file, {}).get("eos_token_id") for file in reversed(CARRIED)]  # as transformers reads them
     ids = next((ids for ids in found if isinstance(ids, list)), [])
     return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]
 
 
 def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:
-    """The settings of a config.json that an export of its model will not contain.
-
-    Args:
-        said: the content of the config.json.
-        config: the shape of the model that was read from it.
-        tokenizer: its tokenizer, or None.
-
-    Returns:
-        Each as "key = value".
-    """
+    """What a config.json said, each as "key = value", that an export of the model read from it will not contain."""
     written = transformers_config(config, tokenizer, said)
     return [
         f"{key} = {brief(value)}"

@@ -476,15 +476,11 @@ def _reader(tensor: Tensor, path: Path) -> Callable[[int, int], Tensor]:
     """A function that reads rows of a tensor: from memory, or from the file if its values were not read."""
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)  # of the storage in the file, in bytes
     if offset is None:
-        return partial(_rows_of, tensor)
+        return lambda start, stop: tensor[start:stop]
     if tensor.is_contiguous():
         first = offset + tensor.storage_offset() * tensor.dtype.itemsize
         return partial(_read_rows, path, first, tensor.dtype, tuple(tensor.shape[1:]))
     return partial(_read_strided, path, offset, tensor)
-
-
-def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
-    return tensor[start:stop]
 
 
 def _read_strided(path: Path, offset: int, tensor: Tensor, start: int, stop: int) -> Tensor:

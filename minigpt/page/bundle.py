@@ -22,11 +22,7 @@ _ENDS_A_SCRIPT = re.compile(r"<!--|</?(?:script|style)", re.IGNORECASE)
 
 
 def bundle(entry: str, folder: Path) -> str:
-    """The module `entry` and all that it imports, as the text of one module that imports nothing.
-
-    Args:
-        entry: its path in the folder.
-        folder: which holds all of them.
+    """The module `entry` of a folder and all that it imports, as the text of one module that imports nothing.
 
     Raises:
         ValueError: if a module has a form that is not understood here, text that would end the script that it stands

@@ -42,8 +42,8 @@ from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
 from minigpt.formats.weights import (
     StoredTensor,
+    check_table,
     check_values,
-    mismatches,
     open_weights,
     read_metadata,
     save_weights,
@@ -58,7 +58,6 @@ from minigpt.system.files import (
     FETCH_AGAIN,
     check_no_links,
     leftovers,
-    listed,
     make_way,
     new_folder,
     open_to_append,
@@ -216,11 +215,7 @@ def checkpoint_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors for the two files: (weights, state). Every process must call it, because each may have only a part.
 
-    Args:
-        model: the model.
-        optimizers: of its parameters.
-        progress: of the run.
-        states: the random states by name, one of each rank.
+    `states` are the random states by name, one of each rank.
     """
     weights = {name: whole(tensor) for name, tensor in _kept(model).items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -243,15 +238,7 @@ def gathered_states(states: Mapping[str, Tensor], processes: Processes) -> dict[
 def write_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], progress: Progress, facts: dict[str, Any]
 ) -> None:
-    """Write a checkpoint into an empty folder.
-
-    Args:
-        folder: the empty folder.
-        weights: as `checkpoint_tensors` gives them.
-        state: as `checkpoint_tensors` gives it.
-        progress: of the run.
-        facts: further entries of the manifest, as JSON.
-    """
+    """Write into an empty folder what `checkpoint_tensors` gave, and a manifest with these facts, as JSON."""
     write_safetensors(folder / WEIGHTS, weights)
     write_safetensors(folder / STATE, state)
     counts = {key: value for key, value in asdict(progress).items() if key != "losses"}
@@ -366,11 +353,7 @@ class Checkpoint:
             CheckpointError: if the model is of another architecture.
         """
         stored, targets = open_weights(self.path / WEIGHTS), _kept(model)
-        if problems := mismatches(targets, stored):
-            raise CheckpointError(
-                f"{self.path / WEIGHTS} does not hold this model's weights: {listed(problems, '; ')}",
-                "use the config.yaml that the run was started with",
-            )
+        check_table(targets, stored, self.path / WEIGHTS, "use the config.yaml that the run was started with")
         for name, target in targets.items():
             target.copy_(stored[name].read())
 
@@ -576,12 +559,7 @@ def checkpoint_to_resume(
 ) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
     """The checkpoint from which a run is resumed, or None if it was interrupted before the first; and changed settings.
 
-    Args:
-        run: its paths.
-        config: the settings from now on.
-        checksum: of the data.
-        here: the circumstances now.
-        print_line: where lines for people go.
+    The settings are those from now on, `checksum` is that of the data, and `here` are the circumstances now.
 
     Raises:
         MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
@@ -641,16 +619,10 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
 
 
 def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> list[str]:
-    """Write the best weights of a run, or its best adapter, unless the existing ones are better.
+    """Write the best weights of a run, or its best adapter, unless the existing ones have a lower validation loss.
 
-    They may be better, because a run that was killed and resumed repeats steps, and their evaluations.
-
-    Args:
-        run: its paths.
-        model: the model.
-        loss: its validation loss.
-        step: steps taken.
-        base: where an adapter's base comes from.
+    They may have, because a run that was killed and resumed repeats steps, and their evaluations. `base` says where an
+    adapter's base comes from.
 
     Returns:
         Lines, as `replace_last` does.

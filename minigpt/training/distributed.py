@@ -195,13 +195,10 @@ def joined() -> Iterator[Processes]:
 
 
 def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes) -> nn.Module:
-    """The module to call in training instead of the model; its gradients are those of the whole batch.
+    """The module to call in training instead of `forward`, the model or its compiled twin.
 
-    Args:
-        model: with the same weights in every process. With "fsdp" each process keeps only a part of every parameter.
-        forward: the model, or its compiled twin.
-        how: see the top of this file.
-        processes: of this run.
+    Its gradients are those of the whole batch. The model must have the same weights in every process; with "fsdp", each
+    process then keeps only a part of every parameter.
     """
     if processes.size == 1:
         return forward

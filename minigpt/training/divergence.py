@@ -70,14 +70,7 @@ def leave_out(
 ) -> None:
     """Do not take a step whose loss or gradient is not finite: count it as skipped, or stop with a report.
 
-    Args:
-        run: with the weights before the step.
-        progress: before the step.
-        lr: learning rate of the step.
-        loss: of the step.
-        grad_norm: of the step.
-        states: the random states before the step.
-        print_line: where a line for people goes.
+    Weights, progress and random states are those before the step.
 
     Raises:
         DivergenceError: unless such steps are skipped. The report is in `diverged/`, with a checkpoint of the state
@@ -117,14 +110,9 @@ def leave_out(
 
 
 def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirectory) -> None:
-    """Raise if a tensor that must be finite after a step is not.
+    """Raise if one of these tensors, by their names for the error, is not finite after so many steps.
 
     The loss and the gradient were finite, but a learning rate that is far too large can still make such weights.
-
-    Args:
-        tensors: name for the error -> tensor.
-        step: steps taken.
-        directory: of the run.
 
     Raises:
         DivergenceError: if one of them is infinite or not a number.
@@ -158,14 +146,8 @@ def find_nonfinite(
     """Name the first tensor of a step that is infinite or not a number, in the order of computing.
 
     Weights come first, then for each micro-batch the outputs of the modules, the loss, and the gradients from the head
-    downwards. The model is left without gradients.
-
-    Args:
-        model: with the weights before the step, and in the random state before it.
-        batches: on the device.
-        device: where to compute.
-        dtype: of the matrix products.
-        vocab_size: the tokenizer's; see `parameters.with_text`.
+    downwards. Weights and random state are those before the step. The model is left without gradients. `vocab_size` is
+    the tokenizer's; see `parameters.with_text`.
 
     Returns:
         A few words, such as "the output of h.2.mlp.c_fc in micro-batch 0".

@@ -161,9 +161,7 @@ def train(
         if processes.first:
             if not resume:
                 lock = leaving.enter_context(locked(out))
-                check_new(
-                    directory
-                )  # again, now that we hold the lock: another process may have started a run here since
+                check_new(directory)  # again, under the lock: another process may have started a run here since
             start_run(directory, run.config, run.tokenizer)
         run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
@@ -403,13 +401,9 @@ def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float
 def replay(
     config: RunConfig, data: Corpus | Documents, path: Path, print_line: PrintLine = print_to_stdout
 ) -> Divergence:
-    """Compute a step that diverged once more, from the checkpoint that lies beside its report.
+    """Compute a step that diverged once more, from the checkpoint that lies beside its report at `path`.
 
-    Args:
-        config: the run's settings.
-        data: the text or the documents that it was trained on.
-        path: the report.
-        print_line: where lines for people go.
+    Settings and data are those of the run.
 
     Returns:
         What was found this time; equal to the report if the step could be reproduced.

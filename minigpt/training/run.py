@@ -114,15 +114,6 @@ def set_up(
 ) -> Run:
     """Everything that a run needs, from a seed, from a model, or from a checkpoint. Only token files are written.
 
-    Args:
-        config: the settings.
-        data: a text or documents, already read.
-        directory: the run's.
-        processes: of this run.
-        device: this process's.
-        print_line: where lines for people go.
-        checkpoint: to resume from, or None.
-
     Returns:
         The run. Its `origins` are the circumstances, and the checksum of the corpus; of a run that trains an adapter,
         that of its base; and of one on documents, the batch size that their order is made for.
@@ -392,9 +383,7 @@ def _globs(words: str) -> list[str]:
 def recompute_blocks(model: GPT, fast: bool = False) -> None:
     """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016).
 
-    Args:
-        model: the model.
-        fast: whether steps compute by `training.kernels`: what is computed again is computed as before.
+    If steps compute by `training.kernels`, which is `fast`, what is computed again is computed in the same way.
     """
     again = {"context_fn": lambda: (nullcontext(), kernels(True))} if fast else {}
     for block in model.h:
