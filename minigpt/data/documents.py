@@ -463,6 +463,8 @@ def _chosen(units: list[list[Document]], size: int, seed: int, name: str, what: 
 def generator(seed: int, stream: int) -> np.random.Generator:
     """A random generator for each (seed, stream): stream 0 is for the split, stream 1 + e for epoch e of the batches.
 
+    Of one text, which has no split, stream e is for epoch e.
+
     It is counter-based (Philox; Salmon et al., 2011), so that no stream depends on the draws of another, or on the
     machine.
     """

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
+from minigpt.data.documents import generator
 from minigpt.errors import DataError, MissingFileError, brief, named
 from minigpt.fields import check_ids
 from minigpt.system.downloads import cache_dir
@@ -228,13 +229,9 @@ def rows_at_once(block_size: int) -> int:
 
 @lru_cache(maxsize=2)  # a batch needs its own epoch, and at an epoch's end the next one too
 def _epoch(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The order of the windows in an epoch, and the offset of the first.
-
-    The generator is counter-based (Philox; Salmon et al., 2011) with (seed, epoch) as its key, so any epoch can be
-    drawn without those before it.
-    """
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return generator.permutation(num_windows), int(generator.integers(num_offsets))
+    """The order of the windows in an epoch, and the offset of the first."""
+    chance = generator(seed, stream=epoch)  # so any epoch can be drawn without those before it
+    return chance.permutation(num_windows), int(chance.integers(num_offsets))
 
 
 def windows_in_order(

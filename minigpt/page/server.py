@@ -76,23 +76,23 @@ def page_files() -> list[Path]:
 
 
 def _file(path: Path) -> Resource:
-    def read() -> tuple[int, Chunks]:
-        content = path.read_bytes()
-        return len(content), [content]
-
-    return Resource(f"{TYPES.get(path.suffix, 'text/plain')}; charset=utf-8", read)
+    return _in_one_piece(f"{TYPES.get(path.suffix, 'text/plain')}; charset=utf-8", path.read_bytes)
 
 
 def _json(value: Callable[[], Any]) -> Resource:
-    def read() -> tuple[int, Chunks]:
-        content = json.dumps(value(), allow_nan=False).encode("ascii")
-        return len(content), [content]
-
-    return Resource("application/json", read)
+    return _in_one_piece("application/json", lambda: json.dumps(value(), allow_nan=False).encode("ascii"))
 
 
 def _weights(model: Shown) -> Resource:
     return Resource("application/octet-stream", lambda: (model.weights.size, model.weights.pieces()))
+
+
+def _in_one_piece(kind: str, content: Callable[[], bytes]) -> Resource:
+    def read() -> tuple[int, Chunks]:
+        whole = content()
+        return len(whole), [whole]
+
+    return Resource(kind, read)
 
 
 class PageServer(ThreadingHTTPServer):
