@@ -240,11 +240,6 @@ class TrainConfig:
         )
 
 
-def are_texts(values: list[object] | tuple[object, ...]) -> bool:
-    """Whether there is something, and all of it is text."""
-    return bool(values) and all(isinstance(value, str) and value for value in values)
-
-
 @dataclass(frozen=True)
 class LoRAConfig:
     """What an adapter looks like.
@@ -259,11 +254,21 @@ class LoRAConfig:
     """an adapter's output is scaled by alpha / rank"""
     dropout: Share = 0.0
     """share of an adapter's inputs zeroed in training"""
-    targets: Annotated[tuple[str, ...], Form("a tuple of at least one name", are_texts)] = ("attn.c_attn",)
+    targets: tuple[str, ...] = ("attn.c_attn",)
     """linear layers of the blocks: ends of their names, as globs, such as attn.c_attn, c_proj or h.0.*"""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        _refuse(
+            not are_texts(self.targets),
+            f"{named('targets', self.targets)} cannot be used",
+            f"{named('targets')} must be a tuple of at least one name",
+        )
+
+
+def are_texts(values: list[object] | tuple[object, ...]) -> bool:
+    """Whether there is something, and all of it is text."""
+    return bool(values) and all(isinstance(value, str) and value for value in values)
 
 
 @dataclass(frozen=True)
