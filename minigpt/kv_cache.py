@@ -230,9 +230,9 @@ class KVCache:
     def column(self, block_size: int) -> Column:
         """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
         self._check_room(1, block_size)
-        seen = self._kv[..., : self._longest + 1, :].flatten(0, 1).unbind()  # 2 n_layer x (B, H, S, D)
+        seen = self._kv.narrow(-2, 0, self._longest + 1).flatten(0, 1).unbind()  # 2 n_layer x (B, H, S, D)
         if self.uniform is not None:
-            places = self._kv[..., self.uniform : self.uniform + 1, :].transpose(1, 2)
+            places = self._kv.narrow(-2, self.uniform, 1).transpose(1, 2)
             return Column(self.uniform, places.unbind(), seen)
         unseen = torch.arange(self._longest + 1, device=self._kv.device) > self._length[:, None]  # (B, S)
         mask = torch.zeros(unseen.shape, dtype=self._kv.dtype, device=self._kv.device)

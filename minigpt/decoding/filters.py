@@ -203,9 +203,9 @@ def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
     from the worst token up, as in transformers, so that the two agree where rounding decides.
     """
     ascending, order = scores.sort(dim=-1)
-    remove = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    remove = ascending.softmax(-1).cumsum_(-1) <= 1 - p
     remove[..., -keep:] = False
-    return scores.masked_fill(remove.scatter(-1, order, remove), -math.inf)
+    return scores.scatter(-1, order, ascending.masked_fill_(remove, -math.inf))
 
 
 def min_p(scores: Tensor, share: float, keep: int = 1) -> Tensor:

@@ -1,14 +1,16 @@
 """One more token for every row, in as few operations as its mathematics has.
 
 A decoder calls the model for one token at a time. The arithmetic of T = 1 is so small that in a small model most of the
-time goes into starting operations: with 3 layers without biases, `GPT.forward` starts 140 of them, and this file 50.
+time goes into starting operations: with 3 layers without biases, `GPT.forward` starts 140 of them, and this file 46.
 The numbers are those of `GPT.forward` within rounding. What saves operations:
 
     (B, T, C)    a token of each row is (B, C), and no shape is taken apart and put together for T
     the mask     a single query looks at all that its row has in the cache; only rows of different lengths need one,
                  and one for all layers
     the cache    the views of all layers are made at once, and keys and values of a token are written together
-    x + y W      what a sublayer adds to the residual stream is added by its last product
+    the views    products of queries, keys, values and of the MLP are written to the same places at every step, so that
+                 their parts are taken once
+    x += y W     what a sublayer adds to the residual stream is added by its last product, in place
     modules      dropout does nothing here, and a linear layer is its weight
 
 Where a model is not as `model.py` makes it, or somebody watches or edits it by hooks, it is called as always.
@@ -29,19 +31,35 @@ from minigpt.model import GPT, MLP, Block, CausalSelfAttention, fused_attention
 
 # (B, in) -> (B, out)
 Product = Callable[[Tensor], Tensor]
-# x (B, out), y (B, in) -> x + the product of y
-Added = Callable[[Tensor, Tensor], Tensor]
+# x (B, in), y (B, out): y becomes the product of x
+Written = Callable[[Tensor, Tensor], object]
+# x (B, out), y (B, in): x grows by the product of y
+Added = Callable[[Tensor, Tensor], object]
 
 
 class _Layer(NamedTuple):
     """What a block computes with."""
 
     ln_1: Product
-    qkv: Product
+    qkv: Written
     project: Added
     ln_2: Product
-    widen: Product
+    widen: Written
     narrow: Added
+
+
+class _Places(NamedTuple):
+    """Where the products of a pass are written, by one block after the other.
+
+    Attributes:
+        qkv: (B, 3C), of which q (B, H, 1, D) and kv (B, 2, H, 1, D) are parts.
+        wide: (B, 4C).
+    """
+
+    qkv: Tensor
+    q: Tensor
+    kv: Tensor
+    wide: Tensor
 
 
 class OneToken:
@@ -61,14 +79,15 @@ class OneToken:
         self._attention = [block.attn for block in blocks]
         self._layers = [
             _Layer(
-                _norm(block.ln_1), _product(block.attn.c_attn), _added(block.attn.c_proj),
-                _norm(block.ln_2), _product(block.mlp.c_fc), _added(block.mlp.c_proj),
+                _norm(block.ln_1), _written(block.attn.c_attn), _added(block.attn.c_proj),
+                _norm(block.ln_2), _written(block.mlp.c_fc), _added(block.mlp.c_proj),
             )
             for block in blocks
         ]  # fmt: skip
         self._wte, self._wpe = model.wte.weight, model.wpe.weight
         self._final = _norm(model.ln_f)
         self._head = _product(model.lm_head)
+        self._places = self._places_for(1)
 
     def fits(self) -> bool:
         """Whether it computes what the model does now: no part is exchanged, and nobody looks into it or changes it."""
@@ -89,17 +108,27 @@ class OneToken:
         Raises:
             InputError: if the tokens do not fit the context, or the cache.
         """
-        B, H, C = idx.size(0), self._config.n_head, self._config.n_embd
+        B, C = idx.size(0), self._config.n_embd
+        if B != len(self._places.qkv):
+            self._places = self._places_for(B)
+        qkv, q, new_kv, wide = self._places
         column = cache.column(self._config.block_size)
-        x = F.embedding(idx, self._wte) + self._wpe[column.positions]  # (B, C) + (C,) or (B, C)
+        x = F.embedding(idx, self._wte).add_(self._wpe[column.positions])  # (B, C) + (C,) or (B, C)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.ln_1(x)).view(B, 3, H, 1, -1)  # (B, 3C) -> (B, 3, H, 1, D)
-            k, v = cache.put(number, column, qkv[:, 1:])  # (B, H, S, D)
-            y = F.scaled_dot_product_attention(qkv[:, 0], k, v, column.mask)  # (B, H, 1, D)
-            x = layer.project(x, y.reshape(B, C))  # x + c_proj(y)
-            x = layer.narrow(x, F.gelu(layer.widen(layer.ln_2(x)), approximate="tanh"))  # x + mlp(ln_2(x))
+            layer.qkv(layer.ln_1(x), qkv)
+            k, v = cache.put(number, column, new_kv)  # (B, H, S, D)
+            y = F.scaled_dot_product_attention(q, k, v, column.mask)  # (B, H, 1, D)
+            layer.project(x, y.reshape(B, C))  # x + c_proj(y)
+            layer.widen(layer.ln_2(x), wide)
+            layer.narrow(x, F.gelu(wide, approximate="tanh"))  # x + mlp(ln_2(x))
         cache.advance(1)
         return self._head(self._final(x))
+
+    def _places_for(self, rows: int) -> _Places:
+        C, H = self._config.n_embd, self._config.n_head
+        qkv = self._wte.new_empty(rows, 3 * C)
+        split = qkv.view(rows, 3, H, 1, C // H)
+        return _Places(qkv, split[:, 0], split[:, 1:], self._wte.new_empty(rows, 4 * C))
 
 
 def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
@@ -132,9 +161,19 @@ def _product(layer: nn.Module) -> Product:
     return (lambda x: torch.mm(x, weight)) if bias is None else (lambda x: torch.addmm(bias, x, weight))
 
 
+def _written(layer: nn.Module) -> Written:
+    if type(layer) is not nn.Linear:
+        return lambda x, y: y.copy_(layer(x))
+    weight, bias = layer.weight.t(), layer.bias
+    if bias is None:
+        return lambda x, y: torch.mm(x, weight, out=y)
+    return lambda x, y: torch.addmm(bias, x, weight, out=y)
+
+
 def _added(layer: nn.Module) -> Added:
-    if type(layer) is nn.Linear and layer.bias is None:
-        weight = layer.weight.t()
-        return lambda x, y: torch.addmm(x, y, weight)
-    product = _product(layer)
-    return lambda x, y: x + product(y)
+    if type(layer) is not nn.Linear:
+        return lambda x, y: x.add_(layer(y))
+    weight, bias = layer.weight.t(), layer.bias
+    if bias is None:
+        return lambda x, y: x.addmm_(y, weight)
+    return lambda x, y: x.add_(torch.addmm(bias, y, weight))

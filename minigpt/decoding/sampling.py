@@ -25,6 +25,7 @@ from minigpt.parameters import evaluating, num_with_text, with_text
 FinishReason = Literal["eos", "stop", "length", "context"]
 
 _TINY = torch.finfo(torch.float32).tiny
+_DRAWN_AT_ONCE = 1024  # numbers
 
 
 class Rows:
@@ -229,8 +230,10 @@ class NoiseTape:
                 generator.manual_seed(value)
         self._share = max(1, rows // len(self._generators))  # rows of each generator
         self._columns = columns
-        # (generator, n) -> its noise (share, V), and its state after that
-        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        # Of a small vocabulary, noise for several n is drawn at once: starting to draw takes longer than drawing.
+        self._ahead = max(1, _DRAWN_AT_ONCE // (self._share * columns))
+        # (generator, n // ahead) -> its noise, `ahead` times (share, V), and its state after that
+        self._drawn: dict[tuple[int, int], tuple[Sequence[Tensor], Tensor]] = {}
 
     def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Exponential noise (M, V), above 0, for the token that follows `counts[i]` new ones in row `rows[i]`."""
@@ -243,24 +246,26 @@ class NoiseTape:
 
     def keep_only(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Forget what was drawn for other places. If one is asked for again, it is drawn again, from the beginning."""
-        places = {(row // self._share, n) for row, n in zip(rows, counts, strict=True)}
-        self._drawn = {place: drawn for place, drawn in self._drawn.items() if place in places}
+        pieces = {(row // self._share, n // self._ahead) for row, n in zip(rows, counts, strict=True)}
+        self._drawn = {piece: drawn for piece, drawn in self._drawn.items() if piece in pieces}
 
     def _noise_after(self, number: int, n: int) -> Tensor:
         """What a generator draws for all its rows after n new tokens: (share, V)."""
-        if (number, n) not in self._drawn:
+        piece, place = divmod(n, self._ahead)
+        if (number, piece) not in self._drawn:
             generator = self._generators[number]
-            first = next((at for at in range(n, 0, -1) if (number, at - 1) in self._drawn), 0)
+            first = next((at for at in range(piece, 0, -1) if (number, at - 1) in self._drawn), 0)
             if first:
                 generator.set_state(self._drawn[number, first - 1][1])
             else:
                 generator.manual_seed(generator.initial_seed())
-            for at in range(first, n + 1):
-                noise = torch.empty(self._share, self._columns, device=generator.device)
+            for at in range(first, piece + 1):
+                noise = torch.empty(self._ahead, self._share, self._columns, device=generator.device)
+                for each in noise:
+                    each.exponential_(generator=generator)
                 # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
-                noise.exponential_(generator=generator).clamp_(min=_TINY)
-                self._drawn[number, at] = noise, generator.get_state()
-        return self._drawn[number, n][0]
+                self._drawn[number, at] = noise.clamp_(min=_TINY).unbind(), generator.get_state()
+        return self._drawn[number, piece][0][place]
 
 
 def greedy(scores: Tensor) -> Tensor:
@@ -274,7 +279,7 @@ def sample(scores: Tensor, noise: Tensor) -> Tensor:
     If the q_i are exponential with mean 1, the largest p_i / q_i belongs to token i with probability p_i: a race that
     runner i, of speed p_i, ends after the time q_i / p_i. It is `torch.multinomial` to the bit, its noise in the open.
     """
-    return (scores.softmax(-1) / noise).argmax(-1)
+    return scores.softmax(-1).div_(noise).argmax(-1)
 
 
 def choose(scores: Tensor, noise: Tensor | None) -> Tensor:

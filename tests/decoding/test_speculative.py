@@ -259,9 +259,11 @@ def test_a_draft_with_a_short_window_catches_up(table_model: Callable[..., GPT])
     assert found.num_accepted == found.num_drafted > 0
 
 
-def test_noise_belongs_to_its_place() -> None:
-    tape = NoiseTape(3, torch.device("cpu"), rows=3, columns=5)
-    steps = torch.empty(4, 3, 5)
+@pytest.mark.parametrize("columns", [5, 113, 170, 401], ids="{} tokens".format)
+def test_noise_belongs_to_its_place(columns: int) -> None:
+    """Also where a generator draws for several places at once."""
+    tape = NoiseTape(3, torch.device("cpu"), rows=3, columns=columns)
+    steps = torch.empty(4, 3, columns)
     generator = torch.Generator().manual_seed(3)
     for step in steps:
         step.exponential_(generator=generator)
