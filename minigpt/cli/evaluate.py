@@ -118,12 +118,7 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
 
 
 def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents, bool]:
-    """The data to evaluate on, and whether the run was trained on them, even if they have another path now.
-
-    Args:
-        config: of the run, or the defaults.
-        name: the value of --data, or None for the data that the run names.
-    """
+    """The data that --data or else the run names, and whether the run was trained on them, wherever they lie now."""
     chosen = config
     if name is not None:
         d, val_data = config.documents, config.data.val_data

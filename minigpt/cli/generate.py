@@ -222,9 +222,7 @@ def _words(settings: Generate, tokenizer: Tokenizer, phrases: dict[str, Any]) ->
 def _completions(request: _Request, together: bool) -> Generation:
     """All completions, under a progress bar. Each prompt has a seed of its own, so nobody's draws depend on others.
 
-    Args:
-        request: what to continue.
-        together: side by side; else one prompt after the other, because edits need rows of one length.
+    They are written side by side if `together`, else one after the other, because edits need rows of one length.
     """
     options, prompts = request.options, request.prompts
     beams, copies, length = (options[name] for name in ("num_beams", "num_return_sequences", "max_new_tokens"))

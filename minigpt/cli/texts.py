@@ -16,13 +16,7 @@ Encode = Callable[[Tokenizer, str], list[int]]
 
 
 def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
-    """The prompts of the command line, then those of a file; one empty prompt if there are none.
-
-    Args:
-        settings: the settings with the prompts.
-
-    Returns:
-        (name for errors, text) of each prompt.
+    """The prompts of the command line, then those of a file: (name for errors, text) of each; an empty one if none is.
 
     Raises:
         MissingFileError: if there is no such file.

@@ -47,14 +47,8 @@ def train_and_say(
 ) -> None:
     """Load the corpus, train, print the result and what to type next.
 
-    Args:
-        config: the settings.
-        from_file: the content of the --config file; a vocabulary size in it must be that of the corpus.
-        out: the run directory, or None for `checkpoints/<name>`, numbered if that is taken.
-        name: the preset's, or None to name the run after its corpus.
-        as_json: one JSON object on standard output, everything else on standard error.
-        quickstart: take Shakespeare from wherever this machine can get it, and say from where.
-        resume: the run to go on with, or None for a new one.
+    Without `out`, a new run is called `name`, as its preset, or after its corpus. `quickstart` takes Shakespeare from
+    wherever this machine can get it, and says from where.
     """
     with joined() as processes, processes.one_voice():
         print_line = print_line_for(as_json) if processes.first else print_nothing

@@ -175,13 +175,7 @@ def mean_interval(values: Values, seed: int = 0) -> Interval:
 
 
 def difference_interval(values: Values, base: Values, seed: int = 0) -> Interval:
-    """`mean_interval` of values - base, prompt by prompt: what makes a prompt hard for both cancels.
-
-    Args:
-        values: float64 (number of prompts,).
-        base: of the same prompts, in the same order.
-        seed: of the draws.
-    """
+    """`mean_interval` of values - base, of the same prompts in the same order: what makes one hard for both cancels."""
     return mean_interval(values - base, seed)
 
 

@@ -73,11 +73,8 @@ def time_settings(
 ) -> list[Timing]:
     """Time the same training steps in each dtype, eager and compiled, and on a CPU by `training.kernels`.
 
-    Args:
-        config: which model and batch; the same first weights and batches for all.
-        device: where.
-        with_compile: also measure torch.compile, which takes a while to start.
-        tell: called with a line that says what is being measured.
+    All have the same first weights and batches. torch.compile takes a while to start; `tell` gets a line that says what
+    is being measured.
     """
     ways = [(torch.float32, False, False), (torch.bfloat16, False, False)]
     if device.type == "cpu":

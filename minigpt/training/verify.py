@@ -70,13 +70,9 @@ def run_interrupted(
     moments: Iterable[Callable[[RunDirectory], bool]],
     print_line: Callable[[str], None],
 ) -> RunDirectory:
-    """Train in the same way, but kill the process (SIGKILL) at each of the moments, and resume it.
+    """Train in the same way, but kill the process (SIGKILL) at each of the moments, with a line, and resume it.
 
-    Args:
-        config: the settings.
-        folder: where its run directory will be.
-        moments: functions, called again and again, that say whether their moment has come.
-        print_line: called with a line for every kill.
+    Moments are functions, called again and again, that say whether theirs has come.
 
     Raises:
         CheckpointError: if a run cannot be resumed.

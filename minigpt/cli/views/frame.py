@@ -218,11 +218,7 @@ def load_subject(settings: Model, bos: bool | None = None, needs_text: bool = Fa
 
 
 def subject(settings: Inside | After, prompt: str) -> Subject:
-    """The model that the flags name, with the prompt.
-
-    Args:
-        settings: which model, and how it reads.
-        prompt: a text; "-" is what standard input holds.
+    """The model that the flags name, with the prompt; "-" is what standard input holds.
 
     Raises:
         InputError: if the prompt is empty, or longer than the model can read.
