@@ -19,29 +19,38 @@ from minigpt.errors import ConfigError, InputError, passed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
-@dataclass(frozen=True)
-class TextLoader:
-    """A text: windows of the training split in shuffled epochs, the whole validation split in order.
+@dataclass(frozen=True, kw_only=True)
+class _Loader:
+    """What a run knows of its data, whatever they are.
 
     Attributes:
-        name: of the corpus, for titles.
-        described: two lines: where the text comes from, and how much there is.
+        name: of the corpus or the file, for titles.
+        described: two lines: where the data come from, and how much there is.
         floor: entropy of the validation split in nats per token; None if it is not known.
         prompt: ids that samples begin with.
-        eos_token_id: None, because no token ends a text.
-        stop: None, because nothing else ends it either.
+        eos_token_id: the token that ends a document, and a sample; None if no single token ends it, or nothing.
+        stop: what ends a sample then, if anything does.
+    """
+
+    name: str
+    described: list[str]
+    floor: float | None = None
+    prompt: list[int]
+    eos_token_id: int | None = None
+    stop: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLoader(_Loader):
+    """A text: windows of the training split in shuffled epochs, the whole validation split in order. Nothing ends it.
+
+    Attributes:
         train: the training split.
         val: the validation split.
         block_size: tokens of a window.
         seed: of the run.
     """
 
-    name: str
-    described: list[str]
-    floor: float | None
-    prompt: list[int]
-    eos_token_id: int | None
-    stop: str | None
     train: TokenFile
     val: TokenFile
     block_size: int
@@ -62,29 +71,19 @@ class TextLoader:
         return (Batch(x, y) for x, y in windows)
 
 
-@dataclass(frozen=True)
-class DocumentLoader:
+@dataclass(frozen=True, kw_only=True)
+class DocumentLoader(_Loader):
     """Documents, in batches of similar length or packed; see `data.batches`.
 
+    Samples begin with the token that ends a document, after which a new one begins; those of dialogues with what stands
+    before a held-out reply, the shortest.
+
     Attributes:
-        name: of the file, for titles.
-        described: two lines, as for a text.
-        floor: None, because it is not known.
-        prompt: the token that ends a document, after which a new one begins; of dialogues, what stands before a
-            held-out reply, the shortest.
-        eos_token_id: the token that ends a document, and a sample; None if no single token ends it.
-        stop: what ends a sample then.
         read: a function from the number of an epoch to the epoch.
         val: the validation documents.
         batch_size: rows of a validation batch.
     """
 
-    name: str
-    described: list[str]
-    floor: float | None
-    prompt: list[int]
-    eos_token_id: int | None
-    stop: str | None
     read: Callable[[int], Epoch]
     val: Encoded
     batch_size: int
@@ -129,8 +128,6 @@ def text_loader(
         described=[f"corpus     {corpus.origin}", f"tokens     {num_tokens}, vocabulary {tokenizer.vocab_size:,}"],
         floor=floor,
         prompt=[int(val.ids[0]) if start is None else start],
-        eos_token_id=None,
-        stop=None,
         train=train,
         val=val,
         block_size=config.model.block_size,
@@ -185,7 +182,6 @@ def document_loader(
             f"documents  {documents.described}" + (f"; {copies:,} copies of others left out" if copies else ""),
             f"tokens     {counts}; {cut}, {padding:.1%} padding",
         ],
-        floor=None,
         prompt=min(map(val.prompt, range(len(val))), key=len) if spoken else [eos_id],
         # A line end closes documents of characters, but not speeches, which may have several lines.
         eos_token_id=tokenizer.eos_token_id if spoken else eos_id,

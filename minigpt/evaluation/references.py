@@ -82,14 +82,7 @@ def meteor(texts: Sequence[str], references: Sequence[str]) -> Meteor:
     """METEOR of each text against its reference: words that are equal, have one stem, or are synonyms, and their order.
 
     Synonyms are WordNet's: nltk's own copy if it was downloaded, else the one at `WORDNET`. Nothing is downloaded.
-
-    Args:
-        texts: N texts.
-        references: N texts that should have been written, in the same order.
-
-    Raises:
-        DataError: if there are not as many references as texts.
-        ConfigError: if nltk is not installed.
+    Arguments and errors are those of `nearness`, with nltk in the place of sacrebleu.
     """
     _check_pairs(texts, references)
     library, version = _imported("nltk.translate.meteor_score", "METEOR needs"), _imported("nltk", "").__version__

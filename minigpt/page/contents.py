@@ -51,21 +51,20 @@ class Shown:
         }
 
     def run_json(self) -> dict[str, Any] | None:
-        """The losses and samples of its run so far, read anew; None if there are none, as of an imported model."""
-        return run_json(self.run) if self.run and self.run.metrics.exists() else None
+        """The samples of its run so far, and [step, loss] of training batches and of the validation split, read anew.
 
-
-def run_json(run: RunDirectory) -> dict[str, Any]:
-    """The losses and samples of a run so far: [step, loss] of training batches, and of the validation split."""
-    records = read_records(run.metrics)
-    steps = None
-    with suppress(MiniGPTError):  # a file that is just being replaced, or is damaged: the curve can do without it
-        steps = read_config(run).train.max_steps
-    return {
-        "name": run.path.name,
-        "step": records[-1]["step"] if records else 0,
-        "max_steps": steps,
-        "train": losses(records, "train_loss"),
-        "validation": losses(records, "val_loss"),
-        "samples": [{"step": step, "text": text} for step, text in read_samples(run)],
-    }
+        None if there are none, as of an imported model.
+        """
+        if not self.run or not self.run.metrics.exists():
+            return None
+        records, steps = read_records(self.run.metrics), None
+        with suppress(MiniGPTError):  # a file that is just being replaced, or is damaged: the curve can do without it
+            steps = read_config(self.run).train.max_steps
+        return {
+            "name": self.run.path.name,
+            "step": records[-1]["step"] if records else 0,
+            "max_steps": steps,
+            "train": losses(records, "train_loss"),
+            "validation": losses(records, "val_loss"),
+            "samples": [{"step": step, "text": text} for step, text in read_samples(self.run)],
+        }
