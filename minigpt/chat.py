@@ -10,15 +10,26 @@ fit), and the reply from that, the options and the seed. Keys and values of earl
 """
 
 import contextlib
+import inspect
 import itertools
 import json
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Unpack, cast
 
-from minigpt.data.dialogues import CHAT_TEMPLATE, END_OF_TURN, Message, check_messages, check_template, own_name, render
+from minigpt.data.dialogues import (
+    CHAT_TEMPLATE,
+    END_OF_TURN,
+    Message,
+    check_messages,
+    check_template,
+    own_name,
+    render,
+    rendered,
+)
 from minigpt.decoding.generate import before_stop, stream
 from minigpt.decoding.options import DecodingOptions, Options
 from minigpt.errors import InputError, ModelNote, brief, named
@@ -26,15 +37,17 @@ from minigpt.fields import Bounds, check_value, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.replies import faults, is_empty
-from minigpt.system.files import named_path, read_json, write_text
+from minigpt.system.files import listed, named_path, read_json, write_text
 from minigpt.tokenizers import TextStream, Tokenizer, note_special
 
 VERSION = 1  # of the files that `Chat.save` writes
 LONGEST = 200  # tokens of a reply, unless its caller says otherwise
 SHARE = 3  # the n-th part of the context is kept free for a reply, if this may be so long
+_SAVED = ("user", "reply_as", "seed", "messages")  # what `Chat.save` writes, beside the version
 OURS = ("eos_token_id", "on_overflow", "num_return_sequences", "batch_size")  # options that a chat decides itself
 
 _Count = Annotated[int, Bounds(1, 1_000_000)]
+_Tries = Annotated[int, Bounds(1, 1000, below="draws no reply")]
 _Seed = Annotated[int | None, Bounds(0, 2**63 - 1, "a whole number from 0 to 2**63 - 1, or None")]
 
 
@@ -92,7 +105,7 @@ class Reply:
 
 
 class Chat:
-    """A conversation with a model.
+    """A conversation with a model. Two are equal if they go on alike: the same model, messages, settings and next seed.
 
     Args:
         model: must stay as it is, because what it has read is kept.
@@ -100,7 +113,7 @@ class Chat:
         turns: the most turns that the model reads, with the one that it replies to; the system message comes before
             these. Where they leave less room than `max_new_tokens` or, if that is less, a third of the context, whole
             turns fall out, the oldest first.
-        system: the system message; "" for none, or for that of `messages`.
+        system: the system message; None or "" for none, or for that of `messages`.
         reply_as: the name of who replies; "" for the last name that a reply has, else "ASSISTANT".
         user: the name of who speaks to the model; "" for "USER".
         messages: a conversation to go on with.
@@ -120,7 +133,7 @@ class Chat:
         ModelNote: if the model was not trained on dialogues.
 
     Raises:
-        InputError: if an argument cannot be used, or the tokenizer has another chat template than minigpt's.
+        InputError: if an argument cannot be used or encoded, or the tokenizer has another chat template than minigpt's.
     """
 
     @checked
@@ -130,12 +143,12 @@ class Chat:
         tokenizer: Tokenizer,
         *,
         turns: _Count = 4,
-        system: str = "",
+        system: str | None = None,
         reply_as: str = "",
         user: str = "",
         messages: Sequence[Mapping[str, Any]] = (),
         filters: Sequence[Callable[[str, Sequence[Message]], str]] = (),
-        tries: _Count = 3,
+        tries: _Tries = 3,
         **options: Unpack[Options],
     ) -> None:
         check_template(tokenizer, "the model")
@@ -158,6 +171,8 @@ class Chat:
             "turns": turns, "reply_as": reply_as, "user": user, "filters": tuple(filters), "tries": tries, **options,
         }  # fmt: skip
         self.decoding = self._decoding(**options)
+        self._check_characters()
+        self._stream: weakref.ref[Generator[str, None, None]] | None = None  # the last one, while somebody holds it
         self._cache: KVCache | None = None
         self._read: list[int] = []  # the ids whose keys and values are in the cache
 
@@ -181,6 +196,22 @@ class Chat:
             )
         return replace(given, stop=(END_OF_TURN, *given.stop_strings))
 
+    def _check_characters(self) -> None:
+        """Raise InputError if what is there before anybody speaks cannot be encoded: then no line could be answered."""
+        texts = {named(name): self.settings[name] for name in ("user", "reply_as")}
+        for number, message in enumerate(self.messages, start=1):
+            texts[f"message {number} of the role {message['role']}"] = rendered(message)
+        for what, text in texts.items():
+            try:
+                self.tokenizer.encode(text)
+            except InputError as error:
+                raise InputError(f"{what}: {error.what}", error.how) from None
+
+    @property
+    def history(self) -> list[Message]:
+        """The same as `messages`."""
+        return self.messages
+
     @property
     def reply_name(self) -> str:
         """The name of who replies; "" if it has none."""
@@ -199,8 +230,16 @@ class Chat:
         other = type(self).__new__(type(self))
         vars(other).update(vars(self))
         other.messages = [message.copy() for message in self.messages]
-        other._cache, other._read = None, []
+        other._stream, other._cache, other._read = None, None, []
         return other
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Chat):
+            return NotImplemented
+        same = self.model is other.model and self.tokenizer == other.tokenizer
+        return same and all(getattr(self, name) == getattr(other, name) for name in ("messages", "settings", "seed"))
+
+    __hash__ = None  # type: ignore[assignment] # it changes
 
     def change(self, **settings: Any) -> None:
         """Change arguments of `Chat`; what is not named stays, and so does the conversation.
@@ -208,6 +247,7 @@ class Chat:
         Raises:
             InputError: if one cannot be used; then nothing is changed.
         """
+        self._end_stream()
         said = _turns(self.messages) if "system" in settings else self.messages
         given = {"messages": said, **self.settings, "seed": self.seed, **settings}
         with warnings.catch_warnings():
@@ -239,6 +279,7 @@ class Chat:
 
     def undo(self) -> str:
         """Take back what was said last, with its reply; returns it. Raises InputError if nothing was said."""
+        self._end_stream()
         at = self._last_said()
         text = self.messages[at]["content"]
         self.messages = self.messages[:at]
@@ -250,7 +291,8 @@ class Chat:
     ) -> Generator[str, None, None]:
         """A reply in pieces, as it is written; they are its text together.
 
-        If the stream is closed early, or KeyboardInterrupt comes in between, the text up to there is the reply.
+        If the stream is closed early, or KeyboardInterrupt comes in between, the text up to there is the reply. What is
+        said or changed next closes it.
 
         Args:
             text: what is said, as in `say`; None replies `again`.
@@ -260,8 +302,9 @@ class Chat:
                 is `last`, and not the one that came last, if none has passed.
 
         Raises:
-            InputError: as `say`, at once where this can be known.
+            InputError: as `say`, at once where this can be known; or if a reply is being written by another thread.
         """
+        self._end_stream()
         if text is None:
             messages = self.messages[: self._last_said() + 1]
         else:
@@ -270,7 +313,18 @@ class Chat:
             if name := self.settings["user"]:
                 message["name"] = name
             messages = [*self.messages[: self._last_said() if edit else None], message]
-        return self._reply(messages, *self._prompt(messages), on_failed)
+        pieces = self._reply(messages, *self._prompt(messages), on_failed)
+        self._stream = weakref.ref(pieces)
+        return pieces
+
+    def _end_stream(self) -> None:
+        """Close a stream that is still open: two at a time would share one cache, and lose what the other said."""
+        pieces = self._stream() if self._stream is not None else None
+        if pieces is None:
+            return
+        if inspect.getgeneratorstate(pieces) == inspect.GEN_RUNNING:
+            raise InputError("a reply is just being written", "wait for it, or go on with copy.copy of the chat")
+        pieces.close()
 
     def _whole(self, pieces: Iterable[str]) -> Reply:
         for _ in pieces:
@@ -417,16 +471,18 @@ class Chat:
 
     @checked
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write the conversation as JSON: its messages, the names, and the next seed.
+        """Write the conversation as JSON: its messages, the names, and the next seed. Missing folders are made.
 
         Raises:
-            InputError: if the file is there already, and not to be overwritten.
+            InputError: if the file is there already, and not to be overwritten; or if it is a folder.
         """
         file = named_path(path, "path")
+        if file.is_dir():
+            raise InputError(f"{file} is a folder", "name a file in it")
         if file.exists() and not overwrite:
             raise InputError(f"{file} is there already", "choose another name, or overwrite it")
-        content = {"version": VERSION, **{name: self.settings[name] for name in ("user", "reply_as")}}
-        content |= {"seed": self.seed, "messages": self.messages}
+        content = {"version": VERSION, **self.settings, "seed": self.seed, "messages": self.messages}
+        content = {name: content[name] for name in ("version", *_SAVED)}
         write_text(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @checked
@@ -443,10 +499,13 @@ class Chat:
         if (version := content.get("version")) != VERSION:
             what = "is no conversation that minigpt saved" if version is None else f"is of version {brief(version)}"
             raise InputError(f"{file} {what}", f"name a file that was saved by a minigpt of version {VERSION}")
-        check_messages(content.get("messages"))  # type: ignore[arg-type] # it is what is checked
-        check_value("seed", content.get("seed"), _Seed, InputError)
-        names = {name: content.get(name, "") for name in ("user", "reply_as")}
-        self.change(**names, messages=content["messages"], seed=content.get("seed"))
+        if missing := [name for name in _SAVED if name not in content]:
+            raise InputError(f"{file} has no {listed(missing)}", "name the file as it was saved")
+        try:
+            check_messages(content["messages"])
+            self.change(**{name: content[name] for name in _SAVED})
+        except InputError as error:
+            raise InputError(f"{file}: {error.what}", error.how) from None
         self.last = None
 
 

@@ -221,6 +221,25 @@ def test_history_is_plain_data(monkeypatch: pytest.MonkeyPatch):
             getattr(Chat(writer(LETTERS), LETTERS), name)()
 
 
+def test_chats_are_equal_if_they_go_on_alike():
+    model, chat = writer(LETTERS), None
+    for messages in ([], [user("a"), reply("bee")]):
+        chat = Chat(model, LETTERS, turns=3, messages=messages, top_k=5)
+        assert chat == copy.copy(chat) == Chat(model, LETTERS, turns=3, messages=messages, top_k=5)
+        assert chat.history == messages
+        for other in (
+            Chat(model, LETTERS, turns=3, messages=[*messages, user("the")], top_k=5),
+            Chat(model, LETTERS, turns=2, messages=messages, top_k=5),
+            Chat(model, LETTERS, turns=3, messages=messages, top_k=5, seed=1),
+            Chat(writer(LETTERS), LETTERS, turns=3, messages=messages, top_k=5),
+            messages,
+        ):
+            assert chat != other
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(chat)
+    assert Chat(model, LETTERS, system=None) == Chat(model, LETTERS, system="")
+
+
 def test_again_takes_the_next_seed_and_edit_replaces(monkeypatch: pytest.MonkeyPatch):
     seeds = scripted(monkeypatch, ["bee", "house", "mouse", "rest"])
     chat = Chat(writer(LETTERS), LETTERS, seed=41)
@@ -271,6 +290,33 @@ def test_a_stream_that_nobody_reads_changes_nothing(model, tokenizer):
     chat = Chat(model, tokenizer)
     chat.stream("the house")
     assert (chat.messages, chat.seed) == ([], 0)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_is_said_next_closes_a_stream_that_is_open(model, tokenizer, use_cache: bool):
+    """Two at a time would write into one cache, and the one that ends last would lose what the other said."""
+    chat = Chat(model, tokenizer, use_cache=use_cache, max_new_tokens=30)
+    pieces = chat.stream("the house")
+    begun = next(pieces)
+    chat.say("bee")
+    assert list(pieces) == []
+    assert [message["content"] for message in chat.messages][:3] == ["the house", begun.strip(), "bee"]
+    other = Chat(model, tokenizer, use_cache=False, max_new_tokens=30, messages=chat.messages[:2], seed=1)
+    other.say("bee")
+    assert chat.messages == other.messages
+    pieces = chat.stream("a mouse")
+    next(pieces)
+    assert chat.undo() == "a mouse"
+    assert list(pieces) == []
+    assert chat.messages == other.messages
+
+
+def test_a_filter_cannot_speak_into_its_own_reply(monkeypatch: pytest.MonkeyPatch):
+    scripted(monkeypatch, ["bee"])
+    chat = Chat(writer(LETTERS), LETTERS, filters=[lambda reply, messages: str(chat.say("a"))])
+    with pytest.raises(InputError, match="a reply is just being written"):
+        chat.say("the")
+    assert chat.messages == []
 
 
 @pytest.mark.parametrize("how", ["close", "interrupt"])
@@ -417,6 +463,34 @@ def test_a_conversation_is_saved_and_loaded(monkeypatch: pytest.MonkeyPatch):
     assert json.loads(Path("talk.json").read_text(encoding="utf-8"))["messages"] == other.messages
 
 
+def test_a_folder_is_no_file_of_a_conversation(tmp_path: Path):
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is a folder\nname a file in it"):
+            Chat(writer(LETTERS), LETTERS).save(tmp_path, overwrite=overwrite)
+
+
+STRANGE = "\u20ac"  # which the tokenizer does not know
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ({"system": STRANGE}, "message 1 of the role system: "),
+        ({"messages": [user("a"), reply(STRANGE)]}, "message 2 of the role assistant: "),
+        ({"messages": [{**user("a"), "name": STRANGE}]}, "message 1 of the role user: "),
+        ({"user": STRANGE}, "user: "),
+        ({"reply_as": STRANGE}, "reply_as: "),
+    ],
+)
+def test_what_nobody_could_reply_to_is_refused_before_anybody_speaks(arguments: dict[str, Any], where: str):
+    with pytest.raises(InputError, match=f"^{where}the text has characters outside"):
+        Chat(writer(LETTERS), LETTERS, **arguments)
+    chat = Chat(writer(LETTERS), LETTERS)
+    with pytest.raises(InputError, match=f"^{where}"):
+        chat.change(**arguments)
+    assert chat == Chat(chat.model, LETTERS)
+
+
 GOOD = {"version": 1, "user": "", "reply_as": "", "seed": 3, "messages": [user("a")]}
 
 
@@ -428,7 +502,12 @@ GOOD = {"version": 1, "user": "", "reply_as": "", "seed": 3, "messages": [user("
         ({**GOOD, "messages": 3}, "is no list of messages"),
         ({**GOOD, "messages": [{"role": "bot", "content": "a"}]}, "message 1 has the role 'bot'"),
         ({**GOOD, "seed": "a"}, "seed = 'a'"),
-        ({**GOOD, "user": 3}, "user = 3"),
+        ({**GOOD, "user": 3}, r"^talk\.json: user = 3"),
+        ({**GOOD, "messages": [user(STRANGE)]}, r"^talk\.json: message 1 of the role user: the text has characters"),
+        *(
+            ({other: value for other, value in GOOD.items() if other != name}, rf"^talk\.json has no {name}\n")
+            for name in ("user", "reply_as", "seed", "messages")
+        ),
         ([GOOD], "no object"),
     ],
 )

@@ -24,7 +24,7 @@ from minigpt.data.documents import Document
 from minigpt.tokenizers import CharTokenizer
 
 ROOT = Path(__file__).parents[1]
-LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw")
+LETTERS = CharTokenizer("\n:abcdefghijklmnopqrstu")
 IDS = [3, 1, 4, 1, 5]
 DOCUMENTS = [Document("ab"), Document("cd"), Document("efg")]
 NOT_CALLED = {

@@ -87,10 +87,6 @@ class _Talk:
         """One line, or a paragraph, beside the conversation."""
         print(f"[{text}]", file=sys.stderr)
 
-    def may_overwrite(self, file: str) -> bool:
-        """Whether a file that is there may be written over."""
-        return False
-
     def tell_error(self, what: str, how: str) -> None:
         """What is wrong with a line, and how to mend it."""
         print_error(what, how)
@@ -139,10 +135,11 @@ class _Talk:
             raise InputError("there is nothing to say instead", "write it behind /edit")
         self.reply(text, edit=True)
 
-    def _save(self, file: str) -> None:
-        overwrite = Path(file).expanduser().is_file() and self.may_overwrite(file)
+    def _save(self, file: str, overwrite: bool = False) -> None:
+        folder = Path(file).expanduser().parent
+        made = "" if folder.exists() else f"; the folder {folder} is new"
         self.chat.save(file, overwrite=overwrite)
-        self.tell(f"saved: {file}")
+        self.tell(f"saved: {file}{made}")
 
     def _load(self, file: str) -> None:
         self.chat.load(file)
@@ -212,10 +209,12 @@ class _Pipe(_Talk):
         Raises:
             InputError: in the end, if lines could not be answered; each of them was told before.
         """
-        lines, going_on = 0, True
+        lines, first, going_on = 0, True, True
         while going_on and (line := sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")):
-            lines += bool(line.strip())
-            going_on = not line.strip() or self.attempt(line.strip())
+            line = line.removeprefix("\ufeff" if first else "").strip()  # some editors put this mark before a text
+            first = False
+            lines += bool(line)
+            going_on = not line or self.attempt(line)
         if self._failed:
             raise InputError(f"{self._failed} of {lines} lines could not be answered", "what was wrong is said above")
 
@@ -296,8 +295,24 @@ class _Terminal(_Talk):
     def tell(self, text: str) -> None:
         print(self.filled(f"[{text}]", " "), file=sys.stderr)
 
-    def may_overwrite(self, file: str) -> bool:
-        return input(f"{escaped(file)} is there already; write over it? [y/N] ").strip().lower() in ("y", "yes")
+    def _asked(self, question: str) -> str:
+        """What is typed behind a question; Ctrl-D there gives "", and ends nothing."""
+        try:
+            return input(question).strip()
+        except EOFError:
+            print()
+            return ""
+
+    def _save(self, file: str, overwrite: bool = False) -> None:
+        if Path(file).expanduser().is_file():
+            question = self.filled(f"{escaped(file)} is there already; write over it? [y/N]", "")
+            above, line_end, last = question.rpartition("\n")
+            print(above, end=line_end)
+            overwrite = self._asked(f"{last} ").lower() in ("y", "yes")
+            if not overwrite:
+                self.tell("not saved")
+                return
+        super()._save(file, overwrite)
 
     def _name(self, role: str) -> str:
         name = self.chat.reply_name if role == "assistant" else self.chat.settings["user"]
@@ -308,7 +323,7 @@ class _Terminal(_Talk):
             said = one_line(self.chat.said_last)
             self._readline.set_startup_hook(lambda: self._readline and self._readline.insert_text(said))
             try:
-                text = input(f"{self._name('user')}> ").strip()
+                text = self._asked(f"{self._name('user')}> ")
             finally:
                 self._readline.set_startup_hook()
         super()._edit(text)

@@ -136,7 +136,12 @@ def test_every_command(talker: Path, terminal: Callable[..., Terminal]):
     t.ask("/again", "BEN> ")
     t.type("/save talk.json\n")
     t.until("talk.json is there already; write over it? [y/N] ")
-    t.ask("", "error: talk.json is there already")
+    t.ask("", "[not saved]")
+    t.type("/save talk.json\n")
+    t.until("[y/N] ")
+    t.type("\x04")
+    t.until("[not saved]")
+    t.until("ANN> ")
     assert messages("talk.json") == first
     t.type("/save talk.json\n")
     t.until("[y/N] ")
@@ -156,6 +161,14 @@ def test_every_command(talker: Path, terminal: Callable[..., Terminal]):
     t.ask("//the bee", "BEN> ")
     t.ask("/save new.json", "[saved")
     assert messages("new.json")[::2] == ["so a mouse house", "/the bee"]
+    t.type("/edit\n")
+    t.until("ANN> /the bee")
+    t.type("\x15\x04")  # empties the line, and ends it
+    t.until("error: there is nothing to say instead")
+    t.until("ANN> ")
+    t.ask("/save .", "error: . is a folder\n       name a file in it")
+    t.ask("/save a/b/new.json", "[saved: a/b/new.json; the folder a/b is new]")
+    t.ask("/save a/b/newer.json", "[saved: a/b/newer.json]")
     assert "temperature 0.7" in t.ask("/set temperature 0.7", "[turns 4")
     assert "temperature 0.8" in t.ask("/set temperature default", "[turns 4")
     assert "system A house" in t.ask("/set system A house", "[turns 4")
@@ -210,6 +223,9 @@ def test_a_window_of_40_columns(talker: Path, terminal: Callable[..., Terminal])
     for line in ("/help", "/sing", "/set"):
         t.ask(line, "set")
     t.ask("/save talk.json", "[saved")
+    t.type("/save talk.json\n")
+    t.until("talk.json is there already; write over\nit? [y/N] ")
+    t.ask("y", "[saved")
     assert max(map(len, t.screen.split("\n"))) <= 40
     shown = told[told.rindex("BEN>") : told.rindex("[cut off after 120 tokens")]
     assert shown.count("\n") > 3
@@ -239,6 +255,12 @@ def test_a_line_in_and_a_reply_out(talker: Path, piped):
     assert len(shown) == 3
     code, again, _ = piped("the house\na mouse\nbee\n", "--model", str(talker), "--max-new-tokens", "9", "--no-cache")
     assert (code, again) == (0, out)
+
+
+def test_a_byte_order_mark_before_the_first_line_is_not_said(talker: Path, piped):
+    code, out, _ = piped("\ufeffa house\r\n", "--model", str(talker), "--json")
+    assert code == 0
+    assert json.loads(out)["messages"] == [{"role": "user", "content": "a house"}]
 
 
 def test_json_has_an_object_for_each_reply(talker: Path, piped):
