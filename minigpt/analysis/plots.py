@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AMOUNT, SIGNED, HIDDEN = "viridis", "RdBu_r", "#EEEEEE"  # two colour maps, and the colour of cells without a number
 SMALL, TINY = 8, 6.5  # points: labels, and numbers inside cells
 POINTS = 72  # an inch
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "xytext": (3, 0), "va": "center", "fontsize": TINY}  # a bar
 
 Array = npt.NDArray[Any]
 
@@ -182,9 +183,7 @@ def waterfall(parts: Sequence[tuple[str, float]], total: float, what: str, title
     axes.set_xlim(low - (room if low < 0 else 0), high + room)
     for place, (end, value) in enumerate([*zip(ends, values, strict=True), (total, total)]):
         right = max(end, end - value)
-        axes.annotate(
-            f"{value:+.3f}", (right, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY
-        )
+        axes.annotate(f"{value:+.3f}", (right, place), **BESIDE)
     labels = [drawable(name, spaces=False) for name in names]
     axes.set_yticks([*places, len(parts)], [*labels, "together"], fontsize=SMALL)
     axes.invert_yaxis()
@@ -284,11 +283,8 @@ def bars_side_by_side(
     for axes, (heading, probabilities) in zip(across, panels, strict=True):
         axes.barh(places, probabilities, color=BLUE)
         for place, value in enumerate(probabilities):
-            text = f"{value:.3f}" if value else zero
-            axes.annotate(
-                text, (value, place), textcoords="offset points", xytext=(3, 0), va="center", fontsize=TINY,
-                color="black" if value else ORANGE,
-            )  # fmt: skip
+            text, colour = (f"{value:.3f}", "black") if value else (zero, ORANGE)
+            axes.annotate(text, (value, place), **BESIDE, color=colour)
         axes.set_title(heading, fontsize=SMALL)
         axes.set_xlim(0, 1.35 * most)
         axes.set_xticks([0, most], ["0", f"{most:.2g}"], fontsize=TINY)

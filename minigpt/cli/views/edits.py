@@ -121,9 +121,7 @@ def _question(asked: settings.Ablate) -> tuple[Subject, list[list[int]], Metric,
 def _difference(asked: settings.Ablate | settings.Patch, it: Subject) -> tuple[Metric, str]:
     if asked.token is None or asked.against is None:
         raise InputError("a difference of logits needs two tokens", "give both --token and --against")
-    target, against = (
-        it.one_token(text, flag) for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
-    )
+    target, against = it.one_token(asked.token, "--token"), it.one_token(asked.against, "--against")
     if target == against:
         raise InputError("--token and --against are one token, and differ by 0 whatever the model", "choose two")
     return logit_difference(target, against), "logit of " + " minus ".join(it.names([target, against]))

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,13 +22,10 @@ from minigpt.cli.views.settings import After, Inside, ViewSettings
 from minigpt.errors import InputError
 from minigpt.model import GPT
 from minigpt.parameters import evaluating
-from minigpt.system.figures import save_figure
+from minigpt.system import figures
 from minigpt.system.files import check_output
 from minigpt.system.terminal import WIDTH, cut, visible
 from minigpt.tokenizers import Tokenizer, check_has_tokenizer, read
-
-if TYPE_CHECKING:
-    from minigpt.system.figures import Figure
 
 PICTURES, DATA = (".png", ".svg"), (".json", ".npz")
 
@@ -47,7 +44,7 @@ class Answer:
     result: Result
     lines: Sequence[str]
     checks: Callable[[], Sequence[Check]]
-    draw: "Callable[[], Figure] | None"
+    draw: "Callable[[], figures.Figure] | None"
 
 
 def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
@@ -76,7 +73,7 @@ def _save(answer: Answer, result: Result, path: Path) -> None:
     elif answer.draw is None:
         raise InputError(f"this view has no picture, and {path} would be one", f"choose {' or '.join(DATA)}")
     else:
-        save_figure(answer.draw(), path)
+        figures.save_figure(answer.draw(), path)
 
 
 def _check_lines(checks: Sequence[Check]) -> list[str]:
@@ -141,6 +138,10 @@ class Subject:
     def shown(self, token_id: int) -> str:
         """The name of one token."""
         return self.names([token_id])[0]
+
+    def likely(self, ids: Iterable[int], probabilities: Iterable[float], width: int = 9, digits: int = 2) -> list[str]:
+        """The names of tokens, in at most so many columns, each with its probability."""
+        return [f"{cut(name, width)} {p:.{digits}f}" for name, p in zip(self.names(ids), probabilities, strict=True)]
 
     def of(self, ids: list[int]) -> "Subject":
         """The same model with these ids as its prompt, the one in front included."""

@@ -56,7 +56,7 @@ def view_lens(asked: settings.Lens) -> Answer:
     rows = [
         (point, f"{divergence[n, 0, place]:.3f}", f"{int(ranks[n, 0, place]):,}") for n, point in enumerate(lens.points)
     ]
-    likeliest = [_tokens(it, *(x[n, 0, place].tolist() for x in (ids, probs))) for n in range(len(lens.points))]
+    likeliest = [it.likely(ids[n, 0, place].tolist(), probs[n, 0, place].tolist()) for n in range(len(lens.points))]
     shown = terminal.cut(it.shown(token), 10)
     lines = [
         it.header("lens"),
@@ -65,10 +65,6 @@ def view_lens(asked: settings.Lens) -> Answer:
         "KL in nats, from the model's own distribution",
     ]
     return Answer(result, lines, lambda: lens.checks, lambda: _lens_chart(it, lens))
-
-
-def _tokens(it: Subject, ids: list[int], probs: list[float]) -> list[str]:
-    return [f"{terminal.cut(name, 9)} {p:.2f}" for name, p in zip(it.names(ids), probs, strict=True)]
 
 
 def _lens_chart(it: Subject, lens: Lens) -> "plots.Figure":
@@ -97,14 +93,9 @@ def _norms(it: Subject, place: int) -> Answer:
         settings={"norms": True, "position": place},
     )
     rows = [
-        (
-            point,
-            f"{norms[n, place]:.2f}",
-            f"{cosines[n, place]:+.3f}",
-            f"{shares[n, place]:+.3f}",
-        )
+        (point, f"{norms[n, place]:.2f}", f"{cosines[n, place]:+.3f}", f"{shares[n, place]:+.3f}")
         for n, point in enumerate(found.points)
-    ]  # fmt: skip
+    ]
     largest = [
         [f"{d}: {x:+.1f}" for d, x in zip(dimensions[n, place], sizes[n, place], strict=True)] for n in range(len(rows))
     ]
@@ -129,12 +120,9 @@ def view_why(asked: settings.Why) -> Answer:
     it = subject(asked, asked.prompt)
     place = _check_position(asked.position, it)
     t = traced(it.model, [it.ids], [*STREAM, "*.attn.z", "*.mlp.post", "ln_f.scale", "logits"])
-    target, against = (
-        None if text is None else it.one_token(text, flag)
-        for text, flag in ((asked.token, "--token"), (asked.against, "--against"))
-    )
-    if target is None:
-        target = int(with_text(t["logits"][0, place], it.vocab_size).argmax())
+    best = int(with_text(t["logits"][0, place], it.vocab_size).argmax())
+    target = best if asked.token is None else it.one_token(asked.token, "--token")
+    against = None if asked.against is None else it.one_token(asked.against, "--against")
     found = attribute(t, target, against, by=asked.by, position=place)
     what = "logit of " + " minus ".join(it.names([target] if against is None else [target, against]))
     parts = _parts(found, asked.top)

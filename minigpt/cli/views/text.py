@@ -74,7 +74,7 @@ def view_loss(asked: settings.Loss) -> Answer:
     )
     names = it.names(it.ids)
     rows = [(str(place + 1), terminal.cut(names[place + 1], 12), f"{losses[place]:.3f}") for place in order]
-    expected = [_expected(it.names(ids[place]), probs[place]) for place in order]
+    expected = [it.likely(ids[place], probs[place], 12, 3) for place in order]
     lines = [
         it.header("loss"),
         f"mean {found.mean:.4f} nats a token, perplexity {found.perplexity:.4g}, "
@@ -87,10 +87,6 @@ def view_loss(asked: settings.Loss) -> Answer:
     ]
     title = f"{it.header('loss')}, mean {found.mean:.3f} nats"
     return Answer(result, lines, lambda: found.checks, lambda: plots.loss_strip(it.texts, losses, title))
-
-
-def _expected(names: list[str], probabilities: list[float]) -> list[str]:
-    return [f"{terminal.cut(name, 12)} {value:.3f}" for name, value in zip(names, probabilities, strict=True)]
 
 
 def _strip(names: list[str], losses: list[float]) -> list[str]:
