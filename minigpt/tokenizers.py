@@ -532,9 +532,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
     Raises:
         CheckpointError: if the model has fewer ids, or more than these.
     """
-    padding = (
-        vocab_size - tokenizer.vocab_size - len(tokenizer.added)
-    )  # negative if the model was never made larger for the added tokens
+    # Negative if the model was never made larger for the added tokens.
+    padding = vocab_size - tokenizer.vocab_size - len(tokenizer.added)
     may_be_padded = not isinstance(tokenizer, CharTokenizer) or (padding < 128 and vocab_size % 8 == 0)
     if vocab_size < tokenizer.vocab_size or (padding > 0 and not may_be_padded):
         raise CheckpointError(

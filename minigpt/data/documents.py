@@ -121,9 +121,8 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
         MissingFileError: if there is no such path.
         DataError: if the text is of another encoding; on a line or a record that is no JSON object, a CSV row of
             another length than the header, or a record without the field or with half a character in it, with its
-            number; if
-            a CSV is parted by semicolons or tabs, names two columns alike, or begins with a row; if several fields
-            could be the text; if all documents are blank, or longer than is allowed.
+            number; if a CSV is parted by semicolons or tabs, names two columns alike, or begins with a row; if several
+            fields could be the text; if all documents are blank, or longer than is allowed.
     """
     path = named_path(path, "path")
     learned, most = settings.text_field or settings.completion_field, settings.max_characters

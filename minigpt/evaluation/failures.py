@@ -17,12 +17,11 @@ WIDESPREAD = 3  # dialogues, from which on one and the same reply is generic
 COMMON = 100  # so many of the most frequent words say nothing of a topic
 LOW_OVERLAP, LOW_GAIN = 0.1, 0.0  # a share of words; nats a token
 STOCK = frozenset(
-    """i don't know; i do not know; i'm not sure; i am not sure; i don't think so; i think so; ok; okay; yes; no; yeah;
-    sure; i see; me too; thank you; thanks; you're welcome; that's nice; that is nice; that's great; that is great;
-    that's good; that is good; that's cool; sounds good; i like it; what do you mean; i understand""".replace("\n", " ")
-    .replace("    ", "")
-    .split("; ")
-)
+    re.split(r";\s+", """i don't know; i do not know; i'm not sure; i am not sure; i don't think so; i think so; ok;
+    okay; yes; no; yeah; sure; i see; me too; thank you; thanks; you're welcome; that's nice; that is nice;
+    that's great; that is great; that's good; that is good; that's cool; sounds good; i like it; what do you mean;
+    i understand""")
+)  # fmt: skip
 
 MODES = {
     "empty": "nothing, or nothing but blanks",

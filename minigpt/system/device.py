@@ -19,12 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def available_devices() -> list[str]:
     """The kinds of device that torch can use on this machine, the fastest first."""
-    kinds = []
-    if torch.cuda.is_available():
-        kinds.append("cuda")
-    if torch.backends.mps.is_available():
-        kinds.append("mps")
-    return [*kinds, "cpu"]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind in there if there[kind]]
 
 
 def choose_device(name: str = "auto") -> torch.device:
