@@ -289,20 +289,28 @@ class KVCache:
         parents = rows.tolist()
         for parent in (min(parents), max(parents)):
             check_place(parent, self.batch_size, "row", "the cache has")
-        lengths = None if self.uniform is not None else self._length[rows].tolist()
         if len(rows) == self.batch_size:
-            # Row by row, which is several times faster on a CPU than to index all at once; and most rows stay.
-            each = self._kv[..., first_column : self._longest, :].unbind(2)  # B x (n_layer, 2, H, columns, D)
-            moved = {row: parent for row, parent in enumerate(parents) if row != parent}
-            # What is written over, and read by another row, is copied before.
-            sources = [each[parent].clone() if parent in moved else each[parent] for parent in moved.values()]
-            for row, source in zip(moved, sources, strict=True):
-                each[row].copy_(source)
-        else:
-            self._kv = self._kv.index_select(2, rows)
-            self._length = self._length[rows]
-        if lengths is not None:
-            self._set_lengths(lengths)
+            self.copy_rows(parents, first_column)
+            return
+        self._kv = self._kv.index_select(2, rows)
+        self._length = self._length[rows]
+        if self.uniform is None:
+            self._set_lengths(self._length.tolist())
+
+    def copy_rows(self, parents: Sequence[int], first_column: int = 0) -> None:
+        """As `gather` of as many rows as before, for whoever knows that they are there.
+
+        It copies row by row, which is several times faster on a CPU than to index all at once; and most rows stay.
+        """
+        each = self._kv[..., first_column : self._longest, :].unbind(2)  # B x (n_layer, 2, H, columns, D)
+        moved = {row: parent for row, parent in enumerate(parents) if row != parent}
+        # What is written over, and read by another row, is copied before.
+        sources = [each[parent].clone() if parent in moved else each[parent] for parent in moved.values()]
+        for row, source in zip(moved, sources, strict=True):
+            each[row].copy_(source)
+        if self.uniform is None:
+            lengths = self._length.tolist()
+            self._set_lengths([lengths[parent] for parent in parents])
 
     @checked
     def expand(self, num_copies: _Rows) -> None:

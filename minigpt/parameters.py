@@ -186,9 +186,11 @@ def evaluating(model: GPT) -> Iterator[None]:
     leaves.
     """
     with _ENTERING:
-        users, training = _EVALUATED.get(model, (0, [module for module in model.modules() if module.training]))
+        in_training = [module for module in model.modules() if module.training]
+        users, training = _EVALUATED.get(model, (0, in_training))
         _EVALUATED[model] = users + 1, training
-        model.eval()
+        if in_training:
+            model.eval()
     try:
         yield
     finally:

@@ -144,7 +144,7 @@ class Batch:
                 continue  # a token of the draft before this place was refused, or ended the row: nothing is chosen here
             reached.append(place)
             drafted = token in self.drafts[slot][n : n + 1]
-            reason = self._request.finish_reason(self._request.prompt_of(row), [*at.before[place], token])
+            reason = self._request.finish_reason(self._request.prompt_of(row), at.before[place], token)
             new[slot].append(Choice(row, token, log_probs[place], drafted, reason, candidates[place]))
         if self._request.options.bans:
             check_not_empty(scores[reached], self._request.options)

@@ -63,11 +63,24 @@ class BeamCandidate:
 
 
 class _Beam(NamedTuple):
-    """A sequence going on: its total (the sum of log-probabilities), its ids, and the row that it continues."""
+    """A row that goes on with a token, and the sum of log-probabilities then.
+
+    Attributes:
+        total: the sum.
+        row: its number.
+        before: its ids, which are those of `Rows`: they grow with the next step.
+        token: the token.
+    """
 
     total: float
-    ids: list[int]
     row: int
+    before: Sequence[int]
+    token: int
+
+    @property
+    def ids(self) -> list[int]:
+        """The whole sequence."""
+        return [*self.before, self.token]
 
 
 def beam_search(
@@ -75,7 +88,7 @@ def beam_search(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     options: DecodingOptions,
-    finish_reason: Callable[[int, Sequence[int]], FinishReason | None],
+    finish_reason: Callable[[int, Sequence[int], int], FinishReason | None],
     tape: NoiseTape | None = None,
     on_step: Callable[[tuple[BeamCandidate, ...]], None] | None = None,
 ) -> list[list[Hypothesis]]:
@@ -87,7 +100,8 @@ def beam_search(
         prompts: the ids of all.
         limits: for each prompt, how many tokens it may get.
         options: B, length penalty, early stopping, filters.
-        finish_reason: (number of the prompt, ids) -> what ends this sequence, or None. It must end one at its limit.
+        finish_reason: (number of the prompt, ids, the next id) -> what ends this sequence, or None. It must end one at
+            its limit.
         tape: noise (N, B * V) for beam sampling; without it, the best candidates are taken.
         on_step: is told after each step what it considered.
 
@@ -128,8 +142,8 @@ def beam_search(
                 sums, indices = _with_required(indices, continued[place], new, options.required_sequences)
             candidates = []
             for total, index in zip(sums, indices, strict=True):
-                row, token = first_row + index // V, index % V
-                candidates.append(_Beam(total, [*rows.ids[row], token], row))
+                row = first_row + index // V
+                candidates.append(_Beam(total, row, rows.ids[row], index % V))
             beams = searches[number].step(candidates)
             if on_step is not None:
                 seen += searches[number].report(number, first_row, candidates, beams)
@@ -145,13 +159,13 @@ def beam_search(
             on_step(tuple(seen))
         alive = going
         if alive:
-            rows.advance([beam.row for beam in running], [beam.ids[-1:] for beam in running])
+            rows.advance([beam.row for beam in running], [[beam.token] for beam in running])
     return [search.finished for search in searches]
 
 
 def _equal_beams(prompt: Sequence[int], count: int, first_row: int) -> list[_Beam]:
     """How a search begins: all beams except one are at -inf, or the first step would find each token B times."""
-    return [_Beam(-math.inf if n else 0.0, list(prompt), first_row + n) for n in range(count)]
+    return [_Beam(-math.inf if n else 0.0, first_row + n, prompt[:-1], prompt[-1]) for n in range(count)]
 
 
 def _with_required(
@@ -189,7 +203,7 @@ class _Search:
     """
 
     def __init__(
-        self, options: DecodingOptions, limit: int, finish_reason: Callable[[Sequence[int]], FinishReason | None]
+        self, options: DecodingOptions, limit: int, finish_reason: Callable[[Sequence[int], int], FinishReason | None]
     ) -> None:
         self.finished: list[Hypothesis] = []
         self.num_new = 0
@@ -225,16 +239,16 @@ class _Search:
             if candidate.total == -math.inf:
                 continue
             place = next((place for place, beam in enumerate(beams) if beam is candidate), None)
-            kept = place is not None or any(hypothesis.ids is candidate.ids for hypothesis in self.finished)
+            kept = place is not None or any(hypothesis.ids == candidate.ids for hypothesis in self.finished)
             told.append(
                 BeamCandidate(
                     prompt=number,
                     parent=candidate.row - first_row,
-                    id=candidate.ids[-1],
+                    id=candidate.token,
                     total=candidate.total,
                     kept=kept,
                     place=place,
-                    finish_reason=self._finish_reason(candidate.ids),
+                    finish_reason=self._finish_reason(candidate.before, candidate.token),
                 )
             )
         return told
@@ -242,7 +256,7 @@ class _Search:
     def _possible(self, candidates: Sequence[_Beam], num_new: int) -> list[tuple[_Beam, FinishReason | None]]:
         """The candidates that may be kept, each with what ends it, in the order in which they are served."""
         # One whose total is -inf is banned, or the continuation of a dead beam.
-        alive = ((each, self._finish_reason(each.ids)) for each in candidates if each.total != -math.inf)
+        alive = ((each, self._finish_reason(each.before, each.token)) for each in candidates if each.total != -math.inf)
         required = self._options.required_sequences
         if not required:
             return [*alive]

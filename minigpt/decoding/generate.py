@@ -165,6 +165,7 @@ def stream(
     return _chosen_ids(request, on_step, num_candidates)
 
 
+@torch.inference_mode()
 def _chosen_ids(
     request: Request, on_step: Callable[[Step], None] | None, num_candidates: int
 ) -> Generator[int, None, None]:
@@ -236,9 +237,11 @@ def _watched_steps(
             yield step
 
 
-@torch.inference_mode()
 def _steps(request: Request, num_candidates: int = 0, scored: bool = True) -> Generator[Step, None, None]:
-    """Greedy decoding and sampling: each step gives every row that goes on a token, or more if a draft was right."""
+    """Greedy decoding and sampling: each step gives every row that goes on a token, or more if a draft was right.
+
+    The caller sets inference mode: a generator that does has to set it again at each step.
+    """
     numbers = [row for row in range(request.num_rows) if request.limit(row)]
     if not numbers:
         return
@@ -255,6 +258,7 @@ def _steps(request: Request, num_candidates: int = 0, scored: bool = True) -> Ge
             batch.go_on(new, tokens)  # stop, or begin again
 
 
+@torch.inference_mode()
 def _collect(request: Request, on_step: Callable[[Step], None] | None, num_candidates: int) -> Generation:
     """Run greedy decoding or sampling to its end."""
     prompt_numbers = [request.prompt_of(row) for row in range(request.num_rows)]

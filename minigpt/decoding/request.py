@@ -206,15 +206,15 @@ class Request:
         device = self.model.wte.weight.device
         return NoiseTape(self.options.seed, device, rows, columns) if self.options.samples else None
 
-    def finish_reason(self, prompt_number: int, ids: Sequence[int]) -> FinishReason | None:
-        """Why the row `ids` of this prompt ends with its last token, or None if it goes on."""
-        num_new = len(ids) - len(self.prompts[prompt_number])
-        if ids[-1] in self._eos:
+    def finish_reason(self, prompt_number: int, before: Sequence[int], token: int) -> FinishReason | None:
+        """Why a row of this prompt ends with this token, which follows the ids `before`, or None if it goes on."""
+        num_new = len(before) + 1 - len(self.prompts[prompt_number])
+        if token in self._eos:
             return "eos"
         if self._stop:
             # A match ends in the last token, or the row would have ended before; and a token is at least one byte.
             reach = min(num_new, max(map(len, self._stop)))
-            tail = self._bytes(ids[-reach:])
+            tail = self._bytes([*before[len(before) + 1 - reach :], token])
             if any(stop in tail for stop in self._stop):
                 return "stop"
         return self.limit_reason(prompt_number) if num_new == self.limits[prompt_number] else None

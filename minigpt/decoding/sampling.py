@@ -77,6 +77,7 @@ class Rows:
         self._ahead: dict[tuple[int, ...], int] = {}  # beginnings of prompts, and their rows in `_read_prompts`
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
+        self._places = list(range(len(self.ids)))  # of each row in the cache
         self.logits = self._feed([prompt[read:] for prompt in prompts], [1] * len(prompts))  # (N, 1, V)
         if max(copies) > 1:
             each = torch.arange(len(prompts)).repeat_interleave(torch.tensor(copies)).to(self._device)  # (R,)
@@ -116,12 +117,12 @@ class Rows:
         if list(parents) != list(range(len(self.ids))):
             self.ids = [list(self.ids[parent]) for parent in parents]
             if self._cache is not None:
-                # The rows of a prompt share its columns already: only what is new is copied.
-                self._cache.gather(torch.tensor(parents, device=self._device), first_column=self._shortest_prompt)
+                self._move(parents, self._cache)
+        rows_by_place = sorted(range(len(self.ids)), key=self._places.__getitem__)
         if keep is not None:
             surplus = [len(ids) - n for ids, n in zip(self.ids, keep, strict=True)]
             if self._cache is not None and any(surplus):
-                self._cache.rollback(torch.tensor(surplus, device=self._device))
+                self._cache.rollback(torch.tensor([surplus[row] for row in rows_by_place], device=self._device))
             for ids, n in zip(self.ids, keep, strict=True):
                 del ids[n:]
         for ids, new in zip(self.ids, tokens, strict=True):
@@ -129,12 +130,38 @@ class Rows:
         self._num_last = [min(len(new), self._block_size) for new in tokens]
         if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
-        if self._cache is not None and max(self._num_last) == 1 and self._one_token.fits():
-            idx = torch.tensor([ids[0] for ids in tokens], device=self._device) if idx is None else idx  # (R,)
-            logits = self._one_token(idx, self._cache).unsqueeze(1)  # (R, V) -> (R, 1, V)
-            self.logits = self._checked(logits, self._num_last)
+        if self._cache is None:
+            self.logits = self._feed(self.ids, self._num_last)
+            return
+        in_order = rows_by_place == sorted(rows_by_place)
+        if max(self._num_last) == 1 and self._one_token.fits():
+            if idx is None or not in_order:
+                idx = torch.tensor([tokens[row][0] for row in rows_by_place], device=self._device)  # (R,)
+            logits = self._checked(self._one_token(idx, self._cache).unsqueeze(1), [1])  # (R, V) -> (R, 1, V)
         else:
-            self.logits = self._feed(self.ids if self._cache is None else tokens, self._num_last)
+            logits = self._feed([tokens[row] for row in rows_by_place], [self._num_last[row] for row in rows_by_place])
+        self.logits = logits if in_order else logits[self._places]
+
+    def _move(self, parents: Sequence[int], cache: KVCache) -> None:
+        """The keys and values of row i become those of row `parents[i]`: as few as possible are copied.
+
+        A parent's first child stays at the parent's place. Its others get the places of rows that have no child: in
+        this order, so that a place stays with its prompt, whose columns its rows share and need not copy.
+        """
+        places = [self._places[parent] for parent in parents]
+        if len(parents) != len(self._places):
+            cache.gather(torch.tensor(places, device=self._device))
+            self._places = list(range(len(parents)))
+            return
+        free = iter([place for row, place in enumerate(self._places) if row not in parents])
+        sources = list(range(len(parents)))
+        for row, parent in enumerate(parents):
+            if parent in parents[:row]:
+                places[row] = place = next(free)
+                sources[place] = self._places[parent]
+        if len({*parents}) < len(parents):
+            cache.copy_rows(sources, first_column=self._shortest_prompt)
+        self._places = places
 
     def replace(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], upcoming: Sequence[Sequence[int]] = ()
@@ -153,7 +180,7 @@ class Rows:
             if self._cache is not None:
                 if start not in self._ahead:
                     self._read_ahead([*prompts, *upcoming])
-                self._cache.replace(row, self._read_prompts, self._ahead[start])
+                self._cache.replace(self._places[row], self._read_prompts, self._ahead[start])
 
     def _read_ahead(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read these prompts, each without its last id, into a cache of their own, and forget those read before."""
