@@ -8,15 +8,16 @@
     a folder            the texts and .jsonl files below it
 
 In a play and in a log, anybody may be who replies: each turn that has another before it is a reply to learn. In the
-others, it is the assistant.
+others, it is the assistant; so it is in a text whose speakers are called user and assistant.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from minigpt.data.corpora import (
     DIALOGUE_SOURCES,
@@ -28,17 +29,25 @@ from minigpt.data.corpora import (
     read_plain_text,
 )
 from minigpt.data.dialogue_records import Talk, is_parlai, parlai_talks, talk_of
-from minigpt.data.dialogues import Dialogue, Message, fault, has_reply, own_name, speaker, speech
+from minigpt.data.dialogues import Dialogue, Message, Role, fault, has_reply, own_name, speaker, speech
 from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
 from minigpt.errors import DataError, MissingFileError, first_line
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 PARTS = ("train", "valid")  # of PersonaChat's file
-Raw = tuple[str, list[object]]  # a place in a file, and the messages there, not yet checked
+Raw = tuple[str, Sequence[object]]  # a place in a file, and the messages there, not yet checked
+Spoken = tuple[str, list[Message]]  # the same of a play or a log
+
+_ROLES = frozenset(get_args(Role))
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _ALONE = re.compile(r"^[^\S\n]*([^\s:][^\n:]{0,39}):[^\S\n]*(?:\n|$)", re.MULTILINE)  # a name above a speech
 _IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[^\S\n]+(?=\S)")  # a name before what was said, in a log
+_TIME = re.compile(  # before a name in a log: "[10:02] ", "2026-01-02 10:02 ", "12/01/26, 10:02 - "
+    r"^[^\S\n]*[\[(]?\d+(?:[.:/-]\d+)+(?:(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)?(?:[^\S\n]?[AaPp][Mm])?[\])]?"
+    r"(?:[^\S\n]+-)?[^\S\n]+(?=[^\s:][^:\n]{0,39}:)",
+    re.MULTILINE,
+)
 _CAPITALS = re.compile(r"([^a-z\n:]*[A-Z]{2}[^a-z\n:]*?)\.?[^\S\n]*\n")  # the same in editions without colons
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
@@ -89,6 +98,8 @@ class _Notes:
     joined: int = 0
     blank: int = 0
     outside: int = 0
+    times: int = 0
+    directions: int = 0
     without_reply: int = 0
     like_names: list[str] = field(default_factory=list)
     unused: dict[str, None] = field(default_factory=dict)
@@ -99,6 +110,8 @@ class _Notes:
             (self.joined, "turns joined to one of the same speaker before them"),
             (self.blank, "speeches without words left out"),
             (self.outside, "passages that nobody speaks left out"),
+            (self.times, "times before names left out"),
+            (self.directions, "stage directions left out"),
             (self.without_reply, "dialogues without a reply left out"),
             (
                 len(self.like_names),
@@ -113,8 +126,8 @@ class _Notes:
 def read_dialogues(source: str | Path) -> Dialogues:
     """Read dialogues from a named source, a file or a folder, in one of the forms at the top of this file.
 
-    Turns of one speaker in a row are joined. Stage directions in brackets, speeches without words and dialogues without
-    a reply are left out. `Dialogues.described` says what was.
+    Turns of one speaker in a row are joined. A play's stage directions in brackets, speeches without words and
+    dialogues without a reply are left out. `Dialogues.described` says what was.
 
     Args:
         source: a name from `corpora.NAMED_SOURCES`, or a path; what is there is never changed.
@@ -210,7 +223,7 @@ def _from_records(records: Mapping[str, object], notes: _Notes) -> list[Raw]:
 
 
 def _from_talks(talks: Iterable[tuple[str, Talk]], notes: _Notes) -> list[Raw]:
-    found = []
+    found: list[Raw] = []
     for place, talk in talks:
         notes.unused |= dict.fromkeys(talk.unread)
         notes.blank += talk.blank
@@ -264,12 +277,14 @@ def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
     """The dialogues of a named corpus."""
     text = load_corpus(name).text
     if DIALOGUE_SOURCES.get(name, name) == "shakespeare":
-        return _from_play(text.replace(_RUNNING_TITLE, "\n"), name, notes, _SCENES)
+        return [*_from_play(text.replace(_RUNNING_TITLE, "\n"), name, notes, _SCENES)]
     return _from_text(text, name, notes)
 
 
 def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
-    """A play or a log, whichever has more turns."""
+    """A play or a log, whichever has more turns; a log, where every other turn has its name beside it."""
+    text, times = _TIME.subn("", text)
+    notes.times += times
     blocks = _BLANK_LINES.split(text.strip())
     above = Counter(named[1].strip() for block in blocks if (named := _ALONE.match(block)))
     lines = Counter(named[1].strip() for block in blocks for named in _ALONE.finditer(block)) - above
@@ -281,17 +296,31 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
         )
     more = _more_names(above, lines)
     below = sum(lines[name] for name in more)  # turns without a blank line above them
-    is_log = above.total() + below < beside.total() + sum((above + lines)[name] for name in beside)
+    in_play = above.total() + below
+    recurring = sum(count for name, count in beside.items() if count > 1 and _looks_like_a_name(name))
+    in_log = beside.total() + sum((above + lines)[name] for name in beside)
+    is_log = in_play < in_log or 0 < in_play <= 2 * recurring
     if is_log:
         lines += above
         more = _more_names(beside, lines)
     doubtful = [name for name in lines if name not in more and _looks_like_a_name(name)]
     notes.like_names += doubtful if 100 * len(doubtful) >= (above + beside).total() else []
     if is_log:
-        return _from_log(blocks, more, place, notes)
+        return _as_roles(_from_log(blocks, more, place, notes))
     parts = blocks if below >= above.total() else [text]  # blank lines are between scenes, or also in them
     parted = (_ALONE.sub(lambda line: "\n\n" * (line[1].strip() in more) + line[0], part) for part in parts)
-    return [scene for part in parted for scene in _from_play(part, place, notes)]
+    return _as_roles([scene for part in parted for scene in _from_play(part, place, notes)])
+
+
+def _as_roles(found: list[Spoken]) -> list[Raw]:
+    """The dialogues of a text; where all speakers are called after roles, each turn is of its role."""
+    names = {speaker(message).casefold() for _, messages in found for message in messages}
+    if not {"user", "assistant"} <= names <= _ROLES:
+        return [*found]
+    return [
+        (place, [{"role": speaker(message).casefold(), "content": message["content"]} for message in messages])
+        for place, messages in found
+    ]
 
 
 def _more_names(sure: Counter[str], lines: Counter[str]) -> set[str]:
@@ -309,10 +338,10 @@ def _more_names(sure: Counter[str], lines: Counter[str]) -> set[str]:
 
 
 def _looks_like_a_name(line: str) -> bool:
-    return not any(word[0].islower() for word in line.split())
+    return line in _ROLES or not any(word[0].islower() for word in line.split())
 
 
-def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = ()) -> list[Raw]:
+def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = ()) -> list[Spoken]:
     """The scenes of a play; `starts` are the speeches with which a scene begins where no heading says so."""
     scenes: list[list[tuple[str, str]]] = [[]]
     number = -1  # of the speech
@@ -332,10 +361,15 @@ def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = (
             scenes[-1].append((name, f"{said}\n{block}"))
         else:
             notes.outside += bool(_DIRECTION.sub("", block).strip())
+    for turns in scenes:
+        for number, (name, said) in enumerate(turns):
+            spoken, directions = _DIRECTION.subn("", said)
+            notes.directions += directions
+            turns[number] = name, spoken
     return [_spoken(turns, place, notes) for turns in scenes if turns]
 
 
-def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> list[Raw]:
+def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> list[Spoken]:
     """The dialogues of a log; a line without a name goes on with the turn above it.
 
     Args:
@@ -370,8 +404,8 @@ def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> 
     return found
 
 
-def _spoken(turns: Iterable[tuple[str, str]], place: str, notes: _Notes) -> Raw:
-    """Turns as messages, without stage directions."""
-    said = [(name.strip(), speech(_DIRECTION.sub("", text))) for name, text in turns]
+def _spoken(turns: Iterable[tuple[str, str]], place: str, notes: _Notes) -> Spoken:
+    """Turns as messages."""
+    said = [(name.strip(), speech(text)) for name, text in turns]
     notes.blank += sum(not text for _, text in said)
     return place, [{"role": "assistant", "name": name, "content": text} for name, text in said if text]

@@ -212,13 +212,16 @@ def same_beginnings(dialogues: Iterable[Dialogue]) -> dict[str, str]:
     """What dialogues belong together because one of them is there again, whole or more than half of it.
 
     A file may hold a dialogue once for each of the two who speak, or under another system message. If these were
-    parted, what validates would have been trained on. A greeting that many share joins nothing.
+    parted, what validates would have been trained on. A greeting that many share joins nothing. Blanks and capitals
+    make no difference.
 
     Returns:
         For the checksum of each dialogue, that of the shortest with the same first turns, whoever speaks.
     """
     contents = {
-        one.checksum(): tuple(message["content"] for message in one.messages if message["role"] != "system")
+        one.checksum(): tuple(
+            message["content"].casefold().split() for message in one.messages if message["role"] != "system"
+        )
         for one in dialogues
     }
     found: dict[str, str] = {}

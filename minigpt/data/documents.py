@@ -272,7 +272,7 @@ def array_records(file: Path) -> dict[str, dict[str, object]]:
 
 def _record(found: object, place: str) -> dict[str, object]:
     if not isinstance(found, dict):
-        raise DataError(f"{place} holds a JSON {type(found).__name__}, and no object", 'write each as {"text": "..."}')
+        raise DataError(f"{place} holds a JSON {type(found).__name__}, and no object", "write each as an object, {...}")
     return found
 
 

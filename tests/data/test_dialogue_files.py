@@ -244,18 +244,19 @@ I will.
     ]
     assert all(message["role"] == "assistant" for dialogue in found.items for message in dialogue.messages)
     for what in (
-        "1 turns joined", "1 speeches without words", "1 passages that nobody speaks", "1 dialogues without a reply"
+        "1 turns joined", "1 speeches without words", "1 passages that nobody speaks", "1 dialogues without a reply",
+        "2 stage directions left out",
     ):  # fmt: skip
         assert what in found.described
 
 
 def test_a_chat_log(tmp_path):
     log = "2026-01-02\nAnn: hi, see http://a.b\nBen Smith:  hello\nand more\nAnn: bye\n\n"
-    log += "Ben Smith: one\nAnn: two: three\n"
+    log += "Ben Smith: one\nAnn: two: three [not a direction], list[0\n"
     found = read_dialogues(written(tmp_path / "chat.log", log))
     assert [said(dialogue) for dialogue in found.items] == [
         [("Ann", "hi, see http://a.b"), ("Ben Smith", "hello\nand more"), ("Ann", "bye")],
-        [("Ben Smith", "one"), ("Ann", "two: three")],
+        [("Ben Smith", "one"), ("Ann", "two: three [not a direction], list[0")],
     ]
     assert "1 passages that nobody speaks left out" in found.described
 
@@ -334,6 +335,54 @@ def test_a_line_that_may_be_a_name_is_said(tmp_path):
     found = read_dialogues(written(tmp_path / "x.txt", play))
     assert said(found.items[0])[0] == ("Romeo", "Hello\nJuliet:\nHi")
     assert "; 1 lines such as 'Juliet:' left in a speech (a blank line above makes it a name)" in found.described
+
+
+ROLES = {
+    "beside": "user: hi\nassistant: hello\nthere\nuser: how\nassistant: fine\n",
+    "above": "user:\nhi\nassistant:\nhello\nthere\nuser:\nhow\nassistant:\nfine\n",
+    "above, with blank lines": "USER:\nhi\n\nASSISTANT:\nhello\nthere\n\nUSER:\nhow\n\nASSISTANT:\nfine\n\n",
+    "both": "user: hi\nassistant:\nhello\nthere\nuser: how\nassistant:\nfine\n",
+    "both, with blank lines": "User: hi\n\nAssistant:\n\nhello\n\nthere\n\nUser: how\n\nAssistant:\n\nfine\n",
+}
+
+
+@pytest.mark.parametrize("text", ROLES.values(), ids=ROLES)
+def test_a_text_whose_speakers_are_roles_is_messages(tmp_path, text):
+    talk = [user("hi"), reply("hello\nthere"), user("how"), reply("fine")]
+    (found,) = read_dialogues(written(tmp_path / "x.txt", text)).items
+    assert list(found.messages) == talk
+    (found,) = read_dialogues(written(tmp_path / "x.txt", re.sub("(?i)user", "Ann", text))).items
+    assert [name.lower() for name, _ in said(found)] == ["ann", "assistant"] * 2
+
+
+def test_a_system_message_stands_above_the_other_roles(tmp_path):
+    (found,) = read_dialogues(written(tmp_path / "x.txt", "System: Be brief.\n" + ROLES["beside"])).items
+    assert list(found.messages)[:2] == [{"role": "system", "content": "Be brief."}, user("hi")]
+    with pytest.raises(DataError, match="message 5 is a system message, and not the first"):
+        read_dialogues(written(tmp_path / "x.txt", ROLES["beside"] + "System: Be brief.\n"))
+
+
+@given(turns=st.integers(4, 9), first=st.booleans(), between=st.sampled_from(["\n", "\n\n"]))
+def test_names_beside_some_speeches_and_above_others(tmp_path_factory, turns, first, between):
+    """As people write who put what is long below their name."""
+    order = [("Ann", " ", "hi"), ("Ben", "\n", "hello\nthere")]
+    spoken = [order[(number + first) % 2] for number in range(turns)]
+    text = between.join(f"{name}:{blank}{speech}" for name, blank, speech in spoken)
+    (found,) = read_dialogues(written(tmp_path_factory.mktemp("both") / "x.txt", text)).items
+    assert said(found) == [(name, speech) for name, _, speech in spoken]
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["10.{:02} ", "[10:{:02}] ", "(10:{:02}:33) ", "10:{:02} PM ", "2026-01-02 10:{:02} ", "2026-01-02T10:{:02} - ",
+     "12/01/2026, 10:{:02} - ", "[12/01/26, 10:{:02}:22\u202fAM] "],
+)  # fmt: skip
+def test_times_before_the_names_of_a_log_are_no_part_of_them(tmp_path, time):
+    turns = [("Ann", "hi, at 10:30 - Tom: no"), ("2nd Ben", "hello"), ("Ann", "10:15 works")]
+    lines = [time.format(number) + f"{name}: {speech}" for number, (name, speech) in enumerate(turns)]
+    found = read_dialogues(written(tmp_path / "x.txt", "\n".join(lines)))
+    assert list(map(said, found.items)) == [turns]
+    assert found.described.endswith("; 3 times before names left out")
 
 
 def test_a_log_whose_every_message_stands_alone(tmp_path):
@@ -436,6 +485,7 @@ def test_a_broken_file_of_messages_is_refused_with_the_place(tmp_path, kind):
         ("x.csv", "text\na\n", "ends in .csv, a form that is not read as dialogues"),
         ("x.parquet", "", "ends in .parquet"),
         ("x.json", "{", "x.json is not JSON"),
+        ("x.jsonl", "[]", "x.jsonl, line 1 holds a JSON list, and no object; write each as an object, {...}"),
         ("x.json", "{}", "holds neither an array of dialogues nor PersonaChat"),
         ("x.json", '"a"', "holds neither"),
         ("x.json", '{"train": {}, "valid": 3}', "holds neither"),
@@ -462,7 +512,7 @@ def test_a_broken_file_of_messages_is_refused_with_the_place(tmp_path, kind):
 def test_a_file_of_another_form_is_refused(tmp_path, name, text, expected):
     with pytest.raises(DataError) as caught:
         read_dialogues(written(tmp_path / name, text))
-    assert expected in caught.value.what
+    assert expected in f"{caught.value.what}; {caught.value.how}"
 
 
 def test_without_a_network_the_dialogues_of_the_complete_works_are_advised(monkeypatch):
@@ -528,7 +578,8 @@ def test_no_turn_of_a_held_out_dialogue_is_trained_on(tmp_path_factory, lengths,
 
 @st.composite
 def talks_told_again(draw: st.DrawFn) -> list[list[dict[str, str]]]:
-    """Talks; some are there again: under another system message, from the other's side, or more than half of them."""
+    """Talks; some are there again: under another system message, from the other's side, otherwise spaced or with
+    capitals, or more than half of them."""
     found = []
     for number in range(draw(st.integers(2, 5))):
         said = [f"talk {number}, speech {place}." for place in range(draw(st.integers(2, 6)))]
@@ -536,6 +587,7 @@ def talks_told_again(draw: st.DrawFn) -> list[list[dict[str, str]]]:
             roles = draw(st.permutations([user, reply]))
             system = draw(st.sampled_from([[], ["Be brief."], ["Be kind."]]))
             part = said[: draw(st.integers(len(said) // 2 + 1, len(said)))]
+            part = [text.replace("speech", draw(st.sampled_from(["speech", "speech ", "Speech"]))) for text in part]
             talk = [{"role": "system", "content": text} for text in system]
             found.append([*talk, *(roles[place % 2](text) for place, text in enumerate(part))])
     return draw(st.permutations(found))
