@@ -60,11 +60,6 @@ class Edit(Brief):
         """The positions that `at` names one by one: each of them must be reached by some pass."""
         return self.places if isinstance(self.places, tuple) else ()
 
-    @property
-    def draws(self) -> bool:
-        """Whether the edit draws at random for each row, so that its values depend on the row's number."""
-        return False
-
     def check(self, config: GPTConfig) -> None:
         """Check that a model of this shape has the point, the head and the positions.
 
@@ -128,11 +123,6 @@ class Ablation(Edit):
                 "the reference has 1 row, but resample gives row i any row except row i",
                 "give a reference of at least 2 rows, or use patch with this one",
             )
-
-    @property
-    def draws(self) -> bool:
-        """True for "resample"."""
-        return self.mode == "resample"
 
     def check(self, config: GPTConfig) -> None:
         """As for every edit. Also refuse a mean or resampling of the positions' embeddings, which have no rows."""
@@ -313,7 +303,7 @@ class Editing:
             if one.point != name:
                 continue
             check_fixed(one.from_end, continued, f"the edit of {name}")
-            if one.draws:
+            if isinstance(one, Ablation) and one.mode == "resample":
                 self._check_rows(name, len(x), continued)
             if places := chosen(one.places, positions):
                 x = one.apply(x, positions, places)

@@ -159,6 +159,7 @@ def ablation_sweep(
         PointError: if the reference lacks a part.
         InputError: if the rows, the mode or the kind of part cannot be used.
     """
+    layers = range(model.config.n_layer)
     columns = [str(head) for head in range(model.config.n_head)] if what == "heads" else [what.removesuffix("s")]
 
     def edits(layer: int, column: str) -> list[Edit]:
@@ -170,9 +171,9 @@ def ablation_sweep(
         with trace(model, "blocks.0.attn.z") as t:
             model(idx)
         itself = measure(patch("blocks.0.attn.z", t))
-        values = [[measure(*edits(layer, column)) for column in columns] for layer in range(model.config.n_layer)]
+        values = [[measure(*edits(layer, column)) for column in columns] for layer in layers]
     unchanged = measured("a patch of layer 0's heads with themselves changes nothing", abs(itself - baseline), 0.0)
-    return Sweep(_layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
+    return Sweep([*map(str, layers)], columns, torch.tensor(values, dtype=torch.float64), baseline, (unchanged,))
 
 
 @checked
@@ -237,17 +238,12 @@ def patching_sweep(
                 "choose other rows, or another metric",
             )
         whole = measure(patch(first, t))
-        places = range(model.config.n_head if point == "attn.z" else idx.size(1))
-        place = "head" if point == "attn.z" else "at"
-        values = [
-            [measure(patch(f"blocks.{layer}.{point}", t, **{place: n})) for n in places]
-            for layer in range(model.config.n_layer)
-        ]
+        layers = range(model.config.n_layer)
+        place, places = ("head", range(model.config.n_head)) if point == "attn.z" else ("at", range(idx.size(1)))
+        values = [[measure(patch(f"blocks.{layer}.{point}", t, **{place: n})) for n in places] for layer in layers]
     same = measured(f"{first} patched at all positions gives the clean metric", abs(whole - expected), 0.0)
-    columns = [str(n) for n in places]
-    return PatchingSweep(
-        _layers(model), columns, torch.tensor(values, dtype=torch.float64), baseline, (same,), expected
-    )
+    rows, columns = [*map(str, layers)], [*map(str, places)]
+    return PatchingSweep(rows, columns, torch.tensor(values, dtype=torch.float64), baseline, (same,), expected)
 
 
 @contextmanager
@@ -269,7 +265,3 @@ def _measuring(
 
     with evaluating(model), torch.no_grad(), edit(model):  # the outer `with` keeps the hooks from pass to pass
         yield idx, measure
-
-
-def _layers(model: GPT) -> list[str]:
-    return [str(layer) for layer in range(model.config.n_layer)]

