@@ -153,9 +153,7 @@ def _download(name: str) -> Path:
     for file in (*TOKENIZER, *TOKENIZER_EXTRAS):
         if file in on_hub:
             fetch(file)
-    if weights.endswith(".index.json"):
-        for shard in _shards(fetch(weights)):
-            fetch(shard)
-    else:
-        fetch(weights)
+    whole = fetch(weights)
+    for shard in _shards(whole) if weights.endswith(".index.json") else ():
+        fetch(shard)
     return fetch(CONFIG).parent

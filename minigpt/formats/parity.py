@@ -5,8 +5,9 @@ transformers is imported only when a comparison is made.
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +113,14 @@ def _compared(name: str, ours: Tensor, theirs: Tensor) -> LayerParity:
 def _outputs(root: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """The outputs of the submodules at these paths, recorded inside the `with`; their hooks are removed at its end."""
     seen: dict[str, Tensor] = {}
-    hooks = [
-        root.get_submodule(path).register_forward_hook(
-            lambda _module, _args, output, path=path: seen.update({path: output})
-        )
-        for path in paths
-    ]
-    try:
+
+    def keep(path: str, _module: nn.Module, _args: object, output: Tensor) -> None:
+        seen[path] = output
+
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(root.get_submodule(path).register_forward_hook(partial(keep, path)))
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _load_theirs(folder: Path) -> nn.Module:
