@@ -474,7 +474,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "name a file of settings") from None
     except Exception as error:  # the loader raises whatever a conversion to a number, a date or a set may raise
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} is not readable YAML: {reason}", "mend the line it names") from None
+        how = "mend the line it names" if "line " in reason else "name a file of settings"
+        raise ConfigError(f"{path} is not readable YAML: {reason}", how) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings", "write sections such as 'train:' with keys below them")
     if not isinstance(values.pop("versions", {}), dict):

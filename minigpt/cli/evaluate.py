@@ -62,6 +62,18 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
                 "leave --val-data out",
             )
         config = updated(config, {"data": {"val_data": settings.val_data}})
+    told = settings.data or config.data.source
+    if field and config.documents.separate == "off":
+        raise InputError(
+            f"--text-field {field} is a field of records, and documents.separate is off in {source.name}: it reads "
+            "them as one text",
+            "leave --text-field out",
+        )
+    if field and not are_documents(config.documents.separate, told):
+        raise InputError(
+            f"--text-field {field} is a field of records, and {told} is one text",
+            "leave --text-field out, or name a file of records with --data",
+        )
     data, own = named_data(config, settings.data)
     if settings.data and settings.val_data and not own:
         raise InputError(
@@ -73,22 +85,11 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
             f"{config.data.source} has changed since {source.name} was trained on it",
             "name the former data with --data; or name this one with --data, to measure all of it",
         )
-    if field and config.documents.separate == "off":
-        raise InputError(
-            f"--text-field {field} is a field of records, and documents.separate is off in {source.name}: it reads "
-            "them as one text",
-            "leave --text-field out",
-        )
-    if field and not isinstance(data, Documents):
-        raise InputError(
-            f"--text-field {field} is a field of records, and {settings.data or config.data.source} is one text",
-            "leave --text-field out, or name a file of records with --data",
-        )
     if isinstance(data, Documents) and (
         settings.split not in (None, "val" if own else "all") or settings.stride is not None
     ):
         raise InputError(
-            f"{settings.data or config.data.source} holds separate documents, each read from its beginning: the "
+            f"{told} holds separate documents, each read from its beginning: the "
             "held-out ones of a run's own documents, or all of others",
             "leave --split and --stride out",
         )

@@ -28,6 +28,7 @@ from minigpt.fields import check_fields, hints
 from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
+_THINGS = ("DIR", "FILE", "MODEL", "REPORT", "RUN", "SOURCE", "SRC", "T")  # metavars of what has a name, never ""
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -164,9 +165,10 @@ class TypedField:
 
     @property
     def names_a_thing(self) -> bool:
-        """Whether a word is the name of something, such as a file or a model, that may be left out."""
-        text = self.kind is not Path and (self.kind is not str or self.flag_options.metavar in ("", "TEXT", "TOKEN"))
-        return self.optional and not text
+        """Whether each word is the name of something, such as a file or a model."""
+        kind, metavar = get_args(self.kind)[0] if self.several else self.kind, self.flag_options.metavar
+        may_be_left_out = self.optional and metavar not in ("", "TEXT", "TOKEN")
+        return kind is Path or (kind is str and (may_be_left_out or metavar in _THINGS))
 
     @property
     def help(self) -> str:
@@ -196,7 +198,8 @@ class TypedField:
         if isinstance(word, list):  # several words make one value
             return tuple(self._converted(part, own) for part, own in zip(word, get_args(kind), strict=True))
         if not word and self.names_a_thing:  # as a variable of a shell that is not set
-            raise ConfigError(f"{self.flag} is empty, and names nothing", f"give {self.flag} a name, or leave it out")
+            way = f"give {self.flag} a name{'' if self.required else ', or leave it out'}"
+            raise ConfigError(f"{self.flag} is empty, and names nothing", way)
         if self.choices:
             if word not in self.choices:
                 raise ConfigError(f"{self.flag} {brief(word)} is not a choice", did_you_mean(word, self.choices))

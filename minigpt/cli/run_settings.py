@@ -1,5 +1,6 @@
 """The arguments of the commands that train: a run's settings, in layers: preset, then --config, then flags."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from minigpt.cli.streams import print_note
 from minigpt.config import DEFAULT_PRESET, PRESETS, DocumentsConfig, RunConfig, TrainConfig, preset, read_yaml, updated
 from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
+from minigpt.system.files import named_path
 
 RUN_FLAGS = {
     "data.source": Flag("SOURCE", name="--data"),
@@ -179,18 +181,19 @@ class Train(RunSettings):
         resume, replay = given.get("resume"), given.get("replay")
         if not resume and not replay:
             return chosen
-        if replay and not Path(replay).is_file():
+        if replay and not os.path.lexists(named_path(replay, "--replay")):
             raise MissingFileError(f"there is no file {replay}", "name a run's diverged/report.json")
         from minigpt.formats.run_directory import existing_run, read_config, run_at
 
-        run = existing_run(resume) if resume else run_at(Path(str(replay)).absolute().parent.parent)
+        run = existing_run(resume) if resume else run_at(named_path(replay, "--replay").absolute().parent.parent)
+        config = read_config(run)
         for name in ("preset", "out"):
             if given.get(name):
                 raise ConfigError(
                     f"--{name} has no place here: {run.path} has its own settings and stays where it is",
                     f"leave --{name} out, or start a new run without --resume",
                 )
-        return read_config(run)
+        return config
 
 
 class VerifyResume(RunSettings):

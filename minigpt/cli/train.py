@@ -10,6 +10,7 @@ from minigpt.config import RunConfig, preset
 from minigpt.data.sources import load_data
 from minigpt.formats.run_directory import existing_run
 from minigpt.system.device import choose_device, choose_dtype
+from minigpt.system.files import named_path
 from minigpt.training.distributed import Processes
 from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
@@ -26,7 +27,7 @@ def answer(settings: Train) -> None:
         plan_and_say(config, settings.json)
         return
     if settings.replay:
-        replay_and_say(config, Path(settings.replay), settings.json)
+        replay_and_say(config, named_path(settings.replay, "--replay"), settings.json)
         return
     name = settings.preset if config.data.source == preset(settings.preset).data.source else None
     resume = existing_run(settings.resume) if settings.resume else None

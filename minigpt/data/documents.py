@@ -348,7 +348,7 @@ def _is_prose(value: object) -> bool:
 def _field_of(record: dict[str, object], name: str, place: str) -> str:
     if name not in record:
         raise DataError(
-            f"{place} has no field {name!r}; its fields: {listed(list(record))}",
+            f"{place} has no field {name!r}; its fields: {listed(list(record)) or 'none'}",
             "name a field that every record has, or mend that one",
         )
     value = record[name]

@@ -66,7 +66,9 @@ def _fields(record: Mapping[str, object], place: str) -> list[object]:
         if all(name in record for name in names):
             return [record[name] for name in names]
     known = "; ".join(" and ".join(names) for names in PAIRS)
-    raise DataError(f"{place} has the fields {listed(list(record))}, and no pair", f"call the two texts {known}")
+    raise DataError(
+        f"{place} has the fields {listed(list(record)) or '(none)'}, and no pair", f"call the two texts {known}"
+    )
 
 
 def _pair(cells: Sequence[object], place: str) -> tuple[str, str]:

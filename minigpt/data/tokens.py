@@ -147,7 +147,7 @@ def prepare(
     if home is None:
         ids = {name: tokenizer.encode_array(text) for name, text in texts.items()}
         for name in texts:
-            check_length(name, len(ids[name]), block_size)
+            check_length(name, len(ids[name]), block_size, config)
         home = _written(homes, ids, tokenizer)
         if home is None:
             kind, about = _dtype(tokenizer.vocab_size), (tokenizer.vocab_size, tokenizer.fingerprint())
@@ -155,7 +155,7 @@ def prepare(
             return train, val
     train, val = (open_tokens(home / f"{name}.bin") for name in texts)
     for tokens in (train, val):
-        check_length(tokens.path.stem, len(tokens.ids), block_size)
+        check_length(tokens.path.stem, len(tokens.ids), block_size, config)
         if (tokens.vocab_size, tokens.fingerprint) != (tokenizer.vocab_size, tokenizer.fingerprint()):
             raise DataError(
                 f"{tokens.path} was made by another tokenizer, with a vocabulary of {tokens.vocab_size}",
@@ -184,17 +184,19 @@ def split_at(corpus: Corpus, config: DataConfig) -> int:
     return int(len(corpus.text) * (1 - config.val_fraction)) if corpus.val_start is None else corpus.val_start
 
 
-def check_length(split: str, num_tokens: int, block_size: int) -> None:
+def check_length(split: str, num_tokens: int, block_size: int, config: DataConfig) -> None:
     """Check that at least one window can be cut from a split.
 
     Raises:
         DataError: if not; it says how many tokens are needed, and how many there are.
     """
     if num_tokens < block_size + 1:
-        smaller = f"use {named('block_size', (num_tokens - 1) // 2)}, " if num_tokens > 2 else "use "
+        ways = [named("block_size", (num_tokens - 1) // 2)] if num_tokens > 2 else []
+        ways += [f"a longer {named('val_data')}" if config.val_data and split == "val" else "a longer text"]
+        ways += [] if config.val_data else [f"another {named('val_fraction')}"]
         raise DataError(
             f"{split} split: {num_tokens} tokens, but {named('block_size', block_size)} needs {block_size + 1}",
-            f"{smaller}a longer text, or another {named('val_fraction')}",
+            f"use {', or '.join(ways)}",
         )
 
 

@@ -1,5 +1,6 @@
 """config.json, the transformers library's description of a model's shape: read and written."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def _is_sound(key: str, value: object, config: GPTConfig) -> bool:
 
 def carried_from(folder: Path) -> dict[str, dict[str, Any]]:
     """The settings in a folder in transformers' layout, by file: plain data, which is only copied from file to file."""
-    return {file: read_json(folder / file) for file in CARRIED if (folder / file).is_file()}
+    return {file: read_json(folder / file) for file in CARRIED if os.path.lexists(folder / file)}
 
 
 def read_carried(path: Path) -> dict[str, dict[str, Any]]:

@@ -266,7 +266,7 @@ def existing_run(spec: str) -> RunDirectory:
     Raises:
         MissingFileError: if there is no such folder; the error names the runs that exist.
     """
-    path = Path(run_named(spec))
+    path = named_path(run_named(spec), "resume")
     if not os.path.lexists(path):
         runs = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.yaml"))
         how = did_you_mean(path.name, runs) if runs else f"there is no run in {CHECKPOINTS.absolute()}: minigpt train"
@@ -282,9 +282,9 @@ def run_weights(run: RunDirectory, folder: Path) -> Path:
         CheckpointError: if it is damaged. Whether it fits the settings is not checked here.
     """
     weights = folder / run.best_weights.name
-    if weights == run.best_weights and not weights.exists() and run.last_weights.exists():
+    if weights == run.best_weights and not os.path.lexists(weights) and run.last_weights.exists():
         raise MissingFileError(
-            f"{run.path} has no {weights.name} yet: its first evaluation makes it",
+            f"{run.path} has no {weights.name}: its evaluations make it",
             f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
         )
     check_values(weights)

@@ -110,7 +110,7 @@ def _looks_like_a_path(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or "\\" in name
         or name.endswith((".safetensors", ".bin", ".pt"))
-        or (bool(rest) and (os.path.isdir(first) or first == str(CHECKPOINTS)))  # a run, but not from here
+        or (bool(rest) and (os.path.exists(first) or first == str(CHECKPOINTS)))  # a run, but not from here
     )
 
 
@@ -252,9 +252,9 @@ class Source:
                 f"{self.path} belongs to a run that trains an adapter: one can resume from it, but it is no model",
                 f"name {run.path}, which means its best adapter, or go on with minigpt train --resume {run.path}",
             )
-        if not run.adapter.exists():
+        if not os.path.lexists(run.adapter):
             raise MissingFileError(
-                f"{run.path} has no adapter yet: its first evaluation makes it",
+                f"{run.path} has no adapter: its evaluations make it",
                 f"go on with minigpt train --resume {run.path}",
             )
         try:
@@ -265,11 +265,11 @@ class Source:
                 f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
         wanted = options["tokenizer"]
+        own = load_tokenizer(run.tokenizer) if wanted is None else None
         both: Loading = {"tokenizer": run.tokenizer if wanted is None else wanted, "adapter": run.adapter}
         model, chosen = source.load_for_text(**options | both)
-        if wanted is None:  # the run may have given the base's settings another, such as the template of dialogues
-            chosen = chosen.with_added(chosen.added, load_tokenizer(run.tokenizer).settings)
-        return model, chosen
+        # The run may have given the base's settings another, such as the template of dialogues.
+        return model, chosen.with_added(chosen.added, own.settings) if own else chosen
 
     def _tokenizer(self, vocab_size: int, wanted: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
         """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits.

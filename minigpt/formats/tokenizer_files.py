@@ -204,9 +204,9 @@ def named_tokenizer(name: str | Path) -> Tokenizer:
     path = named_path(name, "tokenizer")
     if path.is_dir():
         return load_hf_tokenizer(path)
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and os.path.lexists(path):
         return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
-    if path.is_file():
+    if os.path.lexists(path):
         return CharTokenizer.from_text(load_corpus(path).text)
     if name in OTHER_NAME:  # all of these models have it
         return GPT2Tokenizer()

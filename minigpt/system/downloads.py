@@ -80,7 +80,7 @@ def cache_dir() -> Path:
 
     It may be read-only: then its files are used, and no file can be added.
     """
-    return Path(os.environ.get("MINIGPT_CACHE") or "data").expanduser()
+    return Path(os.path.expanduser(os.environ.get("MINIGPT_CACHE") or "data"))
 
 
 def sha256_of(path: str | Path) -> str:

@@ -134,7 +134,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if the folder cannot be written; then no new folder is left behind.
     """
-    folder = folder.resolve()  # the target of a link need not exist yet
+    folder = Path(os.path.realpath(folder))  # the target of a link need not exist yet
     if folder.exists():  # it may be a mount, or the only writable folder: so work inside it, and do not replace it
         with _temporary_folder(folder, folder) as part:
             yield part
@@ -277,12 +277,15 @@ def check_unused(path: Path) -> None:
     """Raise if a folder is not empty, because nothing is overwritten, or if nothing can be written there.
 
     Raises:
-        CheckpointError: if the folder is not empty, or the path is a file.
+        CheckpointError: if the folder is not empty, or the path or a part of it is a file or a pipe.
         InputError: if it cannot be written.
     """
-    for part in (path, *path.parents):
-        if part.is_file():
-            raise CheckpointError(f"{part} is a file", "name a folder that does not exist yet")
+    whole = Path(os.path.realpath(path))  # what a link leads to need not exist yet; of links in a circle, one is left
+    for part in (whole, *whole.parents):
+        if os.path.lexists(part) and not os.path.isdir(part):
+            shown = path if part == whole else part
+            kind = "a file, and " if shown.is_file() else ""
+            raise CheckpointError(f"{shown} is {kind}no folder", "name a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
         raise CheckpointError(f"{path} is not empty", "name another folder, or remove this one")
     check_writable(path)
@@ -294,7 +297,7 @@ def check_writable(path: Path, how: str = "choose another, or mend its permissio
     Raises:
         InputError: with the advice `how`, if nothing can be made there.
     """
-    whole = path.resolve()  # what a link leads to need not exist yet
+    whole = Path(os.path.realpath(path))
     folder = next(place for place in (whole, *whole.parents) if place.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"nothing can be written to the folder {folder}", how)
@@ -345,7 +348,7 @@ def first_bytes(path: Path) -> bytes:
         CheckpointError: if it is empty, a git-lfs pointer, or an HTML or XML page.
     """
     if not path.is_file():
-        what = f"{path} is no regular file" if path.exists() else f"there is no file {path}"
+        what = f"{path} is no regular file" if os.path.lexists(path) else f"there is no file {path}"
         raise MissingFileError(what, "check the path, and that all files were copied")
     with path.open("rb") as file:
         beginning = file.read(64)

@@ -186,7 +186,7 @@ def joined() -> Iterator[Processes]:
             reason = first_line(error, 400).split("] ", 1)[-1].split(". ")[0]  # without a place in gloo, and advice
             raise PeerError(
                 f"process {rank} of {size} has lost another one: {reason}",
-                "look for its own error above; go on from the last checkpoint: minigpt train --resume",
+                "look for its own error above; go on from the last checkpoint: minigpt train --resume DIR",
             ) from error
         raise
     finally:

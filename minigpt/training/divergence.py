@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.data.batches import Batch
-from minigpt.errors import CheckpointError, DivergenceError
+from minigpt.errors import CheckpointError, DivergenceError, named
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
@@ -102,10 +102,11 @@ def leave_out(
                     write_text(part / REPORT, json.dumps(asdict(report), indent=1))
             except OSError as error:  # a full disk must not hide what has happened
                 repeat = f"no report could be written: {error.strerror or error}"
+    resume = f"go on from the last checkpoint with minigpt train --resume {run.directory.path} and"
+    again = resume if run.directory.last.exists() else f"begin again with another {named('out')}, and"
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
-        f"go on from the last checkpoint with minigpt train --resume {run.directory.path} and a lower learning rate or "
-        f"a longer warm-up; {repeat}",
+        f"{again} a lower learning rate or a longer warm-up; {repeat}",
     )
 
 

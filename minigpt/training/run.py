@@ -368,7 +368,8 @@ def freeze(model: GPT, patterns: str) -> None:
     for pattern in _globs(patterns):
         matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
         if not matching:
-            raise ConfigError(f"freeze = {pattern!r} matches no parameter", did_you_mean(pattern, list(parameters)[:9]))
+            what = f"{named('freeze', pattern)} matches no parameter"
+            raise ConfigError(what, did_you_mean(pattern, list(parameters)[:9]))
         for parameter in matching:
             parameter.requires_grad_(False)
     if trainable_parameters(model) == 0:

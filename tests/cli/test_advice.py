@@ -126,12 +126,14 @@ def test_a_damaged_file_is_named_once(content, failing):
 
 
 VIEW_SETTINGS = {f"inspect {name}": view for name, (view, _, _) in VIEWS.items()}
-NAMES = ("DIR", "FILE", "FILE.yaml", "MODEL", "SOURCE", "NAME", "T", "REPORT")
+NAMES = ("DIR", "FILE", "FILE.yaml", "MODEL", "SOURCE", "SRC", "RUN", "NAME", "T", "REPORT")
 EMPTY = [
     (command, one.flag)
     for command, settings in {**SETTINGS, **VIEW_SETTINGS}.items()
     for one in SettingsParser(command, settings).fields.values()
-    if one.optional and (one.kind is Path or (one.kind is str and one.flag_options.metavar in NAMES))
+    if one.kind in (str, Path, tuple[str, ...])
+    and (one.flag_options.metavar in NAMES or one.kind is Path)
+    and (one.optional or one.flag_options.metavar != "NAME")  # --as "" is the usual name
 ]
 
 
@@ -139,7 +141,7 @@ EMPTY = [
 def test_an_empty_name_is_not_left_out(command, flag):
     parser = SettingsParser(command, {**SETTINGS, **VIEW_SETTINGS}[command])
     with pytest.raises(ConfigError, match=f"{flag} is empty, and names nothing"):
-        parser.given([flag, ""])
+        parser.given([flag, ""] if flag.startswith("-") else ["other"] * (flag == "DIR") + [""])
 
 
 OF_THE_MODEL = ["heads", "heads --json", "embed positions --check", "embed pca -o pca.json", "ablate --repeated 3",

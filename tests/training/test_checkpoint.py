@@ -177,7 +177,7 @@ def test_a_run_without_an_evaluation_says_which_weights_it_has(tmp_path):
     """Stopped before its first one."""
     train(updated(CONFIG, {"train": {"max_steps": 3}}), CORPUS, tmp_path / "run", quiet)
     (tmp_path / "run" / "model.safetensors").unlink()
-    with pytest.raises(MissingFileError, match=r"has no model\.safetensors yet.*\n.*--resume .*run/last"):
+    with pytest.raises(MissingFileError, match=r"has no model\.safetensors: its evaluations.*\n.*--resume .*run/last"):
         load_model(tmp_path / "run")
     load_model(tmp_path / "run" / "last")
 

@@ -390,7 +390,7 @@ def test_a_process_that_dies_ends_all(how, killed, monkeypatch):
     assert status == 1
     ((what, mend),) = errors_of_ours(errors)
     assert what.startswith(f"process {1 - killed} of 2 has lost another one: ")
-    assert mend.endswith("go on from the last checkpoint: minigpt train --resume")
+    assert mend.endswith("go on from the last checkpoint: minigpt train --resume DIR")
     assert not [pid for pid in pids.values() if Path("/proc", str(pid)).exists()]
     without_decoration(monkeypatch)
     step = open_checkpoint(Path("run", "last")).progress.step

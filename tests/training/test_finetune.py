@@ -434,7 +434,7 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
     assert main.answer(write) == 2
     assert "run is a run, and no adapter\n       name the adapter in it: ../run/adapter" in capsys.readouterr().err
     (tmp_path / "run" / "adapter").rename(tmp_path / "moved")
-    with pytest.raises(MissingFileError, match=r"has no adapter yet.*\n.*--resume"):
+    with pytest.raises(MissingFileError, match=r"has no adapter: its evaluations.*\n.*--resume"):
         load_model("../run")
     (tmp_path / "moved").rename(tmp_path / "run" / "adapter")
     base.rename(tmp_path / "other")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 from minigpt.analysis.checks import Check, measured
@@ -12,6 +11,7 @@ from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
 from minigpt.formats.run_directory import read_config, read_records, run_at
 from minigpt.system import terminal
+from minigpt.system.files import named_path
 from minigpt.training.curves import runs_compared
 
 Records = list[dict[str, Any]]
@@ -42,7 +42,7 @@ def view_runs(asked: settings.Runs) -> Answer:
 
 
 def _read(name: str) -> Records:
-    run = run_at(Path(name).expanduser())
+    run = run_at(named_path(name, "RUN"))
     read_config(run)  # raises an error if the folder is no run
     records = read_records(run.metrics)
     if not records:
