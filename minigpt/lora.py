@@ -105,9 +105,13 @@ class LoRALinear(nn.Linear):
             return None
         return getattr(self, f"lora_{self.active}", None)
 
+    def plain(self, x: Tensor) -> Tensor:
+        """What the layer computes without an adapter: (..., in) -> (..., out)."""
+        return super().forward(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y, part = super().forward(x), self.in_use()
+        y, part = self.plain(x), self.in_use()
         return y if part is None else y + part(x)
 
     def merged_weight(self) -> Tensor:

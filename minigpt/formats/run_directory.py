@@ -303,7 +303,8 @@ def read_config(run: RunDirectory) -> RunConfig:
     if not run.config.is_file():
         raise CheckpointError(f"{run.config} is no regular file", "put the run's settings in its place")
     try:
-        config: RunConfig = updated(RunConfig(), read_yaml(run.config))
+        before_kernels = RunConfig(kernels="torch")  # as runs computed whose files do not name it
+        config: RunConfig = updated(before_kernels, read_yaml(run.config))
     except ConfigError as error:
         has_name = error.what.startswith(str(run.config))
         raise CheckpointError(error.what if has_name else f"{run.config}: {error.what}", error.how) from None

@@ -1,56 +1,91 @@
-"""Two operations of a step on a CPU, faster than torch's own and with the same numbers up to rounding.
+"""Two layers of a step on a CPU, faster than torch's own and with the same numbers up to rounding.
 
 linear layers   torch multiplies float32 matrices by MKL, which knows only Intel's processors well: on an AMD one with
                 AVX-512, oneDNN, which torch holds too, is twice as fast, in both directions.
 tanh-GELU       0.5 x (1 + tanh(u)) = x sigmoid(2 u), and a vector of sigmoids costs a tenth of one of tanhs. The slope
                 is computed in the forward pass and kept in the place of x, so the backward pass is one product.
 
-`--kernels fast` asks for both; a run without it computes as before, bit for bit.
+`--kernels fast` asks for both, `--kernels torch` for neither. `--kernels auto` decides by what the machine is, and
+never by a clock: the same seed has to give the same bytes tomorrow, when the machine is busy.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
 
+from minigpt.lora import LoRALinear
 from minigpt.system.device import processor
 
 SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # 2 u = SLOPE x + CUBE x^3
 AT_ONCE = 2**17  # numbers of a part of GELU: what it computes in between stays in the processor's cache
 
 
-def kernels(fast: bool) -> AbstractContextManager[object]:
-    """A context in which forward passes on a CPU use these operations; backward passes need none."""
-    return _Fast() if fast else nullcontext()
+@contextmanager
+def kernels(model: nn.Module, fast: bool) -> Iterator[None]:
+    """Within the `with`, the model's linear layers and GELU compute by these kernels, if `fast`.
+
+    The backward pass belongs inside the `with` too: with gradient checkpointing it computes layers anew. The layers
+    themselves are exchanged, because a mode that watches every call of torch takes 6 % of a small step.
+    """
+    exchanged: list[tuple[nn.Module, str]] = []
+    onednn = fast and multiplies_by_onednn()
+    for part in model.modules() if fast else ():
+        name = "plain" if isinstance(part, LoRALinear) else "forward"
+        if isinstance(part, nn.Linear) and onednn:
+            vars(part)[name] = partial(_linear, part)
+        elif isinstance(part, nn.GELU) and part.approximate == "tanh":
+            vars(part)[name] = _gelu
+        else:
+            continue
+        exchanged.append((part, name))
+    try:
+        yield
+    finally:
+        for part, name in exchanged:
+            del vars(part)[name]
 
 
 def multiplies_by_onednn() -> bool:
-    """Whether oneDNN is here, and the processor one on which it was found to be faster than MKL."""
+    """Whether the processor is one on which oneDNN was found to be faster than MKL, and multiplies right here."""
     name = processor()
-    return ("AMD " in name or "AuthenticAMD" in name) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return ("AMD " in name or "AuthenticAMD" in name) and _multiplies_right()
 
 
-class _Fast(TorchFunctionMode):
-    """Takes the calls of `F.linear` and `F.gelu` on plain float32 tensors; all other calls go to torch's own."""
+def faster_here() -> bool:
+    """Whether `--kernels auto` takes these: where they were measured to win by far, AMD processors with AVX-512."""
+    return processor().endswith("AVX512") and multiplies_by_onednn()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.onednn = multiplies_by_onednn()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        taken = func is F.gelu or (func is F.linear and self.onednn)
-        if taken and args[0].dtype == torch.float32 and torch.is_grad_enabled():
-            if func is F.linear and not kwargs:
-                return _Linear.apply(*args, *(None,) * (3 - len(args)))  # type: ignore[no-untyped-call]
-            if func is F.gelu and kwargs == {"approximate": "tanh"}:
-                return _Gelu.apply(*args)  # type: ignore[no-untyped-call]
-        return func(*args, **kwargs)
+@cache
+def _multiplies_right() -> bool:
+    """Whether oneDNN's product is here and right: torch's name for it is not documented."""
+    x, weight = torch.arange(7 * 13.0).view(7, 13), torch.arange(5 * 13.0).view(5, 13)
+    try:
+        return _product(x, weight, torch.ones(5)).equal(x @ weight.T + 1)  # whole numbers: no sum is rounded
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _linear(part: nn.Linear, x: Tensor) -> Tensor:
+    """What a linear layer computes: (..., in) -> (..., out)."""
+    if x.dtype != torch.float32 or not torch.is_grad_enabled():
+        return nn.functional.linear(x, part.weight, part.bias)
+    y: Tensor = _Linear.apply(x, part.weight, part.bias)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """tanh-GELU: (...) -> (...)."""
+    if x.dtype != torch.float32 or not torch.is_grad_enabled():
+        return nn.functional.gelu(x, approximate="tanh")
+    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,6 +106,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        dy = dy.contiguous()  # it may be a view of one number, of which oneDNN's product takes thirty times as long
         dx = _product(dy, weight.t()) if ctx.needs_input_grad[0] else None
         rows, drows = x.reshape(-1, x.size(-1)).t(), dy.reshape(-1, dy.size(-1)).t()  # (in, N), (out, N)
         dweight = None

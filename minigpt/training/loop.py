@@ -51,7 +51,7 @@ from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
 from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout
 from minigpt.training.optim import set_learning_rate
-from minigpt.training.run import Run, set_up, whole_model
+from minigpt.training.run import Run, choose_kernels, set_up, whole_model
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
 
@@ -129,6 +129,7 @@ def train(
     changed: dict[str, list[Any]] = {}
     with joined() as processes, ExitStack() as leaving:
         device = processes.device(choose_device(config.device))
+        config = replace(config, kernels=choose_kernels(config, processes, device))
         print_line = print_line if processes.first else print_nothing
         tracking = tracking_library(config.report_to) if processes.first else None
         if resume:
@@ -260,8 +261,9 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
         with (
             exchanging(run.forward, now=number + 1 == len(batches)),
             document_mask(run.model, batch.positions) as cache,
+            kernels(run.model, run.fast),
         ):
-            with autocast(run.device, run.dtype), kernels(run.fast):
+            with autocast(run.device, run.dtype):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
                 # A mean over `count` targets, weighted by count / mean_count: each target of the step weighs the same.
                 loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))
@@ -414,6 +416,7 @@ def replay(
     """
     report, checkpoint, device = read_report(path), open_checkpoint(path.parent), choose_device(config.device)
     checkpoint.check_data(data_checksum(data), config)
+    config = replace(config, kernels=choose_kernels(config, Processes(), device))
     run = set_up(config, data, RunDirectory(path.absolute().parent.parent), Processes(), device, print_line, checkpoint)
     run.model.train()
     checkpoint.restore_random(0, device)

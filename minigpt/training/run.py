@@ -3,12 +3,11 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, check_has_tokenizer, load_tokenizer
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
 from minigpt.training.distributed import Processes, parallel, whole
-from minigpt.training.kernels import kernels
+from minigpt.training.kernels import faster_here
 from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
 
@@ -131,7 +130,7 @@ def set_up(
     model = make_model(config, base, checkpoint, origins).to(device)
     fast = computes_fast(config, processes, device, dtype)
     if t.gradient_checkpointing:
-        recompute_blocks(model, fast)
+        recompute_blocks(model)
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, threads = config.model, torch.get_num_threads()
     size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
@@ -381,26 +380,16 @@ def _globs(words: str) -> list[str]:
     return [glob.strip() for glob in words.split(",") if glob.strip()]
 
 
-def recompute_blocks(model: GPT, fast: bool = False) -> None:
-    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016).
-
-    If steps compute by `training.kernels`, which is `fast`, what is computed again is computed in the same way.
-    """
-    again = {"context_fn": lambda: (nullcontext(), kernels(True))} if fast else {}
+def recompute_blocks(model: GPT) -> None:
+    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al., 2016)."""
     for block in model.h:
-        block.forward = partial(_recomputed, block.forward, again)
+        block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(
-    forward: Callable[..., Tensor],
-    again: Mapping[str, Any],
-    x: Tensor,
-    positions: Tensor,
-    cache: KVCache | None = None,
-) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, positions, cache)
-    y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False, **again)
+    y: Tensor = recompute(forward, x, positions, cache, use_reentrant=False)
     return y
 
 
@@ -409,6 +398,17 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def choose_kernels(config: RunConfig, processes: Processes, device: torch.device) -> Literal["torch", "fast"]:
+    """Who computes linear layers and GELU: as asked; auto takes the fast ones where they fit and were measured to win.
+
+    A run records the answer, so a resume computes as before, on another processor too.
+    """
+    if config.kernels != "auto":
+        return config.kernels
+    fits = computes_fast(replace(config, kernels="fast"), processes, device, choose_dtype(config.dtype, device))
+    return "fast" if fits and faster_here() else "torch"
 
 
 def computes_fast(config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype) -> bool:

@@ -85,7 +85,9 @@ def time_settings(
     timings: list[Timing] = []
     usual: list[float] | None = None  # the losses of float32, eager
     for dtype, compiled, fast in ways:
-        name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}{' --kernels fast' if fast else ''}"
+        name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
+        if device.type == "cpu" and dtype == torch.float32 and not compiled:  # where auto may choose either
+            name += f" --kernels {'fast' if fast else 'torch'}"
         tell(f"measuring {name} ...")
         try:
             way = replace(config, kernels="fast" if fast else "torch")
@@ -114,7 +116,7 @@ def train_a_little(
     fast = computes_fast(config, Processes(), device, dtype)
     model = make_model(config, None, None, {}).to(device)
     if config.train.gradient_checkpointing:
-        recompute_blocks(model, fast)
+        recompute_blocks(model)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
     optimizers = make_optimizers(model, config.train, dtype)
     losses: list[float] = []
@@ -123,9 +125,10 @@ def train_a_little(
         start = time.perf_counter()
         tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.model.block_size + 1))
         x, y = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
-        with autocast(device, dtype), kernels(fast):
-            loss = next_token_loss(forward(x), y)
-        loss.backward()
+        with kernels(model, fast):
+            with autocast(device, dtype):
+                loss = next_token_loss(forward(x), y)
+            loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

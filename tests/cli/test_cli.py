@@ -787,7 +787,7 @@ def test_doctor(capsys, monkeypatch):
     result = result_of(["doctor", "--no-compile", "--device", "cpu"], capsys)
     assert vocabularies == 3 * [65]  # what a run on Shakespeare has, not GPT-2's 50,257
     assert [timing["name"] for timing in result["timings"]] == [
-        "--dtype float32 --compile off", "--dtype bfloat16 --compile off",
+        "--dtype float32 --compile off --kernels torch", "--dtype bfloat16 --compile off",
         "--dtype float32 --compile off --kernels fast",
     ]  # fmt: skip
     assert result["timings"][0]["difference"] == 0

@@ -7,15 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from minigpt.config import RunConfig
 from minigpt.errors import Interrupted
+from minigpt.formats.run_directory import read_config
 from minigpt.training import kernels as room
 from minigpt.training import loop
 from minigpt.training.kernels import kernels
 from minigpt.training.loop import train
 
 GELU_BLOCK = 7  # numbers
+MULTIPLIES_BY_ONEDNN = room.multiplies_by_onednn
 
 
 def quiet(line):
@@ -32,6 +36,12 @@ def on_any_processor(monkeypatch):
 
 
 @pytest.fixture
+def really():
+    """Whether oneDNN is used on the processor that is named."""
+    return MULTIPLIES_BY_ONEDNN
+
+
+@pytest.fixture
 def products(monkeypatch):
     """Counts the products by oneDNN."""
     real = room._product
@@ -43,6 +53,24 @@ def products(monkeypatch):
     counted.calls = 0
     monkeypatch.setattr(room, "_product", counted)
     return counted
+
+
+def linear(x, weight, bias=None):
+    layer = nn.Linear(1, 1)
+    del layer.weight, layer.bias
+    layer.weight, layer.bias = weight, bias
+    return inside(layer, x)
+
+
+def gelu(x, approximate="tanh"):
+    return inside(nn.GELU(approximate), x)
+
+
+def inside(layer, x):
+    with kernels(layer, True):
+        y = layer(x)
+    assert "forward" not in vars(layer)
+    return y
 
 
 def both_ways(function, *inputs):
@@ -65,8 +93,7 @@ def test_a_linear_layer_equals_the_formula_in_float64(shape, out, bias, frozen):
     ]
     if not any(x.requires_grad for x in inputs):
         pytest.skip("nothing to learn")
-    with kernels(True):
-        ours = both_ways(F.linear, *inputs)
+    ours = both_ways(linear, *inputs)
     expected = both_ways(
         lambda x, w, b=None: torch.einsum("...i,oi->...o", x, w) + (0 if b is None else b),
         *(x.detach().double().requires_grad_(x.requires_grad) for x in inputs),
@@ -79,8 +106,7 @@ def test_a_linear_layer_equals_the_formula_in_float64(shape, out, bias, frozen):
 def test_gradients_of_one_number_reach_a_linear_layer():
     """They come as a view without strides."""
     x, w = torch.randn(7, 5), torch.randn(3, 5, requires_grad=True)
-    with kernels(True):
-        F.linear(x, w).sum().backward()
+    linear(x, w).sum().backward()
     assert torch.allclose(w.grad, x.sum(0).expand(3, 5), rtol=1e-5, atol=1e-5)
 
 
@@ -91,8 +117,7 @@ def test_gelu_equals_the_formula_in_float64(shape):
     def formula(x):
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
-    with kernels(True):
-        ours = both_ways(lambda x: F.gelu(x, approximate="tanh"), x)
+    ours = both_ways(gelu, x)
     expected = both_ways(formula, x.detach().double().requires_grad_())
     for one, other in zip(ours, expected, strict=True):
         assert torch.allclose(one.double(), other, rtol=1e-5, atol=2e-6)
@@ -101,8 +126,7 @@ def test_gelu_equals_the_formula_in_float64(shape):
 @pytest.mark.parametrize("x", [-1e4, -100.0, 0.0, 100.0, 1e4, math.inf, math.nan])
 def test_gelu_goes_to_its_limits(x):
     x = torch.tensor([x], requires_grad=True)
-    with kernels(True):
-        ours = both_ways(lambda x: F.gelu(x, approximate="tanh"), x)
+    ours = both_ways(gelu, x)
     assert ours[0].equal(F.gelu(x, approximate="tanh")) or not x.isfinite()
     assert math.isnan(ours[0].item()) == math.isnan(x.item())
     if x.isfinite():
@@ -113,12 +137,11 @@ def test_gelu_goes_to_its_limits(x):
 def test_everything_else_is_left_to_torch(dtype):
     x, w = torch.randn(2, 5, dtype=dtype), torch.randn(3, 5, dtype=dtype)
     wide = torch.randn(2, 5)
-    with kernels(True):
-        assert F.linear(x, w).equal(x @ w.T)
-        assert F.gelu(x, approximate="tanh").grad_fn is None
-        with torch.no_grad():
-            ours = F.linear(wide, w.float()), F.gelu(wide, approximate="tanh")
-        erf = F.gelu(wide)
+    assert linear(x, w).equal(x @ w.T)
+    assert gelu(x).grad_fn is None
+    with torch.no_grad():
+        ours = linear(wide, w.float()), gelu(wide)
+    erf = gelu(wide, approximate="none")
     assert ours[0].equal(F.linear(wide, w.float()))
     assert ours[1].equal(F.gelu(wide, approximate="tanh"))
     assert erf.equal(F.gelu(wide))
@@ -131,7 +154,7 @@ def losses(run):
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_a_run_learns_the_same_and_resumes_to_the_bit(corpus, config, tmp_path, monkeypatch, products, recomputed):
-    config = replace(config, train=replace(config.train, gradient_checkpointing=recomputed))
+    config = replace(config, kernels="torch", train=replace(config.train, gradient_checkpointing=recomputed))
     fast, said = replace(config, kernels="fast"), []
     train(config, corpus, tmp_path / "torch", quiet)
     before = products.calls
@@ -160,3 +183,72 @@ def test_where_they_do_not_fit_the_log_says_so(corpus, config, tmp_path):
     said = []
     train(replace(config, kernels="fast", dtype="bfloat16"), corpus, tmp_path / "run", said.append)
     assert any("torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)" in line for line in said)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_that_trains_an_adapter_uses_them_too(corpus, config, tmp_path, products):
+    config = replace(config, kernels="torch")
+    train(config, corpus, tmp_path / "base", quiet)
+    before = products.calls
+    adapting = replace(config, init_from=str(tmp_path / "base"), train=replace(config.train, lora_rank=3))
+    train(adapting, corpus, tmp_path / "torch", quiet)
+    assert products.calls == before
+    train(replace(adapting, kernels="fast"), corpus, tmp_path / "fast", quiet)
+    assert products.calls > before
+    assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
+
+
+AMD = "AMD EPYC 9B45 128-Core Processor, AVX512"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "taken"),
+    [
+        (AMD, {}, "fast"),
+        ("AuthenticAMD, AVX512", {}, "fast"),
+        ("AMD Ryzen 5 3600 6-Core Processor, AVX2", {}, "torch"),
+        ("AMD EPYC, DEFAULT", {}, "torch"),
+        ("Intel(R) Xeon(R) CPU @ 2.80GHz, AVX512", {}, "torch"),
+        (AMD, {"dtype": "bfloat16"}, "torch"),
+        (AMD, {"kernels": "torch"}, "torch"),
+        ("Intel(R) Xeon(R) CPU @ 2.80GHz, AVX2", {"kernels": "fast"}, "fast"),
+    ],
+)
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_chooses_once_and_a_resume_takes_the_same(
+    corpus, config, tmp_path, monkeypatch, really, name, settings, taken
+):
+    monkeypatch.setattr(room, "multiplies_by_onednn", really)
+    monkeypatch.setattr(room, "processor", lambda: name)
+    config = replace(config, **({"kernels": "auto"} | settings), train=replace(config.train, max_steps=3))
+    said = []
+    train(config, corpus, tmp_path / "run", said.append)
+    assert any("fast kernels" in line for line in said) == (taken == "fast")
+    recorded = read_config(loop.RunDirectory(tmp_path / "run"))
+    assert recorded.kernels == taken
+    monkeypatch.setattr(room, "processor", lambda: AMD if taken == "torch" else "another, AVX2")  # a resume elsewhere
+    train(replace(recorded, train=replace(recorded.train, max_steps=5)), corpus, tmp_path / "run", said.append, True)
+    assert read_config(loop.RunDirectory(tmp_path / "run")).kernels == taken
+    assert not any(line.startswith("changed    kernels") for line in said)
+
+
+def test_a_run_from_before_the_setting_goes_on_as_it_began(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n", encoding="utf-8")
+    assert read_config(loop.RunDirectory(tmp_path)).kernels == "torch"
+    assert RunConfig().kernels == "auto"
+
+
+@pytest.mark.parametrize("wrong", [AttributeError("no such operator"), RuntimeError("not here"), 1.0])
+def test_a_product_that_is_missing_or_wrong_is_not_used(monkeypatch, really, wrong):
+    def product(x, weight, bias=None):
+        if isinstance(wrong, Exception):
+            raise wrong
+        return x @ weight.T + bias + wrong
+
+    monkeypatch.setattr(room, "processor", lambda: AMD)
+    room._multiplies_right.cache_clear()
+    assert really()
+    monkeypatch.setattr(room, "_product", product)
+    room._multiplies_right.cache_clear()
+    assert not really()
+    room._multiplies_right.cache_clear()
