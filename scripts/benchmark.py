@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py decode [--size 124m] [--against transformers,nanogpt,llama.cpp]
     python scripts/benchmark.py train [--case small --case shakespeare-quick] [--against nanogpt]
+    python scripts/benchmark.py train --workers 1x1,1x2,2x1 [--case shakespeare-quick]
     python scripts/benchmark.py load [--against transformers]
     python scripts/benchmark.py quality [--case shakespeare-quick] [--against nanogpt]
     python scripts/benchmark.py gpu [--against nanogpt]
+    python scripts/benchmark.py readme [out/benchmark-train.jsonl ...]
 
 Each contestant has a process of its own, and they take turns, A B A B, so that what else the machine does falls on all
 of them alike; the first turn warms up and does not count. Written are, into --out, benchmark-KIND.jsonl (the machine,
@@ -13,6 +15,13 @@ Markdown too. A ratio is the median of the ratios turn by turn. Memory is the la
 
 transformers comes with minigpt's extra [dev]; nanogpt needs its checkout, --nanogpt PATH; llama.cpp needs
 `pip install gguf xllamacpp`. On a busy machine --clock cpu, with one thread, says more than the clock on the wall.
+
+`--workers 1x1,1x2,2x1` sets processes x threads of each beside each other, on one machine, for the same batches. It
+needs an idle machine. `quality --case shakespeare-quick --rounds 0`, one whole run, takes two minutes a contestant;
+`--case shakespeare-cpu` six to ten.
+
+`readme` puts the results of such files into docs/benchmarks.jsonl, in place of its former ones of the same kinds, and
+writes the README's table anew, which is made of nothing else.
 
 `gpu` trains GPT-2 small's shape in bfloat16, compiled, with a fused optimizer, and decodes with it, on one GPU, for at
 most eight minutes. The share is that of the card's own rate of bfloat16 products, measured beside each turn. Without a
@@ -25,7 +34,9 @@ import io
 import json
 import os
 import platform
+import re
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -85,7 +96,7 @@ CASES = {
 OURS = {
     "decode": ["minigpt", "minigpt float32", "minigpt float16", "minigpt int8"],
     "gpu": ["minigpt"],
-    "train": ["minigpt", "minigpt fast"],
+    "train": ["minigpt torch", "minigpt fast"],  # the setting `kernels`, of which auto takes one
     "load": ["minigpt", "minigpt float16"],
     "quality": ["minigpt"],
 }
@@ -97,11 +108,14 @@ PEERS = {
     "quality": ["nanogpt"],
 }
 # Speeds, or the time of one.
+SIZED = ("decode", "load", "gpu")
 UNITS = {"decode": "tokens/s", "gpu": "tokens/s", "train": "tokens/s", "load": "s", "quality": "s"}
 GPU_ROWS = 16  # of a step, each of a whole context
 MOST_ROUNDS = 1000
 STEPS = 3  # of training, in a turn
+leaving = contextlib.ExitStack()  # of a contestant's process: what it joined
 CPU = torch.device("cpu")
+ONE_TOKEN = torch.zeros(1, 1, dtype=torch.int64)
 
 
 # --- the contestants: each function sets one up, in its own process
@@ -265,20 +279,50 @@ def of_characters(vocab_size: int) -> Corpus:
     return Corpus("characters", "".join(characters + [characters[draw] for draw in draws]), "made up")
 
 
+def workers(contestant: str) -> tuple[int, int]:
+    """How many processes a contestant has, and threads of each; 0 threads are as many as torch takes."""
+    found = re.search(r"(\d+) x (\d+)$", contestant)
+    return (int(found[1]), int(found[2])) if found else (1, 0)
+
+
+def other_processes(job: dict[str, Any], number: int) -> list["subprocess.Popen[str]"]:
+    """Start the other processes of a training, and tell this one that it is the first."""
+    if number == 1:
+        return []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+    command = [sys.executable, str(Path(__file__).resolve()), "--contestant", json.dumps(job)]
+    return [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(1, number)
+    ]  # fmt: skip
+
+
 def train_minigpt(job: dict[str, Any]) -> Turn:
     """Steps of our loop, with its own functions; the product rate is measured beside them."""
-    from minigpt.training.distributed import Processes
+    from minigpt.training.distributed import Processes, joined
     from minigpt.training.loop import gradients
     from minigpt.training.optim import set_learning_rate
     from minigpt.training.run import set_up
 
-    kernels = "fast" if job["contestant"].endswith("fast") else "torch"
+    kernels = "fast" if job["contestant"].startswith("minigpt fast") else "torch"
     config, directory = replace(training(job), kernels=kernels), RunDirectory(Path(job["folder"]) / "run")
     Path(job["folder"]).mkdir(exist_ok=True)
     os.chdir(job["folder"])  # where the tokens are kept
     verse = Corpus("verse", write_verse(1, 200_000).text, "made up")
     corpus = of_characters(config.model.vocab_size) if job["kind"] == "gpu" else verse
-    run = set_up(config, corpus, directory, Processes(), torch.device(config.device), lambda line: None, None)
+    number, threads = workers(job["contestant"])
+    others = [] if "RANK" in os.environ else other_processes(job, number)
+    if threads:
+        torch.set_num_threads(threads)
+    processes = leaving.enter_context(joined()) if number > 1 else Processes()
+    run = set_up(config, corpus, directory, processes, torch.device(config.device), lambda line: None, None)
     run.model.train()
     m, t = run.config.model, run.config.train
     tokens, done = t.batch_size * m.block_size, 0
@@ -286,6 +330,9 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
 
     def turn() -> dict[str, Any]:
         nonlocal done
+        said = [json.loads(answered(other)) for other in others]  # that it is ready, or what the turn before took
+        for other in others:
+            ask(other)
         for _ in range(STEPS):
             set_learning_rate(run.optimizers, done, t)
             gradients(run, done * t.batch_size, run.processes)
@@ -295,7 +342,8 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
                 optimizer.step()
             run.model.zero_grad(set_to_none=True)
             done += 1
-        return {"amount": STEPS * tokens, "flops": STEPS * flops}
+        besides = sum(one.get("peak_bytes", 0) for one in said)
+        return {"amount": STEPS * tokens, "flops": STEPS * flops / number, "peak_bytes_besides": besides}
 
     return turn
 
@@ -337,12 +385,14 @@ def train_nanogpt(job: dict[str, Any]) -> Turn:
 
 
 def load_minigpt(job: dict[str, Any]) -> Turn:
-    """A model from a folder, plain or packed."""
+    """A model from a folder, plain or packed, and one token: weights that were only mapped are read then."""
     weights = job["contestant"].removeprefix("minigpt").strip()
     options = {"weights": weights} if weights else {}
 
     def turn() -> dict[str, Any]:
-        minigpt.open_source(job["folder"]).load(**options)
+        model = minigpt.open_source(job["folder"]).load(**options)[0].eval()
+        with torch.inference_mode():
+            model(ONE_TOKEN)
         return {"amount": 1}
 
     return turn
@@ -355,7 +405,9 @@ def load_transformers(job: dict[str, Any]) -> Turn:
     transformers.logging.set_verbosity_error()
 
     def turn() -> dict[str, Any]:
-        transformers.GPT2LMHeadModel.from_pretrained(job["folder"])
+        model = transformers.GPT2LMHeadModel.from_pretrained(job["folder"]).eval()
+        with torch.inference_mode():
+            model(ONE_TOKEN)
         return {"amount": 1}
 
     return turn
@@ -448,7 +500,7 @@ def contestant(job: dict[str, Any]) -> None:
     """The process of one contestant: a turn for each line of standard input, a JSON object for each turn."""
     answers, sys.stdout = sys.stdout, sys.stderr
     keep_freed_memory()
-    turn = SETUPS[job["kind"], job["contestant"].split()[0]](job)
+    turn = SETUPS[job["kind"], re.split(r"[ ,]", job["contestant"])[0]](job)
     print("{}", file=answers, flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -458,11 +510,22 @@ def contestant(job: dict[str, Any]) -> None:
         done = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, **done}
         if job["kind"] in ("train", "gpu"):
             done["rate"] = product_rate(device() if job["kind"] == "gpu" else CPU)
-        unit = 1 if sys.platform == "darwin" else 1024
-        done["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        done["peak_bytes"] = peak_memory() + done.pop("peak_bytes_besides", 0)  # of its other processes
         if job["kind"] == "gpu" and torch.cuda.is_available():
             done["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(done), file=answers, flush=True)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held in memory at once.
+
+    On Linux, `getrusage` counts what the process was that started this one, too.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def product_rate(where: torch.device) -> float:
@@ -512,10 +575,7 @@ def turns(
                 yield out(name)
         for number in range(arguments.rounds + 1):
             for name in list(processes):
-                stdin = processes[name].stdin
-                assert stdin is not None
-                stdin.write("\n")
-                stdin.flush()
+                ask(processes[name])
                 if not (done := answered(processes[name])):
                     yield out(name)
                 elif number > 0 or arguments.rounds == 0:
@@ -524,6 +584,13 @@ def turns(
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+def ask(process: "subprocess.Popen[str]") -> None:
+    """Ask a contestant for a turn."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def answered(process: "subprocess.Popen[str]") -> str:
@@ -595,6 +662,97 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.jsonl"  # of which the README's table is made
+README = FIGURES.parents[1] / "README.md"
+BEGINS, ENDS = "<!-- made by scripts/benchmark.py readme: -->\n", "<!-- so far -->\n"
+WORDS = {
+    "decode": "writing, {size}: {case}",
+    "train": "training, {case}",
+    "load": "loading {size}, and one token",
+    "quality": "a whole training, {case}",
+}
+
+
+def speeds(lines: list[dict[str, Any]]) -> str:
+    """The README's table, in Markdown: every case that has a peer, and under it on what machine that was."""
+    machines = {line["kind"]: line for line in lines if "processor" in line}
+    table = [
+        "| what | beside | minigpt, as a multiple of its speed | peak memory, in the same order |",
+        "|---|---|---|---|",
+    ]
+    for kind, words in WORDS.items():
+        rows = [line for line in lines if line.get("result") == kind]
+        for case in dict.fromkeys(row["case"] for row in rows):
+            of_case = [row for row in rows if row["case"] == case]
+            peer = next(row for row in of_case if row["contestant"] == row["against"])
+            ours = [row for row in of_case if row is not peer]
+            if peer["contestant"] not in PEERS[kind]:
+                continue
+            value = 1 / peer["median"] if peer["unit"] == "s" else peer["median"]
+            beside = f"{peer['contestant']}: {three_digits(value)} {peer['unit']}{loss_of(peer)}"
+            times = [f"{way(row)}{row['ratio']:.2f} ×{loss_of(row)}" for row in ours]
+            memory = [three_digits(row["peak_bytes"] / 1e6) for row in (peer, *ours)]
+            name = words.format(size=machines[kind]["size"], case=shape_of(case))
+            table.append(f"| {name} | {beside} | {', '.join(times)} | {', '.join(memory)} MB |")
+    where: dict[str, list[str]] = {}
+    for kind, about in machines.items():
+        if kind in WORDS:
+            where.setdefault(machine_in_words(about), []).append(kind)
+    return "\n".join([*table, "", *(f"{', '.join(kinds)}: {words}." for words, kinds in where.items()), ""])
+
+
+def shape_of(case: str) -> str:
+    """A case in words: of nanoGPT's two, how large they are."""
+    if case not in PEER_SHAPES:
+        return case
+    m, t = PEER_SHAPES[case].model, PEER_SHAPES[case].train
+    dropout = f", dropout {m.dropout}" if m.dropout else ""
+    return f"{m.n_layer} layers, width {m.n_embd}, {t.batch_size} windows of {m.block_size}{dropout}"
+
+
+def way(row: dict[str, Any]) -> str:
+    """What is special about one of our contestants, with a space behind it."""
+    return f"{row['contestant']} ".removeprefix("minigpt ")
+
+
+def loss_of(row: dict[str, Any]) -> str:
+    """The loss of a training, if it has one, as a clause."""
+    return f", loss {row['loss']:.3f}" if "loss" in row else ""
+
+
+def three_digits(value: float) -> str:
+    """A number with about three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def machine_in_words(about: dict[str, Any]) -> str:
+    """On what, by what clock and with which versions something was measured, as Markdown without surprises."""
+    clock = "CPU time" if about["clock"] == "cpu" else "wall time"
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''} of {about['cores']} cores"
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if name != "minigpt")
+    said = f"{about['processor']} ({', '.join(about['instructions'])}), {threads}, {clock}, {versions}"
+    printable = " ".join("".join(char if char.isprintable() else " " for char in said).split())
+    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", printable)
+
+
+def write_readme(new: list[Path]) -> None:
+    """Put the results of new files into the figures, in place of the former ones of these kinds; and the README."""
+    lines = read_lines(FIGURES) if FIGURES.exists() else []
+    for path in new:
+        found = [line for line in read_lines(path) if "turn" not in line and "error" not in line]
+        kinds = {line.get("kind", line.get("result")) for line in found}
+        lines = [line for line in lines if line.get("kind", line.get("result")) not in kinds] + found
+    write_text(FIGURES, "".join(json.dumps(line) + "\n" for line in lines))
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGINS)
+    after = rest.partition(ENDS)[2]
+    write_text(README, f"{before}{BEGINS}\n{speeds(lines)}\n{ENDS}{after}")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def draw(kind: str, rows: list[dict[str, Any]], path: Path) -> None:
     """A bar for each contestant in each case: its ratio, with the spread over the turns."""
     figure = new_figure(8, 1 + 0.3 * len(rows))
@@ -619,7 +777,8 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
     units = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16")
     pages = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     return {
-        "kind": arguments.kind, "processor": processor(), "instructions": [name for name in units if known.get(name)],
+        "kind": arguments.kind, "size": arguments.size if arguments.kind in SIZED else None,
+        "processor": processor(), "instructions": [name for name in units if known.get(name)],
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "clock": arguments.clock,
         "memory_bytes": os.sysconf(pages[0]) * os.sysconf(pages[1]) if hasattr(os, "sysconf") else None,
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None, "system": platform.platform(),
@@ -632,11 +791,15 @@ def main() -> None:
     if sys.argv[1:2] == ["--contestant"]:
         contestant(json.loads(sys.argv[2]))
         return
+    if sys.argv[1:2] == ["readme"]:
+        write_readme([Path(name) for name in sys.argv[2:]])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=CASES)
     parser.add_argument("--against", default="", metavar="NAMES", help="peers, with commas between them")
     parser.add_argument("--case", action="append", metavar="CASE", help="only this one; can be repeated")
     parser.add_argument("--only", action="append", metavar="NAME", help="of ours, only this one; can be repeated")
+    parser.add_argument("--workers", default="", metavar="PxT,...", help="of train: processes x threads of each")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count, of each contestant")
     parser.add_argument("--size", choices=SIZES, default="124m", help="the model that is decoded and loaded, at random")
     parser.add_argument("--nanogpt", default="", metavar="PATH", help="a checkout of nanoGPT")
@@ -656,6 +819,10 @@ def main() -> None:
     for name in arguments.only or ():
         if name not in OURS[arguments.kind]:
             parser.error(f"{arguments.kind} has no {name!r} of ours; it has: {', '.join(OURS[arguments.kind])}")
+    workers_asked = [each for each in arguments.workers.split(",") if each]
+    for each in workers_asked:
+        if not re.fullmatch(r"[1-9]\d?x[1-9]\d?", each) or arguments.kind != "train":
+            parser.error(f"--workers {each} is not processes x threads of train, such as 2x1")
     if not 0 <= arguments.rounds <= MOST_ROUNDS:
         parser.error(f"--rounds {arguments.rounds} is not from 0 to {MOST_ROUNDS}")
     try:  # now, and not after the race
@@ -672,7 +839,10 @@ def main() -> None:
         else:
             Path(folder).mkdir()
         for case in arguments.case or CASES[arguments.kind]:
-            names = [*(arguments.only or OURS[arguments.kind]), *(name for name in peers if can(name, case))]
+            ours = arguments.only or OURS[arguments.kind]
+            if workers_asked:
+                ours = [f"{name}, {each.replace('x', ' x ')}" for name in ours for each in workers_asked]
+            names = [*ours, *(name for name in peers if can(name, case))]
             for row in turns(arguments.kind, case, names, arguments, folder):
                 rows.append(row)
                 shown = {key: value for key, value in row.items() if key != "ids"}

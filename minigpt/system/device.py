@@ -49,7 +49,8 @@ def processor() -> str:
     name = platform.processor() or platform.machine()
     with suppress(OSError):  # on Linux, `platform` knows only the architecture
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(filter(None, names), name)
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 

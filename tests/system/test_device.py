@@ -11,6 +11,7 @@ from minigpt.system.device import (
     keep_freed_memory,
     matmul_seconds,
     multiplies_bfloat16,
+    processor,
     why_dtype,
 )
 
@@ -51,6 +52,23 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
 def test_float16_is_refused_with_a_reason():
     with pytest.raises(ConfigError, match=r"float16 .*\n.*bfloat16"):
         choose_dtype("float16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("model name\t: AMD EPYC\nmodel name\t: another\n", "AMD EPYC"),
+        ("model name\t:  \nmodel name\t: the second\n", "the second"),
+        ("model name\t:\n", "x86_64"),
+        ("CPU implementer\t: 0x41\n", "x86_64"),
+        ("model name : one: two | three\n", "one: two | three"),
+    ],
+)
+def test_a_processor_has_a_name_and_an_instruction_set(monkeypatch, lines, name):
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **how: lines)
+    assert processor() == f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def test_slow_bfloat16_comes_with_its_measured_ratio(monkeypatch):
