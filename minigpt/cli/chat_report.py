@@ -1,9 +1,11 @@
 """What `evaluate-chat` found, as lines for a terminal and as Markdown: the same tables, with more examples."""
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from minigpt.evaluation.arms import MEASURES
 from minigpt.evaluation.failures import MODES
@@ -63,11 +65,15 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str] = ()) -> list[st
         pictures: files beside the report, to be shown in it.
     """
     first, *others = _opening(result)
-    lines = [f"# {first}", "", *(f"{line}  " for line in others)]
+    lines = [f"# {_escaped(first)}", "", *(f"{_escaped(line)}  " for line in others)]
     for picture in pictures:
-        lines += ["", f"![what the history tells the model, and how often replies fail]({picture})"]
+        lines += ["", f"![what the history tells the model, and how often replies fail]({quote(picture)})"]
     for table in _tables(result):
-        lines += ["", *([f"## {table.title}", ""] if table.title else []), *([table.says, ""] if table.says else [])]
+        lines += [
+            "",
+            *([f"## {table.title}", ""] if table.title else []),
+            *([_escaped(table.says), ""] if table.says else []),
+        ]
         lines.append(f"| {' | '.join(map(_escaped, table.headings))} |")
         lines.append("|" + "---|" * table.left + "---:|" * (len(table.headings) - table.left))
         lines += [f"| {' | '.join(map(_escaped, row))} |" for row in table.rows]
@@ -75,13 +81,15 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str] = ()) -> list[st
     for mode, arm, found in _examples(result, _EXAMPLES):
         lines += ["", f"### {mode}, {_escaped(arm['setting'])}: {arm['failures'][mode]:,} of {len(arm['replies']):,}"]
         for reply in found:
+            said = _quoted(reply, "")
+            # Longer than any in it, which would end the block.
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(said))), default=0))
             lines += [
                 "",
                 f"Dialogue {reply['dialogue']}, turn {reply['turn']}: {_escaped(reply['failures'][mode])}",
                 "",
-                "```text",
             ]
-            lines += [*_quoted(reply, ""), "```"]
+            lines += [f"{fence}text", *said, fence]
     return [*lines, "", "Counted by:", "", *(f"- `{signature}`" for signature in result["signatures"])]
 
 
@@ -109,7 +117,7 @@ def _tables(result: Mapping[str, Any]) -> Iterator[_Table]:
     yield _Table("The settings", "", ("", "setting"), list(names.items()), left=2)
     yield _whole(true, written)
     for name in written[0]["measures"]:
-        yield _measure(name, true, written)
+        yield _measure(name, true, written, result["measured_dialogues"])
     yield _failures(true, written)
 
 
@@ -147,7 +155,7 @@ def _whole(true: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> _Ta
     return _Table("Closeness and variety", says, ("", *names), rows)
 
 
-def _measure(name: str, true: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> _Table:
+def _measure(name: str, true: Mapping[str, Any], written: Sequence[Mapping[str, Any]], dialogues: int) -> _Table:
     """One measure of all arms; the settings are tested against the first."""
     rows = []
     if name in true["measures"]:
@@ -162,7 +170,11 @@ def _measure(name: str, true: Mapping[str, Any], written: Sequence[Mapping[str, 
         )
         rows.append((f"{'*' if differs else ' '} {number}", _interval(own, 3), *tested))
     title = "Settings compared" if name == next(iter(written[0]["measures"])) else ""
-    return _Table(title, f"{name}: {MEASURES[name]}", ("", "mean", "minus that of 1", "p"), rows)
+    pairs = [arm["measures"][name]["difference_to_first"]["dialogues"] for arm in written[1:]]
+    says = f"{name}: {MEASURES[name]}"
+    if min(pairs, default=dialogues) < dialogues:
+        says += f". Minus that of 1: over {' and '.join(map(str, pairs))} of {dialogues} dialogues, which have both"
+    return _Table(title, says, ("", "mean", "minus that of 1", "p"), rows)
 
 
 def _failures(true: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> _Table:
@@ -214,4 +226,4 @@ def _quoted(reply: Mapping[str, Any], indent: str) -> list[str]:
 
 def _escaped(cell: str) -> str:
     """A text that Markdown shows as it is, in a table too."""
-    return "".join(f"\\{c}" if c in "\\|*_`<>[]" else c for c in cell).replace("\n", " ").strip()
+    return "".join(f"\\{c}" if c in "\\|*_`<>[]~&$" else c for c in cell).replace("\n", " ").strip()

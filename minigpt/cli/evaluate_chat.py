@@ -20,9 +20,8 @@ from minigpt.data.batches import encode
 from minigpt.data.corpora import kind_of
 from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, check_template
-from minigpt.data.documents import data_checksum
 from minigpt.data.loaders import end_of_document
-from minigpt.data.sources import held_out_dialogues, load_data
+from minigpt.data.sources import held_out_dialogues
 from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, named
 from minigpt.evaluation.arms import Arm, closeness, compared, true_arm, written_arm
@@ -89,7 +88,7 @@ def _decoders(settings: EvaluateChat) -> list[Setting]:
     found = [decoder for text in settings.setting or CHAT_SETTINGS for decoder in parse_setting(text)]
     for number, one in enumerate(found):
         for other in found[:number]:
-            if DecodingOptions(**one.options) == DecodingOptions(**other.options):
+            if DecodingOptions(**one.options).effect == DecodingOptions(**other.options).effect:
                 raise InputError(
                     f"--setting {other.name!r} and {one.name!r} are the same, and nothing can differ",
                     "leave one of them out, or change it",
@@ -115,14 +114,14 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
     if settings.data is not None:
         val_data = config.data.val_data if Path(config.data.val_data).exists() else ""
         config = replace(config, data=replace(config.data, source=settings.data, val_data=val_data))
-    if trained and spoken and data_checksum(load_data(config)) == trained.data.checksum:
-        return held_out_dialogues(config), f"held-out dialogues of {config.data.source}"
+    read = read_dialogues(config.data.source)
+    if trained and spoken and (held_out := held_out_dialogues(config, read)) is not None:
+        return held_out, f"held-out dialogues of {config.data.source}"
     if settings.data is None:
         raise InputError(
             f"{config.data.source} has changed since {source.name} was trained on it",
             "name the former dialogues with --data; or name these with --data, to measure all of them",
         )
-    read = read_dialogues(settings.data)
     if read.validation:
         return read.validation, f"what is there to validate of {read.described}"
     return read.items, f"all of {read.described}"

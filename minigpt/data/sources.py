@@ -8,7 +8,7 @@ from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import Corpus, kind_of, load_corpus
 from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, same_beginnings
-from minigpt.data.documents import Document, Documents, read_documents, split, with_validation
+from minigpt.data.documents import Document, Documents, data_checksum, read_documents, split, with_validation
 from minigpt.errors import ConfigError, named, passed
 
 # The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
@@ -58,8 +58,15 @@ def fitting_kind(d: DocumentsConfig, source: str) -> Literal["text", "documents"
     return "dialogues" if may_be and holds_dialogues(source) else kind
 
 
-def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
+def held_out_dialogues(config: RunConfig, dialogues: Dialogues | None = None) -> list[Dialogue] | None:
     """The dialogues that validate in a run of these settings, whole, in the order in which they were read.
+
+    Args:
+        config: the settings. With a `data.checksum`, it is that of a run.
+        dialogues: those of `data.source`, if they were read before.
+
+    Returns:
+        None if the run was trained on others.
 
     Raises:
         ConfigError: if the settings name no dialogues.
@@ -71,9 +78,11 @@ def held_out_dialogues(config: RunConfig) -> list[Dialogue]:
             f"{config.data.source} is not read as dialogues",
             f"name dialogues, or add {passed('separate', 'dialogues')}",
         )
-    dialogues = _named_dialogues(config)
+    dialogues = _named_dialogues(config, dialogues)
     same = _belonging(dialogues)
     documents = _as_documents(dialogues, d, same)
+    if config.data.checksum not in ("", data_checksum(documents)):
+        return None
     sizes = d.train_size or None, d.val_size or None
     _, validating = split(documents.items, *sizes, config.seed, documents.validation)
     held_out = {document.dialogue for document in validating}
@@ -98,8 +107,8 @@ def check_fit(d: DocumentsConfig, source: str) -> None:
         )
 
 
-def _named_dialogues(config: RunConfig) -> Dialogues:
-    dialogues = read_dialogues(config.data.source)
+def _named_dialogues(config: RunConfig, read: Dialogues | None = None) -> Dialogues:
+    dialogues = read or read_dialogues(config.data.source)
     return dialogues.with_validation(read_dialogues(config.data.val_data)) if config.data.val_data else dialogues
 
 

@@ -6,7 +6,7 @@ A field's docstring is the help text of its command-line flag.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -185,6 +185,16 @@ class DecodingOptions:
     def samples(self) -> bool:
         """Whether anything is drawn. At temperature 0, the limit of sampling, the best token always wins."""
         return self.strategy == "sample" and self.temperature != 0
+
+    @property
+    def effect(self) -> "DecodingOptions":
+        """The same decoder in its plainest words: equal for options that write the same, such as top_k = 0 and none."""
+        off = [name for name, concerns in _concerns().items() if concerns.whom == "draw" and name != "temperature"]
+        plain: dict[str, Any] = {name: None for name in off if getattr(self, name) == _concerns()[name].off}
+        one_beam = self.strategy == "beam" and self.num_beams == 1 and self.early_stopping != "never"
+        if one_beam or not (self.samples or self.uses_beams):
+            plain |= {"strategy": "greedy", "temperature": None, "length_penalty": 1.0, "early_stopping": False}
+        return replace(self, **plain)
 
     @property
     def eos(self) -> tuple[int, ...]:

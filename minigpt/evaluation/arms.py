@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from minigpt.errors import ConfigError
 from minigpt.evaluation.comparison import Interval, Values, difference_interval, known, mean_interval, permutation_p
 from minigpt.evaluation.conversations import (
@@ -26,7 +28,7 @@ from minigpt.model import GPT
 from minigpt.tokenizers import Tokenizer
 
 MEASURES = {
-    "chrF": "closeness to the true reply by characters, 0 to 100; the mean over replies",
+    "chrF": "closeness to the true reply by characters, 0 to 100, of each reply alone",
     "METEOR": "the same by words, their stems and synonyms",
     WITHOUT_SYNONYMS: "the same by words and their stems; WordNet is not at hand",
     "gain": "by how much the history makes the reply likelier, in nats a token",
@@ -207,15 +209,18 @@ class Measured:
         own: its mean over dialogues, with the 95 % interval.
         difference: own minus the first arm's, dialogue by dialogue.
         p: of the paired permutation test; NaN with fewer than two dialogues.
+        pairs: how many dialogues have a value in both, and so a difference.
     """
 
     own: Interval
     difference: Interval
     p: float
+    pairs: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it: null for what is not known."""
-        return {**self.own.to_dict(), "difference_to_first": self.difference.to_dict(), "p": known(self.p)}
+        difference = {**self.difference.to_dict(), "dialogues": self.pairs}
+        return {**self.own.to_dict(), "difference_to_first": difference, "p": known(self.p)}
 
 
 def compared(arms: Sequence[Mapping[str, Values]], seed: int = 0) -> list[dict[str, Measured]]:
@@ -231,6 +236,7 @@ def compared(arms: Sequence[Mapping[str, Values]], seed: int = 0) -> list[dict[s
                 mean_interval(values, seed),
                 difference_interval(values, arms[0][name], seed),
                 permutation_p(values, arms[0][name], seed),
+                int((~np.isnan(values - arms[0][name])).sum()),
             )
             for name, values in arm.items()
         }

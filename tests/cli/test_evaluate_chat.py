@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.cli.chat_report import markdown
 from minigpt.cli.main import answer as run
+from minigpt.data import dialogue_files
 from minigpt.evaluation import references
 from minigpt.evaluation.comparison import mean_interval, permutation_p
 from minigpt.evaluation.failures import MODES
@@ -18,6 +20,7 @@ NAMES = ("ANN", "BOB", "CID")
 WORDS = "a hen ran at dawn; the red hat is on the mat. no man can see it, and she said so to me".split()
 SMALL = """--model.n_layer 1 --model.n_head 1 --model.n_embd 7 --model.block_size 97 --train.max_steps 2
 --train.warmup_steps 1 --train.batch_size 5"""
+PARTLY = ("overlap", "gain", "repeated-4")  # measures of which some replies have no value
 FEW = ["--max-new-tokens", "11", "--history", "0", "2", "--candidates", "3"]
 
 
@@ -174,6 +177,50 @@ def test_what_is_printed_fits_80_columns_and_what_is_written_has_it_all(capsys):
         assert f"ialogue {reply['dialogue']}, turn {reply['turn']}: " in text
 
 
+def test_a_report_shows_what_was_said_as_it_is(capsys):
+    """Whatever a model or a dialogue says is text in a report, and no Markdown."""
+    found = evaluated(capsys, "--data", "other.txt", "--setting", "greedy")
+    said = "# No heading\n```\n<img src=x>\n`````\n![no](picture)\n| no | table |"
+    for reply in found["arms"][1]["replies"]:
+        reply |= {"reply": said, "before": said, "failures": {"loop": "goes round: `*<b>*`"}}
+    found |= {"model": "a*b*_c_<i>", "data": "all of [no](link) & ~~none~~"}
+    found["arms"][1]["failures"]["loop"] = 3
+    text = "\n".join(markdown(found, ["my picture (1).png"]))
+    blocks = re.findall(r"^(`{3,})text\n(.*?)\n\1$", text, re.MULTILINE | re.DOTALL)
+    assert [fence for fence, _ in blocks] == ["``````"] * 3
+    for _, block in blocks:
+        assert block == "\n".join([*(f"> {line}" for line in said.split("\n")), said])
+    outside = re.sub(r"^(`{3,})text\n(.*?)\n\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"(?<!\\)[<>~&]|(?<!\\)[*](?!\d)", outside) == []
+    assert r"# How a\*b\*\_c\_\<i\> replies" in outside
+    assert r"data: all of \[no\](link) \& \~\~none\~\~" in outside
+    assert "](my%20picture%20%281%29.png)" in outside
+
+
+def test_differences_say_over_how_many_dialogues_they_are(capsys):
+    """Of replies of fewer than four words, nothing is known of four in a row."""
+    short = ["--max-new-tokens", "7", "--setting", "sample temperature=1,1.5"]
+    assert run(["evaluate-chat", "--model", "run", "--data", "other.txt", *FEW, *short, "-o", "all.json"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    found = json.loads(Path("all.json").read_text())
+    for name, measure in found["arms"][2]["measures"].items():
+        pairs = measure["difference_to_first"]["dialogues"]
+        assert pairs == (5 if name not in PARTLY else pairs)
+        told = f"Minus that of 1: over {pairs} of 5 dialogues, which have both"
+        assert (told in out) == (pairs < 5) or name not in PARTLY
+    assert found["arms"][2]["measures"]["repeated-4"]["difference_to_first"]["dialogues"] < 5
+
+
+def test_the_source_is_read_once(capsys, monkeypatch):
+    read = []
+    monkeypatch.setattr(dialogue_files, "_from_file", lambda *given, real=dialogue_files._from_file: (
+        read.append(given[0]), real(*given))[1])  # fmt: skip
+    for arguments in ([], ["--data", "play.txt"], ["--data", "other.txt"]):
+        read.clear()
+        evaluated(capsys, *arguments)
+        assert [Path(file).name for file in read] == [arguments[-1] if arguments else "play.txt"]
+
+
 def test_one_dialogue_has_no_other_to_be_compared_with(capsys):
     Path("one.txt").write_text(scenes(1, seed=5))
     line = ["evaluate-chat", "--model", "run", "--data", "one.txt", "--max-new-tokens", "11", "--json"]
@@ -201,6 +248,10 @@ def test_one_dialogue_has_no_other_to_be_compared_with(capsys):
         (
             ["--model", "run", "--setting", "greedy", "--setting", "sample", "--setting", "sample temperature=0.8"],
             "--setting 'sample' and 'sample temperature=0.8' are the same", "leave one of them out",
+        ),
+        *(
+            (["--model", "run", "--setting", one, "--setting", other], "are the same, and nothing can differ", "leave")
+            for one, other in (("sample", "sample top_k=0"), ("greedy", "sample temperature=0"), ("beam", "greedy"))
         ),
     ],
 )  # fmt: skip

@@ -725,3 +725,30 @@ def test_a_random_case_equals_the_reference(make_pair: Callable[..., Any], seed:
         banned_sequences=[[49]],  # the padding: to the reference it is part of the n-grams of a short prompt
         **pick({"strategy": "greedy"}, sampled),
     )
+
+
+SAME = [  # each line is one decoder in several words
+    [{}, {"temperature": 0.8}, {"top_k": 0}, {"top_p": 1.0, "min_p": 0}, {"typical_p": 1, "epsilon_cutoff": 0.0}],
+    [{"temperature": 1}, {"temperature": 1.0, "eta_cutoff": 0, "repetition_penalty": 1}],
+    [{"top_k": 5}, {"top_k": 5, "top_p": 1}],
+    [{"strategy": "greedy"}, {"temperature": 0}, {"strategy": "beam"}, {"strategy": "greedy", "top_p": None}],
+    [{"strategy": "greedy", "no_repeat_ngram_size": 2}, {"temperature": 0, "no_repeat_ngram_size": 2}],
+    [{"strategy": "beam", "num_beams": 3}, {"strategy": "beam", "num_beams": 3, "length_penalty": 1}],
+    [{"strategy": "beam", "num_beams": 3, "length_penalty": 0.5}],
+    [{"strategy": "sample", "num_beams": 3}, {"num_beams": 3, "top_k": 0}],
+]
+
+
+def test_the_effect_of_options_is_equal_where_they_write_the_same(tiny_model):
+    decoders = [(number, options) for number, line in enumerate(SAME) for options in line]
+    effects = [DecodingOptions(**options).effect for _, options in decoders]
+    for (number, options), effect in zip(decoders, effects, strict=True):
+        for (other, _), theirs in zip(decoders, effects, strict=True):
+            assert (effect == theirs) == (number == other)
+        given, simple = ({**options}, {name: getattr(effect, name) for name in ("strategy", "temperature", "top_k")})
+        simple = {**given, **simple} | dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff"))
+        written = [
+            generate(tiny_model, [[3, 1, 4], [1]], max_new_tokens=9, eos_token_id=2, **words)
+            for words in (given, simple)
+        ]
+        assert written[0].sequences == written[1].sequences
