@@ -9,7 +9,6 @@ exactly. This is what a part adds to the logit directly; what it does through la
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,7 +22,6 @@ from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Brief):
     """The parts of a logit, or of the difference of two.
 

@@ -31,7 +31,6 @@ from minigpt.system.terminal import Brief
 CUTS = ("temperature", "top_k", "top_p", "min_p")  # in the order of `apply_filters`
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Cuts(Brief):
     """One distribution before and after each option of sampling, in the order in which they act.
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal, cast
 
 import torch
@@ -28,8 +27,7 @@ from minigpt.system.terminal import Brief
 Mode = Literal["zero", "mean", "resample"]  # what takes the place of what is ablated
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Edit(Brief):
+class Edit(Brief, kw_only=True):
     """A change of one point. Made by `ablate`, `patch` and `knockout`.
 
     Attributes:
@@ -97,8 +95,7 @@ class Edit(Brief):
         return changed
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Ablation(Edit):
+class Ablation(Edit, kw_only=True):
     """See `ablate`.
 
     Attributes:
@@ -143,8 +140,7 @@ class Ablation(Edit):
         return _at_places(self.point, reference, old, places)
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Patch(Edit):
+class Patch(Edit, kw_only=True):
     """See `patch`.
 
     Attributes:
@@ -163,8 +159,7 @@ class Patch(Edit):
         return _at_places(self.point, self.value, old, places)
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Knockout(Edit):
+class Knockout(Edit, kw_only=True):
     """See `knockout`.
 
     Attributes:

@@ -100,7 +100,6 @@ def _directions(rows: Tensor) -> Tensor:
 # --- principal components
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class PCA(Brief):
     """The k directions along which the rows of a matrix differ most.
 
@@ -172,7 +171,6 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
 # --- positions
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class PositionSimilarity(Brief):
     """How similar the embeddings of the positions are.
 
@@ -208,7 +206,6 @@ def position_similarity(model: GPT) -> PositionSimilarity:
 # --- the residual stream
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ResidualNorms(Brief):
     """The residual stream, and what was written into it.
 

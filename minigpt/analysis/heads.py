@@ -12,7 +12,6 @@ The scores are means of a pattern over its queries, each between 0 and 1:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,7 +29,6 @@ from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Brief):
     """The scores of all heads on one text.
 

@@ -7,7 +7,6 @@ Letters as in `model.py`, and P for the points of a lens.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,7 +28,6 @@ from minigpt.system.terminal import Brief
 # --- the logit lens
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Lens(Brief):
     """The logits that several points of the residual stream give, each read as if it were the last.
 
@@ -141,7 +139,6 @@ def stream_points(config: GPTConfig) -> list[str]:
 # --- the loss of every token
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class TokenLosses(Brief):
     """The loss of each token of a text. The first token is not predicted, and has no loss.
 

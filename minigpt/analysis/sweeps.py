@@ -6,7 +6,6 @@ al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,7 +28,6 @@ from minigpt.system.terminal import Brief
 Metric = Callable[[Tensor], float]  # of logits (B, T, V)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Brief):
     """A metric, measured after each change of a grid of changes.
 
@@ -68,7 +66,6 @@ class Sweep(Brief):
         return [(labels[place], float(effects[place])) for place in order]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class PatchingSweep(Sweep):
     """A sweep whose baseline is the corrupt pass.
 

@@ -6,7 +6,7 @@ import reprlib
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
@@ -163,11 +163,12 @@ def bar(share: float, width: int = 20) -> str:
     return "█" * round(width * min(1.0, max(0.0, share)))
 
 
+@dataclass_transform(frozen_default=True, eq_default=False)
 class Brief:
-    """A dataclass whose repr is a few lines long: arrays as their shapes, long lists cut.
+    """Makes every child a frozen dataclass, equal to itself alone; its repr has shapes of arrays, and cuts lists."""
 
-    Its children are made with `repr=False`, because the repr of a dataclass would show every number.
-    """
+    def __init_subclass__(cls, kw_only: bool = False) -> None:
+        dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=kw_only)(cls)
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
