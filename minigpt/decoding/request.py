@@ -74,6 +74,7 @@ class Request:
         self._tokenizer = tokenizer
         self._eos = set(options.eos)
         self._stop = [text.encode("utf-8") for text in options.stop_strings]
+        self._longest_stop = max(map(len, self._stop), default=0)
         self._check_draft()
         self._check_required()
         self._check_cache()
@@ -213,7 +214,7 @@ class Request:
             return "eos"
         if self._stop:
             # A match ends in the last token, or the row would have ended before; and a token is at least one byte.
-            reach = min(num_new, max(map(len, self._stop)))
+            reach = min(num_new, self._longest_stop)
             tail = self._bytes([*before[len(before) + 1 - reach :], token])
             if any(stop in tail for stop in self._stop):
                 return "stop"

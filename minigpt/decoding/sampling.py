@@ -8,7 +8,7 @@ R rows, T tokens fed at once, V tokens in the vocabulary.
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +26,7 @@ FinishReason = Literal["eos", "stop", "length", "context"]
 
 _TINY = torch.finfo(torch.float32).tiny
 _DRAWN_AT_ONCE = 1024  # numbers
+_FILLING = 16  # tokens of filling that cost about as much as one pass more
 
 
 class Rows:
@@ -74,7 +75,7 @@ class Rows:
         read = 0 if cache is None else cache.longest  # of the prompt
         if use_cache and cache is None and max(map(len, prompts)) <= self._block_size:
             self._cache = self._new_cache(len(prompts), self._columns)
-        self._ahead: dict[tuple[int, ...], int] = {}  # beginnings of prompts, and their rows in `_read_prompts`
+        self._ahead: dict[tuple[int, ...], tuple[KVCache, int]] = {}  # beginnings of prompts that were read, and where
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
         self._places = list(range(len(self.ids)))  # of each row in the cache
@@ -180,16 +181,18 @@ class Rows:
             if self._cache is not None:
                 if start not in self._ahead:
                     self._read_ahead([*prompts, *upcoming])
-                self._cache.replace(self._places[row], self._read_prompts, self._ahead[start])
+                self._cache.replace(self._places[row], *self._ahead[start])
 
     def _read_ahead(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read these prompts, each without its last id, into a cache of their own, and forget those read before."""
-        starts = dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts)
-        self._ahead = {start: row for row, start in enumerate(starts)}
-        longest = max(map(len, starts))
-        self._read_prompts = self._new_cache(len(starts), max(1, longest))
-        if longest:
-            self._read(list(starts), self._read_prompts)
+        """Read these prompts, each without its last id, into caches of their own, and forget those read before."""
+        starts = {tuple(prompt[:-1]) for prompt in prompts}
+        self._ahead = {}
+        for group in _of_like_length(starts):
+            longest = len(group[-1])
+            cache = self._new_cache(len(group), max(1, longest))
+            if longest:
+                self._read(group, cache)
+            self._ahead |= {start: (cache, row) for row, start in enumerate(group)}
 
     def _read(self, rows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
         """Final hidden states of these ids, which a cache then holds: (R, T, C) where the longest row has T."""
@@ -231,6 +234,17 @@ class Rows:
         return logits
 
 
+def _of_like_length(rows: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """The rows in groups, each to be filled up to the length of its last; shorter groups first."""
+    group: list[tuple[int, ...]] = []
+    for row in sorted(rows, key=len):
+        if sum(len(row) - len(shorter) for shorter in group) > _FILLING:
+            yield group
+            group = []
+        group.append(row)
+    yield group
+
+
 class NoiseTape:
     """The randomness of sampling: for the n-th new token of a row it is the same, whoever asks, whenever, how often.
 
@@ -258,7 +272,7 @@ class NoiseTape:
         self._share = max(1, rows // len(self._generators))  # rows of each generator
         self._columns = columns
         # Of a small vocabulary, noise for several n is drawn at once: starting to draw takes longer than drawing.
-        self._ahead = max(1, _DRAWN_AT_ONCE // (self._share * columns))
+        self._ahead = max(1, _DRAWN_AT_ONCE // (self._share * columns)) if device.type == "cpu" else 1
         # (generator, n // ahead) -> its noise, `ahead` times (share, V), and its state after that
         self._drawn: dict[tuple[int, int], tuple[Sequence[Tensor], Tensor]] = {}
 
@@ -287,12 +301,21 @@ class NoiseTape:
             else:
                 generator.manual_seed(generator.initial_seed())
             for at in range(first, piece + 1):
-                noise = torch.empty(self._ahead, self._share, self._columns, device=generator.device)
-                for each in noise:
-                    each.exponential_(generator=generator)
-                # A kernel may round to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
-                self._drawn[number, at] = noise.clamp_(min=_TINY).unbind(), generator.get_state()
+                noise = _exponential(torch.Size((self._ahead, self._share, self._columns)), generator)
+                self._drawn[number, at] = noise.unbind(), generator.get_state()
         return self._drawn[number, piece][0][place]
+
+
+def _exponential(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Exponential noise of mean 1, above 0. On a CPU, as many calls as one likes draw the same as one."""
+    if generator.device.type == "cpu":
+        # What `exponential_` draws, which takes one logarithm at a time, and three times as long.
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
+        noise = uniform.neg_().log1p_().neg_().float()
+    else:
+        noise = torch.empty(shape, device=generator.device).exponential_(generator=generator)
+    # It may be rounded to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
+    return noise.clamp_(min=_TINY)
 
 
 def greedy(scores: Tensor) -> Tensor:

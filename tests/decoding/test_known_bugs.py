@@ -201,9 +201,9 @@ def test_row_5_what_is_returned_was_judged(
     judged = []
     judge = Request.finish_reason
 
-    def watched(job: Request, number: int, ids: Sequence[int]) -> Any:
-        reason = judge(job, number, ids)
-        judged.append((list(ids), reason))
+    def watched(request: Request, number: int, before: list[int], token: int) -> Any:
+        reason = judge(request, number, before, token)
+        judged.append(([*before, token], reason))
         return reason
 
     monkeypatch.setattr(Request, "finish_reason", watched)
