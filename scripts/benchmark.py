@@ -730,7 +730,8 @@ def machine_in_words(about: dict[str, Any]) -> str:
     clock = "CPU time" if about["clock"] == "cpu" else "wall time"
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''} of {about['cores']} cores"
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if name != "minigpt")
-    said = f"{about['processor']} ({', '.join(about['instructions'])}), {threads}, {clock}, {versions}"
+    units = f" ({', '.join(about['instructions'])})" if about["instructions"] else ""
+    said = f"{about['processor']}{units}, {threads}, {clock}, {versions}"
     printable = " ".join("".join(char if char.isprintable() else " " for char in said).split())
     return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", printable)
 
@@ -774,7 +775,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     known = torch.cpu.get_capabilities()
-    units = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16")
+    units = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16", "neon", "sve")
     pages = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     return {
         "kind": arguments.kind, "size": arguments.size if arguments.kind in SIZED else None,
