@@ -5,7 +5,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,18 +123,22 @@ def check_promise(vocab_size: int, corpus: Corpus) -> None:
 def what_to_type(directory: Path, data: Corpus | Documents, config: RunConfig) -> list[str]:
     """The next command, and the same in Python: to let the model write, or if it learned to reply, to talk with it."""
     if isinstance(data, Documents) and data.items[0].dialogue:
-        return first_talk(directory, *usual_pair(data.items))
+        return first_talk(directory, *usual_exchange(data.items))
     return next_steps(directory, prompt_to_try(data, config))
 
 
-def usual_pair(replies: Sequence[Document]) -> tuple[str, str]:
-    """Who speaks and who replies, of the pair that does so most often; "" for a name that nobody has given."""
-    pairs = Counter(
-        (document.prompt[document.turns[-1] :].partition(":\n")[0], document.prompt.splitlines()[-1][:-1])
-        for document in replies
-    )
-    user, name = pairs.most_common(1)[0][0]
-    return "" if user == NAMES["user"] else user, "" if name == NAMES["assistant"] else name
+def usual_exchange(replies: Sequence[Document]) -> tuple[str, str, str]:
+    """Who speaks, who replies, and what is said, of the pair that does so most often; "" for a name that nobody has.
+
+    What is said is their shortest line, so the model knows its characters.
+    """
+    said: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for document in replies:
+        user, _, text = document.prompt[document.turns[-1] :].partition(":\n")
+        said[user, document.prompt.splitlines()[-1][:-1]].append(text.split("\n")[0])
+    (user, name), lines = max(said.items(), key=lambda pair: len(pair[1]))
+    names = "" if user == NAMES["user"] else user, "" if name == NAMES["assistant"] else name
+    return *names, min(lines, key=len)
 
 
 def prompt_to_try(data: Corpus | Documents, config: RunConfig) -> str:
@@ -169,7 +173,7 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
     ]
 
 
-def first_talk(directory: Path, user: str, reply_as: str) -> list[str]:
+def first_talk(directory: Path, user: str, reply_as: str, said: str) -> list[str]:
     """The command that begins a conversation with the model, and four lines of Python that do the same."""
     flags = [words for flag, name in (("--user", user), ("--as", reply_as)) if name for words in (flag, name)]
     names = "".join(f", {key}={name!r}" for key, name in (("user", user), ("reply_as", reply_as)) if name)
@@ -178,7 +182,7 @@ def first_talk(directory: Path, user: str, reply_as: str) -> list[str]:
         f"  {program()} {shlex.join(['chat', '--model', str(directory), *flags])}",
         *in_python(directory),
         f"  chat = minigpt.Chat(model, tokenizer{names})",
-        "  print(chat.say('How now?'))",
+        f"  print(chat.say({said[:40]!r}))",
     ]
 
 

@@ -12,12 +12,13 @@ This is in-context learning (Brown et al., 2020): no weight changes. A model goe
 of its own, so decoding stops at the separator: `generate(..., stop=separator)`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigpt.data.corpora import read_plain_text
 from minigpt.data.documents import HALF_CHARACTER, line_records
-from minigpt.errors import DataError, InputError, MissingFileError, brief
+from minigpt.errors import DataError, InputError, MissingFileError, TextNote, brief
 from minigpt.system.files import listed, named_path
 
 SEPARATOR = "\n\n"
@@ -35,6 +36,9 @@ def read_examples(path: str | Path) -> list[tuple[str, str]]:
     Args:
         path: the file; UTF-8.
 
+    Warns:
+        TextNote: of the other fields of a JSON object, which are not read.
+
     Raises:
         MissingFileError: if there is no such file.
         DataError: if it is a folder, ends otherwise, is not UTF-8, or has no pair; or on a line that is no pair of
@@ -49,7 +53,10 @@ def read_examples(path: str | Path) -> list[tuple[str, str]]:
         raise DataError(f"{file} is {'a folder' if file.is_dir() else 'no .jsonl and no .tsv'}", forms)
     found: dict[str, Sequence[object]]  # by place
     if ending in (".jsonl", ".ndjson"):
-        found = {place: _fields(record, place) for place, record in line_records(file).items()}
+        records = line_records(file)
+        found = {place: [record.pop(name) for name in _fields(record, place)] for place, record in records.items()}
+        if unused := dict.fromkeys(name for record in records.values() for name in record):
+            warnings.warn(TextNote(f"{file}: fields not read: {listed([*unused])}"), stacklevel=2)
     else:
         lines = [line.split("\t") for line in read_plain_text(file).split("\n")]
         rows = [(number, cells) for number, cells in enumerate(lines, start=1) if "".join(cells).strip()]
@@ -60,11 +67,11 @@ def read_examples(path: str | Path) -> list[tuple[str, str]]:
     return [_pair(cells, place) for place, cells in found.items()]
 
 
-def _fields(record: Mapping[str, object], place: str) -> list[object]:
-    """The two texts of a JSON object."""
+def _fields(record: Mapping[str, object], place: str) -> tuple[str, str]:
+    """The names of the two texts of a JSON object."""
     for names in PAIRS:
         if all(name in record for name in names):
-            return [record[name] for name in names]
+            return names
     known = "; ".join(" and ".join(names) for names in PAIRS)
     raise DataError(
         f"{place} has the fields {listed(list(record)) or '(none)'}, and no pair", f"call the two texts {known}"

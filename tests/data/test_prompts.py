@@ -8,7 +8,7 @@ import pytest
 
 from minigpt.data.prompts import PAIRS, few_shot_prompt, read_examples
 from minigpt.decoding.generate import before_stop
-from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.errors import DataError, InputError, MissingFileError, TextNote
 
 PAGE = """Translate English to French.
 
@@ -80,7 +80,8 @@ PAIRED = [("sea", "mer"), ("good day", 'le "bonjour"'), ("two\nlines", "deux\nli
 def test_examples_from_lines_of_json(tmp_path: Path, names: tuple[str, str]) -> None:
     lines = [json.dumps(dict(zip(names, pair, strict=True)) | {"id": 7}) for pair in PAIRED]
     (tmp_path / "pairs.jsonl").write_text("\ufeff" + "\r\n\n".join(lines), encoding="utf-8")
-    assert read_examples(tmp_path / "pairs.jsonl") == PAIRED
+    with pytest.warns(TextNote, match=r"pairs\.jsonl: fields not read: id$"):
+        assert read_examples(tmp_path / "pairs.jsonl") == PAIRED
 
 
 @pytest.mark.parametrize("heading", ["", "Prompt\tCompletion\n", "\ninput\toutput\n"])

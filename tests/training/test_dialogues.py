@@ -1,5 +1,6 @@
 """Training on dialogues: what is learned, what the run keeps of it, and what transformers makes of its export."""
 
+import ast
 import json
 import re
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.chat import Chat
 from minigpt.cli import main
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train
@@ -88,6 +90,9 @@ def test_what_is_typed_next_names_nobody_where_nobody_has_a_name(capsys):
     shown = capsys.readouterr().out
     assert "chat --model run\n" in shown
     assert "minigpt.Chat(model, tokenizer)\n" in shown
+    said = ast.literal_eval(re.search(r"print\(chat\.say\((.*)\)\)", shown)[1])
+    assert said in ("a", "b")
+    assert Chat(*load_model("run"), max_new_tokens=3).say(said)  # it knows no other letters than those of the talks
 
 
 def test_a_sample_is_one_reply(monkeypatch):
