@@ -459,6 +459,15 @@ def updated(config: Annotated[Any, _SETTINGS], values: Mapping[str, Any], where:
     return dataclasses.replace(config, **changes)
 
 
+def written_in(file: Path | str, config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """`updated` by the content of a file: its ConfigError names the file, and no flag, because none was given."""
+    try:
+        changed: RunConfig = updated(config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.what}", error.how) from None
+    return changed
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The settings of a YAML file as nested dictionaries, without the versions that a run notes there.
 

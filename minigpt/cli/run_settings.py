@@ -8,7 +8,16 @@ from typing import Annotated, Any, ClassVar
 
 from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.streams import print_note
-from minigpt.config import DEFAULT_PRESET, PRESETS, DocumentsConfig, RunConfig, TrainConfig, preset, read_yaml, updated
+from minigpt.config import (
+    DEFAULT_PRESET,
+    PRESETS,
+    DocumentsConfig,
+    RunConfig,
+    TrainConfig,
+    preset,
+    read_yaml,
+    written_in,
+)
 from minigpt.data.corpora import NAMED_SOURCES, are_documents
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.system.files import named_path
@@ -62,8 +71,9 @@ class RunSettings(Command):
         """The preset's settings, changed by the --config file's; and the contents of this file and of the flags."""
         from_file = read_yaml(Path(given["config_file"])) if given.get("config_file") else {}
         from_flags = given.get("config", {})
-        name = given.get("preset") or _fitting_preset(from_flags, updated(preset(DEFAULT_PRESET), from_file))
-        config = updated(cls.start(given, preset(name)), from_file)
+        file = given.get("config_file", "")
+        name = given.get("preset") or _fitting_preset(from_flags, written_in(file, preset(DEFAULT_PRESET), from_file))
+        config = written_in(file, cls.start(given, preset(name)), from_file)
         return {"preset": name, "config": config, "from_file": from_file, "from_flags": from_flags}
 
     @classmethod
@@ -121,13 +131,16 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
         ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
     ):  # fmt: skip
+        chosen = vars(getattr(config, section))
+        usual = vars(type(getattr(config, section))())
         for name in names:
             if overruled and name in from_flags.get(section, {}):
-                value = getattr(getattr(config, section), name)
-                raise ConfigError(f"--{section}.{name} {value} would change nothing: {why}", how)
-    written = [name for name in COUNTED_BY_EPOCHS if name in from_file.get("train", {})]
-    if config.train.epochs and written:
-        print_note(f"epochs = {config.train.epochs:g} decides {', '.join(written)}, whatever --config says")
+                raise ConfigError(f"--{section}.{name} {chosen[name]} would change nothing: {why}", how)
+        written = [name for name in names if name in from_file.get(section, {})]
+        if overruled and names is COUNTED_BY_EPOCHS and written:
+            print_note(f"epochs = {t.epochs:g} decides {', '.join(written)}, whatever --config says")
+        elif overruled and (unusual := [name for name in written if chosen[name] != usual[name]]):
+            print_note(f"{', '.join(unusual)} in --config would change nothing: {why}")
 
 
 def shaped_as_base(settings: RunSettings) -> RunConfig:

@@ -146,8 +146,8 @@ def prepare(
     home = next((home for home in homes if all((home / f"{name}.bin").is_file() for name in texts)), None)
     if home is None:
         ids = {name: tokenizer.encode_array(text) for name, text in texts.items()}
-        for name in texts:
-            check_length(name, len(ids[name]), block_size, config)
+        shorter = min(ids, key=lambda name: len(ids[name]))  # which decides what block_size is small enough
+        check_length(shorter, len(ids[shorter]), block_size, config)
         home = _written(homes, ids, tokenizer)
         if home is None:
             kind, about = _dtype(tokenizer.vocab_size), (tokenizer.vocab_size, tokenizer.fingerprint())

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minigpt.config import RunConfig, read_yaml, updated, write_yaml
+from minigpt.config import RunConfig, read_yaml, write_yaml, written_in
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.formats.hub import HUB_NAMES
@@ -304,11 +304,9 @@ def read_config(run: RunDirectory) -> RunConfig:
         raise CheckpointError(f"{run.config} is no regular file", "put the run's settings in its place")
     try:
         before_kernels = RunConfig(kernels="torch")  # as runs computed whose files do not name it
-        config: RunConfig = updated(before_kernels, read_yaml(run.config))
+        return written_in(run.config, before_kernels, read_yaml(run.config))
     except ConfigError as error:
-        has_name = error.what.startswith(str(run.config))
-        raise CheckpointError(error.what if has_name else f"{run.config}: {error.what}", error.how) from None
-    return config
+        raise CheckpointError(error.what, error.how) from None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What an error says is true, and what it advises can be done."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -11,9 +12,9 @@ from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import SETTINGS
-from minigpt.config import GPTConfig
+from minigpt.config import DataConfig, DocumentsConfig, GPTConfig, RunConfig, TrainConfig
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, MiniGPTError
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer
@@ -195,3 +196,58 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(line, how, fai
     told = failing(line.split())
     assert f"nothing can be written to the folder {tmp_path}\n" in told
     assert how in told
+
+
+YAML = ["null", "true", "x", "1.5", "-1", "[]", "{a: 1}", ".nan", "010", "2020-01-01", "!!binary aGk=", "9e99"]
+SECTIONS = {"": RunConfig, "model": GPTConfig, "train": TrainConfig, "data": DataConfig, "documents": DocumentsConfig}
+KEYS = [(section, field.name) for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS, ids=map(".".join, KEYS))
+def test_a_setting_in_a_file_is_taken_or_refused_by_the_name_of_file_and_key(section, key):
+    """And by no flag, because none was given."""
+    whole, values, parser = RunConfig(), Path("values.yaml"), SettingsParser("train", SETTINGS["train"])
+    for value in YAML:
+        values.write_text(f"{section}:\n  {key}: {value}\n" if section else f"{key}: {value}\n", encoding="utf-8")
+        try:
+            taken = parser.parse(["--data", "learned.txt", "--config", "values.yaml"])
+        except MiniGPTError as error:
+            what, how = error.renamed({})
+            assert what.startswith(("values.yaml: ", "values.yaml is not readable YAML: ")), (value, what)
+            assert key in what, (value, what)
+            assert "--" not in how, (value, how)
+        else:
+            config = vars(taken)["config"]
+            found, usual = (getattr(getattr(one, section) if section else one, key) for one in (config, whole))
+            assert key == "source" or found != usual or value == str(usual).lower(), f"{value} was dropped"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("train: {lora_alpha: 3.0}", "lora_alpha in --config would change nothing"),
+        ("train: {muon_momentum: 0.5, optimizer: adamw}", "muon_momentum in --config would change nothing"),
+        ("train: {warmup_ratio: 0.1, warmup_steps: 7}", "warmup_steps in --config would change nothing"),
+        ("documents: {separate: 'off', keywords: 2}", "keywords in --config would change nothing"),
+    ],
+)
+def test_a_setting_of_a_file_that_another_overrules_is_said(written, said, capsys):
+    Path("values.yaml").write_text(written, encoding="utf-8")
+    SettingsParser("train", SETTINGS["train"]).parse(["--data", "learned.txt", "--config", "values.yaml"])
+    assert f"note: {said}" in capsys.readouterr().err
+
+
+def test_the_flags_that_quickstart_lacks_are_those_of_train(failing):
+    Path("short.txt").write_text("abcdefgh" * 9, encoding="utf-8")
+    told = failing(["quickstart", "--data", "short.txt"])
+    assert re.search(r"use --model.block_size \d, .*\(flags of minigpt train\)", told)
+
+
+@pytest.mark.parametrize("length", [2, 9, 40, 300])
+def test_a_text_that_is_too_short_is_read_with_the_block_size_that_is_advised(length, capsys):
+    Path("short.txt").write_text(("abcdefgh" * 99)[:length], encoding="utf-8")
+    line = ["train", "--data", "short.txt", "--out", "new", *NEW[:6], *STEPS, "--model.block_size"]
+    assert run([*line, "128"]) == 2
+    way = re.search(r"--model.block_size (\d+),", capsys.readouterr().err.split("\n")[-2])
+    if way:
+        assert run([*line, way[1]]) == 0
