@@ -37,17 +37,16 @@ LONGEST_TURN = 40  # words, or characters, of what is said again and again
 LOOP_WORDS, LOOP_CHARACTERS = 8, 16  # the least that a loop has in all: Lear says "kill" six times
 
 # Letters, digits and apostrophes inside; each sign of its own in scripts that put no blanks between words.
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*"
-)
+_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+(?:'\w+)*")
 _Most = Annotated[int | None, Bounds(1, 10**9, below="leaves no room for a reply")]
 _Words = Annotated[Sequence[str], Form("a list of words, at least one", bool)]
 
 
 @checked
 def is_empty(reply: str, messages: Messages) -> str:
-    """The reply has nothing but blanks."""
-    return "" if reply.strip() else "is empty"
+    """The reply has nothing but blanks, and signs that nobody sees, such as blanks without a width."""
+    seen = (sign for sign in reply if not sign.isspace() and unicodedata.category(sign) not in ("Cc", "Cf"))
+    return "" if any(seen) else "is empty"
 
 
 @checked
@@ -169,8 +168,10 @@ def faults(reply: str, messages: Messages, filters: Sequence[Callable[..., str]]
 
 
 def _repeats(reply: str, other: str) -> bool:
-    """Whether a reply is another text in its words, or a part of it, nearly word for word."""
+    """Whether a reply is another text, or a part of it, nearly word for word; without words, the same signs."""
     ours, theirs = _words(reply), _words(other)
+    if not ours:
+        return _folded(reply).split() == _folded(other).split()
     run = SequenceMatcher(None, ours, theirs, autojunk=False).find_longest_match().size
     return run >= max(SHORTEST, SHARE * len(ours))
 
@@ -191,5 +192,5 @@ def _words(text: str) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    """A text without its case, and without different ways to write the same character."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    """A text without its case, and without different ways to write the same character, or an apostrophe."""
+    return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")

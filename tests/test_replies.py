@@ -26,6 +26,9 @@ GOOD = "Ay me! sad hours seem long. Was that my father that went hence so fast?"
     ("one", "planted", "reason"),
     [
         (replies.is_empty, " \n\u2003", "is empty"),
+        (replies.is_empty, "\u200b \u2060\ufeff", "is empty"),  # which nobody sees either
+        (replies.blocklist(["it's"]), "It\u2019s dark.", 'blocklist: "it\'s"'),
+        (replies.blocklist(["it\u2019s"]), "it's dark.", 'blocklist: "it\'s"'),
         (replies.length(least=len(GOOD)), GOOD[:-1] + " ", f"has {len(GOOD) - 1} characters, fewer than {len(GOOD)}"),
         (replies.length(most=len(GOOD)), GOOD + "!", f"has {len(GOOD) + 1} characters, more than {len(GOOD)}"),
         (replies.echoes, "but NEW struck -- nine!", "echoes what it replies to"),
@@ -61,6 +64,13 @@ def test_a_planted_reply_is_caught_and_a_good_one_is_not(one, planted: str, reas
 )
 def test_what_people_say_passes(one, good: str):
     assert one(good, ASKED) == ""
+
+
+def test_a_reply_without_words_is_an_echo_of_the_same_signs():
+    asked: list[Message] = [{"role": "user", "content": "?! \U0001f600"}]
+    assert replies.echoes(" ?!  \U0001f600", asked) == "echoes what it replies to"
+    assert replies.echoes("?!", asked) == replies.echoes("\U0001f600\U0001f600", asked) == ""
+    assert replies.repeats_itself("...", [{"role": "assistant", "content": "..."}, *asked]) != ""
 
 
 def test_nothing_is_echoed_at_the_beginning():

@@ -529,14 +529,16 @@ def dialogue_panels(
         middle.axhline(0, color=GREY, linewidth=1)
         _with_intervals(right, turns, [one["first"] for one in coherence], BLUE, "the true reply")
         right.axhline(1 / n, color=GREY, linewidth=1, label="a guess")
-        right.set(ylim=(0, 1))
+        right.set(ylim=(0, 1), yticks=np.arange(0, 1.1, 0.2))
         right.set_title(f"first of {n} replies", fontsize=SMALL + 1)
         for axes in (left, middle, right):
             axes.set_xlabel("turns of the history", fontsize=SMALL)
             axes.tick_params(labelsize=SMALL)
             axes.grid(alpha=0.3)
         for axes in (middle, right):
-            axes.legend(fontsize=TINY)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.35 * (high - low))  # room for the legend, above the intervals
+            axes.legend(fontsize=TINY, loc="upper right")
     axes = parts[-1].subplots()
     from matplotlib import colormaps
 

@@ -310,3 +310,22 @@ def test_dialogue_panels_show_the_history_and_the_failures_of_each_arm():
     assert texts(axes) == ["", "25", "50", ""]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["true replies", "greedy"]
     assert len(plots.dialogue_panels([], failures).axes) == 1
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 40])
+def test_no_legend_of_dialogue_panels_hides_an_interval(scale: float):
+    def interval(low: float, high: float) -> dict[str, float]:
+        return {"mean": (low + high) / 2, "low": low, "high": high}
+
+    history = {"perplexity": 4.2, "candidates": 10, "first": interval(0.7, 1)}
+    for high in ((1, 1, 1, 1), (0, 1, 2, 3), (3, 2, 1, 0)):
+        spans = [interval(-scale, scale * end) for end in high]
+        coherence = [{**history, "turns": turns, "gain": span, "drop": span} for turns, span in enumerate(spans)]
+        figure = plots.dialogue_panels(coherence, {"true replies": {"loop": 0.5}, "greedy": {"loop": 0.5}})
+        figure.draw_without_rendering()
+        for axes in figure.subfigs[0].axes[1:]:
+            legend = axes.get_legend().get_window_extent()
+            ends = [axes.transData.transform(part) for upright in axes.collections for part in upright.get_segments()]
+            assert len(ends) == (4 if "first" in axes.get_title() else 8)
+            for (x, _), (_, top) in ends:
+                assert not (legend.x0 <= x <= legend.x1 and top >= legend.y0)
