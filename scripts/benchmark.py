@@ -666,7 +666,7 @@ FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.jsonl"  # o
 README = FIGURES.parents[1] / "README.md"
 BEGINS, ENDS = "<!-- made by scripts/benchmark.py readme: -->\n", "<!-- so far -->\n"
 WORDS = {
-    "decode": "writing, {size}: {case}",
+    "decode": "writing by {size}: {case}",
     "train": "training, {case}",
     "load": "loading {size}, and one token",
     "quality": "a whole training, {case}",
@@ -692,13 +692,18 @@ def speeds(lines: list[dict[str, Any]]) -> str:
             beside = f"{peer['contestant']}: {three_digits(value)} {peer['unit']}{loss_of(peer)}"
             times = [f"{way(row)}{row['ratio']:.2f} ×{loss_of(row)}" for row in ours]
             memory = [three_digits(row["peak_bytes"] / 1e6) for row in (peer, *ours)]
-            name = words.format(size=machines[kind]["size"], case=shape_of(case))
+            name = words.format(size=size_of(machines[kind]["size"]), case=shape_of(case))
             table.append(f"| {name} | {beside} | {', '.join(times)} | {', '.join(memory)} MB |")
     where: dict[str, list[str]] = {}
     for kind, about in machines.items():
         if kind in WORDS:
             where.setdefault(machine_in_words(about), []).append(kind)
     return "\n".join([*table, "", *(f"{', '.join(kinds)}: {words}." for words, kinds in where.items()), ""])
+
+
+def size_of(size: str | None) -> str:
+    """How many parameters a model has, in words."""
+    return f"{model_size(SIZES[size]).parameters / 1e6:.3g}M parameters" if size else ""
 
 
 def shape_of(case: str) -> str:
