@@ -34,6 +34,23 @@ def test_the_gpu_s_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "| training | minigpt |" in done.stdout
 
 
+def test_processes_and_threads_train_on_the_same_batches(tmp_path: Path) -> None:
+    done = script(
+        "benchmark", "train", "--case", "small", "--only", "minigpt torch", "--workers", "1x1,2x1", "--rounds", "0",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "benchmark-train.jsonl").read_text().splitlines()]
+    turns = {line["contestant"]: line for line in lines if "turn" in line}
+    assert {name: turn["amount"] for name, turn in turns.items()} == {
+        "minigpt torch, 1 x 1": 3 * 12 * 64,
+        "minigpt torch, 2 x 1": 3 * 12 * 64,
+    }
+    one, two = turns.values()
+    assert two["flops"] == one["flops"] / 2  # of the process whose time is taken
+    assert "| small | minigpt torch, 2 x 1 |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
