@@ -203,9 +203,9 @@ def ordered(items: Iterable[T]) -> Iterable[T]:
     """The items, if they have an order and an end.
 
     Raises:
-        TypeError: if they are a mapping, a set or an endless range.
+        TypeError: if they are a mapping, a set, bytes or an endless range.
     """
-    if isinstance(items, Mapping | Set) or _endless(items):
+    if isinstance(items, Mapping | Set | bytes) or _endless(items):
         raise TypeError(f"a {type(items).__name__} is no list")
     return items
 

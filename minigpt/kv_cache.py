@@ -254,7 +254,7 @@ class KVCache:
         return column.seen[2 * layer], column.seen[2 * layer + 1]
 
     @checked
-    def rollback(self, num_tokens: int | Tensor) -> None:
+    def rollback(self, num_tokens: _Tokens | Tensor) -> None:
         """Take back the last `num_tokens` of each row: a number, or int64 (B,). Nothing is moved or cleared.
 
         This is also how prompts of several lengths are read at once: pad them on the right, then take the padding back.

@@ -402,6 +402,7 @@ class TextStream:
         for token_id in _whole(prompt_ids):
             self.feed(token_id)
 
+    @checked
     def feed(self, token_id: int) -> str:
         """The text that this token completes: "" while a character is unfinished. Raises InputError as `decode`."""
         return "" if token_id in self._hidden else self._decoder.decode(self._tokenizer.token_bytes(token_id))

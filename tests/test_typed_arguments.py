@@ -21,7 +21,7 @@ from minigpt import GPT, GPTConfig, MiniGPTError, analysis, config, lora, replie
 from minigpt.data.batches import Batch, encode
 from minigpt.data.dialogues import with_template
 from minigpt.data.documents import Document
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, TextStream
 
 ROOT = Path(__file__).parents[1]
 LETTERS = CharTokenizer("\n:abcdefghijklmnopqrstu")
@@ -66,6 +66,12 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Trace.__getitem__": (t.__getitem__, {"name": "logits"}),
         "LogitLens.top": (analysis.logit_lens(t).top, {"k": 3}),
         "LogitLens.rank_of": (analysis.logit_lens(t).rank_of, {"token_id": 3}),
+        "TokenLosses.bits_per_byte": (analysis.token_losses(model, IDS).bits_per_byte, {"num_bytes": 3}),
+        "Trace.positions": (t.positions, {"name": "logits"}),
+        "Trace.shared_positions": (t.shared_positions, {"names": ["logits"]}),
+        "ResidualNorms.largest": (analysis.residual_norms(t).largest, {"k": 3}),
+        "Sweep.top": (analysis.ablation_sweep(model, [IDS], lambda logits: float(logits[0, -1, 3])).top, {"k": 3}),
+        "TextStream.feed": (TextStream(LETTERS).feed, {"token_id": 3}),
         "TokenLosses.top": (analysis.token_losses(model, IDS).top, {"k": 3}),
         "Attribution.top": (parts.top, {"k": 3}),
         "HeadScores.sorted": (heads.sorted, {"kind": "previous"}),

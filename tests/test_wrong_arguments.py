@@ -22,7 +22,7 @@ from minigpt.errors import InputError, named
 from minigpt.formats.run_directory import run_named
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from minigpt.training.loop import train
 
 LONGEST = 2000  # characters of both lines of an error
@@ -118,6 +118,7 @@ CALLS = {
     "encode": (lambda m, x: LETTERS.encode(x), [None, 3, ["a"], b"a"]),
     "encode_array": (lambda m, x: LETTERS.encode_array(x), [None, 3, ["a"], b"a"]),
     "decode": (lambda m, x: LETTERS.decode(x), [*NO_IDS, [10**20_000], [[1], [2]]]),
+    "decode, GPT-2": (lambda m, x: GPT2Tokenizer(["a b"]).decode(x), [b"ab", {1: 2}, {1, 2}, "ab"]),
     "decode_batch": (lambda m, x: LETTERS.decode_batch([x]), NO_IDS),
     "token_bytes": (lambda m, x: LETTERS.token_bytes(x), ["a", None, 1.5, 23, 10**20_000]),
 }

@@ -242,6 +242,7 @@ class ResidualNorms(Brief):
         final = self.stream[-1].double()
         return ((self.writes.double() * final).sum(-1) / final.square().sum(-1)).to(self.stream.dtype)
 
+    @checked
     def largest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k dimensions of the largest absolute value: their int64 indices and values, both (P, B, T, k).
 

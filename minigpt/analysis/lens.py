@@ -176,6 +176,7 @@ class TokenLosses(Brief):
         """exp(mean): as if the model chose among so many equally likely tokens."""
         return perplexity(self.mean)
 
+    @checked
     def bits_per_byte(self, num_bytes: int) -> float:
         """All losses in bits, spread over the bytes that the predicted tokens stand for.
 

@@ -119,6 +119,7 @@ class Trace(Mapping[str, Tensor]):
         """Bytes of all recorded tensors."""
         return sum(self[name].nbytes for name in self._chunks)
 
+    @checked
     def positions(self, name: str) -> list[int]:
         """The absolute positions that axis -2 of a point stands for.
 
@@ -132,13 +133,16 @@ class Trace(Mapping[str, Tensor]):
         self._check_recorded(name)
         return [place for places, _ in self._chunks[name] for place in places]
 
+    @checked
     def shared_positions(self, names: Sequence[str]) -> list[int]:
         """The absolute positions at which all of these points were recorded together.
 
         Raises:
             PointError: as for reading the points.
-            InputError: if they were recorded at different positions.
+            InputError: if they were recorded at different positions, or there are none.
         """
+        if not names:
+            raise InputError("no point is named", "name at least one")
         first, *others = names
         for name in others:
             if self.positions(name) != self.positions(first):

@@ -6,7 +6,7 @@ al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from minigpt.config import Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import next_token_loss
-from minigpt.fields import checked
+from minigpt.fields import Bounds, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, with_text
 from minigpt.system import notebook
@@ -59,7 +59,8 @@ class Sweep(Brief):
         caption = f"by how much each change raises the metric, which is {self.baseline:.4g} without it"
         return notebook.shown("Sweep", notebook.heat_map(self.rows, self.columns, self.effects, caption))
 
-    def top(self, k: int | None = None) -> list[tuple[str, float]]:
+    @checked
+    def top(self, k: Annotated[int, Bounds(1, 2**31)] | None = None) -> list[tuple[str, float]]:
         """The k changes with the largest effects, up or down, the largest first; all by default."""
         labels, effects = [label for row in self.labels for label in row], self.effects.flatten()
         order = effects.abs().argsort(descending=True, stable=True)[:k].tolist()

@@ -1,5 +1,6 @@
 """What an error says is true, and what it advises can be done."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import minigpt
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
 from minigpt.cli.parser import SettingsParser
@@ -20,6 +22,7 @@ from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer
 from tests.conftest import random_model
 
+PACKAGE = Path(minigpt.__file__).parent
 CHARACTERS = "\nabcdefghijklmnopqrstuv"
 LETTERS = CharTokenizer(CHARACTERS)
 SHAPE = GPTConfig(vocab_size=23, block_size=13, n_layer=1, n_head=2, n_embd=6)
@@ -251,3 +254,28 @@ def test_a_text_that_is_too_short_is_read_with_the_block_size_that_is_advised(le
     way = re.search(r"--model.block_size (\d+),", capsys.readouterr().err.split("\n")[-2])
     if way:
         assert run([*line, way[1]]) == 0
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+COMMAND_LINE = re.compile(r"minigpt ((?:inspect )?[a-z-]+)([^;,:`\n]*)")
+KNOWN = {
+    command: {one.flag for one in SettingsParser(command, settings).fields.values()}
+    for command, settings in {**SETTINGS, **VIEW_SETTINGS}.items()
+}
+NO_FLAGS = {"--help", "--version", "--help-all", "--model.vocab_size", "--nproc-per-node", "--name"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_flag_that_the_package_names_exists_where_it_names_it(file):
+    texts = [node.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)]  # fmt: skip
+    for text in texts:
+        for found in COMMAND_LINE.finditer(text):
+            command = found[1] if found[1] in KNOWN else found[1].split()[0]
+            flags = set(FLAG.findall(found[2])) if command in KNOWN else set()
+            assert flags <= KNOWN.get(command, set()) | NO_FLAGS, found[0]
+        if " --best" not in text:  # a drawing with arrows
+            named = {
+                flag for flag in FLAG.findall(text) if not any(flag in known for known in set().union(*KNOWN.values()))
+            }
+            assert named <= NO_FLAGS, text
