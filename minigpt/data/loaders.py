@@ -169,6 +169,8 @@ def document_loader(
     padding = replace(epoch, batches=batched(epoch.rows, batch_size)).padding
     differing = set(documents.items).difference(documents.validation or ())
     copies = len(documents.items) - len(differing)
+    held_out = {document.dialogue for document in documents.validation or () if document.dialogue}
+    told_again = sum(document.dialogue in held_out for document in differing)  # such as from the other's side
     spoken = bool(validating[0].dialogue)  # examples of dialogues
     counts = f"{len(train):,} {'replies' if spoken else 'documents'} to train on, {len(val):,} to validate"
     cut = f"{train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens"
@@ -179,7 +181,9 @@ def document_loader(
     return DocumentLoader(
         name=name,
         described=[
-            f"documents  {documents.described}" + (f"; {copies:,} copies of others left out" if copies else ""),
+            f"documents  {documents.described}"
+            + (f"; {copies:,} copies of others left out" if copies else "")
+            + (f"; {told_again:,} of dialogues that validate left out" if told_again else ""),
             f"tokens     {counts}; {cut}, {padding:.1%} padding",
         ],
         prompt=min(map(val.prompt, range(len(val))), key=len) if spoken else [eos_id],

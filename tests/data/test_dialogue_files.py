@@ -640,6 +640,23 @@ def test_a_file_of_its_own_validates_and_none_of_it_is_trained_on(tmp_path):
     assert [said(dialogue)[1][1] for dialogue in held_out_dialogues(config)] == ["a!"]
 
 
+def test_what_is_left_out_because_it_validates_is_said(tmp_path):
+    """A copy of what validates, and the same dialogue from the other side, both in training: nothing of them is lost
+    without a word."""
+    talks = [[user(f"{name}?"), reply(f"{name}!"), user(f"{name}."), reply(f"{name};")] for name in "abcd"]
+    other_side = [{**turn, "role": "assistant" if turn["role"] == "user" else "user"} for turn in talks[0]]
+    config = configured(jsonl(tmp_path / "x.jsonl", *talks))
+    val = jsonl(tmp_path / "v.jsonl", other_side, talks[1])
+    config = replace(config, data=replace(config.data, val_data=str(val)))
+    documents = load_data(config)
+    assert isinstance(documents, Documents)
+    loader = document_loader(documents, "x", config, CHARACTERS)
+    assert loader.described[0].endswith(
+        "11 replies, each after 4 turns at most; 2 copies of others left out; 2 of dialogues that validate left out"
+    )
+    assert "4 replies to train on, 3 to validate" in loader.described[1]
+
+
 CHARACTERS = CharTokenizer.from_text("".join(map(chr, range(10, 127))) + "é")
 
 
