@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from minigpt.cli.streams import escaped
 from minigpt.evaluation.arms import MEASURES
 from minigpt.evaluation.failures import MODES
 from minigpt.system import terminal
@@ -81,7 +82,7 @@ def markdown(result: Mapping[str, Any], pictures: Sequence[str] = ()) -> list[st
     for mode, arm, found in _examples(result, _EXAMPLES):
         lines += ["", f"### {mode}, {_escaped(arm['setting'])}: {arm['failures'][mode]:,} of {len(arm['replies']):,}"]
         for reply in found:
-            said = _quoted(reply, "")
+            said = [escaped(line) for line in _quoted(reply, "")]
             # Longer than any in it, which would end the block.
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(said))), default=0))
             lines += [
@@ -226,4 +227,4 @@ def _quoted(reply: Mapping[str, Any], indent: str) -> list[str]:
 
 def _escaped(cell: str) -> str:
     """A text that Markdown shows as it is, in a table too."""
-    return "".join(f"\\{c}" if c in "\\|*_`<>[]~&$" else c for c in cell).replace("\n", " ").strip()
+    return "".join(f"\\{c}" if c in "\\|*_`<>[]~&$" else c for c in escaped(cell)).replace("\n", " ").strip()

@@ -180,16 +180,18 @@ def test_what_is_printed_fits_80_columns_and_what_is_written_has_it_all(capsys):
 def test_a_report_shows_what_was_said_as_it_is(capsys):
     """Whatever a model or a dialogue says is text in a report, and no Markdown."""
     found = evaluated(capsys, "--data", "other.txt", "--setting", "greedy")
-    said = "# No heading\n```\n<img src=x>\n`````\n![no](picture)\n| no | table |"
+    said = "# No heading\n```\n<img src=x>\n`````\n![no](picture)\n| no | table |\n\x1b[31mred"
     for reply in found["arms"][1]["replies"]:
-        reply |= {"reply": said, "before": said, "failures": {"loop": "goes round: `*<b>*`"}}
+        reply |= {"reply": said, "before": said, "failures": {"loop": "goes round: `*<b>*\x1b`"}}
     found |= {"model": "a*b*_c_<i>", "data": "all of [no](link) & ~~none~~"}
     found["arms"][1]["failures"]["loop"] = 3
     text = "\n".join(markdown(found, ["my picture (1).png"]))
     blocks = re.findall(r"^(`{3,})text\n(.*?)\n\1$", text, re.MULTILINE | re.DOTALL)
     assert [fence for fence, _ in blocks] == ["``````"] * 3
+    assert "\x1b" not in text  # which a terminal would obey when it shows the file
+    shown = said.replace("\x1b", r"\x1b")
     for _, block in blocks:
-        assert block == "\n".join([*(f"> {line}" for line in said.split("\n")), said])
+        assert block == "\n".join([*(f"> {line}" for line in shown.split("\n")), shown])
     outside = re.sub(r"^(`{3,})text\n(.*?)\n\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     assert re.findall(r"(?<!\\)[<>~&]|(?<!\\)[*](?!\d)", outside) == []
     assert r"# How a\*b\*\_c\_\<i\> replies" in outside
