@@ -156,7 +156,7 @@ class Written:
 def write_steps(
     model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
 ) -> Written:
-    """Continue a prompt, ids, by greedy decoding or sampling, and keep so many candidates of each step.
+    """Continue a prompt of ids by greedy decoding or sampling, and keep `num_candidates` tokens of each step.
 
     The options are fields of `DecodingOptions`, for one sequence.
 
@@ -229,7 +229,7 @@ class BeamTree:
 
 
 def beam_tree(model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, **options: Any) -> BeamTree:
-    """Search for the best continuation of a prompt, ids, and keep what was considered.
+    """Search for the best continuation of a prompt of ids, and keep what was considered.
 
     The options are fields of `DecodingOptions`; the strategy is beam search.
 
