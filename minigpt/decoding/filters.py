@@ -13,6 +13,7 @@ number of tokens that a filter leaves in a row.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from minigpt.decoding.options import LARGEST, DecodingOptions
 from minigpt.errors import InputError, named
 
 History = Sequence[Sequence[int]]
+
+MANY = 2048  # tokens; of so many, numpy finds the best one, or their order, several times faster on a CPU
 
 
 def apply_filters(scores: Tensor, history: History, options: DecodingOptions, num_new: Sequence[int]) -> Tensor:
@@ -202,6 +205,14 @@ def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
     A token stays if the tokens better than it have less than p together: the one that crosses p stays. The sum runs
     from the worst token up, as in transformers, so that the two agree where rounding decides.
     """
+    if scores.device.type == "cpu" and scores.size(-1) >= MANY:
+        # The numbers are sorted without their places, which tell only which of those that tie are removed.
+        ascending = torch.from_numpy(np.sort(scores.numpy(), axis=-1))
+        below = ascending.softmax(-1).cumsum_(-1) <= 1 - p
+        num_removed = below[..., :-keep].sum(-1, keepdim=True)
+        remove = scores < ascending.gather(-1, num_removed)
+        if torch.equal(remove.sum(-1, keepdim=True), num_removed):  # else some of those that tie go, and some stay
+            return scores.masked_fill(remove, -math.inf)
     ascending, order = scores.sort(dim=-1)
     remove = ascending.softmax(-1).cumsum_(-1) <= 1 - p
     remove[..., -keep:] = False

@@ -31,8 +31,8 @@ from minigpt.model import GPT, MLP, Block, CausalSelfAttention, fused_attention
 
 # (B, in) -> (B, out)
 Product = Callable[[Tensor], Tensor]
-# x (B, in), y (B, out): y becomes the product of x
-Written = Callable[[Tensor, Tensor], object]
+# x (B, in), y (B, out) -> the product of x, which is y if it could be written there
+Written = Callable[[Tensor, Tensor], Tensor]
 # x (B, out), y (B, in): x grows by the product of y
 Added = Callable[[Tensor, Tensor], object]
 
@@ -49,16 +49,16 @@ class _Layer(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where the products of a pass are written, by one block after the other.
+    """Where products of a pass are written, by one block after the other.
 
     Attributes:
-        qkv: (B, 3C), of which q (B, H, 1, D) and kv (B, 2, H, 1, D) are parts.
+        qkv: (B, 3C).
+        parts: of it, as `_split` gives them.
         wide: (B, 4C).
     """
 
     qkv: Tensor
-    q: Tensor
-    kv: Tensor
+    parts: tuple[Tensor, Tensor]
     wide: Tensor
 
 
@@ -111,24 +111,29 @@ class OneToken:
         B, C = idx.size(0), self._config.n_embd
         if B != len(self._places.qkv):
             self._places = self._places_for(B)
-        qkv, q, new_kv, wide = self._places
+        places = self._places
         column = cache.column(self._config.block_size)
         x = F.embedding(idx, self._wte).add_(self._wpe[column.positions])  # (B, C) + (C,) or (B, C)
         for number, layer in enumerate(self._layers):
-            layer.qkv(layer.ln_1(x), qkv)
+            qkv = layer.qkv(layer.ln_1(x), places.qkv)
+            q, new_kv = places.parts if qkv is places.qkv else self._split(qkv)
             k, v = cache.put(number, column, new_kv)  # (B, H, S, D)
             y = F.scaled_dot_product_attention(q, k, v, column.mask)  # (B, H, 1, D)
             layer.project(x, y.reshape(B, C))  # x + c_proj(y)
-            layer.widen(layer.ln_2(x), wide)
+            wide = layer.widen(layer.ln_2(x), places.wide)
             layer.narrow(x, F.gelu(wide, approximate="tanh"))  # x + mlp(ln_2(x))
         cache.advance(1)
         return self._head(self._final(x))
 
     def _places_for(self, rows: int) -> _Places:
-        C, H = self._config.n_embd, self._config.n_head
+        C = self._config.n_embd
         qkv = self._wte.new_empty(rows, 3 * C)
-        split = qkv.view(rows, 3, H, 1, C // H)
-        return _Places(qkv, split[:, 0], split[:, 1:], self._wte.new_empty(rows, 4 * C))
+        return _Places(qkv, self._split(qkv), self._wte.new_empty(rows, 4 * C))
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3C) -> queries (B, H, 1, D), and keys and values (B, 2, H, 1, D)."""
+        parts = qkv.view(len(qkv), 3, self._config.n_head, 1, -1)
+        return parts[:, 0], parts[:, 1:]
 
 
 def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
@@ -163,7 +168,7 @@ def _product(layer: nn.Module) -> Product:
 
 def _written(layer: nn.Module) -> Written:
     if type(layer) is not nn.Linear:
-        return lambda x, y: y.copy_(layer(x))
+        return lambda x, y: layer(x)
     weight, bias = layer.weight.t(), layer.bias
     if bias is None:
         return lambda x, y: torch.mm(x, weight, out=y)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import Count, VocabSize
+from minigpt.decoding.filters import MANY
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError, brief, named
 from minigpt.fields import check_ids, checked, ordered
@@ -319,7 +320,9 @@ def _exponential(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def greedy(scores: Tensor) -> Tensor:
-    """The best token of each row (R, V) -> int64 (R,)."""
+    """The best token of each row (R, V) -> int64 (R,); of equals, the first."""
+    if scores.device.type == "cpu" and scores.size(-1) >= MANY:
+        return torch.from_numpy(scores.numpy().argmax(-1))
     return scores.argmax(-1)
 
 
@@ -329,7 +332,7 @@ def sample(scores: Tensor, noise: Tensor) -> Tensor:
     If the q_i are exponential with mean 1, the largest p_i / q_i belongs to token i with probability p_i: a race that
     runner i, of speed p_i, ends after the time q_i / p_i. It is `torch.multinomial` to the bit, its noise in the open.
     """
-    return scores.softmax(-1).div_(noise).argmax(-1)
+    return greedy(scores.softmax(-1).div_(noise))
 
 
 def choose(scores: Tensor, noise: Tensor | None) -> Tensor:

@@ -58,6 +58,18 @@ def test_top_p(p: float, expected: list[list[int]]) -> None:
     assert kept(filters.top_p(logits_of(QUARTERS, MIXED), p)) == expected
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("digits", [9, 1], ids=["no ties", "ties"])
+@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 1 - 1e-6])
+def test_top_p_of_many_tokens(p: float, digits: int, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way for a large vocabulary removes the same, of those that tie too."""
+    scores = (3 * torch.randn(3, 2053, generator=torch.Generator().manual_seed(5))).round(decimals=digits)
+    scores[1, ::3] = -math.inf
+    many = filters.top_p(scores, p, keep)
+    monkeypatch.setattr(filters, "MANY", 2054)
+    assert torch.equal(many, filters.top_p(scores, p, keep))
+
+
 def test_top_p_counts_what_the_filters_before_have_left() -> None:
     options = DecodingOptions(temperature=1, top_k=2, top_p=0.6)
     # Of two tokens, 0.5 and 0.25 before, the first has two thirds now: enough.

@@ -99,6 +99,9 @@ def test_seeds_of_prompts_are_independent_streams() -> None:
 
 def test_greedy_takes_the_first_of_equals() -> None:
     assert sampling.greedy(torch.tensor([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0]])).tolist() == [1, 0]
+    many = torch.zeros(2, 2053)
+    many[1, [1999, 2001]] = 1.0
+    assert sampling.greedy(many).tolist() == [0, 1999]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
