@@ -229,7 +229,7 @@ class Chat:
         """A conversation that goes on by itself: the same model, and messages of its own."""
         other = type(self).__new__(type(self))
         vars(other).update(vars(self))
-        other.messages = [message.copy() for message in self.messages]
+        other.messages = _copies(self.messages)
         other._stream, other._cache, other._read = None, None, []
         return other
 
@@ -401,7 +401,7 @@ class Chat:
         self.messages = messages
         if not draws:  # it was stopped before the first began
             return
-        self.last = Reply(_best(draws), tuple(draws), tuple(kept))
+        self.last = Reply(_best(draws), tuple(draws), tuple(_copies(kept)))
         if self.last.text:
             message: Message = {"role": "assistant", "content": self.last.text}
             if name := self._name(messages):
@@ -432,7 +432,7 @@ class Chat:
         def add(ended: Literal["end", "length", "interrupted"]) -> None:
             text = "".join(shown)
             filters = self.settings["filters"] if text else [is_empty]
-            wrong = [] if ended == "interrupted" else faults(text, messages, filters)
+            wrong = [] if ended == "interrupted" else faults(text, _copies(messages), filters)
             draws.append(Draw(text, tuple(wrong), seed, len(new), ended))
 
         try:
@@ -512,6 +512,11 @@ class Chat:
 def is_trained_to_reply(tokenizer: Tokenizer) -> bool:
     """Whether a model with this tokenizer was trained on dialogues: training writes the template into it."""
     return tokenizer.settings.get("chat_template") == CHAT_TEMPLATE
+
+
+def _copies(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, which nobody else can change."""
+    return [message.copy() for message in messages]
 
 
 def _turns(messages: Sequence[Message]) -> list[Message]:

@@ -311,6 +311,25 @@ def test_what_is_said_next_closes_a_stream_that_is_open(model, tokenizer, use_ca
     assert chat.messages == other.messages
 
 
+def test_what_was_read_stays_what_it_was(monkeypatch: pytest.MonkeyPatch):
+    """Neither a filter that works on what it is given, nor whoever edits the conversation later, changes it."""
+
+    def careless(reply: str, messages: Any) -> str:
+        for message in messages:
+            message["content"] = message["content"].lower()
+        messages.clear()
+        return ""
+
+    scripted(monkeypatch, ["Bee", "House"])
+    chat = Chat(writer(LETTERS), LETTERS, filters=[careless], system="Verona")
+    chat.say("A mouse")
+    shown = chat.say("The END")
+    contents = ["Verona", "A mouse", "Bee", "The END", "House"]
+    assert [message["content"] for message in chat.messages] == contents
+    chat.messages[1]["content"] = "a house"
+    assert [message["content"] for message in shown.messages] == contents[:-1]
+
+
 def test_a_filter_cannot_speak_into_its_own_reply(monkeypatch: pytest.MonkeyPatch):
     scripted(monkeypatch, ["bee"])
     chat = Chat(writer(LETTERS), LETTERS, filters=[lambda reply, messages: str(chat.say("a"))])
