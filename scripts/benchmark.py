@@ -669,7 +669,7 @@ WORDS = {
     "decode": "writing by {size}: {case}",
     "train": "training, {case}",
     "load": "loading {size}, and one token",
-    "quality": "a whole training, {case}",
+    "quality": "a whole training: {case}, beside nanoGPT's recipe for a CPU without its evaluations",
 }
 
 
