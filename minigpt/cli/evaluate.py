@@ -16,10 +16,10 @@ from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.texts import data_of_run
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, source_name
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, kind_of, source_name
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
-from minigpt.data.sources import load_data
+from minigpt.data.sources import fitting_kind, load_data
 from minigpt.data.tokens import split_at
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
@@ -73,6 +73,11 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
         raise InputError(
             f"--text-field {field} is a field of records, and {told} is one text",
             "leave --text-field out, or name a file of records with --data",
+        )
+    if kind_of(config.documents.separate, told) == "documents" and fitting_kind(config.documents, told) == "dialogues":
+        raise InputError(
+            f"{told} holds dialogues, and {source.name} was not trained on any",
+            f"measure its replies in them: minigpt evaluate-chat --data {told}",
         )
     data, own = named_data(config, settings.data)
     if settings.data and settings.val_data and not own:

@@ -416,10 +416,20 @@ def split(
             _chosen(units, len(units) if train_size is None else train_size, seed, "train_size", what),
             _chosen(validating, len(validating) if val_size is None else val_size, seed, "val_size", what),
         )
+    if len(units) < 2:
+        raise DataError(
+            f"there are fewer than 2 {what} that differ: one is to train on, and one to validate with",
+            f"give more {what}, or others to validate with as {named('val_data')}",
+        )
     if val_size is None:
         val_size = max(1, len(units) // 10)
+    if train_size is None and val_size >= len(units):
+        raise DataError(
+            f"{named('val_size', val_size)} leaves none of {len(units):,} {what} to train on",
+            f"choose a smaller {named('val_size')}, or give more {what}",
+        )
     if train_size is None:
-        train_size = max(1, len(units) - val_size)
+        train_size = len(units) - val_size
     for name, size in (("train_size", train_size), ("val_size", val_size)):
         if size < 1:
             raise DataError(f"{named(name, size)} is too small", f"{named(name)} must be at least 1")
@@ -427,7 +437,7 @@ def split(
         raise DataError(
             f"{named('train_size', train_size)} and {named('val_size', val_size)} need {train_size + val_size:,} "
             f"{what}, and there are {len(units):,} that differ",
-            f"choose smaller sizes, or give more {what}; {named('train_size', 0)} takes all the rest",
+            f"choose smaller sizes, or give more {what}",
         )
     order = generator(seed, stream=0).permutation(len(units)).tolist()
     return (
@@ -452,7 +462,7 @@ def _chosen(units: list[list[Document]], size: int, seed: int, name: str, what: 
     """The documents of `size` units in the random order of a seed."""
     if not 1 <= size <= len(units):
         raise DataError(
-            f"{name} = {size:,}, and there are {len(units):,} {what} that differ",
+            f"{named(name, size)}, and there are {len(units):,} {what} that differ",
             f"choose a smaller size of at least 1, or give more {what}; 0 takes all",
         )
     order = generator(seed, stream=0).permutation(len(units)).tolist()

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import ConfigError, MiniGPTError
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from tests.conftest import random_model
 
 PACKAGE = Path(minigpt.__file__).parent
@@ -244,6 +245,16 @@ def test_the_flags_that_quickstart_lacks_are_those_of_train(failing):
     Path("short.txt").write_text("abcdefgh" * 9, encoding="utf-8")
     told = failing(["quickstart", "--data", "short.txt"])
     assert re.search(r"use --model.block_size \d, .*\(flags of minigpt train\)", told)
+
+
+def test_dialogues_are_measured_as_eval_advises(capsys):
+    talk = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "bcd"}] * 2
+    Path("talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 3, encoding="utf-8")
+    save_run(random_model(dataclasses.replace(SHAPE, vocab_size=257, block_size=64), 3), GPT2Tokenizer([]), "bytes")
+    assert run(["eval", "--model", "bytes", "--data", "talks.jsonl"]) == 2
+    way = re.search(r"minigpt (evaluate-chat --data \S+)", capsys.readouterr().err)
+    rest = ["--model", "bytes", "--replies", "2", "--candidates", "2", "--max-new-tokens", "2"]
+    assert run([*way[1].split(), *rest]) == 0
 
 
 @pytest.mark.parametrize("length", [2, 9, 40, 300])

@@ -358,8 +358,8 @@ def test_every_document_is_chosen_equally_often():
     [
         (101, (95, 11), "train_size = 95 and val_size = 11 need 106 documents, and there are 101"),
         (101, (101, None), "train_size = 101 and val_size = 10 need 111 documents, and there are 101"),
-        (101, (None, 101), "train_size = 1 and val_size = 101 need 102 documents, and there are 101"),
-        (1, (None, None), "train_size = 1 and val_size = 1 need 2 documents, and there are 1"),
+        (101, (None, 101), "val_size = 101 leaves none of 101 documents to train on"),
+        (1, (None, None), "there are fewer than 2 documents that differ"),
         (101, (0, 5), "train_size = 0 is too small"),
         (101, (5, -1), "val_size = -1 is too small"),
     ],
