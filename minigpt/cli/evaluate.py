@@ -77,7 +77,7 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
     if kind_of(config.documents.separate, told) == "documents" and fitting_kind(config.documents, told) == "dialogues":
         raise InputError(
             f"{told} holds dialogues, and {source.name} was not trained on any",
-            f"measure its replies in them: minigpt evaluate-chat --data {told}",
+            f"measure its replies in them: minigpt evaluate-chat --model {source.name} --data {told}",
         )
     data, own = named_data(config, settings.data)
     if settings.data and settings.val_data and not own:

@@ -252,8 +252,8 @@ def test_dialogues_are_measured_as_eval_advises(capsys):
     Path("talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 3, encoding="utf-8")
     save_run(random_model(dataclasses.replace(SHAPE, vocab_size=257, block_size=64), 3), GPT2Tokenizer([]), "bytes")
     assert run(["eval", "--model", "bytes", "--data", "talks.jsonl"]) == 2
-    way = re.search(r"minigpt (evaluate-chat --data \S+)", capsys.readouterr().err)
-    rest = ["--model", "bytes", "--replies", "2", "--candidates", "2", "--max-new-tokens", "2"]
+    way = re.search(r"minigpt (evaluate-chat --model bytes --data \S+)", capsys.readouterr().err)
+    rest = ["--replies", "2", "--candidates", "2", "--max-new-tokens", "2"]
     assert run([*way[1].split(), *rest]) == 0
 
 
