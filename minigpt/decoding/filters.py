@@ -188,7 +188,7 @@ def temperature(scores: Tensor, value: float) -> Tensor:
     """
     value = max(float(value), torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
     divided = scores / value
-    if value >= 1 or all(map(math.isfinite, divided.amax(-1).flatten().tolist())):
+    if value >= 1 or divided.amax().item() < math.inf:
         return divided
     overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)
     return torch.where(overflows, (scores - scores.amax(-1, keepdim=True)) / value, divided)

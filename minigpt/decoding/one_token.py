@@ -1,7 +1,7 @@
 """One more token for every row, in as few operations as its mathematics has.
 
 A decoder calls the model for one token at a time. The arithmetic of T = 1 is so small that in a small model most of the
-time goes into starting operations: with 3 layers without biases, `GPT.forward` starts 140 of them, and this file 46.
+time goes into starting operations: with 3 layers without biases, `GPT.forward` starts 142 of them, and this file 42.
 The numbers are those of `GPT.forward` within rounding. What saves operations:
 
     (B, T, C)    a token of each row is (B, C), and no shape is taken apart and put together for T
