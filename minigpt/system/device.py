@@ -55,7 +55,7 @@ def processor() -> str:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself, and so faster than float32."""
+    """Whether the hardware has tiles or tensor cores for bfloat16, which make it surely faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -83,7 +83,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def why_dtype(name: str, device: torch.device) -> str:
     """Why `choose_dtype` chose it, in words; a bfloat16 that the hardware does not multiply is timed for that."""
     if name == "auto":
-        return "the hardware multiplies it" if multiplies_bfloat16(device) else "no bfloat16 units here"
+        return "the hardware multiplies it" if multiplies_bfloat16(device) else "no bfloat16 tiles here"
     if name == "bfloat16" and not multiplies_bfloat16(device):
         ratio = matmul_seconds(torch.bfloat16, device) / matmul_seconds(torch.float32, device)
         return f"as asked, but here a bfloat16 matrix product takes {ratio:.1f} x float32's time"
