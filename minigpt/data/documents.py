@@ -330,7 +330,8 @@ def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
         raise DataError(
             f"{file} has no field 'text', and {len(candidates)} others that hold text; its fields: "
             f"{listed(list(fields))}",
-            "name one of them as text_field, or two as prompt_field and completion_field",
+            f"name one of them as {named('text_field')}, or train on pairs with {named('prompt_field')} and "
+            f"{named('completion_field')}",
         )
     return candidates[0]
 

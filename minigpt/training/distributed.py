@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError, Interrupted, PeerError, first_line
+from minigpt.errors import ConfigError, Interrupted, PeerError, first_line, named
 from minigpt.model import GPT
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class Processes:
         if batch_size % self.size == 0:
             return batch_size // self.size, accumulation_steps
         raise ConfigError(
-            f"{self.size} processes cannot share out accumulation_steps = {accumulation_steps} micro-batches of "
-            f"batch_size = {batch_size} rows",
-            f"choose batch_size or accumulation_steps as a multiple of {self.size}",
+            f"{self.size} processes cannot share out {named('accumulation_steps', accumulation_steps)} micro-batches "
+            f"of {named('batch_size', batch_size)} rows",
+            f"choose {named('batch_size')} or {named('accumulation_steps')} as a multiple of {self.size}",
         )
 
     def device(self, device: torch.device) -> torch.device:

@@ -372,7 +372,7 @@ def freeze(model: GPT, patterns: str) -> None:
         for parameter in matching:
             parameter.requires_grad_(False)
     if trainable_parameters(model) == 0:
-        raise ConfigError(f"freeze = {patterns!r} leaves nothing to train", "freeze less")
+        raise ConfigError(f"{named('freeze', patterns)} leaves nothing to train", "freeze less")
 
 
 def _globs(words: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt.config import RunConfig
-from minigpt.errors import ConfigError, first_line
+from minigpt.errors import ConfigError, first_line, named
 from minigpt.system.files import read_text, write_text
 
 PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT takes precedence
@@ -45,8 +45,9 @@ def tracking_library(name: str) -> Any:
         return import_module(_LIBRARIES[name])
     except ImportError as error:
         raise ConfigError(
-            f"report_to = {name} needs a package that cannot be imported: {first_line(error, 100)}",
-            f'pip install "minigpt-torch[{name}]", or leave report_to out: metrics.jsonl has the same numbers',
+            f"{named('report_to', name)} needs a package that cannot be imported: {first_line(error, 100)}",
+            f'pip install "minigpt-torch[{name}]", or leave {named("report_to")} out: metrics.jsonl has the same '
+            "numbers",
         ) from None
 
 

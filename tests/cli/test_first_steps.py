@@ -62,6 +62,20 @@ def test_other_names_of_a_setting(failing, flag, right):
     assert how.startswith(f"       did you mean {right}? ")
 
 
+@pytest.mark.parametrize(("words", "flags"), [
+    (["train", "--init-from", "mine", "--preset", "finetune-documents"],
+     ["--documents.text_field", "--documents.prompt_field", "--documents.completion_field"]),
+    (["eval", "--model", "mine"], ["--text-field"]),
+    (["evaluate-text", "r.jsonl"], ["--text-field"]),
+])  # fmt: skip
+def test_who_must_name_the_field_of_the_text_is_told_the_flag(failing, words, flags):
+    begun(Path("mine"), step=7, best=True)
+    Path("r.jsonl").write_text('{"content": "ab", "title": "c"}\n')
+    how = failing([*words, *([] if words[1] == "r.jsonl" else ["--data", "r.jsonl"])]).splitlines()[1]
+    assert [word.strip(",") for word in how.split() if word.startswith("--")] == flags
+    assert f"name one of them as {flags[0]}" in how
+
+
 @pytest.mark.parametrize("flag", ["--xq", "--train.foo", "--zebra", "--train", "--pl"])
 def test_nothing_is_suggested_where_nothing_is_near(failing, flag):
     assert "did you mean" not in failing(["train", flag, "3"])

@@ -440,14 +440,24 @@ def test_nobody_leaves_while_a_report_is_written():
     assert open_checkpoint(Path("run", "diverged")).progress.step == report["step"] - 1
 
 
+def test_a_batch_that_cannot_be_shared_out_is_refused_by_its_flags():
+    with pytest.raises(ConfigError) as refused:
+        Processes(0, 2).share(3, 5)
+    flags = {"batch_size": "--rows", "accumulation_steps": "--times"}
+    assert refused.value.renamed(flags) == (
+        "2 processes cannot share out --times 5 micro-batches of --rows 3 rows",
+        "choose --rows or --times as a multiple of 2",
+    )
+
+
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out_is_refused_once():
     status, _, errors = outcome(start("--train.batch_size", "3", "--train.accumulation_steps", "5", "--out", "run"))
     assert status == 1
     assert errors_of_ours(errors) == [
         (
-            "2 processes cannot share out accumulation_steps = 5 micro-batches of batch_size = 3 rows",
-            "choose batch_size or accumulation_steps as a multiple of 2",
+            "2 processes cannot share out --train.accumulation_steps 5 micro-batches of --train.batch_size 3 rows",
+            "choose --train.batch_size or --train.accumulation_steps as a multiple of 2",
         )
     ]
     assert not Path("run").exists()

@@ -234,8 +234,9 @@ def test_what_is_frozen_does_not_move(base, tmp_path):
     assert "h.1.mlp.c_fc.weight" in moved
     with pytest.raises(ConfigError, match=r"freeze = 'h\.7\.\*' matches no parameter"):
         train(config(base, train={"freeze": "h.7.*"}), DOCUMENTS, tmp_path / "other", quiet)
-    with pytest.raises(ConfigError, match="leaves nothing to train"):
+    with pytest.raises(ConfigError, match="leaves nothing to train") as refused:
         train(config(base, train={"freeze": "*"}), DOCUMENTS, tmp_path / "other", quiet)
+    assert refused.value.renamed({"freeze": "--freeze"})[0] == "--freeze '*' leaves nothing to train"
     assert not (tmp_path / "other").exists()
 
 

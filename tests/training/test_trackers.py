@@ -157,8 +157,9 @@ def test_a_missing_package_is_two_lines_and_leaves_nothing(tmp_path, corpus, con
     kind = name.rpartition(".")[2]
     with pytest.raises(ConfigError) as missing:
         train(updated(config, {"report_to": kind}), corpus, tmp_path / "run", print_nothing)
-    assert f"report_to = {kind} needs a package" in missing.value.what
+    assert f"report_to = {kind!r} needs a package" in missing.value.what
     assert f'pip install "minigpt-torch[{kind}]"' in missing.value.how
+    assert "--report-to" in " ".join(missing.value.renamed({"report_to": "--report-to"})[1:])
     assert not (tmp_path / "run").exists()
 
 
