@@ -27,7 +27,7 @@ def answer(settings: Import) -> None:
     if settings.verify:
         require_transformers()
     check_unused(directory)
-    source = open_source(settings.source)
+    source = open_source(settings.model)
     with warnings.catch_warnings():
         if settings.verify:
             warnings.simplefilter("error", AssumedHeads)

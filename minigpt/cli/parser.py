@@ -416,12 +416,14 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
                 raise self._wrong(error.what, error.how) from None
         if asked:
             return given
-        if missing := [one.flag for one in self.fields.values() if one.required and one.path not in written]:
+        wrong = next((word for word in unknown if word.startswith("-")), "")  # which may be why something is missing
+        missing = [one.flag for one in self.fields.values() if one.required and one.path not in written]
+        if missing and not wrong:
             lines = textwrap.dedent(self.settings.examples).replace("\\\n", "").splitlines()
             example = next(" ".join(line.split()) for line in lines if line.startswith(self.prog))
             raise self._wrong(f"missing: {', '.join(missing)}", f"for example: {example}; see {self.prog} --help")
         if unknown:
-            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+            flag = (wrong or unknown[0]).split("=")[0]
             raise self._wrong(f"unknown argument {flag}", f"{self._instead(flag)}see {self.prog} --help")
         return given
 
@@ -451,9 +453,13 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             return "a text with spaces is put in quotes; "
         if flag in self.settings.no_flags:
             return f"{self.settings.no_flags[flag]}; "
+        placed = [one for one in self.fields.values() if one.flag_options.positional]
+        places = {word: one.flag for one in placed for word in (one.name, one.flag.lower())}
         name, ours = _last_name(flag), self.names()
-        if found := nearest(name, ours) if name not in ours else [name]:
-            return f"did you mean {ours[found[0]]}? "
+        known = places | ours
+        if found := nearest(name, known) if name not in known else [name]:
+            own = ours.get(found[0])
+            return f"did you mean {own}? " if own else f"{places[found[0]]} is given without a flag: {self.usage}; "
         theirs = {command: SettingsParser(command, other).names() for command, other in self.others.items()}
         for wanted in (name, ALIASES.get(name)):
             for command, flags in theirs.items():

@@ -203,7 +203,7 @@ class Import(Command):
         minigpt import path/to/folder checkpoints/mine --block-size 256
         minigpt import nanogpt/ckpt.pt checkpoints/nano --tokenizer nanogpt/input.txt
     """
-    source: Annotated[str, Flag("SRC", positional=True, says=MODEL)]
+    model: Annotated[str, Flag("SRC", positional=True, says=MODEL)]
     out: Annotated[str, Flag("DIR", positional=True)]
     """the run directory; must not exist or be empty"""
     tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None

@@ -62,6 +62,24 @@ def test_other_names_of_a_setting(failing, flag, right):
     assert how.startswith(f"       did you mean {right}? ")
 
 
+BY_PLACE = [
+    ("import", "src"), ("import", "model"), ("import", "out"), ("import", "checkpoint"),
+    ("export", "model"), ("export", "out"), ("export", "checkpoint"), ("export", "output_dir"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [["--{}", "x", "y"], ["--{}=x", "y"], ["x", "--{}", "y"], ["--{}=x"]])
+@pytest.mark.parametrize(("command", "name"), BY_PLACE)
+def test_a_flag_for_what_is_given_by_its_place(failing, command, name, form):
+    what, how = failing([command, *(word.format(name) for word in form)]).splitlines()
+    first = {"import": "SRC", "export": "MODEL"}[command]
+    metavar = "DIR" if name.startswith("out") else first
+    assert what == f"error: unknown argument --{name}"
+    assert how == (
+        f"       {metavar} is given without a flag: minigpt {command} {first} DIR [flags]; see minigpt {command} --help"
+    )
+
+
 @pytest.mark.parametrize(("words", "flags"), [
     (["train", "--init-from", "mine", "--preset", "finetune-documents"],
      ["--documents.text_field", "--documents.prompt_field", "--documents.completion_field"]),
