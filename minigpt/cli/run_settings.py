@@ -1,6 +1,7 @@
 """The arguments of the commands that train: a run's settings, in layers: preset, then --config, then flags."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -206,6 +207,12 @@ class Train(RunSettings):
                     f"--{name} has no place here: {run.path} has its own settings and stays where it is",
                     f"leave --{name} out, or start a new run without --resume",
                 )
+        rank = given.get("config", {}).get("train", {}).get("lora_rank")
+        if rank and not config.train.lora_rank:  # before the settings of an adapter meet those of the run
+            raise ConfigError(
+                f"--train.lora_rank {rank}: {run.path} trains no adapter, and none can begin in the middle of a run",
+                f"leave it out, or start a new run with --init-from {shlex.quote(str(run.path))}",
+            )
         return config
 
 

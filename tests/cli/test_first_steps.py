@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def begun(
     step: int,
     saved: bool = True,
     best: bool = False,
-    **settings: int,
+    **settings: Any,
 ) -> RunDirectory:
     """A run as it is after some steps."""
     config = GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)
@@ -92,6 +93,14 @@ def test_who_must_name_the_field_of_the_text_is_told_the_flag(failing, words, fl
     how = failing([*words, *([] if words[1] == "r.jsonl" else ["--data", "r.jsonl"])]).splitlines()[1]
     assert [word.strip(",") for word in how.split() if word.startswith("--")] == flags
     assert f"name one of them as {flags[0]}" in how
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_adapter_cannot_begin_in_a_run(failing, optimizer):
+    begun(Path("mine"), step=2, optimizer=optimizer)
+    what, how = failing(["train", "--resume", "mine", "--train.lora_rank", "2"]).splitlines()
+    assert what == "error: --train.lora_rank 2: mine trains no adapter, and none can begin in the middle of a run"
+    assert how == "       leave it out, or start a new run with --init-from mine"
 
 
 @pytest.mark.parametrize("flag", ["--xq", "--train.foo", "--zebra", "--train", "--pl"])
