@@ -81,6 +81,8 @@ WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.j
 FILES = {WEIGHTS, STATE, MANIFEST}  # all that is removed with a checkpoint: what else lies in its folder is a person's
 ROWS = "sequences"  # what a manifest calls `Progress.rows`
 KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
+FILE_KEYS = {"bytes", "sha256"}  # of a file in it
+OTHER_VERSION = "resume it with the minigpt that wrote it; its weights can be used with any"
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
 
 
@@ -109,6 +111,9 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     losses: list[Tensor] = field(default_factory=list)
+
+
+COUNTS = Progress.__dataclass_fields__.keys() - {"rows", "losses"} | {ROWS}  # of a manifest
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
@@ -298,7 +303,7 @@ def _rotate(run: RunDirectory) -> list[str]:
 
 
 class _FormatError(CheckpointError):
-    """The checkpoint has another format; it is not damaged."""
+    """The checkpoint has another format, or says more than this one does; it is not damaged."""
 
 
 @dataclass(frozen=True)
@@ -460,15 +465,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)
     if manifest.get("format") != FORMAT:
-        raise _FormatError(
-            f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads {FORMAT}",
-            "resume it with the minigpt that wrote it; its weights can be used with any",
-        )
-    if unknown := manifest.keys() - KEYS:  # nobody would read it: another one needs another format
+        what = f"{path} is a checkpoint of format {brief(manifest.get('format'))}; this minigpt reads {FORMAT}"
+        raise _FormatError(what, OTHER_VERSION)
+    if unknown := _unknown(manifest):  # nobody would read it
         what = f"{path / MANIFEST} says {brief(min(unknown))}, which this minigpt does not know"
-        raise CheckpointError(what, "resume with the minigpt that wrote it")
+        raise _FormatError(what, OTHER_VERSION)
     if not _says_all(manifest):  # a checksum is no signature: anybody can make one
-        raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", FETCH_AGAIN)
+        raise CheckpointError(f"{path / MANIFEST} does not say what a checkpoint's manifest must", OTHER_VERSION)
     for name, promised in manifest["files"].items():
         _check_file(path / name, promised["bytes"], promised["sha256"])
     counts = dict(manifest["progress"])
@@ -480,8 +483,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _unknown(manifest: dict[str, Any]) -> set[str]:
+    """What a manifest says, of the run's progress and of a file too, that this version would not read."""
+    files = manifest.get("files")
+    parts = [(manifest, KEYS), (manifest.get("progress"), COUNTS)]
+    parts += [(file, FILE_KEYS) for file in files.values()] if isinstance(files, dict) else []
+    return {key for part, known in parts if isinstance(part, dict) for key in part.keys() - known}
+
+
 def _says_all(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has all keys that it must have, no unknown file or count, and values of the right types."""
+    """Whether a manifest has all keys that it must have, no unknown file, and values of the right types."""
     match manifest:
         case {
             "files": dict(files),
@@ -493,10 +504,10 @@ def _says_all(manifest: dict[str, Any]) -> bool:
             laid_out_for = manifest.get("laid_out_for", 1)
             return (
                 files.keys() == {WEIGHTS, STATE}
-                and counts.keys() == Progress.__dataclass_fields__.keys() - {"rows", "best_loss", "losses"} | {ROWS}
+                and counts.keys() == COUNTS - {"best_loss"}
                 and (best is None or (type(best) in (int, float) and abs(best) <= sys.float_info.max))
                 and all(type(n) is int and 0 <= n < 2**63 for n in [*counts.values(), *marks.values(), laid_out_for])
-                and all(isinstance(file, dict) and file.keys() == {"bytes", "sha256"} for file in files.values())
+                and all(isinstance(file, dict) and file.keys() == FILE_KEYS for file in files.values())
                 and all(isinstance(file["bytes"], int) for file in files.values())
             )
     return False
@@ -567,7 +578,7 @@ def checkpoint_to_resume(
     """
     changed = changes(read_config(run), config)
     for name, (before, now) in changed.items():
-        print_line(f"changed    {name}: {before} before, {now} from now on")
+        print_line(f"changed    {name}: {_shown(before)} before, {_shown(now)} from now on")
     if not run.last.exists() and not run.previous.exists():
         if run.best_weights.exists():  # they would be overwritten
             raise MissingFileError(
@@ -606,7 +617,7 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
         found.pop("init_from", None)
     places = (*PLACES, "init_from") if before.train.lora_rank else PLACES  # of an adapter's base there is a checksum
     fixed = [
-        f"{name} is {was} in the run and {is_now} now"
+        f"{name} is {_shown(was)} in the run and {_shown(is_now)} now"
         for name, (was, is_now) in found.items()
         if name.startswith(LIFELONG) and name not in ("model.dropout", *places)
     ]
@@ -616,6 +627,11 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
             "leave them as they were, or start a new run: model, data and optimizer cannot change during a run",
         )
     return found
+
+
+def _shown(setting: object) -> object:
+    """A setting's value as a line shows it, also an empty one."""
+    return "none" if setting == "" else setting
 
 
 def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> list[str]:

@@ -24,6 +24,8 @@ from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.weights import open_weights, read_metadata
 from minigpt.training import checkpoint, loop
 from minigpt.training.checkpoint import (
+    changes,
+    checkpoint_to_resume,
     circumstances,
     keep_best,
     locked,
@@ -310,6 +312,23 @@ def test_another_architecture_is_refused_field_by_field(tmp_path):
         train(CONFIG, CORPUS, tmp_path / "elsewhere", quiet, resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("empty", ["before", "now"])
+def test_an_empty_setting_is_said_at_a_resume(tmp_path, empty):
+    train(updated(CONFIG, {"train": {"max_steps": 2}}), CORPUS, tmp_path / "run", quiet)
+    run = RunDirectory(tmp_path / "run")
+    none, some = read_config(run), updated(read_config(run), {"train": {"freeze": "wte.*"}})
+    before, now = (none, some) if empty == "before" else (some, none)
+    shown = ("none", "wte.*") if empty == "before" else ("wte.*", "none")
+    with pytest.raises(CheckpointError, match=r"train.freeze is {} in the run and {} now".format(*shown)):
+        changes(before, now)
+    moved = {empty == "before": "", empty == "now": "v.txt"}
+    write_yaml(updated(before, {"data": {"val_data": moved[True]}, "train": {"freeze": ""}}), run.config, {})
+    lines = []
+    later = updated(none, {"data": {"val_data": moved[False]}})
+    checkpoint_to_resume(run, later, open_checkpoint(run.last).manifest["corpus"], {}, lines.append)
+    assert f"changed    data.val_data: {moved[True] or 'none'} before, {moved[False] or 'none'} from now on" in lines
 
 
 def test_patience_ends_a_run(tmp_path, monkeypatch):
