@@ -91,7 +91,8 @@ def save_adapter(
     Raises:
         ConfigError: if there is no such adapter, or one is merged.
         CheckpointError: if the folder is not empty.
-        InputError: if the model has other parts than a GPT and adapters, the folder is no path, or `base` no text.
+        InputError: if the model has other parts than a GPT and adapters, the adapter is not finite, the folder is no
+            path, or `base` no text.
     """
     folder = named_path(folder, "folder")
     model = as_built(model, KNOWN)
@@ -115,7 +116,7 @@ def save_adapter(
     header = with_checksum({**(metadata or {}), _BASE: base_checksum(model)}, tensors)
     with atomic_folder(folder) as part:
         write_text(part / CONFIG, json.dumps(content, indent=2) + "\n")
-        write_safetensors(part / WEIGHTS, tensors, metadata=header)
+        write_safetensors(part / WEIGHTS, tensors, metadata=header, finite=True)
 
 
 @checked

@@ -106,7 +106,7 @@ def save_hf(
 
     Raises:
         CheckpointError: if the folder is not empty, or the tokenizer cannot be the model's.
-        InputError: if `model`, `tokenizer` or `folder` is of another type.
+        InputError: if `model`, `tokenizer` or `folder` is of another type, or a weight is not finite in float32.
     """
     folder = named_path(folder, "folder")
     check_unused(folder)
@@ -120,7 +120,7 @@ def save_hf(
             write_text(part / file, json.dumps(settings[file], indent=2) + "\n")
         if tokenizer is not None:
             save_hf_tokenizer(tokenizer, part, model.config.block_size)
-        write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32)
+        write_safetensors(part / WEIGHTS[0], _with_zero_biases(model), torch.float32, finite=True)
 
 
 def _with_zero_biases(model: GPT) -> dict[str, Tensor]:

@@ -216,7 +216,7 @@ def save_run(
         carried: settings of transformers, to be kept for an export: see `config_json.carried_from`.
 
     Raises:
-        InputError: if `tokenizer` is None, or `folder` is no path.
+        InputError: if `tokenizer` is None, `folder` is no path, or a weight is not finite.
         CheckpointError: if `folder` is not empty, or is a file, or the tokenizer has more ids than the model.
         OSError: if the folder cannot be written.
     """

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from minigpt.errors import CheckpointError, MissingFileError, first_line
+from minigpt.errors import CheckpointError, InputError, MissingFileError, first_line
 from minigpt.model import GPT
 from minigpt.parameters import own_tensors
 from minigpt.system.files import (
@@ -91,7 +91,7 @@ class StoredTensor:
         start = 0
         for piece in self.pieces():
             values = piece.to(target.dtype)
-            if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):  # NaN if any is
+            if not _all_finite(values):
                 raise ArithmeticError("infinite, or not a number")
             target[start : start + len(values)].copy_(values)
             start += len(values)
@@ -115,6 +115,10 @@ class StoredTensor:
         )
 
 
+def _all_finite(values: Tensor) -> bool:
+    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.aminmax())  # NaN if any is
+
+
 def open_weights(path: Path | str) -> dict[str, StoredTensor]:
     """The tensors of a weights file, or of the files that an index names, by their names there.
 
@@ -131,8 +135,12 @@ def open_weights(path: Path | str) -> dict[str, StoredTensor]:
 
 
 def save_weights(model: GPT, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's weights under its own names, in its own dtype, completely or not at all."""
-    write_safetensors(named_path(path, "path"), own_tensors(model), metadata=metadata)
+    """Write the model's weights under its own names, in its own dtype, completely or not at all.
+
+    Raises:
+        InputError: if one of them is not finite, or the model is packed.
+    """
+    write_safetensors(named_path(path, "path"), own_tensors(model), metadata=metadata, finite=True)
 
 
 def fill(targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], path: Path, how: str) -> None:
@@ -204,6 +212,7 @@ def write_safetensors(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    finite: bool = False,
 ) -> None:
     """Write tensors of any strides and on any device as one `.safetensors` file, completely or not at all.
 
@@ -214,6 +223,10 @@ def write_safetensors(
         tensors: its content, by name.
         dtype: of all tensors in the file; by default each keeps its own.
         metadata: texts for the header, which `read_metadata` gives back.
+        finite: whether they are a model's weights, which nothing would read again if they were not finite.
+
+    Raises:
+        InputError: if `finite`, and a value in the file would be infinite or NaN.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
@@ -225,8 +238,13 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # so that the values are aligned
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
             values = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+            if finite and not _all_finite(values):
+                raise InputError(
+                    f"{name} has values that are infinite, or not a number, in {str(values.dtype)[6:]}",
+                    "write earlier weights, from before training diverged, or mend these: no model computes with them",
+                )
             file.write(values.view(-1).view(torch.uint8).numpy().data)
 
 

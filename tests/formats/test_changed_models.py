@@ -1,5 +1,6 @@
 """A model that was changed by hand: what the files cannot say is refused by name, and never left out."""
 
+import math
 import re
 from dataclasses import replace
 from functools import partial
@@ -152,3 +153,24 @@ def test_what_changes_no_number_is_written(tmp_path, kind, writer):
     model.train(kind == "in training")
     WRITERS[writer](torch.compile(model) if kind == "compiled" else model, tmp_path / "out")
     torch.testing.assert_close(load_model(tmp_path / "out")[0](ids), expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("writer", ["save_hf", "save_run", "save_adapter"])
+def test_weights_that_no_model_can_compute_with_are_not_written(tmp_path, writer, value):
+    """What no command reads again is refused while the model is still there, and leaves nothing behind."""
+    model = a_model()
+    add_lora(model, LoRAConfig(rank=2, targets=("mlp.c_fc",)), seed=5)
+    layer = model.h[1].mlp.c_fc
+    with torch.no_grad():
+        (layer.lora_default.B if writer == "save_adapter" else layer.weight)[-1, 1] = value
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc"):
+        WRITERS[writer](model, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_weight_beyond_float32_is_not_written_for_transformers(tmp_path):
+    model = a_model().double()
+    model.ln_f.bias.data[4] = 1e300
+    with pytest.raises(InputError, match=r"ln_f\.bias"):
+        WRITERS["save_hf"](model, tmp_path / "out")

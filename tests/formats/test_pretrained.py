@@ -1172,7 +1172,7 @@ def test_a_used_folder_is_refused_and_left_alone(tiny_model):
 
 
 def test_a_write_that_fails_leaves_nothing(tiny_model, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pretrained, "write_safetensors", full)
