@@ -14,6 +14,7 @@ operators are torch's own, but not all of them are documented, and not every tor
 is compared with the plain product before it is trusted, and takes a wider kind where it is missing or wrong.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +170,19 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return self._product(x) if x.dim() > 1 else self._product(x[None])[0]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "PackedLinear":
+        """One with parts of its own and the same layout of the weight, which nothing changes."""
+        twin = PackedLinear.__new__(PackedLinear)
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Where pickle begins. Raises InputError: the layout belongs to the operators of this process."""
+        raise InputError(
+            "a packed model cannot be pickled, and so not sent to another process",
+            "send the plain model, and pack it there; or load it there, with weights= of load_model",
+        )
 
     def extra_repr(self) -> str:
         """What `print(model)` says of it."""

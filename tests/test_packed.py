@@ -1,9 +1,12 @@
 """Packed weights: each kind against the plain product, a packed model against its own, and what it refuses."""
 
+import copy
 import gc
+import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -396,3 +399,13 @@ def test_the_largest_inputs_and_weights_fit_the_sums_of_8_bits():
     layer, x = PackedLinear(torch.ones(7, 64), None, "int8"), torch.ones(3, 64)
     assert layer.kind == "int8" or "fbgemm" not in torch.backends.quantized.supported_engines
     assert close(layer(x), torch.full((3, 7), 64.0), KINDS["int8"].error)
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8", "auto"])
+def test_a_packed_model_is_copied_but_not_pickled(model, weights, no_cache):
+    """Its layouts belong to the operators of this process, so another one packs its own."""
+    small, idx = pack(model, weights), torch.randint(101, (3, 11))
+    for write in (pickle.dumps, lambda packed: torch.save(packed, io.BytesIO())):
+        with pytest.raises(MiniGPTError, match="cannot be pickled"):
+            write(small)
+    assert torch.equal(copy.deepcopy(small)(idx), small(idx))
