@@ -28,7 +28,7 @@ from minigpt.dropout import Dropout
 from minigpt.errors import ConfigError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.model import GPT
-from minigpt.parameters import Known, as_built, check_not_packed, empty_model, own_tensors
+from minigpt.parameters import Known, as_built, came_with, check_not_packed, empty_model, keep_settings, own_tensors
 from minigpt.parameters import trainable_parameters as trainable_parameters
 from minigpt.system.files import listed
 
@@ -233,6 +233,7 @@ def merged(model: GPT) -> GPT:
     plain = empty_model(model.config).to(model.wte.weight)
     for name, target in own_tensors(plain).items():
         target.copy_(weights[name])
+    keep_settings(plain, came_with(model))
     return plain.eval()
 
 

@@ -16,6 +16,7 @@ from minigpt.fields import checked
 from minigpt.model import GPT, explicit_attention, fused_attention
 
 Known = Mapping[type, tuple[type, Container[type]]]
+_CAME_WITH = "_came_with"  # an attribute of a model that was loaded
 
 
 def as_built(model: GPT, known: Known) -> GPT:
@@ -113,6 +114,16 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
     """
     check_not_packed(model, "a file of weights")
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def came_with(model: GPT) -> Any:
+    """What `keep_settings` left on a model; None if nothing."""
+    return vars(getattr(model, "_orig_mod", model)).get(_CAME_WITH)
+
+
+def keep_settings(model: GPT, found: object) -> None:
+    """Leave with a model what its folder said beside the shape. Nothing computes with it: it is there to be written."""
+    vars(model)[_CAME_WITH] = found
 
 
 def trainable_parameters(model: GPT) -> int:

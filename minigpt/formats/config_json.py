@@ -1,13 +1,16 @@
 """config.json, the transformers library's description of a model's shape: read and written."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, ConfigError, brief
-from minigpt.system.files import read_json
+from minigpt.errors import CheckpointError, ConfigError, ModelNote, brief
+from minigpt.model import GPT
+from minigpt.parameters import came_with, keep_settings
+from minigpt.system.files import listed, read_json
 from minigpt.tokenizers import Tokenizer
 
 CARRIED = ("config.json", "generation_config.json")  # files whose settings an import keeps and an export writes again
@@ -187,6 +190,37 @@ def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | 
         for key, value in said.items()
         if key not in _OF_NO_MODEL and not key.startswith("_") and value not in (None, False, [], {}, written.get(key))
     ]
+
+
+def keep_carried(model: GPT, carried: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer | None) -> None:
+    """Keep with a loaded model the settings of `carried_from`, and of which tokenizer they are."""
+    keep_settings(model, (carried, _identity(tokenizer)) if carried else None)
+
+
+def kept_carried(model: GPT, tokenizer: Tokenizer | None) -> Mapping[str, Mapping[str, Any]]:
+    """The settings that `keep_carried` kept, to be written with a tokenizer: the model's own, or none.
+
+    Warns:
+        ModelNote: of what will not be written: a setting that cannot be true of the model; or all of them, if this is
+            another tokenizer, whose ids may mean something else.
+    """
+    found: tuple[Mapping[str, Mapping[str, Any]], object] = came_with(model) or ({}, None)
+    carried, identity = found
+    if carried and tokenizer is not None and _identity(tokenizer) != identity:
+        note = f"not kept: {' and '.join(carried)} of the model's folder, because that had another tokenizer"
+        warnings.warn(ModelNote(note), stacklevel=4)  # above `checked` and what writes
+        return {}
+    if lost := not_kept(carried.get(CARRIED[0], {}), model.config, tokenizer):
+        note = f"not kept of {CARRIED[0]} of the model's folder: {listed(lost, '; ')}"
+        warnings.warn(ModelNote(note), stacklevel=4)
+    return carried
+
+
+def _identity(tokenizer: Tokenizer | None) -> object:
+    """What is equal for two tokenizers that give and name the same ids."""
+    if tokenizer is None:
+        return None
+    return tokenizer.fingerprint(), tokenizer.added, tokenizer.settings, tokenizer.end_ids
 
 
 def checked_config(path: Path, **values: Any) -> GPTConfig:

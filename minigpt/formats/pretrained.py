@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.config import Weights
 from minigpt.fields import checked
-from minigpt.formats.config_json import CARRIED, transformers_config
+from minigpt.formats.config_json import CARRIED, kept_carried, transformers_config
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
 from minigpt.formats.source import open_source
@@ -102,19 +102,25 @@ def save_hf(
         tokenizer: the one that it was trained with; None writes a folder without one.
         folder: must not exist yet, or be empty. The files appear in it when all of them are complete.
         carried: settings that the model came with, by file (`open_source(spec).carried`); those that the model itself
-            does not decide are written again.
+            does not decide are written again. By default those of the folder that `load_model` read it from, unless
+            `tokenizer` is another than that folder's; {} writes none.
 
     Raises:
         CheckpointError: if the folder is not empty, or the tokenizer cannot be the model's.
         InputError: if `model`, `tokenizer` or `folder` is of another type, or a weight is not finite in float32.
+
+    Warns:
+        ModelNote: of settings that the model came with, by default, and that are not written.
     """
     folder = named_path(folder, "folder")
     check_unused(folder)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.config.vocab_size, folder)
+    if carried is None:
+        carried = kept_carried(model, tokenizer)
     model = without_adapters(model)
     with atomic_folder(folder) as part:
-        settings = {**(carried or {}), CONFIG: (carried or {}).get(CONFIG, {})}
+        settings = {**carried, CONFIG: carried.get(CONFIG, {})}
         settings[CONFIG] = transformers_config(model.config, tokenizer, settings[CONFIG])
         for file in settings.keys() & set(CARRIED):
             write_text(part / file, json.dumps(settings[file], indent=2) + "\n")

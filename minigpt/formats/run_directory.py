@@ -31,6 +31,7 @@ import torch
 from minigpt.config import RunConfig, read_yaml, write_yaml, written_in
 from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named
 from minigpt.fields import checked
+from minigpt.formats.config_json import kept_carried
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import without_adapters
@@ -213,18 +214,24 @@ def save_run(
         folder: must not exist yet, or be empty.
         trained: the settings of the run that the model comes from, with which it is evaluated; None if it comes from no
             run. The folder has no checkpoint, so the run cannot be resumed, and no adapter is left to be merged.
-        carried: settings of transformers, to be kept for an export: see `config_json.carried_from`.
+        carried: settings of transformers, to be kept for an export: see `config_json.carried_from`. By default those of
+            the folder that `load_model` read the model from, as in `save_hf`.
 
     Raises:
         InputError: if `tokenizer` is None, `folder` is no path, or a weight is not finite.
         CheckpointError: if `folder` is not empty, or is a file, or the tokenizer has more ids than the model.
         OSError: if the folder cannot be written.
+
+    Warns:
+        ModelNote: of settings that the model came with, by default, and that are not written.
     """
     import yaml
 
     folder = named_path(folder, "folder")
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
     check_unused(folder)
+    if carried is None:
+        carried = kept_carried(model, tokenizer)
     with atomic_folder(folder) as part:
         run = RunDirectory(part)
         if trained is None:  # no data or training settings: they are not known

@@ -35,6 +35,7 @@ from minigpt.formats.config_json import (
     checked_config,
     config_from_transformers,
     further_parts,
+    keep_carried,
     listed_ends,
     read_carried,
 )
@@ -227,14 +228,19 @@ class Source:
                 options["tokenizer"] = folder
             model, chosen = self.load(**options, needs_text=needs_text)
             load_adapter(model, folder)
+            if options["tokenizer"] != tokenizer:
+                keep_carried(model, self.carried, None)  # not of the tokenizer that the adapter brings
             return (pack(model, weights, keep=False) if weights else merged(model)), chosen
         if self.run and self.adapter:
-            return self._load_adapted(self.run, {**options, "weights": weights})
+            model, chosen = self._load_adapted(self.run, {**options, "weights": weights})
+            keep_carried(model, self.carried, chosen)
+            return model, chosen
         found = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
         chosen = self._tokenizer(found.config.vocab_size, tokenizer, needs_text)
         if needs_text:
             check_has_tokenizer(chosen, self.name)
         model = found.packed(weights) if weights else found.plain()
+        keep_carried(model, self.carried, chosen)
         for note in self._notes(found, chosen):
             warnings.warn(note, stacklevel=3)
         return model.eval(), chosen

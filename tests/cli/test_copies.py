@@ -1,14 +1,20 @@
 """One run by whatever path it is named, and a model that is written again: nothing that was said of it is lost."""
 
+import copy
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
 import minigpt
 from minigpt.cli.main import answer as run
-from minigpt.config import read_yaml
+from minigpt.config import LoRAConfig, read_yaml
+from minigpt.errors import ModelNote
+from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.formats.tokenizer_files import save_hf_tokenizer
+from minigpt.lora import add_lora, merged
 from minigpt.tokenizers import CharTokenizer
 
 SMALL = [
@@ -112,6 +118,57 @@ def test_what_a_folder_says_is_in_its_export_or_told(theirs, capsys, through, fi
     written = json.loads(Path("ours", file).read_text())
     assert (written.get(key) == value) == kept
     assert load_model("ours")[0].config == load_model("theirs")[0].config
+
+
+def as_it_is(model):
+    return model
+
+
+def with_an_adapter(model):
+    """One that changes nothing yet."""
+    add_lora(model, LoRAConfig(rank=2), seed=5)
+    return model
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize("change", [as_it_is, copy.deepcopy, with_an_adapter, merged])
+@pytest.mark.parametrize(("file", "key", "value", "kept"), SAID)
+def test_python_writes_what_the_command_exports(theirs, has_tokenizer, change, file, key, value, kept):
+    say(theirs / file, **{key: value})
+    if not has_tokenizer:
+        for path in (*theirs.glob("tokenizer*"), *theirs.glob("special*")):
+            path.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelNote)  # that there is no tokenizer
+        assert run(["export", "theirs", "exported"]) == 0
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        model, tokenizer = load_model("theirs")
+        save_hf(change(model), tokenizer, "ours")
+    assert any(f"{key} = " in str(note.message) for note in notes) != kept
+    found, expected = ({path.name for path in Path(folder).iterdir()} for folder in ("ours", "exported"))
+    assert found == expected
+    for name in found & {"config.json", "generation_config.json"}:
+        assert json.loads(Path("ours", name).read_text()) == json.loads(Path("exported", name).read_text())
+
+
+@pytest.mark.parametrize("through", ["save_hf", "save_run", "an adapter's"])
+def test_another_tokenizer_decides_for_itself(theirs, through):
+    """The ids that the folder lists are of its own tokenizer; what is left out because of that is said."""
+    say(theirs / "config.json", eos_token_id=[3, 5])
+    say(theirs / "generation_config.json", temperature=0.7)
+    model, tokenizer = load_model("theirs")
+    other = tokenizer.with_ends([7])
+    if through == "an adapter's":
+        save_adapter(with_an_adapter(model), "adapter")
+        save_hf_tokenizer(tokenizer, Path("adapter"), model.config.block_size)
+        model, other = load_model("theirs", adapter="adapter")
+    with pytest.warns(ModelNote, match=r"config\.json and generation_config\.json"):
+        minigpt.save_run(model, other, "ours") if through == "save_run" else save_hf(model, other, "ours")
+    assert not Path("ours/reference.json").exists()
+    assert not Path("ours/generation_config.json").exists()
+    minigpt.save_run(*load_model("theirs"), "kept")
+    assert json.loads(Path("kept/reference.json").read_text())["generation_config.json"] == {"temperature": 0.7}
 
 
 @pytest.mark.parametrize("through", [[], ["run"], ["run", "copy"]], ids=["straight", "a run", "a copy of a run"])
