@@ -13,10 +13,10 @@ import numpy as np
 
 from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
-from minigpt.cli.streams import STDIN, check_stdin_once, print_json
+from minigpt.cli.streams import SEND_UTF8, STDIN, check_stdin_once, print_json
 from minigpt.cli.texts import check_field, framed, training_documents
 from minigpt.config import DocumentsConfig
-from minigpt.data.corpora import RECORD_SUFFIXES, plain_text
+from minigpt.data.corpora import RECORD_SUFFIXES
 from minigpt.data.documents import ONE_FIELD, read_documents, text_documents
 from minigpt.errors import DataError
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
@@ -24,7 +24,7 @@ from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
 from minigpt.evaluation.references import nearness
 from minigpt.system import terminal
-from minigpt.system.files import parsed_json, read_json
+from minigpt.system.files import parsed_json, plain_text, read_json
 from minigpt.tokenizers import read
 
 _FILES_PER_TABLE = 4
@@ -97,10 +97,10 @@ def _from_stdin() -> Texts:
         answer = parsed_json(content)
     if isinstance(answer, dict):
         return _completions("standard input", answer)
-    documents, _ = text_documents(plain_text(content, "standard input", "send it UTF-8 text"))
+    documents, _ = text_documents(plain_text(content, "standard input", SEND_UTF8))
     items = [document.text for document in documents if document.text]
     if not items:
-        raise DataError("there are no documents in standard input: it is blank", "send it UTF-8 text")
+        raise DataError("there are no documents in standard input: it is blank", SEND_UTF8)
     return Texts("standard input", items, len(documents) - len(items))
 
 

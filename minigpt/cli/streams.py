@@ -19,9 +19,11 @@ from typing import Any, TextIO, cast
 
 from minigpt.errors import CheckpointError, InputError, cut
 from minigpt.system import WIDTH
+from minigpt.system.files import plain_text
 
 NARROWEST = 16  # columns; a text in fewer cannot be read
 STDIN = "-"  # instead of a text or a file: read standard input
+SEND_UTF8 = "send it UTF-8 text"
 
 # All control characters except tab and line feed; and those that reverse the direction of a line, or end it invisibly.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -166,17 +168,15 @@ def with_stdin(*texts: str) -> list[str]:
     """Texts of a command line, with the content of standard input, without its last line break, for "-".
 
     Raises:
-        InputError: if two of them are "-", or standard input is not UTF-8.
+        InputError: if two of them are "-".
+        DataError: if standard input is not UTF-8 text.
     """
     check_stdin_once(texts)
     return [_standard_input() if text == STDIN else text for text in texts]
 
 
 def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 text: {error.reason}", "convert it first") from None
+    return plain_text(sys.stdin.buffer.read(), "standard input", SEND_UTF8).removesuffix("\n")
 
 
 def said(text: str) -> str:

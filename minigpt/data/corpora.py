@@ -4,7 +4,6 @@ A corpus is one string. It is named in `NAMED_SOURCES`, or read from a text file
 that table always means the named corpus; `./shakespeare` means the file or folder of that name.
 """
 
-import codecs
 import contextlib
 import hashlib
 import os
@@ -29,7 +28,7 @@ from minigpt.system.downloads import (
     mismatch,
     read_archive,
 )
-from minigpt.system.files import listed, named_path, read_bytes, write_text
+from minigpt.system.files import listed, named_path, plain_text, read_bytes, with_line_feeds, write_text
 
 NAMED_SOURCES = {
     "shakespeare": "a million characters of the plays, downloaded once",
@@ -369,22 +368,3 @@ def read_plain_text(path: Path) -> str:
     except OSError as error:
         _refuse(error, path)
     return plain_text(content, str(path), "save it as UTF-8 text, or name another file")
-
-
-def plain_text(content: bytes, name: str, how: str) -> str:
-    """The text of these bytes, as `read_plain_text` gives it; its errors have this name, and say how to mend it."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{name} is not UTF-8 text: it starts with the byte order mark of UTF-16", how) from None
-        byte = content[error.start]
-        raise DataError(f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
-    if "\0" in text:
-        raise DataError(f"{name} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
-    return with_line_feeds(text.removeprefix("\ufeff"))
-
-
-def with_line_feeds(text: str) -> str:
-    """The text with all line ends as line feeds."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")

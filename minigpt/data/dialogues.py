@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
-from minigpt.data.corpora import with_line_feeds
 from minigpt.data.documents import Document
 from minigpt.errors import InputError, brief
 from minigpt.fields import checked
+from minigpt.system.files import with_line_feeds
 from minigpt.tokenizers import Tokenizer
 
 TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)

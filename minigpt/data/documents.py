@@ -29,11 +29,10 @@ from minigpt.data.corpora import (
     files_below,
     left_out,
     read_plain_text,
-    with_line_feeds,
 )
 from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
 from minigpt.fields import checked
-from minigpt.system.files import json_items, listed, named_path, parsed_json
+from minigpt.system.files import json_items, listed, named_path, parsed_json, with_line_feeds
 
 ONE_FIELD = DocumentsConfig()  # whole texts, of records the field that holds text, of any length
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # between the cells of a row

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from minigpt.errors import CheckpointError, InputError, MissingFileError, brief, first_line, named
+from minigpt.errors import CheckpointError, DataError, InputError, MissingFileError, brief, first_line, named
 
 FETCH_AGAIN = "copy or download it again from its source"
 
@@ -403,9 +403,33 @@ def read_text(path: Path) -> str:
     if path.stat().st_size > _LARGEST_TEXT:
         raise CheckpointError(f"{described(path)} is larger than {_LARGEST_TEXT:,} bytes", FETCH_AGAIN)
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark before a text
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{described(path)} is not UTF-8 text: {error}", FETCH_AGAIN) from None
+
+
+def plain_text(content: bytes, name: str, how: str) -> str:
+    """The text that people mean by these bytes: all line ends as line feeds, and no byte order mark.
+
+    Raises:
+        DataError: if they are not UTF-8 text. It calls them `name`, names the first wrong byte, and says `how` to mend
+            it.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{name} is not UTF-8 text: it starts with the byte order mark of UTF-16", how) from None
+        byte = content[error.start]
+        raise DataError(f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}", how) from error
+    if "\0" in text:
+        raise DataError(f"{name} is not UTF-8 text: byte 0x00 at offset {content.index(0)}", how)
+    return with_line_feeds(text.removeprefix("\ufeff"))
+
+
+def with_line_feeds(text: str) -> str:
+    """The text with all line ends as line feeds."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parsed_json(text: str | bytes) -> Any:

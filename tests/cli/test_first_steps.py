@@ -29,13 +29,14 @@ def begun(
     step: int,
     saved: bool = True,
     best: bool = False,
+    alphabet: str = "abc",
     **settings: Any,
 ) -> RunDirectory:
     """A run as it is after some steps."""
     config = GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)
     made = RunDirectory(path)
     train = TrainConfig(max_steps=7, warmup_steps=0, **settings)
-    start_run(made, RunConfig(model=config, train=train), CharTokenizer.from_text("abc"))
+    start_run(made, RunConfig(model=config, train=train), CharTokenizer.from_text(alphabet))
     if saved:
         made.last.mkdir()
         (made.last / "manifest.json").write_text(json.dumps({"progress": {"step": step, "evaluations_since_best": 3}}))
@@ -349,6 +350,26 @@ def test_a_dash_is_what_standard_input_holds(command, capsys, monkeypatch):
         assert run([*command.split(), text, "--model", "mine", "--json"]) == 0
         answers.append({**json.loads(capsys.readouterr().out), "tokens_per_second": None})
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("command", ["generate --max-new-tokens 3", "next", "score", "tokenize", "inspect loss"])
+def test_standard_input_is_read_as_a_file_is(command, capsys, monkeypatch):
+    """Windows' line ends and a byte order mark are no part of what people wrote."""
+    begun(Path("mine"), step=7, best=True, alphabet="ab\n")
+    answers = []
+    for content in (b"a\nb", b"a\r\nb\r\n", b"\xef\xbb\xbfa\rb\n"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert run([*command.split(), "-", "--model", "mine", "--json"]) == 0, capsys.readouterr().err
+        answers.append({**json.loads(capsys.readouterr().out), "tokens_per_second": None})
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("content", ["a".encode("utf-16"), b"a\0", b"\xff"])
+def test_standard_input_that_is_no_text(content, capsys, monkeypatch):
+    begun(Path("mine"), step=7, best=True)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert run(["score", "-", "--model", "mine"]) == 2
+    assert capsys.readouterr().err.startswith("error: standard input is not UTF-8 text: ")
 
 
 # --- what a second newcomer met
