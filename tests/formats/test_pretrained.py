@@ -248,11 +248,8 @@ def test_a_lone_file_tells_its_shape_where_heads_are_64_wide(tied):
         load_model(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [("link", r"there is no file reference/config\.json"), ("folder", r"reference/config\.json is no regular file")],
-)
-def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind, words):
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind):
     folder = reference_folder(reference_model(n_embd=128, n_head=4))
     (folder / "config.json").unlink()
     if kind == "link":
@@ -260,7 +257,7 @@ def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind, words):
     else:
         (folder / "config.json").mkdir()
     for spec in (folder, folder / "model.safetensors"):
-        with pytest.raises(MissingFileError, match=words):
+        with pytest.raises(MissingFileError, match=r"reference/config\.json is no regular file"):
             load_model(spec)
 
 
@@ -661,7 +658,8 @@ def test_every_way_in_takes_ids_without_text(vocab_size, added, way):
                 nanogpt_checkpoint(model, Path("ckpt.pt"))
                 spec, named = Path("ckpt.pt"), folder
             else:
-                (save_run if way == "run" else save_hf)(model, tokenizer, spec)
+                with any_notes():  # the config.json may name a [PAD] that is no id of the model
+                    (save_run if way == "run" else save_hf)(model, tokenizer, spec)
         case "named":
             for path in folder.glob("*token*"):
                 path.unlink()
@@ -713,7 +711,8 @@ def test_a_token_that_the_model_was_never_made_large_enough_for():
     """People add [PAD] and forget to resize: it is a name, and no id of the model."""
     _, folder = resized(261, ["[PAD]"])
     model, tokenizer = load_model(folder)
-    save_hf(model, tokenizer, "out")
+    with pytest.warns(ModelNote, match="pad_token_id = 261"):
+        save_hf(model, tokenizer, "out")
     assert load_there(Path("out")).config.pad_token_id is None
     assert transformers.AutoTokenizer.from_pretrained("out").pad_token == "[PAD]"
 
