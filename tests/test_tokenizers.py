@@ -562,8 +562,8 @@ def test_prompt_may_end_inside_a_character() -> None:
     euro = "€".encode()
     assert stream_of_pieces([*b"price ", *euro[:2]]).feed(euro[2]) == "€"
     assert stream_of_pieces([*b"price ", *euro[:2]]).feed(ord("x")) == "\ufffdx"
-    assert stream_of_pieces(b"price ").feed(ord("5")) == "5"
-    assert stream_of_pieces(b"price ").flush() == ""
+    assert stream_of_pieces([*b"price "]).feed(ord("5")) == "5"
+    assert stream_of_pieces([*b"price "]).flush() == ""
 
 
 def test_truncated_character_is_flushed_once() -> None:

@@ -300,7 +300,9 @@ def check_writable(path: Path, how: str = "choose another, or mend its permissio
     whole = Path(os.path.realpath(path))
     folder = next(place for place in (whole, *whole.parents) if place.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written to the folder {folder}", how)
+        frozen = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        why = os.strerror(errno.EROFS if frozen else errno.EACCES)
+        raise InputError(f"nothing can be written to the folder {folder}: {why}", how)
 
 
 def check_output(path: Path, endings: Sequence[str]) -> None:
@@ -348,7 +350,8 @@ def first_bytes(path: Path) -> bytes:
         CheckpointError: if it is empty, a git-lfs pointer, or an HTML or XML page.
     """
     if not path.is_file():
-        what = f"{path} is no regular file" if os.path.lexists(path) else f"there is no file {path}"
+        there = "is no regular file" if path.exists() else "is a link that leads to no file"
+        what = f"{path} {there}" if os.path.lexists(path) else f"there is no file {path}"
         raise MissingFileError(what, "check the path, and that all files were copied")
     with path.open("rb") as file:
         beginning = file.read(64)
@@ -403,7 +406,7 @@ def read_text(path: Path) -> str:
     if path.stat().st_size > _LARGEST_TEXT:
         raise CheckpointError(f"{described(path)} is larger than {_LARGEST_TEXT:,} bytes", FETCH_AGAIN)
     try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark before a text
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{described(path)} is not UTF-8 text: {error}", FETCH_AGAIN) from None
 

@@ -198,7 +198,7 @@ def test_settings_that_are_no_file_are_not_called_absent(line, kind, failing):
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(line, how, failing, monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # whoever is root may write anywhere
     told = failing(line.split())
-    assert f"nothing can be written to the folder {tmp_path}\n" in told
+    assert f"nothing can be written to the folder {tmp_path}: " in told
     assert how in told
 
 

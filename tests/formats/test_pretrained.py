@@ -248,8 +248,8 @@ def test_a_lone_file_tells_its_shape_where_heads_are_64_wide(tied):
         load_model(folder)
 
 
-@pytest.mark.parametrize("kind", ["link", "folder"])
-def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind):
+@pytest.mark.parametrize(("kind", "words"), [("link", "a link that leads to no file"), ("folder", "no regular file")])
+def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind, words):
     folder = reference_folder(reference_model(n_embd=128, n_head=4))
     (folder / "config.json").unlink()
     if kind == "link":
@@ -257,7 +257,7 @@ def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind):
     else:
         (folder / "config.json").mkdir()
     for spec in (folder, folder / "model.safetensors"):
-        with pytest.raises(MissingFileError, match=r"reference/config\.json is no regular file"):
+        with pytest.raises(MissingFileError, match=rf"reference/config\.json is {words}"):
             load_model(spec)
 
 

@@ -26,7 +26,6 @@ from minigpt.system.files import (
     listed,
     new_folder,
     read_json,
-    read_text,
     write_text,
     writing,
 )
@@ -296,11 +295,3 @@ def test_what_cannot_be_made_is_named_and_no_temporary_file(tmp_path, monkeypatc
         write(tmp_path / "file.txt")
     assert Path(error.value.filename).parent == tmp_path
     assert ".minigpt-" not in error.value.filename
-
-
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
-    """Some editors put it before what they save, a config.json too."""
-    path = tmp_path / "config.json"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
-    assert read_text(path) == '{"a": 1}\r\n'
-    assert read_json(path) == {"a": 1}
