@@ -22,6 +22,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, dataclass_transform, get_args, get_origin
 
+from minigpt.cli.streams import print_note
 from minigpt.config import is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
 from minigpt.fields import check_fields, hints
@@ -328,6 +329,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             argument_default=argparse.SUPPRESS,  # so that the result holds only the flags that were given
             exit_on_error=False,
         )
+        self.overruled: list[str] = []
         # These words are numbers, not flags: argparse by itself does not recognise -1e3 and -inf as numbers.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
         self._add_flags(everything)
@@ -382,6 +384,8 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
                 way = f"add {needed}, or leave {flag} out" if beside == needed else "leave one of the two out"
                 raise self._wrong(f"{flag} would change nothing with{'out' * (beside == needed)} {beside}", way)
         settings.refuse_needless(given)
+        for line in self.overruled:
+            print_note(line)
         return settings
 
     def _is_met(self, need: str, settings: C) -> bool:
@@ -493,7 +497,7 @@ def _options(one: TypedField) -> dict[str, Any]:
     options: dict[str, Any] = {"help": one.help}
     if one.kind is bool and not one.section:
         return options | {"action": argparse.BooleanOptionalAction if one.optional else "store_true"}
-    options["metavar"] = metavar(one)
+    options |= {"metavar": metavar(one), "action": _Last}
     if one.several and (one.flag_options.together or one.flag_options.positional):
         options |= {"nargs": "+", "action": "extend"}
     elif one.several:
@@ -503,6 +507,17 @@ def _options(one: TypedField) -> dict[str, Any]:
     if one.flag_options.positional and not one.required:
         options["nargs"] = "?"
     return options
+
+
+class _Last(argparse.Action):
+    """Store the last value of a flag that takes one, as is usual, and remember which value it overrules."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Store a value in the namespace; if there was another, `parser.overruled` gets a line about it."""
+        former = getattr(namespace, self.dest, values)
+        if former != values:
+            parser.overruled.append(f"{option_string} is given more than once: {values} counts, {former} does not")
+        setattr(namespace, self.dest, values)
 
 
 def _last_name(flag: str) -> str:

@@ -35,6 +35,12 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+def once(base: list[str], flags: list[str]) -> list[str]:
+    """Flags after the pairs of `base` that they do not overrule, so that no note tells of it."""
+    pairs = zip(base[::2], base[1::2], strict=True)
+    return [*(word for pair in pairs if pair[0] not in flags for word in pair), *flags]
+
+
 def result_of(arguments: list[str], capsys) -> dict:
     capsys.readouterr()
     assert run([*arguments, "--json"]) == 0
@@ -401,7 +407,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_shown_or_followed(reference,
     ],
 )
 def test_wrong_questions_about_the_next_token(trained, failing, flags, parts):
-    err = failing(["next", "--model", str(trained), "--prompt", "To", *flags])
+    err = failing(["next", *once(["--model", str(trained), "--prompt", "To"], flags)])
     assert all(part in err for part in parts), err
 
 
@@ -985,7 +991,7 @@ def test_case_12_a_vocabulary_above_65535_is_not_wrapped():
 )
 def test_case_24_wrong_settings(trained, failing, flags, parts):
     data = str(trained.parent / "play.txt")
-    err = failing(["train", "--data", data, "--out", "run", *SMALL_FLAGS, *flags])
+    err = failing(["train", "--data", data, "--out", "run", *once(SMALL_FLAGS, flags)])
     assert all(part in err for part in parts), err
 
 

@@ -241,3 +241,22 @@ def test_every_command_that_trains_refuses_what_would_change_nothing(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert run([command, "--train.epochs", "2", "--train.eval_interval", "3"]) == 2
     assert "--train.eval_interval 3 would change nothing: --train.epochs 2 decides it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [name for name in SETTINGS if name != "inspect"])
+def test_a_flag_that_is_overruled_is_named(command):
+    """The last value counts, as is usual; that a former one does not is said."""
+    parser, _ = parser_of(command, [])
+    for one in parser.fields.values():
+        if one.several or one.kind is bool or one.flag_options.positional:
+            continue
+        assert vars(parser.parse_args([f"{one.flag}=1", f"{one.flag}=2"])) == {one.path: "2"}
+        assert parser.overruled == [f"{one.flag} is given more than once: 2 counts, 1 does not"]
+        parser.overruled.clear()
+        assert vars(parser.parse_args([f"{one.flag}=1", f"{one.flag}=1"])) == {one.path: "1"}
+        assert not parser.overruled
+
+
+def test_what_is_overruled_is_told(capsys):
+    parser_of("tokenize", [])[0].parse(["the", "--model", "other", "--model=third"])
+    assert capsys.readouterr().err == "note: --model is given more than once: third counts, other does not\n"
