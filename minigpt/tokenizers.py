@@ -281,7 +281,7 @@ class CharTokenizer(Tokenizer):
         strangers = [f"{chr(point)!r} (U+{point:04X})" for point in np.unique(points[~known]).tolist()]
         raise InputError(
             f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: {listed(strangers)}",
-            'remove them, or leave them out: --unknown skip on the command line, tokenizer.unknown = "skip" in Python',
+            'remove them, or leave them out: --unknown skip if a command has it, tokenizer.unknown = "skip" in Python',
         )
 
 

@@ -56,8 +56,9 @@ SPEAKER = re.compile(r"(?<=\n\n)([A-Z][A-Za-z']*(?: [A-Z][A-Za-z']*)*)\.(?=\n[^\
 # Files of records, which are read as documents (`data.documents`), and files of records that cannot be read.
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 NAMED_RECORD_SUFFIXES = (*RECORD_SUFFIXES, ".json")  # of a named file; in a folder, .json is mostly settings
-OTHER_RECORDS = (".json", ".parquet", ".arrow", ".feather", ".avro", ".orc", ".xls", ".xlsx", ".ods", ".db",
-                 ".sqlite", ".sqlite3", ".pkl", ".npy", ".npz", ".gz", ".bz2", ".xz", ".zst", ".zip")  # fmt: skip
+OTHER_RECORDS = (".json", ".json5", ".jsonlines", ".jl", ".parquet", ".arrow", ".feather", ".avro", ".orc", ".xls",
+                 ".xlsx", ".ods", ".db", ".sqlite", ".sqlite3", ".pkl", ".npy", ".npz",
+                 ".gz", ".bz2", ".xz", ".zst", ".zip")  # fmt: skip
 
 # The files that are read in a folder. Others (images, tables, weights) are skipped, and so are hidden ones.
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs")

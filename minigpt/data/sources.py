@@ -96,9 +96,10 @@ def check_fit(d: DocumentsConfig, source: str) -> None:
     kind, usual = kind_of(d.separate, source), DocumentsConfig()
     changed = [name for name, value in vars(d).items() if name != "separate" and value != getattr(usual, name)]
     if kind == "text" and d.separate == "auto" and changed:
+        way = "dialogues" if changed[0] in _FOREIGN["documents"] else "on"
         raise ConfigError(
             f"{named(changed[0], getattr(d, changed[0]))} is for separate documents, and {source} is read as one text",
-            f"add {passed('separate', 'on')}, or leave {named(changed[0])} out",
+            f"add {passed('separate', way)}, or leave {named(changed[0])} out",
         )
     if foreign := [name for name in changed if name in _FOREIGN.get(kind, ())]:
         raise ConfigError(

@@ -577,14 +577,15 @@ def checkpoint_to_resume(
         CheckpointError: if no checkpoint is complete, or the settings or the data are not those of the run.
     """
     changed = changes(read_config(run), config)
+    begins = not run.last.exists() and not run.previous.exists()
+    if begins and run.best_weights.exists():  # they would be overwritten
+        raise MissingFileError(
+            f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
+            "start a new run in another folder",
+        )
     for name, (before, now) in changed.items():
         print_line(f"changed    {name}: {_shown(before)} before, {_shown(now)} from now on")
-    if not run.last.exists() and not run.previous.exists():
-        if run.best_weights.exists():  # they would be overwritten
-            raise MissingFileError(
-                f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
-                "start a new run in another folder",
-            )
+    if begins:
         print_line(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
         return None, changed
     checkpoint, damage = newest_checkpoint(run)

@@ -285,7 +285,7 @@ def test_folder(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.PARQUET", "a.xlsx", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.json", "a.PARQUET", "a.xlsx", "a.jsonl.gz", "a.jsonlines", "a.jl"])
 def test_records_in_a_form_that_is_not_read_are_no_text(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, '[{"text": "x"}]')
     with pytest.raises(DataError, match=f"{re.escape(str(path))} ends in .*, a form that is not read"):

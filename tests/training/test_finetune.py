@@ -385,6 +385,18 @@ def test_a_setting_that_would_do_nothing_or_leave_nothing_is_refused(capsys, fla
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "kind"), [("turns 2", "dialogues"), ("learned replies", "dialogues"), ("keywords 3", "on")]
+)
+def test_the_kind_that_a_setting_is_for_is_advised(capsys, flag, kind):
+    Path("a.txt").write_text("a text\n" * 300, encoding="utf-8")
+    line = ["train", "--data", "a.txt", *f"--documents.{flag}".split()]
+    assert main.answer(line) == 2
+    assert f'add --documents.separate "{kind}"' in capsys.readouterr().err
+    main.answer([*line, "--documents.separate", kind, "--plan"])
+    assert "would change nothing" not in capsys.readouterr().err
+
+
 def test_a_file_that_epochs_overrule_is_told(base, capsys):
     Path("mine.yaml").write_text("train:\n  max_steps: 307\n  batch_size: 2\n")
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
