@@ -238,8 +238,8 @@ class _Search:
         for candidate in candidates:
             if candidate.total == -math.inf:
                 continue
-            place = next((place for place, beam in enumerate(beams) if beam is candidate), None)
-            kept = place is not None or any(hypothesis.ids == candidate.ids for hypothesis in self.finished)
+            place, ids = next((place for place, beam in enumerate(beams) if beam is candidate), None), candidate.ids
+            kept = place is not None or any(hypothesis.ids == ids for hypothesis in self.finished)
             told.append(
                 BeamCandidate(
                     prompt=number,

@@ -207,7 +207,7 @@ def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
     """
     if scores.device.type == "cpu" and scores.size(-1) >= MANY:
         # The numbers are sorted without their places, which tell only which of those that tie are removed.
-        ascending = torch.from_numpy(np.sort(scores.numpy(), axis=-1))
+        ascending = torch.from_numpy(np.sort(scores.detach().numpy(), axis=-1))
         below = ascending.softmax(-1).cumsum_(-1) <= 1 - p
         num_removed = below[..., :-keep].sum(-1, keepdim=True)
         remove = scores < ascending.gather(-1, num_removed)

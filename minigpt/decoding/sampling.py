@@ -135,7 +135,7 @@ class Rows:
         if self._cache is None:
             self.logits = self._feed(self.ids, self._num_last)
             return
-        in_order = rows_by_place == sorted(rows_by_place)
+        in_order = rows_by_place == list(range(len(rows_by_place)))
         if max(self._num_last) == 1 and self._one_token.fits():
             if idx is None or not in_order:
                 idx = torch.tensor([tokens[row][0] for row in rows_by_place], device=self._device)  # (R,)
@@ -322,7 +322,7 @@ def _exponential(shape: torch.Size, generator: torch.Generator) -> Tensor:
 def greedy(scores: Tensor) -> Tensor:
     """The best token of each row (R, V) -> int64 (R,); of equals, the first."""
     if scores.device.type == "cpu" and scores.size(-1) >= MANY:
-        return torch.from_numpy(scores.numpy().argmax(-1))
+        return torch.from_numpy(scores.detach().numpy().argmax(-1))
     return scores.argmax(-1)
 
 

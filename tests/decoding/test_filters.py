@@ -70,6 +70,17 @@ def test_top_p_of_many_tokens(p: float, digits: int, keep: int, monkeypatch: pyt
     assert torch.equal(many, filters.top_p(scores, p, keep))
 
 
+@pytest.mark.parametrize("columns", [13, 2053])
+def test_top_p_of_scores_with_a_gradient(columns: int) -> None:
+    """What stays has a gradient of 1, and what is removed of 0."""
+    scores = torch.randn(3, columns, generator=torch.Generator().manual_seed(7), requires_grad=True)
+    left = filters.top_p(scores, 0.9)
+    stays = left.isfinite()
+    assert 0 < stays.sum() < stays.numel()
+    left[stays].sum().backward()
+    assert torch.equal(scores.grad, stays.float())
+
+
 def test_top_p_counts_what_the_filters_before_have_left() -> None:
     options = DecodingOptions(temperature=1, top_k=2, top_p=0.6)
     # Of two tokens, 0.5 and 0.25 before, the first has two thirds now: enough.

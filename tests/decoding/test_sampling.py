@@ -104,6 +104,12 @@ def test_greedy_takes_the_first_of_equals() -> None:
     assert sampling.greedy(many).tolist() == [0, 1999]
 
 
+@pytest.mark.parametrize("columns", [13, 2053])
+def test_greedy_takes_scores_with_a_gradient(columns: int) -> None:
+    scores = torch.randn(3, columns, generator=torch.Generator().manual_seed(7), requires_grad=True)
+    assert sampling.greedy(scores).tolist() == [row.index(max(row)) for row in scores.tolist()]
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @torch.no_grad()
 def test_rows_give_the_logits_of_a_plain_forward(tiny_model: GPT, use_cache: bool) -> None:
