@@ -51,8 +51,12 @@ def kernels(model: nn.Module, fast: bool) -> Iterator[None]:
             del vars(part)[name]
 
 
+@cache
 def multiplies_by_onednn() -> bool:
-    """Whether the processor is one on which oneDNN was found to be faster than MKL, and multiplies right here."""
+    """Whether the processor is one on which oneDNN was found to be faster than MKL, and multiplies right here.
+
+    It is asked at each step, and to read a processor's name takes the longer, the more cores it has.
+    """
     name = processor()
     return ("AMD " in name or "AuthenticAMD" in name) and _multiplies_right()
 
@@ -62,7 +66,6 @@ def faster_here() -> bool:
     return processor().endswith("AVX512") and multiplies_by_onednn()
 
 
-@cache
 def _multiplies_right() -> bool:
     """Whether oneDNN's product is here and right: torch's name for it is not documented."""
     x, weight = torch.arange(7 * 13.0).view(7, 13), torch.arange(5 * 13.0).view(5, 13)

@@ -38,7 +38,9 @@ def on_any_processor(monkeypatch):
 @pytest.fixture
 def really():
     """Whether oneDNN is used on the processor that is named."""
-    return MULTIPLIES_BY_ONEDNN
+    MULTIPLIES_BY_ONEDNN.cache_clear()
+    yield MULTIPLIES_BY_ONEDNN
+    MULTIPLIES_BY_ONEDNN.cache_clear()
 
 
 @pytest.fixture
@@ -246,9 +248,7 @@ def test_a_product_that_is_missing_or_wrong_is_not_used(monkeypatch, really, wro
         return x @ weight.T + bias + wrong
 
     monkeypatch.setattr(room, "processor", lambda: AMD)
-    room._multiplies_right.cache_clear()
     assert really()
     monkeypatch.setattr(room, "_product", product)
-    room._multiplies_right.cache_clear()
+    really.cache_clear()
     assert not really()
-    room._multiplies_right.cache_clear()
