@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, write_yaml, written_in
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named
+from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named, passed
 from minigpt.fields import checked
 from minigpt.formats.config_json import kept_carried
 from minigpt.formats.hub import HUB_NAMES
@@ -175,6 +175,19 @@ def check_new(run: RunDirectory) -> None:
     nothing_learned = run.path / LOCK in found and found <= begun
     if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):
         check_unused(run.path)
+
+
+def check_resumable(run: RunDirectory) -> None:
+    """Raise MissingFileError if there are weights and no checkpoint: begun again at step 0, a run would replace them.
+
+    A checkpoint that waits for its name is one.
+    """
+    best = [path for path in (run.best_weights, run.adapter) if path.exists()]
+    if best and not any(path.exists() for path in (run.last, run.previous, run.following)):
+        raise MissingFileError(
+            f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
+            f"start a new run from them, with {passed('init_from', str(run.path))}",
+        )
 
 
 def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:

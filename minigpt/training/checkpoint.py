@@ -39,7 +39,7 @@ from minigpt.formats.hub import OTHER_NAME
 from minigpt.formats.lora_files import CONFIG as ADAPTER_CONFIG
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import save_adapter
-from minigpt.formats.run_directory import LOCK, RunDirectory, read_config, versions
+from minigpt.formats.run_directory import LOCK, RunDirectory, check_resumable, read_config, versions
 from minigpt.formats.weights import (
     StoredTensor,
     check_table,
@@ -577,12 +577,8 @@ def checkpoint_to_resume(
         CheckpointError: if no checkpoint is complete, or the settings or the data are not those of the run.
     """
     changed = changes(read_config(run), config)
+    check_resumable(run)
     begins = not run.last.exists() and not run.previous.exists()
-    if begins and run.best_weights.exists():  # they would be overwritten
-        raise MissingFileError(
-            f"{run.path} has weights, but no checkpoint to go on from: neither last/ nor previous/",
-            "start a new run in another folder",
-        )
     for name, (before, now) in changed.items():
         print_line(f"changed    {name}: {_shown(before)} before, {_shown(now)} from now on")
     if begins:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,32 @@ def test_records_do_not_validate_a_text_by_their_letters(name, failing):
     line = ["train", "--data", "learned.txt", "--val-data", name, *NEW]
     assert f"--val-data {name!r} holds separate documents, and learned.txt is read as one text" in failing(line)
     assert run([*line, "--documents.separate", "off", "--out", "new"]) == 0
+
+
+@pytest.mark.parametrize("beside", [[], ["--data", "learned.txt"], ["--train.max_steps", "9"]], ids=" ".join)
+@pytest.mark.parametrize("best", ["model.safetensors", "adapter/adapter_model.safetensors"])
+def test_a_folder_without_a_checkpoint_is_refused_before_its_data_are_read(best, beside, failing, monkeypatch):
+    monkeypatch.setattr("minigpt.cli.trainings.data_of_run", lambda config: pytest.fail("a corpus was asked for"))
+    Path("run", best).parent.mkdir(exist_ok=True)
+    Path("run/model.safetensors").rename(Path("run", best))
+    told = failing(["train", "--resume", "run", *beside])
+    assert "run has weights, but no checkpoint to go on from" in told
+    way = shlex.split(told.partition("start a new run from them, with ")[2])
+    assert way == ["--init-from", "run"]
+    if best == "model.safetensors":  # the other is no adapter, but has its name
+        assert run(["train", *way, "--data", "learned.txt", "--out", "new", *STEPS]) == 0
+
+
+@pytest.mark.parametrize("left", ["last", "previous", ".next", ".next previous", "last previous", "last .next"])
+def test_a_run_that_was_killed_anywhere_is_resumed(left, capsys):
+    assert run(["train", "--data", "learned.txt", "--out", "new", *NEW]) == 0
+    Path("new/last").rename("whole")
+    for name in left.split():
+        shutil.copytree("whole", Path("new", name), dirs_exist_ok=True)
+    for name in {"last", "previous", ".next"} - {*left.split()}:
+        shutil.rmtree(Path("new", name), ignore_errors=True)
+    assert run(["train", "--resume", "new", "--train.max_steps", "3"]) == 0
+    assert "resume     new at step 2" in capsys.readouterr().out
 
 
 def test_a_base_that_moved_is_named_where_it_is(capsys):
