@@ -1,6 +1,7 @@
 """Records of dialogues -> messages, in the forms in which people have them.
 
     {"messages": [{"role", "content"}, ...]}                        the usual form; "name" is read too
+    {"conversations": [{"from", "value"}, ...]}                     ShareGPT's, from human and gpt
     {"personality", "utterances": [{"history", "candidates"}]}      PersonaChat, as Hugging Face shares it
     {"personality", "history", "candidates"}                        the same with a record for each reply
     {"dialog": [{"sender", "text", "sender_class"}], "bot_profile"} ConvAI2's talks of people with bots
@@ -9,7 +10,7 @@
     1 your persona: i like tea .                                    PersonaChat and ConvAI2 as lines of text, which
     2 what was said <TAB> the reply                                 ParlAI reads: the number 1 begins a dialogue
 
-In the second and third form, the last of the candidates is the reply.
+In PersonaChat's, the last of the candidates is the reply.
 """
 
 import re
@@ -51,6 +52,9 @@ def talk_of(record: Mapping[str, object], place: str) -> Talk | None:
     match record:
         case {"messages": [*messages], **rest}:
             return Talk(messages, list(rest))
+        case {"conversations": [*turns], **rest}:
+            messages = [message for turn in turns for message in _shared(turn)]
+            return Talk(messages, list(rest), blank=len(turns) - len(messages))
         case {"utterances": [*_, {"history": [*history], "candidates": [*_, reply]}], **rest}:
             return _persona_chat([*history, reply], rest, place)
         case {"history": [*history], "candidates": [*_, reply], **rest}:
@@ -67,6 +71,17 @@ def talk_of(record: Mapping[str, object], place: str) -> Talk | None:
                 'or {"dialog": [{"sender": "...", "text": "..."}]}',
             )
     return None
+
+
+def _shared(turn: object) -> list[object]:
+    """A turn of ShareGPT's as a message, or none if it has no words; any other turn unchanged."""
+    match turn:
+        case {"from": _, "value": str(text)} if not text.strip():
+            return []
+        case {"from": name, **rest}:
+            role = {"human": "user", "gpt": "assistant"}.get(str(name), name)
+            return [{"role": role, "content": rest.pop("value", None), **rest}]
+    return [turn]
 
 
 def _persona_chat(said: list[object], rest: dict[str, object], place: str) -> Talk:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minigpt.config import DataConfig, DocumentsConfig, RunConfig
 from minigpt.data.batches import encode
 from minigpt.data.corpora import load_corpus
-from minigpt.data.dialogue_files import read_dialogues
+from minigpt.data.dialogue_files import holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, speaker
 from minigpt.data.documents import Documents, split
 from minigpt.data.loaders import document_loader
@@ -72,6 +72,41 @@ def test_messages(tmp_path):
     )
     array = written(tmp_path / "talks.json", json.dumps([{"messages": [user("a"), reply("b")]}]))
     assert said(read_dialogues(array).items[0]) == [("USER", "a"), ("ASSISTANT", "b")]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_conversations_of_from_and_value(tmp_path, ending):
+    """The form of ShareGPT's talks: human and gpt are the two who speak, and a turn without words is left out."""
+    turns = [
+        ("system", "Be brief."),
+        ("human", "Hi"),
+        ("gpt", "Hello"),
+        ("gpt", " "),
+        ("human", "Tea?"),
+        ("gpt", "Yes"),
+    ]
+    record = {"id": "x_1", "conversations": [{"from": name, "value": text, "weight": 1} for name, text in turns]}
+    messages = {"conversations": [user("a"), reply("b")]}
+    rows = [json.dumps(record), json.dumps(messages)]
+    path = written(tmp_path / f"t.{ending}", f"[{', '.join(rows)}]" if ending == "json" else "\n".join(rows))
+    assert holds_dialogues(str(path))
+    found = read_dialogues(path)
+    assert [dialogue.messages for dialogue in found.items] == [
+        ({"role": "system", "content": "Be brief."}, user("Hi"), reply("Hello"), user("Tea?"), reply("Yes")),
+        (user("a"), reply("b")),
+    ]
+    assert found.described == f"{path}: 2 dialogues; 1 speeches without words left out; fields not read: id, weight"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [{"from": "tool", "value": "x"}, {"from": ["gpt"], "value": "x"}, {"from": "gpt", "value": 5}, {"from": "gpt"},
+     {"value": "x"}, "x", 5, None],
+)  # fmt: skip
+def test_a_turn_of_another_form_in_conversations_is_named(tmp_path, turn):
+    path = written(tmp_path / "t.jsonl", json.dumps({"conversations": [{"from": "human", "value": "Hi"}, turn]}))
+    with pytest.raises(DataError, match=r"line 1: message 2 "):
+        read_dialogues(path)
 
 
 def test_personachat(tmp_path):
@@ -501,7 +536,7 @@ def test_a_broken_file_of_messages_is_refused_with_the_place(tmp_path, kind):
             "train 1: message 1 has 3 as its content",
         ),
         ("x.json", '[{"messages": 3}]', "record 1 has no list of messages"),
-        ("x.json", '[{"conversations": [{"from": "human", "value": "a"}]}]', "its fields: conversations"),
+        ("x.json", '[{"talk": [{"from": "human", "value": "a"}]}]', "its fields: talk"),
         ("x.json", '[{"dialog": [{"text": "a"}]}]', "record 1: turn 1 is {'text': 'a'}"),
         ("x.json", '[{"dialog": [{"sender": [3], "text": "a"}]}]', "record 1: turn 1 is"),
         ("x.json", '[{"dialog": "a"}]', "record 1 is {'dialog': 'a'}, and no dialogue of PersonaChat or ConvAI2"),
