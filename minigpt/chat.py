@@ -205,7 +205,8 @@ class Chat:
             try:
                 self.tokenizer.encode(text)
             except InputError as error:
-                raise InputError(f"{what}: {error.what}", error.how) from None
+                wrong, how = error.renamed({})
+                raise InputError(f"{what}: {wrong}", how) from None
 
     @property
     def history(self) -> list[Message]:

@@ -262,7 +262,7 @@ class LoRAConfig:
         _refuse(
             not are_texts(self.targets),
             f"{named('targets', self.targets)} cannot be used",
-            f"{named('targets')} must be a tuple of at least one name",
+            f"{named('targets')} must be at least one name, such as attn.c_attn",
         )
 
 

@@ -21,6 +21,7 @@ _BRIEF.maxlong = 40
 
 # A name of the library's, between two signs that no text has. The value behind it may be written in several lines.
 _NAME = re.compile("\x0e(.*?)\x0f", re.DOTALL)
+_OR = "\x1e"  # between ways to mend a mistake, likewise
 
 
 class MiniGPTError(Exception):
@@ -34,7 +35,7 @@ class MiniGPTError(Exception):
 
     def __init__(self, what: str, how: str) -> None:
         self._lines = what, how
-        what, how = (cut(" ".join(_NAME.sub(r"\1", text).splitlines())) for text in (what, how))
+        what, how = (cut(" ".join(_NAME.sub(r"\1", text).splitlines())) for text in (what, _listed(how)))
         super().__init__(what, how)
         self.what = what
         self.how = how
@@ -42,22 +43,25 @@ class MiniGPTError(Exception):
     def __str__(self) -> str:
         return f"{self.what}\n{self.how}"
 
-    def renamed(self, names: Mapping[str, str]) -> tuple[str, str]:
+    def renamed(self, names: Mapping[str, str], all_of_them: bool = False) -> tuple[str, str]:
         """Both lines with other names for what is `named` in them; whatever has no other name stays `named`.
 
         Args:
             names: field -> flag, with which `top_k = 3` becomes `--top-k 3`; or the whole of what `named`
                 returns for a value: named("early_stopping", True) -> "--early-stopping yes".
+            all_of_them: whether nothing else can be set here: of `either` way, those are left that can be gone.
         """
 
         def other(found: re.Match[str]) -> str:
-            name, equals, value = (part.strip() for part in found[1].partition("="))
+            name, value = _parted(found[1])
             if name in names:
-                return names.get(found[0], f"{names[name]} {value}" if equals else names[name])
+                return names.get(found[0], f"{names[name]} {value}" if value else names[name])
             return names.get(found[0], found[0])
 
-        what, how = (_NAME.sub(other, text) for text in self._lines)
-        return what, how
+        what, how = self._lines
+        if all_of_them:
+            how = _listed(how, names)
+        return _NAME.sub(other, what), _NAME.sub(other, how)
 
 
 class ConfigError(MiniGPTError, ValueError):
@@ -149,8 +153,30 @@ def named(name: str, *value: object) -> str:
 
 
 def passed(name: str, value: str) -> str:
-    """`named` for a value that is advised: in Python it reads `name="value"`, on the command line `--name value`."""
+    """`named` for a value that is advised: in Python it reads `name="value"`, on the command line `--name "value"`."""
     return f'\x0e{name}="{value}"\x0f'
+
+
+def either(*ways: str) -> str:
+    """A second line of several ways to mend it.
+
+    A command shows those that can be gone there: without a name that is `named` in them and for which it has no flag.
+    """
+    return _OR.join(ways)
+
+
+def _listed(how: str, names: Mapping[str, str] | None = None) -> str:
+    """The ways of a second line as a text: those that need only these names, if there are any, else all of them."""
+    ways = how.split(_OR)
+    if names is not None:
+        ways = [way for way in ways if all(_parted(name)[0] in names for name in _NAME.findall(way))] or ways
+    return ", or ".join(ways)
+
+
+def _parted(inside: str) -> tuple[str, str]:
+    """The name and the value, or "", that `named` and `passed` have marked; of tokenizer.unknown, the last part."""
+    name, _, value = (part.strip() for part in inside.partition("="))
+    return name.rpartition(".")[2], value
 
 
 def named_ids(ids: Iterable[Any]) -> str:

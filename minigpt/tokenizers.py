@@ -39,7 +39,9 @@ from minigpt.errors import (
     MissingFileError,
     TextNote,
     brief,
+    either,
     named,
+    passed,
 )
 from minigpt.fields import check_ids, check_value, checked, ordered
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
@@ -48,6 +50,8 @@ from minigpt.system.files import atomic_write, listed, named_path, read_json, tw
 IdArray = npt.NDArray[np.unsignedinteger[Any]]  # uint16, or uint32 where the vocabulary needs it
 
 END_OF_TEXT = "<|endoftext|>"
+# What can be done about characters that a model does not know, beside removing them.
+WITHOUT_THEM = (f"leave these characters unread: {passed('tokenizer.unknown', 'skip')}", "take a model that knows them")
 
 
 class AddedToken(NamedTuple):
@@ -281,7 +285,7 @@ class CharTokenizer(Tokenizer):
         strangers = [f"{chr(point)!r} (U+{point:04X})" for point in np.unique(points[~known]).tolist()]
         raise InputError(
             f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: {listed(strangers)}",
-            'remove them, or leave them out: --unknown skip if a command has it, tokenizer.unknown = "skip" in Python',
+            either("remove them", *WITHOUT_THEM),
         )
 
 

@@ -98,7 +98,8 @@ class _Talk:
         except BrokenPipeError:  # whoever reads has left
             raise
         except MiniGPTError as error:
-            self.tell_error(error.what, error.how)
+            told = MiniGPTError(*error.renamed({"unknown": "--unknown"}))  # other names are those of /set
+            self.tell_error(told.what, told.how)
         except OSError as error:
             self.tell_error(f"{error.strerror or error}: {error.filename or 'the file'}", "check the path")
         return True

@@ -167,7 +167,7 @@ def parser_of(command: str, rest: list[str]) -> tuple["SettingsParser[Any]", lis
 def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | None:
     """What is wrong and how to mend it, in words of the command line; None for a mistake in minigpt itself."""
     if isinstance(error, MiniGPTError):
-        told = MiniGPTError(*error.renamed(flags))
+        told = MiniGPTError(*error.renamed(flags, all_of_them=True))
         return told.what, told.how
     if isinstance(error, OSError):
         try:

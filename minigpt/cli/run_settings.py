@@ -162,7 +162,7 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
         if name not in ("block_size", "dropout") and value != getattr(shape, name):
             raise ConfigError(
                 f"--model.{name} {value} is not the {getattr(shape, name)} of {config.init_from}",
-                "leave it out: of a model to start from, only --model.dropout and a shorter block_size can be chosen",
+                "leave it out: only --model.dropout and a shorter --model.block_size can be chosen with --init-from",
             )
     context = {"block_size": min(config.model.block_size, shape.block_size)}
     return replace(config, model=replace(shape, **context | asked))

@@ -46,7 +46,8 @@ def ids_of(tokenizer: Tokenizer, name: str, text: str, encode: Encode = encode_p
     try:
         return encode(tokenizer, text)
     except InputError as error:
-        raise InputError(error.what if name == "the prompt" else f"{name}: {error.what}", error.how) from error
+        what, how = error.renamed({})
+        raise InputError(what if name == "the prompt" else f"{name}: {what}", how) from error
 
 
 def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -> list[int]:

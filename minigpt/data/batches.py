@@ -29,9 +29,9 @@ from torch import Tensor
 from minigpt.config import Count, Seed
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
-from minigpt.errors import ConfigError, DataError, InputError, named
+from minigpt.errors import ConfigError, DataError, InputError, either, named
 from minigpt.fields import Bounds, check_ids, checked
-from minigpt.tokenizers import IdArray, Tokenizer
+from minigpt.tokenizers import WITHOUT_THEM, IdArray, Tokenizer
 
 POOL = 50  # so many batches of documents are sorted by length together; a larger pool has less padding, but mixes less
 
@@ -179,7 +179,7 @@ def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> I
         what = error.what
     return InputError(
         f"{len(strange):,} of {count:,} documents, such as the one that begins {strange[0].text[:30]!r}: {what}",
-        "leave these documents out, or start from a model that knows these characters",
+        either("remove these documents", *WITHOUT_THEM),
     )
 
 

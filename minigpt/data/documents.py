@@ -30,7 +30,7 @@ from minigpt.data.corpora import (
     left_out,
     read_plain_text,
 )
-from minigpt.errors import ConfigError, DataError, MissingFileError, first_line, named
+from minigpt.errors import ConfigError, DataError, MissingFileError, either, first_line, named
 from minigpt.fields import checked
 from minigpt.system.files import json_items, listed, named_path, parsed_json, with_line_feeds
 
@@ -329,8 +329,12 @@ def _text_field(file: Path, records: Sequence[dict[str, object]]) -> str:
         raise DataError(
             f"{file} has no field 'text', and {len(candidates)} others that hold text; its fields: "
             f"{listed(list(fields))}",
-            f"name one of them as {named('text_field')}, or train on pairs with {named('prompt_field')} and "
-            f"{named('completion_field')}",
+            either(
+                f"name one of them as {named('text_field')}",
+                f"train on pairs with {named('prompt_field')} and {named('completion_field')}",
+            )
+            if candidates
+            else "write the texts into a field of that name",
         )
     return candidates[0]
 

@@ -283,7 +283,8 @@ class DecodingOptions:
             idle, instead = "temperature", f"a {named('temperature')} above 0"
         else:
             idle = "strategy"
-            instead = f"{passed('strategy', 'sample')} (with {named('num_beams')} above 1 it draws beams)"
+            beams = f" with {named('num_beams')} above 1, which draws beams" if self.strategy == "beam" else ""
+            instead = f"{passed('strategy', 'sample')}{beams}"
         _refuse(
             whom == "draw" and not self.samples and not at_zero,
             f"{self._is(name)} shapes a draw, but {self._is(idle)} draws nothing",

@@ -187,7 +187,7 @@ class RunLock:
         except Timeout:
             raise CheckpointError(
                 f"another training is running in {folder}",
-                f"wait for it to end, stop it, or name another folder as {named('out')}",
+                f"wait for it to end, stop it, or begin a run of its own with another {named('out')}",
             ) from None
         self._lock, self._file = lock, os.lstat(folder / LOCK)
 
@@ -460,7 +460,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if a file is damaged, or the checkpoint has the format of another version of minigpt.
     """
     if not path.is_dir():
-        raise MissingFileError(f"there is no checkpoint {path}", "training writes one every save_interval steps")
+        raise MissingFileError(
+            f"there is no checkpoint {path}", f"a training writes one every {named('save_interval')} steps"
+        )
     manifest = read_json(path / MANIFEST)
     if manifest.pop("sha256", None) != _seal(manifest):  # which every format has
         raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its checksum", FETCH_AGAIN)

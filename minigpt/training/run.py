@@ -21,7 +21,7 @@ from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, data_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
-from minigpt.errors import ConfigError, MissingFileError, did_you_mean, first_line, named
+from minigpt.errors import ConfigError, MissingFileError, did_you_mean, either, first_line, named
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
@@ -238,7 +238,7 @@ def check_has_base(config: RunConfig) -> None:
     if config.train.lora_rank and not config.init_from:
         raise ConfigError(
             f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
-            f"name it with {named('init_from')}, or leave {named('lora_rank')} out to train a new one",
+            either(f"name it with {named('init_from')}", f"leave {named('lora_rank')} out to train a new one"),
         )
 
 
@@ -266,8 +266,11 @@ def make_model(config: RunConfig, base: GPT | None, checkpoint: Checkpoint | Non
     """
     t, model = config.train, GPT(config.model) if base is None else base
     if t.lora_rank:
-        targets = tuple(_globs(t.lora_targets))
-        add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
+        try:
+            targets = tuple(_globs(t.lora_targets))
+            add_lora(model, LoRAConfig(t.lora_rank, t.lora_alpha, t.lora_dropout, targets), config.seed)
+        except ConfigError as error:  # which names the fields of LoRAConfig
+            raise ConfigError(*error.renamed({name: named(f"lora_{name}") for name in vars(LoRAConfig())})) from None
     freeze(model, t.freeze)
     if checkpoint is not None:
         checkpoint.check_base(origins.get("base"), config.init_from)

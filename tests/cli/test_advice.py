@@ -294,12 +294,46 @@ def test_a_text_that_is_too_short_is_read_with_the_block_size_that_is_advised(le
         assert run([*line, way[1]]) == 0
 
 
+MISTAKES = [
+    "eval --model run --data pairs.csv",
+    "evaluate-text pairs.csv",
+    "compare --model run --prompt a --training-data pairs.csv",
+    "train --data pairs.csv",
+    "train --init-from run --data strange.txt",
+    "train --init-from run --data strange.jsonl --documents.train_size 1 --documents.val_size 1",
+    "eval --model run --data strange.txt",
+    "eval --model run --data strange.jsonl",
+    "score z --model run",
+    "tokenize z --model run",
+    "chat --model run --user z",
+    "chat --model run --strategy greedy --temperature 0.5",
+    "generate a --model run --strategy beam --temperature 0.5",
+    "train --init-from run --data learned.txt --train.lora_rank 9 --train.optimizer adamw",
+    "train --init-from run --data learned.txt --train.lora_rank 2 --train.optimizer adamw --train.lora_targets ,",
+    "train --init-from run --data learned.txt --model.n_layer 3",
+]
+
+
+@pytest.mark.filterwarnings("always::minigpt.errors.ModelNote")
+@pytest.mark.parametrize("line", MISTAKES)
+def test_advice_is_in_words_of_the_command(line, capsys):
+    Path("pairs.csv").write_text("setting,prompt,completion\ngreedy,ab,cd\nbeam,ab,cde\n", encoding="utf-8")
+    Path("strange.txt").write_text("xyz" * 99, encoding="utf-8")
+    Path("strange.jsonl").write_text('{"text": "xyz"}\n{"text": "zyx"}\n', encoding="utf-8")
+    assert run(line.split()) == 2
+    told = "\n".join(capsys.readouterr().err.rstrip("\n").split("\n")[-2:])
+    assert not BARE.search(told)
+    assert set(FLAG.findall(told)) <= KNOWN[line.split()[0]]
+
+
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 COMMAND_LINE = re.compile(r"minigpt ((?:inspect )?[a-z-]+)([^;,:`\n]*)")
 KNOWN = {
     command: {one.flag for one in SettingsParser(command, settings).fields.values()}
     for command, settings in {**SETTINGS, **VIEW_SETTINGS}.items()
 }
+SETTINGS_NAMES = {one.name for name, kind in SETTINGS.items() for one in SettingsParser(name, kind).fields.values()}
+BARE = re.compile(rf"(?<![\w.-])({'|'.join(name for name in SETTINGS_NAMES if '_' in name)}|rank|targets)\b")
 NO_FLAGS = {"--help", "--version", "--help-all", "--model.vocab_size", "--nproc-per-node", "--name"}
 
 

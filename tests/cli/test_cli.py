@@ -456,7 +456,7 @@ def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
         (["To be", "--bos"], ["--bos", "does not have"]),
         (["To be", "--eos"], ["--eos", "does not have"]),
         ([], ["missing: TEXT"]),
-        (["what?"], ["U+003F", "--unknown skip"]),
+        (["what?"], ["U+003F", '--unknown "skip"']),
     ],
 )
 def test_texts_that_cannot_be_scored(trained, failing, arguments, parts):
@@ -864,7 +864,7 @@ def test_a_reader_that_leaves_early_is_no_error(trained):
 
 def test_case_1_unknown_characters(trained, capsys, failing):
     err = failing(["generate", "--model", str(trained), "--prompt", "Wha\U0001f600?", "--max-new-tokens", "2"])
-    assert all(part in err for part in ("U+1F600", "U+003F", "--unknown skip", f"vocabulary of {len(set(TEXT))}"))
+    assert all(part in err for part in ("U+1F600", "U+003F", '--unknown "skip"', f"vocabulary of {len(set(TEXT))}"))
     arguments = ["generate", "--model", str(trained), "--prompt", "T\U0001f600o", "--unknown", "skip",
                  "--max-new-tokens", "2"]  # fmt: skip
     assert result_of(arguments, capsys)["completions"][0]["text"].startswith("To")
