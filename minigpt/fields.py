@@ -86,14 +86,16 @@ def hints(settings: type) -> dict[str, Any]:
 
 
 def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> None:
-    """See that each field of a dataclass is of its type, and follows the rule beside it.
+    """See that each field of a dataclass is of its type, and follows the rule beside it, as the defaults do.
 
     Raises:
         MiniGPTError: of the given kind, with the first that does not, its value and what it must be.
     """
     known = hints(type(settings))  # type: ignore[arg-type] # a class has a hash
     for field in fields(settings):  # type: ignore[arg-type] # they are a dataclass
-        check_value(field.name, getattr(settings, field.name), known[field.name], error)
+        value = getattr(settings, field.name)
+        if value is not field.default:
+            check_value(field.name, value, known[field.name], error)
 
 
 def check_value(name: str, value: Any, hint: object, error: type[MiniGPTError]) -> None:

@@ -26,7 +26,10 @@ from minigpt.config import (
     updated,
     write_yaml,
 )
+from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import ConfigError, MissingFileError
+from minigpt.fields import check_value, hints
 
 
 @pytest.mark.parametrize(
@@ -326,6 +329,16 @@ def test_what_is_not_finite_is_said_to_be_out_of_range(tmp_path, spelled):
 # --- numbers without an end ---
 
 CONFIGS = (GPTConfig, DataConfig, DocumentsConfig, TrainConfig, LoRAConfig, RunConfig)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, DecodingOptions, PromptLookup, DraftModel])
+def test_every_default_follows_the_rule_beside_it(config):
+    """Only values that are not the default are checked when an object is made."""
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            check_value(field.name, field.default, hints(config)[field.name], ConfigError)
+
+
 EXTREME = [-1, -(2**63), 2**63, 2**64, 10**400, 10**5000, -1e-300, 1e308, math.inf, -math.inf, math.nan]
 NUMBERS = [
     pytest.param(config, field.name, value, id=f"{config.__name__}.{field.name}-{place}")

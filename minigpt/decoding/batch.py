@@ -13,7 +13,6 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,8 +23,7 @@ from minigpt.decoding.request import Request
 from minigpt.decoding.sampling import FinishReason
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A token that could have been chosen.
 
     Attributes:
@@ -39,8 +37,7 @@ class Candidate:
     probability: float
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A token that one row gets.
 
     Attributes:

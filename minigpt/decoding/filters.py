@@ -215,7 +215,8 @@ def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
             return scores.masked_fill(remove, -math.inf)
     ascending, order = scores.sort(dim=-1)
     remove = ascending.softmax(-1).cumsum_(-1) <= 1 - p
-    remove[..., -keep:] = False
+    if keep > 1 or p < 0.5:  # else the best token, where the sum has come to 1, is safe
+        remove[..., -keep:] = False
     return scores.scatter(-1, order, ascending.masked_fill_(remove, -math.inf))
 
 

@@ -31,7 +31,7 @@ import itertools
 import reprlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 
@@ -78,8 +78,7 @@ class Generation:
         return "Generation(" + "\n  ".join([*lines, *more]) + ")"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one step of `generate` decided; a step is one pass of the model.
 
     Attributes:

@@ -72,10 +72,11 @@ class OneToken:
     def __init__(self, model: GPT) -> None:
         self._config = model.config
         blocks = [block for block in model.h if isinstance(block, Block)]
-        self._usual = len(blocks) == len(model.h) and _is_usual(model, blocks)
+        parts = _parts(model, blocks)
+        self._usual = len(blocks) == len(model.h) and _are_usual(model, parts)
         if not self._usual:
             return
-        self._hooks = [hooks for part in model.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._attention = [block.attn for block in blocks]
         self._layers = [
             _Layer(
@@ -136,20 +137,30 @@ class OneToken:
         return parts[:, 0], parts[:, 1:]
 
 
-def _is_usual(model: GPT, blocks: Sequence[Block]) -> bool:
-    """Whether all parts compute as model.py has it. Linear layers may be of any type: see `_product`."""
+def _parts(model: GPT, blocks: Sequence[Block]) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """The modules that are not called here, each with the type that computes as model.py has it.
+
+    Linear layers may be of any type, because those that are not plain are called: see `_product`.
+    """
     parts: list[tuple[nn.Module, type[nn.Module]]] = [
         (model, GPT), (model.wte, nn.Embedding), (model.wpe, nn.Embedding), (model.drop, Dropout),
         (model.ln_f, nn.LayerNorm),
     ]  # fmt: skip
+    linear = [model.lm_head]
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         parts += [(block, Block), (block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm), (attn, CausalSelfAttention)]
         parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, Dropout)]
+        linear += [attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj]
+    return parts + [(layer, nn.Linear) for layer in linear if type(layer) is nn.Linear]
+
+
+def _are_usual(model: GPT, parts: Sequence[tuple[nn.Module, type[nn.Module]]]) -> bool:
+    """Whether all parts compute as model.py has it."""
     # A `forward` may have been set on one object, as gradient checkpointing does.
-    own = {"trunk", "forward"} & {name for part, _ in parts for name in vars(part)}
+    own = any("forward" in vars(part) for part, _ in parts) or "trunk" in vars(model)
     same = all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
-    same = same and all(block.mlp.gelu.approximate == "tanh" for block in blocks)
+    same = same and all(part.approximate == "tanh" for part, _ in parts if isinstance(part, nn.GELU))
     return same and not own and type(model).trunk is GPT.trunk
 
 

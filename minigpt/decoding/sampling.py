@@ -5,7 +5,6 @@ that repeat this step are in `generate` and `beam_search`.
 R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
-import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -281,15 +280,17 @@ class NoiseTape:
         """Exponential noise (M, V), above 0, for the token that follows `counts[i]` new ones in row `rows[i]`."""
         places = [(row // self._share, n) for row, n in zip(rows, counts, strict=True)]
         noise = {place: self._noise_after(*place) for place in places}
-        whole = len(noise) * self._share == len(rows)
-        if whole and all(b - a == 1 for a, b in itertools.pairwise(rows)):  # the usual case: no need to pick row by row
+        in_order = self._share == 1 or [*rows] == [*range(rows[0], rows[0] + len(rows))]
+        if in_order and len(noise) * self._share == len(rows):
+            # The usual case: all rows of each generator, which need not be picked one by one.
             return torch.cat([*noise.values()]) if len(noise) > 1 else noise[places[0]]
         return torch.stack([noise[place][row % self._share] for place, row in zip(places, rows, strict=True)])
 
     def keep_only(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Forget what was drawn for other places. If one is asked for again, it is drawn again, from the beginning."""
         pieces = {(row // self._share, n // self._ahead) for row, n in zip(rows, counts, strict=True)}
-        self._drawn = {piece: drawn for piece, drawn in self._drawn.items() if piece in pieces}
+        if len(pieces) < len(self._drawn):
+            self._drawn = {piece: drawn for piece, drawn in self._drawn.items() if piece in pieces}
 
     def _noise_after(self, number: int, n: int) -> Tensor:
         """What a generator draws for all its rows after n new tokens: (share, V)."""
