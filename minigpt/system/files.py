@@ -74,7 +74,8 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
+            with suppress(OSError):  # some mounts have permissions of their own
+                temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
@@ -196,8 +197,7 @@ def make_way(path: Path, own: Collection[str]) -> str:
         stem = f"{path.name.lstrip('.')}-moved-aside"
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         aside = next(place for name in names if not os.path.lexists(place := path.parent / name))
-        path.replace(aside)
-        sync_folder(path.parent)
+        _move(path, aside)
         return f"{path} holds files that are not minigpt's, and is {aside} now"
     remove(path)
     return ""
@@ -212,11 +212,42 @@ def take_name(folder: Path, name: Path, own: Collection[str]) -> str:
     """Rename a folder to `name`, and remove the folder that had this name, or move it aside: see `make_way`."""
     kept = make_way(name, own) if _has_others(name, own) else ""
     with tempfile.TemporaryDirectory(dir=name.parent, prefix=_UNFINISHED) as rubbish:
-        if name.exists():
-            name.replace(Path(rubbish) / _PART)  # so that it never has its name while it is half removed
-        folder.replace(name)
-        sync_folder(name.parent)
+        if name.exists() and not _renamed(name, Path(rubbish) / _PART):  # else it has its name while half removed
+            remove(name)
+        _move(folder, name)
     return kept
+
+
+def _move(folder: Path, name: Path) -> None:
+    """Give a folder a name that is free; where it cannot be renamed, copy it, and then remove it.
+
+    Whatever interrupts this, one of the two is whole: the copy gets its name when all of it is on the disk.
+    """
+    if _renamed(folder, name):
+        return sync_folder(name.parent)
+    with new_folder(name) as part:
+        for path in sorted(folder.rglob("*")):  # a folder comes before what is in it
+            copy = part / path.relative_to(folder)
+            if path.is_dir() and not path.is_symlink():
+                copy.mkdir()
+                continue
+            shutil.copy2(path, copy, follow_symlinks=False)
+            if not copy.is_symlink():
+                with copy.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(copy.parent)
+    remove(folder)
+
+
+def _renamed(folder: Path, name: Path) -> bool:
+    """Rename a folder; false if the file system cannot, as an overlay one that came with a container's image."""
+    try:
+        folder.replace(name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

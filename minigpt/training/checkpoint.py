@@ -16,12 +16,14 @@ removed. So a power cut at any moment leaves at least one complete checkpoint, a
 was complete but not yet renamed is renamed when the run is resumed.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "data", "documents", "train")
 LIFELONG = ("model.", "data.", "documents.", "train.optimizer", "train.lora_rank", "train.lora_alpha",
             "train.lora_targets", "train.freeze", "init_from", "seed")  # fmt: skip
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)  # what a file system without them says
 DRAWING = ("processes", "device")  # of the circumstances, those that have random states of their own
 PLACES = ("data.source", "data.val_data")  # where data lies, which may change: the checksum says what it is
 FORMAT = 2  # of a checkpoint; another one is refused
@@ -166,11 +169,13 @@ class RunLock:
     def take(self) -> None:
         """Lock the folder, and release a folder that had this name before; make the folder if it does not exist.
 
+        Where the file system has no locks, as some of clusters, a note says so, and nothing is locked.
+
         Raises:
             CheckpointError: if another process trains there, a link in it leads elsewhere, or something that is no file
                 has the name of one.
         """
-        from filelock import FileLock, Timeout
+        from filelock import FileLock, SoftFileLock, Timeout
 
         self.release()
         folder = self.folder
@@ -183,12 +188,19 @@ class RunLock:
         open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
         lock = FileLock(folder / LOCK, blocking=False)
         try:
-            lock.acquire()
-        except Timeout:
-            raise CheckpointError(
-                f"another training is running in {folder}",
-                f"wait for it to end, stop it, or begin a run of its own with another {named('out')}",
-            ) from None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where there are no locks, the note below says more
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            # Newer versions of filelock take the file itself as a lock then, and any that lies there for a held one.
+            if isinstance(error, Timeout) and not isinstance(lock, SoftFileLock):
+                raise CheckpointError(
+                    f"another training is running in {folder}",
+                    f"wait for it to end, stop it, or begin a run of its own with another {named('out')}",
+                ) from None
+            if getattr(error, "errno", None) not in (None, *NO_LOCKS):
+                raise
+            warnings.warn(f"{folder} is on a file system without locks: train there once at a time", stacklevel=1)
         self._lock, self._file = lock, os.lstat(folder / LOCK)
 
     def is_lost(self) -> bool:
@@ -292,14 +304,19 @@ def make_last(run: RunDirectory) -> list[str]:
         raise
     except MiniGPTError as error:  # nothing is lost: a complete one has this name only between two renames
         return [f"damaged    {error.what}; {make_way(run.following, FILES) or 'it was removed'}"]
-    return _rotate(run)
+    whole = True
+    try:
+        open_checkpoint(run.last)
+    except MiniGPTError as error:  # perhaps it was copied to `previous/`, and is half removed
+        whole = isinstance(error, _FormatError)
+    return _rotate(run, whole)
 
 
-def _rotate(run: RunDirectory) -> list[str]:
-    """Give the checkpoint that waits for its name the name `last/`; the former is `previous/`."""
-    kept = take_name(run.last, run.previous, FILES) if run.last.exists() else ""
-    take_name(run.following, run.last, FILES)
-    return [f"moved      {kept}"] if kept else []
+def _rotate(run: RunDirectory, whole: bool = True) -> list[str]:
+    """Give the checkpoint that waits for its name the name `last/`; the former, if it is whole, is `previous/`."""
+    former = [(run.last, run.previous)] if whole and run.last.exists() else []
+    kept = [take_name(folder, name, FILES) for folder, name in (*former, (run.following, run.last))]
+    return [f"moved      {place}" for place in kept if place]
 
 
 class _FormatError(CheckpointError):

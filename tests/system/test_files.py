@@ -71,6 +71,41 @@ def test_others_may_read_it(tmp_path):
     assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+def test_a_mount_with_permissions_of_its_own_is_written_to(tmp_path, monkeypatch):
+    """As a folder of Windows in a virtual machine, where nobody may change the mode of a file."""
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    monkeypatch.setattr(os, "fchmod", refused)
+    write_text(tmp_path / "t", "x")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"t": "x"}
+
+
+def test_a_folder_that_cannot_be_renamed_is_moved_aside_with_all_that_is_in_it(tmp_path, monkeypatch):
+    """As one of a container's image."""
+    folder, real = tmp_path / "last", os.replace
+    write_text(folder / "deep" / "mine.txt", "kept")
+    (folder / "deep" / "mine.txt").chmod(0o500)
+    (folder / "empty").mkdir()
+    (folder / "link").symlink_to("nowhere")
+
+    def replace(source, target):
+        if Path(source) == folder:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert files.make_way(folder, {"manifest.json"}).endswith(f"is {tmp_path / 'last-moved-aside'} now")
+    aside = tmp_path / "last-moved-aside"
+    assert list(tmp_path.iterdir()) == [aside]
+    assert {str(path.relative_to(aside)) for path in aside.rglob("*")} == {"deep", "deep/mine.txt", "empty", "link"}
+    assert os.readlink(aside / "link") == "nowhere"
+    assert (aside / "deep" / "mine.txt").read_text() == "kept"
+    assert stat.S_IMODE((aside / "deep" / "mine.txt").stat().st_mode) == 0o500
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_folder_appears_when_it_is_whole(tmp_path, there):
     folder = tmp_path / "deep" / "out"

@@ -394,6 +394,27 @@ def test_one_training_a_folder(tmp_path):
     train(CONFIG, CORPUS, tmp_path / "run", quiet, resume=True)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_where_there_are_no_locks_a_note_says_so_and_the_run_goes_on(tmp_path, monkeypatch, number):
+    """As on Lustre without its option flock, or NFS without its lock service."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for steps, resume in ((3, False), (5, True)):
+        config = updated(CONFIG, {"train": {"max_steps": steps}})
+        with pytest.warns(UserWarning, match="without locks") as notes:
+            assert train(config, CORPUS, tmp_path / "run", quiet, resume=resume).step == steps
+        assert len(notes) == 1
+        assert not locks_are_lost(tmp_path / "run")
+
+
+def locks_are_lost(folder):
+    with pytest.warns(UserWarning, match="without locks"), locked(folder) as lock:
+        return lock.is_lost()
+
+
 def test_every_random_state_comes_back(tmp_path):
     def draw():
         return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()]

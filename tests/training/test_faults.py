@@ -311,6 +311,66 @@ def test_a_save_that_fails_anywhere_loses_nothing(run, monkeypatch, error, for_g
     assert failures > 20  # three files with some calls each, two folders, three renames
 
 
+class LowerLayer:
+    """An overlay file system on which all of a folder lies in a lower layer: none of its folders can be renamed.
+
+    Counts what a save does, removals too, and kills it at the n-th of these calls.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.killed_at, self.folders = 0, 0, set()
+        monkeypatch.setattr(os, "fsync", lambda _: None)  # which only takes time here
+        for name in ("fsync", "replace", "mkdir", "unlink", "rmdir"):
+            monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
+
+    def freeze(self, folder: Path) -> None:
+        self.folders = {self.inode(path) for path in folder.rglob("*") if path.is_dir()}
+
+    @staticmethod
+    def inode(path: Path | str) -> tuple[int, int]:
+        return os.stat(path).st_dev, os.stat(path).st_ino
+
+    def watched(self, call: Callable) -> Callable:
+        def watched(*arguments, **options):
+            self.count += 1
+            if 0 < self.killed_at <= self.count:  # what would tidy up does nothing more either
+                raise KeyboardInterrupt
+            if call.__name__ == "replace" and os.path.isdir(arguments[0]) and self.inode(arguments[0]) in self.folders:
+                raise OSError(errno.EXDEV, "Invalid cross-device link", str(arguments[0]))
+            result = call(*arguments, **options)
+            if call.__name__ == "mkdir":  # in the upper layer; the number of a removed one is used again
+                self.folders.discard(self.inode(arguments[0]))
+            return result
+
+        return watched
+
+
+def test_a_run_in_the_image_of_a_container_is_saved_and_killed_anywhere(run, monkeypatch):
+    """Its folders, of which one waits for its name, cannot be renamed, and are copied: no kill leaves less than a whole
+    checkpoint, nor less than two after the next resume."""
+    shutil.copytree(run.last, run.following)
+    shutil.copytree(run.path, run.path.parent / "image")
+    layer = LowerLayer(monkeypatch)
+    for number in itertools.count(1):
+        layer.killed_at = 0
+        shutil.rmtree(run.path)
+        shutil.copytree(run.path.parent / "image", run.path)
+        layer.freeze(run.path)
+        layer.count, layer.killed_at = 0, number
+        with suppress(KeyboardInterrupt):
+            replace_last(run, {"w": torch.ones(3)}, {}, Progress(step=100), {"corpus": "", "log": {}})
+        calls, layer.killed_at = layer.count, 0
+        assert newest_checkpoint(run)[0].progress.step in (7, 100)
+        clean(run, print_nothing)
+        assert {open_checkpoint(path).progress.step for path in (run.last, run.previous)} <= {7, 100}
+        replace_last(run, {"w": torch.ones(3)}, {}, Progress(step=101), {"corpus": "", "log": {}})
+        assert open_checkpoint(run.last).progress.step == 101
+        assert {path.name for path in run.path.iterdir() if path.name.startswith(".")} == {".lock"}
+        if calls < number:
+            break
+    assert calls > 30
+
+
 def test_a_whole_checkpoint_without_its_name_gets_it(run, monkeypatch):
     """Killed between two renames of a save, where `last/` is damaged: what waits may be all there is."""
     run.last.replace(run.following)
