@@ -35,10 +35,11 @@ class Shown:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def model_json(self) -> dict[str, Any]:
-        """The shape, the tokenizer, and where each tensor lies in the weights."""
+        """The shape, the tokenizer, the ids at which a text ends, and where each tensor lies in the weights."""
         return {
             "config": dataclasses.asdict(self.config),
             "tokenizer": self.tokenizer.described(),
+            "ends": self.tokenizer.end_ids,
             "tensors": self.weights.table,
             "bytes": self.weights.size,
             "about": {

@@ -124,8 +124,8 @@ const CALLS = {
 
   tokenizer({ name, content }) {
     tokenizers.set(name, fromJSON(content));
-    const { vocab_size, start_token_id, eos_token_id, special_ids } = tokenizers.get(name);
-    return { vocab_size, start_token_id, eos_token_id, special_ids: [...special_ids] };
+    const { vocab_size, start_token_id, special_ids } = tokenizers.get(name);
+    return { vocab_size, start_token_id, special_ids: [...special_ids] };
   },
 
   encode: ({ tokenizer, text }) => tokenizers.get(tokenizer).encode(text),

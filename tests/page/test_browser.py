@@ -84,12 +84,20 @@ def run(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def shown(run: RunDirectory, model: GPT, other: GPT, padded: GPT) -> list[Shown]:
+def ends(model: GPT, ids: list[int]) -> list[int]:
+    """Two tokens at which a text ends: one that this model never writes here, and the likeliest sixth of a text."""
+    best = minigpt.generate(model, [ids], max_new_tokens=6, strategy="greedy").sequences[0][len(ids) :]
+    return [next(token for token in range(97) if token not in best), best[-1]]
+
+
+@pytest.fixture(scope="module")
+def shown(run: RunDirectory, model: GPT, other: GPT, padded: GPT, ends: list[int]) -> list[Shown]:
     return [
         Shown("tiny", model.config, TOKENIZER, page_weights(model), open_source(run.path).run),
         Shown("<i>other</i>", other.config, TOKENIZER, page_weights(other)),
         Shown("pairs", padded.config, PAIRS, page_weights(padded)),
         Shown("smallest", SMALLEST, CharTokenizer("\n"), page_weights(random_model(SMALLEST, 17))),
+        Shown("ending", model.config, TOKENIZER.with_ends(ends), page_weights(model)),
     ]
 
 
@@ -343,6 +351,16 @@ def test_the_best_tokens_are_those_of_generate(page, model, ids):
     assert written(page) == expected
 
 
+def test_a_text_ends_where_generate_ends_it(page, model, ids, ends):
+    page.open(model=4, temperature=0, length=23)
+    page.button("Run").click()
+    page.wait(lambda: "a second" in page.js("return document.body.innerText"))
+    expected = minigpt.generate(model, [ids], max_new_tokens=23, strategy="greedy", eos_token_id=ends)
+    assert expected.finish_reasons == ["eos"]
+    assert written(page) == expected.sequences[0]
+    assert "the text has ended" in page.js("return document.body.innerText")
+
+
 def test_steps_and_a_run_draw_the_same(page, ids):
     page.open(seed=3, length=7)
     for _ in range(7):
@@ -557,10 +575,13 @@ def test_the_lens_by_mouse_and_keyboard(page, ids):
 # --- Beams, Loss, Size
 
 
-def test_the_tree_is_that_of_beam_search(page, model, ids):
-    page.open(view="beams", beams=3, steps=5, length_penalty=0.5)
+@pytest.mark.parametrize("ending", [False, True])
+def test_the_tree_is_that_of_beam_search(page, model, ids, ends, ending):
+    page.open(view="beams", model=4 if ending else 0, beams=3, steps=8, length_penalty=0.5)
     rows = page.table("The tree as a table")
-    found = beam_tree(model, ids, TOKENIZER, num_beams=3, max_new_tokens=5, length_penalty=0.5)
+    end = {"eos_token_id": ends} if ending else {}
+    found = beam_tree(model, ids, TOKENIZER, num_beams=3, max_new_tokens=8, length_penalty=0.5, **end)
+    assert page.text(".finished li").endswith(", and ends") == ending == (ending and found.ids[-1] in ends)
     assert len(rows) == len(found.nodes)
     for row, node in zip(rows, found.nodes, strict=True):
         parent = "prompt" if node.parent is None else str(node.parent)

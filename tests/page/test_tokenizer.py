@@ -42,7 +42,6 @@ def check_texts(node: Node, name: str, tokenizer: Tokenizer, texts: list[str]) -
     assert facts == {
         "vocab_size": tokenizer.vocab_size,
         "start_token_id": tokenizer.start_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
         "special_ids": facts["special_ids"],
     }
     assert {*facts["special_ids"]} == tokenizer.special_ids

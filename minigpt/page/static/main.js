@@ -92,9 +92,9 @@ class App {
     const names = await modelNames();
     this.#desk = new Desk(openWorker(), (busy) => parts.busy.classList.toggle("on", busy), (message) => fail(message));
     for (const [index] of names.entries()) {
-      const { config, tokenizer, weights, about } = await openModel({ index, progress: showProgress });
+      const { config, tokenizer, ends, weights, about } = await openModel({ index, progress: showProgress });
       const buffers = new Set(Object.values(weights).map((values) => values.buffer));
-      const args = { model: index, config, tokenizer, weights };
+      const args = { model: index, config, tokenizer, ends, weights };
       const { V } = await this.#desk.ask(`open ${index}`, "open", args, () => {}, [...buffers]);
       this.models.push({ config, about, V });
     }

@@ -19,16 +19,16 @@ export async function modelNames() {
   return [...document.querySelectorAll("script[id^='minigpt-model-']")].map((part) => JSON.parse(part.textContent).about.name);
 }
 
-// A model: {config, tokenizer, weights: {name: Float32Array}, about, run}.
+// A model: {config, tokenizer, ends, weights: {name: Float32Array}, about, run}.
 //
 // progress(bytes so far, all bytes) is called while the weights come. In float32 the arrays look into one buffer, so that
-// nothing is copied. about: {name, kind: "run" | "model", parameters, precision: "float32" | "float16" | "int8",
+// nothing is copied. ends: the ids at which a text ends. about: {name, kind: "run" | "model", parameters, precision: "float32" | "float16" | "int8",
 // prompt: what to begin with, or null, loss_cost: nats that the precision costs, or null, loss_said: a sentence on it}.
 export async function openModel({ index = 0, progress = () => {} } = {}) {
   const model = isFile() ? modelInFile(index) : await fetchJSON(`model/${index}/model.json`);
   const bytes = isFile() ? await bytesInFile(index, model, progress) : await fetchBytes(index, model, progress);
-  const { config, tokenizer, tensors, about } = model;
-  return { config, tokenizer, weights: decodeWeights(tensors, bytes), about, run: await readRun(index) };
+  const { config, tokenizer, ends, tensors, about } = model;
+  return { config, tokenizer, ends, weights: decodeWeights(tensors, bytes), about, run: await readRun(index) };
 }
 
 // The losses and samples of the model's run as they are now, or null: {name, step, max_steps, train: [[step, loss]],

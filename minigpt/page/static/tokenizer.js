@@ -28,8 +28,6 @@ class Tokenizer {
     this.special_ids = new Set(added.map((_, n) => tokens.length + n));
     /** What an empty prompt starts from, or null if nothing could serve. */
     this.start_token_id = null;
-    /** The token that closes a document, or null. */
-    this.eos_token_id = null;
   }
 
   /**
@@ -142,7 +140,7 @@ export class GPT2Tokenizer extends Tokenizer {
     const bytes = spelled.map((token) => Uint8Array.from(token, (letter) => BYTE_OF.get(letter)));
     super([...bytes, utf8.encode(END_OF_TEXT)], added);
     this.ids = new Map(spelled.map((token, id) => [token, id])); // lower ids are merged first
-    this.eos_token_id = this.start_token_id = spelled.length;
+    this.start_token_id = spelled.length;
     this.special_ids.add(spelled.length);
     this.words = new Map(); // word -> ids: most words of a text are there several times
   }

@@ -30,10 +30,11 @@ const MOST_PRODUCTS = 4e9; // of the lens: about so many multiply-adds are worth
 class Model {
   #passes = new Map(); // what was computed last, for each set of points
 
-  constructor({ config, weights, tokenizer }) {
+  constructor({ config, weights, tokenizer, ends }) {
     this.gpt = new GPT(config, weights);
     this.tokenizer = fromJSON(tokenizer);
     this.row = new Row(this.gpt, this.tokenizer.vocab_size);
+    this.ends = ends; // the ids at which a text ends
     this.V = this.row.V; // the ids behind these have no text
   }
 
@@ -110,7 +111,10 @@ const CALLS = {
     return lists.map((ids) => models[model].tokenizer.decode(ids));
   },
 
-  /** Write `count` tokens after ids, which end with `start` written ones; the n-th draw depends on the seed and n. */
+  /**
+   * Write `count` tokens after ids, or fewer if the text ends; the ids end with `start` written ones, and the n-th draw
+   * depends on the seed and n.
+   */
   async write({ model, ids, count, start, options: given, edits = [] }, job) {
     const it = models[model];
     const all = [...ids];
@@ -121,14 +125,17 @@ const CALLS = {
       told = all.length;
       job.partial({ ids: fresh, pieces: it.tokenizer.pieces(fresh) });
     };
-    const options = { ...given, max_new_tokens: (await it.read(ids, edits, job)) ? count : 0, on_overflow: "crop" };
-    for (const { id } of generate(it.row, ids, options, { written: start, edits })) {
+    const max_new_tokens = (await it.read(ids, edits, job)) ? count : 0;
+    const options = { ...given, max_new_tokens, on_overflow: "crop", eos: it.ends };
+    let ended = false;
+    for (const { id, finish_reason } of generate(it.row, ids, options, { written: start, edits })) {
       all.push(id);
+      ended = finish_reason === "eos";
       if (await job.breathe()) tell();
       if (job.ended) break;
     }
     tell();
-    return { written: all.length - ids.length, seconds: (performance.now() - began) / 1000 };
+    return { written: all.length - ids.length, seconds: (performance.now() - began) / 1000, ended };
   },
 
   /** Every head's pattern, its scores, and what switching parts off does to the probabilities of the text. */
@@ -205,7 +212,7 @@ const CALLS = {
   async beams({ model, ids, options }, job) {
     const it = models[model];
     let tree = null;
-    for (tree of beamSearch(it.gpt, ids, options, { vocab_size: it.V })) {
+    for (tree of beamSearch(it.gpt, ids, { ...options, eos: it.ends }, { vocab_size: it.V })) {
       const texts = tree.finished.map((one) => it.tokenizer.decode(one.ids.slice(ids.length)));
       job.partial({ ...tree, nodes: it.named(tree.nodes), texts });
       await nextTurn();

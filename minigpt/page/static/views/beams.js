@@ -67,7 +67,10 @@ export const beamsView = {
       place.scrollLeft = place.scrollWidth;
       refill(
         result,
-        finished.map(({ score }, i) => element("li", {}, element("span", { class: "score" }, score.toFixed(4)), " ", element("code", {}, visible(texts[i])))),
+        finished.map(({ score, finish_reason }, i) => {
+          const end = finish_reason === "eos" ? ", and ends" : "";
+          return element("li", {}, element("span", { class: "score" }, score.toFixed(4)), " ", element("code", {}, visible(texts[i])), end);
+        }),
       );
       numbers.show(() =>
         table(

@@ -102,7 +102,7 @@ export const writeView = {
         });
         if (done === null) return;
         const rate = Number((done.written / done.seconds).toPrecision(3)).toLocaleString("en");
-        speed.textContent = `${done.written} ${done.written === 1 ? "token" : "tokens"} in ${done.seconds.toFixed(2)} s: ${rate} a second`;
+        speed.textContent = `${done.written} ${done.written === 1 ? "token" : "tokens"} in ${done.seconds.toFixed(2)} s: ${rate} a second${done.ended ? "; the text has ended" : ""}`;
       } finally {
         running = false;
         run.textContent = "Run";
