@@ -74,16 +74,16 @@ class Column(NamedTuple):
     Attributes:
         positions: a number if all rows agree, else int64 (B,).
         places: for each layer a view of the cache, to write into: if all rows agree, of the new column alone,
-            (B, 2, H, 1, D); else of all columns, (B, max_length, 2, H, D), to be indexed by `rows` and `positions`.
+            (B, 2, H, 1, D); else of everything, (2 * B * H * max_length, D), to be indexed by `flat`.
         seen: keys, then values, for each layer: 2 n_layer of (B, H, S, D).
-        rows: 0 to B - 1, int64 (B,), if rows differ.
+        flat: if rows differ, where in `places` the keys and values of each head go: int64 (B, 2, H).
         mask: what is added to the scores if rows differ, 0 or -inf: (B, 1, 1, S).
     """
 
     positions: int | Tensor
     places: Sequence[Tensor]
     seen: Sequence[Tensor]
-    rows: Tensor | None = None
+    flat: Tensor | None = None
     mask: Tensor | None = None
 
 
@@ -128,6 +128,9 @@ class KVCache:
         self.uniform: int | None = 0
         self._length = torch.zeros(batch_size, dtype=torch.int64, device=device)  # read it where rows differ, only
         self._longest = 0  # the largest length as a Python int, so that nothing waits for a device
+        self._columns = torch.arange(max_length, device=device)
+        self._hidden, self._shown = self._kv.new_tensor([-torch.inf, 0]).unbind()
+        self._first_columns = self._find_first_columns()
 
     def __repr__(self) -> str:
         layers, _, _, heads, _, size = self._kv.shape
@@ -227,6 +230,12 @@ class KVCache:
         else:
             self.uniform += num_new
 
+    def _find_first_columns(self) -> Tensor:
+        """Of all columns of a layer, in the order of memory, the numbers of those at position 0: int64 (B, 2, H)."""
+        _, _, rows, heads, columns, _ = self._kv.shape
+        first = torch.arange(0, 2 * rows * heads * columns, columns, device=self._kv.device)
+        return first.view(2, rows, heads).transpose(0, 1)
+
     def column(self, block_size: int) -> Column:
         """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
         self._check_room(1, block_size)
@@ -234,12 +243,11 @@ class KVCache:
         if self.uniform is not None:
             places = self._kv.narrow(-2, self.uniform, 1).transpose(1, 2)
             return Column(self.uniform, places.unbind(), seen)
-        unseen = torch.arange(self._longest + 1, device=self._kv.device) > self._length[:, None]  # (B, S)
-        mask = torch.zeros(unseen.shape, dtype=self._kv.dtype, device=self._kv.device)
-        mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
-        rows = torch.arange(self.batch_size, device=self._kv.device)
-        # (n_layer, 2, B, H, max_length, D) -> n_layer x (B, max_length, 2, H, D)
-        return Column(self._length, self._kv.permute(0, 2, 4, 1, 3, 5).unbind(), seen, rows, mask)
+        unseen = self._columns[: self._longest + 1] > self._length[:, None]  # (B, S)
+        mask = torch.where(unseen, self._hidden, self._shown)[:, None, None]  # (B, 1, 1, S)
+        # One index is several times faster than one for each dimension.
+        flat = self._first_columns + self._length[:, None, None]  # (B, 2, H)
+        return Column(self._length, self._kv.flatten(1, 4).unbind(), seen, flat, mask)
 
     def put(self, layer: int, column: Column, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's keys and values (B, 2, H, 1, D) of one token.
@@ -247,10 +255,10 @@ class KVCache:
         Returns:
             All that it looks back on, itself included: keys and values, 2 x (B, H, S, D).
         """
-        if column.rows is None:
+        if column.flat is None:
             column.places[layer].copy_(kv)
         else:
-            column.places[layer][column.rows, column.positions] = kv[:, :, :, 0]
+            column.places[layer][column.flat] = kv.squeeze(3)  # (B, 2, H, D)
         return column.seen[2 * layer], column.seen[2 * layer + 1]
 
     @checked
@@ -293,6 +301,7 @@ class KVCache:
             self.copy_rows(parents, first_column)
             return
         self._kv = self._kv.index_select(2, rows)
+        self._first_columns = self._find_first_columns()
         self._length = self._length[rows]
         if self.uniform is None:
             self._set_lengths(self._length.tolist())

@@ -273,8 +273,8 @@ class NoiseTape:
         self._columns = columns
         # Of a small vocabulary, noise for several n is drawn at once: starting to draw takes longer than drawing.
         self._ahead = max(1, _DRAWN_AT_ONCE // (self._share * columns)) if device.type == "cpu" else 1
-        # (generator, n // ahead) -> its noise, `ahead` times (share, V), and its state after that
-        self._drawn: dict[tuple[int, int], tuple[Sequence[Tensor], Tensor]] = {}
+        self._drawn: dict[tuple[int, int], Sequence[Tensor]] = {}  # (generator, n // ahead) -> `ahead` of (share, V)
+        self._next = [0] * len(self._generators)  # which n // ahead each will draw for
 
     def at(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Exponential noise (M, V), above 0, for the token that follows `counts[i]` new ones in row `rows[i]`."""
@@ -297,15 +297,14 @@ class NoiseTape:
         piece, place = divmod(n, self._ahead)
         if (number, piece) not in self._drawn:
             generator = self._generators[number]
-            first = next((at for at in range(piece, 0, -1) if (number, at - 1) in self._drawn), 0)
-            if first:
-                generator.set_state(self._drawn[number, first - 1][1])
-            else:
+            if piece < self._next[number]:
                 generator.manual_seed(generator.initial_seed())
-            for at in range(first, piece + 1):
-                noise = _exponential(torch.Size((self._ahead, self._share, self._columns)), generator)
-                self._drawn[number, at] = noise.unbind(), generator.get_state()
-        return self._drawn[number, piece][0][place]
+                self._next[number] = 0
+            shape = torch.Size((self._ahead, self._share, self._columns))
+            for at in range(self._next[number], piece + 1):
+                self._drawn[number, at] = _exponential(shape, generator).unbind()
+            self._next[number] = piece + 1
+        return self._drawn[number, piece][place]
 
 
 def _exponential(shape: torch.Size, generator: torch.Generator) -> Tensor:
