@@ -31,6 +31,10 @@ Rate = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0 and at most 1e100", b
 Alpha = Annotated[float, Bounds(ABOVE_0, _LARGEST, "above 0; 1 to 4 times the rank is usual")]
 Weights = Literal["float32", "float16", "int8", "auto"]  # how a model for inference keeps its linear layers
 Share = Annotated[float, Bounds(0, BELOW_1, "in [0, 1)")]
+Part = Annotated[float, Bounds(0, 1, "in [0, 1]")]
+Models = Annotated[
+    tuple[str, ...], Form("a list of models, such as [checkpoints/a, checkpoints/b]", lambda names: all(names))
+]
 ValFraction = Annotated[float, Bounds(ABOVE_0, BELOW_1, "between 0 and 1: 0.1 keeps the last tenth for validation")]
 
 
@@ -213,6 +217,11 @@ class TrainConfig:
     """the layers with adapters: ends of their names, or globs, with commas between them"""
     freeze: str = ""
     """parameters that stay as they are: names or globs with commas between them, such as wte.*,wpe.*,h.[0-5].*"""
+    teachers: Models = ()
+    """a trained model to learn from beside the text, named as for --init-from; of several, the mean of their
+    probabilities is learned, which is better than each: the student becomes one model that knows what they do"""
+    teacher_weight: Part = 0.5
+    """share of the teachers in what is learned: 0, the text alone, to 1, their probabilities alone"""
     gradient_checkpointing: bool = False
     """compute the blocks' activations again in the backward pass: a third more time, far less memory"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -448,6 +457,8 @@ def updated(config: Annotated[Any, _SETTINGS], values: Mapping[str, Any], where:
             value = updated(known[key], value, f"{where}{key}.")
         elif isinstance(known[key], float) and isinstance(value, str):
             value = _number(value)
+        elif isinstance(known[key], tuple) and isinstance(value, list):
+            value = tuple(value)  # YAML has no tuples
         elif isinstance(value, bool) and "on" in get_args(kinds[key]):
             value = "on" if value else "off"  # which YAML 1.1 reads as true and false
         elif kinds[key] is str and not isinstance(value, str | list | Mapping):

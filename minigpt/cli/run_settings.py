@@ -31,6 +31,7 @@ RUN_FLAGS = {
     "data.checksum": Flag(hidden=True),
     "model.vocab_size": Flag(hidden=True),  # it follows from the tokenizer
     "init_from": Flag("MODEL"),
+    "train.teachers": Flag("MODEL"),
     "device": Flag("DEVICE"),
 }
 
@@ -130,6 +131,7 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
         ("train", ["muon_learning_rate", "muon_momentum"], t.optimizer != "muon", "it is Muon's",
          "add --train.optimizer muon, or leave it out"),
         ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
+        ("train", ["teacher_weight"], not t.teachers, "it is the teachers'", "add --train.teachers, or leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
     ):  # fmt: skip
         chosen = vars(getattr(config, section))

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,13 @@ def open_source(spec: str | Path) -> "Source":
     runs = sorted(run.name for run in CHECKPOINTS.glob("*") if run_of(run))
     hint = f"{near(name, [*HUB_NAMES, *runs])}known: {', '.join(HUB_NAMES)}"
     raise MissingFileError(f"there is no model {name!r}", f"{hint}; others on the hub are ORG/NAME, or give a path")
+
+
+def lasting_model(spec: str) -> str:
+    """The name of a model as one that stays valid in any working directory; "", or what is not there, as it is."""
+    with suppress(MissingFileError):
+        return open_source(spec).lasting if spec else ""
+    return spec
 
 
 def _looks_like_a_path(name: str) -> bool:

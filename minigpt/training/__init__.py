@@ -7,6 +7,7 @@ The files, each of which imports only from those above it::
     distributed    several processes that train one model: DDP and FSDP2
     document_mask  attention that stays inside a document of a packed row
     kernels        linear layers and GELU on a CPU, faster than torch's
+    teachers       models whose probabilities the run learns from, beside the text
     optim          decay groups, AdamW, Muon, the learning rate as a function of the step
     curves         pictures of the losses of a run
     log            progress bar, `metrics.jsonl`, samples, loss plot

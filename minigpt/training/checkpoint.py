@@ -83,7 +83,7 @@ FORMAT = 2  # of a checkpoint; another one is refused
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "manifest.json"
 FILES = {WEIGHTS, STATE, MANIFEST}  # all that is removed with a checkpoint: what else lies in its folder is a person's
 ROWS = "sequences"  # what a manifest calls `Progress.rows`
-KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "laid_out_for"}  # of a manifest
+KEYS = {"format", "progress", "versions", "corpus", "log", "files", "base", "teachers", "laid_out_for"}  # of a manifest
 FILE_KEYS = {"bytes", "sha256"}  # of a file in it
 OTHER_VERSION = "resume it with the minigpt that wrote it; its weights can be used with any"
 KEPT_BY = {"AdamW": ("exp_avg", "exp_avg_sq", "step"), "Muon": ("momentum_buffer",)}  # for each parameter
@@ -366,6 +366,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
                 "put the former one back: an adapter is of no use without its base",
+            )
+
+    def check_teachers(self, checksums: list[str], names: Sequence[str]) -> None:
+        """Raise CheckpointError if the teachers, given by their checksums, are not those of the run, in its order."""
+        if self.manifest.get("teachers", []) != checksums:
+            raise CheckpointError(
+                f"the teachers {', '.join(names) or '(none)'} are not those that {self.path} has learned from",
+                f"name the former ones' new places as {named('teachers')}, in the former order, or start a new run",
             )
 
     def restore_weights(self, model: GPT) -> None:

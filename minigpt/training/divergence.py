@@ -29,6 +29,7 @@ from minigpt.training.distributed import Processes, whole
 from minigpt.training.document_mask import document_mask
 from minigpt.training.log import PrintLine
 from minigpt.training.run import Run
+from minigpt.training.teachers import NO_TEACHERS, Teachers
 
 REPORT = "report.json"
 MOST_SKIPPED = 10  # steps in a row: a run that skips more will not recover
@@ -84,7 +85,7 @@ def leave_out(
         return
     restore_random_states(states, run.device)
     batches = run.micro_batches(progress.rows, Processes())
-    culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size)
+    culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size, run.teachers)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(
         progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.rows,
@@ -142,7 +143,12 @@ def read_report(path: Path) -> Divergence:
 
 
 def find_nonfinite(
-    model: GPT, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype, vocab_size: int | None = None
+    model: GPT,
+    batches: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    vocab_size: int | None = None,
+    teachers: Teachers = NO_TEACHERS,
 ) -> str:
     """Name the first tensor of a step that is infinite or not a number, in the order of computing.
 
@@ -164,7 +170,7 @@ def find_nonfinite(
         try:
             with autocast(device, dtype), document_mask(model, batch.positions) as cache:
                 logits = with_text(model(batch.inputs, cache), vocab_size)
-                loss = next_token_loss(logits, batch.targets)
+                loss = teachers.mixed(next_token_loss(logits, batch.targets), logits, batch)
         finally:
             for hook in hooks:
                 hook.remove()

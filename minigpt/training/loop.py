@@ -10,7 +10,7 @@ import math
 import signal
 import statistics
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError, named
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, named
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
-from minigpt.formats.source import open_source
+from minigpt.formats.source import lasting_model
 from minigpt.parameters import with_text
 from minigpt.system.device import autocast, choose_device
 from minigpt.system.files import named_path
@@ -112,12 +112,11 @@ def train(
         Interrupted: if SIGINT or SIGTERM came; the run has been saved.
         PeerError: if another process of this training has died.
     """
-    base, out = config.init_from, named_path(out, "out")
-    with suppress(MissingFileError):  # at a resume, the base may not exist any more
-        base = open_source(base).lasting if base else ""
+    out = named_path(out, "out")
     config = replace(
         config,
-        init_from=base,
+        init_from=lasting_model(config.init_from),
+        train=replace(config.train, teachers=tuple(map(lasting_model, config.train.teachers))),
         data=replace(
             config.data,
             source=lasting_source(config.data.source),
@@ -251,13 +250,15 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
     """Leave the gradient of the step that begins with row `first` in the parameters.
 
     Returns:
-        Its loss, the mean over all targets of the step (a scalar; a process's share of it), and their number.
+        Its loss of the text alone, the mean over all targets of the step (a scalar; a process's share of it), and their
+        number.
     """
     batches = list(run.micro_batches(first, processes))
     counts = [int((batch.targets != IGNORED).sum()) for batch in batches]
     mean_count = processes.mean(torch.tensor(sum(counts), dtype=torch.float64)).item()  # of the processes
     total = torch.zeros((), device=run.device)
     for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+        share = max(mean_count, 1) / max(count, 1)  # so that each target of the step weighs the same
         with (
             exchanging(run.forward, now=number + 1 == len(batches)),
             document_mask(run.model, batch.positions) as cache,
@@ -265,10 +266,10 @@ def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
         ):
             with autocast(run.device, run.dtype):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)
-                # A mean over `count` targets, weighted by count / mean_count: each target of the step weighs the same.
-                loss = next_token_loss(logits, batch.targets) / (max(mean_count, 1) / max(count, 1))
-            loss.backward()  # gradients add up over the micro-batches
-        total += loss.detach()
+                loss = next_token_loss(logits, batch.targets)
+                learned = run.teachers.mixed(loss, logits, batch)
+            (learned / share).backward()  # gradients add up over the micro-batches
+        total += loss.detach() / share
     return total, round(mean_count * processes.size)
 
 
@@ -425,7 +426,7 @@ def replay(
     grad_norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None).item()
     checkpoint.restore_random(0, device)
     batches = run.micro_batches(report.first_sequence, Processes())
-    culprit = find_nonfinite(run.model, batches, device, run.dtype, run.tokenizer.vocab_size)
+    culprit = find_nonfinite(run.model, batches, device, run.dtype, run.tokenizer.vocab_size, run.teachers)
     return replace(
         report,
         learning_rate=lr,

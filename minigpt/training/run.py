@@ -36,6 +36,7 @@ from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.kernels import faster_here
 from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
+from minigpt.training.teachers import NO_TEACHERS, Teachers, find_teachers, load_teachers
 
 TOKEN_FOLDER = Path("data") / "tokens"
 
@@ -56,6 +57,7 @@ class Run:
     dtype: torch.dtype  # of the matrix products
     processes: Processes
     fast: bool = False  # whether steps compute by `training.kernels`
+    teachers: Teachers = NO_TEACHERS
     lock: RunLock | None = None  # of the first process, which writes the directory
 
     @property
@@ -115,20 +117,26 @@ def set_up(
 
     Returns:
         The run. Its `origins` are the circumstances, and the checksum of the corpus; of a run that trains an adapter,
-        that of its base; and of one on documents, the batch size that their order is made for.
+        that of its base; of one with teachers, theirs; and of one on documents, the batch size that their order is made
+        for.
     """
     processes.share(config.train.batch_size, config.train.accumulation_steps)  # raises now, before any work
     keep_freed_memory()
     dtype = choose_dtype(config.dtype, device)
     config, tokenizer, base = starting_point(config, data, directory, checkpoint)
+    fast = computes_fast(config, processes, device, dtype)
+    teachers = load_teachers(config, find_teachers(config, tokenizer, directory.path), device, fast)
+    if checkpoint is not None:
+        checkpoint.check_teachers(teachers.checksums, config.train.teachers)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     origins["versions"] = circumstances(processes, device)
     t = config.train
+    if t.teachers:
+        origins["teachers"] = teachers.checksums
     if base is not None and t.lora_rank:
         origins["base"] = base_checksum(base)
     seed_everything(config.seed)
     model = make_model(config, base, checkpoint, origins).to(device)
-    fast = computes_fast(config, processes, device, dtype)
     if t.gradient_checkpointing:
         recompute_blocks(model)
     forward, compiled = _compiled(model, config, processes, device, dtype)
@@ -144,6 +152,8 @@ def set_up(
     if config.init_from:
         trained = f"{trainable_parameters(model):,} parameters are trained" + (", as adapters" if t.lora_rank else "")
         print_line(f"from       {config.init_from}; {trained}")
+    if t.teachers:
+        print_line(f"teachers   {', '.join(t.teachers)}; together {t.teacher_weight:g} of what is learned")
     print_line(f"computing  {where}" + (f", {processes.size} processes" if processes.size > 1 else ""))
     print_line(f"seed       {config.seed}")
     forward = parallel(model, forward, t.parallel, processes)
@@ -154,6 +164,7 @@ def set_up(
         torch.manual_seed(config.seed + processes.rank)
     return Run(
         config, directory, tokenizer, loader, origins, model, forward, optimizers, device, dtype, processes, fast,
+        teachers,
     )  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""One model that learns from an ensemble: distillation (Hinton, Vinyals and Dean, 2015).
+
+Several models make different mistakes, so the mean of their probabilities is better than each. It costs as many passes
+as there are models; a student that learns from it costs one. With q, the text's next token as a distribution (1 for it,
+0 for all others), p_k, the probabilities of teacher k of K, and w, the weight of the teachers, the student learns
+
+    (1 - w) q + w (p_1 + ... + p_K) / K
+
+by cross-entropy, which is linear in what is learned: so the loss is (1 - w) x that of the text + w x that of the
+teachers. The second differs from the KL divergence from the ensemble by a number that no weight changes.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from minigpt.config import PRESETS, GPTConfig, RunConfig
+from minigpt.data.batches import Batch
+from minigpt.data.tokens import IGNORED
+from minigpt.errors import ConfigError, MissingFileError, either, named
+from minigpt.formats.lora_files import base_checksum
+from minigpt.formats.source import Source, open_source
+from minigpt.lora import without_adapters
+from minigpt.model import GPT
+from minigpt.parameters import with_text
+from minigpt.tokenizers import Tokenizer, check_has_tokenizer
+from minigpt.training.document_mask import document_mask
+from minigpt.training.kernels import kernels
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers of a run, which stay as they are and are no part of its model; without any, nothing changes.
+
+    Attributes:
+        models: in evaluation mode, none of whose parameters ask for a gradient.
+        weight: w, their share in what is learned.
+        fast: whether they compute by `training.kernels`, as the run does.
+    """
+
+    models: Sequence[GPT] = ()
+    weight: float = 0.0
+    fast: bool = False
+
+    def mixed(self, loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss to learn from, a scalar: what the text alone gives, `loss`, mixed with what the teachers give.
+
+        Args:
+            loss: the mean over the targets of the batch that count.
+            logits: the student's, (B, T, V), of the ids that have text.
+            batch: inputs and targets, int64 (B, T).
+        """
+        if not self.models:
+            return loss
+        taught = self.probabilities(batch, logits.size(-1))
+        losses = F.cross_entropy(logits.float().flatten(0, 1), taught.flatten(0, 1), reduction="none")  # (B * T,)
+        counts = (batch.targets != IGNORED).flatten()
+        of_teachers = losses.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)
+        return (1 - self.weight) * loss + self.weight * of_teachers
+
+    def probabilities(self, batch: Batch, vocab_size: int) -> Tensor:
+        """The mean of their probabilities of each next token: float32 (B, T, V), V the ids that have text.
+
+        The caller's `autocast` decides the number format of the matrix products.
+        """
+        total = torch.zeros(*batch.inputs.shape, vocab_size, device=batch.inputs.device)
+        for model in self.models:
+            # Not under no_grad, where the fast kernels rest: frozen parameters keep nothing for a backward pass either.
+            with document_mask(model, batch.positions) as cache, kernels(model, self.fast):
+                logits = with_text(model(batch.inputs, cache), vocab_size)
+            total += logits.float().softmax(-1)
+        return total / len(self.models)
+
+    @cached_property
+    def checksums(self) -> list[str]:
+        """What their weights are, one after the other."""
+        return [base_checksum(model) for model in self.models]
+
+
+NO_TEACHERS = Teachers()
+
+
+def find_teachers(config: RunConfig, tokenizer: Tokenizer, own: Path | None = None) -> list[Source]:
+    """Where the teachers of a run lie, which are seen to fit it; none of their weights is read.
+
+    Args:
+        config: the run's.
+        tokenizer: the run's.
+        own: the run directory.
+
+    Raises:
+        MissingFileError: if there is no such model; the second line trains one.
+        ConfigError: if a teacher is the run itself, gives a text other ids, or reads less of it at once.
+    """
+    found = []
+    for name in config.train.teachers:
+        if own is not None and own.resolve() in (Path(name).resolve(), Path(name).resolve().parent):
+            raise ConfigError(f"{name} is this run, which cannot be its own teacher", f"name others as {_FLAG}")
+        try:
+            source = open_source(name)
+        except MissingFileError as error:
+            train = f"train it: {_how_to_train(name, config)}"
+            other = f"name where it lies now as {_FLAG}"
+            raise MissingFileError(f"{error.what}, and this run learns from it", either(train, other)) from None
+        theirs = check_has_tokenizer(source.tokenizer(needs_text=True), source.name)
+        if theirs.fingerprint() != tokenizer.fingerprint():
+            raise ConfigError(
+                f"the teacher {name} has another tokenizer than this run: {_kind(theirs)} there, {_kind(tokenizer)} "
+                "here, and the same text gives other ids",
+                f"name models as {_FLAG} that were trained on the same data, with the same tokenizer",
+            )
+        context, window = source.config.block_size, config.model.block_size
+        if context < window:
+            raise ConfigError(
+                f"the teacher {name} reads {context} tokens at once, and this run's windows have {window}",
+                f"choose {named('block_size')} <= {context}, or name a teacher with a longer context as {_FLAG}",
+            )
+        found.append(source)
+    return found
+
+
+def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.device, fast: bool) -> Teachers:
+    """The teachers with their weights on a device; those of an adapter are merged. No random number is drawn."""
+    models = []
+    for source in sources:
+        loaded, _ = source.load_for_text(block_size=config.model.block_size, dropout=0.0)
+        models.append(without_adapters(loaded).to(device).eval().requires_grad_(False))
+    return Teachers(models, config.train.teacher_weight, fast)
+
+
+def shapes_of(config: RunConfig) -> list[GPTConfig]:
+    """The shapes of a run's teachers, as it loads them."""
+    return [open_source(name).config for name in config.train.teachers]
+
+
+_FLAG = named("teachers")
+
+
+def _kind(tokenizer: Tokenizer) -> str:
+    return f"{type(tokenizer).__name__} {tokenizer.fingerprint()[:12]} with {tokenizer.vocab_size:,} tokens"
+
+
+def _how_to_train(name: str, config: RunConfig) -> str:
+    """The command that trains a teacher: of a folder PRESET-SEED, by that preset and seed."""
+    preset, _, seed = Path(name).name.rpartition("-")
+    words = ["--data", config.data.source]
+    if preset in PRESETS:
+        words = ["--preset", preset] + (words if config.data.source != PRESETS[preset][1].data.source else [])
+    else:
+        words += ["--tokenizer", config.data.tokenizer, "--model.block_size", str(config.model.block_size)]
+    words += ["--seed", seed if seed.isascii() and seed.isdecimal() else "1", "--out", name]
+    return shlex.join(["minigpt", "train", *words])
