@@ -1,10 +1,11 @@
 """`minigpt evaluate-text`."""
 
 import os
+import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import SEND_UTF8, STDIN, check_stdin_once, print_json
-from minigpt.cli.texts import check_field, framed, training_documents
+from minigpt.cli.texts import check_field, framed, has_fields, training_documents
 from minigpt.config import DocumentsConfig
 from minigpt.data.corpora import RECORD_SUFFIXES
 from minigpt.data.documents import ONE_FIELD, read_documents, text_documents
-from minigpt.errors import DataError
+from minigpt.errors import DataError, TextNote, first_line
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
@@ -29,6 +30,7 @@ from minigpt.tokenizers import read
 
 _FILES_PER_TABLE = 4
 _LONGEST_QUOTE = 480  # characters of a copied span that are printed
+_JSON = re.compile(r'\s*\[?\s*\{\s*["}]')  # how answers and records begin
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,26 @@ class Texts:
     Attributes:
         name: the file.
         items: the texts; none is blank.
+        numbers: of each, which of all texts in the file it is, from 1.
         blank: number of blank texts, which are left out.
     """
 
     name: str
     items: list[str]
+    numbers: list[int]
     blank: int
+
+    @classmethod
+    def without_blanks(cls, name: str, texts: Sequence[str]) -> "Texts":
+        """Those of all texts that are not blank."""
+        numbers = [number for number, text in enumerate(texts, 1) if text.strip()]
+        return cls(name, [texts[number - 1] for number in numbers], numbers, len(texts) - len(numbers))
 
 
 def answer(settings: EvaluateText) -> None:
     """Measure each file and print the table."""
     check_stdin_once([*settings.file, settings.reference or ""])
-    records = [file for file in (*settings.file, settings.reference or "") if _has_fields(file)]
+    records = [file for file in (*settings.file, settings.reference or "") if has_fields(file, RECORD_SUFFIXES)]
     check_field(settings.text_field, records, settings.training_data)
     columns = [read_texts(file, settings.text_field) for file in settings.file]
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
@@ -81,32 +91,34 @@ def read_texts(file: str, field: str | None) -> Texts:
         return _from_stdin()
     if Path(file).suffix.lower() == ".json":
         return _completions(file, read_json(Path(file)))
-    found = read_documents(file, DocumentsConfig(text_field=field or "") if _has_fields(file) else ONE_FIELD)
-    return Texts(file, [document.text for document in found.items], found.blank)
-
-
-def _has_fields(file: str) -> bool:
-    """Whether the texts of a file or folder may be a field of records; in `.json` is what `generate` prints."""
-    return file.lower().endswith(RECORD_SUFFIXES) or os.path.isdir(file)
+    records = has_fields(file, RECORD_SUFFIXES)  # in .json is what `generate` prints
+    found = read_documents(file, DocumentsConfig(text_field=field or "") if records else ONE_FIELD)
+    if os.path.isdir(file):
+        warnings.warn(TextNote(found.described), stacklevel=2)  # what of it is not read
+    return Texts(file, [document.text for document in found.items], found.numbers, found.blank)
 
 
 def _from_stdin() -> Texts:
-    content = sys.stdin.buffer.read()
-    answer = None
-    with suppress(ValueError, RecursionError):  # if it is no JSON, it is text
-        answer = parsed_json(content)
-    if isinstance(answer, dict):
-        return _completions("standard input", answer)
-    documents, _ = text_documents(plain_text(content, "standard input", SEND_UTF8))
-    items = [document.text for document in documents if document.text]
-    if not items:
-        raise DataError("there are no documents in standard input: it is blank", SEND_UTF8)
-    return Texts("standard input", items, len(documents) - len(items))
+    name = "standard input"
+    content = plain_text(sys.stdin.buffer.read(), name, SEND_UTF8)
+    if _JSON.match(content):
+        try:
+            answer = parsed_json(content)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{name} begins as JSON does, and is not one JSON object: {first_line(error, 200)}",
+                "send one answer of minigpt generate --json, or save this as .jsonl, or as .txt if it is text",
+            ) from None
+        return _completions(name, answer)
+    texts = Texts.without_blanks(name, [document.text for document in text_documents(content)[0]])
+    if not texts.items:
+        raise DataError(f"there are no documents in {name}: it is blank", SEND_UTF8)
+    return texts
 
 
-def _completions(name: str, content: dict[str, Any]) -> Texts:
+def _completions(name: str, content: object) -> Texts:
     """The completions in what `generate --json` printed."""
-    rows = content.get("completions")
+    rows = content.get("completions") if isinstance(content, dict) else None
     rows = rows if isinstance(rows, list) else []
     found = [row.get("completion") for row in rows if isinstance(row, dict)]
     texts = [text for text in found if isinstance(text, str)]
@@ -115,10 +127,10 @@ def _completions(name: str, content: dict[str, Any]) -> Texts:
             f'{name} has no list "completions" of objects that each have a text "completion"',
             "give what minigpt generate --json prints, or texts as .txt or .jsonl",
         )
-    items = [text for text in texts if text.strip()]
-    if not items:
+    found_texts = Texts.without_blanks(name, texts)
+    if not found_texts.items:
         raise DataError(f"all {len(texts)} completions in {name} are blank", "let the model write some text first")
-    return Texts(name, items, len(texts) - len(items))
+    return found_texts
 
 
 def _variety(texts: Texts) -> dict[str, Any]:
@@ -149,7 +161,8 @@ def _nearness(texts: Texts, references: Texts) -> dict[str, Any]:
 
 def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
     found = overlaps(texts.items, training)
-    number, longest = max(enumerate(found, 1), key=lambda one: one[1].longest)  # if there are several, the first
+    # If there are several, the first.
+    number, longest = max(zip(texts.numbers, found, strict=True), key=lambda one: one[1].longest)
     return {
         "share_8": copied_share(found, 8),
         "share_13": copied_share(found, 13),

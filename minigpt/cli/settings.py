@@ -185,7 +185,8 @@ BLEU, chrF        closeness to --reference, 0 to 100.
     """the field of records that is the text"""
     model: Annotated[tuple[str, ...], Flag("MODEL", says=MODEL)] = ()
     training_data: Annotated[str | None, Flag("SOURCE")] = None
-    """what the texts may have been copied from: a file, a folder, or a named corpus, as for minigpt train"""
+    """what the texts may have been copied from: a file, a folder with its texts and records, or a named corpus, as for
+    minigpt train"""
     reference: Annotated[str | None, Flag("FILE")] = None
     """the texts that should have been written: as many, in the same order"""
 
@@ -483,7 +484,7 @@ class Compare(Prompts, Reading):
     batch_size: Rows = 8
     """texts that are written at once"""
     training_data: Annotated[str | None, Flag("SOURCE")] = None
-    """measure how much is copied from this file or corpus"""
+    """measure how much is copied from this file, folder or corpus"""
     text_field: Annotated[str | None, Flag("NAME")] = None
     """the field of its records that is the text"""
     show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 2

@@ -1,14 +1,29 @@
 """The texts that a command reads: prompts, corpora; and the texts that stand for single tokens."""
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from minigpt.cli.settings import Prompts
 from minigpt.cli.streams import with_stdin
 from minigpt.config import DocumentsConfig, RunConfig
-from minigpt.data.corpora import NAMED_RECORD_SUFFIXES, Corpus, load_corpus, read_plain_text
+from minigpt.data.corpora import (
+    NAMED_RECORD_SUFFIXES,
+    NAMED_SOURCES,
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    Corpus,
+    files_below,
+    left_out,
+    load_corpus,
+    read_plain_text,
+)
+from minigpt.data.dialogue_files import holds_dialogues, read_dialogues
+from minigpt.data.dialogues import rendered
 from minigpt.data.documents import Documents, read_documents
 from minigpt.data.sources import load_data
-from minigpt.errors import DataError, InputError, MissingFileError
+from minigpt.errors import DataError, InputError, MissingFileError, TextNote
 from minigpt.system.files import named_path
 from minigpt.tokenizers import Tokenizer, encode_prompt
 
@@ -104,20 +119,45 @@ def check_field(field: str | None, records: Sequence[str], training_data: str | 
     Raises:
         InputError: if a field is named for nothing.
     """
-    if field is not None and not records and not (training_data or "").lower().endswith(NAMED_RECORD_SUFFIXES):
+    if field is not None and not records and not has_fields(training_data or "", NAMED_RECORD_SUFFIXES):
         raise InputError(
             f"--text-field {field} is a field of records, and none are read here",
             "leave --text-field out, or name a file of records",
         )
 
 
+def has_fields(source: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether the texts of a file that ends in one of these, or of a folder, may be a field of records."""
+    return source.lower().endswith(suffixes) or (source not in NAMED_SOURCES and os.path.isdir(source))
+
+
 def training_documents(source: str, field: str | None) -> list[str]:
-    """The training set: a corpus as one long text, or the documents of records.
+    """The training set, all that can be learned there: a corpus, documents of records, dialogues; a folder of these.
+
+    Warns:
+        TextNote: of what is not read in a folder.
 
     Raises:
         MissingFileError: if there is no such corpus or path.
         DataError: if it has no text.
     """
+    path = Path(source).expanduser()
+    if source in NAMED_SOURCES or not path.is_dir():
+        return _learned(source, field)
+    files = files_below(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
+    if rest := left_out(path, files):
+        warnings.warn(TextNote(f"{path}{rest}"), stacklevel=2)
+    texts: list[str] = []
+    for file in files:
+        records = has_fields(str(file), RECORD_SUFFIXES)
+        texts += _learned(str(file), field) if records else [read_plain_text(file)]  # which may be blank
+    return texts if any(map(str.strip, texts)) else [load_corpus(source).text]  # which says what is missing
+
+
+def _learned(source: str, field: str | None) -> list[str]:
+    """The same of a named corpus or a file."""
+    if field is None and holds_dialogues(source):
+        return ["".join(map(rendered, dialogue.messages)) for dialogue in read_dialogues(source).items]
     if source.lower().endswith(NAMED_RECORD_SUFFIXES):
         return [document.text for document in read_documents(source, DocumentsConfig(text_field=field or "")).items]
     return [load_corpus(source).text]

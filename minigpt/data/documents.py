@@ -84,6 +84,7 @@ class Documents:
         blank: number of documents left out because their text was blank.
         cut: number of documents cut to `max_characters`.
         validation: the validation documents, if they have a file of their own.
+        numbers: of each of the items, which of all documents that were read it is, from 1.
     """
 
     items: list[Document] = field(repr=False)
@@ -91,6 +92,7 @@ class Documents:
     blank: int
     cut: int
     validation: list[Document] | None = field(default=None, repr=False)
+    numbers: list[int] = field(default_factory=list, repr=False)
 
 
 # --- Files -> documents -----------------------------------------------------------------------------------------------
@@ -138,16 +140,15 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
             documents, unit = text_documents(text) if file == path else ([Document(text.strip())], "a file")
         found += documents
         units.append(unit)
-    kept = [document for document in found if document.text.strip()]
-    if not kept:
+    items = {number: _cut(document, most) for number, document in enumerate(found, 1) if document.text.strip()}
+    if not items:
         raise DataError(
             f"there are no documents in {path}: all {len(found)} are blank" if found else f"{path} has no records",
             "name a file with text in it, or another field",
         )
-    items = [_cut(document, most) for document in kept]
-    blank, cut = len(found) - len(kept), sum(not document.whole for document in items)
+    blank, cut = len(found) - len(items), sum(not document.whole for document in items.values())
     if settings.longer == "drop" and cut:
-        items, dropped, cut = [document for document in items if document.whole], cut, 0
+        items, dropped, cut = {number: document for number, document in items.items() if document.whole}, cut, 0
     else:
         dropped = 0
     if not items:
@@ -163,7 +164,7 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
     ):
         described += f"; {number:,} {what}" if number else ""
     described += f"; fields not read: {listed(list(unused))}" if unused else ""
-    return Documents(items, described + left_out(path, files), blank, cut)
+    return Documents([*items.values()], described + left_out(path, files), blank, cut, numbers=[*items])
 
 
 def with_validation(documents: Documents, validation: Documents) -> Documents:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from minigpt.cli import evaluate_text as command
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import EvaluateText
 from minigpt.config import GPTConfig
-from minigpt.errors import MiniGPTError
+from minigpt.errors import MiniGPTError, TextNote
 from minigpt.evaluation.loss import sequence_log_prob
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
@@ -105,6 +106,67 @@ def test_a_copy_of_the_training_set_is_called_so(evaluate, capsys):
     assert "copy.txt, text 1, copies 53 words: memorised:\n    w1x0 w1x1" in capsys.readouterr().out
 
 
+LONG = " ".join(f"w{at}" for at in range(17))
+
+
+@pytest.mark.parametrize("kind", ["generate", "jsonl", "csv", "stdin json"])
+def test_a_copy_is_named_by_its_place_in_the_file(kind, evaluate, monkeypatch):
+    """Blank texts before it count: the number is that of the record, not of those that are measured."""
+    Path("training.txt").write_text(LONG, encoding="utf-8")
+    said = ["  ", "short one", "", "another", LONG, " "]
+    answer = json.dumps({"completions": [{"completion": text} for text in said]})
+    name = {"generate": "t.json", "jsonl": "t.jsonl", "csv": "t.csv"}.get(kind, "-")
+    match kind:
+        case "generate":
+            Path(name).write_text(answer, encoding="utf-8")
+        case "jsonl":
+            Path(name).write_text("\n".join(json.dumps({"text": text}) for text in said), encoding="utf-8")
+        case "csv":
+            Path(name).write_text("text,n\n" + "\n".join(f'"{text}",1' for text in said), encoding="utf-8")
+        case _:
+            from_stdin(monkeypatch, answer.encode())
+    (found,) = evaluate(name, "--training-data", "training.txt")
+    assert (found["copied"]["longest_in"], found["texts"], found["blank"]) == (5, 3, 3)
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "pairs", "messages", "chat.json"])
+def test_whatever_can_be_learned_is_compared(kind, named, evaluate):
+    """A file that `train` learns, by its name or in a folder beside others, hides no copy."""
+    Path("data").mkdir()
+    for name in ("blank.txt", "notes.md"):
+        Path("data", name).write_text("\n" if name == "blank.txt" else "a line", encoding="utf-8")
+    turns = [{"role": "user", "content": "tell me"}, {"role": "assistant", "content": LONG}]
+    name, content = {
+        "txt": ("t.txt", LONG),
+        "jsonl": ("t.jsonl", json.dumps({"text": LONG})),
+        "csv": ("t.csv", f"text,label\n{LONG},1"),
+        "pairs": ("t.jsonl", json.dumps({"question": "tell me", "said": LONG})),
+        "messages": ("t.jsonl", json.dumps({"messages": turns})),
+        "chat.json": ("t.json", json.dumps([{"messages": turns}])),
+    }[kind]
+    Path("data", name).write_text(content, encoding="utf-8")
+    Path("copied.txt").write_text(LONG, encoding="utf-8")
+    source = f"data/{name}" if named == "file" else "data"
+    field = ["--text-field", "said"] if kind == "pairs" else []
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        (found,) = evaluate("copied.txt", "--training-data", source, *field)
+    if name.endswith(".json") and named == "folder":  # it is mostly settings there
+        assert [str(note.message) for note in notes] == ["data; 1 other files not read: .json"]
+    else:
+        assert not notes
+        assert (found["copied"]["longest_words"], found["copied"]["whole"]) == (17, 1)
+
+
+def test_what_is_not_read_in_a_folder_of_texts_is_told(evaluate):
+    Path("outs").mkdir()
+    Path("outs/a.txt").write_text("a b", encoding="utf-8")
+    Path("outs/b.json").write_text(ANSWER.decode(), encoding="utf-8")
+    with pytest.warns(TextNote, match=r"outs: 1 documents, each a file; 1 other files not read: \.json"):
+        evaluate("outs")
+
+
 @pytest.mark.parametrize("kind", ["generate", "jsonl", "csv", "stdin text", "stdin json"])
 def test_every_form_is_read_alike(kind, texts, evaluate, monkeypatch):
     answer = json.dumps({"completions": [{"text": "Once: " + text, "completion": text} for text in TEXTS]})
@@ -185,6 +247,7 @@ def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatc
         ("a b", "t.txt --training-data nowhere.jsonl", "there is no file or folder nowhere.jsonl"),
         ("a\nb", "t.txt --reference one.txt", "2 texts and 1 references are no pairs"),
         ("a\nb", "t.txt --text-field said", "--text-field said is a field of records, and none are read here"),
+        ("a", "t.txt --training-data empty", "there is no text in empty"),
         ("a", "- -", "- is given twice"),
         ("a", "- --reference -", "- is given twice"),
         ("a", "x.json", 'x.json has no list "completions"'),
@@ -197,6 +260,8 @@ def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
     random_model(CharTokenizer.from_text("ab \n"), monkeypatch)
     Path("t.txt").write_text(content, encoding="utf-8")
     Path("one.txt").write_text("only one", encoding="utf-8")
+    Path("empty").mkdir()
+    Path("empty/t.txt").write_text(" \n", encoding="utf-8")
     Path("x.json").write_text('{"completions": [{"completion": "a"}, {"text": "b"}]}', encoding="utf-8")
     Path("y.json").write_text('{"completions": [{"completion": ""}, {"completion": " "}]}', encoding="utf-8")
     Path("z.json").write_text('{"completions": [{"completion": "a"}, {"completion": ""}]}', encoding="utf-8")
@@ -206,12 +271,17 @@ def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
     assert caught.value.how
 
 
-@pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe", b'{"completions": []}', b'{"a": '])
+ANSWER = b'{"prompts": ["a"], "completions": [{"completion": "b"}]}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b" \n", b"\xff\xfe", b'{"completions": []}', b'{"a": ', ANSWER + ANSWER, ANSWER[:-9], b'[{"text": "a"}]',
+     b'{"text": "a b"}\n{"text": "c"}\n', b'\n [\n {"text": "a"},', b'{"a": 1, "a": 2}'],
+)  # fmt: skip
 def test_standard_input_is_named_in_its_errors(content, monkeypatch):
+    """Several answers, one that is cut off, and records are no texts: their braces would count as words."""
     from_stdin(monkeypatch, content)
-    if content.endswith(b": "):  # JSON that is cut off is text
-        assert command.read_texts("-", None).items == ['{"a":']
-        return
     with pytest.raises(MiniGPTError) as caught:
         command.read_texts("-", None)
     assert "standard input" in str(caught.value)
