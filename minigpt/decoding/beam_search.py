@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from minigpt.decoding.constraints import in_turn, next_tokens, num_required, progress
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.options import DecodingOptions
-from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows
+from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows, tensor
 
 
 class Hypothesis(NamedTuple):
@@ -114,7 +114,7 @@ def beam_search(
     alive = [waiting.popleft() for _ in range(len(rows.ids) // B)]  # prompts being searched, in the order of the rows
     running = [beam for place, number in enumerate(alive) for beam in _equal_beams(prompts[number], B, place * B)]
     while alive:
-        totals = torch.tensor([beam.total for beam in running], device=rows.logits.device)  # (R,)
+        totals = tensor([beam.total for beam in running], np.float32, rows.logits.device)  # (R,)
         num_new = [searches[number].num_new for number in alive]
         # No second log_softmax after the filters: what a penalty takes from a token's score, its beam loses too.
         log_probs = rows.last_logits.log_softmax(-1)  # (R, V)
