@@ -26,6 +26,7 @@ from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.model import GPT
 from minigpt.packed import PackedGPT
+from minigpt.system import terminal
 from minigpt.tokenizers import note_special
 
 
@@ -115,9 +116,10 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     lines = [
         f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once",
-        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, {bits:.4f} bits per character",
+        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
+        f"{terminal.decimals(bits, 4)} bits per character",
     ]
-    if corpus.floor is not None and split == "val":
+    if bits is not None and corpus.floor is not None and split == "val":
         nats, floor = bits * math.log(2), corpus.floor(border, len(corpus.text))
         lines.append(f"{nats:.4f} nats per character, {nats - floor:.4f} above the corpus's own entropy of {floor:.4f}")
     show(result, lines, settings.json, cost, bits_per_character=bits)
@@ -191,7 +193,9 @@ def cost_of_weights(
     }
 
 
-def show(result: Evaluation, lines: Sequence[str], as_json: bool, cost: Mapping[str, Any], **more: float) -> None:
+def show(
+    result: Evaluation, lines: Sequence[str], as_json: bool, cost: Mapping[str, Any], **more: float | None
+) -> None:
     """Print an evaluation, in numbers or in lines, and what --weights cost, if they were asked for."""
     if as_json:
         print_json({"loss": result.loss, "perplexity": result.perplexity, **more, "tokens": result.tokens, **cost})

@@ -73,9 +73,12 @@ class Evaluation:
         """exp(loss): as if the model chose among so many equally likely tokens."""
         return perplexity(self.loss)
 
-    def bits_per_character(self, num_characters: int) -> float:
-        """The loss of all tokens in bits, spread over the characters they stand for: comparable across tokenizers."""
-        return self.loss * self.tokens / math.log(2) / num_characters
+    def bits_per_character(self, num_characters: int) -> float | None:
+        """The loss of all tokens in bits, spread over the characters they stand for: comparable across tokenizers.
+
+        None for tokens without a character, such as those that end texts.
+        """
+        return self.loss * self.tokens / math.log(2) / num_characters if num_characters else None
 
 
 @checked

@@ -1,6 +1,7 @@
 """The token that ends a document is no text, and its name in a text is no token: in every command, unless asked for."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -222,6 +223,25 @@ def test_how_probable_a_text_is_is_one_question(reference, flags, capsys):
     view = json.loads(said(f"inspect loss {{model}} 'the later you' --json {flags}", reference.folder, capsys)[0])
     assert len(view["numbers"]["loss"]["values"]) == row["num_tokens"]
     assert -sum(view["numbers"]["loss"]["values"]) == pytest.approx(row["log_prob"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("text", "characters"), [(SPELLED, 3), (f"the{END_OF_TEXT}you you{END_OF_TEXT}", 7)])
+def test_bits_are_spread_over_what_is_text(ending, capsys, text, characters):
+    """The first token is not predicted, and the end of a text is no text; all characters are ASCII."""
+    Path("spelled.txt").write_text(text)
+    (row,) = json.loads(said(f"score {{model}} '{text}' --special --json", ending, capsys)[0])["results"]
+    measured = json.loads(said("eval {model} --data spelled.txt --special --json", ending, capsys)[0])
+    view = json.loads(said(f"inspect loss {{model}} '{text}' --special --json", ending, capsys)[0])["numbers"]
+    expected = pytest.approx(-row["log_prob"] / math.log(2) / characters, abs=1e-4)
+    assert measured["bits_per_character"] == expected
+    assert view["bits_per_byte"]["values"] == expected
+
+
+def test_an_end_alone_has_no_bits_a_character(ending, capsys):
+    Path("spelled.txt").write_text(f"the{END_OF_TEXT}")
+    for line in ("eval {model} --data spelled.txt", f"inspect loss {{model}} 'the{END_OF_TEXT}'"):
+        assert "- bits" in said(f"{line} --special", ending, capsys)[0]
+    assert "bits_per_byte" not in json.loads(said(f"{line} --special --json", ending, capsys)[0])["numbers"]
 
 
 def test_how_a_text_is_cut_is_one_question(reference, capsys):

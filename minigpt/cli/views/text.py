@@ -56,7 +56,9 @@ def view_loss(asked: settings.Loss) -> Answer:
     losses = found.losses.tolist()
     ids, probs = (x.tolist() for x in found.top(asked.top))
     order = sorted(range(len(losses)), key=lambda place: -losses[place])[: asked.worst]
-    num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in it.ids[1:])
+    of_text = [token_id for token_id in it.ids[1:] if token_id not in it.tokenizer.special_ids]
+    num_bytes = sum(len(it.tokenizer.token_bytes(token_id)) for token_id in of_text)
+    bits = found.bits_per_byte(num_bytes) if num_bytes else None
     result = it.result(
         "loss",
         {
@@ -68,7 +70,7 @@ def view_loss(asked: settings.Loss) -> Answer:
             "alternative_probability": Numbers(("predicted", "alternative"), probs),
             "mean": Numbers((), found.mean),
             "perplexity": Numbers((), found.perplexity),
-            "bits_per_byte": Numbers((), found.bits_per_byte(num_bytes)),
+            **({} if bits is None else {"bits_per_byte": Numbers((), bits)}),
         },
         labels={"predicted": it.texts[1:]},
     )
@@ -78,7 +80,7 @@ def view_loss(asked: settings.Loss) -> Answer:
     lines = [
         it.header("loss"),
         f"mean {found.mean:.4f} nats a token, perplexity {found.perplexity:.4g}, "
-        f"{found.bits_per_byte(num_bytes):.3f} bits a byte",
+        f"{terminal.decimals(bits, 3)} bits a byte",
         "",
         *_strip(names, losses),
         "",
