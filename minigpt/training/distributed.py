@@ -12,13 +12,11 @@ The batch of a step, `batch_size * accumulation_steps` rows, is the same for any
 import gc
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import ConfigError, Interrupted, PeerError, first_line, named
 from minigpt.model import GPT
+from minigpt.training.signals import leave
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -122,7 +121,7 @@ class Processes:
         if self.size == 1:
             yield
             return
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, leave)  # torchrun sends one to all others as soon as one process has left
         with warnings.catch_warnings():
             if not self.first:
                 warnings.simplefilter("ignore")  # the first one meets them too
@@ -131,7 +130,7 @@ class Processes:
             except (Exception, KeyboardInterrupt) as error:
                 if not self._first_to_tell():
                     raise SystemExit(128 + error.signal if isinstance(error, Interrupted) else 2) from None
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in _leave, until the two lines are written
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `leave`, until the two lines are written
                 raise
 
     def _first_to_tell(self) -> bool:
@@ -141,15 +140,6 @@ class Processes:
         except RuntimeError:  # the launcher, which keeps the store, has gone too
             return True
         return told == 1
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End at a SIGTERM, but not while an error is being printed.
-
-    torchrun sends one to all others as soon as one process has left.
-    """
-    if sys.exception() is None:
-        raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import sys
 import threading
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -11,6 +12,12 @@ from typing import Any
 _HEARD = (signal.SIGINT, signal.SIGTERM)
 _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
 _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGTERM that ends the process and tidies up, but not while an error is being printed."""
+    if sys.exception() is None:
+        raise SystemExit(128 + number)
 
 
 class StopRequest:

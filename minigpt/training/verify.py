@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
 def run_straight(config: RunConfig, folder: Path) -> RunDirectory:
     """Train in a process of its own, from beginning to end."""
     run = RunDirectory(folder / "straight")
-    _finish(_start(config, folder, "--out", run.path), folder)
+    with _training(config, folder, "--out", run.path) as process:
+        _finish(process, folder)
     return run
 
 
@@ -78,19 +80,19 @@ def run_interrupted(
         CheckpointError: if a run cannot be resumed.
     """
     run = RunDirectory(folder / "interrupted")
-    process = _start(config, folder, "--out", run.path)
+    arguments = ("--out", run.path)
     for moment in moments:
-        while process.poll() is None and not moment(run):
-            time.sleep(0.001)
-        if process.poll() is not None:
-            print_line("finished   before it could be killed once more")
-            break
-        process.kill()
-        process.wait()
+        with _training(config, folder, *arguments) as process:
+            while process.poll() is None and not moment(run):
+                time.sleep(0.001)
+            if process.poll() is not None:
+                print_line("finished   before it could be killed once more")
+                _finish(process, folder)
+                return run
         print_line(f"killed     at step {step_of(run)}, and resumed")
         arguments = ("--resume", run.path) if run.config.is_file() else ("--out", run.path)
-        process = _start(config, folder, *arguments)
-    _finish(process, folder)
+    with _training(config, folder, *arguments) as process:
+        _finish(process, folder)
     return run
 
 
@@ -130,7 +132,9 @@ def losses(run: RunDirectory) -> str:
     return json.dumps([record for record in logged if any(record[1:])])
 
 
-def _start(config: RunConfig, folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+@contextmanager
+def _training(config: RunConfig, folder: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A training in a process of its own, which is killed (SIGKILL) when the `with` ends, however that happens."""
     import yaml
 
     content = asdict(config)
@@ -138,7 +142,12 @@ def _start(config: RunConfig, folder: Path, *arguments: object) -> subprocess.Po
     write_text(folder / "config.yaml", yaml.safe_dump(content))
     command = [sys.executable, "-m", "minigpt", "train", "--config", str(folder / "config.yaml"), *map(str, arguments)]
     with (folder / OUTPUT).open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603
+        process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _finish(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -1,7 +1,13 @@
 """The proof that a resume is exact, and that the proof would see it if it were not."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +115,54 @@ def test_the_command_fails_on_a_difference(stand_ins, capsys):
     out = capsys.readouterr().out
     assert "DIFFERENT  best weights" in out
     assert "equal      logged losses" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals and a shell")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["straight", "broken"])
+def test_a_command_that_is_stopped_leaves_no_training_behind(tmp_path, monkeypatch, number, phase):
+    """The signal is for the command alone, as from `kill`; the training would go on for a minute."""
+    if phase == "broken":
+        monkeypatch.setattr(verify, "run_straight", lambda config, folder: RunDirectory(folder / "straight"))
+    training, told, folders = tmp_path / "training", tmp_path / "pid", tmp_path / "folders"
+    training.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}; exec sleep 60\n")
+    training.chmod(0o700)
+    folders.mkdir()
+    monkeypatch.setattr(sys, "executable", str(training))
+    monkeypatch.setattr(tempfile, "tempdir", str(folders))
+
+    due = [number]
+
+    class Watched(subprocess.Popen):
+        """The signal comes while the command waits for its training."""
+
+        def wait(self, timeout=None):
+            self.stop()
+            return super().wait(timeout)
+
+        def poll(self):
+            self.stop()
+            return super().poll()
+
+        def stop(self):
+            if due:
+                while not told.exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), due.pop())
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends no test, if nothing is done
+    try:
+        if number == signal.SIGINT:
+            assert command(["verify-resume", "--steps", "9"]) == 130
+        else:
+            with pytest.raises(SystemExit, match="143"):
+                command(["verify-resume", "--steps", "9"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
+    assert list(folders.iterdir()) == []
 
 
 @pytest.mark.parametrize("flags", [["--kills", "0"], ["--kills", "20"], ["--kills", "-1"], ["--steps", "1"]])
