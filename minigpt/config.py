@@ -219,7 +219,7 @@ class TrainConfig:
     """parameters that stay as they are: names or globs with commas between them, such as wte.*,wpe.*,h.[0-5].*"""
     teachers: Models = ()
     """a trained model to learn from beside the text, named as for --init-from; of several, the mean of their
-    probabilities is learned, which is better than each: the student becomes one model that knows what they do"""
+    probabilities is learned: one model that knows what an ensemble knows (Hinton et al., 2015)"""
     teacher_weight: Part = 0.5
     """share of the teachers in what is learned: 0, the text alone, to 1, their probabilities alone"""
     gradient_checkpointing: bool = False

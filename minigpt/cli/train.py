@@ -17,6 +17,7 @@ from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, replay
 from minigpt.training.plan import Workload, plan_run
 from minigpt.training.run import before_weights, read_data
+from minigpt.training.teachers import find_teachers
 
 
 def answer(settings: Train) -> None:
@@ -40,6 +41,7 @@ def plan_and_say(config: RunConfig, as_json: bool) -> None:
     dtype = choose_dtype(config.dtype, device)
     data = load_data(config)
     config, tokenizer = before_weights(config, data)
+    find_teachers(config, tokenizer)
     config, loader, _ = read_data(config, data, tokenizer, Processes(), None)
     t = config.train
     plan = plan_run(config, Workload.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)

@@ -1,7 +1,8 @@
 """What a run will need, before it starts: memory by formula, time from a few real steps.
 
-The memory is what is held all the time, plus the largest of three phases that follow one another: a forward and
-backward pass, an update, an evaluation. `docs/memory.md` derives the formulae and compares them with real runs.
+The memory is what is held all the time, plus the largest of the phases that follow one another: teachers asked, if
+there are any, a forward and backward pass, an update, an evaluation. `docs/memory.md` derives the formulae and compares
+them with real runs.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import torch
 
 from minigpt.analysis.accounting import FLOAT, human, model_size
 from minigpt.config import GPTConfig, RunConfig
+from minigpt.data.batches import Batch
 from minigpt.data.loaders import Loader, TextLoader
 from minigpt.data.tokens import TOKENS_PER_BATCH, Ids, rows_at_once
 from minigpt.decoding.generate import generate
@@ -25,12 +27,14 @@ from minigpt.evaluation.loss import evaluate
 from minigpt.lora import LowRank
 from minigpt.model import GPT
 from minigpt.parameters import empty_model
-from minigpt.system.device import LARGEST_IN_HEAP, keep_freed_memory
+from minigpt.system.device import LARGEST_IN_HEAP, autocast, keep_freed_memory
 from minigpt.system.figures import save_figure
 from minigpt.training.curves import loss_curve
+from minigpt.training.distributed import Processes
 from minigpt.training.optim import Muon, make_optimizers
-from minigpt.training.run import make_model
+from minigpt.training.run import computes_fast, make_model
 from minigpt.training.selfcheck import train_a_little
+from minigpt.training.teachers import Teachers, shapes_of
 
 # What glibc's heap takes besides the blocks in use: freed blocks between them that are too small to be used again. As a
 # share of the blocks in use, measured on Linux (docs/memory.md).
@@ -131,6 +135,7 @@ class Plan:
         free: bytes that are still free on the device; None if the system does not tell.
         seconds: wall time of the run, part by part; None if it was not measured, because there is too little memory.
         advice: which settings to change if there is too little memory, else "".
+        teachers: the models from which it learns, by name.
     """
 
     parameters: int
@@ -141,6 +146,7 @@ class Plan:
     free: int | None
     seconds: dict[str, float] | None
     advice: str
+    teachers: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -159,7 +165,9 @@ class Plan:
         parts = {"the process itself": self.process, **self.memory.lasting}
         parts |= {f"{largest}: {name}": part for name, part in phase.parts.items()}
         parts["freed blocks of the heap"] = phase.freed
-        lines = [f"{self.parameters:,} parameters on {self.device}, {self.dtype}", "", "memory, at its peak"]
+        lines = [f"{self.parameters:,} parameters on {self.device}, {self.dtype}"]
+        lines += [f"learning from {', '.join(self.teachers)}"] * bool(self.teachers)
+        lines += ["", "memory, at its peak"]
         lines += [_line(name, human(part, "B"), part / self.peak) for name, part in parts.items() if part]
         lines.append(_line("together", human(self.peak, "B"), 1.0))
         for name, other in self.memory.phases.items():
@@ -213,7 +221,8 @@ def plan_run(
     else:
         advice = how_to_fit(config, device, dtype, workload, free)
     parameters = model_size(config.model).parameters
-    return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice)
+    teachers = config.train.teachers
+    return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice, teachers)
 
 
 def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, workload: Workload) -> Memory:
@@ -236,12 +245,16 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
     weights, optimizer, adapters = size.parameter_bytes, size.optimizer_bytes, 0
     if t.lora_rank or t.freeze:
         weights, gradients, optimizer, adapters = _of_a_part(config, dtype, t.batch_size * workload.row * value)
+    tokens, shapes = t.batch_size * workload.row, shapes_of(config)
+    activations, so_far = [row.activation_bytes for row in size.rows], gradients if t.accumulation_steps > 1 else []
     blocks = {
         "training": {
-            "activations": [row.activation_bytes for row in size.rows],
-            **_backward_blocks(m, t.batch_size * workload.row, value),
+            "activations": activations,
+            **_backward_blocks(m, tokens, value),
             "adapters": [adapters],
-            "gradients so far": gradients if t.accumulation_steps > 1 else [],
+            "gradients so far": so_far,
+            # the second loss: of its four tensors, the place of two is the first loss's gradients' later
+            "teachers' probabilities": (1 if value == FLOAT else 2) * [FLOAT * tokens * m.vocab_size] if shapes else [],
         },
         "updating": {
             "gradients": gradients,
@@ -251,10 +264,19 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
             "activations and logits": _evaluation_blocks(m, workload.evaluated_at_once(t.batch_size), value)
         },
     }
+    if shapes:
+        blocks["asking teachers"] = {
+            "activations": activations,
+            "logits and the teachers' mean": [value * tokens * m.vocab_size, FLOAT * tokens * m.vocab_size],
+            "a teacher's pass": max((_evaluation_blocks(shape, tokens, value) for shape in shapes), key=sum),
+            "adapters": [adapters],
+            "gradients so far": so_far,
+        }
     lasting = {
         "weights": weights,
         "optimizer's state": optimizer,
-        "causal masks": m.n_layer * m.block_size**2,
+        "causal masks": sum(shape.n_layer * shape.block_size**2 for shape in (m, *shapes)),
+        "teachers' weights": sum(model_size(shape).parameter_bytes for shape in shapes),
     }
     overhead = HEAP_OVERHEAD if device.type == "cpu" else 0.0
     return Memory(lasting, {name: _phase(parts, overhead) for name, parts in blocks.items()})
@@ -349,6 +371,7 @@ def measure_time(
     m, t = config.model, config.train
     as_long = replace(config, model=replace(m, block_size=workload.row))  # rows of the run's own length
     times = train_a_little(as_long, device, dtype, False, seconds)[1]
+    asking = _seconds_of_teachers(as_long, device, dtype)
     evaluations = -(-t.max_steps // t.eval_interval)  # the last step is always one of them
     samples = evaluations
     if config.init_from:
@@ -360,10 +383,29 @@ def measure_time(
     evaluated = perf_counter()
     generate(model, [[0]], max_new_tokens=sample_tokens, on_overflow="crop")
     return {
-        "training": t.max_steps * t.accumulation_steps * statistics.median(times[1:]),
+        "training": t.max_steps * t.accumulation_steps * (statistics.median(times[1:]) + asking),
         "evaluations": evaluations * (evaluated - start) * workload.val_tokens / (len(part) - 1),
         "samples": samples * (perf_counter() - evaluated),
     }
+
+
+def _seconds_of_teachers(config: RunConfig, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds in which a run's teachers read one micro-batch, as models of their shapes do; 0 without any."""
+    batch_size, T = config.train.batch_size, config.model.block_size
+    shapes = [replace(shape, block_size=max(T, shape.block_size)) for shape in shapes_of(config)]  # for packed rows
+    if not shapes:
+        return 0.0
+    V = min(shape.vocab_size for shape in (config.model, *shapes))  # as many ids at most have text
+    fast = computes_fast(config, Processes(), device, dtype)
+    teachers = Teachers([GPT(shape).to(device).eval().requires_grad_(False) for shape in shapes], fast=fast)
+    idx = torch.zeros(batch_size, T, dtype=torch.int64, device=device)
+    times = []
+    with autocast(device, dtype):
+        for _ in range(3):
+            start = perf_counter()
+            teachers.probabilities(Batch(idx, idx), V)
+            times.append(perf_counter() - start)
+    return statistics.median(times)
 
 
 def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -372,7 +414,7 @@ def rehearse(config: RunConfig, device: torch.device, dtype: torch.dtype) -> Non
     Freezing and adapters are left out: a glob such as h.5.* would match nothing in its one layer.
     """
     smallest = GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2)
-    whole = replace(config.train, lora_rank=0, freeze="")
+    whole = replace(config.train, lora_rank=0, freeze="", teachers=())
     train_a_little(replace(config, model=smallest, train=whole), device, dtype, False, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         save_figure(loss_curve([(1, 1.0)], [(1, 1.0)], [(1, 1.0)]), Path(folder) / "loss.png")

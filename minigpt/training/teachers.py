@@ -12,7 +12,7 @@ teachers. The second differs from the KL divergence from the ensemble by a numbe
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -136,7 +136,9 @@ def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.de
 
 def shapes_of(config: RunConfig) -> list[GPTConfig]:
     """The shapes of a run's teachers, as it loads them."""
-    return [open_source(name).config for name in config.train.teachers]
+    m = config.model
+    shapes = [open_source(name).config for name in config.train.teachers]
+    return [replace(shape, block_size=min(shape.block_size, m.block_size), dropout=0.0) for shape in shapes]
 
 
 _FLAG = named("teachers")

@@ -101,6 +101,7 @@ def tuned():
     return {
         "padded": (config, documents),
         "packed-masked": (updated(config, {"documents": {"batching": "packed-masked"}}), documents),
+        "taught": (updated(config, {"train": {"teachers": ("base",)}}), documents),
         "adapted": (adapted, Corpus("texts", "\n".join(9 * texts), "made up for tests")),
         "adapted packed": (updated(adapted, {"documents": {"batching": "packed"}}), documents),
     }

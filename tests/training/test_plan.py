@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from minigpt.cli import main
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated
+from minigpt.data.batches import Batch
 from minigpt.data.tokens import TokenFile
 from minigpt.evaluation.loss import evaluate, next_token_loss
 from minigpt.formats.run_directory import save_run
@@ -24,6 +25,7 @@ from minigpt.training import plan
 from minigpt.training.optim import make_optimizers
 from minigpt.training.plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
 from minigpt.training.run import make_model, recompute_blocks
+from minigpt.training.teachers import find_teachers, load_teachers
 
 CPU = torch.device("cpu")
 SMALL = RunConfig(
@@ -124,6 +126,50 @@ def test_a_part_of_the_weights_allocates_at_most_what_is_predicted(part):
     assert memory.phases["updating"].parts["gradients"] == trained
     predicted = sum(memory.lasting.values()) + max(sum(phase.parts.values()) for phase in memory.phases.values())
     assert 0.1 * predicted < most_allocated(train) <= predicted
+
+
+@pytest.mark.parametrize(
+    ("shape", "vocab_size", "phases"),
+    [
+        ({"n_embd": 7, "n_layer": 1, "n_head": 1}, 1009, {"training", "asking teachers"}),  # which hold the same there
+        ({"n_embd": 401, "n_head": 1}, 19, {"asking teachers"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_teachers_allocate_what_is_predicted(tmp_path, dtype, shape, vocab_size, phases):
+    """In the step itself; they lie in memory before it."""
+    characters = "".join(map(chr, range(1000, 1000 + vocab_size)))
+    tokenizer = CharTokenizer(characters)
+    first = updated(SMALL, {"model": {"vocab_size": vocab_size}, "train": {"optimizer": "adamw"}})
+    for name in ("a", "b"):
+        save_run(GPT(replace(first.model, **shape)), tokenizer, tmp_path / name)
+    config = updated(first, {"kernels": "torch", "train": {"teachers": (str(tmp_path / "a"), str(tmp_path / "b"))}})
+    m, t = config.model, config.train
+    teachers = load_teachers(config, find_teachers(config, tokenizer), CPU, False)
+    idx = torch.randint(m.vocab_size, (t.batch_size, m.block_size))
+    batch = Batch(idx, idx)
+
+    def train() -> None:
+        model = GPT(m)
+        optimizers = make_optimizers(model, t, dtype)
+        for _ in range(2):
+            with autocast(CPU, dtype):
+                logits = model(idx)
+                learned = teachers.mixed(next_token_loss(logits, idx), logits, batch)
+            learned.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+    memory = predict_memory(config, CPU, dtype, text(1000, config))
+    found = [p for model in teachers.models for p in model.parameters()]
+    assert memory.lasting["teachers' weights"] == 4 * sum(map(torch.numel, found))
+    assert memory.largest in phases
+    predicted = sum(memory.lasting.values()) - memory.lasting["teachers' weights"]
+    predicted += sum(memory.phases[memory.largest].parts.values())
+    # In bfloat16, float32 copies of two wide layers are counted, which products make on some processors only.
+    copies = 2 * (4 - 2) * idx.numel() * 4 * shape["n_embd"] if dtype == torch.bfloat16 else 0
+    assert 0.97 * predicted - copies <= most_allocated(train) <= 1.03 * predicted
 
 
 def text(num_tokens: int, config: RunConfig = SMALL) -> Workload:
@@ -379,3 +425,23 @@ def test_adapters_and_frozen_weights_are_planned(capsys, flags):
     out, err = capsys.readouterr()
     assert "together" in out
     assert "activations are counted as if all weights were trained" in err
+
+
+def test_a_plan_asks_the_teachers_too(capsys, monkeypatch):
+    """They are seen to fit, named, and their time counts."""
+    texts = "abcdefg\n" * 300
+    Path("a.txt").write_text(texts, encoding="utf-8")
+    tokenizer = CharTokenizer.from_text(texts)
+    save_run(GPT(GPTConfig(tokenizer.vocab_size, 31, 2, 3, 15)), tokenizer, Path("wise"))
+    few = ["--train.max_steps", "2", "--train.warmup_steps", "1", "--train.batch_size", "2", "--device", "cpu"]
+    arguments = ["train", "--plan", "--data", "a.txt", *few, "--train.teachers", "wise", "--model.block_size"]
+    assert main.answer([*arguments, "29"]) == 0
+    assert "\nlearning from wise\n" in capsys.readouterr().out
+    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(plan, "train_a_little", lambda *arguments: ([], [90.0, 2.0]))
+    monkeypatch.setattr(plan, "_seconds_of_teachers", lambda *arguments: 5.0)
+    assert main.answer([*arguments, "29", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["teachers"], found["seconds"]["training"]) == (["wise"], 2 * (2.0 + 5.0))
+    assert main.answer([*arguments, "37"]) == 2
+    assert "the teacher wise reads 31 tokens at once, and this run's windows have 37" in capsys.readouterr().err

@@ -204,6 +204,16 @@ def test_an_adapter_is_proved_too(corpus, flags, capsys):
     assert (len(printed["equal"]), set(printed["equal"].values())) == (4, {True})
 
 
+@pytest.mark.slow
+def test_a_run_with_teachers_is_proved_too(corpus, flags, capsys):
+    Path("play.txt").write_text(corpus.text)
+    assert command(["train", *flags, "--out", "wise"]) == 0
+    taught = ["--train.teachers", "wise", "--model.dropout", "0.1", "--steps", "6", "--kills", "1", "--json"]
+    assert command(["verify-resume", *flags, *taught]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (len(printed["equal"]), set(printed["equal"].values())) == (4, {True})
+
+
 def test_what_a_training_says_of_its_mistake_is_said_as_it_says_it(tmp_path, monkeypatch, config):
     said = "warning of a library\nerror: there is no corpus, file or folder named 'x'\n       give a path\n"
     monkeypatch.chdir(tmp_path)
