@@ -15,12 +15,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from minigpt.decoding.filters import check_not_empty
 from minigpt.decoding.request import Request
 from minigpt.decoding.sampling import FinishReason
+
+_SCORED_AT_ONCE = 4096  # numbers
 
 
 class Candidate(NamedTuple):
@@ -43,7 +46,7 @@ class Choice(NamedTuple):
     Attributes:
         row: its number: prompt 0's copies come first, then prompt 1's.
         id: the token.
-        log_prob: what the model gives it; NaN if nobody watches a stream.
+        log_prob: what the model gives it; NaN if nobody watches.
         drafted: whether a draft proposed it.
         finish_reason: what ends the row with this token, if something does.
         candidates: the tokens that the model finds likeliest, best first; empty if nobody watches.
@@ -118,7 +121,7 @@ class Batch:
         return noise
 
     def append(
-        self, at: Places, scores: Tensor, tokens: Tensor, num_candidates: int = 0, scored: bool = True
+        self, at: Places, scores: Tensor, tokens: Tensor, num_candidates: int = 0, scored: bool = False
     ) -> list[list[Choice]]:
         """The new tokens of each row: what was chosen at the places where its draft agrees with it, and one more.
 
@@ -131,8 +134,8 @@ class Batch:
         """
         chosen = tokens.tolist()
         log_probs = [math.nan] * len(chosen)
-        if scored:  # the cross-entropy of a token is minus its log-probability
-            log_probs = [-loss for loss in cross_entropy(at.logits, tokens, reduction="none").tolist()]
+        if scored:
+            log_probs = _log_probs([at.logits], [tokens])
         candidates = _candidates(at.logits, scores, num_candidates) if num_candidates else [()] * len(chosen)
         new: list[list[Choice]] = [[] for _ in self.numbers]
         reached = []
@@ -198,6 +201,46 @@ class Batch:
             prompts = [self._request.prompt(self.numbers[slot]) for slot in filled]
             self._rows.replace(filled, prompts, [self._request.prompt(number) for number in soon])
         return filled
+
+
+class Totals:
+    """The log-probability of all that each row has written.
+
+    It is computed for several steps at once, because in a small model starting takes longer than computing.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._totals = [0.0] * num_rows
+        self._logits: list[Tensor] = []  # of the steps that are not in the totals yet, and so below
+        self._tokens: list[Tensor] = []
+        self._rows: list[int | None] = []  # of each place; None where nothing was chosen
+
+    def add(self, at: Places, tokens: Tensor, new: Sequence[Sequence[Choice]]) -> None:
+        """A step: its places, what was chosen there, int64 (M,), and which choices were reached in each slot."""
+        self._logits.append(at.logits)
+        self._tokens.append(tokens)
+        places = zip(at.rows, at.slots, at.ahead, strict=True)
+        self._rows += [row if ahead < len(new[slot]) else None for row, slot, ahead in places]
+        if len(self._rows) * at.logits.size(-1) >= _SCORED_AT_ONCE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        for row, log_prob in zip(self._rows, _log_probs(self._logits, self._tokens), strict=True):
+            if row is not None:
+                self._totals[row] += log_prob
+        self._logits, self._tokens, self._rows = [], [], []
+
+    def read(self) -> list[float]:
+        """Of each row, in nats."""
+        if self._rows:
+            self._sum_up()
+        return self._totals
+
+
+def _log_probs(logits: Sequence[Tensor], tokens: Sequence[Tensor]) -> list[float]:
+    """The log-probability of each token, (M,), by the logits beside it, (M, V): minus its cross-entropy."""
+    of_all, chosen = (torch.cat(list(parts)) if len(parts) > 1 else parts[0] for parts in (logits, tokens))
+    return [-loss for loss in cross_entropy(of_all, chosen, reduction="none").tolist()]
 
 
 def _candidates(logits: Tensor, scores: Tensor, count: int) -> list[tuple[Candidate, ...]]:

@@ -36,7 +36,7 @@ from typing import NamedTuple, Unpack
 import torch
 
 from minigpt.config import CountOrOff
-from minigpt.decoding.batch import Batch, Choice
+from minigpt.decoding.batch import Batch, Choice, Totals
 from minigpt.decoding.beam_search import BeamCandidate, Hypothesis, beam_search
 from minigpt.decoding.filters import all_banned, apply_filters
 from minigpt.decoding.options import DecodingOptions, Options
@@ -173,7 +173,7 @@ def _chosen_ids(
     If the caller stops early, the steps are ended at once, so that the model gets its mode back without waiting for the
     garbage collector.
     """
-    with contextlib.closing(_watched_steps(request, on_step, num_candidates, scored=on_step is not None)) as steps:
+    with contextlib.closing(_watched_steps(request, on_step, num_candidates)) as steps:
         for step in steps:
             for choice in step.choices:
                 yield choice.id
@@ -226,20 +226,24 @@ def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 
 def _watched_steps(
-    request: Request, on_step: Callable[[Step], None] | None, num_candidates: int, scored: bool = True
+    request: Request, on_step: Callable[[Step], None] | None, num_candidates: int, totals: Totals | None = None
 ) -> Generator[Step, None, None]:
     """The steps of `_steps`, each shown to whoever watches."""
-    with contextlib.closing(_steps(request, num_candidates if on_step else 0, scored)) as steps:
+    watched = on_step is not None
+    with contextlib.closing(_steps(request, num_candidates if watched else 0, watched, totals)) as steps:
         for step in steps:
             if on_step is not None:
                 on_step(step)
             yield step
 
 
-def _steps(request: Request, num_candidates: int = 0, scored: bool = True) -> Generator[Step, None, None]:
+def _steps(
+    request: Request, num_candidates: int = 0, scored: bool = False, totals: Totals | None = None
+) -> Generator[Step, None, None]:
     """Greedy decoding and sampling: each step gives every row that goes on a token, or more if a draft was right.
 
-    The caller sets inference mode: a generator that does has to set it again at each step.
+    The caller sets inference mode: a generator that does has to set it again at each step. What is chosen is added to
+    `totals`, if there are any.
     """
     numbers = [row for row in range(request.num_rows) if request.limit(row)]
     if not numbers:
@@ -253,6 +257,8 @@ def _steps(request: Request, num_candidates: int = 0, scored: bool = True) -> Ge
             scores = apply_filters(at.logits, at.before, request.options, at.num_new)  # filter
             tokens = choose(scores, batch.noise(at))  # choose
             new = batch.append(at, scores, tokens, num_candidates, scored)  # append
+            if totals is not None:
+                totals.add(at, tokens, new)
             yield Step(tuple(itertools.chain.from_iterable(new)), num_drafted=sum(map(len, batch.drafts)))
             batch.go_on(new, tokens)  # stop, or begin again
 
@@ -262,17 +268,16 @@ def _collect(request: Request, on_step: Callable[[Step], None] | None, num_candi
     """Run greedy decoding or sampling to its end."""
     prompt_numbers = [request.prompt_of(row) for row in range(request.num_rows)]
     sequences = [list(request.prompts[number]) for number in prompt_numbers]
-    scores = [0.0] * len(sequences)
+    totals = Totals(len(sequences))
     reasons = [request.limit_reason(number) for number in prompt_numbers]
     num_drafted, num_accepted = 0, 0
-    for step in _watched_steps(request, on_step, num_candidates):
+    for step in _watched_steps(request, on_step, num_candidates, totals):
         for choice in step.choices:
             sequences[choice.row].append(choice.id)
-            scores[choice.row] += choice.log_prob
             reasons[choice.row] = choice.finish_reason or reasons[choice.row]
             num_accepted += choice.drafted
         num_drafted += step.num_drafted
-    return Generation(sequences, scores, reasons, num_drafted, num_accepted)
+    return Generation(sequences, totals.read(), reasons, num_drafted, num_accepted)
 
 
 @torch.inference_mode()

@@ -1,11 +1,13 @@
 """Whoever watches a decoder sees what was considered and chosen, and changes nothing."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from minigpt.decoding import batch
 from minigpt.decoding.generate import Step, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
@@ -52,6 +54,20 @@ def test_the_choices_make_the_result(tiny_model: GPT, options: dict[str, Any]) -
     assert sum(choice.drafted for choice in choices) == result.num_accepted
     assert sum(step.num_drafted for step in steps) == result.num_drafted
     assert (result.num_drafted > 0) == ("draft" in options)
+
+
+@pytest.mark.parametrize("numbers", [1, 101, 10**6])
+@pytest.mark.parametrize("options", CASES[:3], ids=str)
+def test_scores_are_the_sums_of_the_choices(
+    tiny_model: GPT, options: dict[str, Any], numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many steps they are computed for at once."""
+    monkeypatch.setattr(batch, "_SCORED_AT_ONCE", numbers)
+    result, steps = watch(tiny_model, batch_size=2, **options)
+    sums = [0.0] * len(result.scores)
+    for choice in itertools.chain.from_iterable(step.choices for step in steps):
+        sums[choice.row] += choice.log_prob
+    assert result.scores == pytest.approx(sums, abs=1e-5)
 
 
 @torch.no_grad()
