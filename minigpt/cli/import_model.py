@@ -12,6 +12,7 @@ from minigpt.cli.settings import Import
 from minigpt.cli.streams import print_json, print_note
 from minigpt.config import RunConfig, updated
 from minigpt.errors import CheckpointError
+from minigpt.formats.config_json import DifferentRates
 from minigpt.formats.parity import ParityReport, compare_with_transformers, require_transformers
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
@@ -29,12 +30,15 @@ def answer(settings: Import) -> None:
     check_unused(directory)
     source = open_source(settings.model)
     with warnings.catch_warnings():
+        warnings.simplefilter("error", DifferentRates)
         if settings.verify:
             warnings.simplefilter("error", AssumedHeads)
         try:
             model, tokenizer = source.load_for_text(
                 tokenizer=settings.tokenizer, block_size=settings.block_size, dropout=settings.dropout
             )
+        except DifferentRates as note:
+            raise CheckpointError(str(note), "choose one with --dropout, to train on with") from None
         except AssumedHeads as guess:
             raise CheckpointError(
                 f"a guess cannot be verified: {guess}",

@@ -157,9 +157,9 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
     from minigpt.formats.source import open_source
 
     config = settings.config
-    shape = open_source(config.init_from).config
     wanted = {**settings.from_file.get("model", {}), **settings.from_flags.get("model", {})}
     asked = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
+    shape = open_source(config.init_from).shape(rates_may_differ="dropout" in asked)
     for name, value in asked.items():
         if name not in ("block_size", "dropout") and value != getattr(shape, name):
             raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, ConfigError, ModelNote, brief
+from minigpt.errors import CheckpointError, ConfigError, ModelNote, brief, named
 from minigpt.model import GPT
 from minigpt.parameters import came_with, keep_settings
 from minigpt.system.files import listed, read_json
@@ -61,6 +61,21 @@ _UNUSED: dict[str, object] = {
 }
 
 
+class DifferentRates(ModelNote):
+    """A config.json has three dropout rates that differ, and a model here has one, which only training uses."""
+
+
+def different_rates(path: Path) -> DifferentRates | None:
+    """The note on a config.json whose dropout rates differ."""
+    rates = _rates(read_json(path))
+    what = f"{path}: {', '.join(_DROPOUTS)} are {', '.join(map(brief, rates))}"
+    return None if rates == [rates[0]] * 3 else DifferentRates(f"{what}; only training uses them, and all are one here")
+
+
+def _rates(content: Mapping[str, Any]) -> list[Any]:
+    return [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is transformers' default
+
+
 def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTConfig:
     """The shape that a config.json of transformers describes.
 
@@ -76,7 +91,6 @@ def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTC
     """
     content = read_json(path)
     content.setdefault("n_positions", content.get("n_ctx"))
-    rates = [content.get(key, 0.1) for key in _DROPOUTS]  # 0.1 is transformers' default
     problems = [f"{key} is missing" for key in ("model_type", *_FIELDS) if content.get(key) is None]
     for key, same in _FIXED.items():
         if content.get(key, same[0]) not in same:
@@ -87,20 +101,17 @@ def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTC
             problems.append(f"{alias} = {content[alias]!r}, but {key} = {value!r}")
     if content.get("n_inner") not in (None, 4 * content["n_embd"] if isinstance(content.get("n_embd"), int) else None):
         problems.append(f"n_inner = {content['n_inner']!r}, not 4 n_embd")
-    if not rates_may_differ and rates != [rates[0]] * 3:
-        problems.append(
-            f"{', '.join(_DROPOUTS)} = {rates}, which differ "
-            "(minigpt import --dropout chooses one, or dropout= in Python)"
-        )
     if problems:
         raise CheckpointError(
             f"{path} does not describe a model that minigpt can compute: {'; '.join(problems)}",
             "choose a model of GPT-2's architecture; nothing that minigpt knows to change the numbers is ignored",
         )
+    if not rates_may_differ and (note := different_rates(path)):
+        raise CheckpointError(str(note), f"choose one, to train on with: {named('dropout')}")
     return checked_config(
         path,
         **{ours: content[theirs] for theirs, ours in _FIELDS.items()},
-        dropout=rates[0],
+        dropout=_rates(content)[0],
         tie_weights=content.get("tie_word_embeddings", True),
     )
 

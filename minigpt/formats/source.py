@@ -32,9 +32,11 @@ from minigpt.errors import (
 )
 from minigpt.fields import check_value
 from minigpt.formats.config_json import (
+    DifferentRates,
     carried_from,
     checked_config,
     config_from_transformers,
+    different_rates,
     further_parts,
     keep_carried,
     listed_ends,
@@ -243,7 +245,7 @@ class Source:
             model, chosen = self._load_adapted(self.run, {**options, "weights": weights})
             keep_carried(model, self.carried, chosen)
             return model, chosen
-        found = _adjusted(_open(self, rates_may_differ=dropout is not None), block_size, dropout)
+        found = _adjusted(_open(self, rates_may_differ=True), block_size, dropout)
         chosen = self._tokenizer(found.config.vocab_size, tokenizer, needs_text)
         if needs_text:
             check_has_tokenizer(chosen, self.name)
@@ -454,9 +456,9 @@ def _open_folder(folder: Path, rates_may_differ: bool) -> _StoredModel:
 def _open_state(path: Path, state: Mapping[str, StoredTensor], rates_may_differ: bool) -> _StoredModel:
     """Weights under transformers' names; config.json, if there is one, lies beside them."""
     stored, config_path = _bare_names(state, path), path.parent / CONFIG
-    note = None
+    note: ModelNote | None
     if os.path.lexists(config_path):  # a link to nowhere is an error, not a reason to guess
-        config = config_from_transformers(config_path, rates_may_differ)
+        config, note = config_from_transformers(config_path, rates_may_differ), different_rates(config_path)
         how = f"check that {config_path} belongs to these weights"
         if other := further_parts(config_path):
             how = f"{config_path} calls it a {other}: load it as transformers' GPT2LMHeadModel, and save that"
@@ -575,4 +577,5 @@ def _adjusted(weights: _StoredModel, block_size: int | None, dropout: float | No
         )
     if "wpe.weight" in stored:
         stored["wpe.weight"] = stored["wpe.weight"].rows(0, config.block_size)
-    return dataclasses.replace(weights, config=config, stored=stored)
+    note = None if isinstance(weights.note, DifferentRates) and dropout is not None else weights.note
+    return dataclasses.replace(weights, config=config, stored=stored, note=note)

@@ -642,9 +642,43 @@ def test_import_chooses_one_dropout_of_three(reference, capsys, failing):
     content = json.loads(Path("rates/config.json").read_text()) | {"attn_pdrop": 0.25}
     Path("rates/config.json").write_text(json.dumps(content))
     assert "--dropout" in failing(["import", "rates", "mine"])
+    assert "--dropout" in failing(["import", "rates/model.safetensors", "mine"])
     result_of(["import", "rates", "mine", "--dropout", "0.125"], capsys)
     assert "dropout: 0.125\n" in Path("mine/config.yaml").read_text()
     assert result_of(["tokenize", "--model", "rates", "you"], capsys)["tokens"]  # which needs no dropout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["next", "--prompt", "you", "--model"], ["score", "you the", "--model"],
+     ["generate", "--prompt", "you", "--max-new-tokens", "2", "--model"], ["inspect", "heads", "--model"],
+     ["evaluate-text", "t.txt", "--model"], ["export", "--model"]],
+)  # fmt: skip
+@pytest.mark.parametrize("spec", ["rates", "rates/model.safetensors"])
+@pytest.mark.filterwarnings("default::minigpt.errors.ModelNote")  # as outside of tests, where notes are said
+def test_what_trains_nothing_needs_no_dropout(arguments, spec, reference, capsys):
+    """And says in a line what the model that it has would drop."""
+    import shutil
+
+    shutil.copytree(reference.folder, "rates")
+    content = json.loads(Path("rates/config.json").read_text()) | {"attn_pdrop": 0.25, "embd_pdrop": 0.5}
+    Path("rates/config.json").write_text(json.dumps(content))
+    Path("t.txt").write_text("you the later", encoding="utf-8")
+    command = ["export", spec, "out"] if arguments[0] == "export" else [*arguments, spec]
+    assert run(command) == 0
+    assert "embd_pdrop, attn_pdrop, resid_pdrop are 0.5, 0.25, 0; only training uses them" in capsys.readouterr().err
+
+
+def test_training_chooses_one_dropout_of_three(reference, capsys, failing):
+    import shutil
+
+    shutil.copytree(reference.folder, "rates")
+    content = json.loads(Path("rates/config.json").read_text()) | {"attn_pdrop": 0.25}
+    Path("rates/config.json").write_text(json.dumps(content))
+    Path("t.txt").write_text("you the later " * 99, encoding="utf-8")
+    train = ["train", "--init-from", "rates", "--data", "t.txt", "--plan"]
+    assert "--model.dropout" in failing(train)
+    assert run([*train, "--model.dropout", "0.125"]) == 0
 
 
 def test_tokenize_refuses_another_models_tokenizer(reference, failing):
