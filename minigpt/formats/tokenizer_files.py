@@ -190,11 +190,16 @@ def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
     settings = {name: read_json(path) for name in (_CONFIG, _SPECIAL, _ADDED) if os.path.lexists(path := folder / name)}
     if os.path.lexists(folder / _CHAT):
         settings.setdefault(_CONFIG, {})["chat_template"] = read_text(folder / _CHAT)
+    return _reproduced(content, settings, folder)
+
+
+def _reproduced(content: dict[str, Any], settings: dict[str, dict[str, Any]], path: Path) -> Tokenizer:
+    """`_read_tokenizer` of what lies at a path."""
     try:
         return _read_tokenizer(content, settings)
     except ValueError as error:  # also what the tokenizers themselves raise
         raise ForeignTokenizerError(
-            f"the tokenizer in {folder} is none that minigpt can reproduce exactly: {first_line(error, 200)}",
+            f"the tokenizer in {path} is none that minigpt can reproduce exactly: {first_line(error, 200)}",
             "encode with the library that made it and give the model ids, in Python; or name another with --tokenizer",
         ) from error
 
@@ -204,8 +209,11 @@ def named_tokenizer(name: str | Path) -> Tokenizer:
     path = named_path(name, "tokenizer")
     if path.is_dir():
         return load_hf_tokenizer(path)
-    if path.suffix == ".json" and os.path.lexists(path):
-        return load_hf_tokenizer(path.parent) if path.name == TOKENIZER[0] else load_tokenizer(path)
+    if path.name in TOKENIZER and os.path.lexists(path):
+        return load_hf_tokenizer(path.parent)
+    if path.suffix == ".json" and os.path.lexists(path):  # of either form; what lies beside it is another's
+        content = read_json(path)
+        return _reproduced(content, {}, path) if "model" in content else load_tokenizer(path)
     if os.path.lexists(path):
         return CharTokenizer.from_text(load_corpus(path).text)
     if name in OTHER_NAME:  # all of these models have it

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from minigpt.formats import tokenizer_files
-from minigpt.formats.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
+from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
 hf = pytest.importorskip("tokenizers", reason="needs the extra [dev]")  # Hugging Face's, no code of tiktoken in it
@@ -273,6 +273,24 @@ def test_files_of_transformers_4_are_read(described: dict[str, Any], pairs: GPT2
     special = {"bos_token": token, "eos_token": token, "additional_special_tokens": [END_OF_TEXT]}
     write(tmp_path, {"tokenizer.json": content, "tokenizer_config.json": config, "special_tokens_map.json": special})
     assert load_hf_tokenizer(tmp_path).fingerprint() == pairs.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["my-bpe.json", "tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_file_is_known_by_what_it_holds(name: str, pairs: GPT2Tokenizer, exported: Path, tmp_path: Path) -> None:
+    """The `tokenizers` library saves under any name; of the older form, one file names both."""
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).write_bytes((exported / file).read_bytes())
+    if name not in ("vocab.json", "merges.txt"):
+        hf.Tokenizer.from_file(str(exported / "tokenizer.json")).save(str(tmp_path / name))
+    assert named_tokenizer(tmp_path / name).fingerprint() == pairs.fingerprint()
+
+
+def test_a_file_of_another_name_may_be_foreign_or_none(described: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, {"lower.json": {**described, "normalizer": {"type": "Lowercase"}}, "none.json": {"a": 1}})
+    with pytest.raises(tokenizer_files.ForeignTokenizerError, match=r"lower\.json.*normalizer"):
+        named_tokenizer(tmp_path / "lower.json")
+    with pytest.raises(CheckpointError, match=r"none\.json.*damaged or not a tokenizer"):
+        named_tokenizer(tmp_path / "none.json")
 
 
 def test_our_own_run_directory_is_read(pairs: GPT2Tokenizer, tmp_path: Path) -> None:
