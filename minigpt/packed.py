@@ -343,7 +343,8 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
     Args:
         model: on the CPU. An adapter in use is added to the weights.
         weights: "float32" (the same numbers within rounding), "float16", "int8", or "auto": for each layer the
-            fastest lossless kind on this machine. `docs/decoding-speed.md` says what each kind costs.
+            fastest lossless kind on this machine, by a clock: the last digits may differ between two calls unless the
+            cache folder keeps the choice. `docs/decoding-speed.md` says what each kind costs.
         keep: whether `model` can be used afterwards; without, the memory of its weights is given back as they are
             laid out, and it is empty.
 

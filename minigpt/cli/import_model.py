@@ -38,7 +38,7 @@ def answer(settings: Import) -> None:
                 tokenizer=settings.tokenizer, block_size=settings.block_size, dropout=settings.dropout
             )
         except DifferentRates as note:
-            raise CheckpointError(str(note), "choose one with --dropout, to train on with") from None
+            raise CheckpointError(str(note), "choose one to train on with: --dropout") from None
         except AssumedHeads as guess:
             raise CheckpointError(
                 f"a guess cannot be verified: {guess}",

@@ -261,7 +261,7 @@ class Quickstart(Command):
     """a corpus, file or folder, as for minigpt train, instead of Shakespeare"""
     out: Annotated[str | None, Flag("DIR", says=Train)] = None
     seed: int = preset(DEFAULT_PRESET).seed
-    """on the same machine, the same seed gives the same weights"""
+    """on the same machine and number of threads, the same seed gives the same weights"""
     train: TrainConfig = preset(DEFAULT_PRESET).train
 
     def run_config(self) -> RunConfig:

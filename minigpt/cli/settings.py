@@ -53,8 +53,8 @@ class Reading(Computing):
     """What only reads a model, and so needs no weights that can be changed or looked at."""
 
     weights: Weights | None = None
-    """lay the weights out for this processor, and write faster: the same numbers (float32; auto is whatever is fastest
-    of that sort), or fewer bits (docs/decoding-speed.md; default: as they are)"""
+    """lay the weights out for this processor, and write faster: the same numbers within rounding (float32; auto is
+    whatever proves fastest of that sort), or fewer bits (docs/decoding-speed.md; default: as they are)"""
 
 
 class Tokenize(TextSettings):
@@ -336,7 +336,8 @@ class Generate(Prompts, Reading, Model):
     draft_tokens: Annotated[int | None, Bounds(1, 10**9, below="guesses nothing"), Flag("N")] = None
     """the most tokens to guess at once"""
     seed: int = 0
-    """of the draws: on one machine, the same seed gives the same text; each further prompt has a seed one higher"""
+    """of the draws: on the same machine and number of threads, the same seed gives the same text, except with --weights
+    auto; each further prompt has a seed one higher"""
     show_special: bool = False
     """show special tokens, such as the one that ends a document, by their names (default: leave them out)"""
     ablate: Annotated[tuple[str, ...], Flag("L.X")] = ()

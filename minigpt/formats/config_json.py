@@ -68,8 +68,8 @@ class DifferentRates(ModelNote):
 def different_rates(path: Path) -> DifferentRates | None:
     """The note on a config.json whose dropout rates differ."""
     rates = _rates(read_json(path))
-    what = f"{path}: {', '.join(_DROPOUTS)} are {', '.join(map(brief, rates))}"
-    return None if rates == [rates[0]] * 3 else DifferentRates(f"{what}; only training uses them, and all are one here")
+    what = f"{path}: {', '.join(_DROPOUTS)} = {', '.join(map(brief, rates))}, which differ"
+    return None if rates == [rates[0]] * 3 else DifferentRates(f"{what}: only training uses them, and has one here")
 
 
 def _rates(content: Mapping[str, Any]) -> list[Any]:
@@ -107,7 +107,7 @@ def config_from_transformers(path: Path, rates_may_differ: bool = False) -> GPTC
             "choose a model of GPT-2's architecture; nothing that minigpt knows to change the numbers is ignored",
         )
     if not rates_may_differ and (note := different_rates(path)):
-        raise CheckpointError(str(note), f"choose one, to train on with: {named('dropout')}")
+        raise CheckpointError(str(note), f"choose one to train on with: {named('dropout')}")
     return checked_config(
         path,
         **{ours: content[theirs] for theirs, ours in _FIELDS.items()},

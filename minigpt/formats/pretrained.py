@@ -61,7 +61,7 @@ def load_model(
             tokenizer.json or its folder, or a text file whose distinct characters in sorted order are the vocabulary.
             One that differs from the model's is an error.
         block_size: a shorter context than the model's: only the first position embeddings are read.
-        dropout: for further training, instead of the source's own rate.
+        dropout: for further training, instead of the source's own rate, or the first of three that differ.
         weights: pack the model for inference, as `minigpt.pack` does, while it is read: one layer at a time is in
             memory as the file has it. Only an adapter needs all of its base at once.
         adapter: a LoRA adapter to merge into the model: a folder that `save_adapter` or PEFT wrote. A tokenizer in that
@@ -81,7 +81,7 @@ def load_model(
     Warns:
         AssumedHeads: if the number of heads is written nowhere.
         ModelNote: if the model computes slightly other numbers than the program that trained it, has ids without text,
-            or has no tokenizer.
+            no tokenizer, or three dropout rates that differ.
     """
     return open_source(spec).load(
         tokenizer=tokenizer, block_size=block_size, dropout=dropout, weights=weights, adapter=adapter

@@ -635,6 +635,17 @@ def test_a_run_is_a_run_whatever_else_lies_there(reference, trained, capsys):
     assert result["parity"]["reference"].startswith("an export of both")
 
 
+@pytest.mark.parametrize("command", SETTINGS)
+def test_what_a_seed_promises_names_its_conditions(command):
+    """The number of threads changes the last digits, as another machine does."""
+    from minigpt.cli.parser import SettingsParser
+
+    text = " ".join(SettingsParser(command, SETTINGS[command], everything=True).format_help().split())
+    promises = [text[: found.start()][-50:] for found in re.finditer("the same seed gives", text)]
+    assert len(promises) == (command in ("quickstart", "train", "verify-resume", "generate"))
+    assert all(promise.endswith("on the same machine and number of threads, ") for promise in promises)
+
+
 def test_import_chooses_one_dropout_of_three(reference, capsys, failing):
     import shutil
 
@@ -666,7 +677,7 @@ def test_what_trains_nothing_needs_no_dropout(arguments, spec, reference, capsys
     Path("t.txt").write_text("you the later", encoding="utf-8")
     command = ["export", spec, "out"] if arguments[0] == "export" else [*arguments, spec]
     assert run(command) == 0
-    assert "embd_pdrop, attn_pdrop, resid_pdrop are 0.5, 0.25, 0; only training uses them" in capsys.readouterr().err
+    assert "embd_pdrop, attn_pdrop, resid_pdrop = 0.5, 0.25, 0, which differ: only training" in capsys.readouterr().err
 
 
 def test_training_chooses_one_dropout_of_three(reference, capsys, failing):

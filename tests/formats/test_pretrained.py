@@ -967,7 +967,6 @@ REFUSED = {
     "add_cross_attention": True,
     "quantization_config": {"quant_method": "gptq"},
     "n_inner": 30,
-    "attn_pdrop": 0.2,
     "pruned_heads": {"1": [0]},
     "num_hidden_layers": 3,
     "hidden_size": 30,
@@ -1030,6 +1029,8 @@ def test_all_that_a_config_asks_for_is_refused_at_once():
 def test_dropout_mends_three_different_rates():
     folder = reference_folder(reference_model())
     change_config(folder, attn_pdrop=0.2, embd_pdrop=0.3)
+    with pytest.warns(ModelNote, match=r"embd_pdrop, attn_pdrop, resid_pdrop = 0\.3, 0\.2, 0\.0, which differ"):
+        assert load_model(folder)[0].config.dropout == 0.3
     model, _ = load_model(folder, dropout=0.1)
     assert model.config.dropout == model.h[1].attn.dropout == model.drop.p == 0.1
     change_config(folder, **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.3))
