@@ -197,7 +197,7 @@ ALIASES = {
     "n_positions": "block_size", "seq_len": "block_size",
     "temp": "temperature", "beams": "num_beams", "length": "max_new_tokens", "max_tokens": "max_new_tokens",
     "max_length": "max_new_tokens", "n_predict": "max_new_tokens", "samples": "num_return_sequences",
-    "num_samples": "num_return_sequences", "source": "data", "start": "prompt", "text": "prompt",
+    "num_samples": "num_return_sequences", "source": "data", "src": "source", "start": "prompt", "text": "prompt",
     "dataset": "data", "corpus": "data", "file": "data", "input": "data", "output": "out", "out_dir": "out",
     "output_dir": "out", "init": "init_from", "base": "init_from", "checkpoint": "model", "ckpt": "model",
     "model": "init_from", "model_name_or_path": "model", "sample": "generate", "finetune": "train", "evaluate": "eval",

@@ -9,6 +9,7 @@ import argparse
 import ast
 import inspect
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -30,6 +31,7 @@ from minigpt.system import WIDTH
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
 _THINGS = ("DIR", "FILE", "MODEL", "REPORT", "RUN", "SOURCE", "SRC", "T")  # metavars of what has a name, never ""
+WEIGHTS = (".safetensors", ".bin", ".pt")  # endings of files that are models
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -386,6 +388,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         settings.refuse_needless(given)
         for line in self.overruled:
             print_note(line)
+        self._note_things(settings)
         return settings
 
     def _is_met(self, need: str, settings: C) -> bool:
@@ -427,7 +430,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             example = next(" ".join(line.split()) for line in lines if line.startswith(self.prog))
             raise self._wrong(f"missing: {', '.join(missing)}", f"for example: {example}; see {self.prog} --help")
         if unknown:
-            flag = (wrong or unknown[0]).split("=")[0]
+            flag = wrong.split("=")[0] or unknown[0]
             raise self._wrong(f"unknown argument {flag}", f"{self._instead(flag)}see {self.prog} --help")
         return given
 
@@ -454,11 +457,14 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
     def _instead(self, flag: str) -> str:
         """Advice for a flag that this command does not have: another flag, or another command that has it."""
         if not flag.startswith("-"):
-            return "a text with spaces is put in quotes; "
+            taking = self._taking(flag)
+            spaces = "a text with spaces is put in quotes; " * any(one.flag == "TEXT" for one in self.fields.values())
+            return f"did you mean {' or '.join(taking)}? " if taking else spaces
         if flag in self.settings.no_flags:
             return f"{self.settings.no_flags[flag]}; "
         placed = [one for one in self.fields.values() if one.flag_options.positional]
         places = {word: one.flag for one in placed for word in (one.name, one.flag.lower())}
+        places |= {ALIASES[word]: flag for word, flag in places.items() if word in ALIASES}
         name, ours = _last_name(flag), self.names()
         known = places | ours
         if found := nearest(name, known) if name not in known else [name]:
@@ -470,6 +476,38 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
                 if wanted in flags:
                     return f"minigpt {command} has {flags[wanted]}; "
         return ""
+
+    def _taking(self, word: str) -> list[str]:
+        """The flags that take the model, corpus or file of this name, each with it; none if there is no such thing.
+
+        If the help has some flags that people want most, the others are not meant.
+        """
+        from minigpt.data.corpora import NAMED_SOURCES
+        from minigpt.formats.hub import OTHER_NAME
+        from minigpt.formats.run_directory import run_named, run_of
+
+        path = Path(run_named(word) if word else ".").expanduser()
+        if run_of(path):
+            metavars = {"MODEL", "RUN"}
+        elif word in OTHER_NAME or path.suffix in WEIGHTS or os.path.isfile(path / "config.json"):
+            metavars = {"MODEL"}
+        else:
+            metavars = {"SOURCE", "FILE"} if word in NAMED_SOURCES or os.path.exists(path) else set()
+        found = [
+            one.flag for one in self.fields.values() if one.flag_options.metavar in metavars and "out" not in one.flag
+        ]
+        first = self.settings.first
+        return [f"{flag} {shlex.quote(word)}" for flag in found if flag in first or not first]
+
+    def _note_things(self, settings: C) -> None:
+        """Say where a text that was given by its place is the name of a model or a file: it may have been meant."""
+        for one in self.fields.values():
+            found = attrgetter(one.path)(settings) if one.flag == "TEXT" else None
+            for word in found if isinstance(found, tuple) else [found]:
+                if word and len(word) < 256 and os.path.exists(word):
+                    models = [flag for flag in self._taking(word) if flag.startswith("--model")]
+                    meant = models[0] if models else f"{self.prog} - < {shlex.quote(word)}"
+                    print_note(f"{word} is taken as a text, though there is such a file; did you mean {meant}?")
 
 
 class _WholeWords(argparse.RawDescriptionHelpFormatter):

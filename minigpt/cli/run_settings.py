@@ -182,7 +182,7 @@ class Train(RunSettings):
     first = ("--data", "--preset", "--init-from", "--out", "--resume", "--plan")
     more = SOURCES
     needs: ClassVar[Mapping[str, str]] = {"resume": "no --replay", "plan": "no --replay"}
-    resume: Annotated[str | None, Flag("DIR")] = None
+    resume: Annotated[str | None, Flag("RUN")] = None
     """continue this run; other flags change its settings"""
     out: Annotated[str | None, Flag("DIR")] = None
     """the run directory (default: in checkpoints, numbered)"""

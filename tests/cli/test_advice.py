@@ -326,6 +326,67 @@ def test_advice_is_in_words_of_the_command(line, capsys):
     assert set(FLAG.findall(told)) <= KNOWN[line.split()[0]]
 
 
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train {text}", "--data {text}"),
+        ("train {run}", "--resume {run} or --init-from {run}"),
+        ("train {bare}", "--init-from {bare}"),
+        ("train shakespeare", "--data shakespeare"),
+        ("quickstart {text}", "--data {text}"),
+        ("verify-resume {text}", "--data {text}"),
+        ("chat {run}", "--model {run}"),
+        ("chat gpt2", "--model gpt2"),
+        ("eval {run}", "--model {run}"),
+        ("eval {text}", "--data {text} or --val-data {text}"),
+        ("eval bare/model.safetensors", "--model bare/model.safetensors"),
+        ("explore {run}", "--model {run}"),
+        ("evaluate-chat {text}", "--data {text}"),
+        ("generate a {run}", "--model {run}"),
+        ("compare a {text}", "--prompts-file {text} or --training-data {text}"),
+        ("inspect size {run}", "--model {run}"),
+        ("inspect lens a {run}", "--model {run}"),
+    ],
+)
+def test_a_model_or_a_file_without_its_flag_is_answered_with_the_flag(line, meant, failing):
+    names = {"text": "learned.txt", "run": "run", "bare": "bare"}
+    assert f"\n       did you mean {meant.format(**names)}? see minigpt" in failing(line.format(**names).split())
+
+
+@pytest.mark.parametrize("command", [*SETTINGS, *(f"inspect {view}" for view in VIEWS)])
+def test_what_is_meant_by_a_bare_word_can_be_typed(command):
+    parser = SettingsParser(command, {**SETTINGS, **VIEW_SETTINGS}[command])
+    for word in ("run", "bare", "learned.txt", "shakespeare", "gpt2", "nothing", "", "/"):
+        for meant in parser._taking(word):
+            parser.parse_args(shlex.split(meant))
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("generate learned.txt --model run", "minigpt generate - < learned.txt"),
+        ("next learned.txt --model run", "minigpt next - < learned.txt"),
+        ("score abc learned.txt --model run", "minigpt score - < learned.txt"),
+        ("tokenize run --model run", "minigpt tokenize - < run"),
+        ("generate run --model run", "--model run"),
+        ("inspect heads run --model run", "--model run"),
+    ],
+)
+def test_a_text_that_names_a_file_is_told(line, meant, capsys):
+    """Whoever writes `generate checkpoints/mine` may mean the model, and gets a continuation of its name."""
+    run([*line.split(), "--unknown", "skip"])
+    assert f"is taken as a text, though there is such a file; did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["score --prompt a", "tokenize --prompt a", "tokenize --text a", "import --source run new",
+             "import --init-from run new", "export --model run new", "evaluate-text --data learned.txt"]
+)  # fmt: skip
+def test_what_is_given_by_its_place_is_asked_of_no_other_command(line, failing):
+    told = failing(line.split())
+    assert f"is given without a flag: minigpt {line.split()[0]} " in told
+
+
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 COMMAND_LINE = re.compile(r"minigpt ((?:inspect )?[a-z-]+)([^;,:`\n]*)")
 KNOWN = {
