@@ -493,11 +493,9 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             metavars = {"MODEL"}
         else:
             metavars = {"SOURCE", "FILE"} if word in NAMED_SOURCES or os.path.exists(path) else set()
-        found = [
-            one.flag for one in self.fields.values() if one.flag_options.metavar in metavars and "out" not in one.flag
-        ]
+        flags = [one.flag for one in self.fields.values() if one.flag_options.metavar in metavars]
         first = self.settings.first
-        return [f"{flag} {shlex.quote(word)}" for flag in found if flag in first or not first]
+        return [f"{flag} {shlex.quote(word)}" for flag in flags if "out" not in flag and (flag in first or not first)]
 
     def _note_things(self, settings: C) -> None:
         """Say where a text that was given by its place is the name of a model or a file: it may have been meant."""
@@ -505,9 +503,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             found = attrgetter(one.path)(settings) if one.flag == "TEXT" else None
             for word in found if isinstance(found, tuple) else [found]:
                 if word and len(word) < 256 and os.path.exists(word):
-                    models = [flag for flag in self._taking(word) if flag.startswith("--model")]
-                    meant = models[0] if models else f"{self.prog} - < {shlex.quote(word)}"
-                    print_note(f"{word} is taken as a text, though there is such a file; did you mean {meant}?")
+                    meant = [flag for flag in self._taking(word) if flag.startswith("--model")]
+                    meant += [f"{self.prog} - < {shlex.quote(word)}"] * os.path.isfile(word)
+                    if meant:
+                        print_note(f"{word} is taken as a text, and there is such a file; did you mean {meant[0]}?")
 
 
 class _WholeWords(argparse.RawDescriptionHelpFormatter):

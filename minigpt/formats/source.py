@@ -278,7 +278,8 @@ class Source:
         except MissingFileError:
             raise MissingFileError(
                 f"{run.adapter} adapts {base}, which is not there any more",
-                f"put it back, or name where it is now: minigpt generate --model BASE --adapter {run.adapter}",
+                f"put it back, or write where it is now as init_from into {run.config}, or name both: "
+                f"minigpt generate --model BASE --adapter {run.adapter}",
             ) from None
         wanted = options["tokenizer"]
         own = load_tokenizer(run.tokenizer) if wanted is None else None

@@ -131,6 +131,21 @@ def test_a_base_that_moved_is_named_where_it_is(capsys):
     assert run([*again, "--init-from", "moved"]) == 0
 
 
+@pytest.mark.parametrize("line", [f"train --init-from new --data learned.txt --out next {' '.join(STEPS)}",
+                                  "export new out", "import new out", "eval --model new"])  # fmt: skip
+def test_where_a_base_is_now_is_written_as_advised(line, capsys):
+    Path("d.txt").write_text("\n".join("abcdefghijkl"[i:] for i in range(9)), encoding="utf-8")
+    documents = ["--documents.separate", "on", "--documents.train_size", "5", "--documents.val_size", "2",
+                 "--documents.max_length", "13", "--train.lora_rank", "1", "--train.epochs", "1"]  # fmt: skip
+    assert run(["train", "--init-from", "run", "--data", "d.txt", "--out", "new", "--device", "cpu", *documents]) == 0
+    Path("run").rename("moved")
+    assert run(line.split()) == 2
+    settings = re.search(r"write where it is now as init_from into (\S+),", capsys.readouterr().err)[1]
+    base = re.compile("^init_from: .*$", re.MULTILINE)
+    Path(settings).write_text(base.sub("init_from: moved", Path(settings).read_text(encoding="utf-8")), "utf-8")
+    assert run(line.split()) == 0
+
+
 @pytest.mark.parametrize(
     ("line", "flag"),
     [
@@ -343,7 +358,7 @@ def test_advice_is_in_words_of_the_command(line, capsys):
         ("explore {run}", "--model {run}"),
         ("evaluate-chat {text}", "--data {text}"),
         ("generate a {run}", "--model {run}"),
-        ("compare a {text}", "--prompts-file {text} or --training-data {text}"),
+        ("compare a {text}", "--training-data {text} or --prompts-file {text}"),
         ("inspect size {run}", "--model {run}"),
         ("inspect lens a {run}", "--model {run}"),
     ],
@@ -367,7 +382,7 @@ def test_what_is_meant_by_a_bare_word_can_be_typed(command):
         ("generate learned.txt --model run", "minigpt generate - < learned.txt"),
         ("next learned.txt --model run", "minigpt next - < learned.txt"),
         ("score abc learned.txt --model run", "minigpt score - < learned.txt"),
-        ("tokenize run --model run", "minigpt tokenize - < run"),
+        ("tokenize run --model run", "--model run"),
         ("generate run --model run", "--model run"),
         ("inspect heads run --model run", "--model run"),
     ],
@@ -375,7 +390,7 @@ def test_what_is_meant_by_a_bare_word_can_be_typed(command):
 def test_a_text_that_names_a_file_is_told(line, meant, capsys):
     """Whoever writes `generate checkpoints/mine` may mean the model, and gets a continuation of its name."""
     run([*line.split(), "--unknown", "skip"])
-    assert f"is taken as a text, though there is such a file; did you mean {meant}?" in capsys.readouterr().err
+    assert f"is taken as a text, and there is such a file; did you mean {meant}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
