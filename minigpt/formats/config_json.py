@@ -187,10 +187,31 @@ def read_carried(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def listed_ends(carried: Mapping[str, Mapping[str, Any]], vocab_size: int) -> list[int]:
-    """The ids that the settings of `carried_from` list as ends of a text, those within the tokenizer's vocabulary."""
-    found = [carried.get(file, {}).get("eos_token_id") for file in reversed(CARRIED)]  # as transformers reads them
-    ids = next((ids for ids in found if isinstance(ids, list)), [])
+    """The ids that the settings of `carried_from` name as ends of a text, those within the tokenizer's vocabulary."""
+    found = [_ends(carried.get(file, {})) for file in reversed(CARRIED)]  # as transformers reads them
+    ids = next(filter(None, found), [])
     return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]
+
+
+def _ends(said: Mapping[str, Any]) -> list[object]:
+    """What a file's settings name as ends of a text: one id, or several."""
+    ids = said.get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def inherited(base: GPT | None, end: int | None) -> dict[str, dict[str, Any]]:
+    """The settings that a run takes over from the model that it starts from, to be kept as `carried_from` gave them.
+
+    Args:
+        base: the model, or None for a new one.
+        end: the token with which a training ends its documents, which ends a text from now on; None if there is none.
+    """
+    carried, _ = (came_with(base) if base else None) or ({}, None)
+    found = {file: dict(said) for file, said in carried.items()}
+    for said in found.values():
+        if end is not None and (ends := _ends(said)) and end not in ends:
+            said["eos_token_id"] = [*ends, end]
+    return found
 
 
 def not_kept(said: Mapping[str, Any], config: GPTConfig, tokenizer: Tokenizer | None) -> list[str]:

@@ -68,7 +68,7 @@ class RunDirectory:
         self.best_weights = path / "model.safetensors"  # those with the lowest validation loss so far
         self.adapter = path / "adapter"  # the best adapter so far, if the run trains one; then it has no best weights
         self.following_adapter = path / ".adapter"  # a complete adapter, about to become the best
-        self.carried = path / "reference.json"  # the settings that an imported model came with
+        self.carried = path / "reference.json"  # the settings that the model, or the one to start from, came with
         self.last = path / "last"  # the newest checkpoint
         self.last_weights = self.last / "model.safetensors"
         self.previous = path / "previous"  # the checkpoint before the newest
@@ -170,7 +170,7 @@ def check_new(run: RunDirectory) -> None:
     """
     check_writable(run.path, f"name a folder elsewhere as {named('out')}, or mend its permissions")
     begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
-    begun.update(leftovers(run.path))
+    begun.update((run.carried, *leftovers(run.path)))
     found = set(run.path.iterdir()) if run.path.is_dir() else set()
     nothing_learned = run.path / LOCK in found and found <= begun
     if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):
@@ -190,10 +190,14 @@ def check_resumable(run: RunDirectory) -> None:
         )
 
 
-def start_run(run: RunDirectory, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Create the folder, and write the files that are known before the first step."""
+def start_run(
+    run: RunDirectory, config: RunConfig, tokenizer: Tokenizer, carried: Mapping[str, Any] | None = None
+) -> None:
+    """Create the folder, and write the files that are known before the first step; `carried` is as in `save_run`."""
     run.path.mkdir(parents=True, exist_ok=True)
     write_yaml(config, run.config, versions())
+    if carried:
+        write_text(run.carried, json.dumps(carried, indent=1))
     tokenizer.save(run.tokenizer)
 
 

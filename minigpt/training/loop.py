@@ -162,7 +162,7 @@ def train(
             if not resume:
                 lock = leaving.enter_context(locked(out))
                 check_new(directory)  # again, under the lock: another process may have started a run here since
-            start_run(directory, run.config, run.tokenizer)
+            start_run(directory, run.config, run.tokenizer, run.carried)
         run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"
@@ -345,7 +345,7 @@ def ensure_directory(run: Run, progress: Progress, log: RunLog) -> None:
         log.print_line(
             f"step {progress.step:<5} {directory.path} was removed: it is made again, without what was in it"
         )
-        start_run(directory, run.config, run.tokenizer)
+        start_run(directory, run.config, run.tokenizer, run.carried)
     log.restore()
 
 

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from minigpt.data.documents import Documents, data_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
 from minigpt.errors import ConfigError, MissingFileError, did_you_mean, either, first_line, named
+from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
 from minigpt.formats.source import open_source
@@ -58,6 +59,7 @@ class Run:
     processes: Processes
     fast: bool = False  # whether steps compute by `training.kernels`
     teachers: Teachers = NO_TEACHERS
+    carried: Mapping[str, Any] = field(default_factory=dict)  # settings that the model to start from came with
     lock: RunLock | None = None  # of the first process, which writes the directory
 
     @property
@@ -135,6 +137,7 @@ def set_up(
         origins["teachers"] = teachers.checksums
     if base is not None and t.lora_rank:
         origins["base"] = base_checksum(base)
+    carried = inherited(base, tokenizer.eos_token_id if isinstance(data, Documents) else None)
     seed_everything(config.seed)
     model = make_model(config, base, checkpoint, origins).to(device)
     if t.gradient_checkpointing:
@@ -164,7 +167,7 @@ def set_up(
         torch.manual_seed(config.seed + processes.rank)
     return Run(
         config, directory, tokenizer, loader, origins, model, forward, optimizers, device, dtype, processes, fast,
-        teachers,
+        teachers, carried,
     )  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import minigpt
 from minigpt.cli.main import answer as run
@@ -225,3 +227,49 @@ def test_settings_in_a_run_of_somebody_are_data_and_no_link(theirs, capsys, how)
     assert run(["export", "run", "ours"]) == 2
     assert "reference.json" in capsys.readouterr().err
     assert not Path("ours").exists()
+
+
+def changed_copy(reference, folder: Path, **said: object) -> Path:
+    """The reference's folder, with other settings of generation."""
+    shutil.copytree(reference.folder, folder)
+    for file in ("config.json", "generation_config.json"):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | said), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_text_ends_where_the_reference_library_ends_it(reference, several, tmp_path):
+    """One id as the end of a text, and a list of one, mean the same."""
+    prompt = reference.tokenizer.encode("the later")
+    free = minigpt.generate(load_model(reference.folder)[0], [prompt], max_new_tokens=9, strategy="greedy")
+    end = free.sequences[0][len(prompt) + 3]
+    folder = changed_copy(reference, tmp_path / "other", eos_token_id=[end] if several else end)
+    theirs = type(reference.theirs).from_pretrained(folder)
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False, pad_token_id=0)[0].tolist()
+    model, tokenizer = load_model(folder)
+    ours = minigpt.generate(model, [prompt], max_new_tokens=9, strategy="greedy", eos_token_id=tokenizer.end_ids)
+    assert ours.sequences[0] == expected
+    assert expected[-1] == end
+
+
+@pytest.mark.parametrize("further", [[], ["--train.lora_rank", "2"]], ids=["all", "adapter"])
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_fine_tuned_model_has_the_settings_of_its_base(reference, imported, further, tmp_path, monkeypatch):
+    """And ends a text where the base did, and where its documents end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
+    changed_copy(reference, tmp_path / "base", eos_token_id=5, my_key="kept", temperature=0.3)
+    assert not imported or run(["import", "base", "whole"]) == 0
+    Path("d.txt").write_text("\n".join("the later you"[i:] for i in range(9)), encoding="utf-8")
+    assert run(["train", "--init-from", "whole" if imported else "base", "--data", "d.txt", "--documents.separate",
+                "on", "--documents.train_size", "5", "--documents.val_size", "2", "--documents.max_length", "13",
+                "--train.epochs", "1", "--out", "tuned", *further]) == 0  # fmt: skip
+    assert run(["train", "--resume", "tuned", "--train.epochs", "2"]) == 0
+    assert run(["export", "tuned", "out"]) == 0
+    ends = reference.tokenizer.eos_token_id, 5
+    assert set(load_model("tuned")[1].end_ids) == set(load_model("out")[1].end_ids) == set(ends)
+    for file in ("config.json", "generation_config.json"):
+        written = json.loads(Path("out", file).read_text(encoding="utf-8"))
+        assert (written["my_key"], written["temperature"]) == ("kept", 0.3)
+        assert set(written["eos_token_id"]) == set(ends)
