@@ -524,6 +524,7 @@ def _sizes(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, int]:
 
 
 def _config_from_tensors(stored: dict[str, StoredTensor], path: Path) -> GPTConfig:
+    _name_the_embedding(stored)
     sizes = _sizes(stored, path)
     if sizes["n_embd"] % 64:
         raise CheckpointError(
@@ -531,6 +532,12 @@ def _config_from_tensors(stored: dict[str, StoredTensor], path: Path) -> GPTConf
             f"put the {CONFIG} of this model beside it",
         )
     return checked_config(path, **sizes, n_head=sizes["n_embd"] // 64, tie_weights=_take_tied_head(stored))
+
+
+def _name_the_embedding(stored: dict[str, StoredTensor]) -> None:
+    """Give a tied matrix that lies under the head's name alone, as safetensors' `save_model` keeps it, its own name."""
+    if "lm_head.weight" in stored:
+        stored.setdefault("wte.weight", stored["lm_head.weight"])
 
 
 def _take_tied_head(stored: dict[str, StoredTensor]) -> bool:
@@ -548,6 +555,8 @@ def _checked(weights: _StoredModel) -> _StoredModel:
     Sizes are compared before a model is made, because a wrong size could need any amount of memory.
     """
     config = weights.config
+    if config.tie_weights:
+        _name_the_embedding(weights.stored)
     differing = [
         f"{key} = {getattr(config, key)} there, {size} here"
         for key, size in _sizes(weights.stored, weights.path).items()

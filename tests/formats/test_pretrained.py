@@ -248,6 +248,26 @@ def test_a_lone_file_tells_its_shape_where_heads_are_64_wide(tied):
         load_model(folder)
 
 
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_tied_matrix_may_have_the_name_of_the_head(with_config):
+    """As safetensors' own `save_model` writes it, and transformers reads it; an untied model lacks its embedding."""
+    theirs = reference_model(n_embd=128, n_head=2)
+    folder = reference_folder(theirs)
+    expected, _ = load_model(folder)
+    safetensors.torch.save_model(theirs, str(folder / "model.safetensors"))
+    assert not any("wte" in name for name in safetensors.torch.load_file(folder / "model.safetensors"))
+    if with_config:
+        assert same_weights(load_model(folder)[0], expected)
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": False}))
+        with pytest.raises(CheckpointError, match=r"lacks the matrices wte\.weight"):
+            load_model(folder)
+    else:
+        (folder / "config.json").unlink()
+        with pytest.warns(AssumedHeads):
+            assert same_weights(load_model(folder / "model.safetensors")[0], expected)
+
+
 @pytest.mark.parametrize(("kind", "words"), [("link", "a link that leads to no file"), ("folder", "no regular file")])
 def test_a_config_that_cannot_be_read_is_no_reason_to_guess(kind, words):
     folder = reference_folder(reference_model(n_embd=128, n_head=4))
