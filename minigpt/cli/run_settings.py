@@ -199,10 +199,11 @@ class Train(RunSettings):
             return chosen
         if replay and not os.path.lexists(named_path(replay, "--replay")):
             raise MissingFileError(f"there is no file {replay}", "name a run's diverged/report.json")
-        from minigpt.formats.run_directory import check_resumable, existing_run, read_config, run_at
+        from minigpt.formats.run_directory import check_resumable, existing_run, read_config, read_settings, run_at
 
         run = existing_run(resume) if resume else run_at(named_path(replay, "--replay").absolute().parent.parent)
-        config = read_config(run)
+        settings = run.diverged_settings
+        config = read_settings(settings) if replay and os.path.lexists(settings) else read_config(run)
         if resume:
             check_resumable(run)  # before its data are asked for
         for name in ("preset", "out"):

@@ -74,6 +74,7 @@ class RunDirectory:
         self.previous = path / "previous"  # the checkpoint before the newest
         self.following = path / ".next"  # a complete checkpoint, about to become the newest
         self.diverged = path / "diverged"  # the state before a step with NaN or infinite numbers, and a report
+        self.diverged_settings = self.diverged / "settings.yaml"  # of that step; a resumed run may have others
         self.metrics = path / "metrics.jsonl"  # one record a line
         self.plot = path / "loss.png"
         self.perplexity_plot = path / "perplexity.png"  # by epoch, if the run counts in epochs
@@ -324,11 +325,20 @@ def read_config(run: RunDirectory) -> RunConfig:
     """
     if not os.path.lexists(run.config):
         raise MissingFileError(f"{run.path} is not a run directory: it has no config.yaml", "train one: minigpt train")
-    if not run.config.is_file():
-        raise CheckpointError(f"{run.config} is no regular file", "put the run's settings in its place")
+    return read_settings(run.config)
+
+
+def read_settings(file: Path) -> RunConfig:
+    """The settings that a run has written into a file.
+
+    Raises:
+        CheckpointError: if they cannot be read, or are in no regular file.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no regular file", "put the run's settings in its place")
     try:
         before_kernels = RunConfig(kernels="torch")  # as runs computed whose files do not name it
-        return written_in(run.config, before_kernels, read_yaml(run.config))
+        return written_in(file, before_kernels, read_yaml(file))
     except ConfigError as error:
         raise CheckpointError(error.what, error.how) from None
 

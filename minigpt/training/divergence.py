@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigpt.config import write_yaml
 from minigpt.data.batches import Batch
 from minigpt.errors import CheckpointError, DivergenceError, named
 from minigpt.evaluation.loss import next_token_loss
@@ -96,11 +97,12 @@ def leave_out(
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             try:
-                if moved := make_way(folder, {*FILES, REPORT}):
+                if moved := make_way(folder, {*FILES, REPORT, run.directory.diverged_settings.name}):
                     repeat += f"; {moved}"
                 with new_folder(folder) as part:
                     write_checkpoint(part, *tensors, progress, {**run.origins, "log": {}})
                     write_text(part / REPORT, json.dumps(asdict(report), indent=1))
+                    write_yaml(run.config, part / run.directory.diverged_settings.name, versions={})
             except OSError as error:  # a full disk must not hide what has happened
                 repeat = f"no report could be written: {error.strerror or error}"
     resume = f"go on from the last checkpoint with minigpt train --resume {run.directory.path} and"

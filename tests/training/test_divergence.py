@@ -419,6 +419,18 @@ def test_replay_on_the_command_line(diverged, capsys, monkeypatch):
     assert "reproduced       yes, all of it" in capsys.readouterr().out
 
 
+def test_a_step_is_repeated_with_its_own_settings_after_a_resume_with_others(diverged, capsys):
+    """As the error advises to go on; and whoever gives settings at a replay means these."""
+    report = json.loads(diverged.read_text())
+    resume = ["train", "--resume", "run", "--train.learning_rate", "0.001", "--train.min_learning_rate", "0.0001"]
+    assert command([*resume, "--train.batch_size", "2", "--train.max_steps", str(report["step"] + 1)]) == 0
+    capsys.readouterr()
+    assert command(["train", "--replay", str(diverged), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("reproduced") is True
+    assert printed == report
+
+
 def test_replay_needs_the_text_of_the_run(diverged, corpus, capsys):
     Path("play.txt").write_text(corpus.text.replace("to", "ot"))
     assert command(["train", "--replay", str(diverged)]) == 2
