@@ -420,7 +420,13 @@ def peft_adapter(theirs, folder: str = "theirs", **changes) -> peft.PeftModel:
         {"target_modules": ["h.1.mlp.c_fc", "of_another_model"]},
         {"use_rslora": True},
         {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal", "r": 6},
         {"lora_dropout": 0.3},
+        {"target_modules": r".*\.(c_attn|c_fc)"},
+        {"target_modules": ["c_attn"], "layers_to_transform": [1]},
+        {"target_modules": ["c_attn"], "layers_to_transform": [1], "layers_pattern": "h"},
+        {"exclude_modules": ["mlp.c_proj"]},
+        {"exclude_modules": r".*h\.0\..*"},
     ],
 )
 def test_we_load_what_peft_saves(changes):
@@ -593,7 +599,14 @@ DAMAGE = {
         "attn.c_attn.lora_A.weight is not part of",
     ),
     "foreign targets": (lambda f: change_config(f, target_modules=["q_proj"]), r"\['q_proj'\] names no layer"),
-    "regular expression": (lambda f: change_config(f, target_modules=".*c_attn"), r"'\.\*c_attn' names no layer"),
+    "an expression, no layer": (
+        lambda f: (change_tensors(f, lambda t: t.clear()), change_config(f, target_modules=".*c_attn")),
+        r"'\.\*c_attn' names no layer",
+    ),
+    "an expression, half a layer": (
+        lambda f: (change_tensors(f, lambda t: t.pop(KEY)), change_config(f, target_modules=".*")),
+        f"{KEY} is missing",
+    ),
     "DoRA": (lambda f: change_config(f, use_dora=True), "plain LoRA: use_dora = True"),
     "rank_pattern": (lambda f: change_config(f, rank_pattern={"h.0.mlp.c_fc": 2}), "plain LoRA: rank_pattern = "),
     "alpha_pattern": (lambda f: change_config(f, alpha_pattern={"c_fc": 2}), "plain LoRA: alpha_pattern = "),

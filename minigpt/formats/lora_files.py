@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the w
 # The settings of an adapter_config.json that are read, or that change no numbers.
 _ACCEPTED = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
-    "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_version", "qalora_group_size",
-    "revision", "task_type",
+    "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
 # Settings that must have one of these values, because only this is computed here. All other settings must be off.
 _FIXED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),  # other initialisations change the base too
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # other initialisations change the base too
 }
 
 
@@ -151,9 +151,9 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         names = " or ".join(map(str, inside))
         raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
     content = read_json(config_path)
-    config = _config_from_peft(content, config_path, model)
     check_values(weights)
     stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
+    config = _config_from_peft(content, config_path, model, stored)
     if recorded is not None and recorded != (own := base_checksum(model)):
         raise CheckpointError(
             f"{folder} adapts another base, with the checksum {recorded[:12]}; this model has {own[:12]}",
@@ -199,8 +199,12 @@ def _peft_tensors(adapter: Mapping[str, LowRank]) -> dict[str, Tensor]:
     }
 
 
-def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoRAConfig:
-    """The LoRA that an adapter_config.json describes; the targets are the full names of its layers."""
+def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT, stored: Collection[str]) -> LoRAConfig:
+    """The LoRA that an adapter_config.json describes; the targets are the full names of its layers.
+
+    A list of targets says which layers these are, so that a missing one is noticed. Where they are chosen otherwise, by
+    an expression or as a list without some of them, the names of the tensors tell.
+    """
     refused = [
         f"{key} = {value!r:.80}"
         for key, value in {"peft_type": None, **content}.items()
@@ -212,13 +216,16 @@ def _config_from_peft(content: Mapping[str, Any], path: Path, model: GPT) -> LoR
             "choose an adapter of plain LoRA; nothing that would change the numbers is ignored",
         )
     targets = content.get("target_modules")
-    listed_names = targets if isinstance(targets, list) and are_texts(targets) else []
-    # PEFT accepts a target that matches nothing. Whether a layer is missing is seen from the tensors.
-    layers = matching(list(adaptable(model)), [name.removeprefix(_TRUNK) for name in listed_names])
+    known = list(adaptable(model))
+    if isinstance(targets, list) and not any(map(content.get, ("exclude_modules", "layers_to_transform"))):
+        # PEFT accepts a target that matches nothing.
+        layers = matching(known, [name.removeprefix(_TRUNK) for name in targets] if are_texts(targets) else [])
+    else:
+        layers = [layer for layer in known if f"base_model.model.{_TRUNK}{layer}.lora_A.weight" in stored]
     if not layers:
         raise CheckpointError(
             f"{path}: target_modules = {targets!r:.80} names no layer of this model",
-            "it must be a list of linear layers of GPT-2's blocks, such as c_attn",
+            "it must name linear layers of GPT-2's blocks, such as c_attn",
         )
     try:  # settings that the file lacks have PEFT's defaults
         config = LoRAConfig(
