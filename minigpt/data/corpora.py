@@ -6,19 +6,21 @@ that table always means the named corpus; `./shakespeare` means the file or fold
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import re
 import stat
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, named, near
+from minigpt.errors import DataError, DownloadError, MissingFileError, TextNote, named, near
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -87,6 +89,7 @@ class Corpus:
         floor: a function of (start, stop): the exact loss of a perfect model on text[start:stop], given all the text
             before it, in nats per character. None if it is not known.
         val_start: where in the text a validation text of its own begins. None if a share of the text validates.
+        starts: where in the text its files begin, if there are several; with a validation text, those of this alone.
     """
 
     name: str
@@ -94,19 +97,36 @@ class Corpus:
     origin: str
     floor: Callable[[int, int], float] | None = field(default=None, repr=False)
     val_start: int | None = None
+    starts: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     def with_validation(self, other: "Corpus") -> "Corpus":
         """This text to learn from, and another to validate."""
         origin = f"{self.origin}; to validate, {other.origin}"
-        return Corpus(self.name, self.text + other.text, origin, val_start=len(self.text))
+        border = len(self.text)
+        starts = tuple(border + start for start in other.starts or (0,))
+        return Corpus(self.name, self.text + other.text, origin, val_start=border, starts=starts)
 
     def check_held_out(self) -> None:
-        """Raise DataError if a validation text of its own is a part of what is learned: its loss would tell nothing."""
-        if self.val_start is not None and self.text[self.val_start :] in self.text[: self.val_start]:
+        """Raise DataError if all files of a validation text of its own are learned: its loss would tell nothing.
+
+        If some of them are, a TextNote says so. Blanks at the ends of a file do not count.
+        """
+        if self.val_start is None:
+            return
+        learned, ends = self.text[: self.val_start], (*self.starts[1:], None)
+        files = [self.text[start:end].strip() for start, end in zip(self.starts, ends, strict=True)]
+        copied = [file for file in files if file and file in learned]
+        if len(copied) == len(list(filter(None, files))):
             raise DataError(
                 f"all of the text to validate is in {self.name}, which is learned",
                 f"give another text as {named('val_data')}, or leave it out: then the end of {self.name} validates",
             )
+        if copied:
+            begins = f"such as the one that begins {copied[0][:30]!r}"
+            note = (
+                f"{len(copied)} of {len(files)} files to validate are also learned, {begins}: their loss tells nothing"
+            )
+            warnings.warn(TextNote(note), stacklevel=2)
 
 
 def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.0) -> Corpus:
@@ -244,8 +264,9 @@ def _stdlib() -> Corpus:
 def _from_path(path: Path) -> Corpus:
     if path.is_dir():
         files = files_below(path, TEXT_SUFFIXES)
-        texts = (read_plain_text(file) for file in files)
-        text = "\n".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
+        texts = [text if text.endswith("\n") else text + "\n" for text in map(read_plain_text, files) if text]
+        text = "\n".join(texts)
+        starts = tuple(itertools.accumulate((len(text) + 1 for text in texts[:-1]), initial=0))
         origin = f"{path}, {len(files)} files" + left_out(path, files)
     else:
         if path.name.lower().endswith(OTHER_RECORDS):
@@ -253,13 +274,13 @@ def _from_path(path: Path) -> Corpus:
                 f"{path} ends in {path.suffix}, a form that is not read as one text",
                 "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
             )
-        text, origin = read_plain_text(path), str(path)
+        text, origin, starts = read_plain_text(path), str(path), ()
     if not text.strip():
         raise DataError(
             f"there is no text in {path}",
             f"name a file with text in it, or a folder with files that end in {' '.join(TEXT_SUFFIXES)}",
         )
-    return Corpus(source_name(path), text, origin)
+    return Corpus(source_name(path), text, origin, starts=starts)
 
 
 def kind_of(separate: str, source: str) -> Literal["text", "documents", "dialogues"]:

@@ -8,6 +8,7 @@ import socket
 import tarfile
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -553,3 +554,37 @@ def test_a_text_that_is_learned_does_not_validate(held):
         both.check_held_out()
     for sound in (learned, learned.with_validation(Corpus("held", "de\nabc\n", "made up"))):
         sound.check_held_out()
+
+
+FILES = {"a.txt": "To be, or not\n", "b.txt": "to be: that is\n", "c.txt": "the question"}
+
+
+@pytest.mark.parametrize(
+    ("held", "copied"),
+    [
+        ({"a.txt": FILES["a.txt"]}, "all"),
+        ({"b.txt": "\n" + FILES["b.txt"] + "\n\n"}, "all"),
+        ({"a.txt": FILES["a.txt"], "c.txt": FILES["c.txt"]}, "all"),  # which are not neighbours in what is learned
+        ({"a.txt": FILES["a.txt"], "d.txt": "Whether 'tis nobler"}, "1 of 2"),
+        ({"d.txt": "Whether 'tis nobler", "e.txt": FILES["c.txt"], "f.txt": FILES["b.txt"]}, "2 of 3"),
+        ({"d.txt": "Whether 'tis nobler"}, "none"),
+    ],
+)
+def test_files_to_validate_are_looked_for_one_by_one(tmp_path, held, copied):
+    for folder, files in (("books", FILES), ("held", held)):
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text, encoding="utf-8")
+    lone = tmp_path / "held" / next(iter(held))
+    corpora = [load_corpus(tmp_path / "held"), *([load_corpus(lone)] if len(held) == 1 else [])]
+    for other in corpora:
+        both = load_corpus(tmp_path / "books").with_validation(other)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            if copied == "all":
+                with pytest.raises(DataError, match="all of the text to validate is in books"):
+                    both.check_held_out()
+            else:
+                both.check_held_out()
+        expected = [f"{copied} files to validate are also learned"] if "of" in copied else []
+        assert [str(note.message).partition(",")[0] for note in notes] == expected
