@@ -15,6 +15,7 @@ from minigpt.cli.main import parser_of
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import GPTConfig
 from minigpt.data.dialogues import with_template
+from minigpt.errors import ConfigError
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import GPT2Tokenizer
@@ -241,6 +242,17 @@ def test_every_command_that_trains_refuses_what_would_change_nothing(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert run([command, "--train.epochs", "2", "--train.eval_interval", "3"]) == 2
     assert "--train.eval_interval 3 would change nothing: --train.epochs 2 decides it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_how_processes_share_the_work_is_refused_where_there_is_one(monkeypatch, command, how):
+    parser = parser_of(command, [])[0]
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigError, match=f"--train.parallel {how} would change nothing: there is one process"):
+        parser.parse(["--train.parallel", how])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parser.parse(["--train.parallel", how])
 
 
 @pytest.mark.parametrize("command", [name for name in SETTINGS if name != "inspect"])
