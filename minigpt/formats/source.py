@@ -535,7 +535,7 @@ def _config_from_tensors(stored: dict[str, StoredTensor], path: Path) -> GPTConf
 
 
 def _name_the_embedding(stored: dict[str, StoredTensor]) -> None:
-    """Give a tied matrix that lies under the head's name alone, as safetensors' `save_model` keeps it, its own name."""
+    """Give a tied matrix that lies under the head's name alone, as safetensors itself keeps it, its own name."""
     if "lm_head.weight" in stored:
         stored.setdefault("wte.weight", stored["lm_head.weight"])
 
