@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, named, refuse_if
+from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, either, named, refuse_if
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
@@ -405,6 +405,15 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
     ),
 }  # fmt: skip
 DEFAULT_PRESET = "shakespeare-quick"
+
+
+def check_has_base(config: RunConfig) -> None:
+    """Refuse an adapter without a model to adapt. Raises ConfigError."""
+    if config.train.lora_rank and not config.init_from:
+        raise ConfigError(
+            f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
+            either(f"name it with {named('init_from')}", f"leave {named('lora_rank')} out to train a new one"),
+        )
 
 
 @checked

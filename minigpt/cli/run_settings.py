@@ -15,6 +15,7 @@ from minigpt.config import (
     DocumentsConfig,
     RunConfig,
     TrainConfig,
+    check_has_base,
     preset,
     read_yaml,
     written_in,
@@ -122,6 +123,8 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
             "leave it out" if own else "use --documents.val_size, or --val-data for a file of their own",
         )
     t, d = config.train, config.documents
+    if "lora_rank" in from_flags.get("train", {}):
+        check_has_base(config)  # before a corpus is asked for
     ratio, lora = t.warmup_ratio, ("lora_alpha", "lora_dropout", "lora_targets")
     documents = [name for name in vars(d) if name != "separate"]
     for section, names, overruled, why, how in (

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minigpt.config import LoRAConfig, RunConfig, TrainConfig
+from minigpt.config import LoRAConfig, RunConfig, TrainConfig, check_has_base
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus, kind_of, source_name
 from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, data_checksum, keyword_line
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare
-from minigpt.errors import ConfigError, MissingFileError, did_you_mean, either, first_line, named
+from minigpt.errors import ConfigError, MissingFileError, did_you_mean, first_line, named
 from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
@@ -245,15 +245,6 @@ def read_data(
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
     train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.rows)
     return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
-
-
-def check_has_base(config: RunConfig) -> None:
-    """Refuse an adapter without a model to adapt. Raises ConfigError."""
-    if config.train.lora_rank and not config.init_from:
-        raise ConfigError(
-            f"{named('lora_rank', config.train.lora_rank)} adapts a trained model, and there is none to start from",
-            either(f"name it with {named('init_from')}", f"leave {named('lora_rank')} out to train a new one"),
-        )
 
 
 def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:

@@ -245,6 +245,16 @@ def test_every_command_that_trains_refuses_what_would_change_nothing(tmp_path, m
 
 
 @pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
+def test_an_adapter_of_nothing_is_refused_before_a_corpus_is_asked_for(command, monkeypatch, capsys):
+    for place in ("load_quickstart_corpus", "load_data"):
+        monkeypatch.setattr(f"minigpt.cli.trainings.{place}", lambda *_: pytest.fail("a corpus was asked for"))
+    assert run([command, "--train.lora_rank", "2", "--train.optimizer", "adamw"]) == 2
+    told = capsys.readouterr().err
+    assert "--train.lora_rank 2 adapts a trained model, and there is none to start from" in told
+    assert ("--init-from" in told) == (command != "quickstart")  # which has no such flag
+
+
+@pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_how_processes_share_the_work_is_refused_where_there_is_one(monkeypatch, command, how):
     parser = parser_of(command, [])[0]
