@@ -44,8 +44,8 @@ def prompt_texts(settings: Prompts) -> list[tuple[str, str]]:
         return texts if len(texts) > 1 else [("the prompt", text) for _, text in texts or [("", "")]]
     advice = "name a text file with one prompt a line"
     path = named_path(file, "prompts_file")
-    if path.is_dir():
-        raise DataError(f"{file} is a folder", advice)
+    if path.is_dir() or file.lower().endswith(NAMED_RECORD_SUFFIXES):
+        raise DataError(f"{file} is a {'folder' if path.is_dir() else 'file of records'}", advice)
     if not path.exists():
         raise MissingFileError(f"there is no file {file}", advice)
     lines = [

@@ -138,12 +138,15 @@ def transformers_config(
         for key, value in (carried or {}).items()
         if key not in _DECIDED and not key.startswith("_") and value is not None and _is_sound(key, value, config)
     }
-    ends: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    ends: dict[str, int | list[int] | None] = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         own = {f"{role}_id": tokenizer.special_id(role) for role in ("bos_token", "eos_token", "pad_token")}
         # The tokenizer may name a token whose id is beyond the model's vocabulary.
         ends |= {key: own_id for key, own_id in own.items() if own_id is not None and own_id < config.vocab_size}
+        learned, last = tokenizer.eos_token_id, ends["eos_token_id"]
+        if isinstance(last, int) and learned not in (None, last):  # a training here ends documents with the usual one
+            ends["eos_token_id"] = [last, learned]
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: same[0] for key, same in _FIXED.items() if same[0] is not None},

@@ -68,7 +68,14 @@ from minigpt.model import GPT
 from minigpt.packed import PackedGPT, pack
 from minigpt.parameters import empty_model, shapes_alone
 from minigpt.system.files import listed, named_path
-from minigpt.tokenizers import GPT2Tokenizer, Tokenizer, check_has_tokenizer, check_vocabulary, load_tokenizer
+from minigpt.tokenizers import (
+    END_OF_TEXT,
+    GPT2Tokenizer,
+    Tokenizer,
+    check_has_tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+)
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64, which is also one of 128
 
@@ -348,9 +355,13 @@ class Source:
         spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
         if not self.run and spare and (names or spare >= 128 or size % 8):
             some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
+            usual = tokenizer.eos_token_id
+            own = [tokenizer.special_id(role) for role in ("bos_token", "eos_token")]
+            others = [repr(names[i - tokenizer.vocab_size]) for i in own if i is not None and i >= tokenizer.vocab_size]
+            ends = f"; documents begin and end with {END_OF_TEXT}, not with {' and '.join(others)}" if others else ""
             yield ModelNote(
                 f"{spare:,} of the {size:,} ids of {path} stand for no text{some}: `encode` never gives them, and they "
-                "are never drawn"
+                f"are never drawn{ends if usual is not None else ''}"
             )
 
 

@@ -19,7 +19,7 @@ from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigpt.data.corpora import load_corpus
+from minigpt.data.corpora import read_plain_text
 from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError, brief, first_line
 from minigpt.formats.hub import OTHER_NAME, TOKENIZER
 from minigpt.system.files import named_path, read_json, read_text, write_text
@@ -215,7 +215,7 @@ def named_tokenizer(name: str | Path) -> Tokenizer:
         content = read_json(path)
         return _reproduced(content, {}, path) if "model" in content else load_tokenizer(path)
     if os.path.lexists(path):
-        return CharTokenizer.from_text(load_corpus(path).text)
+        return CharTokenizer.from_text(read_plain_text(path))
     if name in OTHER_NAME:  # all of these models have it
         return GPT2Tokenizer()
     raise MissingFileError(

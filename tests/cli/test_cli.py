@@ -183,6 +183,8 @@ def test_texts_that_are_banned_or_required(trained, capsys):
     (["--ban", "?"], ["'?' (U+003F)"]),
     (["--prompts-file", "nowhere.txt"], ["there is no file nowhere.txt", "one prompt a line"]),
     (["--prompts-file", "."], [". is a folder", "one prompt a line"]),
+    (["--prompts-file", "p.jsonl"], ["p.jsonl is a file of records", "one prompt a line"]),
+    (["--prompts-file", "p.CSV"], ["p.CSV is a file of records", "one prompt a line"]),
     (["--temperature", "nan"], ["--temperature nan: expected a number"]),
     (["--num-beams", "2.5"], ["--num-beams 2.5: expected a whole number"]),
     (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),

@@ -727,6 +727,26 @@ def test_special_tokens_go_out_with_the_model(added):
     assert len(there) == SMALL.vocab_size + len(added)
 
 
+@pytest.mark.parametrize("roles", [{"eos_token": "<eos>"}, {"bos_token": "<bos>", "eos_token": "<eos>"}])
+def test_an_end_of_the_tokenizers_own_is_written_beside_the_one_that_is_learned(roles):
+    """A training here ends documents with <|endoftext|>, which the note says, whatever was added."""
+    save_hf(GPT(GPTConfig(SMALL.vocab_size, 13, 2, 3, 15)), SMALL, "plain")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("plain")
+    tokenizer.add_special_tokens(roles)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("plain")
+    theirs.config.eos_token_id = theirs.generation_config.eos_token_id = None  # so the tokenizer alone says it
+    theirs.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    theirs.save_pretrained("reference")
+    tokenizer.save_pretrained("reference")
+    Path("reference/generation_config.json").unlink()
+    names = " and ".join(f"'{name}'" for name in roles.values())
+    with pytest.warns(ModelNote, match=rf"; documents begin and end with <\|endoftext\|>, not with {names}$"):
+        model, ours = load_model("reference")
+    save_hf(model, ours, "out")
+    assert load_there(Path("out")).generation_config.eos_token_id == [tokenizer.eos_token_id, SMALL.eos_token_id]
+    assert SMALL.eos_token_id in ours.end_ids
+
+
 def test_a_token_that_the_model_was_never_made_large_enough_for():
     """People add [PAD] and forget to resize: it is a name, and no id of the model."""
     _, folder = resized(261, ["[PAD]"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.errors import CheckpointError, ConfigError, InputError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, DataError, InputError, MissingFileError
 from minigpt.formats import tokenizer_files
 from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
@@ -283,6 +283,14 @@ def test_a_file_is_known_by_what_it_holds(name: str, pairs: GPT2Tokenizer, expor
     if name not in ("vocab.json", "merges.txt"):
         hf.Tokenizer.from_file(str(exported / "tokenizer.json")).save(str(tmp_path / name))
     assert named_tokenizer(tmp_path / name).fingerprint() == pairs.fingerprint()
+
+
+def test_a_pickle_is_no_text_whose_characters_are_the_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "meta.pkl"  # which nanoGPT writes; never opened as one
+    path.write_bytes(b"\x80\x04\x95\x0b\x00")
+    with pytest.raises(DataError, match="0x80") as raised:
+        named_tokenizer(path)
+    assert "UTF-8 text" in raised.value.how
 
 
 def test_a_file_of_another_name_may_be_foreign_or_none(described: dict[str, Any], tmp_path: Path) -> None:
