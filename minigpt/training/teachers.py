@@ -26,7 +26,6 @@ from minigpt.data.tokens import IGNORED
 from minigpt.errors import ConfigError, MissingFileError, either, named
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.source import Source, open_source
-from minigpt.lora import without_adapters
 from minigpt.model import GPT
 from minigpt.parameters import with_text
 from minigpt.tokenizers import Tokenizer, check_has_tokenizer
@@ -95,19 +94,25 @@ def find_teachers(config: RunConfig, tokenizer: Tokenizer, own: Path | None = No
         own: the run directory.
 
     Raises:
-        MissingFileError: if there is no such model; the second line trains one.
+        MissingFileError: if some of them are not there; the second line trains these.
         ConfigError: if a teacher is the run itself, gives a text other ids, or reads less of it at once.
     """
-    found = []
+    found, missing = [], []
     for name in config.train.teachers:
         if own is not None and own.resolve() in (Path(name).resolve(), Path(name).resolve().parent):
             raise ConfigError(f"{name} is this run, which cannot be its own teacher", f"name others as {_FLAG}")
         try:
-            source = open_source(name)
-        except MissingFileError as error:
-            train = f"train it: {_how_to_train(name, config)}"
-            other = f"name where it lies now as {_FLAG}"
-            raise MissingFileError(f"{error.what}, and this run learns from it", either(train, other)) from None
+            found.append(open_source(name))
+        except MissingFileError:
+            missing.append(name)
+    if missing:
+        train = " && ".join(_how_to_train(name, config) for name in missing)
+        raise MissingFileError(
+            f"this run learns from {', '.join(missing)}, and from {Path.cwd()} no such model is found",
+            either(f"train it: {train}", f"name where it lies now as {_FLAG}"),
+        )
+    for source in found:
+        name = source.name
         theirs = check_has_tokenizer(source.tokenizer(needs_text=True), source.name)
         if theirs.fingerprint() != tokenizer.fingerprint():
             raise ConfigError(
@@ -121,7 +126,6 @@ def find_teachers(config: RunConfig, tokenizer: Tokenizer, own: Path | None = No
                 f"the teacher {name} reads {context} tokens at once, and this run's windows have {window}",
                 f"choose {named('block_size')} <= {context}, or name a teacher with a longer context as {_FLAG}",
             )
-        found.append(source)
     return found
 
 
@@ -130,7 +134,7 @@ def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.de
     models = []
     for source in sources:
         loaded, _ = source.load_for_text(block_size=config.model.block_size, dropout=0.0)
-        models.append(without_adapters(loaded).to(device).eval().requires_grad_(False))
+        models.append(loaded.to(device).eval().requires_grad_(False))
     return Teachers(models, config.train.teacher_weight, fast)
 
 

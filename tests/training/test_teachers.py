@@ -208,7 +208,7 @@ def test_a_resume_knows_its_teachers_by_their_weights(two):
         with pytest.raises(CheckpointError, match="are not those that run/last has learned from"):
             train(updated(longer, {"train": {"teachers": other}}), DOCUMENTS, "run", quiet, resume=True)
     shutil.move("b", "moved")
-    with pytest.raises(minigpt.errors.MissingFileError, match=r"this run learns from it\n.*name where it lies now as"):
+    with pytest.raises(minigpt.errors.MissingFileError, match=r"this run learns from .*\n.*name where it lies now as"):
         train(longer, DOCUMENTS, "run", quiet, resume=True)
     moved = updated(longer, {"train": {"teachers": ("a", "moved")}})
     assert train(moved, DOCUMENTS, "run", quiet, resume=True).step == 9
@@ -259,6 +259,7 @@ def test_an_adapter_is_a_teacher_as_it_computes(two):
 
 def test_settings_in_a_file(two):
     train(taught(two, train={"max_steps": 3}), DOCUMENTS, "run", quiet)
+    assert [Path(name).name for name in read_config(RunDirectory(Path("run"))).train.teachers] == ["a", "b"]
     content = read_yaml("run/config.yaml")
     assert [Path(name).name for name in content["train"].pop("teachers")] == ["a", "b"]
     assert content["train"].pop("teacher_weight") == 0.5
@@ -290,11 +291,13 @@ def test_each_mistake_is_two_lines_before_anything_is_made(play, capsys):
         return two_lines(capsys, *play, *(word for name in names for word in ("--train.teachers", name)))
 
     save("good", 1)
-    first, second = said("good", "checkpoints/teacher-3")
-    assert first == f"checkpoints/teacher-3 does not exist in {Path.cwd()}, and this run learns from it"
-    words = f"minigpt train --data {Path('play.txt').absolute()} --tokenizer char --model.block_size 7 --seed 3 --out "
-    assert f"{words}checkpoints/teacher-3, or name" in second
-    assert "name where it lies now as --train.teachers" in second
+    first, second = said("checkpoints/wise-3", "good", "gone")
+    assert first == f"this run learns from checkpoints/wise-3, gone, and from {Path.cwd()} no such model is found"
+    train = f"minigpt train --data {Path('play.txt').absolute()} --tokenizer char --model.block_size 7"
+    assert second == (
+        f"train it: {train} --seed 3 --out checkpoints/wise-3 && {train} --seed 1 --out gone, or name where it lies "
+        "now as --train.teachers"
+    )
     save("order", 1, tokenizer=CharTokenizer(TOKENIZER.characters[::-1]))
     first, second = said("order")
     assert "order has another tokenizer than this run: CharTokenizer" in first
@@ -312,7 +315,5 @@ def test_each_mistake_is_two_lines_before_anything_is_made(play, capsys):
 def test_a_folder_named_after_a_preset_is_trained_by_it(play, capsys):
     name = next(iter(PRESETS))
     found = two_lines(capsys, *play, "--train.teachers", f"checkpoints/{name}-2")[1]
-    assert (
-        f"minigpt train --preset {name} --data {Path('play.txt').absolute()} --seed 2 --out checkpoints/{name}-2"
-        in found
-    )
+    words = f"minigpt train --preset {name} --data {Path('play.txt').absolute()} --seed 2 --out checkpoints/{name}-2"
+    assert words in found
