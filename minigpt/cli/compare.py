@@ -29,6 +29,7 @@ from minigpt.evaluation.comparison import (
     mean_interval,
 )
 from minigpt.evaluation.diversity import WORD_MEANING
+from minigpt.formats.lora_files import adapter_folder, adapter_settings
 from minigpt.model import GPT
 from minigpt.system import terminal
 from minigpt.system.files import check_output, write_text
@@ -108,6 +109,8 @@ def _check(settings: Compare) -> None:
             f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",
             "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
         )
+    for adapter in settings.adapter:
+        adapter_settings(adapter_folder(adapter))
     check_field(settings.text_field, [], settings.training_data)
     for file in settings.out:
         check_output(Path(file), OUTPUTS)

@@ -20,7 +20,7 @@ from minigpt.config import (
     read_yaml,
     written_in,
 )
-from minigpt.data.corpora import NAMED_SOURCES, are_documents
+from minigpt.data.corpora import NAMED_SOURCES, are_documents, check_there
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.system.files import named_path
 
@@ -162,6 +162,7 @@ def shaped_as_base(settings: RunSettings) -> RunConfig:
     from minigpt.formats.source import open_source
 
     config = settings.config
+    check_there(config.data.source)  # before a model is fetched
     wanted = {**settings.from_file.get("model", {}), **settings.from_flags.get("model", {})}
     asked = {name: getattr(config.model, name) for name in wanted if name != "vocab_size"}
     shape = open_source(config.init_from).shape(rates_may_differ="dropout" in asked)

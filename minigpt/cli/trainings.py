@@ -34,6 +34,7 @@ from minigpt.system.terminal import number
 from minigpt.training.distributed import joined
 from minigpt.training.log import epochs_of, print_line_for, print_nothing
 from minigpt.training.loop import TrainResult, train
+from minigpt.training.trackers import tracking_library
 
 
 def train_and_say(
@@ -56,6 +57,8 @@ def train_and_say(
         if not resume:
             check_new(run or unused_run(CHECKPOINTS, name or "run"))  # before a corpus is downloaded in vain
         choose_dtype(config.dtype, choose_device(config.device))  # also before
+        if processes.first:
+            tracking_library(config.report_to)
         with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
             data: Corpus | Documents
             if quickstart:

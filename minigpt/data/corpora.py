@@ -157,12 +157,19 @@ def load_corpus(source: str | Path, *, verse_seed: int = 0, timeout: float = 20.
             return Corpus(source, verse.text, f"verse that minigpt wrote itself, seed {verse_seed}", verse.floor)
         case "stdlib":
             return _stdlib()
+    check_there(source)
+    return _from_path(named_path(source, "source"))
+
+
+def check_there(source: str | Path) -> None:
+    """Raise MissingFileError if a source is neither a name nor a path."""
+    if source in NAMED_SOURCES:
+        return
     if isinstance(source, str | Path) and not os.path.exists(os.path.expanduser(source)):
         raise MissingFileError(
             f"there is no corpus, file or folder named {str(source)!r}",
             f"{near(str(source).lower(), NAMED_SOURCES)}give a path, or one of: {', '.join(NAMED_SOURCES)}",
         )
-    return _from_path(named_path(source, "source"))
 
 
 def lasting_source(source: str) -> str:

@@ -141,16 +141,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     """
     folder = adapter_folder(folder)
     config_path, weights = folder / CONFIG, folder / WEIGHTS
-    if not weights.exists() and weights.with_suffix(".bin").exists():
-        raise CheckpointError(
-            f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",
-            "load it with a newer PEFT and save it again, as .safetensors",
-        )
-    if not config_path.exists() and (inside := adapters_at(folder)):
-        what = "a run" if Path(folder, "config.yaml").exists() else "a folder with adapters in it"
-        names = " or ".join(map(str, inside))
-        raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
-    content = read_json(config_path)
+    content = adapter_settings(folder)
     check_values(weights)
     stored, recorded = open_weights(weights), read_metadata(weights).get(_BASE)
     config = _config_from_peft(content, config_path, model, stored)
@@ -166,6 +157,25 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         note = f"{folder} does not say which base it adapts: its shapes fit this one, and no more is known"
         warnings.warn(ModelNote(note), stacklevel=3)  # above `checked`
     return list(adapter)
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The content of an adapter's configuration, which needs no model.
+
+    Raises:
+        MissingFileError, CheckpointError: if it is not there, or if the weights are in an older file.
+    """
+    config_path, weights = folder / CONFIG, folder / WEIGHTS
+    if not weights.exists() and weights.with_suffix(".bin").exists():
+        raise CheckpointError(
+            f"{folder} has its weights in {weights.stem}.bin, which old versions of PEFT wrote",
+            "load it with a newer PEFT and save it again, as .safetensors",
+        )
+    if not config_path.exists() and (inside := adapters_at(folder)):
+        what = "a run" if Path(folder, "config.yaml").exists() else "a folder with adapters in it"
+        names = " or ".join(map(str, inside))
+        raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
+    return read_json(config_path)
 
 
 def adapter_folder(name: Path | str) -> Path:

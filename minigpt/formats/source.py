@@ -44,7 +44,7 @@ from minigpt.formats.config_json import (
 )
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
-from minigpt.formats.lora_files import adapter_folder, adapters_at, base_of, load_adapter
+from minigpt.formats.lora_files import adapter_folder, adapter_settings, adapters_at, base_of, load_adapter
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
@@ -241,6 +241,7 @@ class Source:
         options: Loading = {"tokenizer": tokenizer, "block_size": block_size, "dropout": dropout}
         if adapter is not None:
             folder = adapter_folder(adapter)
+            adapter_settings(folder)  # raises now, before any weights are read, or downloaded
             if tokenizer is None and has_tokenizer(folder):
                 options["tokenizer"] = folder
             model, chosen = self.load(**options, needs_text=needs_text)

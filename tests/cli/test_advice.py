@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,28 @@ def test_a_text_that_is_too_short_is_read_with_the_block_size_that_is_advised(le
     way = re.search(r"--model.block_size (\d+),", capsys.readouterr().err.split("\n")[-2])
     if way:
         assert run([*line, way[1]]) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"{command} --model gpt2 --adapter nowhere" for command in (
+            "generate a", "chat", "next a", "score a", "compare a", "explore", "inspect heads a",
+            "eval --data learned.txt")),
+        "train --init-from gpt2 --data nowhere", "train --init-from gpt2 --data nowhere.jsonl",
+        "verify-resume --init-from gpt2 --data nowhere", "eval --model gpt2 --data nowhere",
+        "evaluate-text nowhere.txt --model gpt2", "compare --model gpt2 --prompt a --training-data nowhere",
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_missed_before_a_model_is_fetched(line, monkeypatch, failing):
+    monkeypatch.setattr("minigpt.formats.source.fetch_model", lambda name: pytest.fail("a model was asked for"))
+    assert re.search(r"there is no (\w+, )?file.* '?nowhere", failing(line.split()))
+
+
+def test_a_tracker_that_is_not_installed_is_missed_before_a_corpus_is_asked_for(monkeypatch, failing):
+    monkeypatch.setattr("minigpt.cli.trainings.load_data", lambda config: pytest.fail("a corpus was asked for"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "--report-to 'wandb' needs a package" in failing(["train", "--report-to", "wandb"])
 
 
 MISTAKES = [
