@@ -5,6 +5,7 @@ import re
 import sys
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,8 +204,9 @@ def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], di
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:
+    names = Counter(Path(result["file"]).name for result in results)
     for start in range(0, len(results), _FILES_PER_TABLE):
-        columns = [_cells(result) for result in results[start : start + _FILES_PER_TABLE]]
+        columns = [_cells(result, names) for result in results[start : start + _FILES_PER_TABLE]]
         for label in columns[0]:
             numbers = (" " + terminal.fitted(cells[label], 12, right=True) for cells in columns)
             print(terminal.fitted(label, 27) + "".join(numbers))
@@ -227,10 +229,11 @@ def _show_copy(result: dict[str, Any]) -> None:
     print(f"{heading}\n{textwrap.indent(textwrap.fill(quote, 76), '    ')}\n")
 
 
-def _cells(result: dict[str, Any]) -> dict[str, str]:
-    """The column of a file: label -> number. All files have the same labels."""
+def _cells(result: dict[str, Any], names: Counter[str]) -> dict[str, str]:
+    """The column of a file: label -> number. All files have the same labels; `names` has all of theirs."""
+    name = Path(result["file"]).name
     cells = {
-        "": Path(result["file"]).name,
+        "": name if names[name] == 1 else result["file"],
         "texts": f"{result['texts']:,}",
         "blank, left out": f"{result['blank']:,}",
         "words a text": f"{result['words_per_text']:.1f}",

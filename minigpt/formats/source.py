@@ -356,13 +356,15 @@ class Source:
         spare, names = size - tokenizer.vocab_size, [token.content for token in tokenizer.added]
         if not self.run and spare and (names or spare >= 128 or size % 8):
             some = f" ({listed([repr(name)[:40] for name in names])})" if names else ""
-            usual = tokenizer.eos_token_id
             own = [tokenizer.special_id(role) for role in ("bos_token", "eos_token")]
             others = [repr(names[i - tokenizer.vocab_size]) for i in own if i is not None and i >= tokenizer.vocab_size]
-            ends = f"; documents begin and end with {END_OF_TEXT}, not with {' and '.join(others)}" if others else ""
+            if not others or tokenizer.eos_token_id is None:
+                ends = ""
+            else:
+                ends = f"; documents begin and end with {END_OF_TEXT}, not with {' and '.join(others)}"
             yield ModelNote(
                 f"{spare:,} of the {size:,} ids of {path} stand for no text{some}: `encode` never gives them, and they "
-                f"are never drawn{ends if usual is not None else ''}"
+                f"are never drawn{ends}"
             )
 
 

@@ -237,6 +237,14 @@ def test_the_table_has_a_column_a_file_and_fits_eighty(texts, capsys, monkeypatc
     assert re.search(r"^13-grams copied( +-){4}$", out, re.MULTILINE)
 
 
+def test_columns_of_files_of_one_name_are_told_apart(texts, capsys):
+    for folder in ("before", "after"):
+        Path(folder).mkdir()
+        Path(folder, "t.txt").write_text("a b", encoding="utf-8")
+    command.answer(settings("before/t.txt", "after/t.txt", texts))
+    assert capsys.readouterr().out.splitlines()[0].split() == ["before/t.txt", "after/t.txt", "texts.txt"]
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "what"),
     [
