@@ -212,8 +212,8 @@ def inherited(base: GPT | None, end: int | None) -> dict[str, dict[str, Any]]:
     carried, _ = (came_with(base) if base else None) or ({}, None)
     found = {file: dict(said) for file, said in carried.items()}
     for said in found.values():
-        if end is not None and (ends := _ends(said)) and end not in ends:
-            said["eos_token_id"] = [*ends, end]
+        if end is not None and end not in (ends := _ends(said)):
+            said["eos_token_id"] = [*ends, end] if ends else end
     return found
 
 

@@ -13,8 +13,10 @@ import minigpt
 from minigpt.cli.main import answer as run
 from minigpt.config import LoRAConfig, read_yaml
 from minigpt.errors import ModelNote
+from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.formats.run_directory import save_run
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.lora import add_lora, merged
 from minigpt.tokenizers import CharTokenizer
@@ -273,3 +275,14 @@ def test_a_fine_tuned_model_has_the_settings_of_its_base(reference, imported, fu
         written = json.loads(Path("out", file).read_text(encoding="utf-8"))
         assert (written["my_key"], written["temperature"]) == ("kept", 0.3)
         assert set(written["eos_token_id"]) == set(ends)
+
+
+@pytest.mark.parametrize("said", [None, 5, [5, 7]])
+def test_what_a_training_learns_as_the_end_is_one_in_every_file(reference, said, tmp_path):
+    """Also where the base's own generation_config.json, which the reference library prefers, named none."""
+    model, tokenizer = load_model(changed_copy(reference, tmp_path / "base", eos_token_id=said))
+    save_run(model, tokenizer, tmp_path / "tuned", None, inherited(model, tokenizer.eos_token_id))
+    save_hf(*load_model(tmp_path / "tuned"), tmp_path / "out")
+    theirs = type(reference.theirs).from_pretrained(tmp_path / "out")
+    for found in (theirs.config.eos_token_id, theirs.generation_config.eos_token_id):
+        assert {tokenizer.eos_token_id} <= {*(found if isinstance(found, list) else [found])}
