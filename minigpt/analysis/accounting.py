@@ -289,12 +289,15 @@ def _mask_bytes(values: int) -> int:
     return -(-values // INT) * INT
 
 
+_PREFIXES = "kMGTPEZYRQ"  # all that there are
+
+
 def human(number: float, unit: str = "") -> str:
     """A number with three digits and a decimal prefix: 124439808 -> "124 M"."""
     power = 0
-    while number >= 999.5:
+    while number >= 999.5 and power < len(_PREFIXES):
         number, power = number / 1000, power + 1
-    return f"{number:.3g} {'kMGTPE'[power - 1] if power else ''}{unit}".rstrip()
+    return f"{number:.3g} {_PREFIXES[power - 1] if power else ''}{unit}".rstrip()
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:

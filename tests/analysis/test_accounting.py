@@ -206,6 +206,7 @@ def test_a_batch_that_cannot_be_is_refused(batch_size, tokens, wrong):
     [
         (0, "0"), (7, "7"), (999, "999"), (1536, "1.54 k"), (124_439_808, "124 M"), (99_960, "100 k"),
         (99_940, "99.9 k"), (999_600, "1 M"), (875_062_886_400, "875 G"), (2e18, "2 E"),
+        (3 * 10**21, "3 Z"), (5e32, "500 Q"), (7 * 10**33, "7e+03 Q"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(number, text):

@@ -166,12 +166,14 @@ export function signed(value, digits) {
   return (value < 0 ? "−" : "+") + text;
 }
 
+const PREFIXES = "kMGTPEZYRQ"; // all that there are
+
 /** A number with a decimal prefix: 124439808 -> "124 M". */
 export function human(number, unit = "") {
   let power = 0;
-  while (number >= 999.5) {
+  while (number >= 999.5 && power < PREFIXES.length) {
     number /= 1000;
     power += 1;
   }
-  return `${Number(number.toPrecision(3))} ${"kMGTPE"[power - 1] ?? ""}${unit}`.trimEnd();
+  return `${Number(number.toPrecision(3))} ${PREFIXES[power - 1] ?? ""}${unit}`.trimEnd();
 }
