@@ -123,9 +123,11 @@ class Result:
         if path.suffix.lower() == ".json":
             write_text(path, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
             return
-        axes = {"axes": {name: list(numbers.axes) for name, numbers in self.numbers.items()}}
+        # The names of arrays, of which a run's may be a part, are names of files too.
+        own = {name.encode("utf-8", "backslashreplace").decode(): numbers for name, numbers in self.numbers.items()}
+        axes = {"axes": {name: list(numbers.axes) for name, numbers in own.items()}}
         about = np.array(json.dumps(self.about() | axes, ensure_ascii=False, allow_nan=False))
-        arrays = {name: np.asarray(numbers.values) for name, numbers in self.numbers.items()}
+        arrays = {name: np.asarray(numbers.values) for name, numbers in own.items()}
         with atomic_write(path) as file:
             np.savez(file, allow_pickle=False, about=about, **arrays)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minigpt.cli.decoders import Setting, parse_setting
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, Compare
-from minigpt.cli.streams import print_json
+from minigpt.cli.streams import print_json, write_files
 from minigpt.cli.texts import check_field, check_fits, ids_of, prompt_texts, training_documents
 from minigpt.errors import InputError
 from minigpt.evaluation.comparison import (
@@ -79,13 +79,12 @@ def answer(settings: Compare) -> None:
                 )  # fmt: skip
                 rows.append(Row(spec, setting, completions, by_measure(completions, training)))
     result = _result(rows, [text for _, text in texts], settings.seed)
-    for file in settings.out:
-        _write(Path(file), result)
     if settings.json:
         print_json(result)
     else:
         _show(result)
         _show_texts(rows, [text for _, text in texts][: settings.show])
+    write_files(settings.out, lambda file: _write(file, result))
 
 
 def _specs(settings: Compare) -> list[tuple[str, str | None]]:
@@ -113,7 +112,7 @@ def _check(settings: Compare) -> None:
         adapter_settings(adapter_folder(adapter))
     check_field(settings.text_field, [], settings.training_data)
     for file in settings.out:
-        check_output(Path(file), OUTPUTS)
+        check_output(file, OUTPUTS)
 
 
 def _length(wanted: int | None, model: GPT, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> int:

@@ -12,11 +12,11 @@ import torch
 
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import Eval
-from minigpt.cli.streams import print_json, print_note
-from minigpt.cli.texts import data_of_run
+from minigpt.cli.streams import print_json
+from minigpt.cli.texts import data_of_run, val_data_beside, with_val_data
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, kind_of, source_name
+from minigpt.data.corpora import Corpus, are_documents, kind_of, source_name
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.sources import fitting_kind, load_data
@@ -56,13 +56,7 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
     if field := settings.text_field:
         fields = {"text_field": field, "prompt_field": "", "completion_field": ""}
         config = updated(config, {"documents": fields})
-    if settings.val_data:
-        if not config.data.val_data:
-            raise InputError(
-                f"--val-data {settings.val_data} is for a run whose validation data had a file of their own",
-                "leave --val-data out",
-            )
-        config = updated(config, {"data": {"val_data": settings.val_data}})
+    config = with_val_data(config, settings.val_data)
     told = settings.data or config.data.source
     if field and config.documents.separate == "off":
         raise InputError(
@@ -129,16 +123,10 @@ def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents,
     """The data that --data or else the run names, and whether the run was trained on them, wherever they lie now."""
     chosen = config
     if name is not None:
-        d, val_data = config.documents, config.data.val_data
+        d = config.documents
         documents = are_documents(d.separate, name)
-        if documents != are_documents(d.separate, config.data.source):
-            val_data = ""  # the run's other data were read in another way
-        elif not (val_data in NAMED_SOURCES or Path(val_data).exists()):
-            print_note(
-                f"{val_data}, this run's validation data, does not exist any more: all of {name} is measured, even "
-                "what this run was trained on; --val-data names its new place"
-            )
-            val_data = ""
+        alike = documents == are_documents(d.separate, config.data.source)
+        val_data = val_data_beside(config, name) if alike else ""  # else it was read in another way
         settings = replace(config.data, source=name, val_data=val_data)
         chosen = replace(config, data=settings, documents=d if documents else DocumentsConfig())
     data = data_of_run(chosen) if name is None else load_data(chosen)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from minigpt.cli.chat_report import markdown, printed
 from minigpt.cli.decoders import Setting, parse_setting
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import CHAT_SETTINGS, EvaluateChat
-from minigpt.cli.streams import print_json, print_note
+from minigpt.cli.streams import print_json, print_note, write_files
+from minigpt.cli.texts import says_how_to_name_data, val_data_beside, with_val_data
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.batches import encode
 from minigpt.data.corpora import kind_of
@@ -48,7 +49,7 @@ _CANDIDATES = 10
 def answer(settings: EvaluateChat) -> None:
     """Measure, then print or write."""
     for file in settings.out:
-        check_output(Path(file), OUTPUTS)
+        check_output(file, OUTPUTS)
     decoders = _decoders(settings)
     source = model_source(settings.model)
     dialogues, described = _dialogues(settings, source)
@@ -75,12 +76,11 @@ def answer(settings: EvaluateChat) -> None:
         "coherence": _coherence(settings, model, tokenizer, taken),
         **_compared(settings, _arms(settings, model, tokenizer, taken, turns, length, decoders), dialogues),
     }
-    for file in settings.out:
-        _write(Path(file), result, settings.out)
     if settings.json:
         print_json(result)
     else:
         print("\n".join(printed(result, settings.show)))
+    write_files(settings.out, lambda file: _write(file, result, settings.out))
 
 
 def _decoders(settings: EvaluateChat) -> list[Setting]:
@@ -111,12 +111,20 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
             "name some to measure it on: --data shakespeare-dialogues, or a file; or check --model",
         )
     config = trained if trained and spoken else RunConfig(documents=DocumentsConfig(separate="dialogues"))
+    config = with_val_data(config, settings.val_data)
     if settings.data is not None:
-        val_data = config.data.val_data if Path(config.data.val_data).exists() else ""
+        val_data = val_data_beside(config, settings.data)
         config = replace(config, data=replace(config.data, source=settings.data, val_data=val_data))
-    read = read_dialogues(config.data.source)
-    if trained and spoken and (held_out := held_out_dialogues(config, read)) is not None:
+    with says_how_to_name_data() if settings.data is None else nullcontext():
+        read = read_dialogues(config.data.source)
+        held_out = held_out_dialogues(config, read) if trained and spoken else None
+    if held_out is not None:
         return held_out, f"held-out dialogues of {config.data.source}"
+    if settings.data and settings.val_data:
+        raise InputError(
+            f"{settings.data} and --val-data {settings.val_data} are not what {source.name} was trained on",
+            "leave --val-data out, to measure all of other data",
+        )
     if settings.data is None:
         raise InputError(
             f"{config.data.source} has changed since {source.name} was trained on it",
@@ -233,12 +241,12 @@ def _replies(arm: Arm, failures: Sequence[Mapping[str, str]]) -> list[dict[str, 
     ]
 
 
-def _write(path: Path, result: dict[str, Any], out: Sequence[str]) -> None:
+def _write(path: Path, result: dict[str, Any], out: Sequence[Path]) -> None:
     match path.suffix.lower():
         case ".json":
             write_text(path, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
         case ".md":
-            beside = [Path(file) for file in out if Path(file).suffix.lower() in (".png", ".svg")]
+            beside = [file for file in out if file.suffix.lower() in (".png", ".svg")]
             pictures = [file.name for file in beside if file.absolute().parent == path.absolute().parent]
             write_text(path, "\n".join(markdown(result, pictures)) + "\n")
         case _:

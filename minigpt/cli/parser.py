@@ -28,6 +28,7 @@ from minigpt.config import is_plain, updated
 from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
 from minigpt.fields import check_fields, hints
 from minigpt.system import WIDTH
+from minigpt.system.files import named_path
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
 _THINGS = ("DIR", "FILE", "MODEL", "REPORT", "RUN", "SOURCE", "SRC", "T")  # metavars of what has a name, never ""
@@ -218,7 +219,7 @@ class TypedField:
                 expected = "a number written as 10, 0.5 or 1e-3"
         if expected:
             raise ConfigError(f"{self.flag} {shlex.quote(word)}: expected {expected}", "")
-        return kind(word)
+        return named_path(word, self.flag) if kind is Path else kind(word)
 
 
 def typed_fields(

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from minigpt.cli.parser import Command, Flag, Section
@@ -490,7 +491,7 @@ class Compare(Prompts, Reading):
     """the field of its records that is the text"""
     show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 2
     """prompts whose texts are printed side by side; --json has those of all"""
-    out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
+    out: Annotated[tuple[Path, ...], Flag("FILE", short="-o")] = ()
     """write texts and numbers (.json), texts (.csv) or a picture (.png, .svg)"""
 
 
@@ -565,6 +566,8 @@ p             of a paired permutation test: how often chance alone would make
     first = ("--model", "--data", "--setting", "--replies", "--out")
     data: Annotated[str | None, Flag("SOURCE")] = None
     """dialogues: a file, a folder or a named source, as for minigpt train (default: what a run was trained on)"""
+    val_data: Annotated[str | None, Flag("FILE")] = None
+    """where the dialogues that validated in the run lie now, if they have a file of their own"""
     turns: Annotated[int | None, Bounds(1, 1_000_000, below="leaves nothing to reply to")] = None
     """the most turns before a reply, where replies are written (default: as in training)"""
     setting: Annotated[
@@ -590,7 +593,7 @@ p             of a paired permutation test: how often chance alone would make
     """rows that are computed at once"""
     show: Annotated[int, Bounds(0, 1_000_000, below="is too small")] = 1
     """examples of each failure that are printed; --json has all"""
-    out: Annotated[tuple[str, ...], Flag("FILE", short="-o")] = ()
+    out: Annotated[tuple[Path, ...], Flag("FILE", short="-o")] = ()
     """write a report (.md), all texts and numbers (.json) or a picture (.png, .svg); a report shows a picture that is
     written beside it"""
 

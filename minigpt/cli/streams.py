@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from minigpt.errors import CheckpointError, InputError, cut
@@ -145,6 +146,24 @@ def print_json(content: dict[str, Any]) -> None:
     # allows but terminals obey.
     text = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
     write_product(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def write_files(files: Sequence[Path], write: Callable[[Path], None]) -> None:
+    """Write the files of a result that was printed already. One that cannot be written keeps no other from it.
+
+    Raises:
+        OSError: the first that came; a note has each other one.
+    """
+    failed = []
+    for file in files:
+        try:
+            write(file)
+        except OSError as error:
+            failed.append(error)
+    for other in failed[1:]:
+        print_note(f"{other.filename} could not be written: {other.strerror}")
+    if failed:
+        raise failed[0]
 
 
 def print_error(what: str, how: str) -> None:

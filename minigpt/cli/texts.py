@@ -2,12 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt.cli.settings import Prompts
-from minigpt.cli.streams import with_stdin
-from minigpt.config import DocumentsConfig, RunConfig
+from minigpt.cli.streams import print_note, with_stdin
+from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
     NAMED_SOURCES,
@@ -169,7 +170,39 @@ def data_of_run(config: RunConfig) -> Corpus | Documents:
     Raises:
         MiniGPTError: where `load_data` raises one; if a path does not exist any more, the error asks for the new one.
     """
-    try:
+    with says_how_to_name_data():
         return load_data(config)
+
+
+@contextmanager
+def says_how_to_name_data() -> Iterator[None]:
+    """A block that reads a run's own data: for what does not exist any more, the error asks for the new place."""
+    try:
+        yield
     except MissingFileError as error:
         raise MissingFileError(error.what, "name where it lies now: --data, or --val-data") from None
+
+
+def with_val_data(config: RunConfig, val_data: str | None) -> RunConfig:
+    """The settings of a run with the new place of its validation data, if one is given.
+
+    Raises:
+        InputError: if its validation data had no file of their own.
+    """
+    if val_data and not config.data.val_data:
+        raise InputError(
+            f"--val-data {val_data} is for a run whose validation data had a file of their own", "leave --val-data out"
+        )
+    return updated(config, {"data": {"val_data": val_data}}) if val_data else config
+
+
+def val_data_beside(config: RunConfig, data: str) -> str:
+    """A run's validation data beside `data`; "" if they do not exist any more, and a note says what that means."""
+    val_data = config.data.val_data
+    if val_data in NAMED_SOURCES or Path(val_data).exists():
+        return val_data
+    print_note(
+        f"{val_data}, this run's validation data, does not exist any more: all of {data} is measured, even what this "
+        "run was trained on; --val-data names its new place"
+    )
+    return ""

@@ -13,7 +13,7 @@ from minigpt.decoding.constraints import num_required
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows, check_prompts
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
-from minigpt.errors import InputError, named, named_ids
+from minigpt.errors import InputError, either, named, named_ids
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text
@@ -87,11 +87,11 @@ class Request:
         if self.options.on_overflow == "stop":
             return room
         too_much = f"and {named('max_new_tokens', wanted)} do not fit" if room else "alone does not fit"
-        lower = f"lower {named('max_new_tokens')} to {room}, " if room else ""
+        lower = [f"lower {named('max_new_tokens')} to {room}"] if room else []
+        overflow = '"stop" ends when the context is full, "crop" goes on with the newest tokens'
         raise InputError(
             f"{named(f'prompt {number}')} of length {length} {too_much} block_size = {block_size}",
-            f"{lower}shorten the prompt, or choose {named('on_overflow')}: "
-            '"stop" ends when the context is full, "crop" goes on with the newest tokens',
+            either(*lower, "shorten the prompt", f"choose {named('on_overflow')}: {overflow}"),
         )
 
     def _check_draft(self) -> None:

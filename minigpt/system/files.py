@@ -272,9 +272,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, its line ends unchanged, completely or not at all."""
+    """Write UTF-8 text, its line ends unchanged, completely or not at all.
+
+    Half a character, as in a path that is not UTF-8, becomes an escape that JSON reads as the same.
+    """
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def named_path(name: object, what: str) -> Path:

@@ -380,7 +380,7 @@ def test_advice_is_in_words_of_the_command(line, capsys):
         ("eval {text}", "--data {text} or --val-data {text}"),
         ("eval bare/model.safetensors", "--model bare/model.safetensors"),
         ("explore {run}", "--model {run}"),
-        ("evaluate-chat {text}", "--data {text}"),
+        ("evaluate-chat {text}", "--data {text} or --val-data {text}"),
         ("generate a {run}", "--model {run}"),
         ("compare a {text}", "--training-data {text} or --prompts-file {text}"),
         ("inspect size {run}", "--model {run}"),
@@ -424,6 +424,16 @@ def test_a_text_that_names_a_file_is_told(line, meant, capsys):
 def test_what_is_given_by_its_place_is_asked_of_no_other_command(line, failing):
     told = failing(line.split())
     assert f"is given without a flag: minigpt {line.split()[0]} " in told
+
+
+@pytest.mark.parametrize("view", ["steps", "beams"])
+def test_a_view_without_room_advises_what_it_has(view, capsys):
+    assert run(["inspect", view, "ab", "--model", "run", "-n", "1000"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "error: the prompt of length 2 and --max-new-tokens 1000 do not fit" in told
+    assert "overflow" not in told
+    lower = re.search(r"lower (--max-new-tokens) to (\d+), or shorten the prompt", told)
+    assert run(["inspect", view, "ab", "--model", "run", *lower.groups()]) == 0
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")

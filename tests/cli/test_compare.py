@@ -1,6 +1,7 @@
 """`minigpt compare` as people type it: settings, a sweep, what it keeps, and what it says of mistakes."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from minigpt.cli import compare as command
+from minigpt.cli.main import answer
 from minigpt.cli.models import load
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import Compare
@@ -194,6 +196,40 @@ def test_texts_and_numbers_are_kept(capsys):
     with Path("out.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["completion"] for row in rows] == [one["completion"] for one in kept["completions"]]
+
+
+def test_one_file_that_cannot_be_written_loses_neither_the_others_nor_what_is_printed(capsys, monkeypatch):
+    real = command.write_text
+
+    def write_text(path, text):
+        if path.parent.name == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, text)
+
+    monkeypatch.setattr(command, "write_text", write_text)
+    files = ["full/a.json", "kept.csv", "full/b.csv", "kept.json"]
+    out = [word for file in files for word in ("-o", file)]
+    flags = ["--model", "one", "--prompt", "ab", *SETTINGS, "--max-new-tokens", "3", *out]
+    assert answer(["compare", *flags, "--json"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(Path("kept.json").read_text()) == json.loads(printed.out)
+    assert len(Path("kept.csv").read_text().splitlines()) > len(SETTINGS)
+    assert "note: full/b.csv could not be written: No space left on device" in printed.err
+    assert "error: No space left on device: full/a.json" in printed.err
+
+
+@pytest.mark.parametrize(
+    "line", ["compare --model one --prompt ab", "inspect size --model one", "inspect attn ab --model one"]
+)
+def test_a_home_folder_is_meant_behind_an_equals_sign_too(line, tmp_path, monkeypatch):
+    """Shells put it in place of ~ at the beginning of a word alone."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    save_run(random_model(GPTConfig(TOKENIZER.vocab_size, 11, 1, 1, 5), 3), TOKENIZER, Path("one"))
+    flag = "--output" if "inspect" in line else "--out"
+    assert answer([*line.split(), "--model", "one", f"{flag}=~/x.json"]) == 0
+    assert (tmp_path / "home" / "x.json").is_file()
+    assert not Path("~").exists()
 
 
 def test_a_picture_is_drawn():

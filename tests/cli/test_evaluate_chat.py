@@ -77,6 +77,33 @@ def test_it_measures_the_held_out_dialogues_as_eval_does(capsys):
     assert again == found
 
 
+@pytest.mark.parametrize("kind", ["file", "named"])
+def test_dialogues_that_validated_and_have_moved_can_be_named(capsys, kind):
+    """As in `eval`: else all that was trained on would be measured, without a word. A named source does not move."""
+    validation = "other.txt" if kind == "file" else "verse-dialogues"
+    line = f"train --data play.txt --val-data {validation} --tokenizer char --device cpu {SMALL}"
+    separate = "--documents.separate dialogues --documents.train_size 0 --documents.val_size 0 --out moved"
+    assert run(f"{line} {separate}".split()) == 0
+    command = ["--replies", "7", "--model", "moved"]
+    before = evaluated(capsys, *command, "--data", "play.txt")
+    assert before["data"] == "held-out dialogues of play.txt"
+    if kind == "named":
+        return
+    Path("other.txt").rename("new.txt")
+    assert evaluated(capsys, *command, "--data", "play.txt", "--val-data", "new.txt") == before
+    capsys.readouterr()
+    assert run(["evaluate-chat", *FEW, *command, "--data", "play.txt", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["data"] == "all of play.txt: 31 dialogues"
+    assert "validation data, does not exist any more: all of play.txt is measured" in " ".join(printed.err.split())
+    assert run(["evaluate-chat", *FEW, *command]) == 2
+    assert "name where it lies now: --data, or --val-data" in capsys.readouterr().err
+    assert run(["evaluate-chat", *FEW, *command, "--data", "new.txt", "--val-data", "play.txt"]) == 2
+    assert "leave --val-data out" in capsys.readouterr().err
+    assert run(["evaluate-chat", *FEW, "--model", "run", "--val-data", "new.txt"]) == 2
+    assert "--val-data new.txt is for a run whose" in capsys.readouterr().err
+
+
 def test_other_dialogues_are_measured_whole_by_any_model(capsys):
     found = evaluated(capsys, "--data", "other.txt")
     assert (found["data"], found["dialogues"]) == ("all of other.txt: 5 dialogues", 5)

@@ -4,9 +4,11 @@ The cases are made: each flag that names a thing meets each odd path; and each f
 folder of transformers is replaced by each odd thing. All end in two lines that are true, or in an answer.
 """
 
+import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +69,34 @@ def made(tmp_path_factory) -> Path:
     LETTERS.save(at / "tuned" / "tokenizer.json")
     (at / "texts.txt").write_text("abc\nbcd\n", encoding="utf-8")
     return at
+
+
+WRITTEN = {
+    "compare a --model {} --seeds 1 --max-new-tokens 1": ["json", "csv", "png", "svg"],
+    "inspect attn ab --model {}": ["json", "npz", "png", "svg"],
+    "inspect size --model {}": ["json", "npz", "png", "svg"],
+    "inspect runs {}": ["json", "npz", "png"],
+    "evaluate-chat --model {} --data play.txt --replies 5 --max-new-tokens 1 --candidates 2": ["json", "md", "png"],
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of files that are no UTF-8")
+@pytest.mark.parametrize(("line", "ending"), [(line, ending) for line, all_ in WRITTEN.items() for ending in all_])
+def test_a_model_in_a_folder_that_is_no_utf8_is_named_in_what_is_written(tmp_path, monkeypatch, line, ending):
+    """As from an archive of another system; JSON's escape gives the same name again."""
+    monkeypatch.chdir(tmp_path)
+    name, play = os.fsdecode(b"mod\xe8le"), ""
+    for n in range(5):
+        play += f"SCENE {n}\n\nANN:\nab{n}\n\nBOB:\nba{n}\n\nANN:\nb{n}a\n\n"
+    Path("play.txt").write_text(play)
+    tokenizer = CharTokenizer.from_text(play)
+    minigpt.save_run(random_model(GPTConfig(tokenizer.vocab_size, 97, 1, 1, 5), seed=3), tokenizer, name)
+    Path(name, "metrics.jsonl").write_text('{"step": 1, "tokens": 3, "seconds": 1.0, "train_loss": 2.0}\n')
+    words = [name if word == "{}" else word for word in line.split()]
+    assert run([*words, "-o", f"x.{ending}"]) == 0
+    if ending == "json":
+        content = json.loads(Path("x.json").read_text())
+        assert name in json.dumps(content, ensure_ascii=False)
 
 
 def check_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -52,16 +52,20 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
     output: Path | None = settings.output
     if output is not None:
         check_output(output, (*PICTURES, *DATA))
-    answer = view(settings)
+    try:
+        answer = view(settings)
+    except InputError as error:  # a view has one prompt
+        raise InputError(*error.renamed({"prompt 0": "the prompt"})) from error
     checks = answer.checks() if settings.check else []
     result = dataclasses.replace(answer.result, checks=checks if settings.check else None)
-    if output is not None:
-        _save(answer, result, output)
     if settings.json:
         print_json(result.to_dict())
     else:
-        ends = [f"written    {output}"] if output is not None else []
-        print("\n".join([*answer.lines, *_check_lines(checks), *ends]))
+        print("\n".join([*answer.lines, *_check_lines(checks)]))
+    if output is not None:
+        _save(answer, result, output)
+        if not settings.json:
+            print(f"written    {output}")
     if not all(check.ok for check in checks):
         sys.stdout.flush()
         sys.exit(1)
