@@ -380,7 +380,7 @@ def test_advice_is_in_words_of_the_command(line, capsys):
         ("eval {text}", "--data {text} or --val-data {text}"),
         ("eval bare/model.safetensors", "--model bare/model.safetensors"),
         ("explore {run}", "--model {run}"),
-        ("evaluate-chat {text}", "--data {text} or --val-data {text}"),
+        ("evaluate-chat {text}", "--data {text}"),
         ("generate a {run}", "--model {run}"),
         ("compare a {text}", "--training-data {text} or --prompts-file {text}"),
         ("inspect size {run}", "--model {run}"),
