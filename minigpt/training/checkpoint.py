@@ -655,7 +655,8 @@ def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:
 
 def _shown(setting: object) -> object:
     """A setting's value as a line shows it, also an empty one."""
-    return "none" if setting in ("", ()) else setting
+    setting = ", ".join(setting) if isinstance(setting, tuple) else setting
+    return "none" if setting == "" else setting
 
 
 def keep_best(run: RunDirectory, model: GPT, loss: float, step: int, base: str) -> list[str]:

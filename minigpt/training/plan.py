@@ -267,7 +267,7 @@ def predict_memory(config: RunConfig, device: torch.device, dtype: torch.dtype, 
     if shapes:
         blocks["asking teachers"] = {
             "activations": activations,
-            "logits and the teachers' mean": [value * tokens * m.vocab_size, FLOAT * tokens * m.vocab_size],
+            "logits, teachers' mean": [value * tokens * m.vocab_size, FLOAT * tokens * m.vocab_size],
             "a teacher's pass": max((_evaluation_blocks(shape, tokens, value) for shape in shapes), key=sum),
             "adapters": [adapters],
             "gradients so far": so_far,

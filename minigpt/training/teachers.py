@@ -1,8 +1,9 @@
 """One model that learns from an ensemble: distillation (Hinton, Vinyals and Dean, 2015).
 
-Several models make different mistakes, so the mean of their probabilities is better than each. It costs as many passes
-as there are models; a student that learns from it costs one. With q, the text's next token as a distribution (1 for it,
-0 for all others), p_k, the probabilities of teacher k of K, and w, the weight of the teachers, the student learns
+Several models make different mistakes, so the mean of their probabilities is usually better than each. It costs as many
+passes as there are models; a student that learns from it costs one. With q, the text's next token as a distribution (1
+for it, 0 for all others), p_k, the probabilities of teacher k of K, and w, the weight of the teachers, the student
+learns
 
     (1 - w) q + w (p_1 + ... + p_K) / K
 

@@ -200,6 +200,15 @@ def test_a_run_that_trains_an_adapter_uses_them_too(corpus, config, tmp_path, pr
     assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_teachers_use_them_too(corpus, config, tmp_path, products):
+    train(replace(config, kernels="torch"), corpus, tmp_path / "wise", quiet)
+    before = products.calls
+    taught = replace(config, kernels="fast", train=replace(config.train, teachers=(str(tmp_path / "wise"),)))
+    train(taught, corpus, tmp_path / "run", quiet)
+    assert products.calls - before == 20 * (9 * 3 + 9)  # 9 layers: the student's both ways, the teacher's one way
+
+
 AMD = "AMD EPYC 9B45 128-Core Processor, AVX512"
 
 

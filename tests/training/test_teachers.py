@@ -211,7 +211,12 @@ def test_a_resume_knows_its_teachers_by_their_weights(two):
     with pytest.raises(minigpt.errors.MissingFileError, match=r"this run learns from .*\n.*name where it lies now as"):
         train(longer, DOCUMENTS, "run", quiet, resume=True)
     moved = updated(longer, {"train": {"teachers": ("a", "moved")}})
-    assert train(moved, DOCUMENTS, "run", quiet, resume=True).step == 9
+    said = []
+    assert train(moved, DOCUMENTS, "run", said.append, resume=True).step == 9
+    here = Path.cwd()
+    assert (
+        f"changed    train.teachers: {here / 'a'}, {here / 'b'} before, {here / 'a'}, {here / 'moved'} from" in said[1]
+    )
     shutil.rmtree("a")
     save("a", 6, vocab_size=24, block_size=13, n_layer=1, n_head=1, n_embd=7)  # another one under its name
     with pytest.raises(CheckpointError, match="are not those that run/last has learned from"):
