@@ -301,15 +301,16 @@ class Source:
 
         If there is none, a note says why; not if `needs_text`, because then that is an error.
         """
-        lacking = f"{self.path} comes without a tokenizer, and its {vocab_size:,} ids are not GPT-2's"
+        # Settings without a vocabulary belong to a tokenizer of another kind, such as SentencePiece.
+        described = any(os.path.lexists(self.folder / file) for file in (*TOKENIZER, *TOKENIZER_EXTRAS))
+        why = "with settings of one" if described else f"its {vocab_size:,} ids are not GPT-2's"
+        lacking = f"{self.path} comes without a tokenizer, and {why}"
         try:
             chosen = self._own_tokenizer() if wanted is None else self._agreed_tokenizer(wanted, vocab_size)
         except ForeignTokenizerError as error:
             if wanted is not None or needs_text:
                 raise
             chosen, lacking = None, error.what
-        # Settings without a vocabulary belong to a tokenizer of another kind, such as SentencePiece.
-        described = any(os.path.lexists(self.folder / file) for file in (*TOKENIZER, *TOKENIZER_EXTRAS))
         if chosen is None and vocab_size in GPT2_VOCABULARIES and not described:
             chosen = GPT2Tokenizer()
             note = f"{self.path} comes without a tokenizer: GPT-2's is used, because it usually has {vocab_size:,} ids"

@@ -498,7 +498,7 @@ def test_weights_and_a_config_suffice(monkeypatch, vocab_size):
             with pytest.raises(InputError, match=rf"no tokenizer is known for {spec}.*\nname one with tokenizer:"):
                 open_source(spec).load_for_text()
     Path("bare/tokenizer_config.json").write_text("{}")  # of SentencePiece, say
-    with pytest.warns(ModelNote, match="comes without a tokenizer, and"):
+    with pytest.warns(ModelNote, match="comes without a tokenizer, and with settings of one;"):
         assert load_model("bare")[1] is None
     Path("bare/vocab.json").write_text("{}")  # half a tokenizer is a mistake
     with pytest.raises(MissingFileError, match=r"merges\.txt not found"):
