@@ -10,6 +10,7 @@ top_k = 3. The command line has a table of its flags, and passes it to `renamed`
 import difflib
 import re
 import reprlib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -142,6 +143,11 @@ def brief(value: object) -> str:
         return _BRIEF.repr(value)
     except ValueError:  # Python spells no whole number of more than some thousand digits
         return f"a {type(value).__name__} of thousands of digits"
+
+
+def quoted(name: object) -> str:
+    """A path or a name as a word of a command line that is told, in quotes where a shell needs them."""
+    return shlex.quote(str(name))
 
 
 def named(name: str, *value: object) -> str:

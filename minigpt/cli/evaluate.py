@@ -21,7 +21,7 @@ from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.sources import fitting_kind, load_data
 from minigpt.data.tokens import split_at
-from minigpt.errors import InputError
+from minigpt.errors import InputError, quoted
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.model import GPT
@@ -72,7 +72,7 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
     if kind_of(config.documents.separate, told) == "documents" and fitting_kind(config.documents, told) == "dialogues":
         raise InputError(
             f"{told} holds dialogues, and {source.name} was not trained on any",
-            f"measure its replies in them: minigpt evaluate-chat --model {source.name} --data {told}",
+            f"measure its replies in them: minigpt evaluate-chat --model {quoted(source.name)} --data {quoted(told)}",
         )
     data, own = named_data(config, settings.data)
     if settings.data and settings.val_data and not own:

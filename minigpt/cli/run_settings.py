@@ -1,7 +1,6 @@
 """The arguments of the commands that train: a run's settings, in layers: preset, then --config, then flags."""
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from minigpt.config import (
     written_in,
 )
 from minigpt.data.corpora import NAMED_SOURCES, are_documents, check_there
-from minigpt.errors import ConfigError, MissingFileError
+from minigpt.errors import ConfigError, MissingFileError, quoted
 from minigpt.system.files import named_path
 
 RUN_FLAGS = {
@@ -222,7 +221,7 @@ class Train(RunSettings):
         if rank and not config.train.lora_rank:  # before the settings of an adapter meet those of the run
             raise ConfigError(
                 f"--train.lora_rank {rank}: {run.path} trains no adapter, and none can begin in the middle of a run",
-                f"leave it out, or start a new run with --init-from {shlex.quote(str(run.path))}",
+                f"leave it out, or start a new run with --init-from {quoted(run.path)}",
             )
         return config
 

@@ -18,7 +18,7 @@ from minigpt.data.dialogues import NAMES
 from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.sources import load_data
 from minigpt.data.tokens import split_at
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, quoted
 from minigpt.evaluation.loss import perplexity
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
@@ -71,7 +71,7 @@ def train_and_say(
             config = updated(config, {"data": {"source": read}})
         if not run and (left := unfinished_run(CHECKPOINTS, name or read)):
             print_line(f"unfinished {left.path} was interrupted, and this is a new run. To go on with that one:")
-            print_line(f"           {program()} train --resume {shlex.quote(str(left.path))}")
+            print_line(f"           {program()} train --resume {quoted(left.path)}")
         run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None and isinstance(data, Corpus) and config.data.tokenizer == "char":
@@ -165,8 +165,8 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
     """The next command to type, and three lines of Python that do the same."""
     return [
         "next, let it write:",
-        f"  {program()} generate --model {shlex.quote(str(directory))} \\",
-        f"    --prompt {shlex.quote(prompt)} \\",
+        f"  {program()} generate --model {quoted(directory)} \\",
+        f"    --prompt {quoted(prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",
         *in_python(directory),
         "  print(minigpt.complete(",

@@ -9,7 +9,7 @@ from minigpt.data.corpora import Corpus, kind_of, load_corpus
 from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, same_beginnings
 from minigpt.data.documents import Document, Documents, data_checksum, read_documents, split, with_validation
-from minigpt.errors import ConfigError, named, passed
+from minigpt.errors import ConfigError, named, passed, quoted
 
 # The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
 _FOREIGN = {
@@ -37,7 +37,7 @@ def load_data(config: RunConfig) -> Corpus | Documents:
         if fitting_kind(d, source) == "dialogues":
             raise ConfigError(
                 f"{source} holds dialogues, and these settings would read it as documents",
-                f"minigpt train --preset chat --data {source} goes on with GPT-2 or another model, --preset "
+                f"minigpt train --preset chat --data {quoted(source)} goes on with GPT-2 or another model, --preset "
                 f"chat-shakespeare begins with nothing; other settings need {passed('separate', 'dialogues')}",
             )
         documents = read_documents(source, d)

@@ -29,7 +29,16 @@ import numpy as np
 import torch
 
 from minigpt.config import RunConfig, read_yaml, write_yaml, written_in
-from minigpt.errors import CheckpointError, ConfigError, MiniGPTError, MissingFileError, did_you_mean, named, passed
+from minigpt.errors import (
+    CheckpointError,
+    ConfigError,
+    MiniGPTError,
+    MissingFileError,
+    did_you_mean,
+    named,
+    passed,
+    quoted,
+)
 from minigpt.fields import checked
 from minigpt.formats.config_json import kept_carried
 from minigpt.formats.hub import HUB_NAMES
@@ -124,8 +133,8 @@ def newest_run(parent: Path) -> RunDirectory:
     if begun:
         run = max(begun, key=lambda run: _written(run.config))
         what += f"; {run.path} was interrupted before its first evaluation, which makes its best weights"
-        newest = f", or name its newest weights: --model {run.last}" if run.last_weights.exists() else ""
-        how = f"go on with it: minigpt train --resume {run.path}{newest}"
+        newest = f", or name its newest weights: --model {quoted(run.last)}" if run.last_weights.exists() else ""
+        how = f"go on with it: minigpt train --resume {quoted(run.path)}{newest}"
     raise MissingFileError(what, how)
 
 
@@ -310,7 +319,7 @@ def run_weights(run: RunDirectory, folder: Path) -> Path:
     if weights == run.best_weights and not os.path.lexists(weights) and run.last_weights.exists():
         raise MissingFileError(
             f"{run.path} has no {weights.name}: its evaluations make it",
-            f"go on with minigpt train --resume {run.path}, or name its newest weights: {run.last}",
+            f"go on with minigpt train --resume {quoted(run.path)}, or name its newest weights: {run.last}",
         )
     check_values(weights)
     return weights

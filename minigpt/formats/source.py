@@ -29,6 +29,7 @@ from minigpt.errors import (
     named,
     near,
     passed,
+    quoted,
 )
 from minigpt.fields import check_value
 from minigpt.formats.config_json import (
@@ -274,12 +275,12 @@ class Source:
         if self.path != run.path:
             raise CheckpointError(
                 f"{self.path} belongs to a run that trains an adapter: one can resume from it, but it is no model",
-                f"name {run.path}, which means its best adapter, or go on with minigpt train --resume {run.path}",
+                f"name {run.path}, which means its best adapter, or go on: minigpt train --resume {quoted(run.path)}",
             )
         if not os.path.lexists(run.adapter):
             raise MissingFileError(
                 f"{run.path} has no adapter: its evaluations make it",
-                f"go on with minigpt train --resume {run.path}",
+                f"go on with minigpt train --resume {quoted(run.path)}",
             )
         try:
             source = open_source(base)
@@ -287,7 +288,7 @@ class Source:
             raise MissingFileError(
                 f"{run.adapter} adapts {base}, which is not there any more",
                 f"put it back, or write where it is now as init_from into {run.config}, or name both: "
-                f"minigpt generate --model BASE --adapter {run.adapter}",
+                f"minigpt generate --model BASE --adapter {quoted(run.adapter)}",
             ) from None
         wanted = options["tokenizer"]
         own = load_tokenizer(run.tokenizer) if wanted is None else None
@@ -432,8 +433,9 @@ def _open(source: Source, rates_may_differ: bool) -> _StoredModel:
     if not source.transformers_folder and (found := adapters_at(path)):
         raise CheckpointError(
             f"{path} holds an adapter, and no model",
-            f"name its base, and it as the adapter: minigpt generate --model {base_of(found[0]) or 'MODEL'} --adapter "
-            f"{found[0]}; or in Python, load_adapter(model, {str(found[0])!r})",
+            "name its base, and it as the adapter: minigpt generate "
+            f"--model {quoted(base_of(found[0]) or 'MODEL')} --adapter {quoted(found[0])}; "
+            f"or in Python, load_adapter(model, {str(found[0])!r})",
         )
     if path.is_dir():
         return _open_folder(path, rates_may_differ)

@@ -10,13 +10,12 @@ import hashlib
 import html
 import json
 import re
-import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError, passed
+from minigpt.errors import InputError, passed, quoted
 from minigpt.page.bundle import bundle, check_inline
 from minigpt.page.contents import Shown
 from minigpt.page.server import CODE, STATIC
@@ -66,7 +65,7 @@ def chosen_precision(names: Sequence[str], parameters: int, wanted: Precision | 
         if size <= (most if wanted else LIMITS[precision]):
             return precision
     smaller = f"write it with {passed('weights', 'int8')}, or " if file_size(parameters, "int8") <= most else ""
-    models = " ".join(f"--model {shlex.quote(name)}" for name in names)
+    models = " ".join(f"--model {quoted(name)}" for name in names)
     raise InputError(
         f"a file with the {parameters:,} weights of {' and '.join(names)} in {precision} would have {size / 1e6:,.0f} "
         f"MB, and the largest that is written has {most / 1e6:.0f}: browsers take too long, or too much memory",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minigpt.config import write_yaml
 from minigpt.data.batches import Batch
-from minigpt.errors import CheckpointError, DivergenceError, named
+from minigpt.errors import CheckpointError, DivergenceError, named, quoted
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
@@ -93,7 +93,7 @@ def leave_out(
         run.rows_of_step(progress.rows), culprit,
     )  # fmt: skip
     folder = run.directory.diverged
-    repeat = f"to repeat the step: minigpt train --replay {folder / REPORT}"
+    repeat = f"to repeat the step: minigpt train --replay {quoted(folder / REPORT)}"
     with run.processes.first_goes_ahead():  # nobody leaves while the first one writes: torchrun would end it
         if run.processes.first:
             try:
@@ -105,7 +105,7 @@ def leave_out(
                     write_yaml(run.config, part / run.directory.diverged_settings.name, versions={})
             except OSError as error:  # a full disk must not hide what has happened
                 repeat = f"no report could be written: {error.strerror or error}"
-    resume = f"go on from the last checkpoint with minigpt train --resume {run.directory.path} and"
+    resume = f"go on from the last checkpoint with minigpt train --resume {quoted(run.directory.path)} and"
     again = resume if run.directory.last.exists() else f"begin again with another {named('out')}, and"
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
@@ -125,8 +125,8 @@ def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirecto
         if not _all_finite(tensor):
             raise DivergenceError(
                 f"training diverged: {name} is not finite after step {step}",
-                f"go on with minigpt train --resume {directory.path} and a lower learning rate or a longer warm-up; if "
-                f"it ends here again, remove {directory.last} first: {directory.previous.name}/ is older",
+                f"go on with minigpt train --resume {quoted(directory.path)} and a lower learning rate or a longer "
+                f"warm-up; if it ends here again, remove {directory.last} first: {directory.previous.name}/ is older",
             )
 
 

@@ -23,7 +23,7 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, named
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, named, quoted
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
@@ -156,7 +156,7 @@ def train(
             )
         if has_ended(run, progress, records):
             print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")
-            print_line(f"           minigpt train --resume {directory.path} --train.{limit} N goes on to N")
+            print_line(f"           minigpt train --resume {quoted(directory.path)} --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:
             if not resume:
@@ -242,7 +242,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         raise Interrupted(
             stop.signal or signal.SIGTERM,
             f"stopped at step {progress.step} of {t.max_steps}, and saved",
-            f"go on with: minigpt train --resume {run.directory.path}",
+            f"go on with: minigpt train --resume {quoted(run.directory.path)}",
         )
 
 

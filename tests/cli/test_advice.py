@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -461,3 +462,27 @@ def test_a_flag_that_the_package_names_exists_where_it_names_it(file):
                 flag for flag in FLAG.findall(text) if not any(flag in known for known in set().union(*KNOWN.values()))
             }
             assert named <= NO_FLAGS, text
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_what_stands_behind_a_flag_in_a_command_line_is_quoted(file):
+    """As a folder called "my runs" needs it; only numbers and names of settings do not."""
+    plain = {"limit", "settings.port", "way", "name"}
+    for text in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        parts = text.values if isinstance(text, ast.JoinedStr) else []
+        for before, value in itertools.pairwise(parts):
+            told = before.value if isinstance(before, ast.Constant) else ""
+            if re.search(r"minigpt [a-z-]+( [^;:,]*)? --[\w.-]+ $", told) and isinstance(value, ast.FormattedValue):
+                assert ast.unparse(value.value).startswith("quoted(") or ast.unparse(value.value) in plain, told
+
+
+def test_advice_about_a_folder_with_a_blank_in_its_name_can_be_typed(capsys):
+    out = "my runs/the first"
+    assert run(["train", "--data", "learned.txt", "--out", out, *NEW]) == 0
+    assert run(["train", "--resume", out]) == 0
+    line = re.search(r"minigpt (train --resume .* --train.max_steps) N", capsys.readouterr().out)[1]
+    assert run([*shlex.split(line), "3"]) == 0
+    Path(out, "model.safetensors").unlink()
+    assert run(["next", "abc", "--model", out]) == 2
+    line = re.search(r"minigpt (train --resume [^,]*), or name", capsys.readouterr().err)[1]
+    assert run([*shlex.split(line), "--train.max_steps", "4"]) == 0
