@@ -354,8 +354,8 @@ def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, work
             steps = t.accumulation_steps * t.batch_size // batch_size
             smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
             if predict_memory(smaller, device, dtype, workload).peak <= free:
-                return f"batch_size {batch_size}, accumulation_steps {steps}: the same batch a step, in less memory"
-    return "no batch_size is small enough: lower n_embd, n_layer or block_size"
+                return f"--train.batch_size {batch_size} --train.accumulation_steps {steps}: the same batch a step"
+    return "no batch_size is small enough: lower --model.n_layer or --model.block_size"
 
 
 def measure_time(

@@ -271,7 +271,7 @@ def test_the_advice_is_the_largest_batch_that_fits(monkeypatch):
         smaller = updated(SMALL, {"train": {"batch_size": batch_size, "accumulation_steps": steps}})
         enough = predict_memory(smaller, CPU, torch.float32, text(VAL_TOKENS, smaller)).peak
         advice = how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough)
-        assert advice.startswith(f"batch_size {batch_size}, accumulation_steps {steps}: the same batch")
+        assert advice.startswith(f"--train.batch_size {batch_size} --train.accumulation_steps {steps}: the same batch")
         assert how_to_fit(SMALL, CPU, torch.float32, text(VAL_TOKENS), enough - 1) != advice
 
 
