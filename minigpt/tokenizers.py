@@ -431,11 +431,11 @@ def read(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @checked
-def note_special(tokenizer: Tokenizer, text: str) -> None:
-    """Say, once, if a text spells a special token and will be read as text all the same."""
+def note_special(tokenizer: Tokenizer, text: str, how: str = "") -> None:
+    """Say, once, if a text spells a special token and will be read as text all the same, and what to do instead."""
     spelled = [name for name in tokenizer.special_tokens if name in text and not tokenizer.allow_special]
     if spelled:
-        how = "--special reads it as the token (in Python, tokenizer.allow_special = True)"
+        how = how or "--special reads it as the token (in Python, tokenizer.allow_special = True)"
         warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
     if added := [token.content for token in tokenizer.added if token.content in text]:
         why = "not even --special (in Python, tokenizer.allow_special) reads an added token in a text"

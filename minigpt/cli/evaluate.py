@@ -147,6 +147,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     model, tokenizer = load(settings, model_name, settings.adapter)
     config = replace(config, model=model.config)
     name = source_name(settings.data or config.data.source)
+    note_special(tokenizer, documents.text)
     if own:
         chosen = document_loader(documents, name, config, tokenizer).val
     else:

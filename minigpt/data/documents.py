@@ -94,6 +94,11 @@ class Documents:
     validation: list[Document] | None = field(default=None, repr=False)
     numbers: list[int] = field(default_factory=list, repr=False)
 
+    @property
+    def text(self) -> str:
+        """All that is read of the items, in one text."""
+        return "\n".join(one.prompt + one.text for one in self.items)
+
 
 # --- Files -> documents -----------------------------------------------------------------------------------------------
 

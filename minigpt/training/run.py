@@ -31,7 +31,14 @@ from minigpt.lora import adapters, add_lora
 from minigpt.model import GPT
 from minigpt.parameters import empty_model, trainable_parameters
 from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why_dtype
-from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer, check_has_tokenizer, load_tokenizer
+from minigpt.tokenizers import (
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    check_has_tokenizer,
+    load_tokenizer,
+    note_special,
+)
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
 from minigpt.training.distributed import Processes, parallel, whole
 from minigpt.training.kernels import faster_here
@@ -126,6 +133,9 @@ def set_up(
     keep_freed_memory()
     dtype = choose_dtype(config.dtype, device)
     config, tokenizer, base = starting_point(config, data, directory, checkpoint)
+    if processes.first:
+        how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
+        note_special(tokenizer, data.text, how)
     fast = computes_fast(config, processes, device, dtype)
     teachers = load_teachers(config, find_teachers(config, tokenizer, directory.path), device, fast)
     if checkpoint is not None:

@@ -225,6 +225,21 @@ def test_how_probable_a_text_is_is_one_question(reference, flags, capsys):
     assert -sum(view["numbers"]["loss"]["values"]) == pytest.approx(row["log_prob"], abs=1e-3)
 
 
+@pytest.mark.parametrize("separate", ["on", "off"])
+def test_a_training_says_that_it_learns_the_name_as_text(ending, capsys, separate):
+    Path("spelled.txt").write_text("".join(f"{SPELLED} {n}\n\n" for n in range(99)))
+    sizes = "--documents.train_size 50 --documents.val_size 9 --documents.max_length 13 --train.epochs 1"
+    rest = sizes if separate == "on" else "--train.max_steps 1 --train.warmup_steps 0"
+    line = f"train --init-from {ending} --data spelled.txt --documents.separate {separate} {rest} --device cpu"
+    err = said(f"{line} --out {separate}", ending, capsys)[1]
+    assert err.count("note: <|endoftext|> is read as text; put each text into a record of its own") == 1
+    assert "--special" not in err
+    if separate == "on":
+        err = said(f"eval --model {separate} --data spelled.txt", ending, capsys)[1]
+        assert err.count(NOTE) == 1
+        assert "is read as text" not in said(f"eval --model {separate} --data spelled.txt --special", ending, capsys)[1]
+
+
 @pytest.mark.parametrize(("text", "characters"), [(SPELLED, 3), (f"the{END_OF_TEXT}you you{END_OF_TEXT}", 7)])
 def test_bits_are_spread_over_what_is_text(ending, capsys, text, characters):
     """The first token is not predicted, and the end of a text is no text; all characters are ASCII."""
