@@ -317,7 +317,7 @@ class RunConfig:
 # What each preset is for, and its settings. The Shakespeare runs for a CPU share one recipe: a small model without
 # dropout or biases, a few thousand tokens a step, and Muon's large steps, so that the run is short. The trials behind
 # it are in docs/training-speed.md. The one that replies has a longer context, for the turns before, and as many fewer
-# steps.
+# steps. The best one learns from an ensemble beside the text: from three runs of shakespeare-cpu, made before it.
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "shakespeare-quick": (
         "0.35 M parameters, an ordinary CPU, one to two minutes",
@@ -336,6 +336,17 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
             train=TrainConfig(
                 max_steps=2000, batch_size=32, optimizer="muon", muon_learning_rate=0.04, learning_rate=0.006,
                 min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=500, save_interval=500,
+            ),
+        ),
+    ),
+    "shakespeare-best": (
+        "1.8 M parameters that learn from three shakespeare-cpu",
+        RunConfig(
+            model=GPTConfig(block_size=128, n_layer=4, n_head=6, n_embd=192, bias=False),
+            train=TrainConfig(
+                max_steps=2500, batch_size=32, optimizer="muon", muon_learning_rate=0.03, learning_rate=0.004,
+                min_learning_rate=0.0, warmup_steps=50, weight_decay=0.2, eval_interval=500, save_interval=500,
+                teachers=tuple(f"checkpoints/shakespeare-cpu-{seed}" for seed in range(3)), teacher_weight=0.7,
             ),
         ),
     ),

@@ -83,8 +83,8 @@ def test_whole_numbers_are_floats_too():
 
 def test_every_preset_is_complete_and_valid():
     assert list(PRESETS) == [
-        "shakespeare-quick", "shakespeare-cpu", "shakespeare-char", "finetune-documents", "chat", "chat-shakespeare",
-        "finetune-text", "gpt2-124m",
+        "shakespeare-quick", "shakespeare-cpu", "shakespeare-best", "shakespeare-char", "finetune-documents", "chat",
+        "chat-shakespeare", "finetune-text", "gpt2-124m",
     ]  # fmt: skip
     baby = preset("shakespeare-char")
     assert dataclasses.astuple(baby.model)[1:6] == (256, 6, 6, 384, 0.2)
