@@ -130,7 +130,7 @@ def parser(command):
 
 
 def test_every_other_name_leads_to_something():
-    known = {*parser("train").names(), *parser("generate").names(), *COMMANDS, "model", "prompt"}
+    known = {*parser("train").names(), *parser("generate").names(), *COMMANDS, "model", "prompt", "source"}
     assert set(ALIASES.values()) <= known
 
 
