@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError, passed, quoted
+from minigpt.errors import InputError, named, passed
 from minigpt.page.bundle import bundle, check_inline
 from minigpt.page.contents import Shown
 from minigpt.page.server import CODE, STATIC
@@ -65,11 +65,10 @@ def chosen_precision(names: Sequence[str], parameters: int, wanted: Precision | 
         if size <= (most if wanted else LIMITS[precision]):
             return precision
     smaller = f"write it with {passed('weights', 'int8')}, or " if file_size(parameters, "int8") <= most else ""
-    models = " ".join(f"--model {quoted(name)}" for name in names)
     raise InputError(
         f"a file with the {parameters:,} weights of {' and '.join(names)} in {precision} would have {size / 1e6:,.0f} "
         f"MB, and the largest that is written has {most / 1e6:.0f}: browsers take too long, or too much memory",
-        f"{smaller}serve it: minigpt explore {models}",
+        f"{smaller}serve it, without {named('out')}",
     )
 
 

@@ -215,4 +215,4 @@ def test_a_model_too_large_is_refused_before_it_is_read(at, failing, monkeypatch
     monkeypatch.setattr("minigpt.page.single_file.LIMITS", {"float32": 10, "float16": 20, "int8": 30})
     monkeypatch.setattr("minigpt.formats.source.Source.load", None)
     Path("page.html").unlink(missing_ok=True)
-    assert "serve it: minigpt explore --model text" in failing("explore --model text -o page.html".split())
+    assert "serve it, without --out" in failing("explore --model text -o page.html".split())

@@ -256,13 +256,13 @@ def test_a_model_too_large_for_a_file_is_told_how_large_and_what_to_do():
     assert re.search(
         r"a file with the 354,823,168 weights of gpt2-medium in int8 would have 47\d MB", caught.value.what
     )
-    assert caught.value.how == "serve it: minigpt explore --model gpt2-medium"
+    assert caught.value.how == "serve it, without out"
     with pytest.raises(InputError) as caught:
         chosen_precision(["gpt2"], 124_439_808, "float32")
     assert "in float32 would have 66" in caught.value.what
     with pytest.raises(InputError, match=r"weights of gpt2 and my runs/a in int8") as two:
         chosen_precision(["gpt2", "my runs/a"], 2 * 124_439_808)
-    assert two.value.how == "serve it: minigpt explore --model gpt2 --model 'my runs/a'"
+    assert two.value.how == "serve it, without out"
     assert caught.value.renamed({"weights": "--weights"})[1].startswith('write it with --weights "int8", or serve it')
 
 
