@@ -8,6 +8,7 @@ top_k = 3. The command line has a table of its flags, and passes it to `renamed`
 """
 
 import difflib
+import os
 import re
 import reprlib
 import shlex
@@ -147,7 +148,12 @@ def brief(value: object) -> str:
 
 def quoted(name: object) -> str:
     """A path or a name as a word of a command line that is told, in quotes where a shell needs them."""
-    return shlex.quote(str(name))
+    word = str(name)
+    if word.encode("utf-8", "replace").decode("utf-8") == word:
+        return shlex.quote(word)
+    # A path that is not UTF-8, whose bytes bash reads in $'...'.
+    letters = (chr(byte) if byte < 128 and chr(byte).isalnum() else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(letters)}'"
 
 
 def named(name: str, *value: object) -> str:

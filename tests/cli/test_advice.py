@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import DataConfig, DocumentsConfig, GPTConfig, RunConfig, TrainConfig
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import ConfigError, MiniGPTError
+from minigpt.errors import ConfigError, MiniGPTError, quoted
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -435,6 +436,15 @@ def test_a_view_without_room_advises_what_it_has(view, capsys):
     assert "overflow" not in told
     lower = re.search(r"lower (--max-new-tokens) to (\d+), or shorten the prompt", told)
     assert run(["inspect", view, "ab", "--model", "run", *lower.groups()]) == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("name", [b"my run", b"it's", b"a$b `c` *", "größe".encode(), b"mod\xe8le", b"mod\xe8ab'\\c d"])
+def test_a_path_in_an_advised_command_is_read_as_it_was(name):
+    told = quoted(Path(os.fsdecode(name)))
+    assert told.encode("utf-8")  # which a terminal can show
+    read = subprocess.run(["bash", "-c", f"printf '%s|' {told}"], capture_output=True, check=True, env={})
+    assert read.stdout == name + b"|"
 
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
