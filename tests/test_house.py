@@ -199,6 +199,14 @@ def test_nothing_is_pickled_or_executed():
                 assert not (node.attr == "load" and ast.unparse(node.value) in ("yaml", "pickle")), path
 
 
+def test_a_home_is_found_by_what_takes_every_name():
+    """`Path.expanduser` raises RuntimeError where `~nobody` has no home; `os.path.expanduser` leaves it as it is."""
+    for path in rooms().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == "expanduser":
+                assert ast.unparse(node.value) == "os.path", path
+
+
 def test_an_error_of_the_library_names_no_flag_that_python_has_not():
     """A flag stands in a whole command, or beside its name in Python; `errors.named` makes one of a field."""
     for room, path in rooms().items():

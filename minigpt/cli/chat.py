@@ -1,6 +1,7 @@
 """`minigpt chat`."""
 
 import contextlib
+import os
 import sys
 import textwrap
 import time
@@ -137,7 +138,7 @@ class _Talk:
         self.reply(text, edit=True)
 
     def _save(self, file: str, overwrite: bool = False) -> None:
-        folder = Path(file).expanduser().parent
+        folder = Path(os.path.expanduser(file)).parent
         made = "" if folder.exists() else f"; the folder {folder} is new"
         self.chat.save(file, overwrite=overwrite)
         self.tell(f"saved: {file}{made}")
@@ -305,7 +306,7 @@ class _Terminal(_Talk):
             return ""
 
     def _save(self, file: str, overwrite: bool = False) -> None:
-        if Path(file).expanduser().is_file():
+        if os.path.isfile(os.path.expanduser(file)):
             question = self.filled(f"{escaped(file)} is there already; write over it? [y/N]", "")
             above, line_end, last = question.rpartition("\n")
             print(above, end=line_end)

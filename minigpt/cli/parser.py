@@ -487,7 +487,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         from minigpt.formats.hub import OTHER_NAME
         from minigpt.formats.run_directory import run_named, run_of
 
-        path = Path(run_named(word) if word else ".").expanduser()
+        path = Path(os.path.expanduser(run_named(word) if word else "."))
         if run_of(path):
             metavars = {"MODEL", "RUN"}
         elif word in OTHER_NAME or path.suffix in WEIGHTS or os.path.isfile(path / "config.json"):

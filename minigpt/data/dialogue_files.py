@@ -11,6 +11,7 @@ In a play and in a log, anybody may be who replies: each turn that has another b
 others, it is the assistant; so it is in a text whose speakers are called user and assistant.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -256,7 +257,7 @@ def holds_dialogues(source: str) -> bool:
 
     What cannot be read holds none: who reads it whole will say why.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     ending = path.suffix.lower()
     if ending not in (".jsonl", ".ndjson", ".json") or not path.is_file():
         return False

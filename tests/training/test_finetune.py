@@ -349,6 +349,7 @@ def settings_of(*arguments: str) -> RunConfig:
 def test_without_a_preset_a_trained_model_gets_the_rates_of_a_lesson(base, flags, lesson):
     """Those of the quick preset, Muon's above all, would undo what it has learned."""
     Path("some.yaml").write_text(f"init_from: {base}\ntrain: {{epochs: 7}}\n", encoding="utf-8")
+    Path(flags[1]).touch()  # whether the data are there is seen at once
     start = [] if "--config" in flags else ["--init-from", str(base)]
     train, expected = settings_of(*start, *flags).train, preset(lesson).train
     assert train == (updated(expected, {"epochs": 7}) if "--config" in flags else expected)
