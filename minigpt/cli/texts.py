@@ -143,7 +143,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
         DataError: if it has no text.
     """
     path = Path(os.path.expanduser(source))
-    if source in NAMED_SOURCES or not path.is_dir():
+    if source in NAMED_SOURCES or not os.path.isdir(path):
         return _learned(source, field)
     files = files_below(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
     if rest := left_out(path, files):

@@ -259,7 +259,7 @@ def holds_dialogues(source: str) -> bool:
     """
     path = Path(os.path.expanduser(source))
     ending = path.suffix.lower()
-    if ending not in (".jsonl", ".ndjson", ".json") or not path.is_file():
+    if ending not in (".jsonl", ".ndjson", ".json") or not os.path.isfile(path):
         return False
     with suppress(DataError, OSError, ValueError, RecursionError):
         if ending == ".json":
