@@ -56,6 +56,8 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
         answer = view(settings)
     except InputError as error:  # a view has one prompt
         raise InputError(*error.renamed({"prompt 0": "the prompt"})) from error
+    if output is not None and answer.draw is None and output.suffix.lower() not in DATA:
+        raise InputError(f"this view has no picture, and {output} would be one", f"choose {' or '.join(DATA)}")
     checks = answer.checks() if settings.check else []
     result = dataclasses.replace(answer.result, checks=checks if settings.check else None)
     if settings.json:
@@ -72,10 +74,8 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
 
 
 def _save(answer: Answer, result: Result, path: Path) -> None:
-    if path.suffix.lower() in DATA:
+    if answer.draw is None or path.suffix.lower() in DATA:
         result.save(path)
-    elif answer.draw is None:
-        raise InputError(f"this view has no picture, and {path} would be one", f"choose {' or '.join(DATA)}")
     else:
         figures.save_figure(answer.draw(), path)
 
