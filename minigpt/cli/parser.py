@@ -11,7 +11,6 @@ import inspect
 import itertools
 import os
 import re
-import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, da
 
 from minigpt.cli.streams import print_note
 from minigpt.config import is_plain, updated
-from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest
+from minigpt.errors import ALIASES, ConfigError, brief, did_you_mean, nearest, quoted
 from minigpt.fields import check_fields, hints
 from minigpt.system import WIDTH
 from minigpt.system.files import named_path
@@ -218,7 +217,7 @@ class TypedField:
             else:
                 expected = "a number written as 10, 0.5 or 1e-3"
         if expected:
-            raise ConfigError(f"{self.flag} {shlex.quote(word)}: expected {expected}", "")
+            raise ConfigError(f"{self.flag} {quoted(word)}: expected {expected}", "")
         return named_path(word, self.flag) if kind is Path else kind(word)
 
 
@@ -450,7 +449,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         """The error for a flag that lacks its values, or has one that it does not take."""
         flag = (error.argument_name or "").split("/")[-1]
         words = arguments[arguments.index(flag) + 1 :] if flag in arguments else []
-        value = shlex.quote(words[0]) if words and words[0].startswith("-") else "..."
+        value = quoted(words[0]) if words and words[0].startswith("-") else "..."
         takes = any(one.flag == flag and one.kind is not bool for one in self.fields.values())
         way = f"give a value; one that begins with a dash is written {flag}={value}"
         return self._wrong(f"{error.argument_name}: {error.message}", way if takes else "")
@@ -496,7 +495,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             metavars = {"SOURCE", "FILE"} if word in NAMED_SOURCES or os.path.exists(path) else set()
         flags = [one.flag for one in self.fields.values() if one.flag_options.metavar in metavars]
         first = self.settings.first
-        return [f"{flag} {shlex.quote(word)}" for flag in flags if "out" not in flag and (flag in first or not first)]
+        return [f"{flag} {quoted(word)}" for flag in flags if "out" not in flag and (flag in first or not first)]
 
     def _note_things(self, settings: C) -> None:
         """Say where a text that was given by its place is the name of a model or a file: it may have been meant."""
@@ -505,7 +504,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
             for word in found if isinstance(found, tuple) else [found]:
                 if word and len(word) < 256 and os.path.exists(word):
                     meant = [flag for flag in self._taking(word) if flag.startswith("--model")]
-                    meant += [f"{self.prog} - < {shlex.quote(word)}"] * os.path.isfile(word)
+                    meant += [f"{self.prog} - < {quoted(word)}"] * os.path.isfile(word)
                     if meant:
                         print_note(f"{word} is taken as a text, and there is such a file; did you mean {meant[0]}?")
 

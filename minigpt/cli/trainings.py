@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shlex
 import shutil
 import sys
 from collections import defaultdict
@@ -182,7 +181,7 @@ def first_talk(directory: Path, user: str, reply_as: str, said: str) -> list[str
     names = "".join(f", {key}={name!r}" for key, name in (("user", user), ("reply_as", reply_as)) if name)
     return [
         "next, talk with it:",
-        f"  {program()} {shlex.join(['chat', '--model', str(directory), *flags])}",
+        f"  {program()} {' '.join(map(quoted, ['chat', '--model', directory, *flags]))}",
         *in_python(directory),
         f"  chat = minigpt.Chat(model, tokenizer{names})",
         f"  print(chat.say({said[:40]!r}))",

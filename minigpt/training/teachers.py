@@ -11,7 +11,6 @@ by cross-entropy, which is linear in what is learned: so the loss is (1 - w) x t
 teachers. The second differs from the KL divergence from the ensemble by a number that no weight changes.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from minigpt.config import PRESETS, GPTConfig, RunConfig
 from minigpt.data.batches import Batch
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import ConfigError, MissingFileError, either, named
+from minigpt.errors import ConfigError, MissingFileError, either, named, quoted
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.source import Source, open_source
 from minigpt.model import GPT
@@ -162,4 +161,4 @@ def _how_to_train(name: str, config: RunConfig) -> str:
     else:
         words += ["--tokenizer", config.data.tokenizer, "--model.block_size", str(config.model.block_size)]
     words += ["--seed", seed if seed.isascii() and seed.isdecimal() else "1", "--out", name]
-    return shlex.join(["minigpt", "train", *words])
+    return " ".join(map(quoted, ["minigpt", "train", *words]))
