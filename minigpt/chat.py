@@ -309,7 +309,7 @@ class Chat:
         if text is None:
             messages = self.messages[: self._last_said() + 1]
         else:
-            note_special(self.tokenizer, text)
+            note_special(self.tokenizer, [text])
             message: Message = {"role": "user", "content": text}
             if name := self.settings["user"]:
                 message["name"] = name

@@ -426,18 +426,22 @@ def read(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
         InputError: as `tokenizer.encode`.
     """
-    note_special(tokenizer, text)
+    note_special(tokenizer, [text])
     return tokenizer.encode(text)
 
 
 @checked
-def note_special(tokenizer: Tokenizer, text: str, how: str = "") -> None:
-    """Say, once, if a text spells a special token and will be read as text all the same, and what to do instead."""
-    spelled = [name for name in tokenizer.special_tokens if name in text and not tokenizer.allow_special]
+def note_special(tokenizer: Tokenizer, texts: Sequence[str], how: str = "") -> None:
+    """Say, once, if texts spell a special token and will be read as text all the same, and what to do instead."""
+
+    def found(name: str) -> bool:
+        return any(name in text for text in texts)
+
+    spelled = [name for name in tokenizer.special_tokens if not tokenizer.allow_special and found(name)]
     if spelled:
         how = how or "--special reads it as the token (in Python, tokenizer.allow_special = True)"
         warnings.warn(TextNote(f"{listed(spelled)} is read as text; {how}"), stacklevel=1)
-    if added := [token.content for token in tokenizer.added if token.content in text]:
+    if added := [token.content for token in tokenizer.added if found(token.content)]:
         why = "not even --special (in Python, tokenizer.allow_special) reads an added token in a text"
         warnings.warn(TextNote(f"{listed(added)} is read as text; {why}"), stacklevel=1)
 

@@ -200,7 +200,7 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
         "minigpt.tokenizers.TextStream": {"tokenizer": LETTERS, "prompt_ids": IDS, "skip_special": True},
         "minigpt.tokenizers.encode_prompt": {"tokenizer": LETTERS, "text": "ab"},
         "minigpt.tokenizers.load_tokenizer": {"path": "saved.json"},
-        "minigpt.tokenizers.note_special": {"tokenizer": LETTERS, "text": "ab", "how": "write it otherwise"},
+        "minigpt.tokenizers.note_special": {"tokenizer": LETTERS, "texts": ["ab"], "how": "write it otherwise"},
         "minigpt.tokenizers.read": {"tokenizer": LETTERS, "text": "ab"},
         "minigpt.data.batches.encode": {
             "documents": DOCUMENTS, "tokenizer": LETTERS, "eos_id": 2, "max_length": 5, "block_size": 7,

@@ -102,7 +102,7 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
     model, tokenizer = load(settings, model_name, settings.adapter)
     border = split_at(corpus, config.data)
     text = {"val": corpus.text[border:], "train": corpus.text[:border], "all": corpus.text}[split]
-    note_special(tokenizer, text)
+    note_special(tokenizer, [text])
     ids = tokenizer.encode_array(text)
     measure = partial(evaluate, ids=ids, stride=settings.stride, vocab_size=tokenizer.vocab_size)
     result = measure(model)
@@ -147,7 +147,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     model, tokenizer = load(settings, model_name, settings.adapter)
     config = replace(config, model=model.config)
     name = source_name(settings.data or config.data.source)
-    note_special(tokenizer, documents.text)
+    note_special(tokenizer, documents.texts)
     if own:
         chosen = document_loader(documents, name, config, tokenizer).val
     else:

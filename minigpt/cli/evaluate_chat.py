@@ -55,7 +55,7 @@ def answer(settings: EvaluateChat) -> None:
     dialogues, described = _dialogues(settings, source)
     model, tokenizer = load(settings, source.name, settings.adapter)
     check_template(tokenizer, source.name)
-    note_special(tokenizer, "\n".join(message["content"] for one in dialogues for message in one.messages))
+    note_special(tokenizer, [message["content"] for one in dialogues for message in one.messages])
     turns = settings.turns or (source.trained or RunConfig()).documents.turns
     length = settings.max_new_tokens or max(1, min(LONGEST, model.config.block_size // SHARE))  # as in a chat
     every = exchanges(dialogues)

@@ -99,6 +99,11 @@ class Corpus:
     val_start: int | None = None
     starts: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def texts(self) -> list[str]:
+        """All that is read, as of `Documents`."""
+        return [self.text]
+
     def with_validation(self, other: "Corpus") -> "Corpus":
         """This text to learn from, and another to validate."""
         origin = f"{self.origin}; to validate, {other.origin}"

@@ -95,9 +95,9 @@ class Documents:
     numbers: list[int] = field(default_factory=list, repr=False)
 
     @property
-    def text(self) -> str:
-        """All that is read of the items, in one text."""
-        return "\n".join(one.prompt + one.text for one in self.items)
+    def texts(self) -> list[str]:
+        """All that is read: the prompt and the text of each document, those to validate too."""
+        return [text for one in (*self.items, *(self.validation or ())) for text in (one.prompt, one.text)]
 
 
 # --- Files -> documents -----------------------------------------------------------------------------------------------

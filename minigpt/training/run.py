@@ -135,7 +135,7 @@ def set_up(
     config, tokenizer, base = starting_point(config, data, directory, checkpoint)
     if processes.first:
         how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
-        note_special(tokenizer, data.text, how)
+        note_special(tokenizer, data.texts, how)
     fast = computes_fast(config, processes, device, dtype)
     teachers = load_teachers(config, find_teachers(config, tokenizer, directory.path), device, fast)
     if checkpoint is not None:
@@ -312,13 +312,14 @@ def new_tokenizer(config: RunConfig, data: Corpus | Documents) -> Tokenizer:
         return GPT2Tokenizer()
     if isinstance(data, Corpus):
         return CharTokenizer.from_text(data.text)
-    documents = [*data.items, *(data.validation or ())]
-    text = "\n" + "".join(document.prompt + document.text for document in documents)
-    if any(document.dialogue for document in documents):  # who talks with it may have no other name
-        text += "".join(map(heading, NAMES.values()))
+    known = set("\n").union(*data.texts)
+    if any(document.dialogue for document in data.items):  # who talks with it may have no other name
+        known.update(*map(heading, NAMES.values()))
     if config.documents.keywords:  # they come in lower case, in a line whose other letters are minigpt's own
-        text += keyword_line([text.lower(), ""])
-    return CharTokenizer.from_text(text)
+        known.update(keyword_line(["", ""]))
+        for text in data.texts:
+            known.update(text.lower())
+    return CharTokenizer.from_text("".join(known))
 
 
 def make_loader(

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from minigpt.formats.run_directory import RunDirectory, read_config, save_run
 from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
 from minigpt.system.figures import save_figure
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, note_special
 from minigpt.training import loop
 from minigpt.training.curves import perplexity_curve
 from minigpt.training.log import epochs_of, read_records
@@ -742,6 +743,20 @@ def test_a_new_model_knows_the_letters_of_keywords():
     for document in with_keywords(shouting.items, 2, shouting.items):
         assert tokenizer.decode(tokenizer.encode(document.prompt + document.text)) == document.prompt + document.text
     assert "k" not in new_tokenizer(RunConfig(), shouting).characters
+
+
+def test_documents_are_looked_through_one_by_one():
+    """Never joined into one text, which would take as much memory again as all of them."""
+    documents = Documents([Document("AB " * 100_003, "c") for _ in range(11)], "11 texts", 0, 0)
+    tracemalloc.start()
+    try:
+        tokenizer = new_tokenizer(RunConfig(documents=DocumentsConfig(keywords=2)), documents)
+        note_special(GPT2Tokenizer(["t h"]), documents.texts)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert {*"ABabc \n"} <= {*tokenizer.characters}
+    assert most < sum(map(len, documents.texts)) / 2  # all of it in lower case, one after another, is a text at a time
 
 
 def test_a_text_of_its_own_validates(base, tmp_path, capsys):
