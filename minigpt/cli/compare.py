@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigpt.cli.decoders import Setting, parse_setting
+from minigpt.cli.decoders import Setting, parse_settings
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, Compare
 from minigpt.cli.streams import print_json, write_files
@@ -30,9 +30,10 @@ from minigpt.evaluation.comparison import (
 )
 from minigpt.evaluation.diversity import WORD_MEANING
 from minigpt.formats.lora_files import adapter_folder, adapter_settings
+from minigpt.formats.source import lasting_model
 from minigpt.model import GPT
 from minigpt.system import terminal
-from minigpt.system.files import check_output, write_text
+from minigpt.system.files import check_output, twice, write_text
 
 OUTPUTS = (".json", ".csv", ".png", ".svg")
 _MOST_COLUMNS = 3  # texts side by side
@@ -58,7 +59,7 @@ class Row:
 def answer(settings: Compare) -> None:
     """Let every model write with every setting, then print the measures."""
     _check(settings)
-    decoders = [setting for text in settings.setting or DEFAULT_SETTINGS for setting in parse_setting(text)]
+    decoders = parse_settings(settings.setting or DEFAULT_SETTINGS)
     texts = prompt_texts(settings)
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
     specs = _specs(settings)
@@ -108,6 +109,8 @@ def _check(settings: Compare) -> None:
             f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",
             "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
         )
+    if again := twice([*map(lasting_model, settings.model), *settings.adapter]):
+        raise InputError(f"{again[0]} is named twice, and nothing can differ", "leave one of them out")
     for adapter in settings.adapter:
         adapter_settings(adapter_folder(adapter))
     check_field(settings.text_field, [], settings.training_data)

@@ -1,12 +1,13 @@
 """`--setting`: how to decode, in the words of one flag."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from minigpt.cli.settings import DEFAULT_SETTINGS, EARLY_STOPPING, OPTIONS
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import InputError, did_you_mean
+from minigpt.errors import InputError, did_you_mean, named, passed
 
 STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
 
@@ -22,6 +23,22 @@ class Setting:
 
     name: str
     options: dict[str, Any]
+
+
+def parse_settings(texts: Sequence[str]) -> list[Setting]:
+    """The settings that every --setting names, to be compared: no two of them are the same.
+
+    Raises:
+        InputError: if two are, or as `parse_setting`.
+    """
+    found = [setting for text in texts for setting in parse_setting(text)]
+    for one, other in itertools.combinations(found, 2):
+        if DecodingOptions(**one.options).effect == DecodingOptions(**other.options).effect:
+            raise InputError(
+                f"--setting {one.name!r} and {other.name!r} are the same, and nothing can differ",
+                "leave one of them out, or change it",
+            )
+    return found
 
 
 def parse_setting(text: str) -> list[Setting]:
@@ -71,6 +88,8 @@ def _checked(text: str, options: dict[str, Any]) -> Setting:
     try:
         DecodingOptions.before_model(**options)
     except InputError as error:
-        raise InputError(f"--setting {text!r}: {error.what}", error.how) from error
+        told = {form("strategy", strategy): strategy for strategy in STRATEGIES for form in (named, passed)}
+        what, how = error.renamed(told)  # a strategy is a word here
+        raise InputError(f"--setting {text!r}: {what}", how) from error
     words = [options["strategy"], *(f"{name}={value}" for name, value in options.items() if name != "strategy")]
     return Setting(" ".join(words), options)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from minigpt.chat import LONGEST, SHARE
 from minigpt.cli.chat_report import markdown, printed
-from minigpt.cli.decoders import Setting, parse_setting
+from minigpt.cli.decoders import Setting, parse_settings
 from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import CHAT_SETTINGS, EvaluateChat
 from minigpt.cli.streams import print_json, print_note, write_files
@@ -23,7 +23,6 @@ from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, check_template
 from minigpt.data.loaders import end_of_document
 from minigpt.data.sources import held_out_dialogues
-from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, named
 from minigpt.evaluation.arms import Arm, closeness, compared, true_arm, written_arm
 from minigpt.evaluation.conversations import (
@@ -50,7 +49,7 @@ def answer(settings: EvaluateChat) -> None:
     """Measure, then print or write."""
     for file in settings.out:
         check_output(file, OUTPUTS)
-    decoders = _decoders(settings)
+    decoders = parse_settings(settings.setting or CHAT_SETTINGS)
     source = model_source(settings.model)
     dialogues, described = _dialogues(settings, source)
     model, tokenizer = load(settings, source.name, settings.adapter)
@@ -81,19 +80,6 @@ def answer(settings: EvaluateChat) -> None:
     else:
         print("\n".join(printed(result, settings.show)))
     write_files(settings.out, lambda file: _write(file, result, settings.out))
-
-
-def _decoders(settings: EvaluateChat) -> list[Setting]:
-    """The settings that are compared; no two of them are the same."""
-    found = [decoder for text in settings.setting or CHAT_SETTINGS for decoder in parse_setting(text)]
-    for number, one in enumerate(found):
-        for other in found[:number]:
-            if DecodingOptions(**one.options).effect == DecodingOptions(**other.options).effect:
-                raise InputError(
-                    f"--setting {other.name!r} and {one.name!r} are the same, and nothing can differ",
-                    "leave one of them out, or change it",
-                )
-    return found
 
 
 def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], str]:

@@ -90,7 +90,6 @@ def read_texts(file: str, field: str | None) -> Texts:
     """
     if file == STDIN:
         return _from_stdin()
-    file = os.path.expanduser(file)
     if Path(file).suffix.lower() == ".json":
         return _completions(file, read_json(Path(file)))
     records = has_fields(file, RECORD_SUFFIXES)  # in .json is what `generate` prints

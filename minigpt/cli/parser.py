@@ -30,7 +30,8 @@ from minigpt.system import WIDTH
 from minigpt.system.files import named_path
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "{true,false}", Path: "FILE", str: "TEXT"}
-_THINGS = ("DIR", "FILE", "MODEL", "REPORT", "RUN", "SOURCE", "SRC", "T")  # metavars of what has a name, never ""
+# Metavars of what has a name, never "", and may be a path.
+_THINGS = ("DIR", "FILE", "FILE.yaml", "MODEL", "REPORT", "RUN", "SOURCE", "SRC", "T")
 WEIGHTS = (".safetensors", ".bin", ".pt")  # endings of files that are models
 _EXPECTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -218,7 +219,10 @@ class TypedField:
                 expected = "a number written as 10, 0.5 or 1e-3"
         if expected:
             raise ConfigError(f"{self.flag} {quoted(word)}: expected {expected}", "")
-        return named_path(word, self.flag) if kind is Path else kind(word)
+        if kind is Path:
+            return named_path(word, self.flag)
+        # A shell puts the home folder in place of ~ at the beginning of a word, and not in --data=~/texts.
+        return os.path.expanduser(word) if self.flag_options.metavar in _THINGS else kind(word)
 
 
 def typed_fields(

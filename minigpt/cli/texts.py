@@ -142,7 +142,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
         MissingFileError: if there is no such corpus or path.
         DataError: if it has no text.
     """
-    path = Path(os.path.expanduser(source))
+    path = Path(source)
     if source in NAMED_SOURCES or not os.path.isdir(path):
         return _learned(source, field)
     files = files_below(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))

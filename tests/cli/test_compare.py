@@ -4,16 +4,19 @@ import csv
 import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from minigpt.cli import compare as command
-from minigpt.cli.main import answer
+from minigpt.cli.decoders import parse_setting, parse_settings
+from minigpt.cli.inspect_model import VIEWS
+from minigpt.cli.main import answer, parser_of
 from minigpt.cli.models import load
 from minigpt.cli.parser import SettingsParser
+from minigpt.cli.settings import SETTINGS as SETTINGS_OF
 from minigpt.cli.settings import Compare
 from minigpt.config import GPTConfig, LoRAConfig
 from minigpt.decoding.generate import generate
@@ -57,16 +60,16 @@ def sweep(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 
 
 def test_settings_are_parsed():
-    (one,) = command.parse_setting("beam num_beams=5 early_stopping=never length_penalty=0.6")
+    (one,) = parse_setting("beam num_beams=5 early_stopping=never length_penalty=0.6")
     assert one.options == {"strategy": "beam", "num_beams": 5, "early_stopping": "never", "length_penalty": 0.6}
     assert one.name == "beam num_beams=5 early_stopping=never length_penalty=0.6"
-    grid = command.parse_setting("temperature=0.5,1 top_k=3,0")
+    grid = parse_setting("temperature=0.5,1 top_k=3,0")
     assert [setting.name for setting in grid] == [
         "sample temperature=0.5 top_k=3", "sample temperature=0.5 top_k=0",
         "sample temperature=1.0 top_k=3", "sample temperature=1.0 top_k=0",
     ]  # fmt: skip
     for text in command.DEFAULT_SETTINGS:
-        assert command.parse_setting(text)
+        assert parse_setting(text)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_settings_are_parsed():
         ("temperature=", "temperature= is no number", "give temperature a number"),
         ("temperature=1 temperature=2", "gives temperature twice", "temperature=A,B"),
         ("strategy=greedy", "gives strategy twice", "strategy=A,B"),
-        ("greedy temperature=0.5", "strategy = 'greedy' draws nothing", "leave temperature out"),
+        ("greedy temperature=0.5", "greedy draws nothing", "leave temperature out"),
         ("sample top_p=0.9,1.5", "top_p = 1.5 is out of range", "above 0 and at most 1"),
         ("beam num_beams=0", "num_beams = 0 is out of range", "from 1 to"),
         ("beam num_beams=2 early_stopping=maybe", "early_stopping=maybe", "choose no, yes, never"),
@@ -91,7 +94,7 @@ def test_settings_are_parsed():
 )
 def test_settings_that_cannot_be(setting, what, how):
     with pytest.raises(InputError) as caught:
-        command.parse_setting(setting)
+        parse_setting(setting)
     assert what in caught.value.what
     assert repr(setting) in caught.value.what
     assert how in caught.value.how
@@ -218,9 +221,7 @@ def test_one_file_that_cannot_be_written_loses_neither_the_others_nor_what_is_pr
     assert "error: No space left on device: full/a.json" in printed.err
 
 
-@pytest.mark.parametrize(
-    "line", ["compare --model one --prompt ab", "inspect size --model one", "inspect attn ab --model one"]
-)
+@pytest.mark.parametrize("line", ["compare --prompt ab", "inspect size", "inspect attn ab"])
 def test_a_home_folder_is_meant_behind_an_equals_sign_too(line, tmp_path, monkeypatch):
     """Shells put it in place of ~ at the beginning of a word alone."""
     (tmp_path / "home").mkdir()
@@ -230,6 +231,28 @@ def test_a_home_folder_is_meant_behind_an_equals_sign_too(line, tmp_path, monkey
     assert answer([*line.split(), "--model", "one", f"{flag}=~/x.json"]) == 0
     assert (tmp_path / "home" / "x.json").is_file()
     assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("command", [*SETTINGS_OF, *(f"inspect {view}" for view in VIEWS)])
+def test_so_it_is_in_every_flag_that_may_name_a_path(command, monkeypatch):
+    """By the names of their values; all others are listed here."""
+    monkeypatch.setenv("HOME", "/homes/mine")
+    words = {"", "DEVICE", "L.X", "NAME", "NAME=VALUE", "POINT", "PRESET", "SETTING", "STR", "TEXT", "TOKEN"}
+    for one in parser_of(*command.split()[:1], command.split()[1:])[0].fields.values():
+        kind = get_args(one.kind)[0] if one.several else one.kind
+        if kind in (str, Path) and not one.choices:
+            found = one.value(["~/x"] if one.several else "~/x")
+            expected = "~/x" if one.flag_options.metavar in words else "/homes/mine/x"
+            assert found == ((kind(expected),) if one.several else kind(expected)), one.flag
+
+
+def test_the_records_of_a_folder_at_home_have_fields(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_run(random_model(GPTConfig(TOKENIZER.vocab_size, 11, 1, 1, 5), 3), TOKENIZER, Path("one"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"body": "ab ab", "title": "a"}\n')
+    line = "compare --model one --prompt ab --seeds 1 --max-new-tokens 2 --training-data=~/texts --text-field body"
+    assert answer(line.split()) == 0, capsys.readouterr().err
 
 
 def test_a_picture_is_drawn():
@@ -257,6 +280,10 @@ def test_a_picture_is_drawn():
         ("--model one --prompt ab -o out.txt", "out.txt ends in .txt, which is no known format"),
         ("--model one --prompt ab -o folder.csv", "folder.csv is a folder"),
         ("--model one --prompt ab -o blank.txt/out.json", "blank.txt is a file, and blank.txt/out.json cannot"),
+        ("--model one --model one --prompt ab", "one is named twice, and nothing can differ"),
+        ("--model one --prompt ab --adapter a --adapter a", "a is named twice, and nothing can differ"),
+        ("--model one --prompt ab --setting temperature=0.5,0.50", "are the same, and nothing can differ"),
+        ("--model one --prompt ab --setting greedy --setting temperature=0", "are the same, and nothing can differ"),
         ("--model one --model two --adapter a --prompt ab", "--adapter a could belong to each of 2 models"),
     ],
 )
@@ -269,6 +296,28 @@ def test_mistakes_are_two_lines_and_nothing_is_written(arguments, what):
     assert what in caught.value.what
     assert caught.value.how
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "how"),
+    [
+        ("greedy temperature=0.5", "temperature = 0.5 shapes a draw, but greedy draws nothing",
+         "leave temperature out, or choose sample"),
+        ("beam top_k=5", "top_k = 5 shapes a draw, but beam draws nothing",
+         "leave top_k out, or choose sample with num_beams above 1, which draws beams"),
+        ("greedy num_beams=3", "num_beams = 3, but greedy follows a single sequence",
+         "leave num_beams out, or choose beam"),
+        ("sample length_penalty=2", "length_penalty = 2.0 concerns beams, but there are none",
+         "leave length_penalty out, or choose beam with num_beams above 1"),
+        ("temperature=0 num_beams=3", "temperature = 0.0 draws nothing, but sample would draw num_beams = 3 beams",
+         "choose beam, or a temperature above 0"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_in_a_setting_is_said_in_its_words(setting, what, how):
+    """And what is advised is a setting."""
+    with pytest.raises(InputError) as caught:
+        parse_settings([setting])
+    assert (caught.value.what, caught.value.how) == (f"--setting {setting!r}: {what}", how)
 
 
 def test_the_length_fits_every_model(capsys):
