@@ -16,11 +16,16 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from minigpt.errors import CheckpointError, DataError, InputError, MissingFileError, brief, first_line, named
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows nothing tells whether a process still writes, so nothing is cleared
+    fcntl = None  # type: ignore[assignment]
 
 FETCH_AGAIN = "copy or download it again from its source"
 
@@ -66,17 +71,19 @@ def atomic_write(path: Path, root: Path | None = None) -> Iterator[IO[bytes]]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name[:20]}.", suffix=".tmp")
         temporary = path.parent / Path(name).name  # as relative as `path` is
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                _check_place(file.fileno(), temporary, root or path.parent)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(OSError):  # some mounts have permissions of their own
-                temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
-            temporary.replace(path)
+            with _held(temporary):
+                with os.fdopen(descriptor, "wb") as file:
+                    _check_place(file.fileno(), temporary, root or path.parent)
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                with suppress(OSError):  # some mounts have permissions of their own
+                    temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; give it the usual permissions
+                temporary.replace(path)
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -171,20 +178,63 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary_folder(parent: Path, folder: Path) -> Iterator[Path]:
     """A folder in `parent` in which `folder` is written."""
-    with writing(folder), tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as temporary:
-        part = Path(temporary) / _PART  # with the usual permissions, which the temporary folder lacks
+    _clear(parent)
+    with writing(folder), tempfile.TemporaryDirectory(dir=parent, prefix=_UNFINISHED) as name, _held(Path(name)):
+        part = Path(name) / _PART  # with the usual permissions, which the temporary folder lacks
         part.mkdir()
         yield part
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The unfinished files and folders in `folder` of processes that were killed while they wrote there."""
-    return [
-        path
-        for path in folder.glob(f"{_UNFINISHED}*")
-        if (_LEFT_FILE if path.is_file() else _LEFT_FOLDER).fullmatch(path.name)
-        and (path.is_file() or {inside.name for inside in path.iterdir()} <= {_PART})
-    ]
+    """The unfinished files and folders in `folder` that processes are writing, or wrote until they were killed."""
+    return [path for path in folder.glob(f"{_UNFINISHED}*") if _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if stat.S_ISREG(path.lstat().st_mode):
+            return bool(_LEFT_FILE.fullmatch(path.name))
+        return bool(_LEFT_FOLDER.fullmatch(path.name)) and {inside.name for inside in path.iterdir()} <= {_PART}
+    except OSError:  # it is gone by now, or nobody's to read
+        return False
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Those of the `leftovers` whose process does not live any more, as far as that can be known."""
+    return [path for path in leftovers(folder) if _is_abandoned(path)]
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        begun = (path / _PART).exists() if path.is_dir() else path.stat().st_size  # which comes after the lock
+    except OSError:
+        return False
+    with _held(path) as free:
+        return bool(begun) and free
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """A block that locks a file or folder, until the process ends in whatever way; false if that cannot be done.
+
+    Then another process has locked it, or the system knows no such locks.
+    """
+    with ExitStack() as stack:
+        free = False
+        if fcntl:
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+        yield free
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes have left in a folder."""
+    for path in abandoned(folder):
+        with suppress(OSError):
+            remove(path)
 
 
 def make_way(path: Path, own: Collection[str]) -> str:
@@ -320,7 +370,7 @@ def check_unused(path: Path) -> None:
             shown = path if part == whole else part
             kind = "a file, and " if shown.is_file() else ""
             raise CheckpointError(f"{shown} is {kind}no folder", "name a folder that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and {*path.iterdir()} - {*abandoned(path)}:
         raise CheckpointError(f"{path} is not empty", "name another folder, or remove this one")
     check_writable(path)
 

@@ -5,7 +5,9 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +23,7 @@ from minigpt.system.downloads import mismatch
 from minigpt.system.files import (
     atomic_folder,
     atomic_write,
+    check_unused,
     first_bytes,
     leftovers,
     listed,
@@ -240,6 +243,56 @@ def test_what_a_killed_process_leaves_is_found(tmp_path):
     (tmp_path / "other").mkdir()
     with new_folder(tmp_path / "folder"), atomic_write(tmp_path / "file.json"):
         assert sorted(path.is_dir() for path in leftovers(tmp_path)) == [False, True]
+
+
+def written_by_another(how: str, path: Path, lives: bool) -> subprocess.Popen[bytes]:
+    """A process that has begun to write at a path, and was killed there, or waits."""
+    lines = f"""
+        import os, pathlib, signal, time
+        from minigpt.system.files import atomic_folder, atomic_write
+        path = pathlib.Path({str(path)!r})
+        with {how}(path) as found:
+            found.write(b"half") if {how} is atomic_write else (found / "half").write_text("a")
+            {how} is atomic_write and found.flush()
+            print("begun", flush=True)
+            time.sleep(600) if {lives} else os.kill(os.getpid(), signal.SIGKILL)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(lines)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    if not lives:
+        process.wait()
+    return process
+
+
+PLACES = {"a file": "atomic_write", "a new folder": "atomic_folder", "a folder that is there": "atomic_folder"}
+
+
+@pytest.mark.parametrize("lives", [False, True], ids=["killed", "alive"])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_killed_process_leaves_is_cleared_by_the_next_in_its_place(tmp_path, place, lives):
+    """What another process still writes stays, and so does a file of a user's."""
+    inside = place == "a folder that is there"
+    path = tmp_path / "place" / "out"
+    (path if inside else path.parent).mkdir(parents=True)
+    (path.parent / ".minigpt-mine").mkdir()
+    process = written_by_another(PLACES[place], path, lives)
+    try:
+        (left,) = leftovers(path if inside else path.parent)
+        if PLACES[place] == "atomic_write":
+            write_text(path, "whole")
+        elif lives and inside:
+            with pytest.raises(CheckpointError, match="out is not empty"):
+                check_unused(path)
+        else:
+            check_unused(path)
+            with atomic_folder(path) as part:
+                (part / "whole").write_text("a")
+            assert [found.name for found in path.iterdir() if found != left] == ["whole"]
+        assert left.exists() == lives
+        assert {found.name for found in path.parent.iterdir()} - {left.name} == {".minigpt-mine"} | {"out"}
+    finally:
+        process.kill()
+        process.communicate()
 
 
 class Counted(str):
