@@ -109,6 +109,7 @@ def generate(
         model: stays as it is: its mode, its weights, and the global random state with it.
         prompts: lists of ids, of any lengths.
         tokenizer: the model's. `stop` needs the bytes of its tokens, and ids that it does not know are never chosen.
+            It ends nothing by itself: that takes `eos_token_id=tokenizer.end_ids`, as `complete` gives.
         draft: who guesses several tokens at once, for the model to check (see `speculative`). The text stays the same.
         on_step: is told after each step what was considered and chosen. It cannot change the result.
         num_candidates: how many tokens it is shown, 0 for none; beam search shows all that it considered.

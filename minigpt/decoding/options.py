@@ -147,7 +147,8 @@ class DecodingOptions:
     num_return_sequences: Annotated[int, _ROWS] = 1
     """completions of each prompt"""
     eos_token_id: _TokenId | Sequence[_TokenId] | None = None
-    """the token that ends a sequence, or several; it is kept"""
+    """the token that ends a sequence, or several; it is kept. None: no token does. `complete`, `Chat` and the
+    command line name the tokenizer's `end_ids` here"""
     stop: _Text | Sequence[_Text] | None = None
     """strings that end a sequence once its new text contains one"""
     seed: _Seed | Sequence[_Seed] | None = 0
