@@ -20,6 +20,7 @@ from minigpt.formats.source import AssumedHeads, Source, open_source
 from minigpt.model import GPT
 from minigpt.system.files import check_unused, named_path
 from minigpt.tokenizers import Tokenizer
+from minigpt.training.signals import tidy
 
 
 def answer(settings: Import) -> None:
@@ -85,7 +86,7 @@ def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, Par
     """
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, model.config.block_size), generator=random)  # (1, T)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tidy(), tempfile.TemporaryDirectory() as temporary:  # which a whole model may be written to
         folder = source.transformers_folder
         if exported := folder is None:
             folder = Path(temporary) / "export"

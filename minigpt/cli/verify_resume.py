@@ -1,9 +1,7 @@
 """`minigpt verify-resume`."""
 
-import signal
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from minigpt.cli.run_settings import VerifyResume, shaped_as_base
@@ -11,7 +9,7 @@ from minigpt.cli.streams import print_json
 from minigpt.errors import ConfigError
 from minigpt.training import verify
 from minigpt.training.log import print_line_for
-from minigpt.training.signals import leave
+from minigpt.training.signals import tidy
 
 
 def answer(settings: VerifyResume) -> None:
@@ -22,10 +20,7 @@ def answer(settings: VerifyResume) -> None:
     config = verify.shortened(shaped_as_base(settings) if settings.config.init_from else settings.config, steps)
     print_line = print_line_for(settings.json)
     moments = [verify.at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]
-    before = signal.signal(signal.SIGTERM, leave)  # as Ctrl-C, so that no training is left behind
-    with ExitStack() as leaving:
-        leaving.callback(signal.signal, signal.SIGTERM, before)
-        name = leaving.enter_context(tempfile.TemporaryDirectory(prefix="minigpt-"))
+    with tidy(), tempfile.TemporaryDirectory(prefix="minigpt-") as name:  # no training is left behind either
         folder = Path(name)
         print_line(f"straight   {steps} steps without a break ...")
         straight = verify.run_straight(config, folder)

@@ -5,7 +5,8 @@ import signal
 import stat
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,9 +16,21 @@ _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGTERM that ends the process and tidies up, but not while an error is being printed."""
+    """A handler that ends the process and tidies up, but not while an error is being printed."""
     if sys.exception() is None:
         raise SystemExit(128 + number)
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP end as Ctrl-C does, so that nothing is left behind; unless they are ignored."""
+    endings = [number for number in (signal.SIGTERM, _HANGUP) if number and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in endings}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

@@ -118,7 +118,7 @@ def test_the_command_fails_on_a_difference(stand_ins, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals and a shell")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("phase", ["straight", "broken"])
 def test_a_command_that_is_stopped_leaves_no_training_behind(tmp_path, monkeypatch, number, phase):
     """The signal is for the command alone, as from `kill`; the training would go on for a minute."""
@@ -151,15 +151,17 @@ def test_a_command_that_is_stopped_leaves_no_training_behind(tmp_path, monkeypat
                 os.kill(os.getpid(), due.pop())
 
     monkeypatch.setattr(subprocess, "Popen", Watched)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends no test, if nothing is done
+    endings = signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(one, signal.default_int_handler) for one in endings]  # ends no test, if nothing is done
     try:
         if number == signal.SIGINT:
             assert command(["verify-resume", "--steps", "9"]) == 130
         else:
-            with pytest.raises(SystemExit, match="143"):
+            with pytest.raises(SystemExit, match=f"^{128 + number}$"):
                 command(["verify-resume", "--steps", "9"])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        after = [signal.signal(*pair) for pair in zip(endings, before, strict=True)]
+    assert after == [signal.default_int_handler] * 2
     with pytest.raises(ProcessLookupError):
         os.kill(int(told.read_text()), 0)
     assert list(folders.iterdir()) == []
