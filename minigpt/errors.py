@@ -146,6 +146,11 @@ def brief(value: object) -> str:
         return f"a {type(value).__name__} of thousands of digits"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """So many things in words: "1 document", "2,003 documents"; `plural` where this is more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def quoted(name: object) -> str:
     """A path or a name as a word of a command line that is told, in quotes where a shell needs them."""
     word = str(name)

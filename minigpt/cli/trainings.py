@@ -76,7 +76,12 @@ def train_and_say(
         if promised is not None and isinstance(data, Corpus) and config.data.tokenizer == "char":
             check_promise(promised, data)
         result = train(config, data, run.path, print_line, resume=bool(resume))
-        for line in [*summary(result, config, run), *what_to_type(run.path, data, config)]:
+        lines = summary(result, config, run)
+        if run.best_weights.exists() or run.adapter.exists():
+            lines += what_to_type(run.path, data, config)
+        elif not config.train.lora_rank:  # somebody has removed them; the newest weights can write too
+            lines += what_to_type(run.last, data, config)
+        for line in lines:
             print_line(line)
         if as_json and processes.first:
             print_json(dataclasses.asdict(result))

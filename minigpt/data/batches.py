@@ -29,7 +29,7 @@ from torch import Tensor
 from minigpt.config import Count, Seed
 from minigpt.data.documents import Document, generator
 from minigpt.data.tokens import IGNORED, Ids
-from minigpt.errors import ConfigError, DataError, InputError, either, named
+from minigpt.errors import ConfigError, DataError, InputError, brief, counted, either, named
 from minigpt.fields import Bounds, check_ids, checked
 from minigpt.tokenizers import WITHOUT_THEM, IdArray, Tokenizer
 
@@ -129,7 +129,7 @@ def encode(
         )
     rows, masks, truncated, shortened, left_out = [], [], 0, 0, 0
     strange = []  # documents that cannot be encoded
-    for number, document in enumerate(documents, start=1):
+    for document in documents:
         try:
             prompt, text = tokenizer.encode_array(document.prompt), tokenizer.encode_array(document.text)
         except InputError:
@@ -147,8 +147,9 @@ def encode(
             continue
         if not mask[1:].any():
             raise DataError(
-                f"document {number:,} of {len(documents):,} leaves nothing to learn: {len(row)} tokens, {len(prompt)} "
-                f"of them its prompt, and {named('max_length', max_length)}; its text begins {document.text[:30]!r}",
+                f"the document with the text {brief(document.text)} leaves nothing to learn: "
+                f"{counted(len(row), 'token')}, {len(prompt)} of them its prompt, and "
+                f"{named('max_length', max_length)}",
                 f"shorten its prompt, choose a larger {named('max_length')}, or leave it out",
             )
         for span in document.replies if earlier else ():

@@ -355,7 +355,7 @@ class Checkpoint:
         flags = " or ".join(named(name) for name, place in zip(("source", "val_data"), places, strict=True) if place)
         if self.manifest["corpus"] != checksum:
             raise CheckpointError(
-                f"{' or '.join(filter(None, places))} has changed since {self.path} was trained on it",
+                f"{' or '.join(filter(None, places))} does not hold what {self.path} was trained on",
                 f"name the former data's new place as {flags}, or start a new run: a resumed one must read what it "
                 "would have read",
             )

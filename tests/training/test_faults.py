@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -570,6 +571,16 @@ def test_the_last_folder_names_its_run(run, capsys, corpus):
     run.config.write_text(config)
     assert command(["train", "--resume", "run/last"]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_its_best_weights_advises_what_works(run, capsys, corpus):
+    Path("play.txt").write_text(corpus.text)
+    run.config.write_text(run.config.read_text().replace("source: shakespeare", "source: play.txt"))
+    run.best_weights.unlink()
+    assert command(["train", "--resume", "run"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"generate --model (\S+)", out) == re.findall(r"load_model\('(.+)'\)", out) == ["run/last"]
+    assert command(["generate", "--model", "run/last", corpus.text[:3], "--max-new-tokens", "2"]) == 0
 
 
 # --- malice ---
