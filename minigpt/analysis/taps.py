@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from minigpt.config import GPTConfig
-from minigpt.errors import InputError, near
+from minigpt.errors import InputError, either, named, near
 from minigpt.fields import checked
 
 Where = Literal["output", "input", "heads", "argument", "inside", "scale", "product"]
@@ -190,5 +190,8 @@ def _unknown(pattern: str, config: GPTConfig) -> PointError:
         )
     return PointError(
         f"there is no point {pattern!r}",
-        near(pattern, _names(config.n_layer), most=3) + "minigpt.analysis.points(model.config) lists them all",
+        either(
+            near(pattern, _names(config.n_layer), most=3) + "docs/internals.md lists them all",
+            named("minigpt.analysis.points(model.config)"),
+        ),
     )

@@ -583,7 +583,7 @@ p             of a paired permutation test: how often chance alone would make
     """the most tokens of a reply (default: 200, or a third of the context)"""
     history: Annotated[
         tuple[int, ...],
-        Form("numbers from 0 on", lambda turns: all(0 <= one < 10**9 for one in turns)),
+        Form("numbers from 0 to 999,999,999", lambda turns: all(0 <= one < 10**9 for one in turns)),
         Flag("TURNS", together=True),
     ] = (0, 1, 3, 5)
     """turns of the histories that are compared (default: 0 1 3 5)"""

@@ -272,7 +272,7 @@ def test_one_dialogue_has_no_other_to_be_compared_with(capsys):
         (["--model", "run", "--data", "silent.txt"], "no dialogue in silent.txt has a reply", "another turn before"),
         (["--model", "run", "--data", "strange.txt"], "characters outside this tokenizer", "remove these documents"),
         (["--model", "run", "--data", "nothing.txt"], "there is no file or folder nothing.txt", "check the path"),
-        (["--model", "run", "--history", "1", "-2"], "--history (1, -2) cannot be used", "must be numbers from 0 on"),
+        (["--model", "run", "--history", "1", "-2"], "(1, -2) cannot be used", "must be numbers from 0 to 999,999"),
         (["--model", "run", "-o", "report.pdf"], "report.pdf ends in .pdf", ".md, .json, .png, .svg"),
         (
             ["--model", "run", "--setting", "greedy", "--setting", "sample", "--setting", "sample temperature=0.8"],

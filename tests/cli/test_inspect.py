@@ -509,7 +509,10 @@ def test_the_nearest_views_and_points_are_named(model, capsys):
     assert run(words("lense 'to' {model}", model)) == 2
     assert "did you mean lens?" in capsys.readouterr().err
     assert run(words("lens 'to' {model} --points blocks.0.resid_pots", model)) == 2
-    assert "blocks.0.resid_post" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "blocks.0.resid_post" in said
+    assert "docs/internals.md lists them all" in said
+    assert "minigpt.analysis" not in said  # which nobody can type here
 
 
 def test_a_folder_without_permission_is_seen_before_the_work(tmp_path, monkeypatch, capsys):
