@@ -22,7 +22,7 @@ from minigpt.evaluation.loss import next_log_probs, perplexity
 from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text, with_text
-from minigpt.system import notebook
+from minigpt.system import notebook, terminal
 from minigpt.system.terminal import Brief
 
 # --- the logit lens
@@ -200,7 +200,7 @@ class TokenLosses(Brief):
 
     def _repr_html_(self) -> str:
         names = [f"{position}: token {token}" for position, token in enumerate(self.ids)][1:]
-        mean = f"mean {self.mean:.4f} nats a token, perplexity {self.perplexity:.3f}"
+        mean = f"mean {self.mean:.4f} nats a token, perplexity {terminal.number(self.perplexity, '.3f')}"
         return notebook.shown(
             "Loss of each token", notebook.bars(names, self.losses.tolist(), what="nats"), notebook.note(mean)
         )

@@ -104,8 +104,9 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
         f"data: {result['data']}",
         f"there: {result['dialogues']:,} dialogues with {result['true_replies']:,} replies{left}",
         f"measured: {result['measured']:,} of the replies, in {result['measured_dialogues']:,} dialogues{few}",
-        f"true replies after {result['turns']} turns at most: perplexity {result['perplexity']:.3f}, "
-        f"loss {result['loss']:.4f} nats a token, {result['tokens']:,} tokens",
+        f"true replies after {result['turns']} turns at most: perplexity "
+        f"{terminal.number(result['perplexity'], '.3f')}, loss {result['loss']:.4f} nats a token, "
+        f"{result['tokens']:,} tokens",
         f"written replies: {draws}after {result['turns']} turns at most, of {result['max_new_tokens']} tokens at most",
     ]
 
@@ -129,7 +130,7 @@ def _coherence(found: Sequence[Mapping[str, Any]]) -> Iterator[_Table]:
         "histories that fit whole into the context; of the others, the oldest turns are left out."
     )
     rows = [
-        (str(one["turns"]), f"{one['perplexity']:.3f}", _interval(one["gain"], 3), f"{one['whole']:.0%}")
+        (str(one["turns"]), terminal.number(one["perplexity"], ".3f"), _interval(one["gain"], 3), f"{one['whole']:.0%}")
         for one in found
     ]
     yield _Table("Coherence across turns", says, ("turns", "perplexity", "gain", "whole"), rows)

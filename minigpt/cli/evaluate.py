@@ -110,7 +110,7 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     lines = [
         f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once",
-        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
+        f"loss {result.loss:.4f} nats per token, perplexity {terminal.number(result.perplexity, '.3f')}, "
         f"{terminal.decimals(bits, 4)} bits per character",
     ]
     if bits is not None and corpus.floor is not None and split == "val":
@@ -161,7 +161,7 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     cost = cost_of_weights(model, settings, model_name, result, measure)
     lines = [
         f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once",
-        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}",
+        f"loss {result.loss:.4f} nats per token, perplexity {terminal.number(result.perplexity, '.3f')}",
     ]
     show(result, lines, settings.json, cost)
 

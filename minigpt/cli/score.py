@@ -29,7 +29,8 @@ def answer(settings: Score) -> None:
     print(f"  {'log_prob':>10} {'tokens':>6} {'perplexity':>10}  text")
     for result in results:
         mark = "*" if len(results) > 1 and result["log_prob"] == best else " "
-        numbers = f"{result['log_prob']:>10.4f} {result['num_tokens']:>6} {result['perplexity']:>10.3f}"
+        numbers = f"{result['log_prob']:>10.4f} {result['num_tokens']:>6}"
+        numbers += f" {terminal.number(result['perplexity'], '.3f'):>10}"
         print(f"{mark} {numbers}  {terminal.cut(repr(result['text']), 48)}")
         for token in result["tokens"] if settings.tokens else ():
             print(f"  {token['log_prob']:>10.4f} {token['id']:>6} {'':>10}    {token['text']!r}")

@@ -7,10 +7,12 @@ from minigpt.cli.run_settings import Train, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
+from minigpt.data.documents import data_checksum
 from minigpt.data.sources import load_data
-from minigpt.formats.run_directory import existing_run
+from minigpt.formats.run_directory import RunDirectory, existing_run
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
+from minigpt.training.checkpoint import checkpoint_to_resume, circumstances
 from minigpt.training.distributed import Processes
 from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
@@ -24,27 +26,32 @@ def answer(settings: Train) -> None:
     """Train, and print what to type next."""
     continued = settings.resume or settings.replay
     config = shaped_as_base(settings) if settings.config.init_from and not continued else settings.config
+    resume = existing_run(settings.resume) if settings.resume else None
     if settings.plan:
-        plan_and_say(config, settings.json)
+        plan_and_say(config, resume, settings.json)
         return
     if settings.replay:
         replay_and_say(config, named_path(settings.replay, "--replay"), settings.json)
         return
     name = settings.preset if config.data.source == preset(settings.preset).data.source else None
-    resume = existing_run(settings.resume) if settings.resume else None
     train_and_say(config, settings.from_file, settings.out, name, settings.json, resume=resume)
 
 
-def plan_and_say(config: RunConfig, as_json: bool) -> None:
-    """Predict memory and time of a run, and print them."""
+def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) -> None:
+    """Predict memory and time of a run, or of what is left of the one to resume, and print them."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     data = load_data(config)
     config, tokenizer = before_weights(config, data)
     find_teachers(config, tokenizer)
-    config, loader, _ = read_data(config, data, tokenizer, Processes(), None)
-    t = config.train
-    plan = plan_run(config, Workload.of_loader(loader), loader.val.ids, device, dtype, SAMPLE_TOKENS)
+    checkpoint = None
+    if resume:
+        here, tell = circumstances(Processes(), device), print_line_for(as_json)
+        checkpoint, _ = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
+    config, loader, _ = read_data(config, data, tokenizer, Processes(), checkpoint)
+    t, done = config.train, checkpoint.progress.step if checkpoint else 0
+    workload = Workload.of_loader(loader)
+    plan = plan_run(config, workload, loader.val.ids, device, dtype, SAMPLE_TOKENS, done=done)
     if t.freeze or t.lora_rank or t.gradient_checkpointing:
         print_note("activations are counted as if all weights were trained: your run takes less memory than this")
     if as_json:

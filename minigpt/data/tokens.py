@@ -154,7 +154,7 @@ def prepare(
             train, val = (TokenFile(Path(name), ids[name].astype(kind), *about) for name in texts)
             return train, val
     train, val = (open_tokens(home / f"{name}.bin") for name in texts)
-    for tokens in (train, val):
+    for tokens in sorted((train, val), key=lambda split: len(split.ids)):  # the shorter one first, as above
         check_length(tokens.path.stem, len(tokens.ids), block_size, config)
         if (tokens.vocab_size, tokens.fingerprint) != (tokenizer.vocab_size, tokenizer.fingerprint()):
             raise DataError(

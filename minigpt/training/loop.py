@@ -29,6 +29,7 @@ from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
 from minigpt.formats.source import lasting_model
 from minigpt.parameters import with_text
+from minigpt.system import terminal
 from minigpt.system.device import autocast, choose_device
 from minigpt.system.files import named_path
 from minigpt.training.checkpoint import (
@@ -397,7 +398,7 @@ def record_validation(run: Run, progress: Progress, log: RunLog, val_loss: float
     log.record(progress.step, progress.tokens, val_loss=val_loss, epoch=epoch)
     more = "" if log.floor is None else f", {val_loss - log.floor:.3f} above the corpus's entropy"
     if run.config.train.epochs:
-        more += f", perplexity {perplexity(val_loss):.2f}, epoch {epoch:.3g}"
+        more += f", perplexity {terminal.number(perplexity(val_loss), '.2f')}, epoch {epoch:.3g}"
     log.print_line(f"step {progress.step:<5} validation loss {val_loss:.4f}{more}")
 
 

@@ -133,7 +133,8 @@ class Plan:
             training loads. 0 on a GPU, whose memory holds none of them, and on a system that does not tell.
         memory: what the run adds.
         free: bytes that are still free on the device; None if the system does not tell.
-        seconds: wall time of the run, part by part; None if it was not measured, because there is too little memory.
+        seconds: wall time of what is left of the run, part by part; None if it was not measured, because there is too
+            little memory.
         advice: which settings to change if there is too little memory, else "".
         teachers: the models from which it learns, by name.
     """
@@ -178,7 +179,8 @@ class Plan:
         if self.seconds is None or self.total_seconds is None:
             return "\n".join([*lines, "time was not measured: the memory is not there", f"  {self.advice}"])
         lines.append("time")
-        lines += [_line(name, _duration(part), part / self.total_seconds) for name, part in self.seconds.items()]
+        whole = self.total_seconds or 1.0
+        lines += [_line(name, _duration(part), part / whole) for name, part in self.seconds.items()]
         return "\n".join([*lines, _line("together", _duration(self.total_seconds), 1.0)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,6 +196,7 @@ def plan_run(
     dtype: torch.dtype,
     sample_tokens: int,
     measure_seconds: float = 10.0,
+    done: int = 0,
 ) -> Plan:
     """Predict the memory and the time of a run.
 
@@ -210,6 +213,7 @@ def plan_run(
         dtype: of the matrix products.
         sample_tokens: how many tokens the model writes after each evaluation.
         measure_seconds: how long to measure training steps, after one to warm up; at least one step, at most ten.
+        done: steps that a run to resume has taken already: the time is that of the others.
     """
     keep_freed_memory()
     rehearse(config, device, dtype)
@@ -217,7 +221,7 @@ def plan_run(
     memory = predict_memory(config, device, dtype, workload)
     seconds, advice = None, ""
     if free is None or memory.peak <= free:
-        seconds = measure_time(config, workload, val_ids, device, dtype, sample_tokens, measure_seconds)
+        seconds = measure_time(config, workload, val_ids, device, dtype, sample_tokens, measure_seconds, done)
     else:
         advice = how_to_fit(config, device, dtype, workload, free)
     parameters = model_size(config.model).parameters
@@ -355,7 +359,8 @@ def how_to_fit(config: RunConfig, device: torch.device, dtype: torch.dtype, work
             smaller = replace(config, train=replace(t, batch_size=batch_size, accumulation_steps=steps))
             if predict_memory(smaller, device, dtype, workload).peak <= free:
                 return f"--train.batch_size {batch_size} --train.accumulation_steps {steps}: the same batch a step"
-    return "no batch_size is small enough: lower --model.n_layer or --model.block_size"
+    fewer = "" if config.init_from else "--model.n_layer or "  # a model to start from has its layers
+    return f"no batch_size is small enough: lower {fewer}--model.block_size"
 
 
 def measure_time(
@@ -366,15 +371,17 @@ def measure_time(
     dtype: torch.dtype,
     sample_tokens: int,
     seconds: float,
+    done: int = 0,
 ) -> dict[str, float]:
-    """Seconds of a whole run, from a few steps, a part of an evaluation and one sample of the real size."""
+    """Seconds of a run after `done` steps, from a few steps, a part of an evaluation and a sample of the real size."""
     m, t = config.model, config.train
     as_long = replace(config, model=replace(m, block_size=workload.row))  # rows of the run's own length
     times = train_a_little(as_long, device, dtype, False, seconds)[1]
     asking = _seconds_of_teachers(as_long, device, dtype)
-    evaluations = -(-t.max_steps // t.eval_interval)  # the last step is always one of them
+    left = max(0, t.max_steps - done)
+    evaluations = -(-t.max_steps // t.eval_interval) - done // t.eval_interval if left else 0  # the last step has one
     samples = evaluations
-    if config.init_from:
+    if config.init_from and not done:
         evaluations += 1  # of the model to start from
     model = GPT(m).to(device)
     part = val_ids[: TOKENS_PER_BATCH + 1]
@@ -383,7 +390,7 @@ def measure_time(
     evaluated = perf_counter()
     generate(model, [[0]], max_new_tokens=sample_tokens, on_overflow="crop")
     return {
-        "training": t.max_steps * t.accumulation_steps * (statistics.median(times[1:]) + asking),
+        "training": left * t.accumulation_steps * (statistics.median(times[1:]) + asking),
         "evaluations": evaluations * (evaluated - start) * workload.val_tokens / (len(part) - 1),
         "samples": samples * (perf_counter() - evaluated),
     }

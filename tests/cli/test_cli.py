@@ -434,6 +434,13 @@ def test_score_json_is_the_reference_sum(reference, capsys):
             assert [token["log_prob"] for token in row["tokens"]] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_perplexity_that_is_no_size_for_a_column_is_a_power_of_ten(reference, capsys, monkeypatch):
+    monkeypatch.setattr("minigpt.cli.score.token_log_probs", lambda _, ids, __: [-690.0] * (len(ids) - 1))
+    assert run(["score", "--model", str(reference.folder), "the the"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert line.split()[2] == f"{math.exp(690):.3g}"
+
+
 def test_score_keeps_the_order_and_marks_the_best(reference, capsys):
     texts = ["you the later", "the the other", "you other the"]
     arguments = ["score", "--model", str(reference.folder), *texts]

@@ -4,9 +4,12 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -313,6 +316,29 @@ def test_ctrl_c_is_two_lines(moment, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 2)
     assert err.startswith("error: interrupted\n       ")
+
+
+@pytest.mark.parametrize("listening", [True, False], ids=["", "ignored"])
+def test_ctrl_c_during_an_import_is_not_lost(listening, monkeypatch, capsys):
+    """Torch's can swallow the exception, as this one does. It comes behind the import, if anybody listens."""
+
+    def importing(_: str) -> types.ModuleType:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        module = types.ModuleType("command")
+        vars(module)["answer"] = lambda _: print("went on")
+        return module
+
+    monkeypatch.setattr("minigpt.cli.main.import_module", importing)
+    handler = signal.default_int_handler if listening else signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert run(["tokenize", "a"]) == (130 if listening else 0)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    out, err = capsys.readouterr()
+    assert (out, err[:18]) == (("", "error: interrupted") if listening else ("went on\n", ""))
 
 
 def test_write_product_outside_of_a_command(capsys):

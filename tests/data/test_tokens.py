@@ -94,8 +94,11 @@ def test_a_split_that_is_too_short_says_what_it_needs(tmp_path):
         prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
     assert not list(tmp_path.iterdir())
     prepare(corpus, tokenizer, DataConfig(), 5, tmp_path)
-    with pytest.raises(DataError, match="val split: 6 tokens"):  # the files are there now, and still too short
-        prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
+    for block_size in (6, 60):  # the files are there now, and still too short; the shorter one says what fits
+        with pytest.raises(
+            DataError, match=rf"val split: 6 tokens, but block_size = {block_size} .*\nuse block_size = 2"
+        ):
+            prepare(corpus, tokenizer, DataConfig(), block_size, tmp_path)
 
 
 def test_a_file_of_another_tokenizer_in_this_place_is_refused(tmp_path):

@@ -258,7 +258,9 @@ def test_where_there_is_no_room_nothing_large_is_tried(monkeypatch):
     monkeypatch.setattr(plan, "free_bytes", lambda device: 1)
     result = plan_run(SMALL, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 1)
     assert result.seconds is result.total_seconds is None
-    assert "no batch_size is small enough" in result.advice
+    assert result.advice == "no batch_size is small enough: lower --model.n_layer or --model.block_size"
+    based = how_to_fit(replace(SMALL, init_from="base"), CPU, torch.float32, text(VAL_TOKENS), 1)
+    assert based == "no batch_size is small enough: lower --model.block_size"  # the base has its layers
     assert result.advice in result.table()
     assert max(map(len, result.table().splitlines())) <= 80
     assert "free here: 1 B" in result.table()
@@ -311,6 +313,34 @@ def test_time_is_steps_evaluations_and_samples(monkeypatch):
     (_, ids, _), _ = asked[0]
     assert len(ids) == 8_193
     assert asked[1][1]["max_new_tokens"] == 19
+    based = replace(config, init_from="base")  # which is evaluated at step 0
+    for done, steps, samples, evaluations in ((0, 13, 3, 4), (4, 9, 3, 3), (5, 8, 2, 2), (12, 1, 1, 1), (13, 0, 0, 0)):
+        seconds = plan.measure_time(
+            based, text(VAL_TOKENS), tokens(VAL_TOKENS).ids, CPU, torch.float32, 19, 1.0, done=done
+        )
+        assert seconds == {
+            "training": steps * 3 * 2.0,
+            "evaluations": pytest.approx(evaluations * 7 * 20_010 / 8_192),
+            "samples": samples * 11.0,
+        }
+
+
+def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
+    monkeypatch.setattr(plan, "train_a_little", lambda *arguments: ([], [90.0, 2.0]))
+    Path("a.txt").write_text("abcdefg" * 30, encoding="utf-8")
+    shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "6", "--model.block_size", "7"]
+    steps = ["--train.max_steps", "3", "--train.warmup_steps", "1", "--train.batch_size", "2", "--device", "cpu"]
+    assert main.answer(["train", "--data", "a.txt", "--out", "run", *shape, *steps]) == 0
+    for asked, left in ((["--train.max_steps", "14"], 11), ([], 0)):
+        capsys.readouterr()
+        assert main.answer(["train", "--resume", "run", "--plan", "--json", *asked]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["seconds"]["training"] == left * 2.0
+        assert "run at step 3" in err
+    assert main.answer(["train", "--resume", "run", "--plan"]) == 0  # a share of no time
+    assert main.answer(["train", "--resume", "run", "--plan", "--model.n_layer", "2"]) == 2
+    assert "n_layer is 1 in the run and 2 now" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
