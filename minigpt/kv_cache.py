@@ -123,14 +123,13 @@ class KVCache:
             )
         # Zeros, not empty: a masked column has weight 0, and 0 * NaN of uninitialised memory would be NaN.
         shape = (config.n_layer, 2, batch_size, config.n_head, max_length, config.n_embd // config.n_head)
-        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self._set(torch.zeros(shape, dtype=dtype, device=device))
         self.max_length = max_length
         self.uniform: int | None = 0
         self._length = torch.zeros(batch_size, dtype=torch.int64, device=device)  # read it where rows differ, only
         self._longest = 0  # the largest length as a Python int, so that nothing waits for a device
         self._columns = torch.arange(max_length, device=device)
         self._hidden, self._shown = self._kv.new_tensor([-torch.inf, 0]).unbind()
-        self._first_columns = self._find_first_columns()
 
     def __repr__(self) -> str:
         layers, _, _, heads, _, size = self._kv.shape
@@ -230,19 +229,22 @@ class KVCache:
         else:
             self.uniform += num_new
 
-    def _find_first_columns(self) -> Tensor:
-        """Of all columns of a layer, in the order of memory, the numbers of those at position 0: int64 (B, 2, H)."""
-        _, _, rows, heads, columns, _ = self._kv.shape
-        first = torch.arange(0, 2 * rows * heads * columns, columns, device=self._kv.device)
-        return first.view(2, rows, heads).transpose(0, 1)
+    def _set(self, kv: Tensor) -> None:
+        """Keep these keys and values (n_layer, 2, B, H, max_length, D), and what each step needs of them."""
+        self._kv = kv
+        self._by_layer = kv.flatten(0, 1)  # keys, then values, for each layer: (2 n_layer, B, H, max_length, D)
+        self._by_row = kv.transpose(1, 2)  # (n_layer, B, 2, H, max_length, D)
+        _, _, rows, heads, columns, _ = kv.shape
+        # Of all columns of a layer, in the order of memory, the numbers of those at position 0: (B, 2, H).
+        first = torch.arange(0, 2 * rows * heads * columns, columns, device=kv.device)
+        self._first_columns = first.view(2, rows, heads).transpose(0, 1)
 
     def column(self, block_size: int) -> Column:
         """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
         self._check_room(1, block_size)
-        seen = self._kv.narrow(-2, 0, self._longest + 1).flatten(0, 1).unbind()  # 2 n_layer x (B, H, S, D)
+        seen = self._by_layer.narrow(-2, 0, self._longest + 1).unbind()  # 2 n_layer x (B, H, S, D)
         if self.uniform is not None:
-            places = self._kv.narrow(-2, self.uniform, 1).transpose(1, 2)
-            return Column(self.uniform, places.unbind(), seen)
+            return Column(self.uniform, self._by_row.narrow(-2, self.uniform, 1).unbind(), seen)
         unseen = self._columns[: self._longest + 1] > self._length[:, None]  # (B, S)
         mask = torch.where(unseen, self._hidden, self._shown)[:, None, None]  # (B, 1, 1, S)
         # One index is several times faster than one for each dimension.
@@ -300,8 +302,7 @@ class KVCache:
         if len(rows) == self.batch_size:
             self.copy_rows(parents, first_column)
             return
-        self._kv = self._kv.index_select(2, rows)
-        self._first_columns = self._find_first_columns()
+        self._set(self._kv.index_select(2, rows))
         self._length = self._length[rows]
         if self.uniform is None:
             self._set_lengths(self._length.tolist())
@@ -311,7 +312,8 @@ class KVCache:
 
         It copies row by row, which is several times faster on a CPU than to index all at once; and most rows stay.
         """
-        each = self._kv[..., first_column : self._longest, :].unbind(2)  # B x (n_layer, 2, H, columns, D)
+        own = self._kv.narrow(-2, first_column, self._longest - first_column)
+        each = own.unbind(2)  # B x (n_layer, 2, H, columns, D)
         moved = {row: parent for row, parent in enumerate(parents) if row != parent}
         # What is written over, and read by another row, is copied before.
         sources = [each[parent].clone() if parent in moved else each[parent] for parent in moved.values()]

@@ -12,6 +12,7 @@ number of tokens that a filter leaves in a row.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from minigpt.errors import InputError, named
 
 History = Sequence[Sequence[int]]
 
+TINY = torch.finfo(torch.float32).tiny
 MANY = 2048  # tokens; of so many, numpy finds the best one, or their order, several times faster on a CPU
 
 
@@ -186,9 +188,9 @@ def temperature(scores: Tensor, value: float) -> Tensor:
     and a score that overflows even so has probability 0. Other rows keep their quotient, to agree with transformers to
     the last bit.
     """
-    value = max(float(value), torch.finfo(scores.dtype).tiny)  # or it would be rounded to 0
-    divided = scores / value
-    if value >= 1 or divided.amax().item() < math.inf:
+    value = max(float(value), TINY)  # or it would be rounded to 0
+    divided = scores / _number(value)
+    if value >= 1 or divided.max().item() < math.inf:
         return divided
     overflows = (divided.isinf() & scores.isfinite()).any(-1, keepdim=True)
     return torch.where(overflows, (scores - scores.amax(-1, keepdim=True)) / value, divided)
@@ -205,19 +207,19 @@ def top_p(scores: Tensor, p: float, keep: int = 1) -> Tensor:
     A token stays if the tokens better than it have less than p together: the one that crosses p stays. The sum runs
     from the worst token up, as in transformers, so that the two agree where rounding decides.
     """
-    if scores.device.type == "cpu" and scores.size(-1) >= MANY:
+    if scores.size(-1) >= MANY and scores.device.type == "cpu":
         # The numbers are sorted without their places, which tell only which of those that tie are removed.
         ascending = torch.from_numpy(np.sort(scores.detach().numpy(), axis=-1))
-        below = ascending.softmax(-1).cumsum_(-1) <= 1 - p
+        below = ascending.softmax(-1).cumsum_(-1) <= _number(1 - p)
         num_removed = below[..., :-keep].sum(-1, keepdim=True)
         remove = scores < ascending.gather(-1, num_removed)
         if torch.equal(remove.sum(-1, keepdim=True), num_removed):  # else some of those that tie go, and some stay
             return scores.masked_fill(remove, -math.inf)
     ascending, order = scores.sort(dim=-1)
-    remove = ascending.softmax(-1).cumsum_(-1) <= 1 - p
+    remove = ascending.softmax(-1).cumsum_(-1) <= _number(1 - p)
     if keep > 1 or p < 0.5:  # else the best token, where the sum has come to 1, is safe
         remove[..., -keep:] = False
-    return scores.scatter(-1, order, ascending.masked_fill_(remove, -math.inf))
+    return scores.scatter(-1, order, ascending.masked_fill_(remove, _number(-math.inf)))
 
 
 def min_p(scores: Tensor, share: float, keep: int = 1) -> Tensor:
@@ -256,6 +258,12 @@ def eta_cutoff(scores: Tensor, eta: float, keep: int = 1) -> Tensor:
     bar = (math.sqrt(eta) * (-_entropy(scores.log_softmax(-1))).exp()).clamp(max=eta)  # (..., 1)
     remove = scores.softmax(-1) < bar
     return scores.masked_fill(remove & (scores < _kth_best(scores, keep)), -math.inf)
+
+
+@lru_cache(64)
+def _number(value: float) -> Tensor:
+    """A number as a tensor: an operation takes up a Python number more slowly, and makes a tensor of it each time."""
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class OneToken:
             return
         self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._attention = [block.attn for block in blocks]
+        self._device_type = model.wte.weight.device.type
         self._layers = [
             _Layer(
                 _norm(block.ln_1), _written(block.attn.c_attn), _added(block.attn.c_proj),
@@ -96,7 +97,7 @@ class OneToken:
             self._usual
             and not any(self._hooks)
             and all(attention.core is fused_attention for attention in self._attention)
-            and not torch.is_autocast_enabled(self._wte.device.type)
+            and not torch.is_autocast_enabled(self._device_type)
         )
 
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
@@ -110,11 +111,11 @@ class OneToken:
             InputError: if the tokens do not fit the context, or the cache.
         """
         B, C = idx.size(0), self._config.n_embd
-        if B != len(self._places.qkv):
+        if B != self._places.qkv.size(0):
             self._places = self._places_for(B)
         places = self._places
         column = cache.column(self._config.block_size)
-        x = F.embedding(idx, self._wte).add_(self._wpe[column.positions])  # (B, C) + (C,) or (B, C)
+        x = torch.embedding(self._wte, idx).add_(self._wpe[column.positions])  # (B, C) + (C,) or (B, C)
         for number, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.ln_1(x), places.qkv)
             q, new_kv = places.parts if qkv is places.qkv else self._split(qkv)
