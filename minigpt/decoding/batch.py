@@ -167,6 +167,9 @@ class Batch:
             tokens: what was chosen at all places, int64 (M,).
         """
         ids = self._rows.ids
+        if self._drafter is None and all(choices[-1].finish_reason is None for choices in new):
+            self._rows.advance(range(len(ids)), [[choices[-1].id] for choices in new], idx=tokens)
+            return
         # By slot. A row ends with its draft, so all its new tokens except the last are in it already: keep the text and
         # the accepted part of the draft, and drop the rest.
         last = {slot: choices[-1].id for slot, choices in enumerate(new) if choices[-1].finish_reason is None}
@@ -180,8 +183,7 @@ class Batch:
         if not going:
             return
         if self._drafter is None:
-            all_go_on = len(going) == len(new) and not begun
-            self._rows.advance(going, [[last[slot]] for slot in going], idx=tokens if all_go_on else None)
+            self._rows.advance(going, [[last[slot]] for slot in going])
             return
         written = [[*ids[slot][: keep[slot]], last[slot]] for slot in going]
         counts = self._request.draft_lengths(self.numbers, written, self._rows.room(map(len, written)))

@@ -113,26 +113,29 @@ def beam_search(
     waiting = deque(number for number, limit in enumerate(limits) if limit)
     alive = [waiting.popleft() for _ in range(len(rows.ids) // B)]  # prompts being searched, in the order of the rows
     running = [beam for place, number in enumerate(alive) for beam in _equal_beams(prompts[number], B, place * B)]
+    ranks = [*range(B)] * len(alive)  # of the beam in each row, among its prompt's
     while alive:
-        totals = tensor([beam.total for beam in running], np.float32, rows.logits.device)  # (R,)
+        totals = tensor([[beam.total] for beam in running], np.float32, rows.last_logits.device)  # (R, 1)
         num_new = [searches[number].num_new for number in alive]
         # No second log_softmax after the filters: what a penalty takes from a token's score, its beam loses too.
         log_probs = rows.last_logits.log_softmax(-1)  # (R, V)
         log_probs = apply_filters(log_probs, rows.ids, options, [n for n in num_new for _ in range(B)])
         V = log_probs.size(-1)
-        continued = (totals[:, None] + log_probs).view(len(alive), B * V)  # (R, V) -> (N, B * V)
+        continued = log_probs.add_(totals).view(len(alive), B * V)  # (R, V) -> (N, B * V)
         # At worst all B beams have each end-of-sequence token first, which are len(eos) * B that end: leave B to go on.
         K = min(max(2, 1 + len(options.eos)) * B, B * V)
         if tape is None:
             values, chosen = continued.topk(K)  # (N, K), best first
         else:
             # The race of `sampling.sample` for K places: a draw without replacement, in the order of arrival.
-            speed = continued.softmax(-1) / tape.at(alive, num_new)
+            noise = tape.at(alive, num_new).view(-1, V)  # by rank
+            noise = noise[[row - row % B + rank for row, rank in enumerate(ranks)]]  # by row
+            speed = continued.softmax(-1) / noise.view_as(continued)
             tape.keep_only(alive, num_new)
             chosen = speed.topk(K).indices
             values = continued.gather(-1, chosen)
 
-        running, going = [], []
+        running, going, new_ranks = [], [], []
         seen: list[BeamCandidate] = []
         for place, (number, indices, sums) in enumerate(zip(alive, chosen.tolist(), values.tolist(), strict=True)):
             first_row = place * B
@@ -146,7 +149,7 @@ def beam_search(
                 candidates.append(_Beam(total, row, rows.ids[row], index % V))
             beams = searches[number].step(candidates)
             if on_step is not None:
-                seen += searches[number].report(number, first_row, candidates, beams)
+                seen += searches[number].report(number, ranks, candidates, beams)
             if not beams and waiting:
                 number = waiting.popleft()
                 beams = _equal_beams(prompts[number], B, first_row)
@@ -154,10 +157,12 @@ def beam_search(
                 rows.replace([beam.row for beam in beams], [prompts[number]] * B, upcoming)
             if beams:
                 going.append(number)
-                running += beams
+                order = _order(beams, first_row)
+                running += [beams[rank] for rank in order]
+                new_ranks += order
         if on_step is not None:
             on_step(tuple(seen))
-        alive = going
+        alive, ranks = going, new_ranks
         if alive:
             rows.advance([beam.row for beam in running], [[beam.token] for beam in running])
     return [search.finished for search in searches]
@@ -166,6 +171,13 @@ def beam_search(
 def _equal_beams(prompt: Sequence[int], count: int, first_row: int) -> list[_Beam]:
     """How a search begins: all beams except one are at -inf, or the first step would find each token B times."""
     return [_Beam(-math.inf if n else 0.0, first_row + n, prompt[:-1], prompt[-1]) for n in range(count)]
+
+
+def _order(beams: Sequence[_Beam], first_row: int) -> list[int]:
+    """The ranks of the beams that a prompt's rows become: a row goes on with its first child, which is not copied."""
+    first: dict[int, int] = {}
+    others = iter([rank for rank, beam in enumerate(beams) if first.setdefault(beam.row, rank) != rank])
+    return [first[row] if row in first else next(others) for row in range(first_row, first_row + len(beams))]
 
 
 def _with_required(
@@ -228,10 +240,12 @@ class _Search:
         if not running or self._is_over(running[0].total, num_new):
             return []
         # The number of rows is fixed: where too few beams go on, dead copies of the best stand in.
-        return running + [running[0]._replace(total=-math.inf)] * (B - len(running))
+        if len(running) < B:
+            running += [running[0]._replace(total=-math.inf)] * (B - len(running))
+        return running
 
     def report(
-        self, number: int, first_row: int, candidates: Sequence[_Beam], beams: Sequence[_Beam]
+        self, number: int, ranks: Sequence[int], candidates: Sequence[_Beam], beams: Sequence[_Beam]
     ) -> list[BeamCandidate]:
         """What `step` has just done with the candidates of prompt `number`."""
         told = []
@@ -243,7 +257,7 @@ class _Search:
             told.append(
                 BeamCandidate(
                     prompt=number,
-                    parent=candidate.row - first_row,
+                    parent=ranks[candidate.row],
                     id=candidate.token,
                     total=candidate.total,
                     kept=kept,

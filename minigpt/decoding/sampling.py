@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import Count, VocabSize
-from minigpt.decoding.filters import MANY
+from minigpt.decoding.filters import MANY, TINY
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError, brief, named
 from minigpt.fields import check_ids, checked, ordered
@@ -25,7 +25,6 @@ from minigpt.parameters import evaluating, num_with_text, with_text
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 
-_TINY = torch.finfo(torch.float32).tiny
 _DRAWN_AT_ONCE = 1024  # numbers
 _FILLING = 16  # tokens of filling that cost about as much as one pass more
 
@@ -79,11 +78,10 @@ class Rows:
         self._ahead: dict[tuple[int, ...], tuple[KVCache, int]] = {}  # beginnings of prompts that were read, and where
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
-        self._places = list(range(len(self.ids)))  # of each row in the cache
-        self.logits = self._feed([prompt[read:] for prompt in prompts], [1] * len(prompts))  # (N, 1, V)
+        self._logits = self._feed([prompt[read:] for prompt in prompts], [1] * len(prompts))  # (N, V)
         if max(copies) > 1:
             each = torch.arange(len(prompts)).repeat_interleave(torch.tensor(copies)).to(self._device)  # (R,)
-            self.logits = self.logits[each]  # (N, 1, V) -> (R, 1, V)
+            self._logits = self._logits[each]  # (N, V) -> (R, V)
             if self._cache is not None:
                 self._cache.gather(each)
 
@@ -92,10 +90,15 @@ class Rows:
         return KVCache(self._model.config, rows, columns, weight.dtype, weight.device)
 
     @property
+    def logits(self) -> Tensor:
+        """Of the token after each of the newest ids."""
+        return self._logits.view(len(self.ids), -1, self._logits.size(-1))
+
+    @property
     def last_logits(self) -> Tensor:
         """Of the token after the last one of each row: (R, V)."""
-        if min(self._num_last) == self.logits.size(1):
-            return self.logits.select(1, -1)  # (R, T, V) -> (R, V)
+        if self._logits.size(0) == len(self.ids):
+            return self._logits
         return self.logits[range(len(self.ids)), [n - 1 for n in self._num_last]]
 
     def room(self, lengths: Iterable[int]) -> int:
@@ -114,19 +117,19 @@ class Rows:
         Where every row gets one token, and they are a tensor already, `idx` is that: int64 (R,).
 
         A parent may come several times (a beam that forks) or not at all (a row that is done, and costs nothing from
-        then on). Only rows of the same prompt may replace each other, and a prompt stays whole.
+        then on). Only rows of the same prompt may replace each other, and a prompt stays whole. A row that is its own
+        parent need not be copied.
         """
         if list(parents) != list(range(len(self.ids))):
-            # A parent's first child goes on with its list, and the others copy it.
-            first = [parent not in parents[:row] for row, parent in enumerate(parents)]
-            self.ids = [self.ids[n] if goes_on else [*self.ids[n]] for n, goes_on in zip(parents, first, strict=True)]
-            if self._cache is not None:
-                self._move(parents, self._cache)
-        rows_by_place = sorted(range(len(self.ids)), key=self._places.__getitem__)
+            self.ids = [self.ids[n] if n == row else [*self.ids[n]] for row, n in enumerate(parents)]
+            if self._cache is not None and len(parents) == self._cache.batch_size:
+                self._cache.copy_rows(parents, first_column=self._shortest_prompt)
+            elif self._cache is not None:
+                self._cache.gather(torch.tensor(parents, device=self._device))
         if keep is not None:
             surplus = [len(ids) - n for ids, n in zip(self.ids, keep, strict=True)]
             if self._cache is not None and any(surplus):
-                self._cache.rollback(torch.tensor([surplus[row] for row in rows_by_place], device=self._device))
+                self._cache.rollback(torch.tensor(surplus, device=self._device))
             for ids, n in zip(self.ids, keep, strict=True):
                 del ids[n:]
         for ids, new in zip(self.ids, tokens, strict=True):
@@ -135,37 +138,14 @@ class Rows:
         if self._cache is not None and self._cache.longest + max(map(len, tokens)) > self._columns:
             self._cache = None  # the window starts to slide, and a cache cannot: its columns are absolute positions
         if self._cache is None:
-            self.logits = self._feed(self.ids, self._num_last)
+            self._logits = self._feed(self.ids, self._num_last)
             return
-        in_order = rows_by_place == list(range(len(rows_by_place)))
         if max(self._num_last) == 1 and self._one_token.fits():
-            if idx is None or not in_order:
-                idx = tensor([tokens[row][0] for row in rows_by_place], np.int64, self._device)  # (R,)
-            logits = self._checked(self._one_token(idx, self._cache).unsqueeze(1), [1])  # (R, V) -> (R, 1, V)
+            if idx is None:
+                idx = tensor([new[0] for new in tokens], np.int64, self._device)  # (R,)
+            self._logits = self._checked(self._one_token(idx, self._cache), self._num_last)  # (R, V)
         else:
-            logits = self._feed([tokens[row] for row in rows_by_place], [self._num_last[row] for row in rows_by_place])
-        self.logits = logits if in_order else logits.index_select(0, tensor(self._places, np.int64, self._device))
-
-    def _move(self, parents: Sequence[int], cache: KVCache) -> None:
-        """The keys and values of row i become those of row `parents[i]`: as few as possible are copied.
-
-        A parent's first child stays at the parent's place. Its others get the places of rows that have no child: in
-        this order, so that a place stays with its prompt, whose columns its rows share and need not copy.
-        """
-        places = [self._places[parent] for parent in parents]
-        if len(parents) != len(self._places):
-            cache.gather(torch.tensor(places, device=self._device))
-            self._places = list(range(len(parents)))
-            return
-        free = iter([place for row, place in enumerate(self._places) if row not in parents])
-        sources = list(range(len(parents)))
-        for row, parent in enumerate(parents):
-            if parent in parents[:row]:
-                places[row] = place = next(free)
-                sources[place] = self._places[parent]
-        if len({*parents}) < len(parents):
-            cache.copy_rows(sources, first_column=self._shortest_prompt)
-        self._places = places
+            self._logits = self._feed(tokens, self._num_last)
 
     def replace(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], upcoming: Sequence[Sequence[int]] = ()
@@ -184,7 +164,7 @@ class Rows:
             if self._cache is not None:
                 if start not in self._ahead:
                     self._read_ahead([*prompts, *upcoming])
-                self._cache.replace(self._places[row], *self._ahead[start])
+                self._cache.replace(row, *self._ahead[start])
 
     def _read_ahead(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read these prompts, each without its last id, into caches of their own, and forget those read before."""
@@ -208,7 +188,7 @@ class Rows:
         return hidden
 
     def _feed(self, rows: Sequence[Sequence[int]], num_last: Sequence[int]) -> Tensor:
-        """Feed each row's ids, give the logits (R, T, V) after its last `num_last[row]` ones; T is the largest."""
+        """Feed each row's ids, give the logits (R * T, V) after its last `num_last[row]` ones; T is the largest."""
         rows = [ids[-self._block_size :] for ids in rows]
         lengths = [len(ids) for ids in rows]
         longest, T = max(lengths), max(num_last)
@@ -220,16 +200,16 @@ class Rows:
             first = torch.tensor([length - last for length, last in zip(lengths, num_last, strict=True)])
             wanted = (first[:, None] + torch.arange(T)).clamp(max=longest - 1).to(self._device)  # (R, T)
             hidden = hidden[torch.arange(len(rows), device=self._device)[:, None], wanted]  # (R, T, C)
-        return self._checked(self._model.lm_head(hidden), num_last)
+        return self._checked(self._model.lm_head(hidden).flatten(0, 1), num_last)  # (R, T, V) -> (R * T, V)
 
     def _checked(self, logits: Tensor, num_last: Sequence[int]) -> Tensor:
-        """Logits of the ids that have text, float32 (R, T, V); those that somebody asks for are numbers."""
+        """Logits of the ids that have text, float32 (R * T, V); those that somebody asks for are numbers."""
         logits = with_text(logits, self._vocab_size).float()
         # A finite sum shows that all are finite. Else look at those that somebody asks for: the sum may have
         # overflowed, or the NaN may lie in the filling.
         if not math.isfinite(logits.sum().item()):
-            asked = torch.arange(logits.size(1)) < torch.tensor(num_last)[:, None]  # (R, T)
-            if not logits[asked.to(self._device)].isfinite().all():
+            asked = torch.arange(max(num_last)) < torch.tensor(num_last)[:, None]  # (R, T)
+            if not logits[asked.flatten().to(self._device)].isfinite().all():
                 raise InputError(
                     "the model's logits are not numbers: one is infinite or NaN",
                     "its weights are damaged, or its training diverged: use an earlier checkpoint",
@@ -237,7 +217,9 @@ class Rows:
         return logits
 
 
-def tensor(numbers: Sequence[float], dtype: type[np.generic], device: torch.device) -> Tensor:
+def tensor(
+    numbers: Sequence[float] | Sequence[Sequence[float]], dtype: type[np.generic], device: torch.device
+) -> Tensor:
     """What `torch.tensor` makes of a list, which takes three times as long where there are few numbers."""
     return torch.from_numpy(np.array(numbers, dtype)).to(device)
 
@@ -295,9 +277,12 @@ class NoiseTape:
         return torch.stack([noise[place][row % self._share] for place, row in zip(places, rows, strict=True)])
 
     def keep_only(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Forget what was drawn for other places. If one is asked for again, it is drawn again, from the beginning."""
-        pieces = {(row // self._share, n // self._ahead) for row, n in zip(rows, counts, strict=True)}
-        if len(pieces) < len(self._drawn):
+        """Forget what was drawn for other places, once it is more than these can need.
+
+        If one is asked for again, it is drawn again, from the beginning.
+        """
+        if len(self._drawn) * self._share > len(rows):
+            pieces = {(row // self._share, n // self._ahead) for row, n in zip(rows, counts, strict=True)}
             self._drawn = {piece: drawn for piece, drawn in self._drawn.items() if piece in pieces}
 
     def _noise_after(self, number: int, n: int) -> Tensor:
@@ -324,12 +309,12 @@ def _exponential(shape: torch.Size, generator: torch.Generator) -> Tensor:
     else:
         noise = torch.empty(shape, device=generator.device).exponential_(generator=generator)
     # It may be rounded to 0, and 0 / 0 would be NaN, which wins an argmax: a removed token would be drawn.
-    return noise.clamp_(min=_TINY)
+    return noise.clamp_(min=TINY)
 
 
 def greedy(scores: Tensor) -> Tensor:
     """The best token of each row (R, V) -> int64 (R,); of equals, the first."""
-    if scores.device.type == "cpu" and scores.size(-1) >= MANY:
+    if scores.size(-1) >= MANY and scores.device.type == "cpu":
         return torch.from_numpy(scores.detach().numpy().argmax(-1))
     return scores.argmax(-1)
 

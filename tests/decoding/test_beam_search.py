@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.decoding.generate import generate
+from minigpt.decoding.generate import Step, generate
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -195,6 +195,27 @@ def test_a_cache_that_does_not_follow_its_beams_is_noticed(tiny_model: GPT, monk
     monkeypatch.setattr(KVCache, "copy_rows", lambda *_, **__: None)
     wrong = beams(tiny_model, PROMPTS, **options)
     assert right[0] != wrong[0], "the tests above could not see a cache that is not reordered"
+
+
+@pytest.mark.parametrize("draw", [{}, {"strategy": "sample", "seed": 5, "temperature": 1.5}], ids=["best", "drawn"])
+def test_beams_move_as_little_as_they_can(
+    tiny_model: GPT, monkeypatch: pytest.MonkeyPatch, draw: dict[str, Any]
+) -> None:
+    """A row is copied for each beam that is not the first child of its parent, and for no other."""
+    copies, needed, copy_rows = [], [], KVCache.copy_rows
+
+    def counting(cache: KVCache, parents: Sequence[int], first_column: int) -> None:
+        copies.append(sum(row != parent for row, parent in enumerate(parents)))
+        copy_rows(cache, parents, first_column)
+
+    def watch(step: Step) -> None:
+        going = {(beam.prompt, beam.parent) for beam in step.beams if beam.place is not None}
+        needed.append(5 * len(PROMPTS) - len(going))
+
+    monkeypatch.setattr(KVCache, "copy_rows", counting)
+    generate(tiny_model, PROMPTS, max_new_tokens=9, on_step=watch, **{"strategy": "beam", "num_beams": 5} | draw)
+    assert copies == [count for count in needed[:-1] if count], "after the last step nothing moves"
+    assert len(copies) > 5
 
 
 @pytest.mark.parametrize("options", CASES[:5])
