@@ -114,7 +114,8 @@ class Corpus:
     def check_held_out(self) -> None:
         """Raise DataError if all files of a validation text of its own are learned: its loss would tell nothing.
 
-        If some of them are, a TextNote says so. Blanks at the ends of a file do not count.
+        If some of them are, or all that is learned is in them, a TextNote says so. Blanks at the ends of a file do not
+        count.
         """
         if self.val_start is None:
             return
@@ -130,6 +131,11 @@ class Corpus:
             begins = f"such as the one that begins {copied[0][:30]!r}"
             note = (
                 f"{len(copied)} of {len(files)} files to validate are also learned, {begins}: their loss tells nothing"
+            )
+            warnings.warn(TextNote(note), stacklevel=2)
+        elif learned.strip() in self.text[self.val_start :]:
+            note = (
+                f"all of {self.name}, which is learned, is in the text to validate: the loss of that part tells nothing"
             )
             warnings.warn(TextNote(note), stacklevel=2)
 

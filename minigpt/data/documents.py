@@ -456,6 +456,11 @@ def split(
     )
 
 
+def parted(documents: Documents, d: DocumentsConfig, seed: Seed) -> tuple[list[Document], list[Document]]:
+    """The documents of a run with these settings: those that are learned, and those that validate. See `split`."""
+    return split(documents.items, d.train_size or None, d.val_size or None, seed, documents.validation)
+
+
 def _together(documents: Iterable[Document]) -> list[list[Document]]:
     """What is chosen as one: the examples of a dialogue, or a document of its own. Of equal documents, the first."""
     units: dict[str | int, list[Document]] = {}

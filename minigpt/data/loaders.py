@@ -13,7 +13,7 @@ from minigpt.config import RunConfig
 from minigpt.data.batches import Batch, Encoded, Epoch, batched, encode, packed, padded
 from minigpt.data.corpora import Corpus
 from minigpt.data.dialogues import END_OF_TURN
-from minigpt.data.documents import Document, Documents, split, with_keywords
+from minigpt.data.documents import Document, Documents, parted, with_keywords
 from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
 from minigpt.errors import ConfigError, InputError, passed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
@@ -154,8 +154,7 @@ def document_loader(
         InputError: if the tokenizer cannot encode one.
     """
     d, block_size = config.documents, config.model.block_size
-    sizes = d.train_size or None, d.val_size or None
-    chosen, validating = split(documents.items, *sizes, config.seed, documents.validation)
+    chosen, validating = parted(documents, d, config.seed)
     eos_id = end_of_document(tokenizer)
     train = encoded(chosen, config, tokenizer, chosen, earlier=d.learned == "replies")
     val = encoded(validating, config, tokenizer, chosen)
@@ -174,6 +173,8 @@ def document_loader(
     spoken = bool(validating[0].dialogue)  # examples of dialogues
     counts = f"{len(train):,} {'replies' if spoken else 'documents'} to train on, {len(val):,} to validate"
     cut = f"{train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens"
+    if again := _in_both(train, val):
+        cut += f", {again:,} that validate are learned too, because up to there they are equal to others"
     if shortened := train.shortened + val.shortened:
         cut += f", {shortened:,} with fewer turns before them so that they fit"
     if left := train.left_out + val.left_out:
@@ -194,6 +195,19 @@ def document_loader(
         val=val,
         batch_size=batch_size,
     )
+
+
+def _in_both(train: Encoded, val: Encoded) -> int:
+    """How many validation documents are learned, because what tells them from others was cut off."""
+    if not (train.truncated and val.truncated):
+        return 0
+
+    def rows(found: Encoded) -> Iterator[tuple[bytes, bytes]]:
+        return ((ids.tobytes(), targets.tobytes()) for ids, targets in map(found.example, range(len(found))))
+
+    held_out = set(rows(val))
+    learned = held_out.intersection(rows(train))
+    return sum(row in learned for row in rows(val))
 
 
 def encoded(

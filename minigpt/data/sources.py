@@ -8,7 +8,7 @@ from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.corpora import Corpus, kind_of, load_corpus
 from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, same_beginnings
-from minigpt.data.documents import Document, Documents, data_checksum, read_documents, split, with_validation
+from minigpt.data.documents import Document, Documents, data_checksum, parted, read_documents, with_validation
 from minigpt.errors import ConfigError, named, passed, quoted
 
 # The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
@@ -83,8 +83,7 @@ def held_out_dialogues(config: RunConfig, dialogues: Dialogues | None = None) ->
     documents = _as_documents(dialogues, d, same)
     if config.data.checksum not in ("", data_checksum(documents)):
         return None
-    sizes = d.train_size or None, d.val_size or None
-    _, validating = split(documents.items, *sizes, config.seed, documents.validation)
+    _, validating = parted(documents, d, config.seed)
     held_out = {document.dialogue for document in validating}
     among = dialogues.items if dialogues.validation is None else dialogues.validation
     sums = {dialogue.checksum(): dialogue for dialogue in among}

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,14 +19,14 @@ from minigpt.config import LoRAConfig, RunConfig, TrainConfig, check_has_base
 from minigpt.data.batches import NOTHING, Batch
 from minigpt.data.corpora import Corpus, kind_of, source_name
 from minigpt.data.dialogues import NAMES, check_template, heading, with_template
-from minigpt.data.documents import Documents, data_checksum, keyword_line
+from minigpt.data.documents import Documents, data_checksum, keyword_line, parted
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
-from minigpt.data.tokens import prepare
-from minigpt.errors import ConfigError, MissingFileError, did_you_mean, first_line, named
+from minigpt.data.tokens import prepare, split_at
+from minigpt.errors import ConfigError, MissingFileError, TextNote, did_you_mean, first_line, named
 from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
-from minigpt.formats.source import open_source
+from minigpt.formats.source import Source, open_source
 from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora
 from minigpt.model import GPT
@@ -137,10 +138,13 @@ def set_up(
         how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
         note_special(tokenizer, data.texts, how)
     fast = computes_fast(config, processes, device, dtype)
-    teachers = load_teachers(config, find_teachers(config, tokenizer, directory.path), device, fast)
+    teaching = find_teachers(config, tokenizer, directory.path)
+    teachers = load_teachers(config, teaching, device, fast)
     if checkpoint is not None:
         checkpoint.check_teachers(teachers.checksums, config.train.teachers)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
+    if processes.first and checkpoint is None:
+        note_learned(config, data, [*([open_source(config.init_from)] if config.init_from else []), *teaching])
     origins["versions"] = circumstances(processes, device)
     t = config.train
     if t.teachers:
@@ -255,6 +259,36 @@ def read_data(
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
     train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.rows)
     return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
+
+
+def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[Source]) -> None:
+    """Say of models that a run begins with, or learns from, that they have learned some of what validates in it.
+
+    This is known of runs on the same data, which held out others of them.
+
+    Args:
+        config: the run's, with the checksum of its data.
+        data: the run's.
+        models: where the models lie.
+    """
+    for source in models:
+        theirs = source.trained
+        if theirs is None or theirs.data.checksum != config.data.checksum:
+            continue
+        if isinstance(data, Documents):
+            learned = set(parted(data, theirs.documents, theirs.seed)[0])
+            held_out = parted(data, config.documents, config.seed)[1]
+            known, number = sum(document in learned for document in held_out), len(held_out)
+            what = "replies" if held_out[0].dialogue else "documents"
+            same = f"seed = {theirs.seed} and documents.val_size = {theirs.documents.val_size}"
+        else:
+            border = split_at(data, config.data)
+            known, number = split_at(data, theirs.data) - border, len(data.text) - border
+            what = "characters"
+            same = f"val_fraction = {theirs.data.val_fraction}"
+        if known > 0:
+            note = f"{source.name} has learned {known:,} of the {number:,} {what} that validate here: their loss tells"
+            warnings.warn(TextNote(f"{note} little; with {same}, they would be those that it held out"), stacklevel=2)
 
 
 def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:

@@ -556,6 +556,16 @@ def test_a_text_that_is_learned_does_not_validate(held):
         sound.check_held_out()
 
 
+@pytest.mark.parametrize(("held", "is_said"), [("xyz\nabc\nde\nfgh", True), ("xyz\nabc\n", False)])
+def test_a_text_to_validate_that_holds_all_that_is_learned_is_told(held, is_said):
+    both = Corpus("learned", "\nabc\nde\n\n", "made up").with_validation(Corpus("held", held, "made up"))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        both.check_held_out()
+    said = ["all of learned, which is learned, is in the text to validate"] if is_said else []
+    assert [str(note.message).partition(":")[0] for note in notes] == said
+
+
 FILES = {"a.txt": "To be, or not\n", "b.txt": "to be: that is\n", "c.txt": "the question"}
 
 

@@ -82,6 +82,20 @@ def test_settings_that_contradict_the_model_or_the_documents():
         loader(train_size=30)
 
 
+@pytest.mark.parametrize("length", [5, 8])
+def test_documents_that_are_equal_as_far_as_they_are_read_are_counted(length):
+    texts = [f"aaaaa{i}" if i % 3 else f"{i}aaaaa" for i in range(10, 31)]  # 14 begin alike, and 7 differ at once
+    changes = {"model": {"block_size": 13}, "documents": {"val_size": 5, "max_length": length}}
+    documents = Documents([Document(text) for text in texts], "21 texts", 0, 0)
+    found = document_loader(documents, "texts", updated(RunConfig(), changes), TOKENIZER)
+    train = {line for i in range(found.rows_per_epoch) for line in learned(found.batch(i, 1))}
+    alike = sum(line in train for batch in found.validation() for line in learned(batch))
+    assert (alike > 0) == (length == 5)
+    said = f", {alike} that validate are learned too, because up to there they are equal to others"
+    assert (said in found.described[1]) == (length == 5)
+    assert ("learned too" in found.described[1]) == (length == 5)
+
+
 def test_copies_are_left_out_and_said():
     config = updated(RunConfig(), {"model": {"block_size": 13}, "train": {"batch_size": 4}})
     documents = Documents([Document(text) for text in [*TEXTS, *TEXTS[:7]]], "38 texts", 0, 0)

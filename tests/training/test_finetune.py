@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError, TextNote
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import fetch_model
 from minigpt.formats.lora_files import base_checksum
@@ -809,3 +810,51 @@ def test_an_import_with_a_shorter_context_can_still_be_measured(base, capsys):
     assert answered(capsys, "eval", "--model", "short")["tokens"] > 0
     assert main.answer(["import", "run", "same"]) == 0
     assert "max_length" not in capsys.readouterr().err
+
+
+def rows_of(batches):
+    """The ids of the rows of batches, as far as they count."""
+    return [
+        (x[0].item(), *y[y != IGNORED].tolist())
+        for batch in batches
+        for x, y in zip(batch.inputs, batch.targets, strict=True)
+    ]
+
+
+LEARNED_BEFORE = [
+    ("documents", {"seed": 1}, True),
+    ("documents", {"documents": {"val_size": 7}}, True),
+    ("documents", {"documents": {"val_size": 3}}, False),  # all of them were held out before
+    ("documents", {}, False),
+    ("text", {"data": {"val_fraction": 0.5}}, True),
+    ("text", {"data": {"val_fraction": 0.2}}, False),
+]
+
+
+@pytest.mark.parametrize("role", ["base", "teacher"])
+@pytest.mark.parametrize(("kind", "changes", "learned"), LEARNED_BEFORE)
+def test_what_another_model_has_learned_does_not_validate_in_silence(base, tmp_path, role, kind, changes, learned):
+    text = "\n".join(TEXTS)
+    data = DOCUMENTS if kind == "documents" else Corpus("texts", text, "made up")
+    begun = config(base, train={"epochs": 0.0, "max_steps": 1, "warmup_ratio": 0.0, "warmup_steps": 0})
+    begun = updated(begun, {"data": {"val_fraction": 0.3}})
+    first = tmp_path / "first"
+    train(begun, data, first, quiet)
+    second = updated(begun, changes)
+    if role == "base":
+        second = updated(second, {"init_from": str(first)})
+    else:
+        second = updated(second, {"train": {"teachers": [str(first)]}})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", TextNote)
+        train(second, data, tmp_path / "second", quiet)
+    notes = [str(note.message) for note in said if issubclass(note.category, TextNote)]
+    if kind == "documents":
+        before, now = (document_loader(data, "texts", one, TOKENIZER) for one in (begun, second))
+        known = set(rows_of(before.batch(place, 1) for place in range(before.rows_per_epoch)))
+        held_out = rows_of(now.validation())
+        counts = f"{sum(row in known for row in held_out)} of the {len(held_out)} documents"
+    else:
+        half, most = (int(len(text) * share) for share in (0.5, 0.7))
+        counts = f"{most - half} of the {len(text) - half} characters"
+    assert [f"{first} has learned {counts} that validate here" in note for note in notes] == [True] * learned
