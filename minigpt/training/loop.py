@@ -145,6 +145,8 @@ def train(
         elif processes.first:
             check_new(directory)
         records = read_records(directory.metrics) if resume else []
+        # The log is cut to the checkpoint, so an evaluation after it is made again, whatever the settings are now.
+        evaluated = {record["step"] for record in records if "val_loss" in record}
         run = set_up(config, data, directory, processes, device, print_line, checkpoint)
         limit = "epochs" if run.config.train.epochs else "max_steps"
         done, asked = float(progress.step), float(run.config.train.max_steps)
@@ -177,6 +179,8 @@ def train(
             if checkpoint:
                 log.record(progress.step, progress.tokens, resumed=changed)
                 checkpoint.restore_random(processes.rank, device)
+                if progress.step > progress.evaluated and progress.step in evaluated:
+                    evaluate_and_keep(run, progress, log)
             run_steps(run, progress, log, stop)
             return result(run, progress, log.records if processes.first else records + log.records)
 

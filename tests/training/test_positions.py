@@ -270,3 +270,20 @@ def test_processes_share_every_row_of_a_smaller_step(tmp_path, kind, processes, 
 def trimmed(rows):
     """Rows without what pads them to the width of their batch."""
     return [[target for target in row if target != IGNORED] for row in rows]
+
+
+@pytest.mark.parametrize(("end", "change"), [(17, {"max_steps": 29}), (15, {"max_steps": 29, "eval_interval": 7})])
+def test_the_last_evaluation_of_a_run_that_goes_on_is_not_forgotten(tmp_path, end, change):
+    """The log is cut to the checkpoint of the last step, which is written before its evaluation."""
+    config, source = SOURCES["text"]
+    run = RunDirectory(tmp_path / "run")
+    train(updated(config, {"train": {"max_steps": end}}), source, run.path, quiet)
+
+    def evaluated():
+        return [(record["step"], record["val_loss"]) for record in read_records(run.metrics) if "val_loss" in record]
+
+    before, samples = evaluated(), run.samples.read_text("utf-8")
+    assert before[-1][0] == end
+    train(updated(config, {"train": change}), source, run.path, quiet, resume=True)
+    assert evaluated()[: len(before)] == before
+    assert run.samples.read_text("utf-8").startswith(samples)
