@@ -64,7 +64,7 @@ class RunSettings(Command):
     """settings to change, as in a run's config.yaml"""
     config: Annotated[RunConfig, Section(inline=True, flags=RUN_FLAGS)] = field(default_factory=RunConfig)
     from_file: Mapping[str, Any] = field(default_factory=dict)
-    """the content of the --config file; a vocabulary size in it must be that of the corpus"""
+    """the content of the --config file; a vocabulary size in it must be that of the run"""
     from_flags: Mapping[str, Any] = field(default_factory=dict)
     """the run's settings that were given as flags"""
 
@@ -108,19 +108,7 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
 
     In a --config file, which may be a whole run's, what is overruled is only said.
     """
-    data = from_flags.get("data", {})
-    if config.init_from and "tokenizer" in data:
-        raise ConfigError(
-            f"--tokenizer {config.data.tokenizer} would change nothing: {config.init_from} brings its own",
-            "leave --tokenizer out",
-        )
     separate, own = are_documents(config.documents.separate, config.data.source), bool(config.data.val_data)
-    if "val_fraction" in data and (own or separate):
-        why = "--val-data names what validates" if own else "documents are held out by their number"
-        raise ConfigError(
-            f"--val-fraction {config.data.val_fraction} would change nothing: {why}",
-            "leave it out" if own else "use --documents.val_size, or --val-data for a file of their own",
-        )
     t, d = config.train, config.documents
     if "lora_rank" in from_flags.get("train", {}):
         check_has_base(config)  # before a corpus is asked for
@@ -137,12 +125,17 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
         ("train", ["parallel"], os.environ.get("WORLD_SIZE", "1") == "1", "there is one process",
          "start several with torchrun (docs/several-processes.md), or leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
+        ("data", ["tokenizer"], config.init_from, f"{config.init_from} brings its own", "leave it out"),
+        ("data", ["val_fraction"], own, "--val-data names what validates", "leave it out"),
+        ("data", ["val_fraction"], separate and not own, "documents are held out by their number",
+         "use --documents.val_size, or --val-data for a file of their own"),
     ):  # fmt: skip
         chosen = vars(getattr(config, section))
         usual = vars(type(getattr(config, section))())
         for name in names:
             if overruled and name in from_flags.get(section, {}):
-                raise ConfigError(f"--{section}.{name} {chosen[name]} would change nothing: {why}", how)
+                flag = RUN_FLAGS.get(f"{section}.{name}", Flag()).name or f"--{section}.{name}"
+                raise ConfigError(f"{flag} {chosen[name]} would change nothing: {why}", how)
         written = [name for name in names if name in from_file.get(section, {})]
         if overruled and names is COUNTED_BY_EPOCHS and written:
             print_note(f"epochs = {t.epochs:g} decides {', '.join(written)}, whatever --config says")

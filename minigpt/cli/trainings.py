@@ -23,6 +23,7 @@ from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
     check_new,
+    read_config,
     read_records,
     unfinished_run,
     unused_run,
@@ -33,6 +34,7 @@ from minigpt.system.terminal import number
 from minigpt.training.distributed import joined
 from minigpt.training.log import epochs_of, print_line_for, print_nothing
 from minigpt.training.loop import TrainResult, train
+from minigpt.training.run import before_weights
 from minigpt.training.trackers import tracking_library
 
 
@@ -73,8 +75,8 @@ def train_and_say(
             print_line(f"           {program()} train --resume {quoted(left.path)}")
         run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
-        if promised is not None and isinstance(data, Corpus) and config.data.tokenizer == "char":
-            check_promise(promised, data)
+        if promised is not None:
+            check_promise(promised, (read_config(run) if resume else before_weights(config, data)[0]).model.vocab_size)
         result = train(config, data, run.path, print_line, resume=bool(resume))
         lines = summary(result, config, run)
         if run.best_weights.exists() or run.adapter.exists():
@@ -116,14 +118,12 @@ def epoch_table(records: list[dict[str, Any]]) -> list[str]:
     return ["", f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'perplexity':>13}", *rows, ""]
 
 
-def check_promise(vocab_size: int, corpus: Corpus) -> None:
-    """Raise if a corpus has not as many different characters as a configuration file says."""
-    found = len(set(corpus.text))
+def check_promise(vocab_size: int, found: int) -> None:
+    """Raise if a configuration file says another vocabulary size than that of the run's tokenizer or base."""
     if vocab_size != found:
         raise ConfigError(
-            f"the configuration file says vocab_size = {vocab_size}, but {corpus.name} has {found} different "
-            "characters",
-            "leave vocab_size out of the file (it follows from the corpus), or train on the corpus it was made for",
+            f"the configuration file says vocab_size = {vocab_size}, but this run's is {found}",
+            "leave vocab_size out of the file (it follows from the tokenizer), or train on what it was made for",
         )
 
 

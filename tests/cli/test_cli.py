@@ -999,8 +999,12 @@ def test_case_11_another_text_than_the_model_knows(trained, failing):
     Path("other.txt").write_text("QUITE ANOTHER ALPHABET" * 20)
     assert "vocabulary" in failing(["eval", "--model", str(trained), "--data", "other.txt"])
     Path("c.yaml").write_text("model: {vocab_size: 99}\n")
-    err = failing(["train", "--config", "c.yaml", "--data", "other.txt", "--out", "x", *SMALL_FLAGS])
-    assert "vocab_size = 99" in err
+    Path("other.jsonl").write_text('{"text": "QUITE"}\n{"text": "ANOTHER"}\n')  # and the line end behind each
+    for data, size in (("other.txt", 14), ("other.jsonl", 11)):
+        err = failing(["train", "--config", "c.yaml", "--data", data, "--out", "x", *SMALL_FLAGS])
+        assert f"vocab_size = 99, but this run's is {size}" in err
+    err = failing(["train", "--config", "c.yaml", "--data", "other.txt", "--out", "x", "--init-from", str(trained)])
+    assert "vocab_size = 99, but this run's is 24" in err
 
 
 def test_case_12_a_vocabulary_above_65535_is_not_wrapped():

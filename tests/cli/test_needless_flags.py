@@ -244,6 +244,26 @@ def test_every_command_that_trains_refuses_what_would_change_nothing(tmp_path, m
     assert "--train.eval_interval 3 would change nothing: --train.epochs 2 decides it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("written", "flags", "said"),
+    [
+        ("val_fraction: 0.3", "--data a.jsonl", "documents are held out by their number"),
+        ("val_fraction: 0.3", "--data a.txt --val-data b.txt", "--val-data names what validates"),
+        ("tokenizer: gpt2", "--data a.txt --init-from base", "base brings its own"),
+    ],
+)
+def test_what_a_file_says_of_data_in_vain_is_said(tmp_path, monkeypatch, capsys, written, flags, said):
+    """The same as a flag is refused; a file may be a whole run's."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(f"data: {{{written}}}\n")
+    parser_of("train", [])[0].parse(["--config", "c.yaml", *flags.split()])
+    name, _, value = written.partition(": ")
+    assert f"note: {name} in --config would change nothing: {said}\n" in capsys.readouterr().err
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"{flag} {value} would change nothing: {said}"):
+        parser_of("train", [])[0].parse([flag, value, *flags.split()])
+
+
 @pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
 def test_an_adapter_of_nothing_is_refused_before_a_corpus_is_asked_for(command, monkeypatch, capsys):
     for place in ("load_quickstart_corpus", "load_data"):
