@@ -122,7 +122,7 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
          "add --train.optimizer muon, or leave it out"),
         ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
         ("train", ["teacher_weight"], not t.teachers, "it is the teachers'", "add --train.teachers, or leave it out"),
-        ("train", ["parallel"], os.environ.get("WORLD_SIZE", "1") == "1", "there is one process",
+        ("train", ["parallel"], (os.environ.get("WORLD_SIZE") or "1") == "1", "there is one process",
          "start several with torchrun (docs/several-processes.md), or leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
         ("data", ["tokenizer"], config.init_from, f"{config.init_from} brings its own", "leave it out"),

@@ -284,7 +284,7 @@ def _pieces(response: Any, limit: int, name: str) -> Iterator[bytes]:
     with _network_errors_as_attempt_errors():
         announced = int(response.headers.get("Content-Length") or 0)
     received, before, begun = 0, 0, time.monotonic()
-    hide = None if announced >= BAR_FROM else True  # None: hidden where standard error is no terminal
+    hide = None if announced >= BAR_FROM and sys.stderr else True  # None: hidden where standard error is no terminal
     with tqdm(total=announced, desc=name, unit="B", unit_scale=True, leave=False, disable=hide) as bar:
         while True:
             with _network_errors_as_attempt_errors():

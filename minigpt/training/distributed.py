@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError, Interrupted, PeerError, first_line, named
+from minigpt.errors import ConfigError, Interrupted, PeerError, brief, first_line, named
 from minigpt.model import GPT
 from minigpt.training.signals import leave
 
@@ -150,21 +150,23 @@ def joined() -> Iterator[Processes]:
     through gloo for tensors on the CPU, and through NCCL for tensors on GPUs.
 
     Raises:
-        ConfigError: if the environment has only a part of what torchrun sets.
+        ConfigError: if the environment has only a part of what torchrun sets, or something else.
         PeerError: instead of the many errors that a process raises when another one has died.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    size = _number("WORLD_SIZE")
+    if size <= 1:
         yield Processes()
         return
     if dist.is_initialized():
         yield Processes(dist.get_rank(), size)
         return
-    if missing := [name for name in LAUNCHER if name not in os.environ]:
+    if missing := [name for name in LAUNCHER if not os.environ.get(name)]:
         raise ConfigError(
             f"WORLD_SIZE = {size} promises several processes, but the environment lacks {', '.join(missing)}",
             "start them with torchrun, which sets all of them, or unset WORLD_SIZE",
         )
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        _number(name)
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
@@ -182,6 +184,15 @@ def joined() -> Iterator[Processes]:
     finally:
         gc.collect()  # else wrappers that refer to themselves hold the group, and gloo aborts a finished process
         dist.destroy_process_group()
+
+
+def _number(name: str) -> int:
+    """A variable of the environment; 1 if it is empty, or not there. Raises ConfigError if it is no number."""
+    told = os.environ.get(name) or "1"
+    if not (told.isascii() and told.isdecimal()):
+        what = f"the environment says {name} = {brief(told)}, and training reads there what torchrun sets, a number"
+        raise ConfigError(what, f"unset {name}, or start several processes with torchrun")
+    return int(told)
 
 
 def parallel(model: GPT, forward: nn.Module, how: Parallel, processes: Processes) -> nn.Module:

@@ -29,7 +29,7 @@ PrintLine = Callable[[str], None]
 def print_to_stdout(line: str) -> None:
     """Print a line above the progress bar, if there is one."""
     tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()  # so that a log has every line, while it is read or when the job is killed
+    print(end="", flush=True)  # so that a log has every line, while it is read or when the job is killed
 
 
 def print_to_stderr(line: str) -> None:
@@ -94,7 +94,7 @@ class RunLog:
         first = self.records[-1]["step"] if self.records else 0
         self._bar = tqdm(
             total=max_steps, initial=first, unit="step", file=sys.stderr, dynamic_ncols=True,
-            disable=None if run else True,
+            disable=None if run and sys.stderr else True,  # None: where it is no terminal
         )  # fmt: skip
 
     def __enter__(self) -> "RunLog":

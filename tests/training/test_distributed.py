@@ -631,6 +631,23 @@ def test_half_of_torchruns_environment_is_refused(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch, name):
+    for variable in ("WORLD_SIZE", *LAUNCHER):
+        monkeypatch.setenv(variable, "2")
+    for told in ("two", "-1", "2.0"):
+        monkeypatch.setenv(name, told)
+        with pytest.raises(ConfigError, match=f"the environment says {name} = '{told}'"), joined():
+            pass
+
+
+def test_an_empty_variable_says_nothing(monkeypatch):
+    """As in a job's script that names one which is not set."""
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with joined() as processes:
+        assert processes.size == 1
+
+
 if __name__ == "__main__":
     without_decoration()
     with joined() as ALL:

@@ -135,3 +135,10 @@ def test_what_is_only_shown_ends_no_run(name, error, tmp_path, corpus, config, m
     what = "no sample" if name in owners else "not drawn"
     said = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0] if str(error) else "ValueError"
     assert any(what in line and line.endswith(f": {said}") for line in lines)
+
+
+def test_a_process_without_standard_streams_trains_too(config, corpus, tmp_path, monkeypatch):
+    """As under pythonw, or a service that has closed them: print says nothing then, and so does this."""
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert loop.train(replace(config, train=replace(config.train, max_steps=3)), corpus, tmp_path / "run").step == 3
