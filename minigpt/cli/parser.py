@@ -392,6 +392,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         settings.refuse_needless(given)
         for line in self.overruled:
             print_note(line)
+        self._check_kept(settings)
         self._note_things(settings)
         return settings
 
@@ -500,6 +501,16 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         flags = [one.flag for one in self.fields.values() if one.flag_options.metavar in metavars]
         first = self.settings.first
         return [f"{flag} {quoted(word)}" for flag in flags if "out" not in flag and (flag in first or not first)]
+
+    def _check_kept(self, settings: C) -> None:
+        """Raise ConfigError if a result would be written over a file that the command reads."""
+        found = [(one.flag, attrgetter(one.path)(settings)) for one in self.fields.values() if one.names_a_thing]
+        words = [(flag, word) for flag, value in found for word in (value if isinstance(value, tuple) else [value])]
+        files = [(flag, path) for flag, word in words if word and os.path.isfile(path := os.path.expanduser(word))]
+        for (out, result), (flag, file) in itertools.product(files, files):
+            if "out" in out and "out" not in flag and os.path.samefile(result, file):
+                what = f"{out} {quoted(result)} would be written over what is read as {flag}"
+                raise self._wrong(what, "give the result another name")
 
     def _note_things(self, settings: C) -> None:
         """Say where a text that was given by its place is the name of a model or a file: it may have been meant."""

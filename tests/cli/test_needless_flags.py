@@ -264,6 +264,25 @@ def test_what_a_file_says_of_data_in_vain_is_said(tmp_path, monkeypatch, capsys,
         parser_of("train", [])[0].parse([flag, value, *flags.split()])
 
 
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("evaluate-chat --data ./talks.json -o talks.json", "--data"),
+        ("evaluate-chat --data other.json --val-data talks.json -o report.md -o talks.json", "--val-data"),
+        ("compare the --training-data ~/talks.json -o talks.json", "--training-data"),
+    ],
+)
+def test_a_result_is_not_written_over_what_is_read(tmp_path, monkeypatch, line, flag):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("talks.json").write_text("[]")
+    Path("older.json").write_text("[]")
+    command, *rest = line.split()
+    with pytest.raises(ConfigError, match=f"--out talks.json would be written over what is read as {flag}"):
+        parser_of(command, [])[0].parse(rest)
+    parser_of(command, [])[0].parse([*rest[:-1], "older.json"])  # a result of before
+
+
 @pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
 def test_an_adapter_of_nothing_is_refused_before_a_corpus_is_asked_for(command, monkeypatch, capsys):
     for place in ("load_quickstart_corpus", "load_data"):
