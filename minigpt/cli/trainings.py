@@ -23,7 +23,6 @@ from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
     check_new,
-    read_config,
     read_records,
     unfinished_run,
     unused_run,
@@ -76,7 +75,7 @@ def train_and_say(
         run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None:
-            check_promise(promised, (read_config(run) if resume else before_weights(config, data)[0]).model.vocab_size)
+            check_promise(promised, before_weights(config, data, resume)[0].model.vocab_size)
         result = train(config, data, run.path, print_line, resume=bool(resume))
         lines = summary(result, config, run)
         if run.best_weights.exists() or run.adapter.exists():

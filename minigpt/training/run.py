@@ -204,19 +204,21 @@ def starting_point(
             raise MissingFileError(f"{directory.path} trains an adapter of a model, and {error.what}", how) from None
         base, tokenizer = source.load_for_text(block_size=config.model.block_size, dropout=config.model.dropout)
         return replace(config, model=base.config), _for_data(tokenizer, config), base
-    if checkpoint is None:
-        return *before_weights(config, data), None
-    shape = replace(config.model, vocab_size=read_config(directory).model.vocab_size)
-    return replace(config, model=shape), load_tokenizer(directory.tokenizer), None
+    return *before_weights(config, data, directory if checkpoint else None), None
 
 
-def before_weights(config: RunConfig, data: Corpus | Documents) -> tuple[RunConfig, Tokenizer]:
-    """The settings of a run that begins, with the model's shape, and its tokenizer: what is known without weights.
+def before_weights(
+    config: RunConfig, data: Corpus | Documents, resumed: RunDirectory | None = None
+) -> tuple[RunConfig, Tokenizer]:
+    """The settings of a run that begins, or is resumed, with the model's shape, and its tokenizer: all without weights.
 
     Raises:
         ConfigError: if an adapter is to be trained and there is no model to start from.
     """
     check_has_base(config)
+    if resumed:  # what it began from need not be there any more
+        shape = replace(config.model, vocab_size=read_config(resumed).model.vocab_size)
+        return replace(config, model=shape), load_tokenizer(resumed.tokenizer)
     if not config.init_from:
         tokenizer = _for_data(new_tokenizer(config, data), config)
         return replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size)), tokenizer

@@ -341,6 +341,10 @@ def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
     assert main.answer(["train", "--resume", "run", "--plan"]) == 0  # a share of no time
     assert main.answer(["train", "--resume", "run", "--plan", "--model.n_layer", "2"]) == 2
     assert "n_layer is 1 in the run and 2 now" in capsys.readouterr().err
+    base = ["--init-from", "run", "--train.eval_interval", "3", "--train.save_interval", "3"]
+    assert main.answer(["train", "--data", "a.txt", "--out", "tuned", *base, *steps]) == 0
+    Path("run").rename("gone")  # a resume needs it as little
+    assert main.answer(["train", "--resume", "tuned", "--train.max_steps", "5", "--plan"]) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
