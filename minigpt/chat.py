@@ -481,7 +481,7 @@ class Chat:
         if file.is_dir():
             raise InputError(f"{file} is a folder", "name a file in it")
         if file.exists() and not overwrite:
-            raise InputError(f"{file} is there already", "choose another name, or overwrite it")
+            raise InputError(f"{file} is there already", "choose another name, or remove that file first")
         content = {"version": VERSION, **self.settings, "seed": self.seed, "messages": self.messages}
         content = {name: content[name] for name in ("version", *_SAVED)}
         write_text(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, ConfigError, ModelNote, brief, named
+from minigpt.errors import CheckpointError, ConfigError, InputError, ModelNote, brief, named
 from minigpt.model import GPT
 from minigpt.parameters import came_with, keep_settings
 from minigpt.system.files import listed, read_json
@@ -184,9 +184,20 @@ def read_carried(path: Path) -> dict[str, dict[str, Any]]:
         CheckpointError: if the file is a link, or holds anything else.
     """
     content = {} if path.is_symlink() else read_json(path)
-    if not content.keys() <= set(CARRIED) or not content or not all(isinstance(v, dict) for v in content.values()):
+    if not content or not _are_carried(content):
         raise CheckpointError(f"{path} does not hold {' and '.join(CARRIED)}", "import the model again")
     return content
+
+
+def check_carried(carried: Mapping[str, Any]) -> None:
+    """Raise InputError if an argument is not what `carried_from` gives: nobody could read it again."""
+    if not _are_carried(carried):
+        what = f"{named('carried', carried)} holds other things than the content of {' and '.join(CARRIED)}"
+        raise InputError(what, f'give {{"{CARRIED[0]}": {{...}}}}, as open_source(...).carried does, or leave it out')
+
+
+def _are_carried(content: Mapping[str, Any]) -> bool:
+    return content.keys() <= set(CARRIED) and all(isinstance(part, Mapping) for part in content.values())
 
 
 def listed_ends(carried: Mapping[str, Mapping[str, Any]], vocab_size: int) -> list[int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.config import Weights
 from minigpt.fields import checked
-from minigpt.formats.config_json import CARRIED, kept_carried, transformers_config
+from minigpt.formats.config_json import CARRIED, check_carried, kept_carried, transformers_config
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, WEIGHTS
 from minigpt.formats.source import open_source
@@ -107,7 +107,8 @@ def save_hf(
 
     Raises:
         CheckpointError: if the folder is not empty, or the tokenizer cannot be the model's.
-        InputError: if `model`, `tokenizer` or `folder` is of another type, or a weight is not finite in float32.
+        InputError: if `model`, `tokenizer`, `folder` or `carried` is of another type or form, or a weight is not finite
+            in float32.
 
     Warns:
         ModelNote: of settings that the model came with, by default, and that are not written.
@@ -118,6 +119,7 @@ def save_hf(
         check_vocabulary(tokenizer, model.config.vocab_size, folder)
     if carried is None:
         carried = kept_carried(model, tokenizer)
+    check_carried(carried)
     model = without_adapters(model)
     with atomic_folder(folder) as part:
         settings = {**carried, CONFIG: carried.get(CONFIG, {})}

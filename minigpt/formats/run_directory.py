@@ -40,7 +40,7 @@ from minigpt.errors import (
     quoted,
 )
 from minigpt.fields import checked
-from minigpt.formats.config_json import kept_carried
+from minigpt.formats.config_json import check_carried, kept_carried
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import without_adapters
@@ -245,7 +245,7 @@ def save_run(
             the folder that `load_model` read the model from, as in `save_hf`.
 
     Raises:
-        InputError: if `tokenizer` is None, `folder` is no path, or a weight is not finite.
+        InputError: if `tokenizer` is None, `folder` is no path, `carried` has another form, or a weight is not finite.
         CheckpointError: if `folder` is not empty, or is a file, or the tokenizer has more ids than the model.
         OSError: if the folder cannot be written.
 
@@ -259,6 +259,7 @@ def save_run(
     check_unused(folder)
     if carried is None:
         carried = kept_carried(model, tokenizer)
+    check_carried(carried)
     with atomic_folder(folder) as part:
         run = RunDirectory(part)
         if trained is None:  # no data or training settings: they are not known

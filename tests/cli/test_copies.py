@@ -211,6 +211,16 @@ def test_what_the_model_decides_is_not_taken_from_its_former_settings(theirs):
     assert [written[key] for key in ("n_ctx", "n_positions", "attn_pdrop", "torch_dtype")] == [7, 7, 0.25, "float32"]
 
 
+@pytest.mark.parametrize("carried", [{"model_type": "gpt2"}, {"config.json": "gpt2"}])
+@pytest.mark.parametrize("write", [minigpt.save_run, minigpt.save_hf])
+def test_settings_that_could_not_be_read_again_are_not_written(theirs, write, carried):
+    """The content of a config.json, in the place of the file's name and content."""
+    model, tokenizer = minigpt.load_model("theirs")
+    with pytest.raises(minigpt.MiniGPTError, match="carried"):
+        write(model, tokenizer, "ours", carried=carried)
+    assert not Path("ours").exists()
+
+
 @pytest.mark.parametrize("how", ["link", "nothing", "another name", "a list", "no JSON", "folder"])
 def test_settings_in_a_run_of_somebody_are_data_and_no_link(theirs, capsys, how):
     say(theirs / "generation_config.json", temperature=0.7)
