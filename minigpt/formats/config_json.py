@@ -36,7 +36,7 @@ _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 # them is transformers' default, and the one that we write.
 _FIXED: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),

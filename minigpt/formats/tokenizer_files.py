@@ -85,7 +85,11 @@ _CHAT = "chat_template.jinja"  # a file since transformers 4.52; it may also be 
 _LISTS = ("added_tokens", "added_tokens_decoder", _ADDED)  # lists of added tokens; other settings give a token a role
 # The order in which transformers adds tokens that have a role but no id.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_KEPT = ("padding_side", "truncation_side", "chat_template")  # settings that change no id, and are written out again
+# Settings that are not written out again: what we write ourselves, and what concerns a program or its files.
+_OURS = {"model_max_length", "clean_up_tokenization_spaces", "tokenizer_class", "add_prefix_space",
+         "added_tokens_decoder", "add_bos_token", "add_eos_token", "auto_map", "backend", "errors", "is_local",
+         "local_files_only", "name_or_path", "processor_class", "special_tokens_map_file", "tokenizer_file",
+         "transformers_version", "use_fast"}  # fmt: skip
 
 
 class ForeignTokenizerError(CheckpointError):
@@ -387,12 +391,8 @@ def _check_id(where: str, token: dict[str, Any], token_id: int) -> None:
 
 
 def _read_settings(config: dict[str, Any]) -> dict[str, object]:
-    """The settings that are kept and written again: the roles of special tokens, and settings that change no id."""
-    return {
-        key: value
-        for key, value in config.items()
-        if key in _KEPT or (key.endswith(("_token", "_special_tokens")) and isinstance(value, str | dict | list))
-    }
+    """The settings that are kept and written again, such as the roles of special tokens: all except `_OURS`."""
+    return {key: value for key, value in config.items() if key not in _OURS and value is not None}
 
 
 def _merge(entry: object) -> str:

@@ -127,6 +127,7 @@ def stored(path: Path, config: GPTConfig) -> GPT:
         {"tie_word_embeddings": False},
         {"n_embd": 35, "n_head": 5, "n_layer": 3, "vocab_size": 23, "n_positions": 17},
         {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu_fast"},
         {"n_inner": 60},
     ],
 )

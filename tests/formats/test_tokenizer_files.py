@@ -671,7 +671,13 @@ def test_settings_that_change_no_id_are_written_out_again(pairs: GPT2Tokenizer, 
     )
     theirs.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     theirs.save_pretrained(tmp_path / "theirs")
+    others = {"split_special_tokens": True, "model_input_names": ["input_ids"], "somebodys": {"own": [1, 2.5]}}
+    config = tmp_path / "theirs" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | others), encoding="utf-8")
     there = reference(export(load_hf_tokenizer(tmp_path / "theirs"), tmp_path / "again"))
+    written = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert {key: written.get(key) for key in others} == others
+    assert there(f"a{END_OF_TEXT}").input_ids == load_hf_tokenizer(tmp_path / "again").encode(f"a{END_OF_TEXT}")
     assert (there.padding_side, there.truncation_side, there.pad_token) == ("left", "left", END_OF_TEXT)
     assert len(there) == SIZE + 1
     assert there.chat_template == theirs.chat_template  # which lies in a file of its own there
