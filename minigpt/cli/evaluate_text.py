@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from minigpt.cli.settings import MEMORISED, EvaluateText
 from minigpt.cli.streams import SEND_UTF8, STDIN, check_stdin_once, print_json
 from minigpt.cli.texts import check_field, framed, has_fields, training_documents
 from minigpt.config import DocumentsConfig
-from minigpt.data.corpora import RECORD_SUFFIXES
-from minigpt.data.documents import ONE_FIELD, read_documents, text_documents
+from minigpt.data.corpora import RECORD_SUFFIXES, read_plain_text
+from minigpt.data.documents import ONE_FIELD, holds_records, read_documents, text_documents
 from minigpt.errors import DataError, TextNote, first_line
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
@@ -60,7 +61,7 @@ class Texts:
 def answer(settings: EvaluateText) -> None:
     """Measure each file and print the table."""
     check_stdin_once([*settings.file, settings.reference or ""])
-    records = [file for file in (*settings.file, settings.reference or "") if has_fields(file, RECORD_SUFFIXES)]
+    records = [file for file in (*settings.file, settings.reference or "") if _has_records(file)]
     check_field(settings.text_field, records, settings.training_data)
     columns = [read_texts(file, settings.text_field) for file in settings.file]
     training = training_documents(settings.training_data, settings.text_field) if settings.training_data else None
@@ -90,13 +91,22 @@ def read_texts(file: str, field: str | None) -> Texts:
     """
     if file == STDIN:
         return _from_stdin()
-    if Path(file).suffix.lower() == ".json":
+    records = _has_records(file)
+    if Path(file).suffix.lower() == ".json" and not records:
         return _completions(file, read_json(Path(file)))
-    records = has_fields(file, RECORD_SUFFIXES)  # in .json is what `generate` prints
     found = read_documents(file, DocumentsConfig(text_field=field or "") if records else ONE_FIELD)
     if os.path.isdir(file):
         warnings.warn(TextNote(found.described), stacklevel=2)  # what of it is not read
     return Texts(file, [document.text for document in found.items], found.numbers, found.blank)
+
+
+def _has_records(file: str) -> bool:
+    """Whether the texts of a file may be a field of records; in .json is also what `generate` prints."""
+    path = Path(os.path.expanduser(file))
+    if path.suffix.lower() == ".json" and path.is_file():
+        with suppress(DataError):  # of what cannot be read, who reads it says why
+            return holds_records(read_plain_text(path))
+    return has_fields(file, RECORD_SUFFIXES)
 
 
 def _from_stdin() -> Texts:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, TextNote, named, near
+from minigpt.errors import DataError, DownloadError, MissingFileError, TextNote, either, named, near, passed
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -296,9 +296,16 @@ def _from_path(path: Path) -> Corpus:
     if not text.strip():
         raise DataError(
             f"there is no text in {path}",
-            f"name a file with text in it, or a folder with files that end in {' '.join(TEXT_SUFFIXES)}",
+            either(
+                f"name a file with text in it, or a folder with files that end in {' '.join(TEXT_SUFFIXES)}",
+                *([f"read its records as documents: {passed('separate', 'on')}"] if _has_records(path) else []),
+            ),
         )
     return Corpus(source_name(path), text, origin, starts=starts)
+
+
+def _has_records(folder: Path) -> bool:
+    return folder.is_dir() and bool(files_below(folder, RECORD_SUFFIXES))
 
 
 def kind_of(separate: str, source: str) -> Literal["text", "documents", "dialogues"]:

@@ -1,6 +1,6 @@
 """A user's files -> dialogues: records of messages, PersonaChat, plays and chat logs.
 
-    .jsonl, .ndjson     each line a record in one of the forms of `data.dialogue_records`; .json: an array of these
+    .jsonl, .ndjson     each line a record in one of the forms of `data.dialogue_records`; .json: these, or an array
     .json               PersonaChat: {"train": [...], "valid": [...]}; "valid" is what validates
     text: ParlAI's      the lines of PersonaChat and ConvAI2, each with a number
     text: a play        a name and a colon on a line, the speech below it; each scene is a dialogue
@@ -31,7 +31,7 @@ from minigpt.data.corpora import (
 )
 from minigpt.data.dialogue_records import Talk, is_parlai, parlai_talks, talk_of
 from minigpt.data.dialogues import Dialogue, Message, Role, fault, has_reply, own_name, speaker, speech
-from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, array_records, line_records
+from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, holds_records, json_records, line_records
 from minigpt.errors import DataError, MissingFileError, first_line
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
@@ -202,8 +202,8 @@ def _from_file(file: Path, notes: _Notes) -> tuple[list[Raw], list[Raw]]:
     if ending != ".json":
         told = list(parlai_talks(text, str(file))) if is_parlai(text) else None
         return (_from_text(text, str(file), notes) if told is None else _from_talks(told, notes)), []
-    if text.lstrip().startswith("["):
-        return _from_records(array_records(file), notes), []
+    if holds_records(text):
+        return _from_records(json_records(file), notes), []
     return _from_parts(text, file, notes)
 
 
@@ -264,9 +264,9 @@ def holds_dialogues(source: str) -> bool:
     with suppress(DataError, OSError, ValueError, RecursionError):
         if ending == ".json":
             text = read_plain_text(path).lstrip()
-            if not text.startswith("["):
+            if not holds_records(text):
                 return re.match(rf'{{\s*"(?:{"|".join(PARTS)})"\s*:\s*\[', text) is not None
-            first = next(json_items(text), None)
+            first = next(json_items(text), None) if text.startswith("[") else parsed_json(text.partition("\n")[0])
         else:  # one line of it, because the file may be large, and is read whole later
             with path.open(encoding="utf-8-sig") as file:
                 first = parsed_json(next(filter(str.strip, file), ""))

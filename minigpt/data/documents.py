@@ -110,7 +110,7 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
     One document is:
 
         .jsonl, .ndjson    each line, a JSON object
-        .json              each object of an array; in a folder, it is not read
+        .json              each object of an array, or each line, an object; in a folder, it is not read
         .csv, .tsv         each row below the header; with commas or tabs, and double quotes, line ends inside quotes
         one text file      the parts between blank lines; where no line is blank, each line
         a folder           each text file (`corpora.TEXT_SUFFIXES`) as a whole, each record of the others; in the
@@ -226,7 +226,7 @@ def text_documents(text: str) -> tuple[list[Document], str]:
 def _from_records(file: Path, learned: str, prompt: str) -> tuple[list[Document], str, list[str]]:
     """The documents of a file of records, what was taken as one document, and the fields that were not read."""
     ending = file.suffix.lower()
-    read = _csv_records if ending in SEPARATORS else array_records if ending == ".json" else line_records
+    read = _csv_records if ending in SEPARATORS else json_records if ending == ".json" else line_records
     records = read(file)
     others = list(dict.fromkeys(name for record in records.values() for name in record))
     if not learned:
@@ -257,11 +257,19 @@ def line_records(file: Path) -> dict[str, dict[str, object]]:
     return records
 
 
-def array_records(file: Path) -> dict[str, dict[str, object]]:
-    """The objects of the array in a JSON file by place: the file's path and the object's number."""
+def holds_records(text: str) -> bool:
+    """Whether a JSON text is an array, or an object in each line, as other libraries write under that name too."""
+    first, _, rest = text.strip().partition("\n")
+    return first.startswith("[") or (first.startswith("{") and first.endswith("}") and rest.lstrip().startswith("{"))
+
+
+def json_records(file: Path) -> dict[str, dict[str, object]]:
+    """The records of a JSON file by place: the file's path and the number of the object in its array, or the line's."""
     text, records = read_plain_text(file), {}
-    if not text.lstrip().startswith("["):
+    if not holds_records(text):
         raise DataError(f"{file} holds no array of records", 'write [{"text": "..."}, ...], or save them as .jsonl')
+    if not text.lstrip().startswith("["):
+        return line_records(file)
     items = json_items(text)
     for number in itertools.count(1):
         place = f"{file}, record {number}"

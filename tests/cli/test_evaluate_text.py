@@ -294,3 +294,22 @@ def test_standard_input_is_named_in_its_errors(content, monkeypatch):
         command.read_texts("-", None)
     assert "standard input" in str(caught.value)
     assert "input.txt" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_records_in_json_are_read_as_elsewhere(evaluate: Evaluate, form: str) -> None:
+    records = [json.dumps({"said": text, "id": 7}) for text in TEXTS]
+    content = f"[{', '.join(records)}]" if form == "array" else "\n".join(records)
+    Path("records.json").write_text(content, encoding="utf-8")
+    Path("records.jsonl").write_text("\n".join(records), encoding="utf-8")
+    for flags in ([], ["--text-field", "said"]):
+        (found,), (same,) = evaluate("records.json", *flags), evaluate("records.jsonl", *flags)
+        assert found == same | {"file": "records.json"}
+        assert found["texts"] == 2
+
+
+def test_the_answer_of_generate_has_no_fields(evaluate: Evaluate) -> None:
+    Path("answer.json").write_text(json.dumps({"completions": [{"completion": "a b"}]}), encoding="utf-8")
+    assert evaluate("answer.json")[0]["texts"] == 1
+    with pytest.raises(MiniGPTError, match="none are read here"):
+        evaluate("answer.json", "--text-field", "completion")

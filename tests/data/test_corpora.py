@@ -313,6 +313,11 @@ def test_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no text in") as caught:
         load_corpus(tmp_path)
     assert ".txt .md" in caught.value.how
+    assert "separate" not in caught.value.how
+    write(tmp_path / "sub" / "records.jsonl", '{"text": "a"}')
+    with pytest.raises(DataError, match="there is no text in") as caught:
+        load_corpus(tmp_path)
+    assert 'read its records as documents: separate="on"' in caught.value.how
 
 
 @pytest.mark.parametrize(

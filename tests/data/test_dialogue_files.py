@@ -72,6 +72,9 @@ def test_messages(tmp_path):
     )
     array = written(tmp_path / "talks.json", json.dumps([{"messages": [user("a"), reply("b")]}]))
     assert said(read_dialogues(array).items[0]) == [("USER", "a"), ("ASSISTANT", "b")]
+    lines = written(tmp_path / "lines.json", 2 * (json.dumps({"messages": [user("a"), reply("b")]}) + "\n"))
+    assert [said(one) for one in read_dialogues(lines).items] == 2 * [[("USER", "a"), ("ASSISTANT", "b")]]
+    assert holds_dialogues(str(lines))
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
