@@ -589,6 +589,10 @@ DAMAGE = {
         lambda f: change_tensors(f, lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(5, 15)})),
         "lm_head.lora_A.weight is not part of",
     ),
+    "new tokens": (
+        lambda f: change_tensors(f, lambda t: t.update({"base_model.model.transformer.wte.weight": torch.ones(5, 15)})),
+        r"wte.weight is not part of .*\n.*merge_and_unload",
+    ),
     "shape": (
         lambda f: change_tensors(f, lambda t: t.update({KEY: t[KEY].T.contiguous()})),
         r"has shape \(5, 45\), expected \(45, 5\), looks transposed",

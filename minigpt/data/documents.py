@@ -260,7 +260,8 @@ def line_records(file: Path) -> dict[str, dict[str, object]]:
 def holds_records(text: str) -> bool:
     """Whether a JSON text is an array, or an object in each line, as other libraries write under that name too."""
     first, _, rest = text.strip().partition("\n")
-    return first.startswith("[") or (first.startswith("{") and first.endswith("}") and rest.lstrip().startswith("{"))
+    lines = first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")
+    return lines or first.startswith("[")
 
 
 def json_records(file: Path) -> dict[str, dict[str, object]]:

@@ -151,7 +151,10 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
             f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}",
         )
     adapter = new_adapter(model, config, config.targets, name)
-    fill(_peft_tensors(adapter), stored, weights, f"check that {config_path} and this base belong to it")
+    how = f"check that {config_path} and this base belong to it"
+    if any(f".{_TRUNK}h." not in tensor for tensor in stored):  # such as the rows of new tokens
+        how = "it changes more than the blocks: in PEFT, merge it (merge_and_unload), and save that model as a whole"
+    fill(_peft_tensors(adapter), stored, weights, how)
     attach(model, adapter, name)
     if recorded is None:
         note = f"{folder} does not say which base it adapts: its shapes fit this one, and no more is known"
