@@ -450,6 +450,8 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("attn 'to' {model} --head 1", "--head 1 is in every layer"),
         ("attn '' {model}", "the prompt is empty"),
         ("attn 'to' {model} --bos", "--bos asks for a token"),
+        ("heads {model} --bos", "--bos asks for a token"),
+        ("ablate {model} --repeated 5 --bos", "--bos asks for a token"),
         ("attn 'to be, or to be, or.' {model}", "the prompt has 20 tokens, more than block_size = 19"),
         ("attn 'xyz' {model}", "unknown"),
         ("why 'to' {model} --token 'to'", "--token 'to' is 2 tokens: 't', 'o'"),
@@ -600,3 +602,17 @@ def test_a_view_of_a_continuation_ends_where_generate_ends(view, same, tmp_path,
     )
     assert ids == [tokenizer.eos_token_id]
     assert values["score"] == pytest.approx(written["score"])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "dot"])
+def test_a_token_whose_row_is_zeros_is_near_to_nobody(capsys, kind):
+    """As that of padding often is."""
+    gpt = random_model(GPTConfig(vocab_size=len(CHARACTERS), block_size=7, n_layer=1, n_head=1, n_embd=5), 5)
+    with torch.no_grad():
+        gpt.wte.weight[CHARACTERS.index("$")] = 0.0
+    save_run(gpt, CharTokenizer(CHARACTERS), Path("run"))
+    flags = ["--model", "run", "--kind", kind, "--top", "3"]
+    record = record_of(["inspect", "embed", "near", "$", *flags], capsys)
+    assert record["numbers"]["similarity"]["values"] == [0.0, 0.0, 0.0]
+    assert run(["inspect", "embed", "near", "$", *flags]) == 0
+    assert "█" not in capsys.readouterr().out

@@ -123,8 +123,8 @@ class Subject:
 
     @property
     def start_token_id(self) -> int | None:
-        """The token that is put in front, or None."""
-        return self.tokenizer.bos_token_id if self.bos else None
+        """The token that is put in front, or None. Raises InputError if one is wanted and there is none."""
+        return framed([], self.tokenizer, bos=True)[0] if self.bos else None
 
     @property
     def texts(self) -> list[str]:

@@ -164,7 +164,7 @@ def _near(asked: settings.Embed) -> Answer:
         labels={"neighbour": it.texts_of(found.ids)},
         settings={"what": "near", "token": asked.text, "kind": asked.kind},
     )
-    top = max(map(abs, found.similarities))
+    top = max(map(abs, found.similarities)) or 1.0  # a row of zeros is near to nobody
     rows = [
         (str(token_id), terminal.cut(text, 16), f"{x:+.4f}", terminal.bar(abs(x) / top))
         for token_id, text, x in zip(found.ids, texts, found.similarities, strict=True)
