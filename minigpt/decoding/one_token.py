@@ -78,6 +78,7 @@ class OneToken:
             return
         self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._attention = [block.attn for block in blocks]
+        self._cores = [fused_attention] * len(blocks)
         self._device_type = model.wte.weight.device.type
         self._layers = [
             _Layer(
@@ -96,7 +97,7 @@ class OneToken:
         return (
             self._usual
             and not any(self._hooks)
-            and all(attention.core is fused_attention for attention in self._attention)
+            and [attention.core for attention in self._attention] == self._cores
             and not torch.is_autocast_enabled(self._device_type)
         )
 

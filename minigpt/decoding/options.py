@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from minigpt.errors import InputError, brief, named, named_ids, near, passed, refuse_if
@@ -207,7 +207,7 @@ class DecodingOptions:
         """`stop` as a tuple."""
         return _as_tuple(self.stop)
 
-    @property
+    @cached_property
     def bans(self) -> list[str]:
         """Names of those options in use that may leave a step without any token."""
         return [name for name in _BANS if getattr(self, name)]
