@@ -25,7 +25,7 @@ from minigpt.parameters import evaluating, num_with_text, with_text
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 
-_DRAWN_AT_ONCE = 1024  # numbers
+_DRAWN_AT_ONCE = 2048  # numbers
 _FILLING = 16  # tokens of filling that cost about as much as one pass more
 
 
