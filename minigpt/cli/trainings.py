@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minigpt.formats.run_directory import (
     CHECKPOINTS,
     RunDirectory,
     check_new,
+    claimed_run,
     read_records,
     unfinished_run,
     unused_run,
@@ -51,7 +53,7 @@ def train_and_say(
     Without `out`, a new run is called `name`, as its preset, or after its corpus. `quickstart` takes Shakespeare from
     wherever this machine can get it, and says from where.
     """
-    with joined() as processes, processes.one_voice():
+    with joined() as processes, processes.one_voice(), ExitStack() as leaving:
         print_line = print_line_for(as_json) if processes.first else print_nothing
         run = RunDirectory(named_path(out, "--out")) if out else resume
         if not resume:
@@ -72,6 +74,8 @@ def train_and_say(
         if not run and (left := unfinished_run(CHECKPOINTS, name or read)):
             print_line(f"unfinished {left.path} was interrupted, and this is a new run. To go on with that one:")
             print_line(f"           {program()} train --resume {quoted(left.path)}")
+        if not run and processes.size == 1:  # several must agree on the name
+            run = leaving.enter_context(claimed_run(CHECKPOINTS, name or read))
         run = run or unused_run(CHECKPOINTS, name or read)
         promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None:

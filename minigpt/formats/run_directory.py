@@ -21,7 +21,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,33 @@ class RunDirectory:
 def unused_run(parent: Path, name: str) -> RunDirectory:
     """`parent/name`, or the first of `name-2`, `name-3`, ... that no earlier run has."""
     return next(run for run in _numbered(parent, name) if not run.path.exists())
+
+
+@contextmanager
+def claimed_run(parent: Path, name: str) -> Iterator[RunDirectory]:
+    """`unused_run`, whose folder is made at once: of several trainings that begin together, each has a name of its own.
+
+    A folder in which nothing is written in the `with` is removed.
+    """
+    new_parent = not parent.exists()
+    os.makedirs(os.path.realpath(parent), exist_ok=True)  # where it leads, if it is a link
+    run = next(run for run in _numbered(parent, name) if _made(run.path))
+    try:
+        yield run
+    finally:
+        with suppress(OSError):
+            run.path.rmdir()
+            if new_parent:
+                parent.rmdir()
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; false if something has its name."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def unfinished_run(parent: Path, name: str) -> RunDirectory | None:

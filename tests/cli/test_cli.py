@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.cli import trainings
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import COMMANDS
 from minigpt.cli.main import answer as run
@@ -96,6 +97,25 @@ def test_flags_beat_the_file_and_the_file_the_preset(tmp_path, capsys, trained):
     assert "max_steps: 2" in config
     assert "n_embd: 4" in config
     assert "optimizer: muon" in config  # the default preset's
+
+
+def test_trainings_that_begin_together_have_names_of_their_own(monkeypatch, capsys, failing):
+    Path("play.txt").write_text(TEXT)
+    real, codes = trainings.train, []
+
+    def train(*arguments, **options):
+        if not codes:  # the other one begins when this one has its name, and nothing more
+            codes.append(None)
+            codes.append(run(["train", "--data", "play.txt", *SMALL_FLAGS]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trainings, "train", train)
+    codes.append(run(["train", "--data", "play.txt", *SMALL_FLAGS]))
+    assert codes[1:] == [0, 0]
+    assert all(Path("checkpoints", name, "metrics.jsonl").is_file() for name in ("play", "play-2"))
+    Path("short.txt").write_text("to be")
+    failing(["train", "--data", "short.txt", *SMALL_FLAGS])
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["play", "play-2"]
 
 
 def test_the_default_folder_is_numbered_and_found_again(trained, capsys):
