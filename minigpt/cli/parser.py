@@ -504,12 +504,13 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
 
     def _check_kept(self, settings: C) -> None:
         """Raise ConfigError if a result would be written over a file that the command reads."""
-        found = [(one.flag, attrgetter(one.path)(settings)) for one in self.fields.values() if one.names_a_thing]
-        words = [(flag, word) for flag, value in found for word in (value if isinstance(value, tuple) else [value])]
-        files = [(flag, path) for flag, word in words if word and os.path.isfile(path := os.path.expanduser(word))]
-        for (out, result), (flag, file) in itertools.product(files, files):
-            if "out" in out and "out" not in flag and os.path.samefile(result, file):
-                what = f"{out} {quoted(result)} would be written over what is read as {flag}"
+        found = [(one, attrgetter(one.path)(settings)) for one in self.fields.values() if one.names_a_thing]
+        words = [(one, word) for one, value in found for word in (value if isinstance(value, tuple) else [value])]
+        files = [(one, path) for one, word in words if word and os.path.isfile(path := os.path.expanduser(word))]
+        for (out, result), (read, file) in itertools.product(files, files):
+            written = "out" in out.flag and metavar(out) == "FILE"  # a folder is not written over at all
+            if written and "out" not in read.flag and os.path.samefile(result, file):
+                what = f"{out.flag} {quoted(result)} would be written over what is read as {read.flag}"
                 raise self._wrong(what, "give the result another name")
 
     def _note_things(self, settings: C) -> None:
