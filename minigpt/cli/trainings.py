@@ -72,7 +72,7 @@ def train_and_say(
             print_line(why)
             config = updated(config, {"data": {"source": read}})
         if not run and (left := unfinished_run(CHECKPOINTS, name or read)):
-            print_line(f"unfinished {left.path} was interrupted, and this is a new run. To go on with that one:")
+            print_line(f"unfinished {left.path} has steps left, and this is a new run. If that one has stopped:")
             print_line(f"           {program()} train --resume {quoted(left.path)}")
         if not run and processes.size == 1:  # several must agree on the name
             run = leaving.enter_context(claimed_run(CHECKPOINTS, name or read))

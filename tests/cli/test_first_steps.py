@@ -327,7 +327,7 @@ def test_a_new_run_beside_an_interrupted_one_says_so(capsys, monkeypatch, comman
     begun(Path("checkpoints") / name, 2)
     assert run(command) == 130
     out = capsys.readouterr().out
-    assert f"checkpoints/{name} was interrupted, and this is a new run" in out
+    assert f"checkpoints/{name} has steps left, and this is a new run" in out
     assert f"train --resume checkpoints/{name}" in out
 
 
