@@ -231,6 +231,16 @@ def test_an_array_of_records_is_read_as_the_same_records_in_lines(written, mark,
     assert read_back("r.json", ("\ufeff" if mark else "") + content + "\n") == cleaned(written)
 
 
+def test_columns_that_pandas_has_numbered_have_names(tmp_path):
+    series = write(tmp_path / "series.csv", ",0\n0,one text\n1,another one\n")
+    assert texts(series) == ["one text", "another one"]
+    frame = write(tmp_path / "frame.csv", ",0,1\n0,7,one text\n1,8,another one\n")
+    assert texts(frame) == ["one text", "another one"]
+    for row in (",1\n", "0\n", "0,1\n", "a,0\n"):
+        with pytest.raises(DataError, match="begins with a row"):
+            texts(write(tmp_path / "row.csv", row + series.read_text(encoding="utf-8")))
+
+
 def test_an_array_is_read_where_it_is_named_and_not_where_it_is_met(tmp_path):
     """In a folder it is most often somebody's settings."""
     write(tmp_path / "a.jsonl", '{"text": "in lines"}\n')
