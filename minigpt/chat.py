@@ -32,7 +32,7 @@ from minigpt.data.dialogues import (
 )
 from minigpt.decoding.generate import before_stop, stream
 from minigpt.decoding.options import DecodingOptions, Options
-from minigpt.errors import InputError, ModelNote, brief, named
+from minigpt.errors import InputError, ModelNote, brief, counted, named
 from minigpt.fields import Bounds, check_value, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -224,7 +224,8 @@ class Chat:
         return self.messages[self._last_said()]["content"]
 
     def __repr__(self) -> str:
-        return f"Chat({len(_turns(self.messages))} turns, {brief(self.messages[-1:])}, the next seed is {self.seed})"
+        turns = counted(len(_turns(self.messages)), "turn")
+        return f"Chat({turns}, {brief(self.messages[-1:])}, the next seed is {self.seed})"
 
     def __copy__(self) -> Self:
         """A conversation that goes on by itself: the same model, and messages of its own."""
@@ -359,8 +360,8 @@ class Chat:
                 return kept, ids
         if len(ids) > block_size:
             raise InputError(
-                f"the message has {len(ids)} tokens{' with the system message' if system else ''} and the names, and "
-                f"the model reads at most {block_size}",
+                f"the message has {counted(len(ids), 'token')}{' with the system message' if system else ''} and the "
+                f"names, and the model reads at most {block_size}",
                 f"shorten {'one of the two' if system else 'it'}",
             )
         return kept, ids

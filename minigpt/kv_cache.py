@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig, Size
-from minigpt.errors import InputError, named
+from minigpt.errors import InputError, counted, named
 from minigpt.fields import Bounds, Form, check_place, checked
 
 _MAKE_ONE = "make one for these rows and this model: KVCache(model.config, batch_size=len(idx))"
@@ -136,8 +136,9 @@ class KVCache:
         lengths = self.uniform if self.uniform is not None else reprlib.repr(self.length.tolist())
         dtype = str(self._kv.dtype).removeprefix("torch.")
         return (
-            f"KVCache({self.batch_size} rows, {lengths} of {self.max_length} columns in use, {layers} layers, "
-            f"{heads} heads of {size}, {dtype} on {self._kv.device}, {self._kv.nbytes:,} bytes)"
+            f"KVCache({counted(self.batch_size, 'row')}, {lengths} of {self.max_length} columns in use, "
+            f"{counted(layers, 'layer')}, {counted(heads, 'head')} of {size}, {dtype} on {self._kv.device}, "
+            f"{self._kv.nbytes:,} bytes)"
         )
 
     @property
@@ -177,7 +178,7 @@ class KVCache:
             InputError: if the number of rows is another, or they do not fit; nothing has been written then.
         """
         if rows not in (None, self.batch_size):
-            raise InputError(f"{self!r} does not fit {rows} rows", _MAKE_ONE)
+            raise InputError(f"{self!r} does not fit {counted(rows, 'row')}", _MAKE_ONE)
         self._check_room(num_new, block_size)
         if self.uniform is not None:
             return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from minigpt.data.corpora import read_plain_text
 from minigpt.data.dialogues import Message
-from minigpt.errors import DataError, InputError, MissingFileError, brief, named
+from minigpt.errors import DataError, InputError, MissingFileError, brief, counted, named
 from minigpt.fields import Bounds, Form, checked
 from minigpt.system.files import named_path
 
@@ -61,9 +61,10 @@ def length(least: Annotated[int, Bounds(1, 10**9)] = 1, most: _Most = None) -> F
 
     def has_another_length(reply: str, messages: Messages) -> str:
         characters = len(reply.strip())
+        what = f"has {counted(characters, 'character')}"
         if characters < least:
-            return f"has {characters} characters, fewer than {least}"
-        return f"has {characters} characters, more than {most}" if most is not None and characters > most else ""
+            return f"{what}, fewer than {least}"
+        return f"{what}, more than {most}" if most is not None and characters > most else ""
 
     return has_another_length
 

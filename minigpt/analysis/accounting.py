@@ -20,7 +20,7 @@ from typing import Literal
 
 from minigpt.analysis.checks import Check, measured
 from minigpt.config import GPTConfig, Size
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.fields import checked
 from minigpt.system import notebook
 
@@ -188,7 +188,7 @@ def check_pass(config: GPTConfig, batch_size: int, tokens: int) -> None:
     """Raise InputError if a model cannot read rows of so many tokens."""
     if tokens > config.block_size:
         raise InputError(
-            f"a batch of {batch_size} rows of {tokens} tokens cannot go through this model",
+            f"a batch of {counted(batch_size, 'row')} of {counted(tokens, 'token')} cannot go through this model",
             f"choose tokens up to block_size = {config.block_size}",
         )
 

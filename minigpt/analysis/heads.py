@@ -21,7 +21,7 @@ from minigpt.analysis.recording import Trace, allowed
 from minigpt.analysis.tracing import trace
 from minigpt.config import Count, GPTConfig, Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.fields import check_place, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text
@@ -69,7 +69,7 @@ class HeadScores(Brief):
             )
             maps.append(notebook.heat_map(layers, heads, scores, kind))
         period = "" if self.period is None else f", which repeat themselves after {self.period}"
-        return notebook.shown(f"Scores of the heads on {len(self.ids)} tokens{period}", *maps)
+        return notebook.shown(f"Scores of the heads on {counted(len(self.ids), 'token')}{period}", *maps)
 
     @property
     def checks(self) -> list[Check]:

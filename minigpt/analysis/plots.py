@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.errors import counted
 from minigpt.system.figures import BLUE, GREEN, GREY, ORANGE, drawable, new_figure
 from minigpt.system.terminal import cut, pooled, visible
 
@@ -126,7 +127,7 @@ def attention_grid(patterns: npt.ArrayLike, layers: Sequence[int], tokens: Seque
             axes.set_title(f"{layer}.{head}", fontsize=SMALL, pad=2)
     _scale(figure, list(rows.flat), rows[0, 0].images[0], "attention")
     smaller = [f"each dot is the largest of {n} x {n} values"] if n > 1 else []
-    names = f"{T} tokens: {' '.join(map(visible, tokens))}"
+    names = f"{counted(T, 'token')}: {' '.join(map(visible, tokens))}"
     most = int(figure.get_figwidth() * 10)  # letters in a line
     names = names if len(names) <= most else names[: most - 1] + "…"
     return _said(figure, title, ["rows: queries, columns: keys", names, *smaller])

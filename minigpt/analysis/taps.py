@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from minigpt.config import GPTConfig
-from minigpt.errors import InputError, either, named, near
+from minigpt.errors import InputError, counted, either, named, near
 from minigpt.fields import checked
 
 Where = Literal["output", "input", "heads", "argument", "inside", "scale", "product"]
@@ -185,7 +185,7 @@ def _unknown(pattern: str, config: GPTConfig) -> PointError:
     layer = re.match(r"blocks\.(\d+)\.", pattern)
     if layer and int(layer[1]) >= config.n_layer:
         return PointError(
-            f"{pattern!r} asks for layer {layer[1]}, and the model has {config.n_layer} layers",
+            f"{pattern!r} asks for layer {layer[1]}, and the model has {counted(config.n_layer, 'layer')}",
             what_there_is(config),
         )
     return PointError(

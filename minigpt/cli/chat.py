@@ -18,7 +18,7 @@ from minigpt.cli.streams import escaped, one_line, print_error, print_json, scre
 from minigpt.data.dialogues import Message, check_template, speaker
 from minigpt.data.documents import HALF_CHARACTER
 from minigpt.decoding.options import DecodingOptions
-from minigpt.errors import ConfigError, InputError, MiniGPTError, did_you_mean
+from minigpt.errors import ConfigError, InputError, MiniGPTError, counted, did_you_mean
 from minigpt.system.terminal import columns
 
 COMMANDS = {  # what can be typed behind a "/" -> its argument, and what it does
@@ -145,7 +145,7 @@ class _Talk:
 
     def _load(self, file: str) -> None:
         self.chat.load(file)
-        self.tell(f"loaded: {file}, {len(self.chat.messages)} messages")
+        self.tell(f"loaded: {file}, {counted(len(self.chat.messages), 'message')}")
 
     def _set(self, words: str) -> None:
         name, _, value = words.partition(" ")
@@ -218,7 +218,9 @@ class _Pipe(_Talk):
             lines += bool(line)
             going_on = not line or self.attempt(line)
         if self._failed:
-            raise InputError(f"{self._failed} of {lines} lines could not be answered", "what was wrong is said above")
+            raise InputError(
+                f"{self._failed} of {counted(lines, 'line')} could not be answered", "what was wrong is said above"
+            )
 
     def tell_error(self, what: str, how: str) -> None:
         self._failed += 1
@@ -380,7 +382,7 @@ class _Terminal(_Talk):
         if best.ended == "length" and best.text:
             most = self.chat.decoding.max_new_tokens
             self.tell(
-                f"cut off after {best.num_tokens} tokens: "
+                f"cut off after {counted(best.num_tokens, 'token')}: "
                 + ("max_new_tokens" if best.num_tokens == most else "the context is full")
             )
         read = sum(message["role"] != "system" for message in reply.messages)

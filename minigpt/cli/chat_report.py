@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from minigpt.cli.streams import escaped
+from minigpt.errors import counted
 from minigpt.evaluation.arms import MEASURES
 from minigpt.evaluation.failures import MODES
 from minigpt.system import terminal
@@ -102,12 +103,14 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     return [
         f"How {result['model']}{adapter} replies",
         f"data: {result['data']}",
-        f"there: {result['dialogues']:,} dialogues with {result['true_replies']:,} replies{left}",
-        f"measured: {result['measured']:,} of the replies, in {result['measured_dialogues']:,} dialogues{few}",
-        f"true replies after {result['turns']} turns at most: perplexity "
+        f"there: {counted(result['dialogues'], 'dialogue')} with "
+        f"{counted(result['true_replies'], 'reply', 'replies')}{left}",
+        f"measured: {result['measured']:,} of the replies, in {counted(result['measured_dialogues'], 'dialogue')}{few}",
+        f"true replies after {counted(result['turns'], 'turn')} at most: perplexity "
         f"{terminal.number(result['perplexity'], '.3f')}, loss {result['loss']:.4f} nats a token, "
-        f"{result['tokens']:,} tokens",
-        f"written replies: {draws}after {result['turns']} turns at most, of {result['max_new_tokens']} tokens at most",
+        f"{counted(result['tokens'], 'token')}",
+        f"written replies: {draws}after {counted(result['turns'], 'turn')} at most, of "
+        f"{counted(result['max_new_tokens'], 'token')} at most",
     ]
 
 
@@ -136,8 +139,9 @@ def _coherence(found: Sequence[Mapping[str, Any]]) -> Iterator[_Table]:
     yield _Table("Coherence across turns", says, ("turns", "perplexity", "gain", "whole"), rows)
     says = (
         "drop: by how many nats a token the true reply is less likely after the history of another dialogue; 0 means "
-        f"that what was said before means nothing to the model. first of {n}: how often, among {n} replies of {n} "
-        f"dialogues, the history raises the true one most; a guess is right in {1 / n:.0%}."
+        f"that what was said before means nothing to the model. first of {n}: how often, among "
+        f"{counted(n, 'reply', 'replies')} of {counted(n, 'dialogue')}, the history raises the true one most; "
+        f"a guess is right in {1 / n:.0%}."
     )
     ranked = [(str(one["turns"]), _interval(one["drop"], 3), _interval(one["first"], 2)) for one in found]
     yield _Table("", says, ("turns", "drop", f"first of {n}"), ranked)
@@ -175,7 +179,8 @@ def _measure(name: str, true: Mapping[str, Any], written: Sequence[Mapping[str, 
     pairs = [arm["measures"][name]["difference_to_first"]["dialogues"] for arm in written[1:]]
     says = f"{name}: {MEASURES[name]}"
     if min(pairs, default=dialogues) < dialogues:
-        says += f". Minus that of 1: over {' and '.join(map(str, pairs))} of {dialogues} dialogues, which have both"
+        among = counted(dialogues, "dialogue")
+        says += f". Minus that of 1: over {' and '.join(map(str, pairs))} of {among}, which have both"
     return _Table(title, says, ("", "mean", "minus that of 1", "p"), rows)
 
 

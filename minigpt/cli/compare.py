@@ -18,7 +18,7 @@ from minigpt.cli.models import load, model_source
 from minigpt.cli.settings import DEFAULT_LENGTH, DEFAULT_SETTINGS, Compare
 from minigpt.cli.streams import print_json, write_files
 from minigpt.cli.texts import check_field, check_fits, ids_of, prompt_texts, training_documents
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.evaluation.comparison import (
     MEASURES,
     Completion,
@@ -183,7 +183,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
             rows = [row["measures"] for row in result["rows"]]
             panels = [(name, [_triple(measures[name]) for measures in rows]) for name in rows[0]]
-            title = f"mean and 95 % interval over {result['num_prompts']} prompts"
+            title = f"mean and 95 % interval over {counted(result['num_prompts'], 'prompt')}"
             save_figure(interval_dots(panels, _labels(result), title), path)
 
 
@@ -198,7 +198,8 @@ def _show(result: dict[str, Any]) -> None:
     for number, model in enumerate(dict.fromkeys(row["model"] for row in rows), 1):
         print(f"model {number}    {model}")
     texts = len(result["completions"]) // len(rows)
-    print(f"{texts} texts a line, from {result['num_prompts']} prompts; mean and 95 % interval over prompts")
+    prompts = counted(result["num_prompts"], "prompt")
+    print(f"{counted(texts, 'text')} a line, from {prompts}; mean and 95 % interval over prompts")
     for name in rows[0]["measures"]:
         print(f"\n{name}: {MEASURES[name]}")
         for label, row in zip(_labels(result), rows, strict=True):
@@ -209,7 +210,7 @@ def _show(result: dict[str, Any]) -> None:
             print(f"{mark} {terminal.fitted(label, 44)}{mean:>10}  {interval}".rstrip())
     print("\n* differs from the first line by more than chance (paired bootstrap, 95 %)")
     if result["num_prompts"] < 10:
-        print(f"  of {result['num_prompts']} prompts little can be said: the intervals are too narrow, or missing")
+        print(f"  of {prompts} little can be said: the intervals are too narrow, or missing")
     print(textwrap.fill(result["word"], terminal.WIDTH))
 
 

@@ -21,7 +21,7 @@ from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.sources import fitting_kind, load_data
 from minigpt.data.tokens import split_at
-from minigpt.errors import InputError, quoted
+from minigpt.errors import InputError, counted, quoted
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.model import GPT
@@ -109,7 +109,7 @@ def evaluate_text(corpus: Corpus, config: RunConfig, own: bool, settings: Eval, 
     cost = cost_of_weights(model, settings, model_name, result, measure)
     bits = result.bits_per_character(len(tokenizer.decode(ids[1:].tolist())))  # the first token is not predicted
     lines = [
-        f"{corpus.name} ({split}): {result.tokens:,} tokens predicted, each once",
+        f"{corpus.name} ({split}): {counted(result.tokens, 'token')} predicted, each once",
         f"loss {result.loss:.4f} nats per token, perplexity {terminal.number(result.perplexity, '.3f')}, "
         f"{terminal.decimals(bits, 4)} bits per character",
     ]
@@ -160,7 +160,8 @@ def evaluate_documents(documents: Documents, config: RunConfig, own: bool, setti
     result = measure(model)
     cost = cost_of_weights(model, settings, model_name, result, measure)
     lines = [
-        f"{name}: {result.tokens:,} tokens of {len(chosen):,} {'held-out ' * own}documents predicted, each once",
+        f"{name}: {counted(result.tokens, 'token')} of {counted(len(chosen), 'held-out ' * own + 'document')} "
+        "predicted, each once",
         f"loss {result.loss:.4f} nats per token, perplexity {terminal.number(result.perplexity, '.3f')}",
     ]
     show(result, lines, settings.json, cost)
@@ -191,6 +192,6 @@ def show(
         return
     print(*lines, sep="\n")
     if cost:
-        layers = " and ".join(f"{number} layers in {kind}" for kind, number in cost["layers"].items())
+        layers = " and ".join(f"{counted(number, 'layer')} in {kind}" for kind, number in cost["layers"].items())
         change = "" if cost["relative_change"] is None else f", {round(100 * cost['relative_change'], 3) + 0.0:+.3f} %"
         print(f"loss {cost['plain_loss']:.4f} with plain weights{change} with --weights {cost['weights']}: {layers}")

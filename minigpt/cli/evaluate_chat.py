@@ -23,7 +23,7 @@ from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, check_template
 from minigpt.data.loaders import end_of_document
 from minigpt.data.sources import held_out_dialogues
-from minigpt.errors import InputError, named
+from minigpt.errors import InputError, counted, named
 from minigpt.evaluation.arms import Arm, closeness, compared, true_arm, written_arm
 from minigpt.evaluation.conversations import (
     Exchange,
@@ -243,5 +243,6 @@ def _write(path: Path, result: dict[str, Any], out: Sequence[Path]) -> None:
                 arm["setting"]: {mode: count / len(arm["replies"]) for mode, count in arm["failures"].items()}
                 for arm in result["arms"]
             }
-            title = f"{result['model']}: {result['measured']:,} replies in {result['measured_dialogues']:,} dialogues"
+            title = f"{result['model']}: {counted(result['measured'], 'reply', 'replies')} in "
+            title += counted(result["measured_dialogues"], "dialogue")
             save_figure(dialogue_panels(result["coherence"] or [], shares, title), path)

@@ -21,7 +21,7 @@ from minigpt.cli.texts import check_field, framed, has_fields, training_document
 from minigpt.config import DocumentsConfig
 from minigpt.data.corpora import RECORD_SUFFIXES, read_plain_text
 from minigpt.data.documents import ONE_FIELD, holds_records, read_documents, text_documents
-from minigpt.errors import DataError, TextNote, first_line
+from minigpt.errors import DataError, TextNote, counted, first_line
 from minigpt.evaluation.diversity import WORD_MEANING, distinct_n, repeated_n, words
 from minigpt.evaluation.loss import Evaluation, evaluate
 from minigpt.evaluation.overlap import copied_share, overlaps
@@ -234,7 +234,9 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
 def _show_copy(result: dict[str, Any]) -> None:
     copied = result["copied"]
     verdict = ": memorised" if copied["longest_words"] >= MEMORISED else ""
-    heading = f"{result['file']}, text {copied['longest_in']}, copies {copied['longest_words']} words{verdict}:"
+    heading = (
+        f"{result['file']}, text {copied['longest_in']}, copies {counted(copied['longest_words'], 'word')}{verdict}:"
+    )
     quote = terminal.cut(" ".join(copied["longest_text"].split()), _LONGEST_QUOTE)
     print(f"{heading}\n{textwrap.indent(textwrap.fill(quote, 76), '    ')}\n")
 

@@ -21,7 +21,7 @@ from minigpt.data.corpora import source_name
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import split_at
-from minigpt.errors import DataError, InputError, Interrupted, MiniGPTError
+from minigpt.errors import DataError, InputError, Interrupted, MiniGPTError, counted
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.model import GPT
@@ -137,7 +137,7 @@ def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision)
     change = after.loss - before.loss
     said = (
         f"{precision} costs {change:+.6f} nats a token: {after.loss:.4f} instead of {before.loss:.4f}, over "
-        f"{before.tokens:,} tokens of the run's validation text"
+        f"{counted(before.tokens, 'token')} of the run's validation text"
     )
     return {"loss_cost": round(change, 6), "loss_said": said}
 

@@ -21,7 +21,7 @@ from minigpt.completion import new_text
 from minigpt.data.prompts import SEPARATOR, few_shot_prompt, read_examples
 from minigpt.decoding.generate import Generation, Step, before_stop, check_request, generate, stream
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import InputError, brief, named, named_ids
+from minigpt.errors import InputError, brief, counted, named, named_ids
 from minigpt.formats.source import open_source
 from minigpt.model import GPT
 from minigpt.tokenizers import TextStream, Tokenizer, read
@@ -303,4 +303,4 @@ def _stream(request: _Request) -> None:
 
 def _say_speed(num_new: int, seconds: float, num_drafted: int, num_accepted: int) -> None:
     drafts = f"; {num_accepted} of {num_drafted} drafted tokens accepted" if num_drafted else ""
-    print(f"[{num_new} tokens, {num_new / max(seconds, 1e-9):,.0f} a second{drafts}]", file=sys.stderr)
+    print(f"[{counted(num_new, 'token')}, {num_new / max(seconds, 1e-9):,.0f} a second{drafts}]", file=sys.stderr)

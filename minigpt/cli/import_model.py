@@ -11,7 +11,7 @@ from minigpt.cli.models import note_what_is_not_kept
 from minigpt.cli.settings import Import
 from minigpt.cli.streams import print_json, print_note
 from minigpt.config import RunConfig, updated
-from minigpt.errors import CheckpointError
+from minigpt.errors import CheckpointError, counted
 from minigpt.formats.config_json import DifferentRates
 from minigpt.formats.parity import ParityReport, compare_with_transformers, require_transformers
 from minigpt.formats.pretrained import save_hf
@@ -54,8 +54,8 @@ def answer(settings: Import) -> None:
         return
     shape = model.config
     print(
-        f"model      {model.num_parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
-        f"width {shape.n_embd}, block {shape.block_size}"
+        f"model      {model.num_parameters():,} parameters: {counted(shape.n_layer, 'layer')}, "
+        f"{counted(shape.n_head, 'head')}, width {shape.n_embd}, block {shape.block_size}"
     )
     if parity:
         print(f"compared   with the transformers library's model of {compared_with}")
@@ -105,4 +105,5 @@ def _print_parity(parity: ParityReport) -> None:
     print(f"  {'':<12} {'difference':>10}  {'largest value':>13}")
     for layer in parity.layers:
         print(f"  {layer.name:<12} {layer.difference:>10.1e}  {layer.size:>13.4g}")
-    print(f"verified   {parity.tokens:,} tokens: rounding apart, and {parity.same_argmax:,} times the same best token")
+    tokens = counted(parity.tokens, "token")
+    print(f"verified   {tokens}: rounding apart, and {parity.same_argmax:,} times the same best token")

@@ -6,8 +6,8 @@ from typing import Any
 from minigpt.cli.models import load
 from minigpt.cli.settings import Score
 from minigpt.cli.streams import print_json, with_stdin
-from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
-from minigpt.errors import InputError
+from minigpt.cli.texts import check_fits, framed, token_text
+from minigpt.errors import InputError, counted
 from minigpt.evaluation.loss import perplexity, token_log_probs
 from minigpt.model import GPT
 from minigpt.system import terminal
@@ -42,7 +42,7 @@ def _check_length(text: str, num_tokens: int, block_size: int) -> None:
     name = terminal.cut(repr(text), 40)
     if num_tokens < 2:
         raise InputError(
-            f"{name} is {in_tokens(num_tokens)}: there is nothing to predict",
+            f"{name} is {counted(num_tokens, 'token')}: there is nothing to predict",
             "give a longer text, or put a token in front with --bos if the model has one",
         )
     check_fits(num_tokens, block_size, name, "shorten it, or measure a long text in windows: minigpt eval --data FILE")

@@ -24,7 +24,7 @@ from minigpt.data.dialogue_files import holds_dialogues, read_dialogues
 from minigpt.data.dialogues import rendered
 from minigpt.data.documents import Documents, read_documents
 from minigpt.data.sources import load_data
-from minigpt.errors import DataError, InputError, MissingFileError, TextNote
+from minigpt.errors import DataError, InputError, MissingFileError, TextNote, counted
 from minigpt.system.files import named_path
 from minigpt.tokenizers import Tokenizer, encode_prompt
 
@@ -85,11 +85,6 @@ def _border(token_id: int | None, flag: str) -> int:
     return token_id
 
 
-def in_tokens(tokens: int) -> str:
-    """A number of tokens, in words."""
-    return "1 token" if tokens == 1 else f"{tokens} tokens"
-
-
 def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more: int = 0) -> None:
     """Raise if a text has more tokens than the model can read, or leaves no room for `more` tokens.
 
@@ -99,8 +94,8 @@ def check_fits(num_tokens: int, block_size: int, what: str, how: str = "", more:
     if num_tokens + more > block_size:
         rest = f", and {more} more do not fit" if more else ", more than"
         raise InputError(
-            f"{what} has {in_tokens(num_tokens)}{rest} block_size = {block_size}",
-            how or f"shorten it to at most {in_tokens(block_size)}",
+            f"{what} has {counted(num_tokens, 'token')}{rest} block_size = {block_size}",
+            how or f"shorten it to at most {counted(block_size, 'token')}",
         )
 
 

@@ -4,6 +4,7 @@ from minigpt.cli.models import tokenized
 from minigpt.cli.settings import Tokenize
 from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import token_text
+from minigpt.errors import counted
 
 
 def answer(settings: Tokenize) -> None:
@@ -20,4 +21,4 @@ def answer(settings: Tokenize) -> None:
     print(f"{'id':>6}  {'piece':<16}  bytes")
     for row in rows:
         print(f"{row['id']:>6}  {row['text']!r:<16}  {row['bytes']}")
-    print(f"{len(rows)} tokens, {len(text)} characters, vocabulary {tokenizer.vocab_size:,}")
+    print(f"{counted(len(rows), 'token')}, {counted(len(text), 'character')}, vocabulary {tokenizer.vocab_size:,}")

@@ -18,7 +18,7 @@ from minigpt.data.dialogues import NAMES
 from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.sources import load_data
 from minigpt.data.tokens import split_at
-from minigpt.errors import ConfigError, quoted
+from minigpt.errors import ConfigError, counted, quoted
 from minigpt.evaluation.loss import perplexity
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
@@ -102,7 +102,8 @@ def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[s
     left = [f"{path.name}{best.get(path, '')}" for path in paths if path.exists()]
     return [
         "",
-        f"finished   {result.step} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s",
+        f"finished   {counted(result.step, 'step')} in {result.seconds:.0f} s, "
+        f"{result.tokens_per_second:,.0f} tokens/s",
         f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
         *table,
         f"written    {run.path}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minigpt.cli.run_settings import VerifyResume, shaped_as_base
 from minigpt.cli.streams import print_json
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, counted
 from minigpt.training import verify
 from minigpt.training.log import print_line_for
 from minigpt.training.signals import tidy
@@ -16,15 +16,17 @@ def answer(settings: VerifyResume) -> None:
     """Train both runs and print what is equal; exit code 1 if anything differs."""
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:
-        raise ConfigError(f"{kills} kills in {steps} steps are not possible", "choose 1 <= --kills < --steps")
+        raise ConfigError(
+            f"{counted(kills, 'kill')} in {counted(steps, 'step')}: that cannot be", "choose 1 <= --kills < --steps"
+        )
     config = verify.shortened(shaped_as_base(settings) if settings.config.init_from else settings.config, steps)
     print_line = print_line_for(settings.json)
     moments = [verify.at_step(steps * (number + 1) // (kills + 1)) for number in range(kills)]
     with tidy(), tempfile.TemporaryDirectory(prefix="minigpt-") as name:  # no training is left behind either
         folder = Path(name)
-        print_line(f"straight   {steps} steps without a break ...")
+        print_line(f"straight   {counted(steps, 'step')} without a break ...")
         straight = verify.run_straight(config, folder)
-        print_line(f"broken     the same {steps} steps, killed {kills} times ...")
+        print_line(f"broken     the same {counted(steps, 'step')}, killed {counted(kills, 'time')} ...")
         found = verify.compare(straight, verify.run_interrupted(config, folder, moments, print_line))
     for comparison in found:
         print_line(f"{'equal' if comparison.equal else 'DIFFERENT':<11}{comparison.name}")

@@ -179,7 +179,8 @@ def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> I
     except InputError as error:
         what = error.what
     return InputError(
-        f"{len(strange):,} of {count:,} documents, such as the one that begins {strange[0].text[:30]!r}: {what}",
+        f"{len(strange):,} of {counted(count, 'document')}, such as the one that begins {strange[0].text[:30]!r}: "
+        f"{what}",
         either("remove these documents", *WITHOUT_THEM),
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 from minigpt.data.verse import write_verse
-from minigpt.errors import DataError, DownloadError, MissingFileError, TextNote, either, named, near, passed
+from minigpt.errors import DataError, DownloadError, MissingFileError, TextNote, counted, either, named, near, passed
 from minigpt.system.downloads import (
     PackageFile,
     UnwritableFolderError,
@@ -285,7 +285,7 @@ def _from_path(path: Path) -> Corpus:
         texts = [text if text.endswith("\n") else text + "\n" for text in map(read_plain_text, files) if text]
         text = "\n".join(texts)
         starts = tuple(itertools.accumulate((len(text) + 1 for text in texts[:-1]), initial=0))
-        origin = f"{path}, {len(files)} files" + left_out(path, files)
+        origin = f"{path}, {counted(len(files), 'file')}" + left_out(path, files)
     else:
         if path.name.lower().endswith(OTHER_RECORDS):
             raise DataError(
@@ -354,7 +354,7 @@ def left_out(root: Path, files: Sequence[Path]) -> str:
     found = _below(root, is_hidden)
     others = sorted(filter(os.path.isfile, {*found.files} - {*files}))
     endings = dict.fromkeys(path.suffix.lower() or path.name for path in others)
-    said = f"; {len(others):,} other files not read: {listed(list(endings))}" if others else ""
+    said = f"; {counted(len(others), 'other file')} not read: {listed(list(endings))}" if others else ""
     for what, folders in (("linked folders", found.links), ("runs", found.runs)):
         names = [folder.relative_to(root).as_posix() for folder in folders]
         said += f"; {what} not read: {listed(names)}" if names else ""

@@ -32,7 +32,7 @@ from minigpt.data.corpora import (
 from minigpt.data.dialogue_records import Talk, is_parlai, parlai_talks, talk_of
 from minigpt.data.dialogues import Dialogue, Message, Role, fault, has_reply, own_name, speaker, speech
 from minigpt.data.documents import HALF_CHARACTER, SEPARATORS, holds_records, json_records, line_records
-from minigpt.errors import DataError, MissingFileError, first_line
+from minigpt.errors import DataError, MissingFileError, counted, first_line
 from minigpt.system.files import json_items, listed, named_path, parsed_json
 
 PARTS = ("train", "valid")  # of PersonaChat's file
@@ -107,20 +107,20 @@ class _Notes:
 
     def __str__(self) -> str:
         said = ""
-        for count, what in (
-            (self.joined, "turns joined to one of the same speaker before them"),
-            (self.blank, "speeches without words left out"),
-            (self.outside, "passages that nobody speaks left out"),
-            (self.times, "times before names left out"),
-            (self.directions, "stage directions left out"),
-            (self.without_reply, "dialogues without a reply left out"),
+        for count, noun, nouns, what in (
+            (self.joined, "turn", "", "joined to one of the same speaker"),
+            (self.blank, "speech", "speeches", "without words left out"),
+            (self.outside, "passage", "", "that nobody speaks left out"),
+            (self.times, "time", "", "before names left out"),
+            (self.directions, "stage direction", "", "left out"),
+            (self.without_reply, "dialogue", "", "without a reply left out"),
             (
-                len(self.like_names),
-                f"lines such as '{self.like_names and self.like_names[0]}:' left in a speech (a blank line above makes "
-                "it a name)",
+                len(self.like_names), "line", "",
+                f"such as '{self.like_names and self.like_names[0]}:' left in a speech (a blank line above makes it a "
+                "name)",
             ),
-        ):
-            said += f"; {count:,} {what}" if count else ""
+        ):  # fmt: skip
+            said += f"; {counted(count, noun, nouns)} {what}" if count else ""
         return said + (f"; fields not read: {listed(list(self.unused))}" if self.unused else "")
 
 
@@ -155,7 +155,7 @@ def read_dialogues(source: str | Path) -> Dialogues:
             f"no dialogue in {source} has a reply{notes}",
             "a reply is a turn of the assistant, or in a play and a log of anybody, with another turn before it",
         )
-    described = f"{source}: {len(items) + len(validation):,} dialogues{notes}{others}"
+    described = f"{source}: {counted(len(items) + len(validation), 'dialogue')}{notes}{others}"
     return Dialogues(items, described, validation or None)
 
 

@@ -30,7 +30,7 @@ from minigpt.data.corpora import (
     left_out,
     read_plain_text,
 )
-from minigpt.errors import ConfigError, DataError, MissingFileError, either, first_line, named
+from minigpt.errors import ConfigError, DataError, MissingFileError, counted, either, first_line, named
 from minigpt.fields import checked
 from minigpt.system.files import json_items, listed, named_path, parsed_json, with_line_feeds
 
@@ -161,9 +161,9 @@ def read_documents(path: str | Path, settings: DocumentsConfig = ONE_FIELD) -> D
             f"all {dropped:,} documents in {path} are longer than {named('max_characters', most)}",
             "allow more characters, or cut what is longer",
         )
-    described = f"{path}: {len(items):,} documents, each {' or '.join(dict.fromkeys(units))}"
+    described = f"{path}: {counted(len(items), 'document')}, each {' or '.join(dict.fromkeys(units))}"
     for number, what in (
-        (blank, "blank ones left out"),
+        (blank, "blank and left out"),
         (cut, f"cut to {most} characters"),
         (dropped, f"longer than {most} characters left out"),
     ):

@@ -15,7 +15,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.dialogues import END_OF_TURN
 from minigpt.data.documents import Document, Documents, parted, with_keywords
 from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
-from minigpt.errors import ConfigError, InputError, passed
+from minigpt.errors import ConfigError, InputError, counted, passed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
@@ -171,8 +171,9 @@ def document_loader(
     held_out = {document.dialogue for document in documents.validation or () if document.dialogue}
     told_again = sum(document.dialogue in held_out for document in differing)  # such as from the other's side
     spoken = bool(validating[0].dialogue)  # examples of dialogues
-    counts = f"{len(train):,} {'replies' if spoken else 'documents'} to train on, {len(val):,} to validate"
-    cut = f"{train.truncated + val.truncated:,} cut at {d.max_length or block_size} tokens"
+    learned = counted(len(train), "reply", "replies") if spoken else counted(len(train), "document")
+    counts = f"{learned} to train on, {len(val):,} to validate"
+    cut = f"{train.truncated + val.truncated:,} cut at {counted(d.max_length or block_size, 'token')}"
     if again := _in_both(train, val):
         cut += f", {again:,} that validate are learned too, because up to there they are equal to others"
     if shortened := train.shortened + val.shortened:
@@ -183,7 +184,7 @@ def document_loader(
         name=name,
         described=[
             f"documents  {documents.described}"
-            + (f"; {copies:,} copies of others left out" if copies else "")
+            + (f"; {counted(copies, 'copy', 'copies')} of others left out" if copies else "")
             + (f"; {told_again:,} of dialogues that validate left out" if told_again else ""),
             f"tokens     {counts}; {cut}, {padding:.1%} padding",
         ],

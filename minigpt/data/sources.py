@@ -9,7 +9,7 @@ from minigpt.data.corpora import Corpus, kind_of, load_corpus
 from minigpt.data.dialogue_files import Dialogues, holds_dialogues, read_dialogues
 from minigpt.data.dialogues import Dialogue, examples, same_beginnings
 from minigpt.data.documents import Document, Documents, data_checksum, parted, read_documents, with_validation
-from minigpt.errors import ConfigError, named, passed, quoted
+from minigpt.errors import ConfigError, counted, named, passed, quoted
 
 # The settings of `DocumentsConfig` that say nothing of how a source of this kind is read.
 _FOREIGN = {
@@ -125,5 +125,7 @@ def _as_documents(dialogues: Dialogues, d: DocumentsConfig, same: Mapping[str, s
     items = replies(dialogues.items)
     validation = None if dialogues.validation is None else replies(dialogues.validation)
     count = len(items) + len(validation or [])
-    described = f"{dialogues.described}; {count:,} replies, each after {d.turns} turns at most"
+    described = (
+        f"{dialogues.described}; {counted(count, 'reply', 'replies')}, each after {counted(d.turns, 'turn')} at most"
+    )
     return Documents(items, described, blank=0, cut=0, validation=validation)

@@ -43,7 +43,7 @@ from minigpt.decoding.options import DecodingOptions, Options
 from minigpt.decoding.request import Request, TokenBytes
 from minigpt.decoding.sampling import FinishReason, choose
 from minigpt.decoding.speculative import DraftModel, PromptLookup
-from minigpt.errors import InputError, named
+from minigpt.errors import InputError, counted, named
 from minigpt.fields import checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -73,7 +73,9 @@ class Generation:
 
     def __repr__(self) -> str:
         rows = [*zip(self.sequences, self.scores, self.finish_reasons, strict=True)]
-        lines = [f"{len(ids)} ids {reprlib.repr(ids)}, score {x:.3f}, {reason}" for ids, x, reason in rows[:5]]
+        lines = [
+            f"{counted(len(ids), 'id')} {reprlib.repr(ids)}, score {x:.3f}, {reason}" for ids, x, reason in rows[:5]
+        ]
         more = ["..."] if len(rows) > 5 else []
         return "Generation(" + "\n  ".join([*lines, *more]) + ")"
 

@@ -13,7 +13,7 @@ from minigpt.decoding.constraints import num_required
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.sampling import FinishReason, NoiseTape, Rows, check_prompts
 from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, PromptLookup
-from minigpt.errors import InputError, either, named, named_ids
+from minigpt.errors import InputError, counted, either, named, named_ids
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import num_with_text
@@ -63,7 +63,7 @@ class Request:
         self.limits = [self._limit(number, len(prompt)) for number, prompt in enumerate(self.prompts)]
         if isinstance(options.seed, Sequence) and len(options.seed) != len(self.prompts):
             raise InputError(
-                f"{len(options.seed)} seeds do not match {len(self.prompts)} prompts",
+                f"{counted(len(options.seed), 'seed')} for {counted(len(self.prompts), 'prompt')}",
                 "give one seed for the whole batch, or a list with one for each prompt",
             )
         if options.stop_strings and tokenizer is None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from minigpt.data.dialogues import NAMES, Dialogue, Message, speaker
+from minigpt.errors import counted
 from minigpt.evaluation.diversity import words
 from minigpt.replies import echoes, is_empty, loops, repeats_itself
 
@@ -108,7 +109,7 @@ def is_off_topic(reply: Spoken, common: Collection[str]) -> str:
     share = overlap(reply.text, reply.messages, common)
     if reply.gain is None or math.isnan(share) or share >= LOW_OVERLAP or reply.gain > LOW_GAIN:
         return ""
-    both = f"shares {round(share * len(rarer))} of {len(rarer)} rarer words with the history"
+    both = f"shares {round(share * len(rarer))} of {counted(len(rarer), 'rarer word')} with the history"
     return f"{both}, which makes it {-reply.gain:.2f} nats a token less likely"
 
 

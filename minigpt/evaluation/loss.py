@@ -12,7 +12,7 @@ from minigpt.config import VocabSize
 from minigpt.data.batches import Batch
 from minigpt.data.tokens import IGNORED, Ids, rows_at_once, windows_in_order
 from minigpt.decoding.sampling import check_prompts
-from minigpt.errors import DataError, InputError, first_line, named
+from minigpt.errors import DataError, InputError, counted, first_line, named
 from minigpt.fields import check_value, checked
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
@@ -134,7 +134,9 @@ def evaluate(
     """
     block_size = model.config.block_size
     if len(ids) < 2:
-        raise DataError(f"{len(ids)} tokens leave nothing to predict", "give a text of at least two tokens")
+        raise DataError(
+            f"{counted(len(ids), 'token')}: there is nothing to predict", "give a text of at least two tokens"
+        )
     if stride is not None and not 1 <= stride <= block_size:
         raise InputError(
             f"{named('stride', stride)} would skip tokens or never move", f"choose it from 1 to {block_size}"

@@ -23,7 +23,7 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, named, quoted
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, counted, named, quoted
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
@@ -158,7 +158,7 @@ def train(
                 f"choose a larger {named(limit)}; steps cannot be undone",
             )
         if has_ended(run, progress, records):
-            print_line(f"resume     nothing is left to do: the run has its {progress.step} steps")
+            print_line(f"resume     nothing is left to do: the run has its {counted(progress.step, 'step')}")
             print_line(f"           minigpt train --resume {quoted(directory.path)} --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:
@@ -239,7 +239,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         clock += time.perf_counter() - pause  # neither saving nor evaluating counts as training time
     if out_of_patience(run, progress):
         log.print_line(
-            f"stopped    {progress.evaluations_since_best} evaluations without a better one: patience has ended"
+            f"stopped    {counted(progress.evaluations_since_best, 'evaluation')} without a better one: "
+            "patience has ended"
         )
         save(run, progress, log, must=True)
     # A signal may also come in the last step, or after it; its sender gets the same answer.

@@ -22,7 +22,7 @@ from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, data_checksum, keyword_line, parted
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.tokens import prepare, split_at
-from minigpt.errors import ConfigError, MissingFileError, TextNote, did_you_mean, first_line, named
+from minigpt.errors import ConfigError, MissingFileError, TextNote, counted, did_you_mean, first_line, named
 from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
@@ -158,9 +158,9 @@ def set_up(
         recompute_blocks(model)
     forward, compiled = _compiled(model, config, processes, device, dtype)
     m, threads = config.model, torch.get_num_threads()
-    size = f"{m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, block {m.block_size}"
+    size = f"{counted(m.n_layer, 'layer')}, {counted(m.n_head, 'head')}, width {m.n_embd}, block {m.block_size}"
     number = f"{str(dtype)[6:]} ({why_dtype(config.dtype, device)})"
-    where = f"on {device.type}, {threads} thread{'s' if threads > 1 else ''}, {number}, {compiled}"
+    where = f"on {device.type}, {counted(threads, 'thread')}, {number}, {compiled}"
     if config.kernels == "fast":
         where += ", fast kernels" if fast else ", torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)"
     for line in loader.described:

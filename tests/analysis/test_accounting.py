@@ -193,7 +193,7 @@ def test_the_rows_add_up():
         (0, 3, "batch_size = 0 .*\nbatch_size must be at least 1 "),
         (1, 0, "tokens = 0 .*\ntokens must be at least 1 "),
         (10**30, 3, "batch_size = 10+ .*\nbatch_size must be .* at most 16,777,216"),
-        (1, 18, "1 rows of 18 tokens .*\n.*block_size = 17"),
+        (1, 18, "1 row of 18 tokens .*\n.*block_size = 17"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(batch_size, tokens, wrong):

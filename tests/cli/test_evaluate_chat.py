@@ -117,7 +117,7 @@ def test_other_dialogues_are_measured_whole_by_any_model(capsys):
 def test_what_a_source_holds_without_a_reply_or_to_train_on_is_said(capsys):
     Path("part.txt").write_text(scenes(3, seed=6) + "SCENE 4\n\nANN:\nA hen.\n")
     assert evaluated(capsys, "--data", "part.txt")["data"] == (
-        "all of part.txt: 3 dialogues; 1 dialogues without a reply left out"
+        "all of part.txt: 3 dialogues; 1 dialogue without a reply left out"
     )
     entry = {"personality": ["a red hat"], "utterances": [{"history": ["a hen"], "candidates": ["so", "no man"]}]}
     Path("chats.json").write_text(json.dumps({"train": [entry], "valid": [entry] * 3}))

@@ -153,7 +153,7 @@ def test_whatever_can_be_learned_is_compared(kind, named, evaluate):
         warnings.simplefilter("always")
         (found,) = evaluate("copied.txt", "--training-data", source, *field)
     if name.endswith(".json") and named == "folder":  # it is mostly settings there
-        assert [str(note.message) for note in notes] == ["data; 1 other files not read: .json"]
+        assert [str(note.message) for note in notes] == ["data; 1 other file not read: .json"]
     else:
         assert not notes
         assert (found["copied"]["longest_words"], found["copied"]["whole"]) == (17, 1)
@@ -163,7 +163,7 @@ def test_what_is_not_read_in_a_folder_of_texts_is_told(evaluate):
     Path("outs").mkdir()
     Path("outs/a.txt").write_text("a b", encoding="utf-8")
     Path("outs/b.json").write_text(ANSWER.decode(), encoding="utf-8")
-    with pytest.warns(TextNote, match=r"outs: 1 documents, each a file; 1 other files not read: \.json"):
+    with pytest.warns(TextNote, match=r"outs: 1 document, each a file; 1 other file not read: \.json"):
         evaluate("outs")
 
 

@@ -1,6 +1,7 @@
 """Every flag that takes a number, with numbers that nobody means: an answer, or two lines that name the flag."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -109,6 +110,39 @@ def test_a_number_that_nobody_means(folder, monkeypatch, tmp_path, capsys, name,
         assert max(map(len, told)) < 300
         assert out == ""
         assert flag in err or (flag in PLACES and flag.lstrip("-") in told[0])
+
+
+ONE = {
+    "eval": "eval --model model --data one.jsonl",
+    "eval text": "eval --model model --data two.txt",
+    "evaluate-chat": "evaluate-chat --model model --data one.txt --max-new-tokens 1 --turns 1 --history 0 1",
+    "evaluate-text": "evaluate-text one.jsonl --training-data one.jsonl",
+    "compare": "compare --model model a --max-new-tokens 1 --seeds 1 --setting greedy",
+    "generate": "generate --model model a --max-new-tokens 1",
+    "tokenize": "tokenize --model model a",
+    "tokens": "inspect tokens a --model model",
+    "size": "inspect size --model model --tokens 1",
+    "arch": "inspect arch --model model",
+    "next view": "inspect next a --model model",
+    "train": "train --data one.txt --documents.separate dialogues --documents.turns 1 --model.n_layer 1 "
+    "--model.n_head 1 --model.n_embd 3 --model.block_size 19 --train.max_steps 1 --train.warmup_steps 0 --device cpu "
+    "--out {new} --val-data three.txt",
+}
+
+
+@pytest.mark.parametrize("line", ONE.values(), ids=ONE)
+def test_one_thing_is_not_said_to_be_several(folder, monkeypatch, tmp_path, capsys, line):
+    """Of a model with one layer and one head, from one document, dialogue, text or token."""
+    torch.manual_seed(5)
+    monkeypatch.chdir(tmp_path)
+    tokenizer = with_template(CharTokenizer(CHARACTERS))
+    save_run(GPT(GPTConfig(len(CHARACTERS), 19, 1, 1, 3)), tokenizer, "model")
+    for name, text in {"one.jsonl": '{"text": "ab"}', "two.txt": "ab", "one.txt": "a: ab\nb: cd"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "three.txt").write_text("a: cd\nb: ab\n")
+    assert run(line.replace("{new}", "new").split()) == 0, capsys.readouterr().err
+    said = "".join(capsys.readouterr())
+    assert re.findall(r"(?<![\d.,])1 (?:(?!of )[a-z-]+ ){0,2}[a-z]{2,}s\b(?<!ss)(?<!is)", said) == []
 
 
 @pytest.mark.parametrize("number", NUMBERS)

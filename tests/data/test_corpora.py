@@ -488,7 +488,7 @@ def test_a_linked_folder_is_said_to_be_left_out(tmp_path):
     (folder / "sub" / "linked").symlink_to(tmp_path / "other")
     (folder / ".hidden").symlink_to(tmp_path / "other")
     said = "; linked folders not read: round, sub/linked"
-    assert load_corpus(folder).origin == f"{folder}, 1 files{said}"
+    assert load_corpus(folder).origin == f"{folder}, 1 file{said}"
     assert read_documents(folder).described.endswith(said)
     assert load_corpus(folder / "sub" / "linked").text == "b text\n"
 

@@ -67,7 +67,7 @@ def test_messages(tmp_path):
     ]
     assert found.validation is None
     assert found.described == (
-        f"{path}: 2 dialogues; 1 turns joined to one of the same speaker before them; 1 dialogues without a reply left "
+        f"{path}: 2 dialogues; 1 turn joined to one of the same speaker; 1 dialogue without a reply left "
         "out; fields not read: weight"
     )
     array = written(tmp_path / "talks.json", json.dumps([{"messages": [user("a"), reply("b")]}]))
@@ -98,7 +98,7 @@ def test_conversations_of_from_and_value(tmp_path, ending):
         ({"role": "system", "content": "Be brief."}, user("Hi"), reply("Hello"), user("Tea?"), reply("Yes")),
         (user("a"), reply("b")),
     ]
-    assert found.described == f"{path}: 2 dialogues; 1 speeches without words left out; fields not read: id, weight"
+    assert found.described == f"{path}: 2 dialogues; 1 speech without words left out; fields not read: id, weight"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_personachat(tmp_path):
     ]
     assert found.validation is not None
     assert [dialogue.messages for dialogue in found.validation] == [(system, user("a"), reply("b"))]
-    assert "2 dialogues; 1 dialogues without a reply left out" in found.described
+    assert "2 dialogues; 1 dialogue without a reply left out" in found.described
 
 
 PERSONA = {"role": "system", "content": "i like tea .\ni ski ."}
@@ -199,7 +199,7 @@ def test_talks_of_people_with_bots(tmp_path, senders, classes, roles, year):
     assert "".join(said_by) == roles
     assert first["content"].startswith("hi")
     assert "\n".join(message["content"] for message in dialogue.messages[len(system) :]) == "\n".join(texts)
-    assert "1 speeches without words left out; 1 dialogues without a reply left out" in found.described
+    assert "1 speech without words left out; 1 dialogue without a reply left out" in found.described
     assert found.described.endswith(f"fields not read: {unread}")
 
 
@@ -282,7 +282,7 @@ I will.
     ]
     assert all(message["role"] == "assistant" for dialogue in found.items for message in dialogue.messages)
     for what in (
-        "1 turns joined", "1 speeches without words", "1 passages that nobody speaks", "1 dialogues without a reply",
+        "1 turn joined", "1 speech without words", "1 passage that nobody speaks", "1 dialogue without a reply",
         "2 stage directions left out",
     ):  # fmt: skip
         assert what in found.described
@@ -296,7 +296,7 @@ def test_a_chat_log(tmp_path):
         [("Ann", "hi, see http://a.b"), ("Ben Smith", "hello\nand more"), ("Ann", "bye")],
         [("Ben Smith", "one"), ("Ann", "two: three [not a direction], list[0")],
     ]
-    assert "1 passages that nobody speaks left out" in found.described
+    assert "1 passage that nobody speaks left out" in found.described
 
 
 def test_a_folder(tmp_path):
@@ -305,7 +305,7 @@ def test_a_folder(tmp_path):
     written(tmp_path / "c.csv", "text\n")
     found = read_dialogues(tmp_path)
     assert [said(dialogue)[0][0] for dialogue in found.items] == ["ANN", "USER"]
-    assert found.described.endswith("; 1 other files not read: .csv")
+    assert found.described.endswith("; 1 other file not read: .csv")
 
 
 # --- Plays and logs as people paste them ------------------------------------------------------------------------------
@@ -356,7 +356,9 @@ def test_a_log_with_messages_without_words(tmp_path_factory, scenes, blank, sile
     found = read_dialogues(written(tmp_path_factory.mktemp("log") / "x.txt", "\n".join(lines)))
     assert list(map(said, found.items)) == [joined(expected)]
     empty = 2 * len(turns) - len(expected)
-    assert (f"; {empty} speeches without words left out" in found.described) == bool(empty)
+    assert (f"; {empty} {'speech' if empty == 1 else 'speeches'} without words left out" in found.described) == bool(
+        empty
+    )
 
 
 def test_a_speaker_who_never_begins_a_scene(tmp_path):
@@ -372,7 +374,7 @@ def test_a_line_that_may_be_a_name_is_said(tmp_path):
     play = "Romeo:\nHello\nJuliet:\nHi\n\nBen:\nBye, and\nthe end:\nSo long\n"
     found = read_dialogues(written(tmp_path / "x.txt", play))
     assert said(found.items[0])[0] == ("Romeo", "Hello\nJuliet:\nHi")
-    assert "; 1 lines such as 'Juliet:' left in a speech (a blank line above makes it a name)" in found.described
+    assert "; 1 line such as 'Juliet:' left in a speech (a blank line above makes it a name)" in found.described
 
 
 ROLES = {

@@ -62,8 +62,8 @@ def test_a_folder_is_one_document_a_file_and_one_a_record(tmp_path):
     assert [document.text for document in documents.items] == ["first", "second", "z", "b one\n\nb two", "third"]
     assert documents.blank == 1
     assert documents.described == (
-        f"{tmp_path}: 5 documents, each the field 'text' of a record or a file; 1 blank ones left out"
-        "; 1 other files not read: .png"
+        f"{tmp_path}: 5 documents, each the field 'text' of a record or a file; 1 blank and left out"
+        "; 1 other file not read: .png"
     )
     assert texts(tmp_path, text_field="text") == ["first", "second", "third"], "only records have fields"
 
@@ -75,7 +75,7 @@ def test_pairs_keep_their_blanks(tmp_path):
     )
     documents = read_documents(path, DocumentsConfig(prompt_field="q", completion_field="a"))
     assert documents.items == [Document(" Me.", "Who?\n"), Document("Again.", "")]
-    assert documents.described == f"{path}: 2 documents, each the fields 'q' and 'a'; 1 blank ones left out"
+    assert documents.described == f"{path}: 2 documents, each the fields 'q' and 'a'; 1 blank and left out"
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,7 @@ def test_the_only_field_with_text_is_taken_and_said(tmp_path, name, content, exp
         documents = read_documents(path)
         assert " ".join(document.text for document in documents.items) == expected
         field = "text" if "text" in content else "review"
-        described = f"documents, each the field {field!r} of a record" + (
-            f"; fields not read: {others}" if others else ""
-        )
+        described = f", each the field {field!r} of a record" + (f"; fields not read: {others}" if others else "")
         assert documents.described.endswith(described)
 
 
@@ -136,7 +134,7 @@ def test_longer_documents_are_dropped_if_that_is_wanted(tmp_path):
     path = write(tmp_path / "r.jsonl", '{"text": "12345"}\n{"text": "1234"}\n{"text": " "}')
     documents = read_documents(path, DocumentsConfig(max_characters=4, longer="drop"))
     assert (documents.items, documents.cut) == ([Document("1234")], 0)
-    assert documents.described.endswith("; 1 blank ones left out; 1 longer than 4 characters left out")
+    assert documents.described.endswith("; 1 blank and left out; 1 longer than 4 characters left out")
     with pytest.raises(DataError, match=r"all 2 documents in .* are longer than max_characters = 3"):
         read_documents(path, DocumentsConfig(max_characters=3, longer="drop"))
     with pytest.raises(ConfigError, match="longer = 'drop' drops nothing"):
@@ -248,7 +246,7 @@ def test_an_array_is_read_where_it_is_named_and_not_where_it_is_met(tmp_path):
     assert texts(array) == ["in an array"]
     folder = read_documents(tmp_path)
     assert [document.text for document in folder.items] == ["in lines"]
-    assert folder.described.endswith("1 other files not read: .json")
+    assert folder.described.endswith("1 other file not read: .json")
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------

@@ -492,7 +492,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"use_cache": "yes"}, "use_cache = 'yes'"),
     ({"seed": -1}, "seed = -1"),
     ({"seed": 0.5}, "seed = 0.5"),
-    ({"seed": [1, 2, 3]}, "3 seeds do not match 1 prompts"),
+    ({"seed": [1, 2, 3]}, "3 seeds for 1 prompt"),
     ({"eos_token_id": 23}, "eos_token_id: id 23 at position 0 is outside the vocabulary of 23"),
     ({"eos_token_id": "."}, "eos_token_id = '.'"),
     ({"eos_token_id": 1.5}, "eos_token_id = 1.5"),

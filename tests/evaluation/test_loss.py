@@ -71,7 +71,7 @@ def test_evaluation_restores_the_mode_even_after_an_error(tiny_model):
 
 
 def test_nothing_to_predict(tiny_model):
-    with pytest.raises(DataError, match="1 tokens leave nothing to predict"):
+    with pytest.raises(DataError, match="1 token: there is nothing to predict"):
         evaluate(tiny_model, np.array([1]))
 
 

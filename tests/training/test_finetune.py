@@ -310,7 +310,7 @@ def test_settings_of_the_command_line(base, tmp_path, monkeypatch, capsys):
             "a.txt", "a?!\n\nb?!\n\nc?!", ["--documents.train_size", "2"],
             ["2 of 2 documents", "'!' (U+0021), '?' (U+003F)"],
         ),
-        ("a.txt", "a 0\n\nabc!\n", [], ["1 of 1 documents, such as the one that begins 'abc!'", "'!' (U+0021)"]),
+        ("a.txt", "a 0\n\nabc!\n", [], ["1 of 1 document, such as the one that begins 'abc!'", "'!' (U+0021)"]),
         (
             "a.csv", "q,a\nabcdefgabcdefg,1\n2,3\n",
             ["--documents.prompt_field", "q", "--documents.completion_field", "a", "--documents.max_length", "7"],

@@ -11,7 +11,7 @@ from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
 from minigpt.decoding.options import LARGEST
 from minigpt.decoding.sampling import next_logits
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.system import terminal
 
 
@@ -215,7 +215,7 @@ def view_beams(asked: settings.Beams) -> Answer:
         plots.Branch(node.parent, it.shown(node.candidate.id), node.candidate.total, node.candidate.kept, node.best)
         for node in tree.nodes
     ]
-    title = f"{asked.beams} beams of {it.name}, score {tree.score:.4f}"
+    title = f"{counted(asked.beams, 'beam')} of {it.name}, score {tree.score:.4f}"
     root = terminal.visible(it.prompt)
     return Answer(result, _beams_lines(it, tree), lambda: tree.checks, lambda: plots.beam_tree(branches, root, title))
 

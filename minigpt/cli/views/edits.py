@@ -15,7 +15,7 @@ from minigpt.cli.streams import check_stdin_once, with_stdin
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, load_subject, subject, traced
 from minigpt.data.tokens import IGNORED
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.parameters import evaluating, with_text
 from minigpt.system import terminal
 
@@ -136,9 +136,9 @@ def _reference(asked: settings.Ablate, it: Subject, rows: list[list[int]]) -> Tr
     T = len(rows[0])
     short = next((row for row in others if len(row) < T), None)
     if len(others) < 2 or short is not None:
-        found = f"{len(others)} text{'s' * (len(others) != 1)}" if short is None else f"a text of {len(short)} tokens"
+        found = counted(len(others), "text") if short is None else f"a text of {counted(len(short), 'token')}"
         raise InputError(
-            f"--mode {asked.mode} has a reference of {found}, and the prompt has {T} tokens",
+            f"--mode {asked.mode} has a reference of {found}, and the prompt has {counted(T, 'token')}",
             "give --reference at least two texts, each with as many tokens as the prompt",
         )
     if asked.mode == "resample" and texts is not None and len(rows) == 1:
@@ -153,7 +153,7 @@ def _settings(asked: settings.Ablate) -> dict[str, Any]:
 def _ablate_header(asked: settings.Ablate, it: Subject) -> list[str]:
     if asked.repeated is None:
         return [it.header("ablate")]
-    return [it.header("ablate"), f"{asked.rows} rows of {len(it.ids) // 2} random tokens that come twice"]
+    return [it.header("ablate"), f"{counted(asked.rows, 'row')} of {len(it.ids) // 2} random tokens that come twice"]
 
 
 # --- patch

@@ -17,9 +17,9 @@ from minigpt.analysis.tracing import trace
 from minigpt.cli.models import load_any, model_source
 from minigpt.cli.settings import Model
 from minigpt.cli.streams import print_json, with_stdin
-from minigpt.cli.texts import check_fits, framed, in_tokens, token_text
+from minigpt.cli.texts import check_fits, framed, token_text
 from minigpt.cli.views.settings import After, Inside, ViewSettings
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.model import GPT
 from minigpt.parameters import evaluating
 from minigpt.system import figures
@@ -175,14 +175,14 @@ class Subject:
             pieces = ", ".join(map(repr, self.texts_of(ids[:8])))
             more = ", ..." if len(ids) > 8 else ""
             raise InputError(
-                f"{flag} {text!r} is {in_tokens(len(ids))}{': ' if ids else ''}{pieces}{more}",
+                f"{flag} {text!r} is {counted(len(ids), 'token')}{': ' if ids else ''}{pieces}{more}",
                 "give the text of one token; a space belongs to the word behind it",
             )
         return ids[0]
 
     def header(self, view: str) -> str:
         """The first line of an answer."""
-        what = f": {in_tokens(len(self.ids))}, BOS in front: {'yes' if self.bos else 'no'}"
+        what = f": {counted(len(self.ids), 'token')}, BOS in front: {'yes' if self.bos else 'no'}"
         return cut(f"{view} of {self.name}", WIDTH - len(what)) + what
 
     def result(

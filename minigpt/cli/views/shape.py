@@ -12,7 +12,7 @@ from minigpt.cli.models import model_source
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, load_subject
 from minigpt.config import PRESETS, GPTConfig, preset, updated
-from minigpt.errors import ConfigError, InputError
+from minigpt.errors import ConfigError, InputError, counted
 from minigpt.formats.source import open_source
 from minigpt.system import terminal
 from minigpt.tokenizers import read
@@ -51,7 +51,7 @@ def view_size(asked: settings.Size) -> Answer:
         labels={"module": [row.name for row in size.rows]},
         settings=chosen | {"tokens": size.tokens},
     )
-    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {size.tokens} tokens, {asked.dtype}"
+    head = f"size of {terminal.cut(name, 40)}: {size.batch_size} x {counted(size.tokens, 'token')}, {asked.dtype}"
     held = size.parameter_bytes + size.gradient_bytes + size.optimizer_bytes + size.activation_bytes
     sums = (
         f"{size.parameters:,} parameters; a step of training is {human(size.training_flops)}FLOPs",
@@ -115,7 +115,7 @@ def _stages(config: GPTConfig) -> list[tuple[str, str, str, bool]]:
     for name in ["h.0", f"h.{c.n_layer - 1}"][: c.n_layer]:
         blocks += [
             (f"{name}.ln_1", f"{name}.ln_1", width, True),
-            (f"{name}.attn", f"{name}.attn, {c.n_head} heads of {c.n_embd // c.n_head}", width, True),
+            (f"{name}.attn", f"{name}.attn, {counted(c.n_head, 'head')} of {c.n_embd // c.n_head}", width, True),
             ("-", "+", width, False),
             (f"{name}.ln_2", f"{name}.ln_2", width, True),
             (f"{name}.mlp", f"{name}.mlp, {4 * c.n_embd:,} neurons", width, True),

@@ -12,7 +12,7 @@ from minigpt.analysis.results import Numbers
 from minigpt.analysis.sweeps import total_effects
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject, traced
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.parameters import with_text
 from minigpt.system import terminal
 
@@ -177,5 +177,5 @@ def _parts(found: Attribution, top: int) -> list[tuple[str, float]]:
     shown = found.top(top)
     rest = float(found.values.sum()) - sum(value for _, value in shown)
     others = len(found.labels) - len(shown)
-    parts = [*shown, (f"{others:,} other parts", rest)] if others else shown
+    parts = [*shown, (counted(others, "other part"), rest)] if others else shown
     return [*parts, ("biases", sum(found.constants.values()))] if found.constants else parts

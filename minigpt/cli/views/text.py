@@ -9,7 +9,7 @@ from minigpt.cli.streams import with_stdin
 from minigpt.cli.texts import token_text
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, subject
-from minigpt.errors import InputError
+from minigpt.errors import InputError, counted
 from minigpt.system import terminal
 
 # --- tokens
@@ -39,7 +39,7 @@ def view_tokens(asked: settings.Tokens) -> Answer:
         for place, (token_id, token, own) in enumerate(zip(ids, texts, spelled, strict=True))
     ]
     lines = [
-        f"{terminal.cut(name, 30)}: {len(ids):,} tokens, {sum(lengths):,} bytes, BOS in front: no",
+        f"{terminal.cut(name, 30)}: {counted(len(ids), 'token')}, {counted(sum(lengths), 'byte')}, BOS in front: no",
         *terminal.table(("position", "id", "token", "bytes"), rows, left=(2, 3)),
     ]
     different = float(tokenizer.decode(ids, skip_special=False) != text)
