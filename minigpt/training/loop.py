@@ -23,7 +23,7 @@ from minigpt.data.corpora import Corpus, lasting_source
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.tokens import IGNORED
 from minigpt.decoding.generate import generate
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, counted, named, quoted
+from minigpt.errors import CheckpointError, Interrupted, counted, named, quoted
 from minigpt.evaluation.loss import evaluate_batches, next_token_loss, perplexity
 from minigpt.fields import checked
 from minigpt.formats.run_directory import RunDirectory, check_new, read_config, read_records, start_run
@@ -148,17 +148,9 @@ def train(
         # The log is cut to the checkpoint, so an evaluation after it is made again, whatever the settings are now.
         evaluated = {record["step"] for record in records if "val_loss" in record}
         run = set_up(config, data, directory, processes, device, print_line, checkpoint)
-        limit = "epochs" if run.config.train.epochs else "max_steps"
-        done, asked = float(progress.step), float(run.config.train.max_steps)
-        if run.config.train.epochs:
-            done, asked = progress.rows / run.loader.rows_per_epoch, run.rows_to_read / run.loader.rows_per_epoch
-        if done > asked:
-            raise ConfigError(
-                f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
-                f"choose a larger {named(limit)}; steps cannot be undone",
-            )
         if has_ended(run, progress, records):
             print_line(f"resume     nothing is left to do: the run has its {counted(progress.step, 'step')}")
+            limit = "epochs" if run.config.train.epochs else "max_steps"
             print_line(f"           minigpt train --resume {quoted(directory.path)} --train.{limit} N goes on to N")
             return result(run, progress, records)
         if processes.first:

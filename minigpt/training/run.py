@@ -248,7 +248,8 @@ def read_data(
     """The settings with the data's checksum and with epochs in steps, the loader of the data, and the run's origins.
 
     Raises:
-        ConfigError: if the data are not those that the settings name by their checksum.
+        ConfigError: if the data are not those that the settings name by their checksum, or more steps are done than are
+            asked for.
         DataError: if a run that begins would validate on what it learns.
     """
     if isinstance(data, Corpus) and checkpoint is None:
@@ -259,7 +260,16 @@ def read_data(
         origins["laid_out_for"] = checkpoint.order_batch_size if checkpoint else config.train.batch_size
     with processes.first_goes_ahead():
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
-    train = in_steps(config.train, loader.rows_per_epoch, progress.step, progress.rows)
+    rows = loader.rows_per_epoch
+    train = in_steps(config.train, rows, progress.step, progress.rows)
+    done, asked, limit = float(progress.step), float(train.max_steps), "max_steps"
+    if train.epochs:
+        done, asked, limit = progress.rows / rows, rows_in(train.epochs, rows) / rows, "epochs"
+    if done > asked:
+        raise ConfigError(
+            f"the run has taken {done:g} {limit.removeprefix('max_')}, more than the {asked:g} asked for",
+            f"choose a larger {named(limit)}; steps cannot be undone",
+        )
     return replace(config, data=replace(config.data, checksum=origins["corpus"]), train=train), loader, origins
 
 

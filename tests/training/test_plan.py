@@ -339,8 +339,12 @@ def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
         assert json.loads(out)["seconds"]["training"] == left * 2.0
         assert "run at step 3" in err
     assert main.answer(["train", "--resume", "run", "--plan"]) == 0  # a share of no time
-    assert main.answer(["train", "--resume", "run", "--plan", "--model.n_layer", "2"]) == 2
-    assert "n_layer is 1 in the run and 2 now" in capsys.readouterr().err
+    for flag, number, said in (
+        ("--model.n_layer", "2", "n_layer is 1 in the run and 2 now"),
+        ("--train.max_steps", "2", "the run has taken 3 steps, more than the 2 asked for"),
+    ):
+        assert main.answer(["train", "--resume", "run", "--plan", flag, number]) == 2  # as the training does
+        assert said in capsys.readouterr().err
     base = ["--init-from", "run", "--train.eval_interval", "3", "--train.save_interval", "3"]
     assert main.answer(["train", "--data", "a.txt", "--out", "tuned", *base, *steps]) == 0
     Path("run").rename("gone")  # a resume needs it as little
