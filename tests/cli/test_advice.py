@@ -76,7 +76,7 @@ def test_of_data_that_changed_the_text_and_what_validates_are_named(changed, cap
     shutil.copy("letters.txt", changed)
     assert run(["train", "--resume", "new", "--train.max_steps", "4"]) == 2
     what, how = capsys.readouterr().err.rstrip("\n").split("\n")[-2:]
-    assert re.search(r"\S*learned.txt or \S*held.txt has changed", what)
+    assert re.search(r"\S*learned.txt or \S*held.txt does not hold what new/last was trained on", what)
     assert "new place as --data or --val-data" in how
 
 
