@@ -173,6 +173,9 @@ class TrainConfig:
     step reaches into the next one"""
     batch_size: Size = 64
     """rows in one micro-batch"""
+    short_windows: Share = 0.0
+    """share of the steps, the first ones, that read each window as two of half its length: attention learns sooner from
+    short windows, and they cost less"""
     accumulation_steps: Size = 1
     """micro-batches whose gradients are averaged for one step: a larger batch in the same memory"""
     learning_rate: Rate = 1e-3
@@ -312,6 +315,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        _refuse(
+            self.train.short_windows > 0 and self.model.block_size % 2 == 1,
+            f"{named('block_size', self.model.block_size)} cannot be halved, as {named('short_windows')} asks",
+            f"choose an even {named('block_size')}, or leave {named('short_windows')} out",
+        )
 
 
 # What each preset is for, and its settings. The Shakespeare runs for a CPU share one recipe: a small model without

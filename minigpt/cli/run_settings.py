@@ -124,6 +124,7 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
         ("train", ["teacher_weight"], not t.teachers, "it is the teachers'", "add --train.teachers, or leave it out"),
         ("train", ["parallel"], (os.environ.get("WORLD_SIZE") or "1") == "1", "there is one process",
          "start several with torchrun (docs/several-processes.md), or leave it out"),
+        ("train", ["short_windows"], separate, "documents are no windows", "leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),
         ("data", ["tokenizer"], config.init_from, f"{config.init_from} brings its own", "leave it out"),
         ("data", ["val_fraction"], own, "--val-data names what validates", "leave it out"),

@@ -201,6 +201,11 @@ class Batch:
     targets: Tensor
     positions: Tensor | None = None
 
+    def halved(self) -> "Batch":
+        """Each window as two of half its length, of which none sees the other: (B, T) -> (2B, T / 2)."""
+        half = self.inputs.size(1) // 2
+        return Batch(self.inputs.reshape(-1, half), self.targets.reshape(-1, half))
+
 
 # One row without targets, for a process that has no row of its own in a step that the others take.
 NOTHING = Batch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORED))

@@ -85,7 +85,7 @@ def leave_out(
         print_line(f"skipped    {what}")
         return
     restore_random_states(states, run.device)
-    batches = run.micro_batches(progress.rows, Processes())
+    batches = run.micro_batches(progress.step, progress.rows, Processes())
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size, run.teachers)
     tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
     report = Divergence(

@@ -189,7 +189,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
     while progress.step < t.max_steps and not (stopping or out_of_patience(run, progress)):
         states = random_states(run.device)  # from which the step can be repeated
         lr = set_learning_rate(run.optimizers, progress.step, t)
-        loss, num_tokens = gradients(run, progress.rows, run.processes)
+        loss, num_tokens = gradients(run, progress.step, progress.rows, run.processes)
         # One exchange for two things: the mean loss, and whether any process was asked to stop (then above 0).
         loss, asked = run.processes.mean(torch.stack([loss, torch.full_like(loss, stop.signal is not None)]))
         norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
@@ -244,14 +244,14 @@ def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> N
         )
 
 
-def gradients(run: Run, first: int, processes: Processes) -> tuple[Tensor, int]:
-    """Leave the gradient of the step that begins with row `first` in the parameters.
+def gradients(run: Run, step: int, first: int, processes: Processes) -> tuple[Tensor, int]:
+    """Leave the gradient of the step after `step` others, which begins with row `first`, in the parameters.
 
     Returns:
         Its loss of the text alone, the mean over all targets of the step (a scalar; a process's share of it), and their
         number.
     """
-    batches = list(run.micro_batches(first, processes))
+    batches = list(run.micro_batches(step, first, processes))
     counts = [int((batch.targets != IGNORED).sum()) for batch in batches]
     mean_count = processes.mean(torch.tensor(sum(counts), dtype=torch.float64)).item()  # of the processes
     total = torch.zeros((), device=run.device)
@@ -420,10 +420,10 @@ def replay(
     run.model.train()
     checkpoint.restore_random(0, device)
     lr = set_learning_rate(run.optimizers, report.step - 1, config.train)
-    loss, _ = gradients(run, report.first_sequence, Processes())
+    loss, _ = gradients(run, report.step - 1, report.first_sequence, Processes())
     grad_norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None).item()
     checkpoint.restore_random(0, device)
-    batches = run.micro_batches(report.first_sequence, Processes())
+    batches = run.micro_batches(report.step - 1, report.first_sequence, Processes())
     culprit = find_nonfinite(run.model, batches, device, run.dtype, run.tokenizer.vocab_size, run.teachers)
     return replace(
         report,

@@ -101,14 +101,17 @@ class Run:
         """
         return (0, 1) if self.config.train.parallel == "fsdp" else (self.processes.rank, self.processes.size)
 
-    def micro_batches(self, first: int, processes: Processes) -> Iterator[Batch]:
-        """One process's share of the step that begins with row `first`."""
+    def micro_batches(self, step: int, first: int, processes: Processes) -> Iterator[Batch]:
+        """One process's share of the step after `step` others, which begins with row `first`."""
         t = self.config.train
+        short = isinstance(self.loader, TextLoader) and step < t.short_windows * t.max_steps
         size, count = processes.share(t.batch_size, t.accumulation_steps)
         stop, everybody = first + self.rows_of_step(first), size * processes.size
         for start in range(first, min(stop, first + count * everybody), everybody):
             own = min(start + processes.rank * size, stop)
             batch = self.loader.batch(own, min(size, stop - own)) if own < stop else NOTHING
+            if short and batch is not NOTHING:
+                batch = batch.halved()
             positions = None if batch.positions is None else batch.positions.to(self.device, non_blocking=True)
             inputs, targets = (part.to(self.device, non_blocking=True) for part in (batch.inputs, batch.targets))
             yield Batch(inputs, targets, positions)

@@ -278,6 +278,7 @@ def test_a_setting_in_a_file_is_taken_or_refused_by_the_name_of_file_and_key(sec
         ("train: {lora_alpha: 3.0}", "lora_alpha in --config would change nothing"),
         ("train: {muon_momentum: 0.5, optimizer: adamw}", "muon_momentum in --config would change nothing"),
         ("train: {warmup_ratio: 0.1, warmup_steps: 7}", "warmup_steps in --config would change nothing"),
+        ("{train: {short_windows: 0.3}, documents: {separate: on}}", "short_windows in --config would change nothing"),
         ("documents: {separate: 'off', keywords: 2}", "keywords in --config would change nothing"),
     ],
 )

@@ -64,11 +64,11 @@ def die_at(monkeypatch, *steps):
     """The n-th run in this test dies in the middle of the n-th of these steps."""
     real, waiting = loop.gradients, list(steps)
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if waiting and first == waiting[0] * run.rows_per_step:
             waiting.pop(0)
             raise PulledPlug
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     monkeypatch.setattr(loop, "gradients", gradients)
 
@@ -211,10 +211,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
     straight = train(CONFIG, CORPUS, tmp_path / "straight", quiet)
     real = loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if first == 6 * run.rows_per_step:
             os.kill(os.getpid(), number)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
@@ -232,7 +232,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
 
 
 def test_a_second_signal_ends_at_once_and_damages_nothing(tmp_path, monkeypatch):
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second one was not heard")

@@ -111,10 +111,10 @@ def train_until(step, config, out, resume=False):
     """Train, and die in the middle of a step; the checkpoint before it is the one to go on from."""
     real = loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if first == step * run.rows_per_step:
             raise PulledPlug
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     loop.gradients = gradients
     try:
@@ -161,7 +161,7 @@ def worker_count():
         for _ in range(3):  # DDP rearranges its buffers in the second step
             run.model.zero_grad(set_to_none=True)
             with profile(record_shapes=True) as profiler:
-                loop.gradients(run, 0, ALL)
+                loop.gradients(run, 0, 0, ALL)
             run.optimizers[0].step()
         events = [(event.name, event.input_shapes) for event in profiler.events()]
         parameters = list(run.model.parameters())
@@ -596,7 +596,7 @@ def test_every_sequence_has_one_process(size, batch_size, accumulation_steps):
     run = set_up_alone(config)
 
     def read(processes):
-        return [tuple(row) for batch in run.micro_batches(17, processes) for row in batch.inputs.tolist()]
+        return [tuple(row) for batch in run.micro_batches(0, 17, processes) for row in batch.inputs.tolist()]
 
     shares = [read(Processes(rank, size)) for rank in range(size)]
     assert len({len(share) for share in shares}) == 1

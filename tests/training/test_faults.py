@@ -425,9 +425,9 @@ def test_training_goes_on_after_a_save_that_failed(tmp_path, corpus, config, mon
     train(config, corpus, tmp_path / "straight", print_nothing)
     faults, real = Faults(monkeypatch, FULL, for_good=True), loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         faults.at(1 if 5 <= first // run.rows_per_step < 13 else 0)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     monkeypatch.setattr(loop, "gradients", gradients)
     lines = []

@@ -175,10 +175,10 @@ def test_fine_tuning_resumes_exactly(base, tmp_path, monkeypatch, sections):
     train(settings, DOCUMENTS, tmp_path / "straight", quiet)
     real = loop.gradients
 
-    def dies(run, first, processes):
+    def dies(run, taken, first, processes):
         if first == 3 * run.rows_per_step:
             raise KeyboardInterrupt
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     monkeypatch.setattr(loop, "gradients", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -574,7 +574,7 @@ def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path
     train(config, corpus, tmp_path / "straight", print_nothing)
     longer = updated(config, {"train": {"max_steps": 20}})
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         step = first // run.rows_per_step
         if step == 7 and not any("was removed" in line for line in lines):
             shutil.rmtree(out.parent if "parent" in how else out)
@@ -582,7 +582,7 @@ def test_a_run_directory_that_is_removed_is_made_whole_by_the_next_save(tmp_path
                 out.mkdir()
         if step == 13 and not resumed:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     resumed = False
     monkeypatch.setattr(loop, "gradients", gradients)
@@ -603,11 +603,11 @@ def during_step(number, act, monkeypatch):
     """Act once, in the midst of a step."""
     real, due = loop.gradients, [number]
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if due and first // run.rows_per_step == due[0]:
             due.clear()
             act()
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     monkeypatch.setattr(loop, "gradients", gradients)
 

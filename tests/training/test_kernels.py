@@ -166,10 +166,10 @@ def test_a_run_learns_the_same_and_resumes_to_the_bit(corpus, config, tmp_path, 
     assert losses(tmp_path / "straight") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
     real = loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if first == 6 * run.rows_per_step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "gradients", gradients)

@@ -69,23 +69,23 @@ class Steps(list):
 
 @pytest.fixture
 def steps(monkeypatch):
-    taken, real = Steps(), loop.gradients
+    steps, real = Steps(), loop.gradients
 
-    def gradients(run, first, processes):
-        batches = list(run.micro_batches(first, Processes()))
+    def gradients(run, taken, first, processes):
+        batches = list(run.micro_batches(taken, first, Processes()))
         rows = [
             "".join(run.tokenizer.decode([t for t in row.tolist() if t != IGNORED]))
             for b in batches
             for row in b.targets
         ]
-        loss, num_tokens = real(run, first, processes)
-        taken.append(([row for row in rows if row], loss.item(), num_tokens))
-        if len(taken) == taken.stop_after:
+        loss, num_tokens = real(run, taken, first, processes)
+        steps.append(([row for row in rows if row], loss.item(), num_tokens))
+        if len(steps) == steps.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss, num_tokens
 
     monkeypatch.setattr(loop, "gradients", gradients)
-    return taken
+    return steps
 
 
 def in_two_parts(config, source, change, out, steps, stop_after):
@@ -256,12 +256,12 @@ def test_processes_share_every_row_of_a_smaller_step(tmp_path, kind, processes, 
     first = 0
     while first < run.rows_to_read:
         count = run.rows_of_step(first)
-        parts = [[*run.micro_batches(first, Processes(rank, processes))] for rank in range(processes)]
+        parts = [[*run.micro_batches(0, first, Processes(rank, processes))] for rank in range(processes)]
         assert len({len(part) for part in parts}) == 1
         assert all(len(batch.inputs) for part in parts for batch in part)
         learned = [row for part in parts for batch in part for row in batch.targets.tolist() if set(row) != {IGNORED}]
         assert len(learned) == count
-        alone = [row for batch in run.micro_batches(first, Processes()) for row in batch.targets.tolist()]
+        alone = [row for batch in run.micro_batches(0, first, Processes()) for row in batch.targets.tolist()]
         assert sorted(trimmed(learned)) == sorted(trimmed(alone))
         first += count
     assert first == run.rows_to_read

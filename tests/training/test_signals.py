@@ -135,10 +135,10 @@ def test_the_exit_code_is_the_shells(corpus, flags, monkeypatch, capsys, number,
     Path("play.txt").write_text(corpus.text)
     real = loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if first == 4 * run.rows_per_step:
             os.kill(os.getpid(), number)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     monkeypatch.setattr(loop, "gradients", gradients)
     assert command(["train", *flags, "--out", "run"]) == code

@@ -105,10 +105,10 @@ def test_the_gradient_is_that_of_a_loop_in_float64(two, corpus, batching, kernel
     data = replace(corpus, text=text) if batching == "text" else DOCUMENTS
     documents = {} if batching == "text" else {"documents": {"batching": batching}}
     run = begun(taught(two, **more, **documents), data)
-    batches = list(run.micro_batches(0, run.processes))
+    batches = list(run.micro_batches(0, 0, run.processes))
     assert batching == "text" or any((batch.targets == IGNORED).any() for batch in batches)
     states = torch.get_rng_state()
-    loss, count = gradients(run, 0, run.processes)
+    loss, count = gradients(run, 0, 0, run.processes)
     assert torch.equal(torch.get_rng_state(), states)  # nothing is drawn for them
     exact = GPT(run.model.config).double()
     exact.load_state_dict(run.model.state_dict())
@@ -135,10 +135,10 @@ def test_who_equals_its_teacher_has_nothing_to_learn(two):
     save("self", 3)
     config = taught(("self",), init_from="self", train={"teacher_weight": 1.0})
     run = begun(config, DOCUMENTS)
-    gradients(run, 0, run.processes)
+    gradients(run, 0, 0, run.processes)
     assert max(p.grad.abs().max() for p in run.model.parameters()) < 1e-6
     other = begun(updated(config, {"train": {"teachers": two}}), DOCUMENTS)
-    gradients(other, 0, other.processes)
+    gradients(other, 0, 0, other.processes)
     assert max(p.grad.abs().max() for p in other.model.parameters()) > 1e-2
 
 
@@ -162,7 +162,7 @@ def test_a_student_becomes_its_ensemble(two):
 def test_teachers_stay_out_of_the_run(two):
     run = begun(taught(two), DOCUMENTS)
     before = [parameter.clone() for model in run.teachers.models for parameter in model.parameters()]
-    gradients(run, 0, run.processes)
+    gradients(run, 0, 0, run.processes)
     after = [parameter for model in run.teachers.models for parameter in model.parameters()]
     assert all(p.grad is None and not p.requires_grad for p in after)
     assert all(map(torch.equal, before, after))
@@ -181,10 +181,10 @@ def test_a_resume_is_exact_wherever_it_starts(two, monkeypatch, tmp_path):
     )
     real = loop.gradients
 
-    def stopped(run, first, processes):
+    def stopped(run, taken, first, processes):
         if first == 7 * run.rows_per_step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "gradients", stopped)

@@ -89,10 +89,10 @@ def numbers(record: dict) -> dict:
 def dies_at(step: int, patch) -> None:
     real = loop.gradients
 
-    def gradients(run, first, processes):
+    def gradients(run, taken, first, processes):
         if first == step * run.rows_per_step:
             raise KeyboardInterrupt
-        return real(run, first, processes)
+        return real(run, taken, first, processes)
 
     patch.setattr(loop, "gradients", gradients)
 
