@@ -503,15 +503,20 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         return [f"{flag} {quoted(word)}" for flag in flags if "out" not in flag and (flag in first or not first)]
 
     def _check_kept(self, settings: C) -> None:
-        """Raise ConfigError if a result would be written over a file that the command reads."""
+        """Raise ConfigError if a result would be written over a file that the command reads, or that is a model's."""
         found = [(one, attrgetter(one.path)(settings)) for one in self.fields.values() if one.names_a_thing]
         words = [(one, word) for one, value in found for word in (value if isinstance(value, tuple) else [value])]
         files = [(one, path) for one, word in words if word and os.path.isfile(path := os.path.expanduser(word))]
-        for (out, result), (read, file) in itertools.product(files, files):
-            written = "out" in out.flag and metavar(out) == "FILE"  # a folder is not written over at all
-            if written and "out" not in read.flag and os.path.samefile(result, file):
-                what = f"{out.flag} {quoted(result)} would be written over what is read as {read.flag}"
-                raise self._wrong(what, "give the result another name")
+        read = [(one, path) for one, path in files if "out" not in one.flag]
+        for out, result in files:  # a folder is not written over at all
+            if "out" in out.flag and metavar(out) == "FILE":
+                from minigpt.formats.source import is_of_model
+
+                over = [f"what is read as {one.flag}" for one, file in read if os.path.samefile(result, file)]
+                over += [f"a file of the model in {quoted(Path(result).parent)}"] * is_of_model(Path(result))
+                if over:
+                    what = f"{out.flag} {quoted(result)} would be written over {over[0]}"
+                    raise self._wrong(what, "give the result another name")
 
     def _note_things(self, settings: C) -> None:
         """Say where a text that was given by its place is the name of a model or a file: it may have been meant."""

@@ -33,6 +33,7 @@ from minigpt.errors import (
 )
 from minigpt.fields import check_value
 from minigpt.formats.config_json import (
+    CARRIED,
     DifferentRates,
     carried_from,
     checked_config,
@@ -45,6 +46,8 @@ from minigpt.formats.config_json import (
 )
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
+from minigpt.formats.lora_files import CONFIG as ADAPTER
+from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.lora_files import adapter_folder, adapter_settings, adapters_at, base_of, load_adapter
 from minigpt.formats.run_directory import (
     CHECKPOINTS,
@@ -121,6 +124,15 @@ def lasting_model(spec: str) -> str:
     with suppress(MissingFileError):
         return open_source(spec).lasting if spec else ""
     return spec
+
+
+def is_of_model(path: Path) -> bool:
+    """Whether a file is one of those that a run or the folder of a model or an adapter consists of."""
+    run = RunDirectory(path.parent)
+    if not any(os.path.lexists(path.parent / name) for name in (*WEIGHTS, ADAPTER_WEIGHTS, run.metrics.name)):
+        return False
+    own = (run.tokenizer, run.carried, run.plot, run.perplexity_plot)
+    return path.name in {*WEIGHTS, *TOKENIZER, *TOKENIZER_EXTRAS, *CARRIED, ADAPTER, *(file.name for file in own)}
 
 
 def _looks_like_a_path(name: str) -> bool:

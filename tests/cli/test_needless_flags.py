@@ -283,6 +283,31 @@ def test_a_result_is_not_written_over_what_is_read(tmp_path, monkeypatch, line, 
     parser_of(command, [])[0].parse([*rest[:-1], "older.json"])  # a result of before
 
 
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        ("model.safetensors", "tokenizer.json"),
+        ("metrics.jsonl", "loss.png"),  # a run that trains an adapter has no weights of its own
+        ("pytorch_model.bin", "config.json"),
+        ("adapter_model.safetensors", "adapter_config.json"),
+    ],
+)
+@pytest.mark.parametrize("line", ["inspect attn the --output", "compare the --model gpt2 --out"])
+def test_a_result_is_not_written_over_a_file_of_a_model(tmp_path, monkeypatch, line, beside, name):
+    """Even of one that the command does not name, such as the newest run, which is read by default."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", beside).touch()
+    for file in (name, f"run/{name}", "run/of-mine.json"):
+        Path(file).touch()
+    command, *words = line.split()
+    parser, rest = parser_of(command, words)
+    with pytest.raises(ConfigError, match=f"{rest[-1]} run/{name} would be written over a file of the model in run"):
+        parser.parse([*rest, f"run/{name}"])
+    for result in ("run/of-mine.json", "run/new.json", name):  # the first may be one of before
+        parser.parse([*rest, result])
+
+
 @pytest.mark.parametrize("command", ["quickstart", "verify-resume", "train"])
 def test_an_adapter_of_nothing_is_refused_before_a_corpus_is_asked_for(command, monkeypatch, capsys):
     for place in ("load_quickstart_corpus", "load_data"):
