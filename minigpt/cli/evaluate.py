@@ -16,7 +16,7 @@ from minigpt.cli.streams import print_json
 from minigpt.cli.texts import data_of_run, val_data_beside, with_val_data
 from minigpt.config import DocumentsConfig, RunConfig, updated
 from minigpt.data.batches import padded
-from minigpt.data.corpora import Corpus, are_documents, kind_of, source_name
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, are_documents, kind_of, source_name
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader, encoded
 from minigpt.data.sources import fitting_kind, load_data
@@ -136,9 +136,9 @@ def named_data(config: RunConfig, name: str | None) -> tuple[Corpus | Documents,
             data = load_data(replace(chosen, data=replace(chosen.data, val_data="")))
         return data, own
     # A model that was not trained here has no checksum.
-    same = name is None or (
-        Path(config.data.source).exists() and data_checksum(data) == data_checksum(load_data(config))
-    )
+    theirs = config.data.source  # of a model that is no run, the usual one, which it need not have learned
+    known = theirs not in NAMED_SOURCES and Path(theirs).exists()
+    same = name is None or (known and data_checksum(data) == data_checksum(load_data(config)))
     return data, same
 
 

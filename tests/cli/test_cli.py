@@ -493,6 +493,19 @@ def test_texts_that_cannot_be_scored(trained, failing, arguments, parts):
     assert all(part in err for part in parts), err
 
 
+def test_eval_of_a_model_that_was_not_trained_here_reads_no_corpus(reference, capsys, monkeypatch):
+    """Whatever lies beside the text, such as an export that is named after one."""
+    from minigpt.cli import evaluate
+
+    load_data, loaded = evaluate.load_data, []
+    monkeypatch.setattr(evaluate, "load_data", lambda config: loaded.append(config.data.source) or load_data(config))
+    Path("shakespeare").mkdir()
+    Path("text.txt").write_text("you other the later " * 12)
+    tokens = result_of(["eval", "--model", str(reference.folder), "--data", "text.txt"], capsys)["tokens"]
+    assert loaded == ["text.txt"]
+    assert tokens == len(reference.tokenizer.encode("you other the later " * 12)) - 1
+
+
 def test_eval_of_a_model_that_was_not_trained_here(reference, capsys, failing):
     """Sliding windows, token by token against the reference."""
     model = str(reference.folder)
