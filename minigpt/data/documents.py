@@ -324,11 +324,11 @@ def _check_header(header: list[str], file: Path) -> None:
             f"{file} has one column, {header[0]!r:.60}: its cells seem to be separated by {separator[0]!r}",
             "save it as CSV with commas, or rename that column if it is one",
         )
-    unnamed = ["", *map(str, range(len(header) - 1))]  # how pandas calls columns that nobody has named
+    numbers = [*map(str, range(len(header)))]  # how pandas calls columns that nobody has named
     for name, number in Counter(header).items():
         if name and number > 1:
             raise DataError(f"{file} has {number} columns called {name!r}", "give each column a name of its own")
-        if _NO_NAME.search(name) and header != unnamed:
+        if _NO_NAME.search(name) and header not in (numbers, ["", *numbers[:-1]]):  # the latter with its index
             raise DataError(
                 f"{file} begins with a row, {name!r:.60}, where the names of its columns should stand",
                 "write them above it, such as text,label: the first row would be lost",

@@ -234,7 +234,9 @@ def test_columns_that_pandas_has_numbered_have_names(tmp_path):
     assert texts(series) == ["one text", "another one"]
     frame = write(tmp_path / "frame.csv", ",0,1\n0,7,one text\n1,8,another one\n")
     assert texts(frame) == ["one text", "another one"]
-    for row in (",1\n", "0\n", "0,1\n", "a,0\n"):
+    assert texts(write(tmp_path / "alone.csv", "0\none text\nanother one\n")) == ["one text", "another one"]
+    assert texts(write(tmp_path / "pair.csv", "0,1\n7,one text\n8,another one\n")) == ["one text", "another one"]
+    for row in (",1\n", "1\n", "1,2\n", "a,0\n"):
         with pytest.raises(DataError, match="begins with a row"):
             texts(write(tmp_path / "row.csv", row + series.read_text(encoding="utf-8")))
 
