@@ -14,7 +14,7 @@ others, it is the assistant; so it is in a text whose speakers are called user a
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,8 +45,12 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 _ALONE = re.compile(r"^[^\S\n]*([^\s:][^\n:]{0,39}):[^\S\n]*(?:\n|$)", re.MULTILINE)  # a name above a speech
 _IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[^\S\n]+(?=\S)")  # a name before what was said, in a log
 _TIME = re.compile(  # before a name in a log: "[10:02] ", "2026-01-02 10:02 ", "12/01/26, 10:02 - "
-    r"^[^\S\n]*[\[(]?\d+(?:[.:/-]\d+)+(?:(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)?(?:[^\S\n]?[AaPp][Mm])?[\])]?"
-    r"(?:[^\S\n]+-)?[^\S\n]+(?=[^\s:][^:\n]{0,39}:)",
+    r"^[^\S\n]*\u200e?[\[(]?\d+(?:[.:/-]\d+)+(?:(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)?(?:[^\S\n]?[AaPp][Mm])?[\])]?"
+    r"(?:[^\S\n]+-)?[^\S\n]+(?=(?!\d+:\d)([^\s:][^:\n]{0,39}):)",
+    re.MULTILINE,
+)
+_UNSPOKEN = re.compile(  # a line of such a log with a time and no name: "12/01/26, 10:02 - Ann added Ben"
+    r"^[^\S\n]*\u200e?(?:\[[\d.:/-]+[^\]\n]*\]|\d+(?:[./-]\d+)+(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)[^\S\n]+[^\n]*\n?",
     re.MULTILINE,
 )
 _CAPITALS = re.compile(r"([^a-z\n:]*[A-Z]{2}[^a-z\n:]*?)\.?[^\S\n]*\n")  # the same in editions without colons
@@ -284,12 +288,18 @@ def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
 
 def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     """A play or a log, whichever has more turns; a log, where every other turn has its name beside it."""
+    timed = {found[1].strip() for found in _TIME.finditer(text)}
     text, times = _TIME.subn("", text)
     notes.times += times
+    if timed:
+        text, unspoken = _UNSPOKEN.subn("", text)
+        notes.outside += unspoken
     blocks = _BLANK_LINES.split(text.strip())
     above = Counter(named[1].strip() for block in blocks if (named := _ALONE.match(block)))
     lines = Counter(named[1].strip() for block in blocks for named in _ALONE.finditer(block)) - above
-    beside = Counter(named[1].strip() for line in text.split("\n") if (named := _IN_LINE.match(line)))
+    beside = Counter(named[1].strip() for line in text.strip().split("\n") if (named := _IN_LINE.match(line)))
+    if timed and 2 * times > beside.total():  # so who speaks stands behind a time, and other lines go on
+        beside = Counter({name: count for name, count in beside.items() if name in timed})
     if not above and not beside:
         raise DataError(
             f"{place} has no dialogue: no line begins with a name and a colon",
@@ -307,7 +317,7 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     doubtful = [name for name in lines if name not in more and _looks_like_a_name(name)]
     notes.like_names += doubtful if 100 * len(doubtful) >= (above + beside).total() else []
     if is_log:
-        return _as_roles(_from_log(blocks, more, place, notes))
+        return _as_roles(_from_log(blocks, beside.keys(), more, place, notes))
     parts = blocks if below >= above.total() else [text]  # blank lines are between scenes, or also in them
     parted = (_ALONE.sub(lambda line: "\n\n" * (line[1].strip() in more) + line[0], part) for part in parts)
     return _as_roles([scene for part in parted for scene in _from_play(part, place, notes)])
@@ -370,19 +380,24 @@ def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = (
     return [_spoken(turns, place, notes) for turns in scenes if turns]
 
 
-def _from_log(blocks: list[str], names: set[str], place: str, notes: _Notes) -> list[Spoken]:
+def _from_log(
+    blocks: list[str], speakers: Container[str], names: Container[str], place: str, notes: _Notes
+) -> list[Spoken]:
     """The dialogues of a log; a line without a name goes on with the turn above it.
 
     Args:
         blocks: what lies between blank lines.
+        speakers: of those who speak beside their name.
         names: of those who also speak below their name.
         place: the file.
         notes: what is to be said of the reading.
     """
 
     def named(line: str) -> re.Match[str] | None:
-        alone = _ALONE.match(line)
-        return alone if alone and alone[1].strip() in names else _IN_LINE.match(line)
+        alone, beside = _ALONE.match(line), _IN_LINE.match(line)
+        if alone and alone[1].strip() in names:
+            return alone
+        return beside if beside and beside[1].strip() in speakers else None
 
     if not any(sum(map(bool, map(named, block.split("\n")))) > 1 for block in blocks):
         scenes: list[list[str]] = [[]]  # blank lines are between turns

@@ -425,6 +425,23 @@ def test_times_before_the_names_of_a_log_are_no_part_of_them(tmp_path, time):
     assert found.described.endswith("; 3 times before names left out")
 
 
+@pytest.mark.parametrize("time", ["12/01/26, 10:{:02} - ", "[12/01/26, 10:{:02}:22\u202fAM] ", "2026-01-02 10:{:02} "])
+def test_in_a_log_with_times_who_speaks_stands_behind_one(tmp_path, time):
+    """As WhatsApp writes them: messages of several lines, what nobody says, and a mark before a picture."""
+    lines = ["Ann: buy\nmilk: 2 bottles\nlater: bread", "Ann added Ben", "Ben: hello", "Ann changed the name", "Ann: x"]
+    log = "\n".join(time.format(number) + line for number, line in enumerate(lines))
+    log += "\n\u200e" + time.format(7) + "Ben: \u200eimage omitted\n" + time.format(8) + "Ben left"
+    found = read_dialogues(written(tmp_path / "x.txt", log))
+    spoken = [
+        ("Ann", "buy\nmilk: 2 bottles\nlater: bread"),
+        ("Ben", "hello"),
+        ("Ann", "x"),
+        ("Ben", "\u200eimage omitted"),
+    ]
+    assert list(map(said, found.items)) == [spoken]
+    assert found.described.endswith("; 3 passages that nobody speaks left out; 4 times before names left out")
+
+
 def test_a_log_whose_every_message_stands_alone(tmp_path):
     log = "Ann: hi\n\nBen: hello\nand more\n\nAnn: bye\n"
     (found,) = read_dialogues(written(tmp_path / "x.txt", log)).items
