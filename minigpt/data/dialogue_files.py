@@ -45,7 +45,7 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 _ALONE = re.compile(r"^[^\S\n]*([^\s:][^\n:]{0,39}):[^\S\n]*(?:\n|$)", re.MULTILINE)  # a name above a speech
 _IN_LINE = re.compile(r"([^\s:][^:\n]{0,39}):[^\S\n]+(?=\S)")  # a name before what was said, in a log
 _TIME = re.compile(  # before a name in a log: "[10:02] ", "2026-01-02 10:02 ", "12/01/26, 10:02 - "
-    r"^[^\S\n]*\u200e?[\[(]?\d+(?:[.:/-]\d+)+(?:(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)?(?:[^\S\n]?[AaPp][Mm])?[\])]?"
+    r"^[^\S\n]*\u200e?[\[(]?\d+(?:[.:/-]\d+)+(?:(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)?(?:[^\S\n]?[AaPp]\.?[^\S\n]?[Mm]\.?)?[\])]?"
     r"(?:[^\S\n]+-)?[^\S\n]+(?=(?!\d+:\d)([^\s:][^:\n]{0,39}):)",
     re.MULTILINE,
 )
@@ -53,6 +53,7 @@ _UNSPOKEN = re.compile(  # a line of such a log with a time and no name: "12/01/
     r"^[^\S\n]*\u200e?(?:\[[\d.:/-]+[^\]\n]*\]|\d+(?:[./-]\d+)+(?:T|,?[^\S\n]+)\d+(?:[.:]\d+)+)[^\S\n]+[^\n]*\n?",
     re.MULTILINE,
 )
+_INSIDE = re.compile(rf"\n(?:[^\S\n]*\n)++(?!{_TIME.pattern[1:]})")  # blank lines with no such turn behind them
 _CAPITALS = re.compile(r"([^a-z\n:]*[A-Z]{2}[^a-z\n:]*?)\.?[^\S\n]*\n")  # the same in editions without colons
 _HEADING = re.compile(r"(?:ACT|SCENE|Act|Scene)[. ]+[IVXL\d]+\b|(?:PROLOGUE|EPILOGUE|INDUCTION|SCENE|THE END)\b")
 _TITLE = re.compile(r"[^a-z\n]*[A-Z]{2}[^a-z\n]*")  # of a play or a poem, a line of its own
@@ -288,9 +289,11 @@ def _from_corpus(name: str, notes: _Notes) -> list[Raw]:
 
 def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     """A play or a log, whichever has more turns; a log, where every other turn has its name beside it."""
-    timed = {found[1].strip() for found in _TIME.finditer(text)}
-    text, times = _TIME.subn("", text)
-    notes.times += times
+    timed = [found[1].strip() for found in _TIME.finditer(text)]
+    # If most turns have a time, who speaks stands behind one; other lines, and blank ones, are inside of messages.
+    all_timed = len(timed) > sum(map(bool, map(_IN_LINE.match, text.split("\n"))))
+    text = _TIME.sub("", _INSIDE.sub("\n", text) if all_timed else text)
+    notes.times += len(timed)
     if timed:
         text, unspoken = _UNSPOKEN.subn("", text)
         notes.outside += unspoken
@@ -298,8 +301,8 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     above = Counter(named[1].strip() for block in blocks if (named := _ALONE.match(block)))
     lines = Counter(named[1].strip() for block in blocks for named in _ALONE.finditer(block)) - above
     beside = Counter(named[1].strip() for line in text.strip().split("\n") if (named := _IN_LINE.match(line)))
-    if timed and 2 * times > beside.total():  # so who speaks stands behind a time, and other lines go on
-        beside = Counter({name: count for name, count in beside.items() if name in timed})
+    if all_timed:
+        beside &= Counter(timed)
     if not above and not beside:
         raise DataError(
             f"{place} has no dialogue: no line begins with a name and a colon",

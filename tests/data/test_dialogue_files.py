@@ -415,7 +415,7 @@ def test_names_beside_some_speeches_and_above_others(tmp_path_factory, turns, fi
 @pytest.mark.parametrize(
     "time",
     ["10.{:02} ", "[10:{:02}] ", "(10:{:02}:33) ", "10:{:02} PM ", "2026-01-02 10:{:02} ", "2026-01-02T10:{:02} - ",
-     "12/01/2026, 10:{:02} - ", "[12/01/26, 10:{:02}:22\u202fAM] "],
+     "12/01/2026, 10:{:02} - ", "[12/01/26, 10:{:02}:22\u202fAM] ", "1/2/26, 9:{:02}\u202fa.\xa0m. - "],
 )  # fmt: skip
 def test_times_before_the_names_of_a_log_are_no_part_of_them(tmp_path, time):
     turns = [("Ann", "hi, at 10:30 - Tom: no"), ("2nd Ben", "hello"), ("Ann", "10:15 works")]
@@ -428,7 +428,13 @@ def test_times_before_the_names_of_a_log_are_no_part_of_them(tmp_path, time):
 @pytest.mark.parametrize("time", ["12/01/26, 10:{:02} - ", "[12/01/26, 10:{:02}:22\u202fAM] ", "2026-01-02 10:{:02} "])
 def test_in_a_log_with_times_who_speaks_stands_behind_one(tmp_path, time):
     """As WhatsApp writes them: messages of several lines, what nobody says, and a mark before a picture."""
-    lines = ["Ann: buy\nmilk: 2 bottles\nlater: bread", "Ann added Ben", "Ben: hello", "Ann changed the name", "Ann: x"]
+    lines = [
+        "Ann: buy\nmilk: 2 bottles\n\n \nlater: bread",
+        "Ann added Ben",
+        "Ben: hello",
+        "Ann changed the name",
+        "Ann: x",
+    ]
     log = "\n".join(time.format(number) + line for number, line in enumerate(lines))
     log += "\n\u200e" + time.format(7) + "Ben: \u200eimage omitted\n" + time.format(8) + "Ben left"
     found = read_dialogues(written(tmp_path / "x.txt", log))
