@@ -135,7 +135,7 @@ def read_blocklist(path: Path | str) -> tuple[str, ...]:
             ) from None
     else:
         file = named_path(path, "blocklist")
-        if not file.is_file():
+        if not file.exists():  # a pipe, as <(...) of a shell, is no regular file, and can be read
             raise MissingFileError(
                 f"there is no file {file} for a blocklist", f"name a file with one word a line, or {PACKAGE}"
             )

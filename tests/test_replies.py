@@ -1,5 +1,6 @@
 """Each filter has a planted reply that it catches, with its reason, and a good one that it lets pass."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -121,6 +122,20 @@ def test_a_file_of_words(tmp_path: Path):
         replies.read_blocklist(file)
     with pytest.raises(MissingFileError, match=r"there is no file .*missing for a blocklist\nname a file"):
         replies.read_blocklist(tmp_path / "missing")
+    with pytest.raises(DataError):
+        replies.read_blocklist(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there are no pipes with a name here")
+def test_words_come_from_a_pipe_too():
+    """As a shell's <(...) gives it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"darn\n")
+    os.close(writing)
+    try:
+        assert replies.read_blocklist(f"/dev/fd/{reading}") == ("darn",)
+    finally:
+        os.close(reading)
 
 
 def test_the_list_of_a_package_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

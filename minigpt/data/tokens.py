@@ -27,7 +27,7 @@ from torch import Tensor
 from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import generator
-from minigpt.errors import DataError, MissingFileError, brief, named
+from minigpt.errors import DataError, MissingFileError, brief, counted, named
 from minigpt.fields import check_ids
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import atomic_write, parsed_json
@@ -194,10 +194,8 @@ def check_length(split: str, num_tokens: int, block_size: int, config: DataConfi
         ways = [named("block_size", (num_tokens - 1) // 2)] if num_tokens > 2 else []
         ways += [f"a longer {named('val_data')}" if config.val_data and split == "val" else "a longer text"]
         ways += [] if config.val_data else [f"another {named('val_fraction')}"]
-        raise DataError(
-            f"{split} split: {num_tokens} tokens, but {named('block_size', block_size)} needs {block_size + 1}",
-            f"use {', or '.join(ways)}",
-        )
+        needed = f"{named('block_size', block_size)} needs {block_size + 1}"
+        raise DataError(f"{split} split: {counted(num_tokens, 'token')}, but {needed}", f"use {', or '.join(ways)}")
 
 
 def random_batch(tokens: TokenFile, batch_size: int, block_size: int, seed: int, first: int) -> tuple[Tensor, Tensor]:

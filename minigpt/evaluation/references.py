@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import ConfigError, DataError, first_line
+from minigpt.errors import ConfigError, DataError, counted, first_line
 from minigpt.evaluation.diversity import words
 
 WORDNET = Path("/usr/share/wordnet")  # where the package wordnet-base of Debian and Ubuntu lays its files
@@ -99,7 +99,7 @@ def meteor(texts: Sequence[str], references: Sequence[str]) -> Meteor:
 def _check_pairs(texts: Sequence[str], references: Sequence[str]) -> None:
     if len(texts) != len(references):
         raise DataError(
-            f"{len(texts):,} texts and {len(references):,} references are no pairs",
+            f"{counted(len(texts), 'text')} and {counted(len(references), 'reference')} are no pairs",
             "give one reference for each text, in the same order",
         )
 

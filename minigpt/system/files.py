@@ -569,7 +569,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{described(path)} is not JSON: {first_line(error, 200)}", FETCH_AGAIN) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{described(path)} holds a JSON {type(content).__name__}, and no object", FETCH_AGAIN)
+        what = f"{described(path)} holds a JSON {type(content).__name__}, and no object"
+        raise CheckpointError(what, f"name the file that was meant, or {FETCH_AGAIN}")
     return content
 
 

@@ -253,7 +253,7 @@ def test_columns_of_files_of_one_name_are_told_apart(texts, capsys):
         ("a b", "missing.txt", "there is no file or folder missing.txt"),
         ("a b", "t.txt --training-data nowhere.txt", "there is no corpus, file or folder named 'nowhere.txt'"),
         ("a b", "t.txt --training-data nowhere.jsonl", "there is no file or folder nowhere.jsonl"),
-        ("a\nb", "t.txt --reference one.txt", "2 texts and 1 references are no pairs"),
+        ("a\nb", "t.txt --reference one.txt", "2 texts and 1 reference are no pairs"),
         ("a\nb", "t.txt --text-field said", "--text-field said is a field of records, and none are read here"),
         ("a", "t.txt --training-data empty", "there is no text in empty"),
         ("a", "- -", "- is given twice"),

@@ -92,6 +92,8 @@ def test_a_split_that_is_too_short_says_what_it_needs(tmp_path):
     tokenizer = CharTokenizer.from_text(corpus.text)
     with pytest.raises(DataError, match=r"val split: 6 tokens, but block_size = 6 needs 7\nuse block_size = 2"):
         prepare(corpus, tokenizer, DataConfig(), 6, tmp_path)
+    with pytest.raises(DataError, match="val split: 1 token, but"):
+        prepare(Corpus("short", "abcdef", ""), tokenizer, DataConfig(), 2, tmp_path)
     assert not list(tmp_path.iterdir())
     prepare(corpus, tokenizer, DataConfig(), 5, tmp_path)
     for block_size in (6, 60):  # the files are there now, and still too short; the shorter one says what fits

@@ -33,7 +33,7 @@ def test_each_text_alone_is_sacrebleus_sentence():
 
 @pytest.mark.parametrize("measure", [nearness, meteor])
 def test_pairs_are_needed(measure):
-    with pytest.raises(DataError, match="2 texts and 1 references are no pairs"):
+    with pytest.raises(DataError, match="2 texts and 1 reference are no pairs"):
         measure(TEXTS, REFERENCES[:1])
 
 
