@@ -293,11 +293,12 @@ def _record(found: object, place: str) -> dict[str, object]:
 def _csv_records(file: Path) -> dict[str, dict[str, object]]:
     """The rows of a CSV file, below its header, by place: the file's path and the number of the row's last line."""
     records: dict[str, dict[str, object]] = {}
-    separator = SEPARATORS[file.suffix.lower()]
-    reader = csv.reader(io.StringIO(read_plain_text(file), newline=""), delimiter=separator, strict=True)
+    separator, text = SEPARATORS[file.suffix.lower()], read_plain_text(file)
+    told = re.match("sep=([,;|\t])\n", text)  # a line with which Excel is told what separates the cells
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=told[1] if told else separator, strict=True)
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
-        header = next(reader, [])
+        header = next(itertools.islice(reader, bool(told), None), [])
         _check_header(header, file)
         for row in reader:
             if row and len(row) != len(header):  # an empty row is a blank line

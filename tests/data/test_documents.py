@@ -241,6 +241,16 @@ def test_columns_that_pandas_has_numbered_have_names(tmp_path):
             texts(write(tmp_path / "row.csv", row + series.read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_that_says_what_separates_its_cells(tmp_path, separator):
+    """As Excel is told it; the numbers of lines stay those of the file."""
+    rows = ["sep=", "id,text", "7,one text", "8,another one"]
+    content = "\r\n".join(rows).replace(",", separator).replace("=", f"={separator}")
+    assert texts(write(tmp_path / "x.csv", content)) == ["one text", "another one"]
+    with pytest.raises(DataError, match="line 5 has 1 cells"):
+        texts(write(tmp_path / "x.csv", content + "\r\n9"))
+
+
 def test_an_array_is_read_where_it_is_named_and_not_where_it_is_met(tmp_path):
     """In a folder it is most often somebody's settings."""
     write(tmp_path / "a.jsonl", '{"text": "in lines"}\n')
