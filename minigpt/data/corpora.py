@@ -290,7 +290,7 @@ def _from_path(path: Path) -> Corpus:
         if path.name.lower().endswith(OTHER_RECORDS):
             raise DataError(
                 f"{path} ends in {path.suffix}, a form that is not read as one text",
-                "save its records as .jsonl or .csv, or to learn it as it stands, name a copy that ends in .txt",
+                "save its records as .jsonl or .csv, or what is to be learned as text in a file that ends in .txt",
             )
         text, origin, starts = read_plain_text(path), str(path), ()
     if not text.strip():
