@@ -263,7 +263,8 @@ def eta_cutoff(scores: Tensor, eta: float, keep: int = 1) -> Tensor:
 @lru_cache(64)
 def _number(value: float) -> Tensor:
     """A number as a tensor: an operation takes up a Python number more slowly, and makes a tensor of it each time."""
-    return torch.tensor(value, dtype=torch.float32, device="cpu")
+    with torch.inference_mode(False):  # a later caller may want gradients
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -120,6 +120,19 @@ def test_temperature_divides() -> None:
     torch.testing.assert_close(filters.temperature(torch.tensor([[2.0, -4.0]]), 2.0), torch.tensor([[1.0, -2.0]]))
 
 
+def test_numbers_that_generate_has_used_serve_gradients_and_float64() -> None:
+    """It runs in inference mode, whose tensors autograd refuses; 0.3 and 0.7 are no float32."""
+    with torch.inference_mode():
+        filters.temperature(torch.tensor([[1.0, 2.0]]), 0.3)
+        filters.top_p(torch.tensor([[1.0, 2.0]]), 0.7)
+    scores = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    divided = filters.temperature(scores, 0.3)
+    assert divided.tolist() == [[1 / 0.3, 2 / 0.3, 4 / 0.3]]
+    filters.top_p(divided, 0.7).max().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[0, 0, 1 / 0.3]]
+
+
 @pytest.mark.parametrize("value", [1e-30, 1e-37, 1e-40, 1e-46, 1e-320])
 def test_a_temperature_near_zero_leaves_the_best(value: float) -> None:
     """Quotients overflow float32, and 1e-46 is 0 in it; the limit is known: the best tokens in equal shares."""
