@@ -18,7 +18,7 @@ transformers comes with minigpt's extra [dev]; nanogpt needs its checkout, --nan
 
 `--workers 1x1,1x2,2x1` sets processes x threads of each beside each other, on one machine, for the same batches. It
 needs an idle machine. `quality --case shakespeare-quick --rounds 0`, one whole run, takes two minutes a contestant;
-`--case shakespeare-cpu` six to ten.
+`--case shakespeare-cpu` eight to sixteen.
 
 `readme` puts the results of such files into docs/benchmarks.jsonl, in place of its former ones of the same kinds, and
 writes the README's table anew, which is made of nothing else.

@@ -217,7 +217,7 @@ def test_help_says_a_default_once(command):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize(("chosen", "block_size"), [("shakespeare-cpu", 128), ("gpt2-124m", 1024)])
+@pytest.mark.parametrize(("chosen", "block_size"), [("shakespeare-cpu", 256), ("gpt2-124m", 1024)])
 def test_help_shows_the_defaults_of_the_layers_below_the_flags(capsys, order, chosen, block_size):
     Path("c.yaml").write_text("train: {max_steps: 1234}\n", encoding="utf-8")
     flags = [["--help-all"], ["--preset", chosen], ["--config", "c.yaml"], ["--train.batch_size", "4321"]][::order]
