@@ -338,7 +338,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
         ),
     ),
     "shakespeare-cpu": (
-        "1.3 M parameters, an ordinary CPU, eight to sixteen minutes",
+        "1.3 M parameters, an ordinary CPU, some ten minutes",
         RunConfig(
             model=GPTConfig(block_size=256, n_layer=4, n_head=5, n_embd=160, bias=False),
             train=TrainConfig(

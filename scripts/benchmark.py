@@ -18,7 +18,7 @@ transformers comes with minigpt's extra [dev]; nanogpt needs its checkout, --nan
 
 `--workers 1x1,1x2,2x1` sets processes x threads of each beside each other, on one machine, for the same batches. It
 needs an idle machine. `quality --case shakespeare-quick --rounds 0`, one whole run, takes two minutes a contestant;
-`--case shakespeare-cpu` eight to sixteen.
+`--case shakespeare-cpu` some ten.
 
 `readme` puts the results of such files into docs/benchmarks.jsonl, in place of its former ones of the same kinds, and
 writes the README's table anew, which is made of nothing else.
@@ -335,7 +335,7 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
             ask(other)
         for _ in range(STEPS):
             set_learning_rate(run.optimizers, done, t)
-            gradients(run, done * t.batch_size, run.processes)
+            gradients(run, done, done * t.batch_size, run.processes)
             norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None)
             torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), t.grad_clip, norm)
             for optimizer in run.optimizers:
