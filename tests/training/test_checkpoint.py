@@ -139,7 +139,7 @@ def test_any_pattern_of_interruptions_changes_no_byte(tmp_path, monkeypatch, see
                         real[name](*arguments)
                     raise PulledPlug
             result = real[name](*arguments)
-            skipped = name == "gradients" and arguments[1] // arguments[0].rows_per_step in bad
+            skipped = name == "gradients" and arguments[1] in bad
             return (result[0] * math.nan, result[1]) if skipped else result
 
         return call
