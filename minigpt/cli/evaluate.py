@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import load, model_source
+from minigpt.cli.models import load, model_source, without_data
 from minigpt.cli.settings import Eval
 from minigpt.cli.streams import print_json
 from minigpt.cli.texts import data_of_run, val_data_beside, with_val_data
@@ -45,11 +45,13 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
 
     Raises:
         InputError: if there are none, or a flag does not fit them.
+        MiniGPTError: as `without_data`, or `load_data`.
     """
     trained = source.trained
     if settings.data is None and trained is None:
-        raise InputError(
-            f"{source.name} is no run that was trained here, so there is no text that belongs to it",
+        raise without_data(
+            source,
+            "is no run that was trained here, so there is no text that belongs to it",
             "name a text to measure it on with --data, or check --model",
         )
     config = trained or RunConfig()

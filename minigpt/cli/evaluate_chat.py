@@ -12,7 +12,7 @@ from tqdm import tqdm
 from minigpt.chat import LONGEST, SHARE
 from minigpt.cli.chat_report import markdown, printed
 from minigpt.cli.decoders import Setting, parse_settings
-from minigpt.cli.models import load, model_source
+from minigpt.cli.models import load, model_source, without_data
 from minigpt.cli.settings import CHAT_SETTINGS, EvaluateChat
 from minigpt.cli.streams import print_json, print_note, write_files
 from minigpt.cli.texts import says_how_to_name_data, val_data_beside, with_val_data
@@ -87,13 +87,14 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
 
     Raises:
         InputError: if there are none that the model has not seen.
-        MiniGPTError: as `load_data`.
+        MiniGPTError: as `without_data`, or `load_data`.
     """
     trained = source.trained
     spoken = trained is not None and kind_of(trained.documents.separate, trained.data.source) == "dialogues"
     if settings.data is None and not spoken:
-        raise InputError(
-            f"{source.name} is no run that was trained on dialogues, so none belong to it",
+        raise without_data(
+            source,
+            "is no run that was trained on dialogues, so none belong to it",
             "name some to measure it on: --data shakespeare-dialogues, or a file; or check --model",
         )
     config = trained if trained and spoken else RunConfig(documents=DocumentsConfig(separate="dialogues"))

@@ -32,6 +32,17 @@ def model_source(spec: str | None) -> Source:
     return open_source(run.path)
 
 
+def without_data(source: Source, what: str, how: str) -> InputError:
+    """The error for a model that has no data of its own, while none were named.
+
+    Raises:
+        MiniGPTError: if no model lies there: data would not help.
+    """
+    if source.local:  # no download for the sake of an error
+        source.shape(rates_may_differ=True)
+    return InputError(f"{source.name} {what}", how)
+
+
 def load(settings: Computing, name: str | None = None, adapter: str | None = None) -> tuple[GPT, Tokenizer]:
     """`load_any` for what reads or writes text: without a tokenizer, an InputError before any weights are read."""
     model, tokenizer = load_any(settings, name, adapter, needs_text=True)

@@ -184,3 +184,19 @@ def test_a_file_is_replaced_by_what_is_none(kind, file, made, capsys, monkeypatc
             if name != "missing":
                 absent = rf"(there is no \w+ '?at/{file}|at/{file} does not exist|at has no {file})(?!/| with)"
                 assert not re.search(absent, told), (name, line, told)
+
+
+@pytest.mark.parametrize("model", ["adapter", "tuned/adapter", "texts.txt", "odd-folder"])
+@pytest.mark.parametrize("command", ["eval", "evaluate-chat"])
+def test_what_holds_no_model_is_not_asked_for_data(command, model, made, capsys, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    Path("odd-folder").mkdir()
+    told = check_told([command, "--model", model], capsys)
+    assert told
+    assert told == check_told(["next", "abc", "--model", model], capsys)
+
+
+@pytest.mark.parametrize("command", ["eval", "evaluate-chat"])
+def test_a_model_that_no_run_has_made_is_asked_for_data(command, made, capsys, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    assert "folder is no run that was trained" in check_told([command, "--model", "folder"], capsys)
