@@ -318,7 +318,7 @@ class RunConfig:
         _refuse(
             self.train.short_windows > 0 and self.model.block_size % 2 == 1,
             f"{named('block_size', self.model.block_size)} cannot be halved, as {named('short_windows')} asks",
-            f"choose an even {named('block_size')}, or leave {named('short_windows')} out",
+            f"choose an even {named('block_size')}, or {named('short_windows', 0)}",
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minigpt.cli.main import answer as command
 from minigpt.config import RunConfig, updated
 from minigpt.data.batches import Batch
 from minigpt.errors import ConfigError, DivergenceError, Interrupted
@@ -139,5 +140,17 @@ def test_a_step_that_diverged_is_repeated_with_its_windows(tmp_path, corpus, con
 
 
 def test_an_odd_window_has_no_halves(config):
-    with pytest.raises(ConfigError, match=r"block_size = 15 cannot be halved.*\nchoose an even block_size"):
+    with pytest.raises(
+        ConfigError, match=r"block_size = 15 cannot be halved.*\nchoose an even block_size, or short_wi"
+    ):
         updated(config, {"model": {"block_size": 15}})
+
+
+def test_a_preset_s_short_windows_are_switched_off_as_advised(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five. " * 90)
+    words = ["train", "--preset", "shakespeare-cpu", "--data", str(text), "--model.block_size", "15", "--plan"]
+    assert command(words) == 2
+    way = "choose an even --model.block_size, or --train.short_windows 0\n"
+    assert capsys.readouterr().err.endswith(way)
+    assert command([*words, "--train.short_windows", "0"]) == 0
