@@ -425,6 +425,7 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
     ),
 }  # fmt: skip
 DEFAULT_PRESET = "shakespeare-quick"
+FINE_TUNING = {"documents": "finetune-documents", "dialogues": "chat", "text": "finetune-text"}  # by what is read
 
 
 def check_has_base(config: RunConfig) -> None:

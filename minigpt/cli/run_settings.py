@@ -10,6 +10,7 @@ from minigpt.cli.parser import Command, Flag, Section
 from minigpt.cli.streams import print_note
 from minigpt.config import (
     DEFAULT_PRESET,
+    FINE_TUNING,
     PRESETS,
     DocumentsConfig,
     RunConfig,
@@ -100,7 +101,7 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
         DocumentsConfig(**{name: getattr(config.documents, name) for name in names} | documents),
         from_flags.get("data", {}).get("source") or config.data.source,
     )
-    return {"documents": "finetune-documents", "dialogues": "chat", "text": "finetune-text"}[kind]
+    return FINE_TUNING[kind]
 
 
 def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
         here, tell = circumstances(Processes(), device), print_line_for(as_json)
         checkpoint, _ = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
     config, tokenizer = before_weights(config, data, resume if checkpoint else None)
-    find_teachers(config, tokenizer)
+    find_teachers(config, tokenizer, resumed=checkpoint is not None)
     config, loader, _ = read_data(config, data, tokenizer, Processes(), checkpoint)
     t, done = config.train, checkpoint.progress.step if checkpoint else 0
     workload = Workload.of_loader(loader)

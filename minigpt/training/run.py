@@ -141,7 +141,7 @@ def set_up(
         how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
         note_special(tokenizer, data.texts, how)
     fast = computes_fast(config, processes, device, dtype)
-    teaching = find_teachers(config, tokenizer, directory.path)
+    teaching = find_teachers(config, tokenizer, directory.path, resumed=checkpoint is not None)
     teachers = load_teachers(config, teaching, device, fast)
     if checkpoint is not None:
         checkpoint.check_teachers(teachers.checksums, config.train.teachers)

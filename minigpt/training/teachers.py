@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from minigpt.config import PRESETS, GPTConfig, RunConfig
+from minigpt.config import DEFAULT_PRESET, FINE_TUNING, PRESETS, GPTConfig, RunConfig
 from minigpt.data.batches import Batch
+from minigpt.data.corpora import kind_of
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import ConfigError, MissingFileError, either, named, quoted
 from minigpt.formats.lora_files import base_checksum
@@ -85,13 +86,16 @@ class Teachers:
 NO_TEACHERS = Teachers()
 
 
-def find_teachers(config: RunConfig, tokenizer: Tokenizer, own: Path | None = None) -> list[Source]:
+def find_teachers(
+    config: RunConfig, tokenizer: Tokenizer, own: Path | None = None, resumed: bool = False
+) -> list[Source]:
     """Where the teachers of a run lie, which are seen to fit it; none of their weights is read.
 
     Args:
         config: the run's.
         tokenizer: the run's.
         own: the run directory.
+        resumed: whether the run has learned from them before: others, trained now, would not be the same.
 
     Raises:
         MissingFileError: if some of them are not there; the second line trains these.
@@ -109,7 +113,7 @@ def find_teachers(config: RunConfig, tokenizer: Tokenizer, own: Path | None = No
         train = " && ".join(_how_to_train(name, config) for name in missing)
         raise MissingFileError(
             f"this run learns from {', '.join(missing)}, and from {Path.cwd()} no such model is found",
-            either(f"train it: {train}", f"name where it lies now as {_FLAG}"),
+            either("put it back" if resumed else f"train it: {train}", f"name where it lies now as {_FLAG}"),
         )
     for source in found:
         name = source.name
@@ -153,12 +157,30 @@ def _kind(tokenizer: Tokenizer) -> str:
 
 
 def _how_to_train(name: str, config: RunConfig) -> str:
-    """The command that trains a teacher: of a folder PRESET-SEED, by that preset and seed."""
-    preset, _, seed = Path(name).name.rpartition("-")
-    words = ["--data", config.data.source]
-    if preset in PRESETS:
-        words = ["--preset", preset] + (words if config.data.source != PRESETS[preset][1].data.source else [])
-    else:
-        words += ["--tokenizer", config.data.tokenizer, "--model.block_size", str(config.model.block_size)]
-    words += ["--seed", seed if seed.isascii() and seed.isdecimal() else "1", "--out", name]
-    return " ".join(map(quoted, ["minigpt", "train", *words]))
+    """The command that trains a teacher: of a folder PRESET-SEED, by that preset and seed.
+
+    What decides the run's tokenizer, what it reads and what validates is as in the run, where the preset has it not.
+    """
+    data, documents, kind = config.data, config.documents, kind_of(config.documents.separate, config.data.source)
+    named_preset, _, seed = Path(name).name.rpartition("-")
+    chosen = named_preset if named_preset in PRESETS else FINE_TUNING[kind] if config.init_from else DEFAULT_PRESET
+    usual = PRESETS[chosen][1]
+    words = ["--preset", chosen] if chosen in (named_preset, *FINE_TUNING.values()) else []
+    wanted: dict[str, tuple[object, object]] = {
+        "--data": (data.source, usual.data.source),
+        "--init-from": (config.init_from, usual.init_from),
+        "--val-data": (data.val_data, usual.data.val_data),
+    }
+    if not config.init_from:
+        wanted["--tokenizer"] = data.tokenizer, usual.data.tokenizer
+    if kind == "text" and not data.val_data:
+        wanted["--val-fraction"] = data.val_fraction, usual.data.val_fraction
+    for key, value in vars(documents).items():
+        if kind != "text" or key == "separate":
+            wanted[f"--documents.{key}"] = value, getattr(usual.documents, key)
+    if chosen != named_preset or usual.model.block_size < config.model.block_size:
+        wanted["--model.block_size"] = config.model.block_size, usual.model.block_size
+    words += [str(word) for flag, (own, theirs) in wanted.items() if own != theirs for word in (flag, own)]
+    if not (seed.isascii() and seed.isdecimal()):
+        seed = "1" if kind == "text" else str(config.seed)  # which chooses the documents that validate
+    return " ".join(map(quoted, ["minigpt", "train", *words, "--seed", seed, "--out", name]))

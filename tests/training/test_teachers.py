@@ -1,5 +1,6 @@
 """A student learns from the mean of its teachers' probabilities beside the text: gradient, run, refusals."""
 
+import json
 import math
 import os
 import shutil
@@ -298,7 +299,7 @@ def test_each_mistake_is_two_lines_before_anything_is_made(play, capsys):
     save("good", 1)
     first, second = said("checkpoints/wise-3", "good", "gone")
     assert first == f"this run learns from checkpoints/wise-3, gone, and from {Path.cwd()} no such model is found"
-    train = f"minigpt train --data {Path('play.txt').absolute()} --tokenizer char --model.block_size 7"
+    train = f"minigpt train --data {Path('play.txt').absolute()} --model.block_size 7"
     assert second == (
         f"train it: {train} --seed 3 --out checkpoints/wise-3 && {train} --seed 1 --out gone, or name where it lies "
         "now as --train.teachers"
@@ -322,3 +323,47 @@ def test_a_folder_named_after_a_preset_is_trained_by_it(play, capsys):
     found = two_lines(capsys, *play, "--train.teachers", f"checkpoints/{name}-2")[1]
     words = f"minigpt train --preset {name} --data {Path('play.txt').absolute()} --seed 2 --out checkpoints/{name}-2"
     assert words in found
+
+
+def talk(text):
+    return json.dumps({"messages": [{"role": role, "content": text} for role in ("user", "assistant")]})
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "own"),
+    [
+        ("talk.jsonl", [*map(talk, TEXTS)], ["--documents.separate", "dialogues", "--seed", "3"]),
+        ("other.jsonl", [f'{{"text": "{text}"}}' for text in TEXTS], ["--documents.val_size", "9", "--seed", "3"]),
+        ("play.txt", TEXTS * 3, ["--val-fraction", "0.5"]),
+        ("play.txt", TEXTS * 3, ["--val-data", "val.txt"]),
+        ("play.txt", TEXTS * 3, ["--init-from", "base"]),
+    ],
+)
+def test_a_teacher_that_is_trained_as_advised_fits_and_knows_nothing_that_validates(capsys, file, lines, own):
+    Path(file).write_text("\n".join(lines), encoding="utf-8")
+    Path("val.txt").write_text("\n".join(TEXTS[::-1]), encoding="utf-8")
+    save("base", 1, tokenizer=CharTokenizer(TOKENIZER.characters[::-1]))
+    small = "--train.max_steps 1 --train.warmup_steps 0 --train.batch_size 3 --device cpu".split()
+    if "--init-from" not in own:  # a base brings its shape
+        small += "--model.block_size 46 --model.n_layer 1 --model.n_head 1 --model.n_embd 6".split()
+    student = ["train", *small, "--data", file, *own, "--train.teachers", "wise", "--out", "new"]
+    assert command(student) == 2
+    told = capsys.readouterr().err
+    advised = told.partition("train it: minigpt ")[2].partition(", or name")[0].split()
+    assert command([*advised, *small[:4]]) == 0
+    assert command(student) == 0
+    assert "has learned" not in capsys.readouterr().err
+    theirs, ours = (read_config(RunDirectory(Path(name))) for name in ("wise", "new"))
+    assert theirs.data == ours.data
+
+
+def test_a_resume_does_not_advise_to_train_other_teachers(play, capsys):
+    save("wise", 1)
+    assert command(["train", *play, "--train.teachers", "wise", "--out", "run"]) == 0
+    shutil.move("wise", "moved")
+    resume = ["train", "--resume", "run", "--train.max_steps", "19"]
+    for words in (resume, [*resume, "--plan"]):
+        assert command(words) == 2
+        way = capsys.readouterr().err.splitlines()[-1].strip()
+        assert way == "put it back, or name where it lies now as --train.teachers"
+    assert command([*resume, "--train.teachers", "moved"]) == 0
