@@ -203,6 +203,11 @@ class TypedField:
             return tuple(self._converted(part, own) for part, own in zip(word, get_args(kind), strict=True))
         if not word and self.names_a_thing:  # as a variable of a shell that is not set
             way = f"give {self.flag} a name{'' if self.required else ', or leave it out'}"
+            if self.path.startswith("config.") and self.default in ("", ()):  # a setting that a preset may have
+                *sections, last = self.path.split(".")[1:]
+                none = f"{last}: {'[]' if self.several else repr('')}"
+                none = f"{sections[0]}: {{{none}}}" if sections else none
+                way += f"; a preset's is taken away by a --config file with the line {none}"
             raise ConfigError(f"{self.flag} is empty, and names nothing", way)
         if self.choices:
             if word not in self.choices:

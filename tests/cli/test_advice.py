@@ -194,6 +194,20 @@ def test_an_empty_name_is_not_left_out(command, flag):
         parser.given([flag, ""] if flag.startswith("-") else ["other"] * (flag == "DIR") + [""])
 
 
+@pytest.mark.parametrize(
+    ("preset", "flag"), [("shakespeare-best", "--train.teachers"), ("finetune-documents", "--init-from")]
+)
+def test_what_a_preset_names_is_taken_away_as_advised(preset, flag, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five.\n\n" * 90 + "\n\n".join("abcdefghij"))
+    words = ["train", "--preset", preset, "--data", str(text), "--plan", "--model.n_layer", "1"]
+    words += ["--documents.train_size", "0", "--documents.val_size", "2"] * (flag == "--init-from")
+    assert run([*words, flag, ""]) == 2
+    line = capsys.readouterr().err.rstrip("\n").partition("with the line ")[2]
+    (tmp_path / "none.yaml").write_text(line)
+    assert run([*words, "--config", str(tmp_path / "none.yaml")]) == 0
+
+
 OF_THE_MODEL = ["heads", "heads --json", "embed positions --check", "embed pca -o pca.json", "ablate --repeated 3",
                 "ablate --repeated 3 --part 0.1"]  # fmt: skip
 OF_A_TEXT = ["heads abc", "embed near a", "embed pca abc", "heads --bos", "ablate abc", "attn abc", "lens abc",
