@@ -178,9 +178,10 @@ def _how_to_train(name: str, config: RunConfig) -> str:
     for key, value in vars(documents).items():
         if kind != "text" or key == "separate":
             wanted[f"--documents.{key}"] = value, getattr(usual.documents, key)
-    if chosen != named_preset or usual.model.block_size < config.model.block_size:
-        wanted["--model.block_size"] = config.model.block_size, usual.model.block_size
-    words += [str(word) for flag, (own, theirs) in wanted.items() if own != theirs for word in (flag, own)]
+    window, theirs = config.model.block_size, usual.model.block_size
+    if chosen != named_preset or theirs < window:
+        wanted["--model.block_size"] = window + (window % 2 if usual.train.short_windows else 0), theirs
+    words += [str(word) for flag, (own, other) in wanted.items() if own != other for word in (flag, own)]
     if not (seed.isascii() and seed.isdecimal()):
         seed = "1" if kind == "text" else str(config.seed)  # which chooses the documents that validate
     return " ".join(map(quoted, ["minigpt", "train", *words, "--seed", seed, "--out", name]))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 from dataclasses import replace
@@ -323,6 +324,14 @@ def test_a_folder_named_after_a_preset_is_trained_by_it(play, capsys):
     found = two_lines(capsys, *play, "--train.teachers", f"checkpoints/{name}-2")[1]
     words = f"minigpt train --preset {name} --data {Path('play.txt').absolute()} --seed 2 --out checkpoints/{name}-2"
     assert words in found
+
+
+def test_a_teacher_that_begins_with_halved_windows_is_advised_an_even_one(play, capsys):
+    Path("play.txt").write_text("\n".join(TEXTS * 30), encoding="utf-8")
+    told = [*play, "--model.block_size", "301", "--train.teachers", "shakespeare-cpu-0"]
+    advised = shlex.split(two_lines(capsys, *told)[1].partition("train it: minigpt ")[2].partition(", or name")[0])
+    assert advised[advised.index("--model.block_size") + 1] == "302"
+    assert command([*advised, "--plan", "--device", "cpu", "--model.n_layer", "1"]) == 0
 
 
 def talk(text):
