@@ -308,7 +308,7 @@ class RunConfig:
     """torch.compile; auto is on for CUDA and off elsewhere"""
     kernels: Literal["auto", "torch", "fast"] = "auto"
     """who computes linear layers and GELU in a float32 step on a CPU; fast is up to 1.6 x as fast on AMD processors,
-    less on others, with the same numbers up to rounding; auto is fast on AMD processors with AVX-512, and a run
+    less on others, with the same numbers up to rounding; auto is fast on AMD processors with AVX2 and above, and a run
     records which of the two it is"""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """where to watch the run besides its own files: none, tensorboard or wandb; both need the extra of their name"""
