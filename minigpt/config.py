@@ -328,12 +328,12 @@ class RunConfig:
 # steps. The best one learns from an ensemble beside the text: from three runs of shakespeare-cpu, made before it.
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "shakespeare-quick": (
-        "0.35 M parameters, an ordinary CPU, one to two minutes",
+        "0.35 M parameters, an ordinary CPU, one to three minutes",
         RunConfig(
             model=GPTConfig(block_size=128, n_layer=3, n_head=3, n_embd=96, bias=False),
             train=TrainConfig(
-                max_steps=900, batch_size=24, optimizer="muon", muon_learning_rate=0.05, muon_momentum=0.9,
-                learning_rate=0.01, min_learning_rate=0.0, warmup_steps=30, eval_interval=300, save_interval=300,
+                max_steps=1150, batch_size=24, optimizer="muon", muon_learning_rate=0.05, muon_momentum=0.9,
+                learning_rate=0.01, min_learning_rate=0.0, warmup_steps=30, eval_interval=230, save_interval=230,
             ),
         ),
     ),

@@ -17,7 +17,7 @@ transformers comes with minigpt's extra [dev]; nanogpt needs its checkout, --nan
 `pip install gguf xllamacpp`. On a busy machine --clock cpu, with one thread, says more than the clock on the wall.
 
 `--workers 1x1,1x2,2x1` sets processes x threads of each beside each other, on one machine, for the same batches. It
-needs an idle machine. `quality --case shakespeare-quick --rounds 0`, one whole run, takes two minutes a contestant;
+needs an idle machine. `quality --case shakespeare-quick --rounds 0`, one whole run, takes three minutes a contestant;
 `--case shakespeare-cpu` some ten.
 
 `readme` puts the results of such files into docs/benchmarks.jsonl, in place of its former ones of the same kinds, and
