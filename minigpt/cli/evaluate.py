@@ -73,7 +73,7 @@ def data_to_measure(settings: Eval, source: Source) -> tuple[RunConfig, Corpus |
         )
     if kind_of(config.documents.separate, told) == "documents" and fitting_kind(config.documents, told) == "dialogues":
         raise InputError(
-            f"{told} holds dialogues, and {source.name} was not trained on any",
+            f"{told} holds dialogues, and {source.name} is no run that was trained on any",
             f"measure its replies in them: minigpt evaluate-chat --model {quoted(source.name)} --data {quoted(told)}",
         )
     data, own = named_data(config, settings.data)

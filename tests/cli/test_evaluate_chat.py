@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_other_dialogues_are_measured_whole_by_any_model(capsys):
     assert plain["dialogues"] == 5
     assert plain["turns"] == 4  # the usual number, because the run has none
     assert plain["perplexity"] != found["perplexity"]
+
+
+def test_eval_of_an_exported_run_says_what_measures_dialogues_and_no_more_than_is_known(failing):
+    said = [{"role": role, "content": text} for role, text in (("user", "A hen ran."), ("assistant", "A hen."))]
+    Path("talk.jsonl").write_text(f"{json.dumps({'messages': said})}\n" * 3)
+    assert run(["export", "run", "exported"]) == 0
+    first, second = failing(["eval", "--model", "exported", "--data", "talk.jsonl"]).splitlines()[-2:]
+    assert "talk.jsonl holds dialogues, and exported is no run that was trained on any" in first
+    advised = shlex.split(second.partition("minigpt ")[2])
+    assert advised[:3] == ["evaluate-chat", "--model", "exported"]
+    assert run([*advised, *FEW[:4], "--unknown", "skip"]) == 0
 
 
 def test_what_a_source_holds_without_a_reply_or_to_train_on_is_said(capsys):
