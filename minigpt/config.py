@@ -296,7 +296,7 @@ class RunConfig:
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init_from: str = ""
-    """the model to start from: a run directory, a transformers folder, weights, gpt2, ORG/NAME; empty for a new one"""
+    """the model to start from: a run, a transformers folder, weights, gpt2, ORG/NAME; in YAML, '' for a new one"""
     seed: Seed = 0
     """fixes the initial weights, the batches and dropout: on the same machine and number of threads, the same
     seed gives the same weights, byte for byte"""
