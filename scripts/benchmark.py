@@ -32,6 +32,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -57,7 +58,7 @@ from minigpt.data.corpora import Corpus, load_corpus
 from minigpt.data.verse import write_verse
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.model import GPT
-from minigpt.system.device import keep_freed_memory, processor
+from minigpt.system.device import keep_freed_memory, memory_limits, processor
 from minigpt.system.figures import BLUE, GREY, new_figure, save_figure
 from minigpt.system.files import write_text
 
@@ -781,12 +782,12 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
             versions[name] = version(name)
     known = torch.cpu.get_capabilities()
     units = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16", "neon", "sve")
-    pages = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    pages, allowed = ("SC_PAGE_SIZE", "SC_PHYS_PAGES"), [limit for limit, _ in memory_limits()]
     return {
         "kind": arguments.kind, "size": arguments.size if arguments.kind in SIZED else None,
         "processor": processor(), "instructions": [name for name in units if known.get(name)],
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "clock": arguments.clock,
-        "memory_bytes": os.sysconf(pages[0]) * os.sysconf(pages[1]) if hasattr(os, "sysconf") else None,
+        "memory_bytes": min([math.prod(map(os.sysconf, pages)), *allowed]) if hasattr(os, "sysconf") else None,
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None, "system": platform.platform(),
         "versions": versions, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip

@@ -95,6 +95,34 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
+def memory_limits(root: Path = Path("/")) -> list[tuple[int, int]]:
+    """What a container, or another control group of Linux, allows of the machine's memory; empty without such groups.
+
+    Args:
+        root: of the file system, whose `proc` and `sys` tell.
+
+    Returns:
+        (bytes allowed, bytes of these left) of each group that this process is in: its own, and those above it. As in
+        MemAvailable, file caches count as left. Without a limit, the numbers are larger than any machine.
+    """
+    found = []
+    with suppress(OSError):  # another system
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)  # of the second version, which has one tree for everything, "" and path
+            tree = "sys/fs/cgroup" + "/memory" * bool(kinds)
+            names = ("limit_in_bytes", "usage_in_bytes", "total_") if kinds else ("max", "current", "")
+            own = root / tree / path.lstrip("/")  # in a container it may be a path of the host, and not be there
+            for group in (own, *own.parents) if "memory" in (kinds or "memory").split(",") else ():
+                with suppress(OSError, ValueError):  # the second version writes "max" where there is no limit
+                    limit, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in names[:2])
+                    stat = group / "memory.stat"
+                    lines = stat.read_text(encoding="ascii").splitlines() if stat.exists() else ()
+                    parts = {name: int(number) for name, number in map(str.split, lines)}
+                    caches = sum(parts.get(f"{names[2]}{kind}_file", 0) for kind in ("active", "inactive"))
+                    found.append((limit, max(0, limit - used + caches)))
+    return found
+
+
 def keep_freed_memory() -> bool:
     """Let the C library keep the memory that tensors have freed. Returns whether this worked: only glibc can do it.
 

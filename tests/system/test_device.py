@@ -1,5 +1,7 @@
 """Devices and dtypes are chosen with a reason, and refused with one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from minigpt.system.device import (
     choose_dtype,
     keep_freed_memory,
     matmul_seconds,
+    memory_limits,
     multiplies_bfloat16,
     processor,
     why_dtype,
@@ -104,3 +107,40 @@ def test_freed_memory_is_kept_where_the_c_library_can_be_told(monkeypatch):
     assert [parameter for parameter, _ in told] == [-1, -3]
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a C library without mallopt
     assert not keep_freed_memory()
+
+
+SECOND = {"max": 1000, "current": 700, "stat": "anon 500\nactive_file 20\ninactive_file 3\n"}
+FIRST = {
+    "limit_in_bytes": 1000,
+    "usage_in_bytes": 700,
+    "stat": "active_file 1\ninactive_file 1\ntotal_active_file 20\ntotal_inactive_file 3\n",
+}
+NO_LIMIT = {"max": "max\n", "current": 5, "stat": ""}
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups", "expected"),
+    [
+        ("0::/a/b", {"a/b": SECOND}, [(1000, 323)]),
+        ("0::/a/b", {"a/b": NO_LIMIT, "a": SECOND}, [(1000, 323)]),  # of the group above
+        ("0::/a/b", {"a/b": {"max": 99, "current": 100}, "a": SECOND}, [(99, 0), (1000, 323)]),
+        ("0::/", {".": SECOND}, [(1000, 323)]),  # as a container with names of its own sees its group
+        ("0::/", {".": NO_LIMIT}, []),
+        ("9:name=systemd:/\n4:cpu,memory:/docker/5f\n0::/", {"memory/docker/5f": FIRST}, [(1000, 323)]),
+        ("4:memory:/docker/5f", {"memory": FIRST}, [(1000, 323)]),  # the path is the host's, the tree the container's
+        ("4:cpuset:/a", {"memory/a": FIRST}, []),
+    ],
+)
+def test_what_a_container_may_take_of_the_memory(tmp_path: Path, lines, groups, expected):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{lines}\n")
+    for name, files in groups.items():
+        folder = tmp_path / "sys/fs/cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (folder / f"memory.{file}").write_text(f"{content}")
+    assert memory_limits(tmp_path) == expected
+
+
+def test_a_system_without_control_groups_limits_no_memory(tmp_path: Path):
+    assert memory_limits(tmp_path) == []

@@ -352,7 +352,7 @@ def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_memory_is_read_from_the_system():
+def test_memory_is_read_from_the_system(monkeypatch):
     import resource
 
     assert resident_bytes() < 1.1 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # no address space
@@ -361,6 +361,8 @@ def test_memory_is_read_from_the_system():
     assert resident_bytes() - before == pytest.approx(held.nbytes, rel=0.1)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free_bytes(CPU) < total
+    monkeypatch.setattr(plan, "memory_limits", lambda: [(2000, 7), (1000, 300)], raising=False)
+    assert free_bytes(CPU) == 7
     assert free_bytes(torch.device("mps")) is None
 
 
