@@ -511,13 +511,16 @@ class SettingsParser(argparse.ArgumentParser, Generic[C]):
         """Raise ConfigError if a result would be written over a file that the command reads, or that is a model's."""
         found = [(one, attrgetter(one.path)(settings)) for one in self.fields.values() if one.names_a_thing]
         words = [(one, word) for one, value in found for word in (value if isinstance(value, tuple) else [value])]
-        files = [(one, path) for one, word in words if word and os.path.isfile(path := os.path.expanduser(word))]
-        read = [(one, path) for one, path in files if "out" not in one.flag]
-        for out, result in files:  # a folder is not written over at all
-            if "out" in out.flag and metavar(out) == "FILE":
+        paths = [(one, os.path.expanduser(word)) for one, word in words if word]
+        for out, result in paths:
+            if "out" in out.flag and metavar(out) == "FILE" and os.path.isfile(result):  # no folder is written over
+                from minigpt.data.corpora import texts_below
                 from minigpt.formats.source import is_of_model
 
-                over = [f"what is read as {one.flag}" for one, file in read if os.path.samefile(result, file)]
+                read = [(one, Path(path)) for one, path in paths if "out" not in one.flag]
+                files = [(one, path) for one, path in read if path.is_file()]
+                files += [(one, file) for one, path in read if metavar(one) == "SOURCE" for file in texts_below(path)]
+                over = [f"what is read as {one.flag}" for one, file in files if os.path.samefile(result, file)]
                 over += [f"a file of the model in {quoted(Path(result).parent)}"] * is_of_model(Path(result))
                 if over:
                     what = f"{out.flag} {quoted(result)} would be written over {over[0]}"

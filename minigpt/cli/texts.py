@@ -13,12 +13,11 @@ from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
     NAMED_SOURCES,
     RECORD_SUFFIXES,
-    TEXT_SUFFIXES,
     Corpus,
-    files_below,
     left_out,
     load_corpus,
     read_plain_text,
+    texts_below,
 )
 from minigpt.data.dialogue_files import holds_dialogues, read_dialogues
 from minigpt.data.dialogues import rendered
@@ -140,7 +139,7 @@ def training_documents(source: str, field: str | None) -> list[str]:
     path = Path(source)
     if source in NAMED_SOURCES or not os.path.isdir(path):
         return _learned(source, field)
-    files = files_below(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
+    files = texts_below(path)
     if rest := left_out(path, files):
         warnings.warn(TextNote(f"{path}{rest}"), stacklevel=2)
     texts: list[str] = []

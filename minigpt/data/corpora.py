@@ -349,6 +349,11 @@ def files_below(root: Path, suffixes: tuple[str, ...], skip_folder: Callable[[st
     return [path for path in fitting if _is_file(path)]
 
 
+def texts_below(root: Path) -> list[Path]:
+    """The texts and records below a folder that is given as data; raises as `files_below`."""
+    return files_below(root, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))
+
+
 def left_out(root: Path, files: Sequence[Path]) -> str:
     """What was not read in a folder, as the end of a line; "" if everything was, or `root` is a file."""
     found = _below(root, is_hidden)

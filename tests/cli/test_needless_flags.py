@@ -284,6 +284,28 @@ def test_a_result_is_not_written_over_what_is_read(tmp_path, monkeypatch, line, 
 
 
 @pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("evaluate-chat --data . -o texts/a.md", "--data"),
+        ("evaluate-chat --data ~/texts -o linked.md", "--data"),
+        ("compare the --training-data texts -o texts/a.csv", "--training-data"),
+    ],
+)
+def test_a_result_is_not_written_over_what_is_read_in_a_folder(tmp_path, monkeypatch, line, flag):
+    """Over what is not read there, such as a picture of before, it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("texts").mkdir()
+    for file in ("a.md", "a.csv", "a.png"):
+        Path("texts", file).touch()
+    Path("linked.md").symlink_to("texts/a.md")
+    command, *rest = line.split()
+    with pytest.raises(ConfigError, match=f"--out {rest[-1]} would be written over what is read as {flag}"):
+        parser_of(command, [])[0].parse(rest)
+    parser_of(command, [])[0].parse([*rest[:-1], "texts/a.png"])
+
+
+@pytest.mark.parametrize(
     ("beside", "name"),
     [
         ("model.safetensors", "tokenizer.json"),
