@@ -32,7 +32,7 @@ from minigpt.data.dialogues import (
 )
 from minigpt.decoding.generate import before_stop, stream
 from minigpt.decoding.options import DecodingOptions, Options
-from minigpt.errors import InputError, ModelNote, brief, counted, named
+from minigpt.errors import CheckpointError, InputError, ModelNote, brief, counted, named
 from minigpt.fields import Bounds, check_value, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -496,11 +496,14 @@ class Chat:
             CheckpointError: if it is no JSON object.
             MissingFileError: if there is no such file.
         """
-        file = named_path(path, "path")
-        content = read_json(file)
+        file, how = named_path(path, "path"), f"name a file that was saved by a minigpt of version {VERSION}"
+        try:
+            content = read_json(file)
+        except CheckpointError as error:  # whose advice is for a file of a model
+            raise CheckpointError(f"{error.what}: it is no conversation that minigpt saved", how) from None
         if (version := content.get("version")) != VERSION:
             what = "is no conversation that minigpt saved" if version is None else f"is of version {brief(version)}"
-            raise InputError(f"{file} {what}", f"name a file that was saved by a minigpt of version {VERSION}")
+            raise InputError(f"{file} {what}", how)
         if missing := [name for name in _SAVED if name not in content]:
             raise InputError(f"{file} has no {listed(missing)}", "name the file as it was saved")
         try:

@@ -527,7 +527,10 @@ GOOD = {"version": 1, "user": "", "reply_as": "", "seed": 3, "messages": [user("
             ({other: value for other, value in GOOD.items() if other != name}, rf"^talk\.json has no {name}\n")
             for name in ("user", "reply_as", "seed", "messages")
         ),
-        ([GOOD], "no object"),
+        (
+            [GOOD],
+            "list, and no object: it is no conversation that minigpt saved\nname a file that was saved by a minigpt",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_loaded_loses_nothing(content: Any, message: str):
