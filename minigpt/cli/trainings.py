@@ -74,9 +74,9 @@ def train_and_say(
         if not run and (left := unfinished_run(CHECKPOINTS, name or read)):
             print_line(f"unfinished {left.path} has steps left, and this is a new run. If that one has stopped:")
             print_line(f"           {program()} train --resume {quoted(left.path)}")
-        if not run and processes.size == 1:  # several must agree on the name
-            run = leaving.enter_context(claimed_run(CHECKPOINTS, name or read))
-        run = run or unused_run(CHECKPOINTS, name or read)
+        if not run:
+            own = leaving.enter_context(claimed_run(CHECKPOINTS, name or read)).path if processes.first else None
+            run = RunDirectory(processes.path_of_first(own))
         promised = from_file.get("model", {}).get("vocab_size")
         if promised is not None:
             check_promise(promised, before_weights(config, data, resume)[0].model.vocab_size)

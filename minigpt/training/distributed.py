@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it assumes that this one has died
+LONGEST_PATH = 4096  # bytes
 LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
 
 Parallel = Literal["ddp", "fsdp"]
@@ -102,6 +104,12 @@ class Processes:
         everybody = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everybody, mine)
         return everybody
+
+    def path_of_first(self, path: Path | None) -> Path:
+        """The path that the first process has chosen; every process must ask."""
+        letters = bytearray(os.fsencode(path or "").ljust(LONGEST_PATH, b"\0"))
+        found = self.gathered(torch.frombuffer(letters, dtype=torch.uint8))[0]
+        return Path(os.fsdecode(found.numpy().tobytes().rstrip(b"\0")))
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:

@@ -377,6 +377,19 @@ def test_one_process_speaks_and_chooses():
     assert len(records(Path("checkpoints", "text-2"))) == 2  # of a step, and of an evaluation
 
 
+def test_a_path_that_is_told_is_the_path():
+    path = Path("checkpoints", "wörter\udcff-2")
+    assert Processes().path_of_first(path) == path
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_have_names_of_their_own():
+    launches = [start("--json", "--train.max_steps", "5") for _ in range(2)]
+    ends = [outcome(launch, patience=300) for launch in launches]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert sorted(json.loads(output)["out"] for _, output, _ in ends) == ["checkpoints/text", "checkpoints/text-2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", BOTH)
 @pytest.mark.parametrize("killed", [0, 1])
