@@ -105,12 +105,17 @@ def leave_out(
                     write_yaml(run.config, part / run.directory.diverged_settings.name, versions={})
             except OSError as error:  # a full disk must not hide what has happened
                 repeat = f"no report could be written: {error.strerror or error}"
-    resume = f"go on from the last checkpoint with minigpt train --resume {quoted(run.directory.path)} and"
-    again = resume if run.directory.last.exists() else f"begin again with another {named('out')}, and"
     raise DivergenceError(
         f"training diverged in {what}; the first tensor that is not finite: {culprit}",
-        f"{again} a lower learning rate or a longer warm-up; {repeat}",
+        f"{_again(run.directory)}; {repeat}",
     )
+
+
+def _again(directory: RunDirectory) -> str:
+    """How to go on after a divergence, or if nothing was saved, to begin anew."""
+    resume = f"go on from the last checkpoint with minigpt train --resume {quoted(directory.path)}"
+    way = resume if directory.last.exists() else f"begin again with another {named('out')}"
+    return f"{way} and a lower learning rate or a longer warm-up"
 
 
 def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirectory) -> None:
@@ -123,11 +128,12 @@ def check_finite(tensors: Mapping[str, Tensor], step: int, directory: RunDirecto
     """
     for name, tensor in tensors.items():
         if not _all_finite(tensor):
-            raise DivergenceError(
-                f"training diverged: {name} is not finite after step {step}",
-                f"go on with minigpt train --resume {quoted(directory.path)} and a lower learning rate or a longer "
-                f"warm-up; if it ends here again, remove {directory.last} first: {directory.previous.name}/ is older",
-            )
+            how = _again(directory)
+            if directory.previous.exists():
+                how += f"; if it ends here again, remove {directory.last} first: {directory.previous.name}/ is older"
+            elif directory.last.exists():
+                how += f"; if it ends here again, begin a new run with another {named('out')}"
+            raise DivergenceError(f"training diverged: {name} is not finite after step {step}", how)
 
 
 def read_report(path: Path) -> Divergence:

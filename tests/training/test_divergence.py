@@ -309,6 +309,18 @@ def test_a_validation_loss_that_is_not_a_number(tmp_path, corpus, config, monkey
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("save_interval", [20, 5, 2])
+def test_what_is_advised_after_a_divergence_exists(tmp_path, corpus, config, monkeypatch, save_interval):
+    """At step 5: nothing was saved, or once, or twice."""
+    monkeypatch.setattr(loop, "evaluate_batches", lambda *_: Evaluation(math.nan, 10))
+    run = RunDirectory(tmp_path / "run")
+    error = diverging(updated(config, {"train": {"save_interval": save_interval}}), corpus, run.path)
+    assert [run.last.exists(), run.previous.exists()] == [save_interval <= 5, save_interval == 2]
+    assert (f"--resume {run.path}" in error.how) == run.last.exists()
+    assert ("previous/ is older" in error.how) == run.previous.exists()
+    assert ("with another out" in error.how) != run.previous.exists()
+
+
 def state_of(run) -> str:
     """Of the weights and of the optimizers, as one number."""
     digest = hashlib.sha256()
