@@ -136,7 +136,7 @@ def set_up(
     processes.share(config.train.batch_size, config.train.accumulation_steps)  # raises now, before any work
     keep_freed_memory()
     dtype = choose_dtype(config.dtype, device)
-    config, tokenizer, base = starting_point(config, data, directory, checkpoint)
+    config, tokenizer, base, source = starting_point(config, data, directory, checkpoint)
     if processes.first:
         how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
         note_special(tokenizer, data.texts, how)
@@ -147,7 +147,7 @@ def set_up(
         checkpoint.check_teachers(teachers.checksums, config.train.teachers)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     if processes.first and checkpoint is None:
-        note_learned(config, data, [*([open_source(config.init_from)] if config.init_from else []), *teaching])
+        note_learned(config, data, [*([source] if source else []), *teaching])
     origins["versions"] = circumstances(processes, device)
     t = config.train
     if t.teachers:
@@ -190,8 +190,8 @@ def set_up(
 
 def starting_point(
     config: RunConfig, data: Corpus | Documents, directory: RunDirectory, checkpoint: Checkpoint | None
-) -> tuple[RunConfig, Tokenizer, GPT | None]:
-    """The settings with the model's shape, its tokenizer, and the model to start from, if there is one.
+) -> tuple[RunConfig, Tokenizer, GPT | None, Source | None]:
+    """The settings with the model's shape, its tokenizer, and the model to start from and where it lies, if it is read.
 
     Raises:
         ConfigError: if an adapter is to be trained and there is no model to start from.
@@ -206,8 +206,8 @@ def starting_point(
             how = f"put it back, or name where it is now as {named('init_from')}"
             raise MissingFileError(f"{directory.path} trains an adapter of a model, and {error.what}", how) from None
         base, tokenizer = source.load_for_text(block_size=config.model.block_size, dropout=config.model.dropout)
-        return replace(config, model=base.config), _for_data(tokenizer, config), base
-    return *before_weights(config, data, directory if checkpoint else None), None
+        return replace(config, model=base.config), _for_data(tokenizer, config), base, source
+    return *before_weights(config, data, directory if checkpoint else None), None, None
 
 
 def before_weights(

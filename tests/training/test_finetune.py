@@ -33,7 +33,7 @@ from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
 from minigpt.system.figures import save_figure
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, note_special
-from minigpt.training import loop
+from minigpt.training import loop, run
 from minigpt.training.curves import perplexity_curve
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
@@ -858,3 +858,12 @@ def test_what_another_model_has_learned_does_not_validate_in_silence(base, tmp_p
         half, most = (int(len(text) * share) for share in (0.5, 0.7))
         counts = f"{most - half} of the {len(text) - half} characters"
     assert [f"{first} has learned {counts} that validate here" in note for note in notes] == [True] * learned
+
+
+def test_the_model_to_start_from_is_looked_up_once(base, tmp_path, monkeypatch):
+    """So what a note says it has learned is of the weights that were read."""
+    asked, real = [], run.open_source
+    monkeypatch.setattr(run, "open_source", lambda spec: asked.append(spec) or real(spec))
+    once = config(base, train={"epochs": 0.0, "max_steps": 1, "warmup_ratio": 0.0, "warmup_steps": 0})
+    train(once, DOCUMENTS, tmp_path / "run", quiet)
+    assert asked == [str(base)]
