@@ -344,10 +344,12 @@ def run_weights(run: RunDirectory, folder: Path) -> Path:
         CheckpointError: if it is damaged. Whether it fits the settings is not checked here.
     """
     weights = folder / run.best_weights.name
-    if weights == run.best_weights and not os.path.lexists(weights) and run.last_weights.exists():
+    begun = os.path.lexists(run.path / LOCK) or run.last_weights.exists()  # here, and not imported
+    if weights == run.best_weights and not os.path.lexists(weights) and begun:
+        newest = f", or name its newest weights: {run.last}" if run.last_weights.exists() else ""
         raise MissingFileError(
             f"{run.path} has no {weights.name}: its evaluations make it",
-            f"go on with minigpt train --resume {quoted(run.path)}, or name its newest weights: {run.last}",
+            f"go on with minigpt train --resume {quoted(run.path)}{newest}",
         )
     check_values(weights)
     return weights

@@ -18,7 +18,7 @@ from minigpt.cli.run_settings import Train
 from minigpt.cli.settings import SETTINGS
 from minigpt.config import DataConfig, DocumentsConfig, GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.errors import ALIASES
-from minigpt.formats.run_directory import RunDirectory, newest_run, save_run, start_run, unfinished_run
+from minigpt.formats.run_directory import LOCK, RunDirectory, newest_run, save_run, start_run, unfinished_run
 from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
@@ -295,6 +295,17 @@ def test_an_interrupted_first_run_is_named(failing, command, saved):
     assert ("--model checkpoints/mine/last" in err) == saved
     if saved:
         assert run([*command, "--model", "checkpoints/mine/last"]) == 0
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_run_that_was_killed_before_it_saved_anything_says_how_it_goes_on(failing, here):
+    """Not one that was imported: that has lost its weights."""
+    run = begun(Path("checkpoints/mine"), 0, saved=False)
+    if here:
+        (run.path / LOCK).touch()
+    err = failing(["generate", "a", "--model", "checkpoints/mine"])
+    assert ("minigpt train --resume checkpoints/mine" in err) == here
+    assert "newest weights" not in err
 
 
 def test_which_run_is_unfinished():
