@@ -216,11 +216,19 @@ def _ends(said: Mapping[str, Any]) -> list[object]:
 def inherited(base: GPT | None, end: int | None) -> dict[str, dict[str, Any]]:
     """The settings that a run takes over from the model that it starts from, to be kept as `carried_from` gave them.
 
-    Args:
-        base: the model, or None for a new one.
-        end: the token with which a training ends its documents, which ends a text from now on; None if there is none.
+    `base` is the model, or None for a new one; `end` is as in `with_end`.
     """
     carried, _ = (came_with(base) if base else None) or ({}, None)
+    return with_end(carried, end)
+
+
+def with_end(carried: Mapping[str, Mapping[str, Any]], end: int | None) -> dict[str, dict[str, Any]]:
+    """The settings of `carried_from` after a training.
+
+    Args:
+        carried: the settings before it.
+        end: the token with which it ends its documents, which ends a text from now on; None if there is none.
+    """
     found = {file: dict(said) for file, said in carried.items()}
     for said in found.values():
         if end is not None and end not in (ends := _ends(said)):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig, RunConfig, Weights, read_yaml
+from minigpt.data.corpora import are_documents
 from minigpt.errors import (
     CheckpointError,
     ConfigError,
@@ -43,6 +44,7 @@ from minigpt.formats.config_json import (
     keep_carried,
     listed_ends,
     read_carried,
+    with_end,
 )
 from minigpt.formats.gpt2_names import names, transformers_views
 from minigpt.formats.hub import CONFIG, HUB_NAMES, OTHER_NAME, TOKENIZER, TOKENIZER_EXTRAS, WEIGHTS, fetch_model
@@ -206,7 +208,20 @@ class Source:
 
     @property
     def carried(self) -> dict[str, dict[str, Any]]:
-        """The settings of transformers that came with the model, by file; see `config_json.carried_from`."""
+        """The settings of transformers that came with the model, by file; see `config_json.carried_from`.
+
+        A run that trains an adapter, and began when nobody kept those of its base, gives what the base says now.
+        """
+        if self._recorded or not (self.run and self.adapter):
+            return self._recorded
+        config = read_config(self.run)
+        learned = are_documents(config.documents.separate, config.data.source)
+        end = load_tokenizer(self.run.tokenizer).eos_token_id if learned else None
+        return with_end(open_source(config.init_from).carried, end)
+
+    @property
+    def _recorded(self) -> dict[str, dict[str, Any]]:
+        """Those that lie with the model itself."""
         if folder := self.transformers_folder:
             return carried_from(folder)
         return read_carried(self.run.carried) if self.run and os.path.lexists(self.run.carried) else {}
@@ -334,7 +349,7 @@ class Source:
         if chosen is None:
             return None
         check_vocabulary(chosen, vocab_size, self.path)
-        ends = listed_ends(self.carried, chosen.vocab_size)
+        ends = listed_ends(self._recorded, chosen.vocab_size)
         return chosen.with_ends(ends) if ends else chosen
 
     def _own_tokenizer(self) -> Tokenizer | None:

@@ -285,6 +285,12 @@ def test_a_fine_tuned_model_has_the_settings_of_its_base(reference, imported, fu
         written = json.loads(Path("out", file).read_text(encoding="utf-8"))
         assert (written["my_key"], written["temperature"]) == ("kept", 0.3)
         assert set(written["eos_token_id"]) == set(ends)
+    if further:  # of which base it is stays known where its settings were not recorded, as in older runs
+        Path("tuned/reference.json").unlink()
+        assert run(["export", "tuned", "again"]) == 0
+        assert set(load_model("tuned")[1].end_ids) == set(ends)
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads(Path("again", file).read_text()) == json.loads(Path("out", file).read_text())
 
 
 @pytest.mark.parametrize("said", [None, 5, [5, 7]])
