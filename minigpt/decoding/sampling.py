@@ -17,11 +17,12 @@ from torch import Tensor
 from minigpt.config import Count, VocabSize
 from minigpt.decoding.filters import MANY, TINY
 from minigpt.decoding.one_token import OneToken
-from minigpt.errors import InputError, brief, named
+from minigpt.errors import InputError, brief, either, named
 from minigpt.fields import check_ids, checked, ordered
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, num_with_text, with_text
+from minigpt.system.device import free_bytes
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 
@@ -51,7 +52,8 @@ class Rows:
             T is at most the context.
 
     Raises:
-        InputError: if the model gives a logit that is infinite or not a number, now or in `advance`.
+        InputError: if the model gives a logit that is infinite or not a number, now or in `advance`; or if the rows
+            need more memory than is free on a CPU.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Rows:
         self._columns = min(self._block_size, max_length, max_length if cache is None else cache.max_length)
         self._shortest_prompt = min(map(len, prompts))
         self._device = model.wte.weight.device
+        self._check_memory(sum(copies), use_cache)
         self._cache = cache
         read = 0 if cache is None else cache.longest  # of the prompt
         if use_cache and cache is None and max(map(len, prompts)) <= self._block_size:
@@ -84,6 +87,21 @@ class Rows:
             self._logits = self._logits[each]  # (N, V) -> (R, V)
             if self._cache is not None:
                 self._cache.gather(each)
+
+    def _check_memory(self, rows: int, use_cache: bool) -> None:
+        """Refuse more rows than there is memory for their keys and values and a step's scores, which is the least.
+
+        Otherwise the system may end the process without a word. A GPU's own error says it at once.
+        """
+        config, size = self._model.config, self._model.wte.weight.element_size()
+        kept = 2 * config.n_layer * config.n_embd * self._columns * size * use_cache
+        needed = rows * (kept + 2 * 4 * self._vocab_size)  # scores in float32, as the model and a filter give them
+        if needed > 2**30 and self._device.type == "cpu":  # less is not worth the question
+            free = free_bytes(self._device)
+            if free is not None and needed > free:
+                less = [f"lower {named(name)}" for name in ("num_beams", "num_return_sequences", "batch_size")]
+                what = f"{rows:,} sequences side by side need {needed / 1e9:,.1f} GB of memory or more"
+                raise InputError(f"{what}, and {free / 1e9:,.1f} GB are free", either(*less))
 
     def _new_cache(self, rows: int, columns: int) -> KVCache:
         weight = self._model.wte.weight

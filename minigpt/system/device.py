@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -93,6 +94,18 @@ def why_dtype(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which matrix products run in `dtype`; weights, sums and norms stay float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that this process can still take, in bytes; None if the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":") for line in lines)
+        available = int(fields["MemAvailable"].split()[0]) * 1024  # with file caches, which the system would give back
+        return min([available, *(left for _, left in memory_limits())])
+    return None
 
 
 def memory_limits(root: Path = Path("/")) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ them with real runs.
 import dataclasses
 import os
 import statistics
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from minigpt.evaluation.loss import evaluate
 from minigpt.lora import LowRank
 from minigpt.model import GPT
 from minigpt.parameters import empty_model
-from minigpt.system.device import LARGEST_IN_HEAP, autocast, keep_freed_memory, memory_limits
+from minigpt.system.device import LARGEST_IN_HEAP, autocast, free_bytes, keep_freed_memory
 from minigpt.system.figures import save_figure
 from minigpt.training.curves import loss_curve
 from minigpt.training.distributed import Processes
@@ -434,18 +433,6 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory of a device that this process can still take, in bytes; None if the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and sys.platform == "linux":
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        fields = dict(line.split(":") for line in lines)
-        available = int(fields["MemAvailable"].split()[0]) * 1024  # with file caches, which the system would give back
-        return min([available, *(left for _, left in memory_limits())])
-    return None
 
 
 def _line(name: str, amount: str, share: float) -> str:

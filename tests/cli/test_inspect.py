@@ -475,6 +475,7 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
         ("embed far e {model}", "WHAT 'far' is not a choice"),
         ("steps 'to' {model} -n 99", "do not fit"),
         ("beams 'to' {model} -n 0", "leaves nothing to consider"),
+        ("beams 'to' {model} -n 3 --beams 1001", "--beams must be at least 1 and at most 1,000"),
         ("steps 'to' {model} -n 0", "leaves nothing to consider"),
         ("why 'to' {model} --top 0", "--top 0 shows nothing"),
         ("why 'to' {model} --token a --against a", "differs by 0 whatever the model"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import minigpt
+from minigpt.decoding import sampling
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST, DecodingOptions, Options
@@ -438,6 +439,19 @@ def test_bad_prompts(tiny_model: GPT, prompts: Any, message: str) -> None:
     for call in (generate, check_request):
         with pytest.raises(InputError, match=message):
             call(tiny_model, prompts, max_new_tokens=3)
+
+
+MANY = {"beams": {"strategy": "beam", "num_beams": 10**6}, "rows": {"num_return_sequences": 10**6}}
+
+
+@pytest.mark.parametrize("options", MANY.values(), ids=MANY)
+def test_more_rows_than_there_is_memory_for_are_refused(tiny_model, monkeypatch, options):
+    c = tiny_model.config
+    least = 10**6 * (2 * 4 * c.n_layer * c.n_embd * 7 + 2 * 4 * c.vocab_size)  # 3 tokens and 4 new ones; 2 of scores
+    monkeypatch.setattr(sampling, "free_bytes", lambda device: least - 1)
+    with pytest.raises(InputError, match=r"^1,000,000 sequences side by side need [\d.]+ GB of memory or more, and"):
+        generate(tiny_model, [[1, 2, 3]], max_new_tokens=4, **options)
+    generate(tiny_model, [[1, 2, 3]], max_new_tokens=4, **options | {name: 2 for name in options if name != "strategy"})
 
 
 NUMBERS = (

@@ -19,11 +19,12 @@ from minigpt.data.tokens import TokenFile
 from minigpt.evaluation.loss import evaluate, next_token_loss
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
-from minigpt.system.device import autocast
+from minigpt.system import device
+from minigpt.system.device import autocast, free_bytes
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import plan
 from minigpt.training.optim import make_optimizers
-from minigpt.training.plan import Workload, free_bytes, how_to_fit, plan_run, predict_memory, resident_bytes
+from minigpt.training.plan import Workload, how_to_fit, plan_run, predict_memory, resident_bytes
 from minigpt.training.run import make_model, recompute_blocks
 from minigpt.training.teachers import find_teachers, load_teachers
 
@@ -361,7 +362,7 @@ def test_memory_is_read_from_the_system(monkeypatch):
     assert resident_bytes() - before == pytest.approx(held.nbytes, rel=0.1)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free_bytes(CPU) < total
-    monkeypatch.setattr(plan, "memory_limits", lambda: [(2000, 7), (1000, 300)], raising=False)
+    monkeypatch.setattr(device, "memory_limits", lambda: [(2000, 7), (1000, 300)])
     assert free_bytes(CPU) == 7
     assert free_bytes(torch.device("mps")) is None
 

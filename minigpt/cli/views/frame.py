@@ -55,7 +55,7 @@ def show(view: Callable[[Any], Answer], settings: ViewSettings) -> None:
     try:
         answer = view(settings)
     except InputError as error:  # a view has one prompt
-        raise InputError(*error.renamed({"prompt 0": "the prompt"})) from error
+        raise InputError(*error.renamed({"prompt 0": "the prompt", "num_beams": "--beams"})) from error
     if output is not None and answer.draw is None and output.suffix.lower() not in DATA:
         raise InputError(f"this view has no picture, and {output} would be one", f"choose {' or '.join(DATA)}")
     checks = answer.checks() if settings.check else []

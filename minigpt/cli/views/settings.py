@@ -236,7 +236,7 @@ class Beams(After):
     """
     max_new_tokens: Annotated[Considered, Flag("N", short="-n")] = 12
     """the most tokens to write"""
-    beams: Annotated[Rows, Flag("B")] = 4
+    beams: Annotated[int, Bounds(1, 1000), Flag("B")] = 4
     """number of sequences that beam search keeps"""
     length_penalty: Annotated[float, Flag("X", says=DecodingOptions)] = 1.0
 
