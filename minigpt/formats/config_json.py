@@ -8,12 +8,13 @@ from typing import Any
 
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, ConfigError, InputError, ModelNote, brief, named
+from minigpt.formats.hub import CONFIG, GENERATION
 from minigpt.model import GPT
 from minigpt.parameters import came_with, keep_settings
 from minigpt.system.files import listed, read_json
 from minigpt.tokenizers import Tokenizer
 
-CARRIED = ("config.json", "generation_config.json")  # files whose settings an import keeps and an export writes again
+CARRIED = (CONFIG, GENERATION)  # files whose settings an import keeps and an export writes again
 
 # The name of each field of GPTConfig in transformers.
 _FIELDS = {

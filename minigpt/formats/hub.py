@@ -16,6 +16,7 @@ from minigpt.system.files import parsed_json
 # The files of a model in transformers' layout. Weights: the first of these that exists (no code in them is ever run; an
 # index names further files). Tokenizer: the first file alone, or the two others.
 CONFIG = "config.json"
+GENERATION = "generation_config.json"  # how to write with it, and where a text ends
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -38,7 +39,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 def fetch_model(name: str) -> Path:
     """The folder with the files of a model on the hub: from the cache, or downloaded into it.
 
-    Only what a model needs is downloaded: its configuration, its weights in one format, its tokenizer. A model that was
+    Only what a model needs is downloaded: its settings, its weights in one format, its tokenizer. A model that was
     downloaded as gpt2 is also found as openai-community/gpt2, and the other way round; so for each of `HUB_NAMES`. The
     environment variables of huggingface_hub apply: HF_HOME and HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE,
     HF_ENDPOINT, HF_TOKEN.
@@ -150,7 +151,7 @@ def _download(name: str) -> Path:
     def fetch(file: str) -> Path:
         return Path(hf_hub_download(name, file))
 
-    for file in (*TOKENIZER, *TOKENIZER_EXTRAS):
+    for file in (*TOKENIZER, *TOKENIZER_EXTRAS, GENERATION):
         if file in on_hub:
             fetch(file)
     whole = fetch(weights)

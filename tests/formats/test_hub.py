@@ -151,9 +151,10 @@ def test_only_what_is_needed_is_fetched_and_only_once(little_hub):
     assert len(little_hub.requests) == asked  # a whole model in the cache is used without a question
 
 
-def test_shards_and_two_tokenizer_files(little_hub):
+def test_shards_and_all_small_files(little_hub):
     files = {"config.json": b"{}", "model.safetensors.index.json": INDEX, "x-1.safetensors": b"1", "vocab.json": b"{}",
-             "x-2.safetensors": b"2", "merges.txt": b"", "tokenizer_config.json": b"{}"}  # fmt: skip
+             "x-2.safetensors": b"2", "merges.txt": b"", "tokenizer_config.json": b"{}",
+             "generation_config.json": b"{}"}  # fmt: skip
     little_hub.files["org/large"] = files | {"pytorch_model.bin": b""}
     folder = Path(fetch("org/large", little_hub.url)["folder"])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
