@@ -344,9 +344,10 @@ def _opener(pip: dict[str, str]) -> urllib.request.OpenerDirector:
     """What opens URLs, with pip's certificates and proxy if it has any, else with the system's and environment's."""
     handlers: list[urllib.request.BaseHandler] = [_CarefulRedirects()]
     if cert := pip.get("cert"):
-        if not os.path.exists(cert):
-            raise _AttemptError(f"pip's setting `cert` names {cert}, which does not exist")
-        file, folder = (None, cert) if os.path.isdir(cert) else (cert, None)
+        path = _local_path(cert)
+        if not os.path.exists(path):
+            raise _AttemptError(f"pip's setting `cert` names {path}, which does not exist")
+        file, folder = (None, path) if path.is_dir() else (path, None)
         handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=file, capath=folder)))
     if proxy := pip.get("proxy"):
         handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
@@ -397,10 +398,11 @@ def _places(pip: dict[str, str], package: PackageFile) -> Iterator[tuple[str, bo
 
 
 def _local_path(place: str) -> Path:
-    """A path, or the path of a file URL; for a malformed URL, a path that does not exist."""
+    """A path, in which ~ is the home, or the path of a file URL; for a malformed URL, a path that does not exist."""
     with contextlib.suppress(ValueError):
-        return Path(urllib.request.url2pathname(urlsplit(place).path) if place.startswith("file:") else place)
-    return Path(place)
+        if place.startswith("file:"):
+            return Path(urllib.request.url2pathname(urlsplit(place).path))
+    return Path(os.path.expanduser(place))
 
 
 def _link(page: str, filename: str, timeout: float, pip: dict[str, str]) -> str:
