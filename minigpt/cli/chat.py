@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
 import time
@@ -32,6 +33,7 @@ COMMANDS = {  # what can be typed behind a "/" -> its argument, and what it does
     "quit": ("", "end, as Ctrl-D does"),
 }
 NAMES = {"as": "reply_as"}  # what a setting is called here -> there
+_TOLD = {"unknown": "--unknown", **{there: here for here, there in NAMES.items()}}  # other names are those of /set
 OF_THE_CHAT = ("turns", "system", "as", "user", "max_new_tokens", "tries", "seed")
 ALWAYS = ("temperature", "strategy")  # shown by /set although nobody has set them
 USUAL = "default"  # the value that takes a setting back
@@ -99,8 +101,9 @@ class _Talk:
         except BrokenPipeError:  # whoever reads has left
             raise
         except MiniGPTError as error:
-            told = MiniGPTError(*error.renamed({"unknown": "--unknown"}))  # other names are those of /set
-            self.tell_error(told.what, told.how)
+            told = MiniGPTError(*error.renamed(_TOLD))
+            how = re.sub(r"leave (\w+) out", rf"type: /set \1 {USUAL}", told.how)  # it was typed before
+            self.tell_error(told.what, re.sub(r'choose (\w+)="(\w+)"', r"/set \1 \2", how))
         except OSError as error:
             self.tell_error(f"{error.strerror or error}: {error.filename or 'the file'}", "check the path")
         return True

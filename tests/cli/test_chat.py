@@ -320,6 +320,19 @@ def test_a_wrong_number_shows_what_to_type(talker: Path, piped):
     assert "type: /set temperature X, or" in " ".join(err.split())
 
 
+def test_what_contradicts_a_setting_shows_what_takes_it_back(talker: Path, piped):
+    code, _, err = piped(
+        "/set temperature 0.7\n/set strategy greedy\n/set temperature default\n/set strategy greedy\n/set top_k 3\n"
+        "/set as \N{SNOWMAN}\n",
+        "--model", str(talker),
+    )  # fmt: skip
+    told = [line for line in " ".join(err.split()).split("error: ") if line]
+    assert (code, len(told)) == (2, 5)
+    assert "draws nothing type: /set temperature default, or /set strategy sample [" in told[1]
+    assert "draws nothing type: /set top_k default, or /set strategy sample" in told[2]
+    assert told[3].startswith("as: ")
+
+
 def test_where_no_token_ends_a_document_none_can_be_kept_back(talker: Path, piped, failing):
     told = failing(["chat", "--model", str(talker), "--min-new-tokens", "20"])
     for text in (told, piped("/set min_new_tokens 20\n", "--model", str(talker))[2]):
