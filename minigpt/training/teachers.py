@@ -156,13 +156,25 @@ def _kind(tokenizer: Tokenizer) -> str:
     return f"{type(tokenizer).__name__} {tokenizer.fingerprint()[:12]} with {tokenizer.vocab_size:,} tokens"
 
 
+def _seed_in(name: str) -> str:
+    """The seed in the name of a folder PRESET-SEED, or ""."""
+    seed = Path(name).name.rpartition("-")[2]
+    return seed if seed.isascii() and seed.isdecimal() else ""
+
+
+def _own_number(name: str, names: Sequence[str]) -> int:
+    """For a teacher whose name has no seed, one that no other has: else several would become the same model."""
+    taken, others = {_seed_in(one) for one in names}, [one for one in dict.fromkeys(names) if not _seed_in(one)]
+    return [number for number in range(1, len(names) + 1) if str(number) not in taken][others.index(name)]
+
+
 def _how_to_train(name: str, config: RunConfig) -> str:
     """The command that trains a teacher: of a folder PRESET-SEED, by that preset and seed.
 
     What decides the run's tokenizer, what it reads and what validates is as in the run, where the preset has it not.
     """
     data, documents, kind = config.data, config.documents, kind_of(config.documents.separate, config.data.source)
-    named_preset, _, seed = Path(name).name.rpartition("-")
+    named_preset, seed = Path(name).name.rpartition("-")[0], _seed_in(name)
     chosen = named_preset if named_preset in PRESETS else FINE_TUNING[kind] if config.init_from else DEFAULT_PRESET
     usual = PRESETS[chosen][1]
     words = ["--preset", chosen] if chosen in (named_preset, *FINE_TUNING.values()) else []
@@ -182,6 +194,11 @@ def _how_to_train(name: str, config: RunConfig) -> str:
     if chosen != named_preset or theirs < window:
         wanted["--model.block_size"] = window + (window % 2 if usual.train.short_windows else 0), theirs
     words += [str(word) for flag, (own, other) in wanted.items() if own != other for word in (flag, own)]
-    if not (seed.isascii() and seed.isdecimal()):
-        seed = "1" if kind == "text" else str(config.seed)  # which chooses the documents that validate
+    if not seed:
+        number = _own_number(name, config.train.teachers)
+        if kind == "text" or data.val_data:
+            seed = str(number)
+        else:  # the seed chooses the documents that validate, so the batches make it another model
+            seed = str(config.seed)
+            words += ["--train.batch_size", str(usual.train.batch_size + number - 1)] * (number > 1)
     return " ".join(map(quoted, ["minigpt", "train", *words, "--seed", seed, "--out", name]))

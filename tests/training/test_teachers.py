@@ -302,7 +302,7 @@ def test_each_mistake_is_two_lines_before_anything_is_made(play, capsys):
     assert first == f"this run learns from checkpoints/wise-3, gone, and from {Path.cwd()} no such model is found"
     train = f"minigpt train --data {Path('play.txt').absolute()} --model.block_size 7"
     assert second == (
-        f"train it: {train} --seed 3 --out checkpoints/wise-3 && {train} --seed 1 --out gone, or name where it lies "
+        f"train it: {train} --seed 3 --out checkpoints/wise-3 && {train} --seed 2 --out gone, or name where it lies "
         "now as --train.teachers"
     )
     save("order", 1, tokenizer=CharTokenizer(TOKENIZER.characters[::-1]))
@@ -324,6 +324,24 @@ def test_a_folder_named_after_a_preset_is_trained_by_it(play, capsys):
     found = two_lines(capsys, *play, "--train.teachers", f"checkpoints/{name}-2")[1]
     words = f"minigpt train --preset {name} --data {Path('play.txt').absolute()} --seed 2 --out checkpoints/{name}-2"
     assert words in found
+
+
+def test_teachers_whose_names_have_no_seed_are_advised_to_be_different_models(play, capsys):
+    def advised(*words):
+        teachers = [word for name in ("wise", "old-1", "sage") for word in ("--train.teachers", name)]
+        commands = two_lines(capsys, *words, *teachers)[1].partition("train it: ")[2].partition(", or name")[0]
+        given = [one.split() for one in commands.split(" && ")]
+        return [{flag: one[one.index(flag) + 1] for flag in ("--seed", "--train.batch_size") if flag in one}
+                for one in given]  # fmt: skip
+
+    assert advised(*play) == [{"--seed": "2"}, {"--seed": "1"}, {"--seed": "3"}]
+    Path("talk.jsonl").write_text("\n".join(map(talk, TEXTS)), encoding="utf-8")
+    dialogues = ["--data", "talk.jsonl", "--documents.separate", "dialogues", "--seed", "7"]
+    wise, _, sage = advised(*dialogues, *play[2:])  # here the seed chooses what validates
+    assert (wise["--seed"], sage["--seed"]) == ("7", "7")
+    assert wise != sage
+    wise, _, sage = advised(*dialogues, "--val-data", "talk.jsonl", *play[2:])
+    assert (wise, sage) == ({"--seed": "2"}, {"--seed": "3"})
 
 
 def test_a_teacher_that_begins_with_halved_windows_is_advised_an_even_one(play, capsys):
