@@ -251,6 +251,11 @@ class TrainConfig:
             f"lower {named('warmup_steps')} too, or give {named('warmup_ratio')}, which is a share of all steps",
         )
 
+    @property
+    def asked(self) -> Models:
+        """The teachers that change what is learned: none of them where their share is 0."""
+        return self.teachers if self.teacher_weight else ()
+
 
 @dataclass(frozen=True)
 class LoRAConfig:

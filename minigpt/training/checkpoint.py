@@ -369,8 +369,12 @@ class Checkpoint:
             )
 
     def check_teachers(self, checksums: list[str], names: Sequence[str]) -> None:
-        """Raise CheckpointError if the teachers, given by their checksums, are not those of the run, in its order."""
-        if self.manifest.get("teachers", []) != checksums:
+        """Raise CheckpointError if the teachers, given by their checksums, are not those of the run, in its order.
+
+        A run that has teachers, and has asked none so far, may begin with any.
+        """
+        former = self.manifest.get("teachers")
+        if former != [] and (former or []) != checksums:
             raise CheckpointError(
                 f"the teachers {', '.join(names) or '(none)'} are not those that {self.path} has learned from",
                 f"name the former ones' new places as {named('teachers')}, in the former order, or start a new run",

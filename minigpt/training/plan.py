@@ -224,7 +224,7 @@ def plan_run(
     else:
         advice = how_to_fit(config, device, dtype, workload, free)
     parameters = model_size(config.model).parameters
-    teachers = config.train.teachers
+    teachers = config.train.asked
     return Plan(parameters, str(device), str(dtype)[6:], process, memory, free, seconds, advice, teachers)
 
 

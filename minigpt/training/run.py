@@ -143,15 +143,15 @@ def set_up(
     fast = computes_fast(config, processes, device, dtype)
     teaching = find_teachers(config, tokenizer, directory.path, resumed=checkpoint is not None)
     teachers = load_teachers(config, teaching, device, fast)
-    if checkpoint is not None:
-        checkpoint.check_teachers(teachers.checksums, config.train.teachers)
+    t, former = config.train, checkpoint.manifest if checkpoint else {}
+    if checkpoint is not None and t.asked == t.teachers:
+        checkpoint.check_teachers(teachers.checksums, t.teachers)
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     if processes.first and checkpoint is None:
         note_learned(config, data, [*([source] if source else []), *teaching])
     origins["versions"] = circumstances(processes, device)
-    t = config.train
     if t.teachers:
-        origins["teachers"] = teachers.checksums
+        origins["teachers"] = teachers.checksums if t.asked else former.get("teachers", [])
     if base is not None and t.lora_rank:
         origins["base"] = base_checksum(base)
     carried = inherited(base, tokenizer.eos_token_id if isinstance(data, Documents) else None)

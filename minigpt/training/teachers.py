@@ -89,7 +89,7 @@ NO_TEACHERS = Teachers()
 def find_teachers(
     config: RunConfig, tokenizer: Tokenizer, own: Path | None = None, resumed: bool = False
 ) -> list[Source]:
-    """Where the teachers of a run lie, which are seen to fit it; none of their weights is read.
+    """Where the teachers lie that a run asks, which are seen to fit it; none of their weights is read.
 
     Args:
         config: the run's.
@@ -102,7 +102,7 @@ def find_teachers(
         ConfigError: if a teacher is the run itself, gives a text other ids, or reads less of it at once.
     """
     found, missing = [], []
-    for name in config.train.teachers:
+    for name in config.train.asked:
         if own is not None and own.resolve() in (Path(name).resolve(), Path(name).resolve().parent):
             raise ConfigError(f"{name} is this run, which cannot be its own teacher", f"name others as {_FLAG}")
         try:
@@ -143,9 +143,9 @@ def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.de
 
 
 def shapes_of(config: RunConfig) -> list[GPTConfig]:
-    """The shapes of a run's teachers, as it loads them."""
+    """The shapes of the teachers that a run asks, as it loads them."""
     m = config.model
-    shapes = [open_source(name).config for name in config.train.teachers]
+    shapes = [open_source(name).config for name in config.train.asked]
     return [replace(shape, block_size=min(shape.block_size, m.block_size), dropout=0.0) for shape in shapes]
 
 

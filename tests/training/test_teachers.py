@@ -225,6 +225,36 @@ def test_a_resume_knows_its_teachers_by_their_weights(two):
         train(updated(moved, {"train": {"max_steps": 12}}), DOCUMENTS, "run", quiet, resume=True)
 
 
+def test_teachers_without_a_share_need_not_be_there(two):
+    config = taught(two, train={"max_steps": 3})
+    train(config, DOCUMENTS, "run", quiet)
+    former = open_checkpoint(Path("run/last")).manifest["teachers"]
+    for name in two:
+        shutil.move(name, f"{name}-moved")
+    unasked = updated(config, {"train": {"max_steps": 6, "teacher_weight": 0.0}})
+    assert train(unasked, DOCUMENTS, "run", quiet, resume=True).step == 6
+    assert open_checkpoint(Path("run/last")).manifest["teachers"] == former
+    asked = updated(config, {"train": {"max_steps": 9}})
+    with pytest.raises(minigpt.errors.MissingFileError, match="this run learns from"):
+        train(asked, DOCUMENTS, "run", quiet, resume=True)
+    save("c", 5)
+    with pytest.raises(CheckpointError, match="are not those that run/last has learned from"):
+        train(updated(asked, {"train": {"teachers": ("a-moved", "c")}}), DOCUMENTS, "run", quiet, resume=True)
+    moved = updated(asked, {"train": {"teachers": ("a-moved", "b-moved")}})
+    assert train(moved, DOCUMENTS, "run", quiet, resume=True).step == 9
+
+
+def test_a_run_that_has_asked_no_teacher_may_begin_to(two):
+    config = taught(two, train={"max_steps": 3, "teacher_weight": 0.0})
+    assert not begun(config, DOCUMENTS).teachers.models
+    train(config, DOCUMENTS, "run", quiet)
+    train(taught((), train={"max_steps": 3}), DOCUMENTS, "alone", quiet)
+    student, alone = (minigpt.load_model(name)[0].state_dict() for name in ("run", "alone"))
+    assert all(torch.equal(student[name], alone[name]) for name in alone)
+    train(updated(config, {"train": {"max_steps": 6, "teacher_weight": 0.5}}), DOCUMENTS, "run", quiet, resume=True)
+    assert len(open_checkpoint(Path("run/last")).manifest["teachers"]) == 2
+
+
 def test_a_run_without_teachers_resumes_without(two):
     config = taught((), train={"max_steps": 3})
     train(config, DOCUMENTS, "run", quiet)
