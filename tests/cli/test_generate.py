@@ -100,6 +100,7 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         (["--ban", ""], ["--ban '' is no token"]),
         (["--require", "me"], ["--require ['me'] concerns beams"]),
         ([*BEAM, "--require", "me", "--ban", "e"], ["--require wants 'me', but --ban forbids 'e' in it"]),
+        (["--ban", "e", "--bias", "me", "3"], ["--bias of 'me' would have no effect: --ban forbids 'e'"]),
         ([*BEAM, "--require", "me.", "--stop", "."], ["--require wants 'me.', but --stop '.' ends the text"]),
         ([*BEAM, "--require", "Romeo"], ["the required sequences hold 5 tokens, but the prompt gets 4"]),
         ([*BEAM, "--require", "oeoe", "--no-repeat-ngram-size", "2"], ["all of --require", "--no-repeat-ngram-size"]),
