@@ -526,7 +526,7 @@ def parsed_json(text: str | bytes) -> Any:
         ValueError: if it is no JSON, or has a key twice.
         RecursionError: if it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
 
 
 def json_items(text: str) -> Iterator[Any]:
@@ -536,7 +536,7 @@ def json_items(text: str) -> Iterator[Any]:
         ValueError: if it is no JSON array, or a key occurs twice.
         RecursionError: if an item is nested too deeply.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole)
     at, mark = _past_mark(text, 0, "[")
     while mark != "]" and not (mark == "[" and text.startswith("]", at)):
         item, at = decoder.raw_decode(text, at)
@@ -552,6 +552,14 @@ def _past_mark(text: str, at: int, marks: str) -> tuple[int, str]:
     if not found:
         raise json.JSONDecodeError(f"Expecting {marks[0]!r} delimiter", text, at)
     return found.end(), found[1]
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; one with more digits than Python reads is infinite, as 1e999 is."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A file is whole, or as it was."""
 
 import errno
+import math
 import os
 import shutil
 import stat
@@ -25,6 +26,7 @@ from minigpt.system.files import (
     atomic_write,
     check_unused,
     first_bytes,
+    json_items,
     leftovers,
     listed,
     new_folder,
@@ -217,6 +219,16 @@ def test_a_key_that_is_there_twice_is_refused_in_every_file_of_json(tmp_path, te
         read_documents(tmp_path / "e.jsonl")
     with pytest.raises(CheckpointError, match="the key 'a' is there twice"):
         open_weights(tmp_path / "model.safetensors")
+
+
+def test_a_number_of_any_length_is_json(tmp_path):
+    """Nobody may ask for the field that has it."""
+    number = "-" + "7" * 5000
+    (tmp_path / "config.json").write_text(f'{{"a": {number}, "b": 3}}')
+    assert read_json(tmp_path / "config.json") == {"a": -math.inf, "b": 3}
+    (tmp_path / "e.jsonl").write_text(f'{{"text": "x", "hash": {number}}}\n')
+    assert [one.text for one in read_documents(tmp_path / "e.jsonl").items] == ["x"]
+    assert list(json_items(f"[{number}]")) == [-math.inf]
 
 
 def test_a_record_with_a_key_twice_is_none(tmp_path):
