@@ -110,10 +110,13 @@ def find_teachers(
         except MissingFileError:
             missing.append(name)
     if missing:
-        train = " && ".join(_how_to_train(name, config) for name in missing)
+        parts = [part for name in missing if "," in name for part in name.split(",")]
+        train = "train it: " + " && ".join(_how_to_train(name, config) for name in missing)
+        if parts:
+            train = f"name each by itself: {' '.join(named('teachers', part) for part in parts)}"
         raise MissingFileError(
             f"this run learns from {', '.join(missing)}, and from {Path.cwd()} no such model is found",
-            either("put it back" if resumed else f"train it: {train}", f"name where it lies now as {_FLAG}"),
+            either("put it back" if resumed and not parts else train, f"name where it lies now as {_FLAG}"),
         )
     for source in found:
         name = source.name

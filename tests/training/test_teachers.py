@@ -335,6 +335,10 @@ def test_each_mistake_is_two_lines_before_anything_is_made(play, capsys):
         f"train it: {train} --seed 3 --out checkpoints/wise-3 && {train} --seed 2 --out gone, or name where it lies "
         "now as --train.teachers"
     )
+    assert said("good,gone")[1] == (
+        "name each by itself: --train.teachers 'good' --train.teachers 'gone', or name where it lies now as "
+        "--train.teachers"
+    )
     save("order", 1, tokenizer=CharTokenizer(TOKENIZER.characters[::-1]))
     first, second = said("order")
     assert "order has another tokenizer than this run: CharTokenizer" in first
