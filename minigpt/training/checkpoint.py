@@ -175,7 +175,7 @@ class RunLock:
             CheckpointError: if another process trains there, a link in it leads elsewhere, or something that is no file
                 has the name of one.
         """
-        from filelock import FileLock, SoftFileLock, Timeout
+        from filelock import FileLock, Timeout
 
         self.release()
         folder = self.folder
@@ -186,14 +186,11 @@ class RunLock:
             if path.parent == folder and path.suffix and path.exists() and not path.is_file():
                 raise CheckpointError(f"{path} is no file, but the run must write one there", "move it away")
         open_to_append(folder / LOCK).close()  # which refuses what the lock would follow
-        lock = FileLock(folder / LOCK, blocking=False)
+        lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)  # which takes a file for a lock
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # where there are no locks, the note below says more
-                lock.acquire()
+            lock.acquire()
         except (OSError, NotImplementedError) as error:
-            # Newer versions of filelock take the file itself as a lock then, and any that lies there for a held one.
-            if isinstance(error, Timeout) and not isinstance(lock, SoftFileLock):
+            if isinstance(error, Timeout):
                 raise CheckpointError(
                     f"another training is running in {folder}",
                     f"wait for it to end, stop it, or begin a run of its own with another {named('out')}",
