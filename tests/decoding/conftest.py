@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ PAD = 49
 # What the reference library calls our options.
 THEIR_NAMES = {"banned_sequences": "bad_words_ids", "force_eos": "forced_eos_token_id"}
 NOT_THEIRS = ("strategy", "seed", "eos_token_id")
+SORTS_DRAWS = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Pair:
         if "force_eos" in options:
             theirs["forced_eos_token_id"] = list(eos)
         theirs["do_sample"] = options.get("strategy", "sample") == "sample"
+        if theirs["do_sample"] and options.get("num_beams", 1) > 1 and SORTS_DRAWS:
+            pytest.skip("from 5.24 on, transformers sorts what it has drawn for sampled beams")
         expected, scores = self.generate(prompts, eos, options.get("seed", 0), **theirs)
         result = generate(self.ours, prompts, draft=draft, **options)
         lengths = [len(prompt) for prompt in prompts for _ in range(options.get("num_return_sequences", 1))]
