@@ -306,6 +306,25 @@ def test_a_merged_adapter_is_in_the_way_of_others():
         merge(model)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("target", ["lm_head", "wte"])
+def test_the_advice_on_an_adapter_of_the_tied_matrix_keeps_its_numbers(target):
+    """Merged as it is, such an adapter would change the embedding and the head, which are one."""
+    config = peft.LoraConfig(r=5, target_modules=["c_attn", target], init_lora_weights=False)
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(reference(), config).eval()
+    theirs.save_pretrained("adapter")
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings=False.*copy of wte\.weight.*merge_and_unload"):
+        load_adapter(ours(reference()), "adapter")
+    base = reference()
+    base.config.tie_word_embeddings = False
+    base.lm_head.weight = nn.Parameter(base.transformer.wte.weight.detach().clone())
+    peft.PeftModel.from_pretrained(base, "adapter").merge_and_unload().save_pretrained("merged")
+    with pytest.warns(ModelNote):  # it has no tokenizer
+        merged_there = load_model("merged")[0]
+    assert (logits(merged_there) - logits(theirs)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("already", [True, False])
 def test_the_merged_export_is_pefts(already):
     theirs, model = reference(), with_adapter(ours(reference()))

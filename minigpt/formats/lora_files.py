@@ -152,8 +152,11 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
         )
     adapter = new_adapter(model, config, config.targets, name)
     how = f"check that {config_path} and this base belong to it"
-    if any(f".{_TRUNK}h." not in tensor for tensor in stored):  # such as the rows of new tokens
-        how = "it changes more than the blocks: in PEFT, merge it (merge_and_unload), and save that model as a whole"
+    if others := [tensor for tensor in stored if f".{_TRUNK}h." not in tensor]:  # such as the rows of new tokens
+        how = "it changes more than the blocks: in PEFT, "
+        if model.config.tie_weights and any(".lora_" in tensor for tensor in others):  # merged, it would change both
+            how += "load the base with tie_word_embeddings=False, make its lm_head.weight a copy of wte.weight, "
+        how += "merge it (merge_and_unload), and save that model as a whole"
     fill(_peft_tensors(adapter), stored, weights, how)
     attach(model, adapter, name)
     if recorded is None:
