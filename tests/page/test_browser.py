@@ -692,6 +692,13 @@ def test_another_model_stands_beside_the_model(page, model, other, ids):
     )
 
 
+def test_another_model_reads_what_the_model_wrote(page, model, other, ids):
+    page.open(view="side", other=1, more="3.7.2")
+    rows = page.table("Both as a table")
+    close(column(rows, 2), token_losses(model, [*ids, 3, 7, 2]).losses)
+    close(column(rows, 3), token_losses(other, [*ids, 3, 7, 2]).losses)
+
+
 # --- one file
 
 

@@ -86,11 +86,15 @@ const CALLS = {
     return { V: models[model].V };
   },
 
-  /** The tokens of a text and of what was written after it, and those of them that the model can read. */
-  tokens({ model, prompt, more }) {
+  /**
+   * The tokens of a text and of what was written after it, and those of them that the model can read. What another model
+   * has written, `writer`, is read as its text: its ids may mean something else here.
+   */
+  tokens({ model, prompt, more, writer = model }) {
     const { gpt, tokenizer, V } = models[model];
     const typed = tokenizer.encodePrompt(prompt);
-    const ids = [...typed, ...more.filter((id) => id < V)];
+    const own = writer === model ? more.filter((id) => id < V) : tokenizer.encode(models[writer].tokenizer.decode(more));
+    const ids = [...typed, ...own];
     const cut = Math.max(0, ids.length - gpt.config.block_size); // tokens that are too long ago
     return { ids, cut, read: ids.slice(cut), pieces: tokenizer.pieces(ids), typed: typed.length };
   },

@@ -70,7 +70,7 @@ export const sideView = {
       for (const side of sides) side.written.textContent = "";
       for (const { number, written } of sides) {
         const { model, edits } = both[number];
-        const own = await app.ask("sides", "tokens", { model, prompt, more: model === app.state.model ? more : [] });
+        const own = await app.ask("sides", "tokens", { model, prompt, more, writer: app.state.model });
         if (own === null) return;
         const request = { model, edits, ids: own.ids, count: WRITTEN, start: 0, options: app.options() };
         const done = await app.ask("sides", "write", request, ({ pieces }) => {
@@ -88,7 +88,8 @@ export const sideView = {
         const { prompt, more } = app.state;
         const found = [];
         for (const { model, edits } of both) {
-          const own = model === app.state.model ? app.text : await app.ask("side", "tokens", { model, prompt, more: [] });
+          const writer = app.state.model;
+          const own = model === writer ? app.text : await app.ask("side", "tokens", { model, prompt, more, writer });
           if (own === null) return;
           const loss = await app.ask("side", "loss", { model, edits, ids: own.read });
           if (loss === null) return;
