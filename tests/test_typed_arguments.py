@@ -168,7 +168,9 @@ def arguments(name: str, model: GPT) -> dict[str, Any]:
             "config": shape, "batch_size": 2, "tokens": 3, "bytes_per_value": 4, "optimizer": "adamw",
             "attention": "fused",
         },
-        "minigpt.analysis.neighbours": {"model": model, "token_id": 3, "k": 2, "kind": "cosine", "table": "wte"},
+        "minigpt.analysis.neighbours": {
+            "model": model, "token_id": 3, "k": 2, "kind": "cosine", "table": "wte", "vocab_size": 21,
+        },
         "minigpt.analysis.patch": {"point": "blocks.0.attn.z", "source": t, "at": 2, "head": 1},
         "minigpt.analysis.patching_sweep": {
             "model": model, "clean": [IDS], "corrupt": [[2, *IDS[1:]]], "metric": metric, "point": "attn.z",
@@ -314,7 +316,7 @@ def test_whole_numbers_of_numpy_and_torch_are_numbers(number, tiny_model):
 
 def test_a_checked_function_still_looks_like_itself():
     signature = inspect.signature(analysis.neighbours)
-    assert list(signature.parameters) == ["model", "token_id", "k", "kind", "table"]
+    assert list(signature.parameters) == ["model", "token_id", "k", "kind", "table", "vocab_size"]
     assert analysis.neighbours.__doc__.startswith("The rows of an embedding table")
     with pytest.raises(TypeError, match=r"neighbours\(\) missing 1 required positional argument: 'token_id'"):
         analysis.neighbours(GPT(GPTConfig(vocab_size=5, block_size=3, n_layer=1, n_head=1, n_embd=2)))

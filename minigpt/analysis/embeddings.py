@@ -13,9 +13,11 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.lens import stream_points
 from minigpt.analysis.recording import Trace, allowed
+from minigpt.config import VocabSize
 from minigpt.errors import InputError
 from minigpt.fields import check_most, check_place, checked
 from minigpt.model import GPT
+from minigpt.parameters import num_with_text
 from minigpt.system import notebook
 from minigpt.system.terminal import Brief
 
@@ -66,6 +68,7 @@ def neighbours(
     k: int = 10,
     kind: Literal["cosine", "dot"] = "cosine",
     table: Literal["wte", "wpe"] = "wte",
+    vocab_size: VocabSize | None = None,
 ) -> Neighbours:
     """The rows of an embedding table that are most similar to a given row, without this row itself.
 
@@ -75,11 +78,14 @@ def neighbours(
         k: how many; at most N - 1.
         kind: "cosine"; or "dot", which favours rows of large norm.
         table: "wte" or "wpe".
+        vocab_size: the tokenizer's, so that a row of "wte" without text is nobody's neighbour; see
+            `parameters.with_text`.
 
     Raises:
         InputError: if there is no such table, row or similarity, or k is not from 1 to N - 1.
     """
-    rows: Tensor = model.get_parameter(f"{table}.weight")  # (N, C)
+    rows: Tensor = model.get_parameter(f"{table}.weight")
+    rows = rows[: num_with_text(model, vocab_size)] if table == "wte" else rows  # (N, C)
     N = len(rows)
     check_place(token_id, N, "row", f"{table} has")
     check_most(k, N - 1, f"neighbours among the {N} rows of {table}")

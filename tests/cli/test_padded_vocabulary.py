@@ -28,8 +28,10 @@ from tests.conftest import random_model
 
 CHARACTERS = "\n $,.ATabcdefhimnorstu中"
 TEXT = "to be\n or not\n" * 31
-WITHOUT_PROBABILITIES = {"size", "arch", "tokens", "embed", "runs", "temperature"}  # of a model
+WITHOUT_PROBABILITIES = {"size", "arch", "tokens", "runs", "temperature"}  # of a model
 COMMANDS = {
+    "inspect embed": "inspect embed near t {model}",
+    "inspect embed of all": "inspect embed pca {model}",
     "inspect next": "inspect next 'to be' {model} --top-k 7 --top-p 0.9",
     "inspect attn": "inspect attn 'to be' {model}",
     "inspect heads": "inspect heads {model} --length 5",
@@ -122,6 +124,7 @@ def sources() -> dict[str, str]:
 TAKING = {
     "generate", "stream", "check_request", "next_token_table", "token_log_probs", "sequence_log_prob", "evaluate",
     "evaluate_batches", "token_losses", "logit_lens", "loss_of", "repeated_tokens", "find_nonfinite", "Rows",
+    "neighbours",
 }  # fmt: skip
 
 

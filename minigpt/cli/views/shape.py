@@ -156,7 +156,7 @@ def _near(asked: settings.Embed) -> Answer:
     if asked.text is None:
         raise InputError("near whom? No token is named", 'give its text: minigpt inspect embed near " king"')
     token = it.one_token(asked.text, "TEXT")
-    found = neighbours(it.model, token, asked.top, asked.kind)
+    found = neighbours(it.model, token, asked.top, asked.kind, vocab_size=it.vocab_size)
     texts = it.names(found.ids)
     result = it.result(
         "embed",
