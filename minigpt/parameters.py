@@ -102,7 +102,8 @@ def check_not_packed(model: GPT, what: str) -> None:
     """
     if type(model.lm_head) is not nn.Linear:
         raise InputError(
-            f"{what} needs plain weights, and this model's were packed", "load it again, or pack it with keep=True"
+            f"{what} needs plain weights, and this model's were packed",
+            "load it again; or take the model that pack was given: with keep=True it stays as it was",
         )
 
 
