@@ -118,7 +118,8 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
     for section, names, overruled, why, how in (
         ("train", COUNTED_BY_EPOCHS, t.epochs, f"--train.epochs {t.epochs:g} decides it",
          "choose other --train.epochs, or 0 to count in steps"),
-        ("train", ["warmup_steps"], ratio, f"--train.warmup_ratio {ratio:g} decides it", "give one of the two"),
+        ("train", ["warmup_steps"], ratio, f"--train.warmup_ratio {ratio:g} decides it",
+         "leave it out, or choose --train.warmup_ratio 0 to count in steps"),
         ("train", ["muon_learning_rate", "muon_momentum"], t.optimizer != "muon", "it is Muon's",
          "add --train.optimizer muon, or leave it out"),
         ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),

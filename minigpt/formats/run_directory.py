@@ -171,15 +171,11 @@ def newer_unfinished(chosen: RunDirectory) -> RunDirectory | None:
     others = [run for run in map(RunDirectory, chosen.path.parent.glob("*")) if run.path != chosen.path]
     begun = [run for run in others if run.config.is_file() and _written(run.config) > border]
     newer = sorted(begun, key=lambda run: -_written(run.config))
-    for run in newer:
-        with suppress(MiniGPTError):  # the damage of another run does not matter here
-            if _is_unfinished(run):
-                return run
-    return None
+    return next(filter(_is_unfinished, newer), None)
 
 
 def _is_unfinished(run: RunDirectory) -> bool:
-    """Whether this is a run with steps left, which has not stopped early by its patience."""
+    """Whether this is a run with steps left, which has not stopped early by its patience; not if it is damaged."""
     if not run.config.is_file() or (run.best_weights.exists() and not run.last.exists()):  # the latter was imported
         return False
     progress: Any = {}
@@ -188,7 +184,10 @@ def _is_unfinished(run: RunDirectory) -> bool:
     counts = progress if isinstance(progress, dict) else {}
     found = counts.get("step"), counts.get("evaluations_since_best")
     step, since_best = (count if isinstance(count, int) else 0 for count in found)
-    settings = read_config(run).train
+    try:
+        settings = read_config(run).train
+    except MiniGPTError:  # also of another version: the damage of another run does not matter here
+        return False
     return step < settings.max_steps and not 0 < settings.patience <= since_best
 
 
@@ -327,13 +326,18 @@ def existing_run(spec: str) -> RunDirectory:
 
     Raises:
         MissingFileError: if there is no such folder; the error names the runs that exist.
+        CheckpointError: if it is the `previous` inside it, from which a run with a `last` does not go on.
     """
     path = named_path(run_named(spec), "resume")
     if not os.path.lexists(path):
         runs = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.yaml"))
         how = did_you_mean(path.name, runs) if runs else f"there is no run in {CHECKPOINTS.absolute()}: minigpt train"
         raise MissingFileError(f"there is no folder {spec}, nor a run of that name", how)
-    return run_at(path)
+    run = run_at(path)
+    if path == run.previous and os.path.lexists(run.last):
+        what = f"{path} is the checkpoint before the last one, from which {run.path} would go on"
+        raise CheckpointError(what, f"name {run.path}; to go on from {path}, move {run.last} away first")
+    return run
 
 
 def run_weights(run: RunDirectory, folder: Path) -> Path:

@@ -114,10 +114,17 @@ def train(
         PeerError: if another process of this training has died.
     """
     out = named_path(out, "out")
+    # Before anything, so that no lock file is left in a folder that is no run.
+    former = read_config(RunDirectory(out)) if resume else RunConfig()
+    recorded = {former.init_from, *former.train.teachers}  # a name means what it meant, whatever lies here now
+
+    def lasting(model: str) -> str:
+        return model if model in recorded else lasting_model(model)
+
     config = replace(
         config,
-        init_from=lasting_model(config.init_from),
-        train=replace(config.train, teachers=tuple(map(lasting_model, config.train.teachers))),
+        init_from=lasting(config.init_from),
+        train=replace(config.train, teachers=tuple(map(lasting, config.train.teachers))),
         data=replace(
             config.data,
             source=lasting_source(config.data.source),
@@ -133,7 +140,6 @@ def train(
         print_line = print_line if processes.first else print_nothing
         tracking = tracking_library(config.report_to) if processes.first else None
         if resume:
-            read_config(directory)  # so that no lock file is left in a folder that is no run
             with processes.first_goes_ahead():
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
@@ -149,7 +155,8 @@ def train(
         evaluated = {record["step"] for record in records if "val_loss" in record}
         run = set_up(config, data, directory, processes, device, print_line, checkpoint)
         if has_ended(run, progress, records):
-            print_line(f"resume     nothing is left to do: the run has its {counted(progress.step, 'step')}")
+            kept = ", and keeps its settings" if changed else ""
+            print_line(f"resume     nothing is left to do: the run has its {counted(progress.step, 'step')}{kept}")
             limit = "epochs" if run.config.train.epochs else "max_steps"
             print_line(f"           minigpt train --resume {quoted(directory.path)} --train.{limit} N goes on to N")
             return result(run, progress, records)

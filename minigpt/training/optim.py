@@ -55,18 +55,16 @@ def make_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.
     """
     groups = parameter_groups(model, config)
     adamw_groups = [
-        {"params": groups["decay"], "weight_decay": config.weight_decay, "peak_lr": config.learning_rate},
-        {"params": groups["no_decay"], "weight_decay": 0.0, "peak_lr": config.learning_rate},
+        {"params": groups[name], "weight_decay": decay, "peak_lr": config.learning_rate}
+        for name, decay in (("decay", config.weight_decay), ("no_decay", 0.0))
+        if groups[name]
     ]
-    # fused: one kernel over all tensors; the same numbers, several times faster on the many small tensors here
-    adamw = AdamW(
-        [group for group in adamw_groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    optimizers: list[Optimizer] = []
+    if adamw_groups:
+        # fused: one kernel over all tensors; the same numbers, several times faster on the many small tensors here
+        optimizers = [AdamW(adamw_groups, config.learning_rate, (config.beta1, config.beta2), fused=True)]
     if not groups["muon"]:
-        return [adamw]
+        return optimizers
     # c_attn holds three maps on top of each other: queries, keys and values
     stacked = {id(parameter) for name, parameter in model.named_parameters() if name.endswith("c_attn.weight")}
     muon_groups = [
@@ -74,7 +72,7 @@ def make_optimizers(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.
         {"params": [p for p in groups["muon"] if id(p) not in stacked], "peak_lr": config.muon_learning_rate},
     ]
     muon = Muon(muon_groups, config.muon_learning_rate, config.weight_decay, config.muon_momentum, dtype)
-    return [muon, adamw]
+    return [muon, *optimizers]
 
 
 def set_learning_rate(optimizers: list[Optimizer], step: int, config: TrainConfig) -> float:

@@ -316,7 +316,8 @@ def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:
     if config.data.checksum not in ("", found):
         raise ConfigError(
             f"the data of {config.data.source} do not have the data.checksum of the settings",
-            f"name the former data as {named('source')}, or leave {named('checksum')} out to train on these",
+            f"name the former data as {named('source')}, or train a new run on these, without {named('checksum')} in "
+            "its settings",
         )
     return found
 

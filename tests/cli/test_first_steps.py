@@ -263,6 +263,11 @@ def test_a_run_is_named_without_its_folder(capsys, command):
     assert answers[0].replace("checkpoints/mine", "mine") == answers[1]
 
 
+def test_a_run_to_compare_is_named_without_its_folder(capsys):
+    begun(Path("checkpoints/mine"), 7).metrics.write_text('{"step": 7, "seconds": 2.0, "train_loss": 1.5}\n')
+    assert run(["inspect", "runs", "mine"]) == 0, capsys.readouterr().err
+
+
 def test_a_name_that_means_something_else_keeps_its_meaning(monkeypatch):
     from minigpt.formats.run_directory import run_named
     from minigpt.formats.source import open_source
@@ -318,6 +323,8 @@ def test_which_run_is_unfinished():
     assert unfinished_run(parent, "a").path == parent / "a-4"
     begun(parent / "b", 0, saved=False)
     assert unfinished_run(parent, "b").path == parent / "b"
+    (begun(parent / "b-2", 0, saved=False).path / "config.yaml").write_text("train: {of_another_version: 3}")
+    assert unfinished_run(parent, "b").path == parent / "b"  # what cannot be read is in no new run's way
     save_run(GPT(GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=1, n_embd=2)), CharTokenizer.from_text("abc"),
              parent / "c")  # fmt: skip
     assert unfinished_run(parent, "c") is None  # an imported model has no steps to take
@@ -347,6 +354,12 @@ def test_resume_takes_the_name_of_a_run(failing):
     write_yaml(RunConfig(), made.config, {})
     assert "named 'nowhere'" in failing(["train", "--resume", "mine", "--data", "nowhere"])
     assert "there is no folder nowhere" in failing(["train", "--resume", "nowhere"])
+
+
+def test_a_run_is_not_resumed_from_its_last_checkpoint_where_the_one_before_is_named(failing):
+    made = begun(Path("checkpoints/mine"), 2)
+    made.previous.mkdir()
+    assert "move checkpoints/mine/last away" in failing(["train", "--resume", "checkpoints/mine/previous"])
 
 
 # --- standard input

@@ -225,6 +225,7 @@ def test_every_command_with_flags_that_may_be_needless_is_here():
         ("inspect heads the --seed 3", "--seed would change nothing with TEXT"),
         ("inspect ablate the --seed 3", "--seed would change nothing without --repeated or --mode resample"),
         ("train --plan --replay x/diverged/report.json", "--plan would change nothing with --replay"),
+        ("train --preset chat --train.epochs 0 --train.warmup_steps 3", "choose --train.warmup_ratio 0"),
     ],
 )
 def test_what_would_have_to_be_added_or_left_out_is_named(folder, monkeypatch, capsys, line, said):

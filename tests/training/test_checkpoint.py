@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,26 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path):
     assert any("nothing is left to do: the run has its 20 steps" in line for line in lines)
     assert (again.step, again.val_loss, again.train_loss) == (result.step, result.val_loss, result.train_loss)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_of_a_finished_run_no_change_is_promised(tmp_path):
+    train(CONFIG, CORPUS, tmp_path / "run", quiet)
+    lines = []
+    train(updated(CONFIG, {"train": {"beta1": 0.8}}), CORPUS, tmp_path / "run", lines.append, resume=True)
+    assert any("nothing is left to do: the run has its 20 steps, and keeps its settings" in line for line in lines)
+    assert read_config(RunDirectory(tmp_path / "run")).train.beta1 == CONFIG.train.beta1
+
+
+def test_a_folder_with_the_name_of_the_base_on_the_hub_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    """A clone of gpt2 in the working directory; the run needs its base no more."""
+    train(CONFIG, CORPUS, tmp_path / "run", quiet)
+    begun = replace(read_config(RunDirectory(tmp_path / "run")), init_from="gpt2")
+    write_yaml(begun, tmp_path / "run" / "config.yaml", {})
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    longer = updated(begun, {"train": {"max_steps": 22}})
+    assert train(longer, CORPUS, tmp_path / "run", quiet, resume=True).step == 22
+    assert read_config(RunDirectory(tmp_path / "run")).init_from == "gpt2"
 
 
 def test_a_longer_run_follows_the_schedule_of_its_new_length(tmp_path):

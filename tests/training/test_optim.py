@@ -44,6 +44,14 @@ def test_the_groups_are_a_partition(optimizer, tie_weights):
     assert sorted(optimized) == sorted(grouped)
 
 
+def test_where_only_matrices_are_trained_there_is_muon_alone():
+    model = GPT(GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=1, n_embd=3, bias=False))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "h.0.mlp.c_fc.weight")
+    (muon,) = make_optimizers(model, TrainConfig(optimizer="muon"))
+    assert [group["params"] for group in muon.param_groups] == [[], [model.h[0].mlp.c_fc.weight]]
+
+
 def test_all_rates_follow_one_schedule():
     config = TrainConfig(optimizer="muon", learning_rate=0.4, min_learning_rate=0.1, muon_learning_rate=2.0,
                          max_steps=10, warmup_steps=2)  # fmt: skip

@@ -9,7 +9,7 @@ from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError
-from minigpt.formats.run_directory import read_config, read_records, run_at
+from minigpt.formats.run_directory import read_config, read_records, run_at, run_named
 from minigpt.system import terminal
 from minigpt.system.files import named_path
 from minigpt.training.curves import runs_compared
@@ -42,7 +42,7 @@ def view_runs(asked: settings.Runs) -> Answer:
 
 
 def _read(name: str) -> Records:
-    run = run_at(named_path(name, "RUN"))
+    run = run_at(named_path(run_named(name), "RUN"))
     read_config(run)  # raises an error if the folder is no run
     records = read_records(run.metrics)
     if not records:
