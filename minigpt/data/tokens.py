@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from minigpt.config import DataConfig
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import generator
 from minigpt.errors import DataError, MissingFileError, brief, counted, named
-from minigpt.fields import check_ids
+from minigpt.fields import Form, check_ids
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import atomic_write, parsed_json
 from minigpt.tokenizers import Tokenizer
@@ -40,7 +41,14 @@ TOKENS_PER_BATCH = 8192  # in evaluation: it limits the memory of the logits, an
 
 _KINDS = ("<u2", "<u4")  # of numbers in a token file, as NumPy writes it: uint16 and uint32
 
-Ids = npt.NDArray[np.integer]  # (number of tokens,)
+# Token ids of a text, (number of tokens,).
+Ids = Annotated[
+    npt.NDArray[np.integer],
+    Form(
+        "whole numbers in one dimension: np.array(tokenizer.encode(text))",
+        lambda ids: ids.ndim == 1 and issubclass(ids.dtype.type, np.integer),
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,15 @@ def test_nothing_to_predict(tiny_model):
         evaluate(tiny_model, np.array([1]))
 
 
+@pytest.mark.parametrize(
+    "ids", [np.array([1.5, 2.0]), np.array([[1, 2], [3, 4]]), np.array([True, False]), [1, 2], torch.tensor([1, 2])]
+)
+def test_a_text_is_whole_numbers_in_one_dimension(tiny_model, ids):
+    with pytest.raises(InputError, match="cannot be used") as caught:
+        evaluate(tiny_model, ids)
+    assert "whole numbers in one dimension" in caught.value.how
+
+
 def test_sequence_log_prob_is_the_sum_over_tokens(tiny_model):
     rows = [[3, 1, 4, 1, 5], [9, 2], [6]]
     expected = []
