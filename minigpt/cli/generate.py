@@ -1,5 +1,6 @@
 """`minigpt generate`."""
 
+import itertools
 import sys
 import time
 from collections import Counter
@@ -100,6 +101,7 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
     }
     words = _words(settings, tokenizer, phrases)
     with _in_words(words, names):
+        _check_bias(phrases)
         options = {**_options(settings, model, tokenizer, prompts), **phrases}
         check_request(model, prompts, **options)
     beams = settings.options.uses_beams
@@ -164,6 +166,17 @@ def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
     if not ids:
         raise InputError(f"{flag} {text!r} is no token", f"give {flag} a text of at least one character")
     return ids
+
+
+def _check_bias(phrases: Mapping[str, Any]) -> None:
+    """Refuse a bias without effect: of a sequence that a banned one ends, which nobody writes on purpose."""
+    for ids, ban in itertools.product(phrases["sequence_bias"], phrases["banned_sequences"]):
+        if ids[-len(ban) :] == tuple(ban):
+            raise InputError(
+                f"{named('sequence_bias')} of {named_ids(ids)} would have no effect: {named('banned_sequences')} "
+                f"forbids {named_ids(ban)}",
+                "take it out of one of the two",
+            )
 
 
 def _number(text: str) -> float:

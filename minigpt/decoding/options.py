@@ -275,7 +275,6 @@ class DecodingOptions:
             "forbids all of them",
             "leave one of the two out",
         )
-        self._check_bias()
         self._check_required()
 
     def _check_concerned(self, name: str, whom: str) -> None:
@@ -302,21 +301,6 @@ class DecodingOptions:
             f"{self._is(name)} concerns the end-of-sequence token, but {named('eos_token_id')} names none",
             f"give {named('eos_token_id')}, or leave {named(name)} out",
         )
-
-    def _check_bias(self) -> None:
-        forbidden: dict[str, list[tuple[int, ...]]] = {
-            "suppress_tokens": [(token_id,) for token_id in self.suppress_tokens],
-            "banned_sequences": [(*ids,) for ids in self.banned_sequences if len(ids) > 1 or ids[0] not in self.eos],
-        }
-        for biased in self.sequence_bias:
-            for name, sequences in forbidden.items():
-                for ids in sequences:
-                    _refuse(
-                        biased[-len(ids) :] == ids,
-                        f"{named('sequence_bias')} of {named_ids(biased)} would have no effect: {named(name)} forbids "
-                        f"{named_ids(ids)}",
-                        "take it out of one of the two",
-                    )
 
     def _check_required(self) -> None:
         _refuse(

@@ -563,11 +563,6 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
         {"strategy": "beam", "required_sequences": [[1, 2]], "banned_sequences": [[2]]},
         r"required_sequences wants \[1, 2\], but banned_sequences forbids \[2\]",
     ),
-    (
-        {"sequence_bias": {(1, 2): 3.0}, "banned_sequences": [[1], [2]]},
-        r"sequence_bias of \[1, 2\] would have no effect: banned_sequences forbids \[2\]",
-    ),
-    ({"sequence_bias": {(2,): 3.0}, "suppress_tokens": [2]}, "no effect: suppress_tokens forbids"),
     ({"strategy": "beam", "required_sequences": [[1, 2]], "suppress_tokens": [1]}, "but suppress_tokens forbids"),
     ({"strategy": "beam", "required_sequences": [[1, 2]], "eos_token_id": [4, 2]}, "but eos_token_id forbids"),
     ({"strategy": "beam", "num_beams": 2, "temperature": 0.8}, "temperature = 0.8 shapes a draw"),
