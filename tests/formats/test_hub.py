@@ -261,7 +261,7 @@ def test_no_network_is_said_in_a_few_lines(nowhere, offline):
         env=os.environ | variables, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stdout == ""
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if line.strip(" ~^")]  # marks of Python 3.13
     assert len(lines) < 10
     assert lines[0] == "Traceback (most recent call last):"  # and nothing before it
     assert lines[-2].startswith("minigpt.errors.DownloadError: the hub did not give gpt2")

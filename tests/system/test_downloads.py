@@ -748,12 +748,13 @@ def test_a_server_that_drips_is_given_up(server: Server, target: Path, part: str
 def test_slow_and_steady_arrives(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(handler: Handler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        for start in range(0, len(CONTENT), 1000):
+        starts = range(0, len(CONTENT), 1000)
+        for start in starts:
             handler.wfile.write(CONTENT[start : start + 1000])
-            server.closing.wait(0.01)
+            server.closing.wait(1.5 / len(starts))
 
     server.routes["/file"] = answer
-    monkeypatch.setattr(downloads, "PATIENCE", 0.05)
+    monkeypatch.setattr(downloads, "PATIENCE", 1)  # all takes longer, and no part of it does
     fetch_url(server.serve("/quick", CONTENT), target, sha256=SHA256)
     target.unlink()
     monkeypatch.setattr(downloads, "MIN_SPEED", 1)
