@@ -113,7 +113,7 @@ SIZED = ("decode", "load", "gpu")
 UNITS = {"decode": "tokens/s", "gpu": "tokens/s", "train": "tokens/s", "load": "s", "quality": "s"}
 GPU_ROWS = 16  # of a step, each of a whole context
 MOST_ROUNDS = 1000
-STEPS = 3  # of training, in a turn
+STEPS, STEPS_ON_GPU = 3, 30  # of training, in a turn: some seconds on a CPU, and on a GPU one
 leaving = contextlib.ExitStack()  # of a contestant's process: what it joined
 CPU = torch.device("cpu")
 ONE_TOKEN = torch.zeros(1, 1, dtype=torch.int64)
@@ -255,6 +255,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def steps_of(job: dict[str, Any]) -> int:
+    """Steps of training in a turn, the same for all contestants."""
+    return STEPS_ON_GPU if job["kind"] == "gpu" and device().type == "cuda" else STEPS
+
+
 def training(job: dict[str, Any]) -> RunConfig:
     """The settings of a training case, without what would need more than its steps."""
     if job["kind"] == "gpu":
@@ -326,7 +331,7 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     run = set_up(config, corpus, directory, processes, torch.device(config.device), lambda line: None, None)
     run.model.train()
     m, t = run.config.model, run.config.train
-    tokens, done = t.batch_size * m.block_size, 0
+    tokens, steps, done = t.batch_size * m.block_size, steps_of(job), 0
     flops = model_size(m, t.batch_size).training_flops
 
     def turn() -> dict[str, Any]:
@@ -334,7 +339,7 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
         said = [json.loads(answered(other)) for other in others]  # that it is ready, or what the turn before took
         for other in others:
             ask(other)
-        for _ in range(STEPS):
+        for _ in range(steps):
             set_learning_rate(run.optimizers, done, t)
             gradients(run, done, done * t.batch_size, run.processes)
             norm = torch.nn.utils.get_total_norm(p.grad for p in run.model.parameters() if p.grad is not None)
@@ -344,7 +349,7 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
             run.model.zero_grad(set_to_none=True)
             done += 1
         besides = sum(one.get("peak_bytes", 0) for one in said)
-        return {"amount": STEPS * tokens, "flops": STEPS * flops / number, "peak_bytes_besides": besides}
+        return {"amount": steps * tokens, "flops": steps * flops / number, "peak_bytes_besides": besides}
 
     return turn
 
@@ -375,12 +380,12 @@ def train_nanogpt(job: dict[str, Any]) -> Turn:
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), c.device)
     if c.compile == "on":
         model = torch.compile(model)
-    T, B = c.model.block_size, c.train.batch_size
+    T, B, steps = c.model.block_size, c.train.batch_size, steps_of(job)
 
     def turn() -> dict[str, Any]:
-        for _ in range(STEPS):
+        for _ in range(steps):
             nanogpt_step(model, optimizer, data, B, T, torch.device(c.device))
-        return {"amount": STEPS * B * T}
+        return {"amount": steps * B * T}
 
     return turn
 
