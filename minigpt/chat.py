@@ -126,7 +126,7 @@ class Chat:
         messages: all that was said, as JSON has it: {"role": ..., "content": ..., "name": ...}. Anybody may change it.
         seed: of the next draw.
         last: the last reply, or None.
-        settings: the arguments from `turns` to `tries`, and the options, as they were given.
+        settings: the arguments from `turns` to `tries`, and the options but for `seed`, as they were given.
         decoding: how a reply is drawn, complete.
 
     Warns:
@@ -170,6 +170,7 @@ class Chat:
         self.settings: dict[str, Any] = {
             "turns": turns, "reply_as": reply_as, "user": user, "filters": tuple(filters), "tries": tries, **options,
         }  # fmt: skip
+        self.settings.pop("seed", None)  # it goes on, and what was given says nothing of the next draw
         self.decoding = self._decoding(**options)
         self._check_characters()
         self._stream: weakref.ref[Generator[str, None, None]] | None = None  # the last one, while somebody holds it

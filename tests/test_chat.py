@@ -227,6 +227,14 @@ def test_chats_are_equal_if_they_go_on_alike():
         chat = Chat(model, LETTERS, turns=3, messages=messages, top_k=5)
         assert chat == copy.copy(chat) == Chat(model, LETTERS, turns=3, messages=messages, top_k=5)
         assert chat.history == messages
+        changed = copy.copy(chat)
+        changed.change(turns=2)
+        changed.change(turns=3)
+        assert chat == changed
+        chat.save("talk.json", overwrite=True)
+        loaded = Chat(model, LETTERS, turns=3, top_k=5, seed=7)
+        loaded.load("talk.json")
+        assert chat == loaded
         for other in (
             Chat(model, LETTERS, turns=3, messages=[*messages, user("the")], top_k=5),
             Chat(model, LETTERS, turns=2, messages=messages, top_k=5),
