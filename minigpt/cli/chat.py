@@ -375,7 +375,7 @@ class _Terminal(_Talk):
         best, tries = reply.best, f"try {len(reply.draws)} of {self.chat.settings['tries']}"
         if reply.draws[-1].ended == "interrupted":
             self.tell("stopped; what was said counts" if best.text else "stopped before the first word")
-        elif best.faults and best is not reply.draws[-1]:
+        elif best.text and best is not reply.draws[-1]:
             self.tell(f"it {' and '.join(reply.draws[-1].faults)}; none of {len(reply.draws)} passed, the best was")
             self._show(self.chat.messages[-1])
         elif best.faults:

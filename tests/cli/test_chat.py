@@ -215,6 +215,12 @@ def test_ctrl_c_stops_the_reply_and_ctrl_d_the_program(terminal: Callable[..., T
     assert "Traceback" not in t.screen
 
 
+def test_where_every_try_is_empty_none_is_shown_as_the_best(terminal: Callable[..., Terminal], tmp_path: Path):
+    t = terminal(saved(tmp_path, "\n", 61), "--tries", "2", "--max-new-tokens", "3", "--temperature", "0.1")
+    told = t.ask("the house", "[it is empty; drawn again]")
+    assert "[it is empty; try 2 of 2]" in told
+
+
 def test_a_window_of_40_columns(talker: Path, terminal: Callable[..., Terminal]):
     t = terminal(talker, "--max-new-tokens", "120", "--max-characters", "3", "--tries", "2", columns=40)
     told = t.ask("the house", "BEN> ")
