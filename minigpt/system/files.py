@@ -480,7 +480,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file.
+    """The text of a small UTF-8 file, without the byte order mark that some editors put in front.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -490,7 +490,7 @@ def read_text(path: Path) -> str:
     if path.stat().st_size > _LARGEST_TEXT:
         raise CheckpointError(f"{described(path)} is larger than {_LARGEST_TEXT:,} bytes", FETCH_AGAIN)
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{described(path)} is not UTF-8 text: {error}", FETCH_AGAIN) from None
 

@@ -109,16 +109,18 @@ def test_a_copy_of_the_training_set_is_called_so(evaluate, capsys):
 LONG = " ".join(f"w{at}" for at in range(17))
 
 
-@pytest.mark.parametrize("kind", ["generate", "jsonl", "csv", "stdin json"])
+@pytest.mark.parametrize("kind", ["generate", "marked", "jsonl", "csv", "stdin json"])
 def test_a_copy_is_named_by_its_place_in_the_file(kind, evaluate, monkeypatch):
     """Blank texts before it count: the number is that of the record, not of those that are measured."""
     Path("training.txt").write_text(LONG, encoding="utf-8")
     said = ["  ", "short one", "", "another", LONG, " "]
     answer = json.dumps({"completions": [{"completion": text} for text in said]})
-    name = {"generate": "t.json", "jsonl": "t.jsonl", "csv": "t.csv"}.get(kind, "-")
+    name = {"generate": "t.json", "marked": "t.json", "jsonl": "t.jsonl", "csv": "t.csv"}.get(kind, "-")
     match kind:
         case "generate":
             Path(name).write_text(answer, encoding="utf-8")
+        case "marked":  # as PowerShell writes what a program prints
+            Path(name).write_text(answer, encoding="utf-8-sig")
         case "jsonl":
             Path(name).write_text("\n".join(json.dumps({"text": text}) for text in said), encoding="utf-8")
         case "csv":
