@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from minigpt.evaluation.comparison import (
     mean_interval,
 )
 from minigpt.evaluation.diversity import WORD_MEANING
+from minigpt.formats.hub import WEIGHTS
 from minigpt.formats.lora_files import adapter_folder, adapter_settings
 from minigpt.formats.source import lasting_model
 from minigpt.model import GPT
@@ -100,6 +102,15 @@ def _name(spec: tuple[str, str | None]) -> str:
     return f"{model} + {adapter}" if adapter else model
 
 
+def _place(name: str) -> str:
+    """Where a model or an adapter lies: links are followed, and a file that a folder's name means too is the folder.
+
+    One that is not there is its name.
+    """
+    path = Path(os.path.realpath(adapter_folder(lasting_model(name))))
+    return str(path.parent if path.name == WEIGHTS[0] else path) if path.exists() else name
+
+
 def _check(settings: Compare) -> None:
     """Raise, before a model is loaded, if the settings cannot be compared."""
     if not settings.given and not settings.prompts_file:
@@ -109,7 +120,7 @@ def _check(settings: Compare) -> None:
             f"--adapter {settings.adapter[0]} could belong to each of {len(settings.model)} models",
             "give one --model with --adapter; a run directory that holds an adapter is a --model by itself",
         )
-    if again := twice([*map(lasting_model, settings.model), *settings.adapter]):
+    if again := twice([*map(_place, settings.model), *map(_place, settings.adapter)]):
         raise InputError(f"{again[0]} is named twice, and nothing can differ", "leave one of them out")
     for adapter in settings.adapter:
         adapter_settings(adapter_folder(adapter))

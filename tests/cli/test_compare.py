@@ -255,6 +255,20 @@ def test_the_records_of_a_folder_at_home_have_fields(tmp_path, monkeypatch, caps
     assert answer(line.split()) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "names",
+    ["--model {} --model {}/model.safetensors", "--model {} --model link", "--model x --adapter {} --adapter ./{}",
+     "--model x --adapter {} --adapter {}/adapter_config.json"],
+)  # fmt: skip
+def test_one_place_is_not_compared_with_itself(names, capsys):
+    save_run(random_model(GPTConfig(TOKENIZER.vocab_size, 11, 1, 1, 5), 3), TOKENIZER, Path("own"))
+    Path("own", "adapter_model.safetensors").touch()
+    Path("own", "adapter_config.json").touch()
+    Path("link").symlink_to("own")
+    assert answer(["compare", *names.replace("{}", "own").split(), "--prompt", "ab"]) == 2
+    assert "own is named twice, and nothing can differ" in capsys.readouterr().err
+
+
 def test_a_picture_is_drawn():
     compare(["--model", "one", "--prompt", "ab", "--setting", "greedy", "--max-new-tokens", "5", "-o", "o.png"])
     compare(["--model", "one", *SWEEP, "-o", "o.svg"])
