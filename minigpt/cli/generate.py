@@ -25,6 +25,7 @@ from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError, brief, counted, named, named_ids
 from minigpt.formats.source import open_source
 from minigpt.model import GPT
+from minigpt.system.files import twice
 from minigpt.tokenizers import TextStream, Tokenizer, read
 
 LOOKUP = "lookup"
@@ -94,6 +95,8 @@ class _Request:
 def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tokenizer: Tokenizer) -> None:
     names = [name for name, _ in texts]
     prompts = [ids_of(tokenizer, name, text) for name, text in texts]
+    if again := twice(text for text, _ in settings.bias):
+        raise InputError(f"--bias {again[0]!r} is given twice", "give one number for it")
     phrases = {
         "banned_sequences": [_ids(tokenizer, "--ban", text) for text in settings.ban],
         "sequence_bias": {tuple(_ids(tokenizer, "--bias", text)): _number(number) for text, number in settings.bias},

@@ -95,6 +95,7 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         ([*BEAM, "--num-return-sequences", "4"], ["--num-return-sequences 4 is more than --num-beams 3"]),
         (["--bias", "e", "1e39"], ["--bias of 'e' is 1e+39", "or -inf to ban"]),
         (["--bias", "Rome", "nan"], ["--bias of 'Rome' is nan"]),
+        (["--bias", "e", "2", "--bias", "m", "1", "--bias", "e", "-2"], ["--bias 'e' is given twice"]),
         (["--bias", "e", "much"], ["--bias ... much is no number"]),
         (["--ban", "#"], ["--ban '#': the text has characters", "'#' (U+0023)"]),
         (["--ban", ""], ["--ban '' is no token"]),
