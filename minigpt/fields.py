@@ -247,9 +247,8 @@ def _inside(name: str, value: Any, kind: object) -> Iterator[tuple[str, object, 
 
 def _parts(hint: object) -> tuple[Any, Bounds | Form | None]:
     """A type, and the rule beside it."""
-    if get_origin(hint) is not Annotated:
-        return hint, None
-    kind, *beside = get_args(hint)
+    kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    kind = getattr(get_origin(kind), "__value__", kind)  # of a `type` statement, such as numpy's NDArray from 2.5 on
     return kind, next((rule for rule in beside if isinstance(rule, Bounds | Form)), None)
 
 

@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import numpy as np
 import pytest
+from typing_extensions import TypeAliasType
 
 from minigpt.cli.parser import Command, Flag, SettingsParser
 from minigpt.config import (
@@ -29,7 +31,9 @@ from minigpt.config import (
 from minigpt.decoding.options import DecodingOptions
 from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import ConfigError, MissingFileError
-from minigpt.fields import check_value, hints
+from minigpt.fields import Form, check_value, hints, matches
+
+S = TypeVar("S")
 
 
 @pytest.mark.parametrize(
@@ -355,3 +359,11 @@ def test_every_number_has_two_ends(config, name, value):
     with pytest.raises(ConfigError, match=rf"^{name} = .*\n{name} must be ") as refused:
         config(**{name: value})
     assert len(str(refused.value)) < 300
+
+
+def test_an_array_named_by_a_type_statement_is_an_array():
+    """As numpy's NDArray is from 2.5 on, where Python has such statements."""
+    named = TypeAliasType("named", np.ndarray[tuple[Any, ...], np.dtype[S]], type_params=(S,))
+    assert matches(np.arange(3), named[np.integer])
+    assert matches(np.arange(3), Annotated[named[np.integer], Form("one row", lambda ids: ids.ndim == 1)])
+    assert not matches([0, 1, 2], named[np.integer])
