@@ -23,6 +23,7 @@ import numpy as np
 from minigpt.config import DocumentsConfig, Seed
 from minigpt.data.corpora import (
     NAMED_RECORD_SUFFIXES,
+    NAMED_SOURCES,
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
     Corpus,
@@ -199,7 +200,10 @@ def data_checksum(data: Corpus | Documents) -> str:
 def _fitting_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The file, or those below the folder, that end in one of the suffixes."""
     if not path.exists():
-        raise MissingFileError(f"there is no file or folder {path}", "check the path of the documents")
+        what, how = f"there is no file or folder {path}", "check the path of the documents"
+        if str(path) in NAMED_SOURCES:
+            how = f"name one in its place: the corpus {path} is not made of documents"
+        raise MissingFileError(what, how)
     if not path.is_dir():
         suffixes = tuple(dict.fromkeys((*suffixes, *NAMED_RECORD_SUFFIXES)))
     found = files_below(path, suffixes) if path.is_dir() else [path]

@@ -332,6 +332,11 @@ def test_a_path_that_is_not_there(tmp_path):
         read_documents(tmp_path / "reviews.jsonl")
 
 
+def test_a_corpus_of_minigpts_is_not_made_of_documents():
+    with pytest.raises(MissingFileError, match=r"folder verse\n.*: the corpus verse is not made of documents"):
+        read_documents("verse")
+
+
 # --- Split ------------------------------------------------------------------------------------------------------------
 
 MANY = [Document(str(n)) for n in range(101)]
