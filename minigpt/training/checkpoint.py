@@ -68,7 +68,7 @@ from minigpt.system.files import (
     take_name,
     write_text,
 )
-from minigpt.training.distributed import Processes, part_of, whole
+from minigpt.training.distributed import Processes, give_back, part_of, whole
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -231,6 +231,7 @@ def checkpoint_tensors(
 
     `states` are the random states by name, one of each rank.
     """
+    give_back(model)  # else the optimizers' parameters are not the model's
     weights = {name: whole(tensor) for name, tensor in _kept(model).items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state = {

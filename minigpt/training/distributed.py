@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError, Interrupted, PeerError, brief, first_line, named
+from minigpt.errors import ConfigError, Interrupted, PeerError, brief, first_line, named, passed
 from minigpt.model import GPT
 from minigpt.training.signals import leave
 
@@ -74,10 +74,20 @@ class Processes:
         )
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process, if all use devices of this kind: with several GPUs each process takes its own."""
+        """The device of this process, if all use devices of this kind: with several GPUs each process takes its own.
+
+        Raises:
+            ConfigError: if there are fewer GPUs than processes.
+        """
         if self.size == 1 or device.type != "cuda":
             return device
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= count:
+            raise ConfigError(
+                f"process {number} of this machine has no GPU of its own: it has {count}, and they are counted from 0",
+                f"start as many processes as there are GPUs, or choose {passed('device', 'cpu')}",
+            )
+        own = torch.device("cuda", number)
         torch.cuda.set_device(own)
         return own
 
@@ -114,11 +124,12 @@ class Processes:
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
         """A context that the other processes enter when the first has left it, so that they find what it wrote."""
-        if self.size > 1 and not self.first:
-            dist.barrier()
+        here = torch.zeros(1)  # on the CPU: a barrier would go through NCCL wherever there is a GPU, used or not
+        if not self.first:
+            self.mean(here)
         yield
-        if self.size > 1 and self.first:
-            dist.barrier()
+        if self.first:
+            self.mean(here)
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
@@ -246,6 +257,13 @@ def whole(tensor: Tensor) -> Tensor:
     """A whole tensor from the parts that the processes may have; every process must call it."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
+
+
+def give_back(model: nn.Module) -> None:
+    """Let go of what fsdp gathered for passes that no backward pass followed: the parameters are the parts again."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator] # torch's FSDPModule
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:

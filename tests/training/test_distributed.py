@@ -25,7 +25,7 @@ from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.tokens import windows_in_order
-from minigpt.errors import ConfigError
+from minigpt.errors import ConfigError, DivergenceError
 from minigpt.evaluation.loss import evaluate, evaluate_batches
 from minigpt.formats.lora_files import load_adapter
 from minigpt.formats.run_directory import RunDirectory, save_run
@@ -197,6 +197,15 @@ def worker_diverge():
     divergence.write_checkpoint = slowly
     large = {"train": {"learning_rate": 1e30, "save_interval": 50, "eval_interval": 50, "max_steps": 50}}
     train(updated(CONFIG, large), CORPUS, Path("run"), print_nothing)
+
+
+def worker_end_after_an_evaluation():
+    """Two runs whose last checkpoint follows a pass without a backward one, after which fsdp gathers no longer."""
+    worse = {"train": {"learning_rate": 5.0, "patience": 1, "warmup_steps": 0, "save_interval": 50, "parallel": "fsdp"}}
+    train(updated(CONFIG, worse), CORPUS, Path("patient"), print_nothing)
+    large = {"train": {"learning_rate": 1e30, "eval_interval": 50, "save_interval": 50, "parallel": "fsdp"}}
+    with pytest.raises(DivergenceError):
+        train(updated(CONFIG, large), CORPUS, Path("diverged"), print_nothing)
 
 
 # What is started, and what is found afterwards
@@ -439,6 +448,37 @@ def test_a_divergence_is_told_once(how):
     report = json.loads(Path("run", "diverged", "report.json").read_text())
     assert f"step {report['step']}:" in what
     assert report["first_nonfinite"] in what
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_after_an_evaluation_is_saved():
+    work("end_after_an_evaluation")
+    assert 1 < open_checkpoint(Path("patient", "last")).progress.step < CONFIG.train.max_steps
+    report = json.loads(Path("diverged", "diverged", "report.json").read_text())
+    assert report["first_nonfinite"].startswith("the output of ")
+    assert open_checkpoint(Path("diverged", "diverged")).progress.step == report["step"] - 1
+
+
+def test_who_waits_for_the_first_needs_no_gpu(monkeypatch):
+    """Where there is a GPU, a barrier goes through NCCL, even if all tensors lie on the CPU."""
+    seen = []
+    monkeypatch.setattr(dist, "barrier", lambda: seen.append("barrier"))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
+    for rank in (0, 1):
+        with Processes(rank, 2).first_goes_ahead():
+            seen.append(rank)
+    assert seen == [0, "cpu", "cpu", 1]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert Processes(0, 2).device(torch.device("cuda")) == torch.device("cuda", 0)
+    assert Processes(1, 2).device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU of its own: it has 1,"):
+        Processes(1, 2).device(torch.device("cuda"))
 
 
 @pytest.mark.slow
