@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import load, model_source, without_data
+from minigpt.cli.models import load, model_source, trained_source, without_data
 from minigpt.cli.settings import Eval
 from minigpt.cli.streams import print_json
 from minigpt.cli.texts import data_of_run, val_data_beside, with_val_data
@@ -33,7 +33,7 @@ from minigpt.tokenizers import note_special
 def answer(settings: Eval) -> None:
     """Evaluate and print."""
     source = model_source(settings.model)
-    config, data, own = data_to_measure(settings, source)
+    config, data, own = data_to_measure(settings, trained_source(source, settings.adapter))
     if isinstance(data, Documents):
         evaluate_documents(data, config, own, settings, source.name)
     else:

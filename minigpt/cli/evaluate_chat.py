@@ -12,7 +12,7 @@ from tqdm import tqdm
 from minigpt.chat import LONGEST, SHARE
 from minigpt.cli.chat_report import markdown, printed
 from minigpt.cli.decoders import Setting, parse_settings
-from minigpt.cli.models import load, model_source, without_data
+from minigpt.cli.models import load, model_source, trained_source, without_data
 from minigpt.cli.settings import CHAT_SETTINGS, EvaluateChat
 from minigpt.cli.streams import print_json, print_note, write_files
 from minigpt.cli.texts import says_how_to_name_data, val_data_beside, with_val_data
@@ -51,11 +51,12 @@ def answer(settings: EvaluateChat) -> None:
         check_output(file, OUTPUTS)
     decoders = parse_settings(settings.setting or CHAT_SETTINGS)
     source = model_source(settings.model)
-    dialogues, described = _dialogues(settings, source)
+    learner = trained_source(source, settings.adapter)
+    dialogues, described = _dialogues(settings, learner)
     model, tokenizer = load(settings, source.name, settings.adapter)
     check_template(tokenizer, source.name)
     note_special(tokenizer, [message["content"] for one in dialogues for message in one.messages])
-    turns = settings.turns or (source.trained or RunConfig()).documents.turns
+    turns = settings.turns or (learner.trained or RunConfig()).documents.turns
     length = settings.max_new_tokens or max(1, min(LONGEST, model.config.block_size // SHARE))  # as in a chat
     every = exchanges(dialogues)
     found = _with_room(every, model, tokenizer, length)

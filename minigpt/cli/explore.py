@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import model_source
+from minigpt.cli.models import model_source, trained_source
 from minigpt.cli.settings import Explore
 from minigpt.cli.streams import one_line, print_json, print_note
 from minigpt.cli.texts import data_of_run
@@ -117,7 +117,7 @@ def written(settings: Explore, source: Source, precision: Precision) -> Shown:
     """A model as a file holds it, with what its precision costs."""
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     weights = page_weights(model, precision)
-    about = {"prompt": settings.prompt, **cost(source, model, tokenizer, precision)}
+    about = {"prompt": settings.prompt, **cost(trained_source(source, settings.adapter), model, tokenizer, precision)}
     return Shown(title(source), model.config, tokenizer, weights, source.run, about)
 
 

@@ -8,7 +8,8 @@ from minigpt.cli.streams import print_note
 from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
-from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run
+from minigpt.formats.lora_files import adapter_folder
+from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run, run_of
 from minigpt.formats.source import Source, open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.model import GPT
@@ -30,6 +31,15 @@ def model_source(spec: str | None) -> Source:
     if newer := newer_unfinished(run):
         print(f"unfinished {newer.path} is newer (train --resume goes on)", file=sys.stderr)
     return open_source(run.path)
+
+
+def trained_source(source: Source, adapter: str | None) -> Source:
+    """What says on which data a model was trained: itself, or the run whose adapter it takes."""
+    if adapter is None:
+        return source
+    folder = adapter_folder(adapter).absolute()
+    run = run_of(folder.parent)
+    return open_source(folder.parent) if run and run.adapter == folder else source
 
 
 def without_data(source: Source, what: str, how: str) -> InputError:

@@ -84,6 +84,22 @@ def test_an_imported_run_is_measured_as_the_run(adapter, trained, capsys, monkey
     assert {**kept, "model": {}} == {**given, "model": {}}
 
 
+def test_a_base_with_the_adapter_of_a_run_is_measured_as_the_run(trained, capsys, monkeypatch, tmp_path):
+    """Even on the data of that run, most of which the adapter has learned."""
+    monkeypatch.chdir(trained)
+    (other,) = Path().glob("other.*")
+    data = str(tmp_path / other.name)
+    Path(data).write_text(other.read_text() * 3)  # enough to validate; a document that is there again is left out
+    before, flags = next((file, flags) for file, _, flags in DATA.values() if Path(file).exists())
+    flags = [*flags, *TUNED] if flags else ["--train.warmup_steps", "1"]
+    tuned = ["--train.lora_rank", "2", "--train.max_steps", "3", "--compile", "off"]
+    name = str(tmp_path / "adapted")
+    assert run(["train", "--init-from", "run", "--data", data, "--out", name, *flags, *tuned]) == 0
+    for own in ([], ["--data", data], ["--data", before]):
+        adapted = measured(["--model", "run", "--adapter", f"{name}/adapter", *own], capsys)
+        assert adapted == measured(["--model", name, *own], capsys)
+
+
 SAID = [  # file, key, value in a transformers folder, and whether an export of the model has it
     ("config.json", "eos_token_id", [3, 5], True),
     ("config.json", "pad_token_id", 3, True),
