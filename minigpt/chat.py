@@ -126,7 +126,7 @@ class Chat:
         messages: all that was said, as JSON has it: {"role": ..., "content": ..., "name": ...}. Anybody may change it.
         seed: of the next draw.
         last: the last reply, or None.
-        settings: the arguments from `turns` to `tries`, and the options but for `seed`, as they were given.
+        settings: the arguments from `turns` to `tries`, and the options except `seed`, as they were given.
         decoding: how a reply is drawn, complete.
 
     Warns:

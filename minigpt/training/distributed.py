@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt.errors import ConfigError, Interrupted, PeerError, brief, first_line, named, passed
+from minigpt.errors import ConfigError, Interrupted, PeerError, brief, counted, first_line, named, passed
 from minigpt.model import GPT
 from minigpt.training.signals import leave
 
@@ -84,7 +84,7 @@ class Processes:
         number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= count:
             raise ConfigError(
-                f"process {number} of this machine has no GPU of its own: it has {count}, and they are counted from 0",
+                f"there is no GPU for process {number}, counted from 0: this machine has {counted(count, 'GPU')}",
                 f"start as many processes as there are GPUs, or choose {passed('device', 'cpu')}",
             )
         own = torch.device("cuda", number)

@@ -477,7 +477,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert Processes(0, 2).device(torch.device("cuda")) == torch.device("cuda", 0)
     assert Processes(1, 2).device(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU of its own: it has 1,"):
+    with pytest.raises(ConfigError, match="no GPU for process 1, counted from 0: this machine has 1 GPU"):
         Processes(1, 2).device(torch.device("cuda"))
 
 
