@@ -49,6 +49,7 @@ _HEAD_PIECE = 2**23  # weights of the head that are laid out at once
 _BEYOND_CACHES = 2**24  # weights that no processor's caches hold
 TIMED_ROWS = (1, 8)  # what `auto` decides by: one sequence, and a batch or beams
 SHOWN_ROWS = (1, 2, 8, 32)
+_PIECE_ROWS = 192  # about so many rows of a weight are multiplied at a time
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Product:
@@ -60,6 +61,28 @@ def _transposed(weight: Tensor, bias: Tensor | None) -> Product:
     if bias is None:
         return lambda x: x @ columns
     return lambda x: torch.addmm(bias, x.reshape(-1, x.size(-1)), columns).view(*x.shape[:-1], -1)
+
+
+def _in_pieces(weight: Tensor, bias: Tensor | None) -> Product:
+    """The weight as it is, some of its rows at a time, in one batched product, of which each thread takes its share.
+
+    With one row, `F.linear` may leave all of it to one thread. Nothing is copied: a tied head stays the embedding.
+    """
+    threads = torch.get_num_threads()
+    num_pieces = threads * math.ceil(len(weight) / (_PIECE_ROWS * threads))
+    rows = len(weight) // num_pieces
+    fit = num_pieces * rows
+    weight = weight.contiguous()
+    pieces = weight[:fit].view(num_pieces, rows, weight.size(1)).transpose(1, 2)  # (pieces, in, rows)
+    rest = weight[fit:]  # fewer rows than there are pieces
+
+    def product(x: Tensor) -> Tensor:
+        flat = x.reshape(1, -1, x.size(-1)).expand(num_pieces, -1, -1)
+        y = torch.bmm(flat, pieces).transpose(0, 1).contiguous().view(*x.shape[:-1], fit)
+        y = torch.cat((y, F.linear(x, rest)), dim=-1) if len(rest) else y
+        return y if bias is None else y.add_(bias)
+
+    return product
 
 
 def _float32(weight: Tensor, bias: Tensor | None) -> Product:
@@ -142,11 +165,12 @@ class Kind:
 KINDS = {
     "plain": Kind(_plain, 1e-5),
     "transposed": Kind(_transposed, 1e-5),
+    "pieces": Kind(_in_pieces, 1e-5),
     "float32": Kind(_float32, 1e-5),
     "float16": Kind(_float16, 1e-3, "float32"),
     "int8": Kind(_int8, 3e-2, "float16"),
 }
-LOSSLESS = ("plain", "transposed", "float32")
+LOSSLESS = ("plain", "transposed", "pieces", "float32")
 
 
 class PackedLinear(nn.Module):
@@ -435,7 +459,7 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
     copies = copies_of(num_out * num_in, num_parameters)
     file = cache_dir() / "packed.json"
     here = f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    key = f"{here}, {num_out} x {num_in}, {copies} in turn"
+    key = f"{here}, {num_out} x {num_in}, {copies} in turn, of {', '.join(LOSSLESS)}"
     known: dict[str, object] = {}
     with suppress(MiniGPTError, OSError):
         known = read_json(file)

@@ -95,7 +95,7 @@ CASES = {
     "quality": ["shakespeare-quick", "shakespeare-cpu"],
 }
 OURS = {
-    "decode": ["minigpt", "minigpt float32", "minigpt float16", "minigpt int8"],
+    "decode": ["minigpt", "minigpt auto", "minigpt float32", "minigpt float16", "minigpt int8"],
     "gpu": ["minigpt"],
     "train": ["minigpt torch", "minigpt fast"],  # the setting `kernels`, of which auto takes one
     "load": ["minigpt", "minigpt float16"],

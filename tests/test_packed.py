@@ -72,6 +72,16 @@ def test_a_layer_is_the_plain_product(kind, bias, shape):
     assert close(layer(x)[1, 2], layer(x[1, 2]), 1e-6)  # one vector alone
 
 
+@pytest.mark.parametrize("num_out", [1, 7, 37])
+@pytest.mark.parametrize("rows", [1, 2, 5, 50])
+def test_pieces_of_any_size_are_the_whole(monkeypatch, rows, num_out):
+    monkeypatch.setattr(packed, "_PIECE_ROWS", rows)
+    weight, bias, x = torch.randn(num_out, 13), torch.randn(num_out), torch.randn(2, 3, 13)
+    y = PackedLinear(weight, bias, "pieces")(x)
+    assert close(y, F.linear(x.double(), weight.double(), bias.double()), 1e-6)
+    assert y.is_contiguous()  # whoever reads it may take a view
+
+
 def test_a_row_of_zeros_and_one_of_large_numbers_are_kept_in_8_bits():
     weight = torch.randn(11, 13)
     weight[3], weight[5] = 0, weight[5] * 1e4
@@ -135,7 +145,8 @@ def test_a_packed_model_writes_the_same(model, options):
 def test_a_head_in_pieces_is_one_head(model, kind, monkeypatch, no_cache):
     idx = torch.randint(101, (2, 7), generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(packed, "_HEAD_PIECE", 26 * 30)  # 101 rows: three of 26 and one of 23
-    small = pack(model, kind if kind != "transposed" else "auto")
+    monkeypatch.setattr(packed, "fastest", lambda *_: kind)
+    small = pack(model, "auto")
     assert [piece.out_features for piece in small.lm_head.pieces] == [26, 26, 26, 23]
     assert close(small(idx), model(idx), 0.1 if kind == "int8" else 2e-3)
     assert "lm_head" in small.kinds()
@@ -341,7 +352,7 @@ def test_what_is_fastest_is_remembered(no_cache, monkeypatch):
     kind = fastest(17, 13, 10_000)
     assert kind in packed.LOSSLESS
     (key,) = json.loads(no_cache.read_text())
-    assert key.endswith("17 x 13, 46 in turn")
+    assert key.endswith("17 x 13, 46 in turn, of plain, transposed, pieces, float32")
     monkeypatch.setattr(packed, "kind_seconds", lambda *_: pytest.fail("measured twice"))
     assert fastest(17, 13, 10_000) == kind
 

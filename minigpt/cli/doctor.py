@@ -49,12 +49,13 @@ def answer(settings: Doctor) -> None:
 
 def _show_layers(preset: str, layers: Sequence[LayerTimes]) -> None:
     print(f"\nlinear layers of {preset}, microseconds a product by rows; --weights:")
-    print(f"  {'layer, out x in':<27}{'rows':>4}" + "".join(f"{kind:>11}" for kind in KINDS))
+    widths = {kind: max(len(kind), 8) + 1 for kind in KINDS}
+    print(f"  {'layer, out x in':<24}{'rows':>4}" + "".join(f"{kind:>{width}}" for kind, width in widths.items()))
     for layer in layers:
         for place, rows in enumerate(SHOWN_ROWS):
             label = f"{layer.name}, {layer.num_out} x {layer.num_in}" if place == 0 else ""
-            times = [f"{layer.seconds[kind][place] * 1e6:,.1f}" if kind in layer.seconds else "-" for kind in KINDS]
-            print(f"  {label:<27}{rows:>4}" + "".join(f"{time:>11}" for time in times))
+            times = {kind: f"{seconds[place] * 1e6:,.1f}" for kind, seconds in layer.seconds.items()}
+            print(f"  {label:<24}{rows:>4}" + "".join(f"{times.get(kind, '-'):>{widths[kind]}}" for kind in KINDS))
     for layer in layers:
         for kind, reason in layer.left_out.items():
             print(f"  left out: {kind} of {layer.name}: {reason}")
