@@ -47,7 +47,7 @@ _SMALLEST = 1e-12  # a row of zeros has a scale too
 PROBED_ROWS = 32  # compared with the plain product
 _HEAD_PIECE = 2**23  # weights of the head that are laid out at once
 _BEYOND_CACHES = 2**24  # weights that no processor's caches hold
-TIMED_ROWS = (1, 8)  # what `auto` decides by: one sequence, and a batch or beams
+TIMED_ROWS = (1, 1, 8)  # what `auto` decides by: one sequence, which counts twice, and a batch or beams
 SHOWN_ROWS = (1, 2, 8, 32)
 _PIECE_ROWS = 192  # about so many rows of a weight are multiplied at a time
 
@@ -465,10 +465,8 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
         known = read_json(file)
     if (kind := known.get(key)) in LOSSLESS:
         return str(kind)
-    means = {}
-    for kind in LOSSLESS:
-        seconds = kind_seconds(num_out, num_in, kind, copies, TIMED_ROWS)
-        means[kind] = math.inf if isinstance(seconds, str) else statistics.geometric_mean(seconds)
+    timed = kind_seconds(num_out, num_in, LOSSLESS, copies, TIMED_ROWS)
+    means = {kind: statistics.geometric_mean(times) for kind, times in timed.items() if not isinstance(times, str)}
     best = min(means, key=means.__getitem__)
     with suppress(MiniGPTError, OSError):  # a cache that cannot be written costs time, and nothing else
         write_text(file, json.dumps({**known, key: best}, indent=1))
@@ -486,27 +484,39 @@ def copies_of(size: int, num_parameters: int) -> int:
 
 
 @torch.no_grad()
-def kind_seconds(num_out: int, num_in: int, kind: str, copies: int, rows: Sequence[int]) -> list[float] | str:
-    """Median seconds of one product for each number of rows, so many weights in turn; or why it cannot be trusted."""
+def kind_seconds(
+    num_out: int, num_in: int, kinds: Iterable[str], copies: int, rows: Sequence[int]
+) -> dict[str, list[float] | str]:
+    """For each kind, the least seconds of one product for each number of rows; or why it cannot be trusted.
+
+    The kinds take turns, each with so many weights, and the least counts: what else a machine does at the moment slows
+    all of them, and makes none faster.
+    """
     rows_drawn = torch.randn(min(num_out, 64), num_in, generator=_generator())  # all of a large weight would take long
     weight = 0.02 * rows_drawn[torch.arange(num_out) % 64]
     bias = torch.zeros(num_out)
-    first = tried(weight, bias, kind, _random_inputs(weight))
-    if isinstance(first, str):
-        return first
-    products = [first, *(KINDS[kind].make(weight.clone(), bias) for _ in range(copies - 1))]
-    return [_median_seconds(products, torch.randn(n, num_in, generator=_generator())) for n in rows]
+    left_out: dict[str, str] = {}
+    products: dict[str, list[Product]] = {}
+    for kind in kinds:
+        first = tried(weight, bias, kind, _random_inputs(weight))
+        if isinstance(first, str):
+            left_out[kind] = first
+        else:
+            products[kind] = [first, *(KINDS[kind].make(weight.clone(), bias) for _ in range(copies - 1))]
+    by_rows = [_least_seconds(products, torch.randn(n, num_in, generator=_generator())) for n in rows]
+    return {**left_out, **{kind: [seconds[kind] for seconds in by_rows] for kind in products}}
 
 
-def _median_seconds(products: Sequence[Product], x: Tensor) -> float:
-    seconds: list[float] = []
-    until = time.perf_counter() + 0.01
-    while len(seconds) < 5 or time.perf_counter() < until:
-        for product in products:
-            start = time.perf_counter()
-            product(x)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def _least_seconds(products: Mapping[str, Sequence[Product]], x: Tensor) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {kind: [] for kind in products}
+    until = time.perf_counter() + 0.02 * len(products)
+    while time.perf_counter() < until or min(map(len, seconds.values())) < 5:
+        for kind, of_this_kind in products.items():
+            for product in of_this_kind:
+                start = time.perf_counter()
+                product(x)
+                seconds[kind].append(time.perf_counter() - start)
+    return {kind: min(times) for kind, times in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -517,7 +527,7 @@ class LayerTimes:
         name: of the layer in its block.
         num_out: outputs.
         num_in: inputs.
-        seconds: kind -> the median time of one product for each of `SHOWN_ROWS`.
+        seconds: kind -> the least time of one product for each of `SHOWN_ROWS`.
         left_out: kind -> why it cannot be trusted here.
         fastest: what `auto` takes.
     """
@@ -539,7 +549,7 @@ def layer_times(config: GPTConfig) -> list[LayerTimes]:
         if isinstance(part, nn.Linear):
             num_out = _head_rows(config) if part is model.lm_head else part.out_features
             shape, copies = (num_out, part.in_features), copies_of(num_out * part.in_features, size)
-            timed = {kind: kind_seconds(*shape, kind, copies, SHOWN_ROWS) for kind in KINDS}
+            timed = kind_seconds(*shape, KINDS, copies, SHOWN_ROWS)
             seconds = {kind: times for kind, times in timed.items() if not isinstance(times, str)}
             left_out = {kind: reason for kind, reason in timed.items() if isinstance(reason, str)}
             found.append(LayerTimes(name, *shape, seconds, left_out, fastest(*shape, size)))
