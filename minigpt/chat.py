@@ -460,7 +460,8 @@ class Chat:
 
     def _cache_of(self, ids: Sequence[int]) -> KVCache | None:
         """A cache that holds as much of the beginning of a prompt as the model has read; its last token is left."""
-        if not self.decoding.use_cache:
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.model.modules())
+        if not self.decoding.use_cache or hooked:  # keys and values of an edited pass are those of no other
             return None
         weight = self.model.wte.weight
         if self._cache is None or (self._cache.k.dtype, self._cache.k.device) != (weight.dtype, weight.device):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import minigpt
 import minigpt.chat
 from minigpt import Chat, replies
+from minigpt.analysis import ablate, edit
 from minigpt.config import GPTConfig
 from minigpt.data.dialogues import Message, render, with_template
 from minigpt.errors import CheckpointError, InputError, MissingFileError, ModelNote, TextNote
@@ -280,6 +281,17 @@ def test_what_is_changed_holds_from_the_next_reply_on(monkeypatch: pytest.Monkey
 def test_what_a_chat_decides_itself(name: str):
     with pytest.raises(InputError, match=f"decides {name} itself"):
         Chat(writer(LETTERS), LETTERS, **{name: 1})
+
+
+def test_an_edited_model_replies_as_if_nothing_had_been_read_before(model, tokenizer):
+    """Nor are the keys and values of an edited pass read behind the `with`."""
+    chats = [Chat(model, tokenizer, use_cache=use_cache, max_new_tokens=30, seed=4) for use_cache in (True, False)]
+    for text in ("the house", "bee"):
+        for chat in chats:
+            chat.say(text)
+            with edit(model, ablate("0.attn"), ablate("0.mlp")):
+                chat.say("a mouse")
+    assert chats[0].messages == chats[1].messages
 
 
 # --- streams
