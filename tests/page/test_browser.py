@@ -699,6 +699,13 @@ def test_another_model_reads_what_the_model_wrote(page, model, other, ids):
     close(column(rows, 3), token_losses(other, [*ids, 3, 7, 2]).losses)
 
 
+def test_of_a_text_longer_than_a_context_nothing_is_compared(page):
+    """One model reads all 42 characters, and the other the last 41."""
+    page.open(view="side", other=1, prompt="ROMEO:\n" * 6)
+    page.wait(lambda: "different parts" in page.text(".readout"))
+    assert "Bits" not in page.text(".readout")
+
+
 # --- one file
 
 

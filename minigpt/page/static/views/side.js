@@ -121,9 +121,14 @@ export const sideView = {
         compare.textContent = "A text of at least two tokens has a loss.";
         return;
       }
+      const same = left.own.read.join() === right.own.read.join();
+      if (!same && (left.own.cut > 0 || right.own.cut > 0)) {
+        compare.textContent = "The text is longer than a context, so the two read different parts of it: to compare them, shorten it.";
+        numbers.show(() => element("p", {}, "The two models read different parts of the text, so there is no common table."));
+        return;
+      }
       const bits = right.loss.bitsPerCharacter - left.loss.bitsPerCharacter;
       compare.textContent = `Bits per character: ${signed(bits, 4)} from left to right.`;
-      const same = left.own.read.join() === right.own.read.join();
       numbers.show(() => {
         if (!same) return element("p", {}, "The two models cut the text into other tokens, so there is no common table.");
         const pieces = left.own.pieces.slice(-left.own.read.length);
