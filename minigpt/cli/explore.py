@@ -14,7 +14,7 @@ import torch
 
 from minigpt.cli.models import model_source, trained_source
 from minigpt.cli.settings import Explore
-from minigpt.cli.streams import one_line, print_json, print_note
+from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.texts import data_of_run
 from minigpt.config import RunConfig
 from minigpt.data.corpora import source_name
@@ -65,8 +65,8 @@ def served(settings: Explore, source: Source) -> Shown:
     # Read also where the page gets the file's own bytes: this finds damage, and weights that are not finite.
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     mapped = None if settings.adapter else mapped_weights(source)
-    about = {"prompt": settings.prompt}
-    return Shown(title(source), model.config, tokenizer, mapped or page_weights(model), source.run, about)
+    about, run = {"prompt": settings.prompt}, trained_source(source, settings.adapter).run
+    return Shown(title(source), model.config, tokenizer, mapped or page_weights(model), run, about)
 
 
 def serve(server: PageServer, settings: Explore) -> None:
@@ -116,9 +116,9 @@ def parameters(sources: list[Source]) -> int:
 def written(settings: Explore, source: Source, precision: Precision) -> Shown:
     """A model as a file holds it, with what its precision costs."""
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
-    weights = page_weights(model, precision)
-    about = {"prompt": settings.prompt, **cost(trained_source(source, settings.adapter), model, tokenizer, precision)}
-    return Shown(title(source), model.config, tokenizer, weights, source.run, about)
+    weights, trained = page_weights(model, precision), trained_source(source, settings.adapter)
+    about = {"prompt": settings.prompt, **cost(trained, model, tokenizer, precision)}
+    return Shown(title(source), model.config, tokenizer, weights, trained.run, about)
 
 
 def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision) -> dict[str, Any]:
@@ -132,8 +132,10 @@ def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision)
         print(f"measuring  what {precision} costs, on the run's validation text", file=sys.stderr)
         measure = validation(replace(source.trained, model=model.config), tokenizer, model.num_parameters())
         before, after = measure(model), measure(rounded(model, precision))
-    except MiniGPTError as error:
-        return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {one_line(error.what)}"}
+    except MiniGPTError as error:  # which may name a folder, and the page is handed on
+        print_note(f"what {precision} costs was not measured: {error.what}")
+        why = "the run's data are not there, or not as they were"
+        return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {why}"}
     change = after.loss - before.loss
     said = (
         f"{precision} costs {change:+.6f} nats a token: {after.loss:.4f} instead of {before.loss:.4f}, over "

@@ -62,7 +62,7 @@ class Shown:
         with suppress(MiniGPTError):  # a file that is just being replaced, or is damaged: the curve can do without it
             steps = read_config(self.run).train.max_steps
         return {
-            "name": self.run.path.name,
+            "name": self.run.path.absolute().name,
             "step": records[-1]["step"] if records else 0,
             "max_steps": steps,
             "train": losses(records, "train_loss"),

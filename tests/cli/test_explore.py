@@ -53,6 +53,10 @@ def about(path: str, number: int = 0) -> dict:
     return json.loads(found[1])["about"]
 
 
+def run_of_page(path: str) -> dict:
+    return json.loads(re.search(r'id="minigpt-run-0">(.*?)</script>', Path(path).read_text())[1])
+
+
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_the_cost_is_the_difference_of_two_evaluations(at, capsys, precision):
     told, err = answered(f"explore --model text --weights {precision} -o page.html", capsys)
@@ -108,12 +112,13 @@ def test_where_the_text_is_not_there_any_more_that_is_said(at, capsys, change):
     before = play.read_text()
     try:
         play.unlink() if change == "removed" else play.write_text(before + "more\n")
-        told, _ = answered("explore --model text --weights int8 -o page.html", capsys)
+        told, err = answered("explore --model text --weights int8 -o page.html", capsys)
     finally:
         play.write_text(before)
-    said = told["models"][0]["loss_said"]
-    assert said.startswith("what int8 costs was not measured: ")
-    assert ("play.txt has changed since" if change == "other" else "play.txt") in said
+    said = "what int8 costs was not measured: the run's data are not there, or not as they were"
+    assert told["models"][0]["loss_said"] == said
+    assert ("play.txt has changed since" if change == "other" else "play.txt") in err
+    assert "play.txt" not in Path("page.html").read_text()  # the file names no place of this machine
 
 
 def test_a_reader_is_told_what_to_do_with_it(at, capsys):
@@ -137,6 +142,20 @@ def test_the_file_names_no_folder_of_this_machine(at, capsys):
     answered(f"explore --model {at / 'text'} -o page.html", capsys)
     assert str(at) not in Path("page.html").read_text()
     assert about("page.html")["name"] == "text"
+
+
+def test_a_run_is_named_as_its_folder_from_within_too(at, monkeypatch, capsys):
+    monkeypatch.chdir("text")
+    answered("explore --model . -o ../page.html", capsys)
+    assert (about("../page.html")["name"], run_of_page("../page.html")["name"]) == ("text", "text")
+
+
+def test_the_curve_beside_an_adapter_is_that_of_its_run(at, capsys):
+    line = "train --init-from text --preset finetune-text --data play.txt --out adapted --train.lora_rank 2"
+    assert run_command([*line.split(), *"--train.max_steps 3 --train.warmup_steps 1 --device cpu".split()]) == 0
+    for models in ("--model adapted", "--model text --adapter adapted/adapter"):
+        answered(f"explore {models} -o page.html", capsys)
+        assert (run_of_page("page.html")["name"], run_of_page("page.html")["step"]) == ("adapted", 3)
 
 
 def test_the_quick_presets_file_has_at_most_a_megabyte_and_a_half(capsys):
