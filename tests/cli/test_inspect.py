@@ -433,6 +433,24 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
     assert Path("runs.png").is_file()
 
 
+def test_of_all_that_lies_in_a_folder_the_runs_are_compared(model, tmp_path, capsys):
+    """The shell gives checkpoints/* every name in it: those of its README and of imported models too."""
+    for name in ("imported", "one"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text((model / "config.yaml").read_text())
+    (tmp_path / "one" / "metrics.jsonl").write_text(json.dumps({"step": 5, "seconds": 1.5, "val_loss": 3.0}) + "\n")
+    (tmp_path / "README.md").write_text("what lies here")
+    assert run(["inspect", "runs", "README.md", "imported", "one"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[:-1]] == ["run", "one"]
+    assert err.splitlines() == [
+        "note: left out: README.md is not a run directory: it has no config.yaml",
+        "note: left out: imported has no metrics.jsonl with anything in it",
+    ]
+    assert run(["inspect", "runs", "one", "onee"]) == 2  # a name of nothing is a slip
+    assert run(["inspect", "runs", "README.md", "imported"]) == 2
+
+
 # --- mistakes
 
 

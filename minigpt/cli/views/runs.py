@@ -2,13 +2,15 @@
 
 import itertools
 import math
+import os
 from typing import Any
 
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.results import Numbers, Result
+from minigpt.cli.streams import print_note
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
-from minigpt.errors import InputError
+from minigpt.errors import InputError, MissingFileError
 from minigpt.formats.run_directory import read_config, read_records, run_at, run_named
 from minigpt.system import terminal
 from minigpt.system.files import named_path
@@ -19,7 +21,7 @@ Records = list[dict[str, Any]]
 
 def view_runs(asked: settings.Runs) -> Answer:
     """`minigpt inspect runs`."""
-    records = {name: _read(name) for name in dict.fromkeys(asked.runs)}
+    records = _read_all(list(dict.fromkeys(asked.runs)))
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
         for name, run in records.items()
@@ -39,6 +41,23 @@ def view_runs(asked: settings.Runs) -> Answer:
     drawn = [(name, curves[f"{name} train_loss"], curves[f"{name} val_loss"]) for name in records]
     lines = [*_table(records), "losses in nats a token; train loss as last recorded"]
     return Answer(result, lines, lambda: _checks(records), lambda: runs_compared(drawn))
+
+
+def _read_all(names: list[str]) -> dict[str, Records]:
+    """The records of runs. Of several, such as checkpoints/* names, what is there and has none is left out, and told.
+
+    Raises:
+        MiniGPTError: as `_read`, for a name of nothing, or if no run is left.
+    """
+    records: dict[str, Records] = {}
+    for number, name in enumerate(names, start=1):
+        try:
+            records[name] = _read(name)
+        except (MissingFileError, InputError) as error:
+            if not os.path.lexists(run_named(name)) or (number == len(names) and not records):
+                raise
+            print_note(f"left out: {error.what}")
+    return records
 
 
 def _read(name: str) -> Records:
