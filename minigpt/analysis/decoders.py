@@ -163,7 +163,10 @@ def write_steps(
     Raises:
         InputError: where `generate` raises one, and if max_new_tokens is 0.
     """
-    _check_length(DecodingOptions(**options))
+    chosen = DecodingOptions(**options)
+    _check_length(chosen)
+    if chosen.uses_beams or chosen.num_return_sequences != 1:
+        raise InputError("only one sequence is written here, without beams", "leave them out, or take beam_tree")
     steps: list[Step] = []
     out = generate(model, [prompt], tokenizer=tokenizer, on_step=steps.append, num_candidates=num_candidates, **options)
     choices = [choice for step in steps for choice in step.choices]

@@ -89,7 +89,7 @@ class DecodingOptions:
         for name in options.keys() - cls.__dataclass_fields__.keys():
             raise UnknownOptionError(
                 f"there is no option {brief(name)}",
-                near(name, [*cls.__dataclass_fields__, *_BESIDE])
+                near(name, {*cls.__dataclass_fields__, *_BESIDE} - {name})
                 + "help(minigpt.decoding.options.DecodingOptions) lists them all",
             )
         return super().__new__(cls)

@@ -211,3 +211,18 @@ def test_a_search_for_nothing_is_refused(tiny_model):
         beam_tree(tiny_model, PROMPT, TOKENIZER, max_new_tokens=0)
     with pytest.raises(InputError, match="leaves nothing to consider"):
         write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=0)
+
+
+@pytest.mark.parametrize("options", [{"num_return_sequences": 2}, {"strategy": "beam"}, {"num_beams": 2}])
+def test_steps_are_those_of_one_sequence(tiny_model, options):
+    with pytest.raises(InputError, match="only one sequence"):
+        write_steps(tiny_model, PROMPT, TOKENIZER, 3, max_new_tokens=4, **options)
+
+
+def test_an_option_of_other_calls_is_not_its_own_correction(tiny_model):
+    with pytest.raises(InputError, match="no option 'num_candidate'") as raised:
+        write_steps(tiny_model, PROMPT, TOKENIZER, 3, num_candidate=2)
+    assert "did you mean num_candidates?" in raised.value.how
+    with pytest.raises(InputError, match="no option 'on_step'") as raised:
+        write_steps(tiny_model, PROMPT, TOKENIZER, 3, on_step=print)
+    assert "did you mean" not in raised.value.how
