@@ -9,7 +9,7 @@ from minigpt.errors import InputError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
 from minigpt.formats.lora_files import adapter_folder
-from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run, run_of
+from minigpt.formats.run_directory import CHECKPOINTS, newer_unfinished, newest_run, run_of_adapter
 from minigpt.formats.source import Source, open_source
 from minigpt.formats.tokenizer_files import named_tokenizer
 from minigpt.model import GPT
@@ -35,11 +35,8 @@ def model_source(spec: str | None) -> Source:
 
 def trained_source(source: Source, adapter: str | None) -> Source:
     """What says on which data a model was trained: itself, or the run whose adapter it takes."""
-    if adapter is None:
-        return source
-    folder = adapter_folder(adapter).absolute()
-    run = run_of(folder.parent)
-    return open_source(folder.parent) if run and run.adapter == folder else source
+    run = run_of_adapter(adapter_folder(adapter)) if adapter is not None else None
+    return open_source(run.path) if run else source
 
 
 def without_data(source: Source, what: str, how: str) -> InputError:

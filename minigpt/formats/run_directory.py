@@ -313,6 +313,12 @@ def run_of(path: Path) -> RunDirectory | None:
     return run if meant and os.path.lexists(run.config) else None
 
 
+def run_of_adapter(folder: Path) -> RunDirectory | None:
+    """The run whose best adapter a folder is, by its own path or where a link leads; None of any other adapter."""
+    runs = ((run_of(place.parent), place) for place in (folder.absolute(), folder.resolve()))
+    return next((run for run, place in runs if run and run.adapter == place), None)
+
+
 def run_named(spec: str) -> str:
     """The path of a run that was given by its name alone; anything else unchanged."""
     named_path(spec, "model")

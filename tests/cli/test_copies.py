@@ -95,9 +95,12 @@ def test_a_base_with_the_adapter_of_a_run_is_measured_as_the_run(trained, capsys
     tuned = ["--train.lora_rank", "2", "--train.max_steps", "3", "--compile", "off"]
     name = str(tmp_path / "adapted")
     assert run(["train", "--init-from", "run", "--data", data, "--out", name, *flags, *tuned]) == 0
+    link = tmp_path / "link"
+    link.symlink_to(Path(name, "adapter"))
     for own in ([], ["--data", data], ["--data", before]):
-        adapted = measured(["--model", "run", "--adapter", f"{name}/adapter", *own], capsys)
-        assert adapted == measured(["--model", name, *own], capsys)
+        for adapter in (f"{name}/adapter", str(link)):
+            adapted = measured(["--model", "run", "--adapter", adapter, *own], capsys)
+            assert adapted == measured(["--model", name, *own], capsys)
 
 
 SAID = [  # file, key, value in a transformers folder, and whether an export of the model has it
