@@ -33,7 +33,7 @@ def parse_settings(texts: Sequence[str]) -> list[Setting]:
     """
     found = [setting for text in texts for setting in parse_setting(text)]
     for one, other in itertools.combinations(found, 2):
-        if DecodingOptions(**one.options).effect == DecodingOptions(**other.options).effect:
+        if DecodingOptions.before_model(**one.options).effect == DecodingOptions.before_model(**other.options).effect:
             raise InputError(
                 f"--setting {one.name!r} and {other.name!r} are the same, and nothing can differ",
                 "leave one of them out, or change it",

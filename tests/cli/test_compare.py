@@ -334,6 +334,14 @@ def test_what_contradicts_in_a_setting_is_said_in_its_words(setting, what, how):
     assert (caught.value.what, caught.value.how) == (f"--setting {setting!r}: {what}", how)
 
 
+def test_settings_that_concern_the_end_stand_beside_others():
+    """Only the model knows what ends a text, and how long one may be."""
+    found = parse_settings(["greedy", "min_new_tokens=5,50"])
+    assert [one.options.get("min_new_tokens", 0) for one in found] == [0, 5, 50]
+    with pytest.raises(InputError, match="are the same"):
+        parse_settings(["min_new_tokens=5", "min_new_tokens=5 top_k=0"])
+
+
 def test_the_length_fits_every_model(capsys):
     compare(["--model", "one", "--model", "small", "--prompts-file", "openings.txt", "--setting", "greedy", "--json"])
     completions = json.loads(capsys.readouterr().out)["completions"]
