@@ -174,12 +174,18 @@ def _chosen_ids(
     """The ids of all steps.
 
     If the caller stops early, the steps are ended at once, so that the model gets its mode back without waiting for the
-    garbage collector.
+    garbage collector. What was drafted and not given leaves the caller's cache.
     """
-    with contextlib.closing(_watched_steps(request, on_step, num_candidates)) as steps:
-        for step in steps:
-            for choice in step.choices:
-                yield choice.id
+    cache, num_read = request.cache, len(request.prompts[0]) - 1
+    try:
+        with contextlib.closing(_watched_steps(request, on_step, num_candidates)) as steps:
+            for step in steps:
+                for choice in step.choices:
+                    num_read += 1
+                    yield choice.id
+    finally:
+        if cache is not None:
+            cache.rollback(max(0, cache.longest - num_read))
 
 
 @checked

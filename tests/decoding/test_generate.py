@@ -17,7 +17,7 @@ from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import before_stop, check_request, generate, stream
 from minigpt.decoding.options import LARGEST, DecodingOptions, Options
 from minigpt.decoding.sampling import NoiseTape, choose, next_token_table
-from minigpt.decoding.speculative import PromptLookup
+from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import InputError
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
@@ -338,6 +338,24 @@ def test_a_stream_that_is_closed_leaves_what_it_has_read(tiny_model: GPT) -> Non
     tiny_model(torch.tensor([[3, 1, 4, *new][: cache.longest]]), cache=again)
     assert 3 <= cache.longest <= 5
     assert torch.allclose(cache.k, again.k, atol=1e-5)
+
+
+@pytest.mark.parametrize("draft", ["lookup", "model"])
+@pytest.mark.parametrize("stopped", [None, 1, 2])
+def test_no_refused_draft_stays_in_a_cache(tiny_model: GPT, draft: str, stopped: int | None) -> None:
+    """Whether the text ends, at any of its tokens, or its reader leaves."""
+    prompt = [3, 1, 4, 1, 3, 1]
+    for end in range(tiny_model.config.vocab_size):
+        cache = KVCache(tiny_model.config, 1)
+        guess = PromptLookup() if draft == "lookup" else DraftModel(GPT(tiny_model.config))
+        tokens = stream(tiny_model, prompt, cache=cache, draft=guess, max_new_tokens=5, seed=end, eos_token_id=end)
+        new = list(itertools.islice(tokens, stopped))
+        tokens.close()
+        assert cache.longest == len(prompt) + len(new) - 1
+        again = KVCache(tiny_model.config, 1)
+        tiny_model(torch.tensor([[*prompt, *new[:-1]]]), cache=again)
+        read = cache.longest
+        assert torch.allclose(cache.k[..., :read, :], again.k[..., :read, :], atol=1e-5)
 
 
 @pytest.mark.parametrize(
