@@ -33,9 +33,9 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.config import GPTConfig, Weights
 from minigpt.errors import InputError, MiniGPTError, first_line
 from minigpt.fields import checked
-from minigpt.lora import LoRALinear
+from minigpt.lora import KNOWN, LoRALinear
 from minigpt.model import GPT
-from minigpt.parameters import check_not_packed, shapes_alone
+from minigpt.parameters import as_built, check_not_packed, shapes_alone
 from minigpt.system.device import processor, returning_freed_memory
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
@@ -373,9 +373,11 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
             laid out, and it is empty.
 
     Raises:
-        InputError: if it is no model, is packed already, or does not lie on the CPU; or there is no such kind.
+        InputError: if it is no model, is packed already, does not lie on the CPU, or has other parts than a GPT and
+            adapters (see `parameters.as_built`); or there is no such kind.
     """
     check_not_packed(model, "packing")
+    model = as_built(model, KNOWN)
     if model.wte.weight.device.type != "cpu":
         raise InputError(
             f"the model lies on {model.wte.weight.device}, and packed weights are for a CPU", 'use model.to("cpu")'

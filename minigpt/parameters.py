@@ -20,7 +20,7 @@ _CAME_WITH = "_came_with"  # an attribute of a model that was loaded
 
 
 def as_built(model: GPT, known: Known) -> GPT:
-    """Check that a file of weights is enough to rebuild this model, and return it: the original of a compiled one.
+    """Check that its weights are enough to rebuild this model, and return it: the original of a compiled one.
 
     Args:
         model: compared with what `GPT(model.config)` makes: its parts, tensors and settings, which no hook changes.
@@ -34,7 +34,7 @@ def as_built(model: GPT, known: Known) -> GPT:
     usual = empty_model(model.config)
     if found := next(chain(_hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
         raise InputError(
-            f"{found}: the files of a GPT cannot hold this, and would describe another model",
+            f"{found}: the weights of a GPT do not say this, and would make another model",
             "change it back first, or leave the `with` of the edit; or save it as torch.save(model.state_dict(), path)",
         )
     return model

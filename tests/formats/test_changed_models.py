@@ -1,4 +1,4 @@
-"""A model that was changed by hand: what the files cannot say is refused by name, and never left out."""
+"""A model that was changed by hand: what files and packed weights cannot say is refused by name, never left out."""
 
 import math
 import re
@@ -19,6 +19,7 @@ from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.lora import add_lora, merge, merged, set_adapter
 from minigpt.model import GPT, MLP, Block, explicit_attention
+from minigpt.packed import pack
 from minigpt.tokenizers import CharTokenizer
 
 CHAR = CharTokenizer("abcdefghijk")
@@ -28,6 +29,7 @@ WRITERS = {
     "save_run": lambda model, folder: save_run(model, CHAR, folder),
     "merged": lambda model, folder: merged(model),
     "save_adapter": lambda model, folder: save_adapter(model, folder),
+    "pack": lambda model, folder: pack(model, "float32"),
 }
 
 
