@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from argparse import Namespace
@@ -67,13 +68,19 @@ def test_processes_and_threads_train_on_the_same_batches(tmp_path: Path) -> None
         (["compare_commits", "no such commit"], "there is no commit 'no such commit' here"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_the_race(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_used_is_refused_before_the_race(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the process that Python starts for a script, but in this one, where torch is imported already."""
     Path("a-file").write_text("kept", encoding="utf-8")
-    done = script(*arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS / f"{arguments[0]}.py"), run_name="__main__")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
     assert [path.name for path in Path().iterdir()] == ["a-file"]
 
 
