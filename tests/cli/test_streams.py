@@ -25,15 +25,14 @@ from minigpt.tokenizers import CharTokenizer
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 
-# One process that has everything imported, and for each case a child of it: with streams of its own, and an end of its
-# own, where Python itself flushes once more.
+# One process, and for each case a child of it: with streams of its own, and an end of its own, where Python itself
+# flushes once more. Helps and mistakes, of a word or two, need no torch and come first, as children that are small and
+# end soon; then everything is imported once for all others.
 DRIVER = """
 import gc, io, json, os, sys
 from importlib import import_module
 from minigpt.cli.main import COMMANDS, main
-for module, _ in COMMANDS.values():
-    import_module(f"minigpt.cli.{module}")
-gc.freeze()  # a child need not look all of this through once more when it ends
+from minigpt.cli import inspect_model, parser, settings  # what a help is made of
 
 def attach(number, name, kind):
     setattr(sys, name, None)
@@ -53,9 +52,15 @@ def attach(number, name, kind):
     # Nobody reads what a pipe without a reader holds back, so each write is tried at once, as under python -u.
     setattr(sys, name, io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=kind == "left"))
 
-results = []
-for out, err, arguments in json.loads(sys.stdin.read()):
-    sys.stdout.flush()
+cases, results = json.loads(sys.stdin.read()), {}
+for number in sorted(range(len(cases)), key=lambda number: len(cases[number][2])):
+    out, err, arguments = cases[number]
+    if len(arguments) > 2 and not gc.get_freeze_count():
+        for module, _ in COMMANDS.values():
+            import_module(f"minigpt.cli.{module}")
+        if arguments[0] == "train":
+            import torch._dynamo  # seconds, at the first step of an optimizer
+        gc.freeze()  # a child need not look all of this through once more when it ends
     child = os.fork()
     if not child:
         attach(1, "stdout", out)
@@ -63,8 +68,8 @@ for out, err, arguments in json.loads(sys.stdin.read()):
         main(arguments)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = [open(name).read() if kind == "file" else "" for name, kind in (("stdout", out), ("stderr", err))]
-    results.append([code, *said])
-print(json.dumps(results))
+    results[number] = [code, *said]
+print(json.dumps([results[number] for number in range(len(cases))]))
 """
 
 Case = tuple[str, str, list[str]]
@@ -109,10 +114,12 @@ def test_every_command_survives_every_stream(commands):
     streams = [pair for kind in kinds for pair in ((kind, "file"), ("file", kind), (kind, kind))]
     cases = [(out, err, command) for out, err in streams for command in commands]
     cases += [(out, "file", command) for out in ("full", "left") for command in HELPS]
-    usual = results_of([("file", "file", command) for command in [*commands, *HELPS]])
+    everything = [("file", "file", command) for command in [*commands, *HELPS]]
+    results = results_of([*everything, *cases])
+    usual, results = results[: len(everything)], results[len(everything) :]
     assert all(code in (0, 2) and "Traceback" not in err for code, _, err in usual)
     expected = dict(zip(map(tuple, [*commands, *HELPS]), usual, strict=True))
-    for (out, err, command), (code, text, told) in zip(cases, results_of(cases), strict=True):
+    for (out, err, command), (code, text, told) in zip(cases, results, strict=True):
         usual_code, usual_text, usual_told = expected[tuple(command)]
         what = (out, err, command, code, told)
         unheard = out == "full" and usual_text
