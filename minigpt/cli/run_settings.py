@@ -104,6 +104,11 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
     return FINE_TUNING[kind]
 
 
+def is_alone() -> bool:
+    """Whether this process is the only one, as when nobody has started several with torchrun."""
+    return (os.environ.get("WORLD_SIZE") or "1") == "1"
+
+
 def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:
     """Refuse a flag that others overrule: who asks for 20 steps is not to wait for three epochs.
 
@@ -124,7 +129,7 @@ def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Ma
          "add --train.optimizer muon, or leave it out"),
         ("train", lora, not t.lora_rank, "it is an adapter's", "add --train.lora_rank, or leave it out"),
         ("train", ["teacher_weight"], not t.teachers, "it is the teachers'", "add --train.teachers, or leave it out"),
-        ("train", ["parallel"], (os.environ.get("WORLD_SIZE") or "1") == "1", "there is one process",
+        ("train", ["parallel"], is_alone(), "there is one process",
          "start several with torchrun (docs/several-processes.md), or leave it out"),
         ("train", ["short_windows"], separate, "documents are no windows", "leave it out"),
         ("documents", documents, d.separate == "off", "--documents.separate is off", "leave one of the two out"),

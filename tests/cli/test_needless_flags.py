@@ -352,6 +352,16 @@ def test_how_processes_share_the_work_is_refused_where_there_is_one(monkeypatch,
     parser.parse(["--train.parallel", how])
 
 
+def test_a_plan_is_refused_where_there_are_several_processes(monkeypatch, capsys):
+    """Each of them would print one of its own, as if it were alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", "--data", "verse", "--plan"]) == 2
+    told = capsys.readouterr()
+    assert "--plan is for one process, and several were started" in told.err
+    assert "without torchrun" in told.err
+    assert not told.out
+
+
 @pytest.mark.parametrize("command", [name for name in SETTINGS if name != "inspect"])
 def test_a_flag_that_is_overruled_is_named(command):
     """The last value counts, as is usual; that a former one does not is said."""
