@@ -1,8 +1,10 @@
 """Every parameter of every public function meets values of other types: two lines, or what it was asked for."""
 
+import functools
 import inspect
 import math
 import re
+import shutil
 import types
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
@@ -22,6 +24,7 @@ from minigpt.data.batches import Batch, encode
 from minigpt.data.dialogues import with_template
 from minigpt.data.documents import Document
 from minigpt.tokenizers import CharTokenizer, TextStream
+from tests.conftest import TINY, random_model
 
 ROOT = Path(__file__).parents[1]
 LETTERS = CharTokenizer("\n:abcdefghijklmnopqrstu")
@@ -82,6 +85,7 @@ def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     }
 
 
+@functools.cache
 def public() -> dict[str, Callable[..., Any]]:
     """The functions and classes that each room offers."""
     rooms = {
@@ -103,17 +107,24 @@ def public() -> dict[str, Callable[..., Any]]:
     return {name: thing for name, thing in found.items() if name not in NOT_CALLED and "._" not in name}
 
 
+@functools.cache
+def read_only() -> tuple[analysis_trace.Trace, Any]:
+    """What takes a while to make, and what nothing changes: the values of the model, and texts as ids."""
+    model = random_model(TINY, 7)
+    with analysis.trace(model) as t:
+        model(torch.tensor([IDS]))
+    return t, encode(DOCUMENTS, LETTERS, 2, 5, 7)
+
+
 def arguments(name: str, model: GPT) -> dict[str, Any]:
     """Arguments with which a public function does its work."""
     shape = model.config
-    adapted = GPT(shape)
+    adapted = GPT(shape) if ".lora." in name else model
     if ".lora." in name:
         lora.add_lora(adapted, lora.LoRAConfig(), 0)
         if name.endswith(".unmerge"):
             lora.merge(adapted)
-    with analysis.trace(model) as t:
-        model(torch.tensor([IDS]))
-    encoded = encode(DOCUMENTS, LETTERS, 2, 5, 7)
+    t, encoded = read_only()
     metric = lambda logits: float(logits[0, -1, 3])  # noqa: E731
     given: dict[str, dict[str, Any]] = {
         "minigpt.GPT": {"config": shape},
@@ -237,6 +248,22 @@ def used(result: Any, model: GPT) -> None:
             model(torch.tensor([IDS]))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that are read, written once."""
+    folder = tmp_path_factory.mktemp("written")
+    minigpt.save_hf(random_model(TINY, 7), LETTERS, folder / "saved")
+    LETTERS.save(folder / "saved.json")
+    (folder / "saved.txt").write_text("ab\ncd\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def files(written: Path) -> None:
+    """In the folder of each test, where they can be spoiled."""
+    shutil.copytree(written, ".", dirs_exist_ok=True)
+
+
 WRONG = [None, "x", 1.5, True, -1, [], torch.tensor(math.nan)]
 
 
@@ -256,18 +283,17 @@ def may_be(value: object, hint: Any) -> bool:
     return hint not in (GPT, GPTConfig, analysis_trace.Trace, torch.dtype, torch.device, Path, lora.LoRAConfig)
 
 
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("name", public())
 def test_the_arguments_to_begin_with_are_right(name, tiny_model):
     function, given = public()[name], arguments(name, tiny_model)
-    minigpt.save_hf(tiny_model, LETTERS, "saved")
-    LETTERS.save("saved.json")
-    Path("saved.txt").write_text("ab\ncd\n", encoding="utf-8")
     known = inspect.signature(function).parameters.values()
     missing = {one.name for one in known if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} - {*given}
     assert name == "minigpt.complete" or not missing  # whose options test_wrong_arguments has
     used(function(**given), tiny_model)
 
 
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(
     ("name", "parameter"),
     [(name, one.name) for name, function in public().items() for one in inspect.signature(function).parameters.values()
@@ -277,9 +303,6 @@ def test_an_argument_of_another_type_is_a_mistake_in_two_lines(name, parameter, 
     function = public()[name]
     home = function.__init__ if isinstance(function, type) else function
     hint = get_type_hints(home, include_extras=True)[parameter]
-    minigpt.save_hf(tiny_model, LETTERS, "saved")
-    LETTERS.save("saved.json")
-    Path("saved.txt").write_text("ab\ncd\n", encoding="utf-8")
     for wrong in WRONG:
         given = {**arguments(name, tiny_model), parameter: wrong}
         try:
