@@ -30,6 +30,7 @@ from minigpt.data.dialogues import (
     render,
     rendered,
 )
+from minigpt.data.documents import most_turns
 from minigpt.decoding.generate import before_stop, stream
 from minigpt.decoding.options import DecodingOptions, Options
 from minigpt.errors import CheckpointError, InputError, ModelNote, brief, counted, named
@@ -353,12 +354,14 @@ class Chat:
         said = _turns(messages)
         system, block_size = messages[: len(messages) - len(said)], self.model.config.block_size
         room = min(self.decoding.max_new_tokens, block_size // SHARE)
-        for turns in range(min(len(said), self.settings["turns"]), 0, -1):
+
+        def read(turns: int) -> tuple[list[Message], list[int]]:
             kept = [*system, *said[-turns:]]
-            ids = self.tokenizer.encode(render(kept, reply_as=self._name(messages)))
-            # The last token of a reply is never read; so the model has one place more than `block_size`.
-            if len(ids) + room <= block_size + 1:
-                return kept, ids
+            return kept, self.tokenizer.encode(render(kept, reply_as=self._name(messages)))
+
+        # The last token of a reply is never read; so the model has one place more than `block_size`.
+        most = min(len(said), self.settings["turns"])
+        kept, ids = read(most_turns(most, lambda turns: len(read(turns)[1]) + room <= block_size + 1))
         if len(ids) > block_size:
             raise InputError(
                 f"the message has {counted(len(ids), 'token')}{' with the system message' if system else ''} and the "

@@ -18,7 +18,7 @@ Batch i of an epoch is a pure function of (seed, epoch, i), so that a resumed ru
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import Count, Seed
-from minigpt.data.documents import Document, generator
+from minigpt.data.documents import Document, generator, most_turns
 from minigpt.data.tokens import IGNORED, Ids
 from minigpt.errors import ConfigError, DataError, InputError, brief, counted, either, named
 from minigpt.fields import Bounds, check_ids, checked
@@ -137,8 +137,10 @@ def encode(
             continue
         end = np.array([eos_id] if document.whole else [], dtype=text.dtype)
         turns = len(document.turns)
-        while len(prompt) + len(text) + len(end) > max_length and len(document.turns) > 1:
-            document = document.without_oldest_turn()
+        room = max_length - len(text) - len(end)
+        if len(prompt) > room and turns > 1:
+            fits = partial(_fits, document, tokenizer, room)
+            document = document.with_last_turns(most_turns(turns, fits))
             prompt = tokenizer.encode_array(document.prompt)
         row = np.concatenate([prompt, text, end])
         mask = np.arange(min(len(row), max_length)) >= len(prompt)
@@ -169,6 +171,11 @@ def encode(
     stops = np.cumsum([len(row) for row in rows])
     starts = np.concatenate([[0], stops[:-1]])
     return Encoded(np.concatenate(rows), np.concatenate(masks), starts, stops, eos_id, truncated, shortened, left_out)
+
+
+def _fits(document: Document, tokenizer: Tokenizer, room: int, turns: int) -> bool:
+    """Whether the prompt of a document with so many of its turns has at most `room` tokens."""
+    return len(tokenizer.encode_array(document.with_last_turns(turns).prompt)) <= room
 
 
 def _refused(strange: Sequence[Document], count: int, tokenizer: Tokenizer) -> InputError:

@@ -12,8 +12,9 @@ import itertools
 import json
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,13 +67,24 @@ class Document:
     turns: tuple[int, ...] = field(default=(), compare=False, repr=False)
     replies: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
 
-    def without_oldest_turn(self) -> "Document":
-        """The same without the oldest of the turns in its prompt; it has at least two."""
-        first, second = self.turns[:2]
-        gone = second - first
-        turns = tuple(start - gone for start in self.turns[1:])
-        replies = tuple((start - gone, stop - gone) for start, stop in self.replies if start > second)
-        return replace(self, prompt=self.prompt[:first] + self.prompt[second:], turns=turns, replies=replies)
+    def with_last_turns(self, count: int) -> "Document":
+        """The same with at most so many of the turns in its prompt, the last of them, at least one."""
+        if count >= len(self.turns):
+            return self
+        border = self.turns[-count]
+        gone = border - self.turns[0]
+        turns = tuple(start - gone for start in self.turns[-count:])
+        replies = tuple((start - gone, stop - gone) for start, stop in self.replies if start > border)
+        return replace(self, prompt=self.prompt[: turns[0]] + self.prompt[border:], turns=turns, replies=replies)
+
+
+def most_turns(turns: int, fits: Callable[[int], bool]) -> int:
+    """The most of so many turns, the last of them, with which a prompt fits; 1 also where that does not.
+
+    Fewer turns have fewer tokens, so a few tries find it: a talk may have thousands, and to leave them out one by one
+    would mean to encode the rest thousands of times.
+    """
+    return max(1, bisect_left(range(1, turns + 1), True, key=lambda count: not fits(count)))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from minigpt.data.batches import batched, encode
 from minigpt.data.dialogues import END_OF_TURN, Dialogue, Message, examples, speech
-from minigpt.data.documents import Document
+from minigpt.data.documents import Document, most_turns
 from minigpt.data.loaders import end_of_document
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import DataError, InputError, named
@@ -338,11 +338,12 @@ class Written:
 
 def prompt_ids(tokenizer: Tokenizer, document: Document, most: int) -> list[int] | None:
     """The prompt of a document in at most so many tokens, its oldest turns left out; None if the last is too long."""
-    while len(ids := encode_prompt(tokenizer, document.prompt)) > most:
-        if len(document.turns) < 2:
-            return None
-        document = document.without_oldest_turn()
-    return ids
+
+    def ids(turns: int) -> list[int]:
+        return encode_prompt(tokenizer, document.with_last_turns(turns).prompt)
+
+    found = ids(most_turns(len(document.turns), lambda turns: len(ids(turns)) <= most))
+    return found if len(found) <= most else None
 
 
 def write_replies(

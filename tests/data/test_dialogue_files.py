@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -768,6 +769,24 @@ def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, earlier, has_sys
             x, y = found.example(number)
             assert (x.tolist(), y.tolist()) == (ids[:-1], targets[1:])
         assert found.left_out == len(documents) - len(expected)
+
+
+@pytest.mark.parametrize("most", [2, 40, 10_000])
+def test_a_talk_of_many_turns_is_not_encoded_once_for_each(most):
+    """A log without blank lines is one talk of thousands."""
+    roles = itertools.cycle(("user", "assistant"))
+    dialogue = Dialogue(tuple({"role": next(roles), "content": "the speech"} for _ in range(512)))
+    (*_, document) = examples(dialogue, turns=511)
+    asked = []
+
+    class Counting(CharTokenizer):
+        def encode_array(self, text):
+            asked.append(text)
+            return super().encode_array(text)
+
+    with suppress(DataError):  # where the last turn alone leaves no room
+        encode([document], Counting(CHARACTERS.characters), CHARACTERS.encode("\n")[0], most, 10_000)
+    assert len(asked) < 15
 
 
 def test_what_validates_is_the_last_reply_alone(tmp_path):
