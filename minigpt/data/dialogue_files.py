@@ -8,7 +8,7 @@
     a folder            the texts and .jsonl files below it
 
 In a play and in a log, anybody may be who replies: each turn that has another before it is a reply to learn. In the
-others, it is the assistant; so it is in a text whose speakers are called user and assistant.
+others, it is the assistant; so it is in a text where user and assistant speak, beside whom nobody does.
 """
 
 import os
@@ -303,6 +303,12 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     beside = Counter(named[1].strip() for line in text.strip().split("\n") if (named := _IN_LINE.match(line)))
     if all_timed:
         beside &= Counter(timed)
+    roles = {name for name in above | lines | beside if name.casefold() in _ROLES}
+    only = roles if {"user", "assistant"} <= {name.casefold() for name in roles} else None
+    if only:  # then "Note:" in an answer is no third one who speaks
+        above, lines, beside = (
+            Counter({name: one[name] for name in only & one.keys()}) for one in (above, lines, beside)
+        )
     if not above and not beside:
         raise DataError(
             f"{place} has no dialogue: no line begins with a name and a colon",
@@ -323,7 +329,7 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
         return _as_roles(_from_log(blocks, beside.keys(), more, place, notes))
     parts = blocks if below >= above.total() else [text]  # blank lines are between scenes, or also in them
     parted = (_ALONE.sub(lambda line: "\n\n" * (line[1].strip() in more) + line[0], part) for part in parts)
-    return _as_roles([scene for part in parted for scene in _from_play(part, place, notes)])
+    return _as_roles([scene for part in parted for scene in _from_play(part, place, notes, only=only)])
 
 
 def _as_roles(found: list[Spoken]) -> list[Raw]:
@@ -355,13 +361,23 @@ def _looks_like_a_name(line: str) -> bool:
     return line in _ROLES or not any(word[0].islower() for word in line.split())
 
 
-def _from_play(text: str, place: str, notes: _Notes, starts: tuple[int, ...] = ()) -> list[Spoken]:
-    """The scenes of a play; `starts` are the speeches with which a scene begins where no heading says so."""
+def _from_play(
+    text: str, place: str, notes: _Notes, starts: tuple[int, ...] = (), only: Container[str] | None = None
+) -> list[Spoken]:
+    """The scenes of a play.
+
+    Args:
+        text: all of it.
+        place: the file.
+        notes: what is to be said of the reading.
+        starts: the speeches with which a scene begins where no heading says so.
+        only: those who speak, if others with a colon behind them do not.
+    """
     scenes: list[list[tuple[str, str]]] = [[]]
     number = -1  # of the speech
     for block in _BLANK_LINES.split(text.strip()):
         named = None if _HEADING.match(block) else _ALONE.match(block) or _CAPITALS.match(block)
-        if named:
+        if named and (only is None or named[1].strip() in only):
             number += 1
             if number in starts:
                 scenes.append([])

@@ -771,6 +771,24 @@ def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, earlier, has_sys
         assert found.left_out == len(documents) - len(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("User: {0}\nAssistant: two:\n- one: a\n- two: b\n", "two:\n- one: a\n- two: b"),
+        ("User: {0}\nAssistant: yes\nNote: but\n", "yes\nNote: but"),
+        ("USER:\n{0}\n\nASSISTANT:\nyes\n\nSteps:\n1. go\n\n", "yes\nSteps:\n1. go"),
+        ("USER:\n{0}\n\nASSISTANT:\nyes\nSteps:\n1. go\n\n", "yes\nSteps:\n1. go"),
+    ],
+)
+def test_where_user_and_assistant_speak_nobody_else_does(tmp_path, text, answer):
+    """A line of an answer with a colon would make all turns replies, so that what the user says is learned."""
+    file = tmp_path / "log.txt"
+    file.write_text("".join(text.format(f"why {number}") for number in range(5)), encoding="utf-8")
+    (dialogue,) = read_dialogues(file).items
+    expected = [message for number in range(5) for message in (user(f"why {number}"), reply(answer))]
+    assert list(dialogue.messages) == expected
+
+
 @pytest.mark.parametrize("most", [2, 40, 10_000])
 def test_a_talk_of_many_turns_is_not_encoded_once_for_each(most):
     """A log without blank lines is one talk of thousands."""
