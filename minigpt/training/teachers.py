@@ -172,7 +172,7 @@ def _own_number(name: str, names: Sequence[str]) -> int:
 
 
 def _how_to_train(name: str, config: RunConfig) -> str:
-    """The command that trains a teacher: of a folder PRESET-SEED, by that preset and seed.
+    """The command that trains a teacher: of a folder PRESET-SEED, by that preset and, if it may differ, that seed.
 
     What decides the run's tokenizer, what it reads and what validates is as in the run, where the preset has it not.
     """
@@ -197,11 +197,9 @@ def _how_to_train(name: str, config: RunConfig) -> str:
     if chosen != named_preset or theirs < window:
         wanted["--model.block_size"] = window + (window % 2 if usual.train.short_windows else 0), theirs
     words += [str(word) for flag, (own, other) in wanted.items() if own != other for word in (flag, own)]
-    if not seed:
-        number = _own_number(name, config.train.teachers)
-        if kind == "text" or data.val_data:
-            seed = str(number)
-        else:  # the seed chooses the documents that validate, so the batches make it another model
-            seed = str(config.seed)
-            words += ["--train.batch_size", str(usual.train.batch_size + number - 1)] * (number > 1)
+    if kind == "text" or data.val_data:
+        seed = seed or str(_own_number(name, config.train.teachers))
+    else:  # the seed chooses the documents that validate, so the batches make it another model
+        seed, place = str(config.seed), list(dict.fromkeys(config.train.teachers)).index(name)
+        words += ["--train.batch_size", str(usual.train.batch_size + place)] * (place > 0)
     return " ".join(map(quoted, ["minigpt", "train", *words, "--seed", seed, "--out", name]))
