@@ -1,9 +1,11 @@
 """A run: everything that the training loop works on, set up from a seed, from a model, or from a checkpoint."""
 
 import math
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,12 +19,22 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig, check_has_base
 from minigpt.data.batches import NOTHING, Batch
-from minigpt.data.corpora import Corpus, kind_of, source_name
+from minigpt.data.corpora import NAMED_SOURCES, Corpus, kind_of, source_name
 from minigpt.data.dialogues import NAMES, check_template, heading, with_template
 from minigpt.data.documents import Documents, data_checksum, keyword_line, parted
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
+from minigpt.data.sources import load_data
 from minigpt.data.tokens import prepare, split_at
-from minigpt.errors import ConfigError, MissingFileError, TextNote, counted, did_you_mean, first_line, named
+from minigpt.errors import (
+    ConfigError,
+    MiniGPTError,
+    MissingFileError,
+    TextNote,
+    counted,
+    did_you_mean,
+    first_line,
+    named,
+)
 from minigpt.formats.config_json import inherited
 from minigpt.formats.lora_files import base_checksum
 from minigpt.formats.run_directory import RunDirectory, read_config
@@ -279,7 +291,8 @@ def read_data(
 def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[Source]) -> None:
     """Say of models that a run begins with, or learns from, that they have learned some of what validates in it.
 
-    This is known of runs on the same data, which held out others of them.
+    This is known of runs on the same data, which held out others of them; or on the same file read otherwise, as with
+    validation data of its own.
 
     Args:
         config: the run's, with the checksum of its data.
@@ -288,22 +301,42 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
     """
     for source in models:
         theirs = source.trained
-        if theirs is None or theirs.data.checksum != config.data.checksum:
+        if theirs is None:
             continue
-        if isinstance(data, Documents):
-            learned = set(parted(data, theirs.documents, theirs.seed)[0])
-            held_out = parted(data, config.documents, config.seed)[1]
-            known, number = sum(document in learned for document in held_out), len(held_out)
-            what = "replies" if held_out[0].dialogue else "documents"
+        alike = theirs.data.checksum == config.data.checksum
+        before = data if alike else _read_before(theirs, config)
+        if isinstance(data, Documents) and isinstance(before, Documents):
+            learned = {document.dialogue or document for document in parted(before, theirs.documents, theirs.seed)[0]}
+            validating = parted(data, config.documents, config.seed)[1]
+            known, number = sum((one.dialogue or one) in learned for one in validating), len(validating)
+            what = "replies" if validating[0].dialogue else "documents"
             same = f"seed = {theirs.seed} and documents.val_size = {theirs.documents.val_size}"
-        else:
-            border = split_at(data, config.data)
-            known, number = split_at(data, theirs.data) - border, len(data.text) - border
+        elif isinstance(data, Corpus) and isinstance(before, Corpus):
+            text, border = before.text[: split_at(before, theirs.data)], split_at(data, config.data)
+            held_out = data.text[border:]
+            number, known = len(held_out), len(text) - border if data.text.startswith(text) else 0
+            if not alike and held_out.strip() and held_out.strip() in text:
+                known = number
+            elif not alike and text in held_out:
+                known = len(text)
             what = "characters"
             same = f"val_fraction = {theirs.data.val_fraction}"
+        else:
+            continue
         if known > 0:
             note = f"{source.name} has learned {known:,} of the {number:,} {what} that validate here: their loss tells"
-            warnings.warn(TextNote(f"{note} little; with {same}, they would be those that it held out"), stacklevel=2)
+            how = f"with {same}, they would be those that it held out" if alike else "validate on what it has not read"
+            warnings.warn(TextNote(f"{note} little; {how}"), stacklevel=2)
+
+
+def _read_before(theirs: RunConfig, config: RunConfig) -> Corpus | Documents | None:
+    """What another run was trained on, if it is a file or folder that this one reads too, and as it was; else None."""
+    place, own = theirs.data.source, (config.data.source, config.data.val_data)
+    if place not in NAMED_SOURCES and os.path.realpath(place) in map(os.path.realpath, filter(None, own)):
+        with suppress(MiniGPTError):
+            found = load_data(theirs)
+            return found if data_checksum(found) == theirs.data.checksum else None
+    return None
 
 
 def expected_checksum(config: RunConfig, data: Corpus | Documents) -> str:

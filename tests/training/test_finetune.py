@@ -22,6 +22,7 @@ from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, p
 from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents, with_keywords
 from minigpt.data.loaders import document_loader
+from minigpt.data.sources import load_data
 from minigpt.data.tokens import IGNORED
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError, TextNote
 from minigpt.formats.gpt2_names import transformers_views
@@ -858,6 +859,32 @@ def test_what_another_model_has_learned_does_not_validate_in_silence(base, tmp_p
         half, most = (int(len(text) * share) for share in (0.5, 0.7))
         counts = f"{most - half} of the {len(text) - half} characters"
     assert [f"{first} has learned {counts} that validate here" in note for note in notes] == [True] * learned
+
+
+READ_BEFORE = [
+    ({"source": "all.txt", "val_data": "other.txt"}, {"source": "all.txt"}, True),
+    ({"source": "all.txt"}, {"source": "other.txt", "val_data": "all.txt"}, True),
+    ({"source": "other.txt", "val_data": "all.txt"}, {"source": "all.txt"}, False),
+]
+
+
+@pytest.mark.parametrize("separate", ["off", "on"])
+@pytest.mark.parametrize(("before", "now", "learned"), READ_BEFORE)
+def test_nor_what_it_learned_of_the_same_file_beside_another(
+    base, tmp_path, monkeypatch, separate, before, now, learned
+):
+    monkeypatch.chdir(tmp_path)
+    Path("all.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    Path("other.txt").write_text("\n".join(text[::-1] for text in TEXTS[:12]), encoding="utf-8")
+    usual = config(base, train={"epochs": 0.0, "max_steps": 1, "warmup_ratio": 0.0, "warmup_steps": 0})
+    usual = replace(usual, documents=DocumentsConfig(separate=separate))
+    first = updated(usual, {"data": before})
+    train(first, load_data(first), "first", quiet)
+    second = updated(usual, {"data": now, "init_from": "first"})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", TextNote)
+        train(second, load_data(second), "second", quiet)
+    assert ["first has learned" in str(note.message) for note in said] == [True] * learned
 
 
 def test_the_model_to_start_from_is_looked_up_once(base, tmp_path, monkeypatch):
