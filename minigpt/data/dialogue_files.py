@@ -92,8 +92,9 @@ class Dialogues:
     validation: list[Dialogue] | None = field(default=None, repr=False)
 
     def with_validation(self, other: "Dialogues") -> "Dialogues":
-        """These dialogues to train on, and those of another source to validate."""
-        described = f"{self.described}; to validate, {other.described}"
+        """These dialogues to train on, and those of another source to validate; a line says what that leaves out."""
+        unread = f"; {len(self.validation):,} that it would itself validate left out" if self.validation else ""
+        described = f"{self.described}{unread}; to validate, {other.described}"
         return replace(self, described=described, validation=other.items + (other.validation or []))
 
 

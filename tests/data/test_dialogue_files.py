@@ -789,6 +789,22 @@ def test_where_user_and_assistant_speak_nobody_else_does(tmp_path, text, answer)
     assert list(dialogue.messages) == expected
 
 
+def test_what_a_file_would_validate_itself_is_said_where_another_validates(tmp_path):
+    def talks(count, name):
+        return [{"history": [f"why {name} {number}"], "candidates": ["so"]} for number in range(count)]
+
+    (tmp_path / "x.json").write_text(json.dumps({"train": talks(5, "a"), "valid": talks(3, "b")}), encoding="utf-8")
+    other = jsonl(tmp_path / "y.jsonl", [user("when"), reply("now")])
+    config = RunConfig(
+        data=DataConfig(source=str(tmp_path / "x.json"), val_data=str(other)),
+        documents=DocumentsConfig(separate="dialogues"),
+    )
+    found = load_data(config)
+    assert isinstance(found, Documents)
+    assert (len(found.items), len(found.validation or [])) == (5, 1)
+    assert "8 dialogues; 3 that it would itself validate left out; to validate, " in found.described
+
+
 @pytest.mark.parametrize("most", [2, 40, 10_000])
 def test_a_talk_of_many_turns_is_not_encoded_once_for_each(most):
     """A log without blank lines is one talk of thousands."""
