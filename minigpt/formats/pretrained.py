@@ -65,7 +65,8 @@ def load_model(
         weights: pack the model for inference, as `minigpt.pack` does, while it is read: one layer at a time is in
             memory as the file has it. Only an adapter needs all of its base at once.
         adapter: a LoRA adapter to merge into the model: a folder that `save_adapter` or PEFT wrote. A tokenizer in that
-            folder is the one it was trained with, and must agree with the model's as one that `tokenizer` names.
+            folder, or of the run that trained it, is the one it was trained with: its special tokens and settings
+            count, and it must agree with the model's as one that `tokenizer` names.
 
     Returns:
         The model; and its tokenizer, or None if the model has none and none was given.

@@ -57,6 +57,7 @@ from minigpt.formats.run_directory import (
     read_config,
     run_named,
     run_of,
+    run_of_adapter,
     run_weights,
 )
 from minigpt.formats.tokenizer_files import ForeignTokenizerError, has_tokenizer, load_hf_tokenizer, named_tokenizer
@@ -212,12 +213,16 @@ class Source:
 
         A run that trains an adapter, and began when nobody kept those of its base, gives what the base says now.
         """
+        return self._carried(None)
+
+    def _carried(self, base: "Source | None") -> dict[str, dict[str, Any]]:
+        """`carried`, with the base of an adapter where it lies now, unless that is where the run says."""
         if self._recorded or not (self.run and self.adapter):
             return self._recorded
         config = read_config(self.run)
         learned = are_documents(config.documents.separate, config.data.source)
         end = load_tokenizer(self.run.tokenizer).eos_token_id if learned else None
-        return with_end(open_source(config.init_from).carried, end)
+        return with_end((base or open_source(config.init_from)).carried, end)
 
     @property
     def _recorded(self) -> dict[str, dict[str, Any]]:
@@ -270,17 +275,18 @@ class Source:
         if adapter is not None:
             folder = adapter_folder(adapter)
             adapter_settings(folder)  # raises now, before any weights are read, or downloaded
-            if tokenizer is None and has_tokenizer(folder):
-                options["tokenizer"] = folder
+            run = run_of_adapter(folder)
+            if tokenizer is None:
+                options["tokenizer"] = run.tokenizer if run else folder if has_tokenizer(folder) else None
             model, chosen = self.load(**options, needs_text=needs_text)
             load_adapter(model, folder)
-            if options["tokenizer"] != tokenizer:
+            if run:
+                keep_carried(model, Source(str(run.path), run.path)._carried(self), chosen)
+            elif options["tokenizer"] != tokenizer:
                 keep_carried(model, self.carried, None)  # not of the tokenizer that the adapter brings
             return (pack(model, weights, keep=False) if weights else merged(model)), chosen
         if self.run and self.adapter:
-            model, chosen = self._load_adapted(self.run, {**options, "weights": weights})
-            keep_carried(model, self.carried, chosen)
-            return model, chosen
+            return self._load_adapted(self.run, {**options, "weights": weights})
         found = _adjusted(_open(self, rates_may_differ=True), block_size, dropout)
         chosen = self._tokenizer(found.config.vocab_size, tokenizer, needs_text)
         if needs_text:
@@ -317,12 +323,8 @@ class Source:
                 f"put it back, or write where it is now as init_from into {run.config}, or name both: "
                 f"minigpt generate --model BASE --adapter {quoted(run.adapter)}",
             ) from None
-        wanted = options["tokenizer"]
-        own = load_tokenizer(run.tokenizer) if wanted is None else None
-        both: Loading = {"tokenizer": run.tokenizer if wanted is None else wanted, "adapter": run.adapter}
-        model, chosen = source.load_for_text(**options | both)
-        # The run may have given the base's settings another, such as the template of dialogues.
-        return model, chosen.with_added(chosen.added, own.settings) if own else chosen
+        here: Loading = {"adapter": run.adapter}
+        return source.load_for_text(**options | here)
 
     def _tokenizer(self, vocab_size: int, wanted: str | Path | None, needs_text: bool = False) -> Tokenizer | None:
         """The tokenizer that is named, else the one that comes with the model, else GPT-2's if it certainly fits.
@@ -373,7 +375,9 @@ class Source:
                 f"{chosen.fingerprint()[:12]}",
                 f"use the model's own: {passed('tokenizer', str(self.folder))}",
             )
-        return own if own and not chosen.added else chosen  # both give the same ids; one may name more special tokens
+        if own is None or chosen.added:  # both give the same ids; one may name more special tokens
+            return chosen
+        return own.with_added(own.added, {**own.settings, **chosen.settings})
 
     def _notes(self, weights: "_StoredModel", tokenizer: Tokenizer | None) -> Iterator[ModelNote]:
         """Notes on what may surprise in a model that was loaded with this tokenizer."""

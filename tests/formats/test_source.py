@@ -9,6 +9,7 @@ import torch
 
 import minigpt
 from minigpt.config import GPTConfig, RunConfig, TrainConfig
+from minigpt.data.dialogues import with_template
 from minigpt.errors import MissingFileError, ModelNote
 from minigpt.formats import source as module
 from minigpt.formats.gpt2_names import transformers_views
@@ -16,11 +17,12 @@ from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import save_hf
 from minigpt.formats.run_directory import RunDirectory, start_run
 from minigpt.formats.source import open_source
+from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import StoredTensor, save_weights, write_safetensors
 from minigpt.lora import LoRAConfig, LoRALinear, add_lora, merged
 from minigpt.model import GPT
 from minigpt.packed import PackedGPT
-from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
+from minigpt.tokenizers import AddedToken, CharTokenizer, GPT2Tokenizer
 
 CHAR = CharTokenizer("".join(map(chr, range(ord("A"), ord("A") + 23))))
 RUN = RunDirectory(Path("checkpoints/tiny"))
@@ -127,6 +129,35 @@ def test_the_hub_is_asked_when_it_is_needed(monkeypatch):
         source = minigpt.open_source(name)
         assert (source.name, source.local, source.lasting) == (name, None, name)
         assert isinstance(source.tokenizer(), GPT2Tokenizer)  # which all of its sizes share
+
+
+@pytest.mark.parametrize("added", [(), (AddedToken("[PAD]"),)], ids=["", "an added token"])
+@pytest.mark.parametrize("spec", ["tiny", "folder", "org/name"])
+def test_the_settings_of_the_tokenizer_that_an_adapter_was_trained_with_count(models, spec, added):
+    """Its run's, or those of the files beside it: the template of dialogues, which token has which role."""
+    theirs = CHAR.with_added(added, {"chat_template": "a play", "pad_token": "[PAD]" if added else "W"})
+    theirs.save(ADAPTED.tokenizer)
+    alone = shutil.copytree(ADAPTED.adapter, "alone")
+    save_hf_tokenizer(theirs, alone, 13)
+    expected = minigpt.load_model(ADAPTED.path)[1]
+    for adapter in (ADAPTED.adapter, alone):
+        chosen = minigpt.load_model(spec, adapter=adapter)[1]
+        assert chosen.added == expected.added
+        assert chosen.settings.items() >= expected.settings.items() >= theirs.settings.items()
+    assert minigpt.load_model(spec)[1].settings.keys() <= {"pad_token"}
+
+
+def test_a_base_with_the_adapter_of_a_run_is_exported_as_the_run(models):
+    """What came with the base, also where the run does not know any more where that lies, and the run's template."""
+    Path("folder/generation_config.json").write_text('{"temperature": 0.75}')
+    settings = ADAPTED.config.read_text().replace(str(RUN.path.absolute()), str(Path("folder").absolute()))
+    ADAPTED.config.write_text(settings)
+    with_template(CHAR).save(ADAPTED.tokenizer)
+    save_hf(*minigpt.load_model(ADAPTED.path), "expected")
+    Path("folder").rename("moved")
+    save_hf(*minigpt.load_model("moved", adapter=ADAPTED.adapter), "found")
+    for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        assert Path("found", file).read_text() == Path("expected", file).read_text()
 
 
 def test_a_place_is_found_once(models, monkeypatch):
