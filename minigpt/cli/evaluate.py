@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from minigpt.cli.models import load, model_source, trained_source, without_data
+from minigpt.cli.models import learned_before, load, model_source, trained_source, without_data
 from minigpt.cli.settings import Eval
 from minigpt.cli.streams import print_json
 from minigpt.cli.texts import data_of_run, val_data_beside, with_val_data
@@ -28,12 +28,16 @@ from minigpt.model import GPT
 from minigpt.packed import PackedGPT
 from minigpt.system import terminal
 from minigpt.tokenizers import note_special
+from minigpt.training.run import note_learned
 
 
 def answer(settings: Eval) -> None:
     """Evaluate and print."""
     source = model_source(settings.model)
-    config, data, own = data_to_measure(settings, trained_source(source, settings.adapter))
+    learner = trained_source(source, settings.adapter)
+    config, data, own = data_to_measure(settings, learner)
+    if own and config.data.checksum and settings.split in (None, "val"):
+        note_learned(config, data, learned_before(learner))
     if isinstance(data, Documents):
         evaluate_documents(data, config, own, settings, source.name)
     else:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from minigpt.chat import LONGEST, SHARE
 from minigpt.cli.chat_report import markdown, printed
 from minigpt.cli.decoders import Setting, parse_settings
-from minigpt.cli.models import load, model_source, trained_source, without_data
+from minigpt.cli.models import learned_before, load, model_source, trained_source, without_data
 from minigpt.cli.settings import CHAT_SETTINGS, EvaluateChat
 from minigpt.cli.streams import print_json, print_note, write_files
 from minigpt.cli.texts import says_how_to_name_data, val_data_beside, with_val_data
@@ -22,7 +22,7 @@ from minigpt.data.corpora import kind_of
 from minigpt.data.dialogue_files import read_dialogues
 from minigpt.data.dialogues import Dialogue, check_template
 from minigpt.data.loaders import end_of_document
-from minigpt.data.sources import held_out_dialogues
+from minigpt.data.sources import held_out_dialogues, load_data
 from minigpt.errors import InputError, counted, named
 from minigpt.evaluation.arms import Arm, closeness, compared, true_arm, written_arm
 from minigpt.evaluation.conversations import (
@@ -40,6 +40,7 @@ from minigpt.formats.source import Source
 from minigpt.model import GPT
 from minigpt.system.files import check_output, write_text
 from minigpt.tokenizers import Tokenizer, note_special
+from minigpt.training.run import note_learned
 
 OUTPUTS = (".md", ".json", ".png", ".svg")
 _CANDIDATES = 10
@@ -107,6 +108,8 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
         read = read_dialogues(config.data.source)
         held_out = held_out_dialogues(config, read) if trained and spoken else None
     if held_out is not None:
+        if config.data.checksum and (before := learned_before(source)):
+            note_learned(config, load_data(config), before)
         return held_out, f"held-out dialogues of {config.data.source}"
     if settings.data and settings.val_data:
         raise InputError(

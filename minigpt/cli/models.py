@@ -2,10 +2,12 @@
 
 import copy
 import sys
+from contextlib import suppress
 
 from minigpt.cli.settings import Computing, Reading, TextSettings
 from minigpt.cli.streams import print_note
-from minigpt.errors import InputError
+from minigpt.config import RunConfig
+from minigpt.errors import InputError, MiniGPTError
 from minigpt.formats.config_json import not_kept
 from minigpt.formats.hub import CONFIG
 from minigpt.formats.lora_files import adapter_folder
@@ -37,6 +39,16 @@ def trained_source(source: Source, adapter: str | None) -> Source:
     """What says on which data a model was trained: itself, or the run whose adapter it takes."""
     run = run_of_adapter(adapter_folder(adapter)) if adapter is not None else None
     return open_source(run.path) if run else source
+
+
+def learned_before(source: Source) -> list[Source]:
+    """The models that a run began with or learned from, those that are still there and were trained here."""
+    config, found = source.trained or RunConfig(), []
+    for spec in filter(None, (config.init_from, *config.train.teachers)):
+        with suppress(MiniGPTError):
+            if (one := open_source(spec)).trained:
+                found.append(one)
+    return found
 
 
 def without_data(source: Source, what: str, how: str) -> InputError:

@@ -289,7 +289,7 @@ def read_data(
 
 
 def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[Source]) -> None:
-    """Say of models that a run begins with, or learns from, that they have learned some of what validates in it.
+    """Say of models that a run began with, or learned from, that they have learned some of what validates in it.
 
     This is known of runs on the same data, which held out others of them; or on the same file read otherwise, as with
     validation data of its own.

@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from minigpt.cli.chat_report import markdown
 from minigpt.cli.main import answer as run
 from minigpt.data import dialogue_files
+from minigpt.errors import TextNote
 from minigpt.evaluation import references
 from minigpt.evaluation.comparison import mean_interval, permutation_p
 from minigpt.evaluation.failures import MODES
@@ -21,6 +24,7 @@ NAMES = ("ANN", "BOB", "CID")
 WORDS = "a hen ran at dawn; the red hat is on the mat. no man can see it, and she said so to me".split()
 SMALL = """--model.n_layer 1 --model.n_head 1 --model.n_embd 7 --model.block_size 97 --train.max_steps 2
 --train.warmup_steps 1 --train.batch_size 5"""
+IN_STEPS = "--train.epochs 0 --train.warmup_ratio 0 --train.warmup_steps 1"
 PARTLY = ("overlap", "gain", "repeated-4")  # measures of which some replies have no value
 FEW = ["--max-new-tokens", "11", "--history", "0", "2", "--candidates", "3"]
 
@@ -76,6 +80,39 @@ def test_it_measures_the_held_out_dialogues_as_eval_does(capsys):
     again = evaluated(capsys, "--replies", "1000", "--data", "play.txt")
     assert again.pop("data") == "held-out dialogues of play.txt"
     assert again == found
+
+
+@pytest.fixture
+def learned_before(capsys) -> Callable[[str], list[str]]:
+    """A function: what a command notes of what other models have learned."""
+
+    def notes(line: str) -> list[str]:
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TextNote)
+            assert run(line.split()) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "has learned" in line]
+
+    return notes
+
+
+def test_what_the_base_of_a_run_has_learned_is_not_held_out_in_silence(learned_before):
+    """As when the run was trained: it held out others of the same data."""
+    for name, flags, change in (
+        ("run", f"--documents.separate dialogues --documents.turns 2 {IN_STEPS}", "--seed 1"),
+        ("text", "--train.warmup_steps 1", "--val-fraction 0.4"),
+    ):
+        line = f"train --init-from {name} --data play.txt --device cpu --train.max_steps 2 {flags}"
+        measure = ["eval", "eval --data play.txt", *([f"evaluate-chat {' '.join(FEW)}"] if name == "run" else [])]
+        for out, further in ((f"{name}-other", change), (f"{name}-same", "")):
+            notes = learned_before(f"{line} {further} --out {out}")
+            assert len(notes) == (further == change)
+            for command in measure:
+                assert learned_before(f"{command} --model {out}") == notes
+    assert not learned_before("eval --model text-other --split train")
+    assert not learned_before(f"evaluate-chat {' '.join(FEW)} --model run-other --data other.txt")
+    shutil.rmtree("run")
+    assert not learned_before("eval --model run-other")  # nobody knows any more
 
 
 @pytest.mark.parametrize("kind", ["file", "named"])
