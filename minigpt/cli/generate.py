@@ -40,6 +40,11 @@ def answer(settings: Generate) -> None:
             f"--ablate takes parts out of a model, and those of --weights {settings.weights} are packed",
             "leave one of them out",
         )
+    if without and settings.draft and (several := settings.options.num_return_sequences) > 1:
+        raise InputError(
+            f"--ablate edits rows of one length, and with --draft those of --num-return-sequences {several} grow apart",
+            "leave one of the three out",
+        )
     texts = _after_examples(settings, prompt_texts(settings))
     model, tokenizer = load(settings, settings.model, settings.adapter)
     if settings.show_special:

@@ -108,6 +108,10 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
         ([*BEAM, "--num-return-sequences", "3", "--require", "mmmm"], ["--num-beams 3 found 1", "raise --num-beams"]),
         ([*BEAM, "--draft", "lookup"], ["with --num-beams 3 a row may go on from another", "leave --draft out"]),
         (["--draft", "lookup", "--draft-tokens", "0"], ["--draft-tokens 0 guesses nothing"]),
+        (
+            ["--draft", "lookup", "--num-return-sequences", "2", "--ablate", "0.0"],
+            ["--ablate", "--draft", "--num-return-sequences 2", "leave one of the three out"],
+        ),
         (["--draft-tokens", "3"], ["--draft-tokens would change nothing without --draft"]),
         (
             ["--max-new-tokens", "99"],
