@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,14 @@ def read_texts(file: str, field: str | None) -> Texts:
 
 
 def _has_records(file: str) -> bool:
-    """Whether the texts of a file may be a field of records; in .json is also what `generate` prints."""
+    """Whether the texts of a file may be a field of records; in .json is also what `generate` prints.
+
+    Raises:
+        DataError: of a .json, as `read_plain_text`.
+    """
     path = Path(os.path.expanduser(file))
     if path.suffix.lower() == ".json" and path.is_file():
-        with suppress(DataError):  # of what cannot be read, who reads it says why
-            return holds_records(read_plain_text(path))
+        return holds_records(read_plain_text(path))
     return has_fields(file, RECORD_SUFFIXES)
 
 

@@ -281,6 +281,17 @@ def test_mistakes_are_two_lines(content, arguments, what, monkeypatch):
     assert caught.value.how
 
 
+def test_an_answer_that_a_shell_wrote_in_utf_16_is_to_be_saved_as_a_text_in_it_is():
+    """As PowerShell's `>` does: what `generate --json` printed is nowhere to be fetched again."""
+    advice = {}
+    for name in ("t.txt", "t.json"):
+        Path(name).write_text('{"completions": [{"completion": "a"}]}', encoding="utf-16")
+        with pytest.raises(MiniGPTError, match=f"{name} is not UTF-8 text: it starts with .* UTF-16") as caught:
+            command.answer(settings(name))
+        advice[name] = caught.value.how
+    assert advice["t.json"] == advice["t.txt"]
+
+
 ANSWER = b'{"prompts": ["a"], "completions": [{"completion": "b"}]}\n'
 
 
