@@ -8,7 +8,7 @@
     a folder            the texts and .jsonl files below it
 
 In a play and in a log, anybody may be who replies: each turn that has another before it is a reply to learn. In the
-others, it is the assistant; so it is in a text where user and assistant speak, beside whom nobody does.
+others, it is the assistant; so it is in a text where user and assistant have most of the turns, and nobody else any.
 """
 
 import os
@@ -109,6 +109,7 @@ class _Notes:
     directions: int = 0
     without_reply: int = 0
     like_names: list[str] = field(default_factory=list)
+    beside_roles: list[str] = field(default_factory=list)
     unused: dict[str, None] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -124,6 +125,11 @@ class _Notes:
                 len(self.like_names), "line", "",
                 f"such as '{self.like_names and self.like_names[0]}:' left in a speech (a blank line above makes it a "
                 "name)",
+            ),
+            (
+                len(self.beside_roles), "line", "",
+                f"such as '{self.beside_roles and self.beside_roles[0]}:' left in a turn, because most are user's and "
+                "assistant's",
             ),
         ):  # fmt: skip
             said += f"; {counted(count, noun, nouns)} {what}" if count else ""
@@ -304,9 +310,13 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     beside = Counter(named[1].strip() for line in text.strip().split("\n") if (named := _IN_LINE.match(line)))
     if all_timed:
         beside &= Counter(timed)
-    roles = {name for name in above | lines | beside if name.casefold() in _ROLES}
-    only = roles if {"user", "assistant"} <= {name.casefold() for name in roles} else None
+    everybody = above + lines + beside
+    roles = {name for name in everybody if name.casefold() in _ROLES}
+    others = [name for name in everybody.elements() if name not in roles and _looks_like_a_name(name)]
+    both = {"user", "assistant"} <= {name.casefold() for name in roles}
+    only = roles if both and sum(everybody[name] for name in roles) > len(others) else None
     if only:  # then "Note:" in an answer is no third one who speaks
+        notes.beside_roles += others
         above, lines, beside = (
             Counter({name: one[name] for name in only & one.keys()}) for one in (above, lines, beside)
         )

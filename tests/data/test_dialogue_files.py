@@ -784,9 +784,28 @@ def test_where_user_and_assistant_speak_nobody_else_does(tmp_path, text, answer)
     """A line of an answer with a colon would make all turns replies, so that what the user says is learned."""
     file = tmp_path / "log.txt"
     file.write_text("".join(text.format(f"why {number}") for number in range(5)), encoding="utf-8")
-    (dialogue,) = read_dialogues(file).items
+    found = read_dialogues(file)
+    (dialogue,) = found.items
     expected = [message for number in range(5) for message in (user(f"why {number}"), reply(answer))]
     assert list(dialogue.messages) == expected
+    left = re.search(r"5 lines such as '(Note|Steps):' left in a turn, because most are user's", found.described)
+    assert bool(left) == ("Note" in answer or "Steps" in answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "speakers", "turns"),
+    [
+        ("Ann: why {0}\nBob: so {0}\n" * 3 + "User: {0}\nAssistant: none\n", {"Ann", "Bob", "User", "Assistant"}, 8),
+        ("Ann: why\nUser: {0}\nBob: so\nAssistant: yes\n", {"Ann", "Bob", "User", "Assistant"}, 4),
+    ],
+)
+def test_where_others_speak_as_much_they_have_their_turns(tmp_path, text, speakers, turns):
+    (tmp_path / "log.txt").write_text("".join(text.format(number) for number in range(5)), encoding="utf-8")
+    found = read_dialogues(tmp_path / "log.txt")
+    (dialogue,) = found.items
+    assert {message["name"] for message in dialogue.messages} == speakers
+    assert len(dialogue.messages) == 5 * turns
+    assert "because most" not in found.described
 
 
 def test_what_a_file_would_validate_itself_is_said_where_another_validates(tmp_path):
