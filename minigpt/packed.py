@@ -450,7 +450,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
     """The fastest kind, of those that lose nothing, for a layer of this shape on this processor and so many threads.
 
-    It is measured in some hundredths of a second, and remembered in the cache folder, if that can be written.
+    It is measured in some tenths of a second, and remembered in the cache folder, if that can be written.
 
     Args:
         num_out: outputs.

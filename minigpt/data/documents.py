@@ -84,7 +84,7 @@ def most_turns(turns: int, fits: Callable[[int], bool]) -> int:
     Fewer turns have fewer tokens, so a few tries find it: a talk may have thousands, and to leave them out one by one
     would mean to encode the rest thousands of times.
     """
-    return max(1, bisect_left(range(1, turns + 1), True, key=lambda count: not fits(count)))
+    return turns if fits(turns) else max(1, bisect_left(range(1, turns), True, key=lambda count: not fits(count)))
 
 
 @dataclass(frozen=True)

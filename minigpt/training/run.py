@@ -291,8 +291,8 @@ def read_data(
 def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[Source]) -> None:
     """Say of models that a run began with, or learned from, that they have learned some of what validates in it.
 
-    This is known of runs on the same data, which held out others of them; or on the same file read otherwise, as with
-    validation data of its own.
+    This is known of runs on the same data, which held out others of them; or on the same file or corpus read otherwise,
+    as with validation data of its own.
 
     Args:
         config: the run's, with the checksum of its data.
@@ -330,9 +330,12 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
 
 
 def _read_before(theirs: RunConfig, config: RunConfig) -> Corpus | Documents | None:
-    """What another run was trained on, if it is a file or folder that this one reads too, and as it was; else None."""
-    place, own = theirs.data.source, (config.data.source, config.data.val_data)
-    if place not in NAMED_SOURCES and os.path.realpath(place) in map(os.path.realpath, filter(None, own)):
+    """What another run was trained on, if this one reads it too, under the same name or path, and as it was."""
+
+    def lies(place: str) -> str:
+        return place if place in NAMED_SOURCES else os.path.realpath(place)
+
+    if lies(theirs.data.source) in {lies(place) for place in (config.data.source, config.data.val_data) if place}:
         with suppress(MiniGPTError):
             found = load_data(theirs)
             return found if data_checksum(found) == theirs.data.checksum else None

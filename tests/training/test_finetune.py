@@ -8,6 +8,7 @@ import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,19 @@ from minigpt.cli import main
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train, shaped_as_base
 from minigpt.cli.trainings import epoch_table
-from minigpt.config import DocumentsConfig, GPTConfig, RunConfig, TrainConfig, preset, read_yaml, updated, write_yaml
+from minigpt.config import (
+    DataConfig,
+    DocumentsConfig,
+    GPTConfig,
+    RunConfig,
+    TrainConfig,
+    preset,
+    read_yaml,
+    updated,
+    write_yaml,
+)
 from minigpt.data.corpora import Corpus
-from minigpt.data.documents import Document, Documents, with_keywords
+from minigpt.data.documents import Document, Documents, data_checksum, with_keywords
 from minigpt.data.loaders import document_loader
 from minigpt.data.sources import load_data
 from minigpt.data.tokens import IGNORED
@@ -38,7 +49,7 @@ from minigpt.training import loop, run
 from minigpt.training.curves import perplexity_curve
 from minigpt.training.log import epochs_of, read_records
 from minigpt.training.loop import train
-from minigpt.training.run import in_steps, new_tokenizer
+from minigpt.training.run import in_steps, new_tokenizer, note_learned
 from minigpt.training.verify import compare
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)} {i}" for i in range(31)]
@@ -859,6 +870,15 @@ def test_what_another_model_has_learned_does_not_validate_in_silence(base, tmp_p
         half, most = (int(len(text) * share) for share in (0.5, 0.7))
         counts = f"{most - half} of the {len(text) - half} characters"
     assert [f"{first} has learned {counts} that validate here" in note for note in notes] == [True] * learned
+
+
+def test_nor_what_it_learned_of_a_corpus_that_has_a_name(tmp_path):
+    (tmp_path / "other.txt").write_text("so it goes on\n" * 9, encoding="utf-8")
+    beside = RunConfig(data=DataConfig(source="verse", val_data=str(tmp_path / "other.txt")))
+    alone = RunConfig(data=DataConfig(source="verse"))
+    theirs, ours = (updated(one, {"data": {"checksum": data_checksum(load_data(one))}}) for one in (beside, alone))
+    with pytest.warns(TextNote, match="first has learned ([0-9,]+) of the \\1 characters that validate here"):
+        note_learned(ours, load_data(ours), [SimpleNamespace(name="first", trained=theirs)])
 
 
 READ_BEFORE = [
