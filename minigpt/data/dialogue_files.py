@@ -314,7 +314,8 @@ def _from_text(text: str, place: str, notes: _Notes) -> list[Raw]:
     roles = {name for name in everybody if name.casefold() in _ROLES}
     others = [name for name in everybody.elements() if name not in roles and _looks_like_a_name(name)]
     both = {"user", "assistant"} <= {name.casefold() for name in roles}
-    only = roles if both and sum(everybody[name] for name in roles) > len(others) else None
+    again = [name for name in others if everybody[name] > 1]  # not "Flour:" in a list, as a rule
+    only = roles if both and sum(everybody[name] for name in roles) > len(again) else None
     if only:  # then "Note:" in an answer is no third one who speaks
         notes.beside_roles += others
         above, lines, beside = (

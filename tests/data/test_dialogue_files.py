@@ -778,6 +778,7 @@ def test_whole_turns_leave_a_prompt_that_is_too_long(tokenizer, earlier, has_sys
         ("User: {0}\nAssistant: yes\nNote: but\n", "yes\nNote: but"),
         ("USER:\n{0}\n\nASSISTANT:\nyes\n\nSteps:\n1. go\n\n", "yes\nSteps:\n1. go"),
         ("USER:\n{0}\n\nASSISTANT:\nyes\nSteps:\n1. go\n\n", "yes\nSteps:\n1. go"),
+        ("User: {0}\nAssistant: yes\nA{0}: 1\nB{0}: 2\nC{0}: 3\n", "yes\nA{0}: 1\nB{0}: 2\nC{0}: 3"),
     ],
 )
 def test_where_user_and_assistant_speak_nobody_else_does(tmp_path, text, answer):
@@ -786,7 +787,9 @@ def test_where_user_and_assistant_speak_nobody_else_does(tmp_path, text, answer)
     file.write_text("".join(text.format(f"why {number}") for number in range(5)), encoding="utf-8")
     found = read_dialogues(file)
     (dialogue,) = found.items
-    expected = [message for number in range(5) for message in (user(f"why {number}"), reply(answer))]
+    expected = [
+        message for number in range(5) for message in (user(f"why {number}"), reply(answer.format(f"why {number}")))
+    ]
     assert list(dialogue.messages) == expected
     left = re.search(r"5 lines such as '(Note|Steps):' left in a turn, because most are user's", found.described)
     assert bool(left) == ("Note" in answer or "Steps" in answer)
