@@ -276,6 +276,8 @@ class Source:
             folder = adapter_folder(adapter)
             adapter_settings(folder)  # raises now, before any weights are read, or downloaded
             run = run_of_adapter(folder)
+            if run and not os.path.lexists(run.tokenizer):  # the adapter was copied without what it needs of its run
+                run = None
             if tokenizer is None:
                 options["tokenizer"] = run.tokenizer if run else folder if has_tokenizer(folder) else None
             model, chosen = self.load(**options, needs_text=needs_text)

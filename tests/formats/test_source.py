@@ -147,6 +147,13 @@ def test_the_settings_of_the_tokenizer_that_an_adapter_was_trained_with_count(mo
     assert minigpt.load_model(spec)[1].settings.keys() <= {"pad_token"}
 
 
+def test_an_adapter_of_a_run_whose_tokenizer_is_gone_takes_the_base_s(models):
+    ADAPTED.tokenizer.unlink()
+    model, chosen = minigpt.load_model("tiny", adapter=ADAPTED.adapter)
+    assert chosen.fingerprint() == minigpt.load_model("tiny")[1].fingerprint()
+    save_hf(model, chosen, "out")
+
+
 def test_a_base_with_the_adapter_of_a_run_is_exported_as_the_run(models):
     """What came with the base, also where the run does not know any more where that lies, and the run's template."""
     Path("folder/generation_config.json").write_text('{"temperature": 0.75}')
