@@ -315,7 +315,7 @@ def run_of(path: Path) -> RunDirectory | None:
 
 def run_of_adapter(folder: Path) -> RunDirectory | None:
     """The run whose best adapter a folder is, by its own path or where a link leads; None of any other adapter."""
-    runs = ((run_of(place.parent), place) for place in (folder.absolute(), folder.resolve()))
+    runs = ((run_of(place.parent), place) for place in (folder.absolute(), Path(os.path.realpath(folder))))
     return next((run for run, place in runs if run and run.adapter == place), None)
 
 
