@@ -37,6 +37,7 @@ from minigpt.errors import CheckpointError, InputError, ModelNote, brief, counte
 from minigpt.fields import Bounds, check_value, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.parameters import hooked
 from minigpt.replies import faults, is_empty
 from minigpt.system.files import listed, named_path, read_json, write_text
 from minigpt.tokenizers import TextStream, Tokenizer, note_special
@@ -463,8 +464,8 @@ class Chat:
 
     def _cache_of(self, ids: Sequence[int]) -> KVCache | None:
         """A cache that holds as much of the beginning of a prompt as the model has read; its last token is left."""
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.model.modules())
-        if not self.decoding.use_cache or hooked:  # keys and values of an edited pass are those of no other
+        # Keys and values of an edited pass are those of no other.
+        if not self.decoding.use_cache or next(hooked(self.model), None):
             return None
         weight = self.model.wte.weight
         if self._cache is None or (self._cache.k.dtype, self._cache.k.device) != (weight.dtype, weight.device):

@@ -32,7 +32,7 @@ def as_built(model: GPT, known: Known) -> GPT:
     """
     model = getattr(model, "_orig_mod", model)
     usual = empty_model(model.config)
-    if found := next(chain(_hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
+    if found := next(chain(hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
         raise InputError(
             f"{found}: the weights of a GPT do not say this, and would make another model",
             "change it back first, or leave the `with` of the edit; or save it as torch.save(model.state_dict(), path)",
@@ -48,7 +48,7 @@ def _untied(model: GPT, usual: GPT) -> Iterator[str]:
         yield "lm_head.weight is not that of wte, though tie_weights is True"
 
 
-def _hooked(model: GPT) -> Iterator[str]:
+def hooked(model: GPT) -> Iterator[str]:
     """The hooks that may change what the parts of a model compute."""
     for path, part in model.named_modules():
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
