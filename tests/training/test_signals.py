@@ -180,8 +180,8 @@ def test_the_last_step_hears_it_too(corpus, flags, monkeypatch, capsys, number, 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_real_process(corpus, flags, number, code, times):
-    """One signal: saved, and 130 or 143. Two: gone at once, by the signal itself or Python's way, perhaps between the two
-    renames of a save; what a resume does first makes `last/` whole then."""
+    """One signal: saved, and 130 or 143. Two: gone at once, by the signal itself or Python's way, perhaps between the
+    two renames of a save; what a resume does first makes `last/` whole then."""
     Path("play.txt").write_text(corpus.text)
     arguments = [*flags, "--train.max_steps", "99999", "--train.eval_interval", "99999", "--out", "run"]
     process = subprocess.Popen(
