@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 
 from minigpt.config import GPTConfig, VocabSize
@@ -35,7 +36,8 @@ def as_built(model: GPT, known: Known) -> GPT:
     if found := next(chain(hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
         raise InputError(
             f"{found}: the weights of a GPT do not say this, and would make another model",
-            "change it back first, or leave the `with` of the edit; or save it as torch.save(model.state_dict(), path)",
+            "change it back first, or leave the `with` of the edit; or take its numbers alone, model.state_dict(): "
+            "torch.save writes them, and minigpt.GPT(model.config) loads them with load_state_dict",
         )
     return model
 
@@ -49,7 +51,9 @@ def _untied(model: GPT, usual: GPT) -> Iterator[str]:
 
 
 def hooked(model: GPT) -> Iterator[str]:
-    """The hooks that may change what the parts of a model compute."""
+    """The hooks that may change what the parts of a model compute, or those of all models."""
+    for hook in (*modules._global_forward_hooks.values(), *modules._global_forward_pre_hooks.values()):
+        yield f"every module of torch has a hook, {hook!r:.60}"
     for path, part in model.named_modules():
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if (getattr(hook, "__module__", None) or "").startswith("minigpt.analysis"):

@@ -176,3 +176,26 @@ def test_a_weight_beyond_float32_is_not_written_for_transformers(tmp_path):
     model.ln_f.bias.data[4] = 1e300
     with pytest.raises(InputError, match=r"ln_f\.bias"):
         WRITERS["save_hf"](model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_a_hook_on_all_models_is_one_on_each(register):
+    hook = getattr(nn.modules.module, register)(lambda *_: None)
+    try:
+        with pytest.raises(InputError, match="every module of torch has a hook"):
+            merged(a_model())
+    finally:
+        hook.remove()
+    merged(a_model())
+
+
+@pytest.mark.parametrize("change", ["another share of dropout", "a method", "a hook"])
+def test_a_refused_models_numbers_can_be_used_as_is_advised(change):
+    """Whatever it was to be written or packed for."""
+    model = a_model()
+    CHANGES[change][0](model)
+    with pytest.raises(InputError, match=r"minigpt\.GPT\(model\.config\) loads them with load_state_dict"):
+        pack(model, "float32")
+    plain = GPT(model.config)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(pack(plain, "float32").wte.weight, model.wte.weight)
