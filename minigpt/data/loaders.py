@@ -15,7 +15,7 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.dialogues import END_OF_TURN
 from minigpt.data.documents import Document, Documents, parted, with_keywords
 from minigpt.data.tokens import TokenFile, random_batch, rows_at_once, split_at, windows_in_order, windows_per_epoch
-from minigpt.errors import ConfigError, InputError, counted, passed
+from minigpt.errors import ConfigError, InputError, counted, either, named, passed
 from minigpt.tokenizers import CharTokenizer, Tokenizer
 
 
@@ -227,7 +227,13 @@ def encoded(
     """
     d, block_size = config.documents, config.model.block_size
     documents = with_keywords(documents, d.keywords, training) if d.keywords else documents
-    return encode(documents, tokenizer, end_of_document(tokenizer), d.max_length or block_size, block_size, earlier)
+    try:
+        return encode(documents, tokenizer, end_of_document(tokenizer), d.max_length or block_size, block_size, earlier)
+    except InputError as error:
+        if not d.keywords:
+            raise
+        out = f"leave {named('keywords')} out, if only its lines have such characters"
+        raise InputError(error.renamed({})[0], either(out, "take a model that knows them")) from None
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:

@@ -11,21 +11,21 @@ from minigpt.data.corpora import Corpus
 from minigpt.data.documents import Document, Documents
 from minigpt.data.loaders import DocumentLoader, document_loader, text_loader
 from minigpt.data.tokens import IGNORED, prepare
-from minigpt.errors import ConfigError, DataError
+from minigpt.errors import ConfigError, DataError, InputError
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
 TEXTS = [f"{'abcdefg'[i % 7] * (1 + i % 5)}{i}" for i in range(31)]
 TOKENIZER = CharTokenizer.from_text("\n" + "".join(TEXTS) + "keywords: ,")
 
 
-def loader(**settings) -> DocumentLoader:
+def loader(tokenizer: CharTokenizer = TOKENIZER, **settings) -> DocumentLoader:
     batch_size = settings.pop("batch_size", 4)
     config = updated(
         RunConfig(),
         {"model": {"block_size": 13}, "train": {"batch_size": batch_size}, "documents": {"val_size": 5, **settings}},
     )
     documents = Documents([Document(text) for text in TEXTS], "31 texts", 0, 0)
-    return document_loader(documents, "texts", config, TOKENIZER)
+    return document_loader(documents, "texts", config, tokenizer)
 
 
 def learned(batch) -> list[str]:
@@ -128,3 +128,11 @@ def test_a_text_is_read_in_windows(tmp_path):
     targets = np.concatenate([b.targets[b.targets != IGNORED].numpy() for b in source.validation()])
     assert np.array_equal(targets, val.ids[1:])
     assert json.dumps(source.described)
+
+
+def test_a_line_of_keywords_that_cannot_be_encoded_is_no_fault_of_the_documents():
+    unknown = CharTokenizer.from_text("\n" + "".join(TEXTS) + "keywords ,")
+    with pytest.raises(InputError, match=r"':' \(U\+003A\)\nleave keywords out, if only its lines .*, or take a model"):
+        loader(unknown, keywords=2)
+    with pytest.raises(InputError, match=r"\nremove these documents"):
+        loader(CharTokenizer("\n" + TEXTS[0]))
