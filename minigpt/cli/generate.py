@@ -40,12 +40,14 @@ def answer(settings: Generate) -> None:
             f"--ablate takes parts out of a model, and those of --weights {settings.weights} are packed",
             "leave one of them out",
         )
-    if without and settings.draft and (several := settings.options.num_return_sequences) > 1:
+    texts = _after_examples(settings, prompt_texts(settings))
+    copies, rows = settings.options.num_return_sequences, settings.options.batch_size or 1
+    if without and settings.draft and (copies > 1 or (rows > 1 and len(texts) > 1)):
+        several = f"--num-return-sequences {copies}" if copies > 1 else f"--batch-size {rows}"
         raise InputError(
-            f"--ablate edits rows of one length, and with --draft those of --num-return-sequences {several} grow apart",
+            f"--ablate edits rows of one length, and with --draft those of {several} grow apart",
             "leave one of the three out",
         )
-    texts = _after_examples(settings, prompt_texts(settings))
     model, tokenizer = load(settings, settings.model, settings.adapter)
     if settings.show_special:
         check_special(tokenizer, "--show-special")
@@ -109,7 +111,7 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
     }
     words = _words(settings, tokenizer, phrases)
     with _in_words(words, names):
-        _check_bias(phrases)
+        _check_effect(phrases, tokenizer.end_ids)
         options = {**_options(settings, model, tokenizer, prompts), **phrases}
         check_request(model, prompts, **options)
     beams = settings.options.uses_beams
@@ -176,8 +178,14 @@ def _ids(tokenizer: Tokenizer, flag: str, text: str) -> list[int]:
     return ids
 
 
-def _check_bias(phrases: Mapping[str, Any]) -> None:
-    """Refuse a bias without effect: of a sequence that a banned one ends, which nobody writes on purpose."""
+def _check_effect(phrases: Mapping[str, Any], ends: Sequence[int]) -> None:
+    """Refuse what would have no effect: a ban of the end alone, and a bias of a sequence that a banned one ends."""
+    for ban in phrases["banned_sequences"]:
+        if len(ban) == 1 and ban[0] in ends:
+            raise InputError(
+                f"{named('banned_sequences')} of {named_ids(ban)} alone would have no effect: it ends a text",
+                f"leave it out; {named('min_new_tokens')} puts the end off",
+            )
     for ids, ban in itertools.product(phrases["sequence_bias"], phrases["banned_sequences"]):
         if ids[-len(ban) :] == tuple(ban):
             raise InputError(

@@ -130,7 +130,8 @@ class DecodingOptions:
     begin_suppress_tokens: _Ids = ()
     """ids that must not be the first new token"""
     banned_sequences: _Lists = ()
-    """sequences of ids that must not be written; one end-of-sequence token alone is min_new_tokens' business"""
+    """sequences of ids that must not be written; one end-of-sequence token alone is ignored, as in transformers:
+    suppress_tokens forbids it, and min_new_tokens puts it off"""
     sequence_bias: Annotated[Mapping[_KeyIds, _Bias], Form("a dict: tuple of token ids -> bias")] = field(
         default_factory=dict
     )
@@ -299,7 +300,7 @@ class DecodingOptions:
         _refuse(
             whom == "end" and not self.eos,
             f"{self._is(name)} concerns the end-of-sequence token, but {named('eos_token_id')} names none",
-            f"give {named('eos_token_id')}, or leave {named(name)} out",
+            f"leave {named(name)} out; or in Python, if the model has such a token, name it as {named('eos_token_id')}",
         )
 
     def _check_required(self) -> None:

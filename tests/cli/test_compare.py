@@ -346,3 +346,8 @@ def test_the_length_fits_every_model(capsys):
     compare(["--model", "one", "--model", "small", "--prompts-file", "openings.txt", "--setting", "greedy", "--json"])
     completions = json.loads(capsys.readouterr().out)["completions"]
     assert {one["num_tokens"] for one in completions} == {7 - 4}  # the longest prompt has 4 of the 7 places
+
+
+def test_an_option_about_the_end_of_a_text_is_advised_against_where_there_is_none():
+    with pytest.raises(InputError, match=r"\nleave min_new_tokens out; or in Python"):
+        compare(["--model", "one", "ab", "--setting", "min_new_tokens=5"])

@@ -112,6 +112,10 @@ BEAM = ("--strategy", "beam", "--num-beams", "3")
             ["--draft", "lookup", "--num-return-sequences", "2", "--ablate", "0.0"],
             ["--ablate", "--draft", "--num-return-sequences 2", "leave one of the three out"],
         ),
+        (
+            ["--draft", "lookup", "--batch-size", "2", "--prompt", "me", "--ablate", "0.0"],
+            ["--ablate", "--draft", "--batch-size 2 grow apart", "leave one of the three out"],
+        ),
         (["--draft-tokens", "3"], ["--draft-tokens would change nothing without --draft"]),
         (
             ["--max-new-tokens", "99"],

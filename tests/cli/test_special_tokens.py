@@ -128,7 +128,7 @@ LOG = "you: the\nher: {}\n\nher: you\nyou: oh, tea\n"  # two dialogues
 READING = {
     "generate": f"generate {{model}} --prompt '{SPELLED}' --max-new-tokens 1 --json",
     "generate several": f"generate {{model}} --prompt '{SPELLED}' --prompt '{SPELLED}' --max-new-tokens 1 --json",
-    "generate --ban": f"generate {{model}} --prompt the --ban '{END_OF_TEXT}' --max-new-tokens 1",
+    "generate --ban": f"generate {{model}} --prompt the --ban '{SPELLED}' --max-new-tokens 1",
     "compare": f"compare {{model}} --prompt '{SPELLED}' --seeds 1 --max-new-tokens 1",
     "next": f"next {{model}} --prompt '{SPELLED}'",
     "score": f"score {{model}} '{SPELLED}' '{SPELLED}'",
@@ -314,3 +314,12 @@ def test_a_tokenizer_beside_an_adapter_is_the_one_that_it_was_trained_with(
         assert ("read as text" in err) is ("read as text" in said)
         if code:
             assert "--tokenizer" in err
+
+
+def test_a_ban_of_the_end_alone_is_refused(ending, failing):
+    """It would be ignored, as by transformers; in a longer sequence it counts."""
+    command = ["generate", "the", "--model", str(ending), "--special", "--max-new-tokens", "2"]
+    what, how = failing([*command, "--ban", END_OF_TEXT]).splitlines()
+    assert f"--ban of {END_OF_TEXT!r} alone would have no effect" in what
+    assert "--min-new-tokens puts the end off" in how
+    assert run([*command, "--ban", f"the{END_OF_TEXT}"]) == 0
