@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -181,6 +182,9 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         what = "a run" if Path(folder, "config.yaml").exists() else "a folder with adapters in it"
         names = " or ".join(map(str, inside))
         raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
+    if not os.path.lexists(config_path):
+        how = "name an adapter's folder: minigpt fetches none from the hub, `hf download ORG/NAME --local-dir DIR` does"
+        raise MissingFileError(f"there is no file {config_path}", how)
     return read_json(config_path)
 
 
