@@ -71,11 +71,17 @@ def framed(ids: list[int], tokenizer: Tokenizer, bos: bool, eos: bool = False) -
     Raises:
         InputError: if the tokenizer has no such token.
     """
-    front = [_border(tokenizer.bos_token_id, "--bos")] if bos else []
-    return front + ids + ([_border(tokenizer.eos_token_id, "--eos")] if eos else [])
+    front = [_border(tokenizer, tokenizer.bos_token_id, "bos")] if bos else []
+    return front + ids + ([_border(tokenizer, tokenizer.eos_token_id, "eos")] if eos else [])
 
 
-def _border(token_id: int | None, flag: str) -> int:
+def _border(tokenizer: Tokenizer, token_id: int | None, end: str) -> int:
+    flag = f"--{end}"
+    if token_id is None and tokenizer.special_id(f"{end}_token") is not None:
+        raise InputError(
+            f"{flag} asks for a token of the vocabulary, and this model's was added behind it: it is no text",
+            f"leave {flag} out",
+        )
     if token_id is None:
         raise InputError(
             f"{flag} asks for a token that this model's tokenizer does not have",

@@ -323,3 +323,11 @@ def test_a_ban_of_the_end_alone_is_refused(ending, failing):
     assert f"--ban of {END_OF_TEXT!r} alone would have no effect" in what
     assert "--min-new-tokens puts the end off" in how
     assert run([*command, "--ban", f"the{END_OF_TEXT}"]) == 0
+
+
+def test_a_border_that_was_added_behind_the_vocabulary_is_called_so(failing):
+    tokenizer = CharTokenizer("abc").with_added([AddedToken("<bos>")], {"bos_token": "<bos>"})
+    save_run(random_model(GPTConfig(4, block_size=5, n_layer=1, n_head=1, n_embd=7), 5), tokenizer, "added")
+    assert "--bos asks for a token of the vocabulary, and this model's was added behind it" in failing(
+        ["score", "abc", "--model", "added", "--bos"]
+    )
