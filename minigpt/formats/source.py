@@ -278,14 +278,28 @@ class Source:
             run = run_of_adapter(folder)
             if run and not os.path.lexists(run.tokenizer):  # the adapter was copied without what it needs of its run
                 run = None
+            brought = run.tokenizer if run else folder if has_tokenizer(folder) else None
             if tokenizer is None:
-                options["tokenizer"] = run.tokenizer if run else folder if has_tokenizer(folder) else None
-            model, chosen = self.load(**options, needs_text=needs_text)
+                options["tokenizer"] = brought
+            elif run:
+                own = None
+                with suppress(MiniGPTError):  # the named one is used in the place of one that cannot be read
+                    own = load_tokenizer(run.tokenizer)
+                _check_same(own, named_tokenizer(tokenizer), run.path, tokenizer, f"leave {named('tokenizer')} out")
+            try:
+                model, chosen = self.load(**options, needs_text=needs_text)
+            except CheckpointError:
+                if tokenizer is None and brought:  # which is another because this may not be the adapter's base
+                    load_adapter(self.load(block_size=block_size, dropout=dropout)[0], folder)
+                raise
             load_adapter(model, folder)
             if run:
                 keep_carried(model, Source(str(run.path), run.path)._carried(self), chosen)
-            elif options["tokenizer"] != tokenizer:
-                keep_carried(model, self.carried, None)  # not of the tokenizer that the adapter brings
+            elif brought and tokenizer is None:
+                own = None
+                with suppress(MiniGPTError), warnings.catch_warnings(action="ignore"):
+                    own = self.tokenizer()
+                keep_carried(model, self.carried, own)  # whose they are, whatever the adapter brings
             return (pack(model, weights, keep=False) if weights else merged(model)), chosen
         if self.run and self.adapter:
             return self._load_adapted(self.run, {**options, "weights": weights})
@@ -371,12 +385,8 @@ class Source:
                 check_vocabulary(own, vocab_size, self.path)
         except MiniGPTError:
             own = None  # it does not exist, cannot be read or does not fit, so the named one is used
-        if own is not None and chosen.fingerprint() != own.fingerprint():
-            raise CheckpointError(
-                f"{self.path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {wanted} is "
-                f"{chosen.fingerprint()[:12]}",
-                f"use the model's own: {passed('tokenizer', str(self.folder))}",
-            )
+        how = f"use the model's own: {passed('tokenizer', str(self.folder))}"
+        _check_same(own, chosen, self.path, wanted, how)
         if own is None or chosen.added:  # both give the same ids; one may name more special tokens
             return chosen
         return own.with_added(own.added, {**own.settings, **chosen.settings})
@@ -401,6 +411,16 @@ class Source:
                 f"{spare:,} of the {size:,} ids of {path} stand for no text{some}: `encode` never gives them, and they "
                 f"are never drawn{ends}"
             )
+
+
+def _check_same(own: Tokenizer | None, chosen: Tokenizer, path: Path, wanted: str | Path, how: str) -> None:
+    """Refuse another tokenizer than what lies at a path comes with, if it comes with one."""
+    if own is not None and chosen.fingerprint() != own.fingerprint():
+        raise CheckpointError(
+            f"{path} comes with the tokenizer {own.fingerprint()[:12]} (fingerprint), and {wanted} is "
+            f"{chosen.fingerprint()[:12]}",
+            how,
+        )
 
 
 # --- its weights

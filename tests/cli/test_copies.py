@@ -19,7 +19,7 @@ from minigpt.formats.pretrained import load_model, save_hf
 from minigpt.formats.run_directory import save_run
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.lora import add_lora, merged
-from minigpt.tokenizers import CharTokenizer
+from minigpt.tokenizers import AddedToken, CharTokenizer
 
 SMALL = [
     "--model.block_size", "61", "--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "8",
@@ -184,7 +184,8 @@ def test_another_tokenizer_decides_for_itself(theirs, through):
     other = tokenizer.with_ends([7])
     if through == "an adapter's":
         save_adapter(with_an_adapter(model), "adapter")
-        save_hf_tokenizer(tokenizer, Path("adapter"), model.config.block_size)
+        more = tokenizer.with_added([AddedToken("[PAD]")], {})
+        save_hf_tokenizer(more, Path("adapter"), model.config.block_size)
         model, other = load_model("theirs", adapter="adapter")
     with pytest.warns(ModelNote, match=r"config\.json and generation_config\.json"):
         minigpt.save_run(model, other, "ours") if through == "save_run" else save_hf(model, other, "ours")
@@ -192,6 +193,17 @@ def test_another_tokenizer_decides_for_itself(theirs, through):
     assert not Path("ours/generation_config.json").exists()
     minigpt.save_run(*load_model("theirs"), "kept")
     assert json.loads(Path("kept/reference.json").read_text())["generation_config.json"] == {"temperature": 0.7}
+
+
+def test_an_adapter_that_brings_the_tokenizer_of_its_base_keeps_what_the_base_said(theirs):
+    say(theirs / "config.json", eos_token_id=[3, 5])
+    model, tokenizer = load_model("theirs")
+    save_adapter(with_an_adapter(model), "adapter")
+    save_hf_tokenizer(tokenizer, Path("adapter"), model.config.block_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelNote)
+        save_hf(*load_model("theirs", adapter="adapter"), "ours")
+    assert json.loads(Path("ours/config.json").read_text())["eos_token_id"] == [3, 5]
 
 
 @pytest.mark.parametrize("through", [[], ["run"], ["run", "copy"]], ids=["straight", "a run", "a copy of a run"])

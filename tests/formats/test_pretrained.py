@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch.nn import functional as F  # noqa: N812
 
-from minigpt.config import GPTConfig, RunConfig, preset
+from minigpt.config import GPTConfig, RunConfig, preset, updated
 from minigpt.decoding.generate import generate
 from minigpt.decoding.sampling import next_token_table
 from minigpt.errors import CheckpointError, ConfigError, InputError, MiniGPTError, MissingFileError, ModelNote
@@ -872,6 +872,32 @@ def test_an_adapter_is_told_from_a_model(adapted, spec, base, adapter):
 @pytest.mark.parametrize("name", ["plain", "plain/adapter_config.json", "plain/adapter_model.safetensors"])
 def test_an_adapter_is_its_folder_or_a_file_in_it(adapted, name):
     assert load_adapter(adapted, name) == ["h.0.attn.c_attn", "h.1.attn.c_attn"]
+
+
+OTHER = CharTokenizer(CHARACTERS.lower())
+
+
+def test_an_adapter_of_another_base_is_told_so_whatever_its_tokenizer(adapted):
+    save_run(random_model(adapted.config, 7), OTHER, "other")
+    with pytest.raises(CheckpointError, match="beside adapts another base"):
+        load_model("other", adapter="beside")
+    save_run(adapted, OTHER, "base")
+    with pytest.raises(CheckpointError, match="base comes with the tokenizer"):
+        load_model("base", adapter="beside")
+
+
+@pytest.mark.parametrize("named", [{"spec": "run"}, {"spec": "base", "adapter": "run/adapter"}])
+def test_another_tokenizer_than_a_run_trained_its_adapter_with_is_refused(adapted, named):
+    """Its base has none of its own, to be compared with."""
+    save_hf(adapted, None, "base")
+    run = RunDirectory(Path("run"))
+    start_run(run, updated(RunConfig(), {"init_from": "base", "train": {"lora_rank": 2}}), CHAR)
+    shutil.copytree("plain", run.adapter)
+    OTHER.save(Path("other.json"))
+    with pytest.raises(CheckpointError, match=r"run comes with the tokenizer .*other\.json.*\nleave tokenizer out"):
+        load_model(**named, tokenizer="other.json")
+    run.tokenizer.write_text("{")
+    load_model(**named, tokenizer="other.json")  # in the place of one that is damaged
 
 
 def test_a_folder_with_adapters_names_them(adapted):
