@@ -64,12 +64,14 @@ def answer(settings: Import) -> None:
 
 
 def _fitting(trained: RunConfig | None, model: GPT) -> RunConfig | None:
-    """The settings of the run that was imported, without documents that are longer than the model's new context."""
-    if trained is None or trained.documents.max_length <= model.config.block_size:
-        return trained
+    """The settings of the run that was imported, with documents and windows that fit the model's new context."""
     length = model.config.block_size
-    print_note(f"documents.max_length was {trained.documents.max_length}: documents are cut to {length} tokens now")
-    return updated(trained, {"documents": {"max_length": length}})
+    if trained and trained.documents.max_length > length:
+        print_note(f"documents.max_length was {trained.documents.max_length}: documents are cut to {length} tokens now")
+        trained = updated(trained, {"documents": {"max_length": length}})
+    if trained and length % 2:  # which cannot be halved
+        trained = updated(trained, {"train": {"short_windows": 0.0}})
+    return trained
 
 
 def verified(source: Source, model: GPT, tokenizer: Tokenizer) -> tuple[str, ParityReport]:

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from minigpt.config import LoRAConfig, RunConfig, TrainConfig, check_has_base
 from minigpt.data.batches import NOTHING, Batch
-from minigpt.data.corpora import NAMED_SOURCES, Corpus, kind_of, source_name
+from minigpt.data.corpora import DIALOGUE_SOURCES, NAMED_SOURCES, Corpus, kind_of, source_name
 from minigpt.data.dialogues import NAMES, check_template, heading, with_template
-from minigpt.data.documents import Documents, data_checksum, keyword_line, parted
+from minigpt.data.documents import Document, Documents, data_checksum, keyword_line, parted
 from minigpt.data.loaders import Loader, TextLoader, document_loader, text_loader
 from minigpt.data.sources import load_data
 from minigpt.data.tokens import prepare, split_at
@@ -150,7 +151,7 @@ def set_up(
     dtype = choose_dtype(config.dtype, device)
     config, tokenizer, base, source = starting_point(config, data, directory, checkpoint)
     if processes.first:
-        how = "put each text into a record of its own (.jsonl), and its end is learned as the token"
+        how = "put each text into a record of its own (.jsonl) without it, and its end is learned as the token"
         note_special(tokenizer, data.texts, how)
     fast = computes_fast(config, processes, device, dtype)
     teaching = find_teachers(config, tokenizer, directory.path, resumed=checkpoint is not None)
@@ -291,8 +292,8 @@ def read_data(
 def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[Source]) -> None:
     """Say of models that a run began with, or learned from, that they have learned some of what validates in it.
 
-    This is known of runs on the same data, which held out others of them; or on the same file or corpus read otherwise,
-    as with validation data of its own.
+    This is known of runs on the same data, which held out others of them; or on the same file or corpus, or its folder,
+    read otherwise: with validation data of its own, or as one text.
 
     Args:
         config: the run's, with the checksum of its data.
@@ -305,10 +306,15 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
             continue
         alike = theirs.data.checksum == config.data.checksum
         before = data if alike else _read_before(theirs, config)
-        if isinstance(data, Documents) and isinstance(before, Documents):
-            learned = {document.dialogue or document for document in parted(before, theirs.documents, theirs.seed)[0]}
+        if isinstance(data, Documents) and before:
             validating = parted(data, config.documents, config.seed)[1]
-            known, number = sum((one.dialogue or one) in learned for one in validating), len(validating)
+            if isinstance(before, Corpus):
+                lines = _spoken(before.text[: split_at(before, theirs.data)])
+                known = sum(bool(own := _spoken(_last_part(one))) and own <= lines for one in validating)
+            else:
+                learned = {one.dialogue or one for one in parted(before, theirs.documents, theirs.seed)[0]}
+                known = sum((one.dialogue or one) in learned for one in validating)
+            number = len(validating)
             what = "replies" if validating[0].dialogue else "documents"
             same = f"seed = {theirs.seed} and documents.val_size = {theirs.documents.val_size}"
         elif isinstance(data, Corpus) and isinstance(before, Corpus):
@@ -329,13 +335,25 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
             warnings.warn(TextNote(f"{note} little; {how}"), stacklevel=2)
 
 
+def _spoken(text: str) -> set[str]:
+    """The lines of a text, without names: what a play and a log say alike, and documents and the text they are of."""
+    parts = (part.strip() for part in re.split(r"\n|(?<=:)[^\S\n]", text))
+    return {part for part in parts if part and not part.endswith(":")}
+
+
+def _last_part(document: Document) -> str:
+    """A document with its prompt, of which only the last turn if it has several."""
+    return document.prompt[(document.turns or (0,))[-1] :] + document.text
+
+
 def _read_before(theirs: RunConfig, config: RunConfig) -> Corpus | Documents | None:
-    """What another run was trained on, if this one reads it too, under the same name or path, and as it was."""
+    """What another run was trained on, if this one reads it, a part of it or more, there too, and it is as it was."""
 
-    def lies(place: str) -> str:
-        return place if place in NAMED_SOURCES else os.path.realpath(place)
+    def lies(place: str) -> Path:
+        return Path(DIALOGUE_SOURCES.get(place, place) if place in NAMED_SOURCES else os.path.realpath(place))
 
-    if lies(theirs.data.source) in {lies(place) for place in (config.data.source, config.data.val_data) if place}:
+    former, places = lies(theirs.data.source), filter(None, (config.data.source, config.data.val_data))
+    if any(own.is_relative_to(former) or former.is_relative_to(own) for own in map(lies, places)):
         with suppress(MiniGPTError):
             found = load_data(theirs)
             return found if data_checksum(found) == theirs.data.checksum else None

@@ -232,7 +232,8 @@ def test_a_training_says_that_it_learns_the_name_as_text(ending, capsys, separat
     rest = sizes if separate == "on" else "--train.max_steps 1 --train.warmup_steps 0"
     line = f"train --init-from {ending} --data spelled.txt --documents.separate {separate} {rest} --device cpu"
     err = said(f"{line} --out {separate}", ending, capsys)[1]
-    assert err.count("note: <|endoftext|> is read as text; put each text into a record of its own") == 1
+    how = "put each text into a record of its own (.jsonl) without it"
+    assert err.count(f"note: <|endoftext|> is read as text; {how}") == 1
     assert "--special" not in err
     if separate == "on":
         err = said(f"eval --model {separate} --data spelled.txt", ending, capsys)[1]

@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file
 
 from minigpt.cli import main
+from minigpt.cli.import_model import _fitting
 from minigpt.cli.parser import SettingsParser
 from minigpt.cli.run_settings import Train, shaped_as_base
 from minigpt.cli.trainings import epoch_table
@@ -824,6 +825,12 @@ def test_an_import_with_a_shorter_context_can_still_be_measured(base, capsys):
     assert "max_length" not in capsys.readouterr().err
 
 
+def test_an_import_with_an_odd_context_no_longer_asks_for_half_windows():
+    trained = RunConfig(train=TrainConfig(short_windows=0.5))
+    assert _fitting(trained, SimpleNamespace(config=GPTConfig(block_size=7))).train.short_windows == 0
+    assert _fitting(trained, SimpleNamespace(config=GPTConfig(block_size=8))) == trained
+
+
 def rows_of(batches):
     """The ids of the rows of batches, as far as they count."""
     return [
@@ -881,6 +888,31 @@ def test_nor_what_it_learned_of_a_corpus_that_has_a_name(tmp_path):
         note_learned(ours, load_data(ours), [SimpleNamespace(name="first", trained=theirs)])
 
 
+PLAY = "\n\n".join(f"ANN:\nWhat is {n}?\n\nBEN:\nIt is {n + 1}.\n\nSCENE {n}" for n in range(20))
+LOG = "\n\n".join(f"[10:02] Ann: What is {n}?\n[10:03] Ben: It is {n + 1}." for n in range(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "separate", "what"),
+    [("\n".join(TEXTS), "on", "documents"), (PLAY, "dialogues", "replies"), (LOG, "dialogues", "replies")],
+)
+@pytest.mark.parametrize("before", ["folder", "folder/text.txt"])
+def test_nor_what_it_learned_of_the_same_words_as_one_text(tmp_path, monkeypatch, text, separate, what, before):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("folder/text.txt").write_text(text, encoding="utf-8")
+    documents = DocumentsConfig(separate=separate, val_size=4)
+    theirs = RunConfig(data=DataConfig(source=before, val_fraction=0.01))
+    ours = RunConfig(data=DataConfig(source="folder/text.txt"), documents=documents)
+    theirs, ours = (updated(one, {"data": {"checksum": data_checksum(load_data(one))}}) for one in (theirs, ours))
+    with pytest.warns(TextNote, match=f"first has learned [34] of the 4 {what} that validate here"):
+        note_learned(ours, load_data(ours), [SimpleNamespace(name="first", trained=theirs)])
+    with warnings.catch_warnings():  # of what it did not learn, nothing is said
+        warnings.simplefilter("error", TextNote)
+        note_learned(ours, load_data(ours), [SimpleNamespace(name="first", trained=updated(theirs, HARDLY))])
+
+
+HARDLY = {"data": {"val_fraction": 0.999}}
 READ_BEFORE = [
     ({"source": "all.txt", "val_data": "other.txt"}, {"source": "all.txt"}, True),
     ({"source": "all.txt"}, {"source": "other.txt", "val_data": "all.txt"}, True),
