@@ -174,7 +174,7 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
     return [
         "next, let it write:",
         f"  {program()} generate --model {quoted(directory)} \\",
-        f"    --prompt {quoted(prompt)} \\",
+        f"    {_given('--prompt', prompt)} \\",
         "    --max-new-tokens 300 --on-overflow crop",
         *in_python(directory),
         "  print(minigpt.complete(",
@@ -186,15 +186,20 @@ def next_steps(directory: Path, prompt: str) -> list[str]:
 
 def first_talk(directory: Path, user: str, reply_as: str, said: str) -> list[str]:
     """The command that begins a conversation with the model, and four lines of Python that do the same."""
-    flags = [words for flag, name in (("--user", user), ("--as", reply_as)) if name for words in (flag, name)]
+    flags = [_given(flag, name) for flag, name in (("--user", user), ("--as", reply_as)) if name]
     names = "".join(f", {key}={name!r}" for key, name in (("user", user), ("reply_as", reply_as)) if name)
     return [
         "next, talk with it:",
-        f"  {program()} {' '.join(map(quoted, ['chat', '--model', directory, *flags]))}",
+        f"  {' '.join([program(), 'chat', '--model', quoted(directory), *flags])}",
         *in_python(directory),
         f"  chat = minigpt.Chat(model, tokenizer{names})",
         f"  print(chat.say({said[:40]!r}))",
     ]
+
+
+def _given(flag: str, value: str) -> str:
+    """A flag with its value, which would be taken for another flag if it began with a dash and stood alone."""
+    return f"{flag}{'=' if value.startswith('-') else ' '}{quoted(value)}"
 
 
 def in_python(directory: Path) -> list[str]:

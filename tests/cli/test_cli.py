@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from minigpt.cli import trainings
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import COMMANDS
 from minigpt.cli.main import answer as run
+from minigpt.cli.parser import SettingsParser
 from minigpt.cli.settings import SETTINGS
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["To be", "or not", "to be,", "Ay me!"] * 60))
@@ -933,6 +935,7 @@ def test_help_needs_no_torch():
     code = f"""
 import sys
 from minigpt.cli.main import answer as run
+from minigpt.cli.parser import SettingsParser
 for words in {lines}:
     try: run([*words, "--help"])
     except SystemExit: pass
@@ -1178,3 +1181,13 @@ def short_verse(seed):
     from minigpt.data.verse import write_verse
 
     return write_verse(seed, 20_000)
+
+
+def test_what_is_told_to_type_next_is_understood_where_a_text_begins_with_a_dash():
+    for lines, asked in (
+        (trainings.next_steps(Path("run"), "-1,1"), {"prompt": ("-1,1",)}),
+        (trainings.first_talk(Path("run"), "-Ann", "-Ben", "hi"), {"user": "-Ann", "reply_as": "-Ben"}),
+    ):
+        told = "\n".join(lines[1 : lines.index("  import minigpt") - 1])
+        command, *words = shlex.split(told.partition(trainings.program())[2].replace("\\\n", ""))
+        assert asked.items() <= vars(SettingsParser(command, SETTINGS[command]).parse(words)).items()
