@@ -88,6 +88,8 @@ class RunDirectory:
         self.plot = path / "loss.png"
         self.perplexity_plot = path / "perplexity.png"  # by epoch, if the run counts in epochs
         self.samples = path / "samples.txt"  # written at each evaluation
+        self.tensorboard, self.wandb = path / "tensorboard", path / "wandb"  # if the run is watched there
+        self.wandb_id = path / "wandb-id"  # what W&B knows the run by
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the losses so far, and the newest sample."""
@@ -206,7 +208,7 @@ def check_new(run: RunDirectory) -> None:
     """
     check_writable(run.path, f"name a folder elsewhere as {named('out')}, or mend its permissions")
     begun = {run.config, run.tokenizer, run.metrics, run.samples, run.plot, run.perplexity_plot, run.path / LOCK}
-    begun.update((run.carried, *leftovers(run.path)))
+    begun.update((run.carried, run.tensorboard, run.wandb, run.wandb_id, *leftovers(run.path)))
     found = set(run.path.iterdir()) if run.path.is_dir() else set()
     nothing_learned = run.path / LOCK in found and found <= begun
     if not nothing_learned or (run.samples.exists() and run.samples.stat().st_size):

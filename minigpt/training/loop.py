@@ -31,7 +31,7 @@ from minigpt.formats.source import lasting_model
 from minigpt.parameters import with_text
 from minigpt.system import terminal
 from minigpt.system.device import autocast, choose_device
-from minigpt.system.files import named_path
+from minigpt.system.files import named_path, remove
 from minigpt.training.checkpoint import (
     Progress,
     checkpoint_tensors,
@@ -164,6 +164,8 @@ def train(
             if not resume:
                 lock = leaving.enter_context(locked(out))
                 check_new(directory)  # again, under the lock: another process may have started a run here since
+                for left in (directory.carried, directory.wandb_id):  # of one that ended before it had learned
+                    remove(left)
             start_run(directory, run.config, run.tokenizer, run.carried)
         run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from minigpt.config import RunConfig
 from minigpt.errors import ConfigError, first_line, named
+from minigpt.formats.run_directory import RunDirectory
 from minigpt.system.files import read_text, write_text
 
 PROJECT = "minigpt"  # under which W&B lists the runs; its own variable WANDB_PROJECT takes precedence
@@ -69,7 +70,7 @@ class TensorBoard:
 
     def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
         # From `purge_step` on, TensorBoard drops what a killed run had written.
-        self._writer = library.SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        self._writer = library.SummaryWriter(RunDirectory(out).tensorboard, purge_step=step + 1)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """Each number becomes a point in the chart of its name."""
@@ -94,7 +95,7 @@ class WandB:
     """
 
     def __init__(self, library: Any, out: Path, config: RunConfig, step: int) -> None:
-        identity = out / "wandb-id"
+        identity = RunDirectory(out).wandb_id
         if not identity.is_file():
             write_text(identity, secrets.token_hex(4))
         self._library = library

@@ -720,9 +720,14 @@ def test_a_run_that_ended_before_it_learned_anything_can_be_begun_again(tmp_path
         with pytest.raises(MemoryError):
             train(config, corpus, out, print_nothing)
     (out / ".minigpt-halfhalf").mkdir()
+    for watched in ("tensorboard", "wandb"):
+        (out / watched).mkdir()
+    (out / "wandb-id").write_text("that of the other run")
+    (out / "reference.json").write_text('{"config.json": {"eos_token_id": 1}}')
     smaller = updated(config, {"train": {"batch_size": 3, "max_steps": 7}})
     train(smaller, corpus, out, print_nothing)
     assert read_config(RunDirectory(out)).train.batch_size == 3
+    assert not {"reference.json", "wandb-id"} & {path.name for path in out.iterdir()}  # they tell of the other run
     with pytest.raises(CheckpointError, match="not empty"):
         train(smaller, corpus, out, print_nothing)
 
