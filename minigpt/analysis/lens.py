@@ -33,12 +33,14 @@ class Lens(Brief):
 
     Attributes:
         points: their names, P of them.
+        end: the last state of the stream, which the model's own logits are read from.
         positions: the absolute positions, T of them.
         logits: (P, B, T, V).
         final: the model's own logits (B, T, V).
     """
 
     points: list[str]
+    end: str
     positions: list[int]
     logits: Tensor
     final: Tensor
@@ -85,13 +87,13 @@ class Lens(Brief):
 
     @property
     def checks(self) -> list[Check]:
-        """Probabilities sum to 1; the last point, if it is among the points, gives the model's own logits."""
+        """Probabilities sum to 1; the end of the stream, if it is among the points, gives the model's own logits."""
         sums, kl = torch.stack([_log_probs(logits).exp().sum(-1) for logits in self.logits]), self.kl_to_final()
         checks = [
             measured("the probabilities of a point sum to 1", _largest(sums - 1), 1e-5),
             measured("no KL divergence is negative", _largest(kl.clamp(max=0)), 1e-5),
         ]
-        if self.points[-1].endswith("resid_post"):
+        if self.points[-1] == self.end:
             dtypes, size = (self.logits.dtype, self.final.dtype), _largest(self.final)
             apart = _largest(self.logits[-1] - self.final)
             checks.append(measured("the last point = the model's logits", apart, allowed(1e-4, size, *dtypes)))
@@ -127,7 +129,8 @@ def logit_lens(t: Trace, points: str | Sequence[str] | None = None, vocab_size: 
     positions = t.shared_positions([*names, "logits"])
     # One point after the other, in the shapes of the model's pass, so that the last equals the model's to the bit.
     rows = [t.model.lm_head(t.model.ln_f(t[name].to(t.model.wte.weight))).to(t[name].device) for name in names]
-    return Lens(names, positions, with_text(torch.stack(rows), vocab_size), with_text(t["logits"], vocab_size))
+    end = stream_points(t.config)[-1]
+    return Lens(names, end, positions, with_text(torch.stack(rows), vocab_size), with_text(t["logits"], vocab_size))
 
 
 def stream_points(config: GPTConfig) -> list[str]:

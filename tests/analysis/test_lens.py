@@ -79,6 +79,9 @@ def test_chosen_points_and_positions(model, idx, lens, traced):
     assert some.points == ["blocks.0.resid_mid", "blocks.1.resid_pre"]
     assert torch.equal(some.logits, lens.logits[1:3])
     assert not any("last" in one.name for one in some.checks)
+    early = logit_lens(traced(model, idx), "blocks.0.resid_post")  # the last that is read, and not the last there is
+    assert not torch.allclose(early.logits[-1], early.final)
+    assert [one.ok for one in early.checks] == [True, True]
     late = logit_lens(traced(model, idx, positions=[4, -1]))
     assert late.positions == [4, 10]
     assert torch.allclose(late.logits, lens.logits[:, :, [4, 10]], atol=1e-5)
