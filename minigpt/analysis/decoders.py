@@ -85,10 +85,10 @@ class Cuts(Brief):
         ):
             left, cut = before[after > 0], before[after == 0]
             if name == "temperature":
-                powers = before.log().div(value).softmax(-1)
-                checks.append(
-                    measured("temperature: p ** (1 / T), normalised", float((powers - after).abs().max()), 1e-5)
-                )
+                seen = before > torch.finfo(torch.float32).tiny  # what has become 0 can have a power that is not
+                powers, shares = before[seen].log().div(value).softmax(-1), after[seen] / after[seen].sum()
+                apart = float((powers - shares).abs().max())
+                checks.append(measured("temperature: p ** (1 / T), normalised", apart, 1e-5))
             elif name == "top_k":
                 k = min(value or len(before), int((before > 0).sum()))  # 0 is off
                 better = int((before > left.min()).sum())

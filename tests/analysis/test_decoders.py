@@ -78,6 +78,9 @@ def test_the_ends_of_every_option():
         assert last(**options).tolist() == torch.eye(997, dtype=torch.float64)[best].tolist()
     np.testing.assert_allclose(last(temperature=1e6), 1 / 997, rtol=1e-4)
     np.testing.assert_allclose(last(top_k=997, top_p=1.0), softmax, rtol=2e-5)
+    far = sampling_cuts(torch.tensor([120.0, 0.0]), temperature=50.0)  # e^-120 is 0 in float32, and e^-2.4 is not
+    np.testing.assert_allclose(far.probabilities[1], [1 / (1 + math.exp(-2.4)), 1 / (1 + math.exp(2.4))], rtol=1e-5)
+    assert all(check.ok for check in far.checks)
     gap = (logits.double() - logits.double().max()) / 0.05  # -2700 and so: each power alone is 0 in float32
     np.testing.assert_allclose(last(temperature=0.05), gap.exp() / gap.exp().sum(), rtol=1e-3, atol=1e-30)
 
