@@ -152,6 +152,14 @@ class Written:
     score: float
     checks: tuple[Check, ...]
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (step, choice.id, choice.log_prob, "  ".join(f"{c.id} ({c.probability:.3f})" for c in choice.candidates))
+            for step, choice in enumerate(self.choices)
+        ]
+        columns = ["step", "token", "log-probability", "candidates, and their probabilities"]
+        return notebook.shown(f"Written: log-probability {self.score:.4f}", notebook.table(columns, rows))
+
 
 def write_steps(
     model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any

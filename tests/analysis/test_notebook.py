@@ -14,7 +14,7 @@ import torch
 import minigpt
 from minigpt import analysis
 from minigpt.analysis.checks import Check
-from minigpt.analysis.decoders import beam_tree, sampling_cuts
+from minigpt.analysis.decoders import beam_tree, sampling_cuts, write_steps
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.sweeps import loss_of
 from minigpt.config import RunConfig
@@ -71,6 +71,7 @@ def results(tiny_model) -> dict[str, Any]:
         "norms": analysis.residual_norms(t),
         "size": analysis.model_size(tiny_model.config),
         "cuts": sampling_cuts(tiny_model(idx)[0, -1].detach(), temperature=0.7, top_k=5),
+        "steps": write_steps(tiny_model, IDS, TOKENIZER, 3, max_new_tokens=4, strategy="greedy"),
         "beams": beam_tree(tiny_model, IDS, TOKENIZER, num_beams=3, max_new_tokens=4),
     }
 
