@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minigpt.analysis.checks import Check, measured
 from minigpt.analysis.recording import Trace, allowed, weight_in_use
+from minigpt.config import Count
 from minigpt.errors import InputError
 from minigpt.fields import check_place, checked
 from minigpt.system import notebook
@@ -62,7 +63,7 @@ class Attribution(Brief):
         return self.logit - self.total
 
     @checked
-    def top(self, k: int | None = None) -> list[tuple[str, float]]:
+    def top(self, k: Count | None = None) -> list[tuple[str, float]]:
         """The k parts of the largest absolute value, with their values, the largest first; all by default."""
         order = self.values.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(self.labels[place], float(self.values[place])) for place in order]

@@ -57,7 +57,7 @@ class HeadScores(Brief):
         return [(f"{layer}.{head}", float(scores[layer, head])) for layer, head in heads]
 
     @checked
-    def best(self, kind: str, k: int = 5) -> list[tuple[str, float]]:
+    def best(self, kind: str, k: Count = 5) -> list[tuple[str, float]]:
         """The k heads with the highest scores, as `sorted` gives them."""
         return self.sorted(kind)[:k]
 

@@ -175,6 +175,8 @@ def test_the_largest_parts_come_first(whole):
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) == len(a.labels)
     assert a.top(7) == a.top()[:7]
+    with pytest.raises(InputError, match="k = -1"):
+        a.top(-1)
     assert all(value == a.values[a.labels.index(label)] for label, value in a.top(7))
 
 

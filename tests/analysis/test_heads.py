@@ -185,6 +185,8 @@ def test_the_circuit_built_by_hand_scores_1(seed):
     assert float(found.scores["induction"][0]) < 1e-40
     assert found.best("induction", 1) == [("1.0", 1.0)]
     assert found.best("previous", 1) == [("0.0", 1.0)]
+    with pytest.raises(InputError, match="k = -2"):
+        found.best("previous", -2)
     ids = torch.tensor([found.ids])
     with torch.no_grad():
         assert torch.equal(model(ids)[0, 9:-1].argmax(-1), ids[0, 10:])  # it copies without a fault
