@@ -279,6 +279,16 @@ def test_a_sweep_draws_from_all_reference_texts_by_the_seed(model, capsys):
     assert len(set(found)) == 2
 
 
+def test_any_point_is_replaced_by_a_mean(model, capsys):
+    """With the same stream from the first block on, what was read makes no difference."""
+    command = "ablate '{text}' {model} --part blocks.0.resid_pre --mode mean --reference 'be to' 'or be'"
+    command += " --token a --against b"
+    read = [record_of(words(command.replace("{text}", text), model), capsys) for text in ("to be", "a mob")]
+    (before, after), (other, same) = ([float(numbers_of(one)[name]) for name in ("baseline", "value")] for one in read)
+    assert before != other
+    assert after == pytest.approx(same, abs=1e-5)
+
+
 def test_the_size_is_gpt2s():
     """Counted by hand elsewhere; here it must come through the flags."""
     from minigpt.cli.views.shape import view_size

@@ -143,7 +143,8 @@ def _reference(asked: settings.Ablate, it: Subject, rows: list[list[int]]) -> Tr
         )
     if asked.mode == "resample" and texts is not None and len(rows) == 1:
         others = [*rows, *others]  # row 0, the prompt, never draws row 0: so all texts can be drawn
-    return traced(it.model, [row[:T] for row in others], ["*.attn.z", "*.attn.out", "*.mlp.out"])
+    swept = ["*.attn.z", "*.attn.out", "*.mlp.out"]
+    return traced(it.model, [row[:T] for row in others], [ablate(part).point for part in asked.part] or swept)
 
 
 def _settings(asked: settings.Ablate) -> dict[str, Any]:
