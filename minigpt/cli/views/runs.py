@@ -21,7 +21,7 @@ Records = list[dict[str, Any]]
 
 def view_runs(asked: settings.Runs) -> Answer:
     """`minigpt inspect runs`."""
-    records = _read_all(list(dict.fromkeys(asked.runs)))
+    records = _read_all(list({_place(name): name for name in reversed(asked.runs)}.values())[::-1])
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
         for name, run in records.items()
@@ -58,6 +58,11 @@ def _read_all(names: list[str]) -> dict[str, Records]:
                 raise
             print_note(f"left out: {error.what}")
     return records
+
+
+def _place(name: str) -> str:
+    """Where a run lies, by whatever name it was given."""
+    return os.path.realpath(run_at(named_path(run_named(name), "RUN")).path)
 
 
 def _read(name: str) -> Records:
