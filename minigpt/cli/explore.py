@@ -14,7 +14,7 @@ import torch
 
 from minigpt.cli.models import model_source, trained_source
 from minigpt.cli.settings import Explore
-from minigpt.cli.streams import print_json, print_note
+from minigpt.cli.streams import print_json, print_note, with_stdin
 from minigpt.cli.texts import data_of_run
 from minigpt.config import RunConfig
 from minigpt.data.corpora import source_name
@@ -44,6 +44,8 @@ def answer(settings: Explore) -> None:
             f"--adapter {settings.adapter} belongs to one model, and {len(settings.model)} are named",
             "name its base alone with --model",
         )
+    if settings.prompt is not None:
+        settings = replace(settings, prompt=with_stdin(settings.prompt)[0])
     sources = [model_source(name) for name in settings.model or (None,)]
     if settings.out is not None:
         write(settings, sources)

@@ -515,7 +515,7 @@ class Explore(Command):
     """a LoRA adapter to merge into the one --model: a run's adapter folder, or one of PEFT's"""
     tokenizer: Annotated[str | None, Flag("T", says=TextSettings)] = None
     prompt: Annotated[str | None, Flag("TEXT")] = None
-    """the text that the page begins with"""
+    """the text that the page begins with; - reads standard input"""
     port: Annotated[int, Bounds(1, 2**16 - 1)] = 8765
     """of the page's address; where it is taken, the next free one"""
     no_browser: bool = False

@@ -1,7 +1,9 @@
 """`minigpt explore -o`: the file, what is said of it, and what a mistake costs."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,12 @@ def at(trained, monkeypatch) -> Path:
 def about(path: str, number: int = 0) -> dict:
     found = re.search(rf'id="minigpt-model-{number}">(.*?)</script>', Path(path).read_text())
     return json.loads(found[1])["about"]
+
+
+def test_the_prompt_may_come_from_standard_input(at, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"To be\n")))
+    answered("explore --model text --prompt - --weights float32 -o page.html", capsys)
+    assert about("page.html")["prompt"] == "To be"
 
 
 def run_of_page(path: str) -> dict:
