@@ -852,6 +852,47 @@ def test_what_belongs_to_one_model_is_not_shown_of_another(page):
     assert page.js("return document.querySelector('#view-side select').value") == "off"
 
 
+CHOOSE = "const s = document.querySelector('#top select'); s.value = 1; s.dispatchEvent(new Event('change'));"
+
+
+def test_what_was_taken_back_at_once_is_not_shown(page, ids):
+    page.open()
+    clear = "[...document.querySelectorAll('button')].find((e) => e.textContent.startsWith('Clear')).click()"
+    page.js(f"document.querySelector('.bars button').click(); {clear}")
+    page.state("branches=")
+    page.settle()
+    assert len(page.js("return [...document.querySelectorAll('#view-write .token')].map((e) => 1)")) == len(ids)
+    assert "written" not in page.js("return document.getElementById('count').textContent")
+
+
+def test_what_one_model_writes_does_not_become_anothers(page, ids):
+    page.open(length=200)
+    page.button("Run").click()
+    page.js(CHOOSE)
+    page.wait(lambda: page.button("Run"))
+    page.state("model=1")
+    page.settle()
+    assert len(page.js("return [...document.querySelectorAll('#view-write .token')].map((e) => 1)")) == len(ids)
+    assert "written" not in page.js("return document.getElementById('count').textContent")
+
+
+def test_the_scores_of_one_model_are_not_shown_of_another(page, other):
+    page.open(view="attention", model=1, score="induction")
+    right = page.js("return [...document.querySelectorAll('.score')].map((e) => e.textContent)")
+    page.open(view="attention")
+    page.js(
+        "const post = Worker.prototype.postMessage; Worker.prototype.postMessage = function (message, ...others) {"
+        "post.call(this, message, ...others);"
+        f"if (message.call === 'induction' && !self.chosen) {{ self.chosen = true; {CHOOSE} }} }};"
+        "const k = document.querySelector('#view-attention select');"
+        "k.value = 'induction'; k.dispatchEvent(new Event('change'))"
+    )
+    page.state("model=1")
+    page.settle()
+    shown = "return [...document.querySelectorAll('.score')].map((e) => e.textContent)"
+    page.wait(lambda: page.js(shown) == right)
+
+
 @pytest.mark.parametrize("loss", [0.0, 31.0, 123456.0, 1e17])
 def test_the_curve_of_a_run_that_broke_has_a_scale_too(page, run, loss):
     before = run.metrics.read_text()

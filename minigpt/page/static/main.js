@@ -73,7 +73,7 @@ class App {
   set(changes) {
     this.state = fittingState({ ...this.state, ...changes }, this.models);
     if (this.text !== null) this.say("");
-    if ("prompt" in changes) this.#desk.stopAll();
+    if ("prompt" in changes || "model" in changes) this.#desk.stopAll();
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => history.replaceState(null, "", writeState(this.state)), FRAGMENT_DELAY);
     this.refresh();
@@ -144,21 +144,22 @@ class App {
 
   /** Turn the text into tokens, if it has changed. */
   async #read() {
-    const { model, prompt, more } = this.state;
-    const key = JSON.stringify([model, prompt, more]);
+    const key = this.#key();
     if (key === this.#known) return;
-    try {
-      const found = await this.#desk.ask("text", "tokens", { model, prompt, more });
-      if (found === null) return;
-      this.text = found;
-      this.say("");
-      this.#known = key;
-    } catch (error) {
-      this.text = null;
-      this.say(error.message);
-      this.#known = key;
-    }
+    const { model, prompt, more } = this.state;
+    const asked = this.#desk.ask("text", "tokens", { model, prompt, more });
+    const [found, said] = await asked.then((text) => [text, ""], (error) => [undefined, error.message]);
+    if (found === null || key !== this.#key()) return; // it was taken back meanwhile
+    this.text = found ?? null;
+    this.say(said);
+    this.#known = key;
     showCount(this);
+  }
+
+  /** What the tokens depend on. */
+  #key() {
+    const { model, prompt, more } = this.state;
+    return JSON.stringify([model, prompt, more]);
   }
 }
 

@@ -157,9 +157,10 @@ export const attentionView = {
       const repeats = kind.value === "induction" || kind.value === "duplicate";
       if (repeats && induction === null) {
         bestHeads.textContent = "Reading random tokens twice …";
+        const { model } = app.state;
         const answer = await app.ask("induction", "induction", {});
-        if (answer === null) return;
-        induction = { ...answer, model: app.state.model };
+        if (answer === null || model !== app.state.model) return;
+        induction = { ...answer, model };
         bestHeads.dataset.induction = answer.ids?.join(" ") ?? "";
       }
       const from = repeats ? induction.scores : found.scores;

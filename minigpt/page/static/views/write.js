@@ -85,7 +85,7 @@ export const writeView = {
 
     async function write(count = app.state.length) {
       if (app.text === null || running) return;
-      const { prompt, more, at, branches: kept } = app.state;
+      const { model, prompt, more, at, branches: kept } = app.state;
       const start = more.slice(0, at ?? more.length);
       if (at !== null) app.set({ more: start, at: null, branches: withBranch(kept, { prompt, more }) });
       const ids = app.text.ids.slice(0, app.text.typed + start.length);
@@ -106,7 +106,8 @@ export const writeView = {
       } finally {
         running = false;
         run.textContent = "Run";
-        if (app.state.prompt === prompt) app.set({ more: written, at: null });
+        if (app.state.model !== model) app.set({}); // whose ids these are not
+        else if (app.state.prompt === prompt) app.set({ more: written, at: null });
         else app.set({ branches: withBranch(app.state.branches, { prompt, more: written }) }); // it was typed over
       }
     }
