@@ -233,10 +233,12 @@ class Chat:
     def __copy__(self) -> Self:
         """A conversation that goes on by itself: the same model, and messages of its own."""
         other = type(self).__new__(type(self))
-        vars(other).update(vars(self))
-        other.messages = _copies(self.messages)
-        other._stream, other._cache, other._read = None, None, []
+        vars(other).update(self.__getstate__(), messages=_copies(self.messages))
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the reply that is just written, and what is kept only to be faster."""
+        return {**vars(self), "_stream": None, "_cache": None, "_read": []}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Chat):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import random
 import string
 from collections.abc import Sequence
@@ -562,3 +563,19 @@ def test_a_file_that_cannot_be_loaded_loses_nothing(content: Any, message: str):
     with pytest.raises(MissingFileError):
         chat.load("missing.json")
     assert vars(chat) == before
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda chat: pickle.loads(pickle.dumps(chat))], ids=["deep", "pickle"]
+)
+def test_a_chat_that_has_spoken_is_copied_whole(copied):
+    chat = Chat(writer(LETTERS), LETTERS, max_new_tokens=7)
+    chat.say("the house")
+    open_still = chat.stream("is")
+    next(open_still)
+    other = copied(chat)
+    assert (other.messages, other.seed) == (chat.messages, chat.seed)
+    open_still.close()
+    chat.undo()
+    other.seed = chat.seed
+    assert other.say("her").text == chat.say("her").text
