@@ -89,7 +89,8 @@ def train_and_say(
         for line in lines:
             print_line(line)
         if as_json and processes.first:
-            print_json(dataclasses.asdict(result))
+            numbers = dataclasses.asdict(result).items()
+            print_json({name: None if value != value else value for name, value in numbers})  # a NaN is not known
 
 
 def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[str]:

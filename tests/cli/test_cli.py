@@ -81,6 +81,16 @@ def test_train_json_is_one_object(trained, capsys, monkeypatch, tmp_path):
     assert (result["out"], result["step"]) == ("x", 4)
 
 
+def test_json_has_no_number_for_what_nobody_recorded(trained, capsys):
+    import shutil
+
+    shutil.copytree(trained, "run")
+    Path("run/metrics.jsonl").write_text("")
+    result = result_of(["train", "--resume", "run", "--data", str(trained.parent / "play.txt")], capsys)
+    assert (result["step"], result["train_loss"]) == (4, None)
+    assert result["best_val_loss"] > 0
+
+
 def test_a_run_is_trained_again_from_its_own_configuration(trained, capsys):
     data = str(trained.parent / "play.txt")
     result = result_of(["train", "--config", str(trained / "config.yaml"), "--data", data, "--out", "x"], capsys)
