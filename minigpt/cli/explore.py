@@ -21,7 +21,7 @@ from minigpt.data.corpora import source_name
 from minigpt.data.documents import Documents, data_checksum
 from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import split_at
-from minigpt.errors import DataError, InputError, Interrupted, MiniGPTError, counted
+from minigpt.errors import DataError, DownloadError, InputError, Interrupted, MiniGPTError, MissingFileError, counted
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
 from minigpt.formats.source import Source
 from minigpt.model import GPT
@@ -136,7 +136,8 @@ def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision)
         before, after = measure(model), measure(rounded(model, precision))
     except MiniGPTError as error:  # which may name a folder, and the page is handed on
         print_note(f"what {precision} costs was not measured: {error.what}")
-        why = "the run's data are not there, or not as they were"
+        reasons = {MissingFileError: "are not there", DownloadError: "could not be fetched", DataError: "have changed"}
+        why = f"the run's data {reasons.get(type(error), 'cannot be read')}"
         return {"loss_cost": None, "loss_said": f"what {precision} costs was not measured: {why}"}
     change = after.loss - before.loss
     said = (

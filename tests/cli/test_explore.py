@@ -123,7 +123,8 @@ def test_where_the_text_is_not_there_any_more_that_is_said(at, capsys, change):
         told, err = answered("explore --model text --weights int8 -o page.html", capsys)
     finally:
         play.write_text(before)
-    said = "what int8 costs was not measured: the run's data are not there, or not as they were"
+    said = "what int8 costs was not measured: the run's data "
+    said += "are not there" if change == "removed" else "have changed"
     assert told["models"][0]["loss_said"] == said
     assert ("play.txt has changed since" if change == "other" else "play.txt") in err
     assert "play.txt" not in Path("page.html").read_text()  # the file names no place of this machine
