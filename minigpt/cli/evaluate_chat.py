@@ -109,7 +109,7 @@ def _dialogues(settings: EvaluateChat, source: Source) -> tuple[list[Dialogue], 
         held_out = held_out_dialogues(config, read) if trained and spoken else None
     if held_out is not None:
         if config.data.checksum and (before := learned_before(source)):
-            note_learned(config, load_data(config), before)
+            note_learned(config, load_data(config, read), before)
         return held_out, f"held-out dialogues of {config.data.source}"
     if settings.data and settings.val_data:
         raise InputError(

@@ -18,10 +18,11 @@ _FOREIGN = {
 }
 
 
-def load_data(config: RunConfig) -> Corpus | Documents:
+def load_data(config: RunConfig, dialogues: Dialogues | None = None) -> Corpus | Documents:
     """The text, or the documents, that a configuration names; what `train` learns from.
 
-    The documents of dialogues are their examples: see `data.dialogues.examples`.
+    The documents of dialogues are their examples: see `data.dialogues.examples`. `dialogues` are those of
+    `data.source`, if they were read before.
 
     Raises:
         ConfigError: if a setting is for sources of another kind; or as `read_documents`.
@@ -31,7 +32,7 @@ def load_data(config: RunConfig) -> Corpus | Documents:
     kind = kind_of(d.separate, source)
     check_fit(d, source)
     if kind == "dialogues":
-        dialogues = _named_dialogues(config)
+        dialogues = _named_dialogues(config, dialogues)
         return _as_documents(dialogues, d, _belonging(dialogues))
     if kind == "documents":
         if fitting_kind(d, source) == "dialogues":

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.cli import evaluate_chat
 from minigpt.cli.chat_report import markdown
 from minigpt.cli.main import answer as run
-from minigpt.data import dialogue_files
+from minigpt.data import dialogue_files, sources
 from minigpt.errors import TextNote
 from minigpt.evaluation import references
 from minigpt.evaluation.comparison import mean_interval, permutation_p
@@ -96,7 +97,7 @@ def learned_before(capsys) -> Callable[[str], list[str]]:
     return notes
 
 
-def test_what_the_base_of_a_run_has_learned_is_not_held_out_in_silence(learned_before):
+def test_what_the_base_of_a_run_has_learned_is_not_held_out_in_silence(learned_before, monkeypatch):
     """As when the run was trained: it held out others of the same data."""
     for name, flags, change in (
         ("run", f"--documents.separate dialogues --documents.turns 2 {IN_STEPS}", "--seed 1"),
@@ -109,6 +110,11 @@ def test_what_the_base_of_a_run_has_learned_is_not_held_out_in_silence(learned_b
             assert len(notes) == (further == change)
             for command in measure:
                 assert learned_before(f"{command} --model {out}") == notes
+    read, reads = evaluate_chat.read_dialogues, []
+    for module in (evaluate_chat, sources):
+        monkeypatch.setattr(module, "read_dialogues", lambda path: reads.append(path) or read(path))
+    assert learned_before(f"evaluate-chat {' '.join(FEW)} --model run-other")
+    assert len(reads) == 1
     assert not learned_before("eval --model text-other --split train")
     assert not learned_before(f"evaluate-chat {' '.join(FEW)} --model run-other --data other.txt")
     shutil.rmtree("run")
