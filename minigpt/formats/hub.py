@@ -1,7 +1,7 @@
 """A model from the hub (huggingface.co, or the mirror that HF_ENDPOINT names) to a folder on this machine.
 
 The files lie in huggingface_hub's cache, which all programs share. A model that is there is used without the network;
-to get a newer version, remove the model from the cache.
+to get a newer version, or a generation_config.json that another program did not fetch, remove it from the cache.
 """
 
 import errno

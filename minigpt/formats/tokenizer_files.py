@@ -165,7 +165,7 @@ def load_hf_tokenizer(folder: Path | str) -> Tokenizer:
 
     It reads tokenizer.json (transformers' or our own), or else vocab.json with merges.txt; and the special tokens of
     tokenizer_config.json, special_tokens_map.json and added_tokens.json. Byte pairs must be built as GPT-2's are: the
-    256 bytes, the merges in the order of their ids, `<|endoftext|>`. Characters must be described as
+    256 bytes, the merges in the order of their ids, `<|endoftext|>` last. Characters must be described as
     `save_hf_tokenizer` does it. Special tokens after the vocabulary are kept by name: see `Tokenizer.added`.
 
     Settings that change no id are ignored: transformers sets `truncation` and `padding` anew with every call, and
