@@ -62,8 +62,12 @@ def gpt2() -> tuple[GPT, GPT2Tokenizer]:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test runs in a folder of its own, with an empty corpus cache, whatever the caller's variables say."""
+    """Every test runs in a folder of its own, with an empty corpus cache, whatever the caller's variables say.
+
+    And nobody waits for the disk there: no test can cut the power.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", os.fstat)
     monkeypatch.delenv("MINIGPT_CACHE", raising=False)
 
 

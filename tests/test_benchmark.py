@@ -19,6 +19,7 @@ def script(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_gpu_s_part_runs_on_a_cpu(tmp_path: Path) -> None:
     done = script(
         "benchmark", "gpu", "--size", "tiny", "--quick", "--rounds", "1", "--out", str(tmp_path / "new" / "out")
@@ -35,6 +36,7 @@ def test_the_gpu_s_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "| training | minigpt |" in done.stdout
 
 
+@pytest.mark.slow
 def test_processes_and_threads_train_on_the_same_batches(tmp_path: Path) -> None:
     done = script(
         "benchmark", "train", "--case", "small", "--only", "minigpt torch", "--workers", "1x1,2x1", "--rounds", "0",

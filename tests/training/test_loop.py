@@ -257,6 +257,7 @@ def test_compiled_training_gives_the_same_loss(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("seed", range(10))
 def test_ten_seeds_of_a_short_quick_preset_stay_finite(tmp_path, seed):
     config = updated(preset("shakespeare-quick"), {"seed": seed, "train": {"max_steps": 40, "eval_interval": 40}})

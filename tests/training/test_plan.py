@@ -402,7 +402,7 @@ LARGER = "--model.n_layer 6 --model.n_head 6 --model.n_embd 384"
 @pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc was measured")
 @pytest.mark.parametrize(("preset", "changes"), [("quick", ""), ("cpu", ""), ("cpu", LARGER)])
 def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(preset, changes):
-    settings = f"--preset shakespeare-{preset} --train.max_steps 12 --train.warmup_steps 2 --train.eval_interval 6"
+    settings = f"--preset shakespeare-{preset} --train.max_steps 3 --train.warmup_steps 2 --train.eval_interval 3"
     arguments = [*settings.split(), *changes.split(), *"--data verse --device cpu".split()]
     python = [sys.executable, "-c"]
     predicted = subprocess.run([*python, PLAN, *arguments], check=True, capture_output=True, text=True).stdout
