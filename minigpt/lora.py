@@ -70,8 +70,8 @@ class LowRank(nn.Module):
         return self.dropout(x) @ self.A.T @ self.B.T * self.scale  # (..., in) -> (..., R) -> (..., out)
 
     def delta(self) -> Tensor:
-        """ΔW (out, in), which adds the same outside training."""
-        return self.B @ self.A * self.scale
+        """ΔW (out, in), which adds the same outside training; in float64, on the CPU."""
+        return self.B.cpu().double() @ self.A.cpu().double() * self.scale
 
 
 class LoRALinear(nn.Linear):
@@ -115,9 +115,13 @@ class LoRALinear(nn.Linear):
         return y if part is None else y + part(x)
 
     def merged_weight(self) -> Tensor:
-        """The weight (out, in) of a plain layer that computes the same."""
+        """The weight (out, in) of a plain layer that computes the same.
+
+        It is rounded once, from float64, so that it does not depend on the processor: another adapter may have it as
+        its base, and know that by a checksum.
+        """
         part = self.in_use()
-        return self.weight if part is None else self.weight + part.delta()
+        return self.weight if part is None else (self.weight.cpu().double() + part.delta()).to(self.weight)
 
 
 KNOWN: Known = {LoRALinear: (nn.Linear, (LowRank, Tensor))}  # what adapters change in a GPT; the Tensor is `unmerged`

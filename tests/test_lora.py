@@ -478,6 +478,19 @@ def test_there_and_back_is_the_same_adapter_without_a_note():
         save_adapter(model, "adapter", "reviews")
 
 
+def test_merged_weights_are_rounded_once():
+    """Then every processor has the same, and an adapter that was trained on them knows them by their checksum."""
+    model = with_adapter(ours(reference()))
+    plain = merged(model)
+    for name, layer in lora_layers(model).items():
+        part = layer.in_use()
+        change = (
+            part.config.alpha / part.config.rank * (part.B.detach().double().numpy() @ part.A.detach().double().numpy())
+        )
+        expected = layer.weight.detach().double() + torch.from_numpy(change)
+        assert torch.equal(plain.get_submodule(name).weight, expected.float())
+
+
 def test_the_checksum_is_of_the_base_and_of_all_of_it():
     model = ours(reference())
     prints = {base_checksum(model)}
