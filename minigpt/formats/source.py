@@ -226,10 +226,11 @@ class Source:
 
     @property
     def _recorded(self) -> dict[str, dict[str, Any]]:
-        """Those that lie with the model itself."""
-        if folder := self.transformers_folder:
-            return carried_from(folder)
-        return read_carried(self.run.carried) if self.run and os.path.lexists(self.run.carried) else {}
+        """Those that lie with the model itself; of a file, beside it. nanoGPT's has its settings in it."""
+        if self.run:
+            return read_carried(self.run.carried) if os.path.lexists(self.run.carried) else {}
+        beside = self.path.suffix != ".pt" and os.path.lexists(self.folder / CONFIG)
+        return carried_from(self.folder) if beside else {}
 
     @property
     def trained(self) -> RunConfig | None:
@@ -484,9 +485,12 @@ def _open(source: Source, rates_may_differ: bool) -> _StoredModel:
     if source.run:
         return _open_run(source.run, source.folder)
     if not source.transformers_folder and (found := adapters_at(path)):
+        run = run_of_adapter(found[0])
         raise CheckpointError(
             f"{path} holds an adapter, and no model",
-            "name its base, and it as the adapter: minigpt generate "
+            f"name its run, {run.path}, which means the base with it"
+            if run
+            else "name its base, and it as the adapter: minigpt generate "
             f"--model {quoted(base_of(found[0]) or 'MODEL')} --adapter {quoted(found[0])}; "
             f"or in Python, load_adapter(model, {str(found[0])!r})",
         )

@@ -10,7 +10,7 @@ import torch
 import minigpt
 from minigpt.config import GPTConfig, RunConfig, TrainConfig
 from minigpt.data.dialogues import with_template
-from minigpt.errors import MissingFileError, ModelNote
+from minigpt.errors import CheckpointError, MissingFileError, ModelNote
 from minigpt.formats import source as module
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.lora_files import save_adapter
@@ -165,6 +165,21 @@ def test_a_base_with_the_adapter_of_a_run_is_exported_as_the_run(models):
     save_hf(*minigpt.load_model("moved", adapter=ADAPTED.adapter), "found")
     for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
         assert Path("found", file).read_text() == Path("expected", file).read_text()
+
+
+def test_a_file_comes_with_what_its_folder_says(models):
+    """Where a text ends, and what an import keeps."""
+    Path("folder/generation_config.json").write_text('{"eos_token_id": [3, 5], "top_k": 7}')
+    for source in map(minigpt.open_source, ("folder", "folder/model.safetensors")):
+        assert source.carried["generation_config.json"] == {"eos_token_id": [3, 5], "top_k": 7}
+        assert source.load()[1].end_ids == (3, 5)
+
+
+def test_an_adapter_of_a_run_that_is_named_as_a_model_names_the_run(models):
+    """Which every command takes; those that train or import have no flag for an adapter."""
+    with pytest.raises(CheckpointError) as raised:
+        minigpt.load_model(ADAPTED.adapter)
+    assert raised.value.how == f"name its run, {ADAPTED.path.absolute()}, which means the base with it"
 
 
 def test_a_place_is_found_once(models, monkeypatch):
