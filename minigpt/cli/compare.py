@@ -30,7 +30,7 @@ from minigpt.evaluation.comparison import (
     mean_interval,
 )
 from minigpt.evaluation.diversity import WORD_MEANING
-from minigpt.formats.hub import WEIGHTS
+from minigpt.formats.hub import HUB_NAMES, WEIGHTS
 from minigpt.formats.lora_files import adapter_folder, adapter_settings
 from minigpt.formats.source import lasting_model
 from minigpt.model import GPT
@@ -105,10 +105,10 @@ def _name(spec: tuple[str, str | None]) -> str:
 def _place(name: str) -> str:
     """Where a model or an adapter lies: links are followed, and a file that a folder's name means too is the folder.
 
-    One that is not there is its name.
+    One that is not there is its name; of GPT-2's sizes, the newer one.
     """
     path = Path(os.path.realpath(adapter_folder(lasting_model(name))))
-    return str(path.parent if path.name == WEIGHTS[0] else path) if path.exists() else name
+    return str(path.parent if path.name == WEIGHTS[0] else path) if path.exists() else HUB_NAMES.get(name, name)
 
 
 def _check(settings: Compare) -> None:

@@ -10,6 +10,8 @@ from minigpt.decoding.options import DecodingOptions
 from minigpt.errors import InputError, did_you_mean, named, passed
 
 STRATEGIES = get_args(get_type_hints(DecodingOptions)["strategy"])
+# The options whose values are words -> what each stands for. A strategy may also be given without its name.
+_WORDS = {"strategy": {word: word for word in STRATEGIES}, "early_stopping": EARLY_STOPPING}
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,24 @@ def parse_setting(text: str) -> list[Setting]:
             f"--setting {text!r}: {wrong!r} is neither the one strategy nor an option with a value",
             did_you_mean(wrong, [*STRATEGIES, *(f"{name}=" for name in OPTIONS)]),
         )
-    choices: dict[str, list[Any]] = {"strategy": strategies or ["sample"]}
+    choices: dict[str, list[Any]] = {"strategy": strategies} if strategies else {}
     for name, _, listed in (word.partition("=") for word in text.split() if "=" in word):
         if name in choices:
             raise InputError(f"--setting {text!r} gives {name} twice", f"write {name}=A,B to compare two values")
         choices[name] = [_value(text, name, value) for value in listed.split(",")]
+    choices.setdefault("strategy", ["sample"])
     combinations = [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
     return [_checked(text, options) for options in combinations]
 
 
 def _value(text: str, name: str, value: str) -> Any:
     """The value of an option, parsed from the word after its name."""
+    if words := _WORDS.get(name):
+        if value not in words:
+            raise InputError(f"--setting {text!r}: {name}={value}", f"choose {', '.join(words)}")
+        return words[value]
     if name not in OPTIONS:
         raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, OPTIONS))
-    if name == "early_stopping":
-        if value not in EARLY_STOPPING:
-            raise InputError(f"--setting {text!r}: early_stopping={value}", f"choose {', '.join(EARLY_STOPPING)}")
-        return EARLY_STOPPING[value]
     try:
         return OPTIONS[name](value)
     except ValueError:

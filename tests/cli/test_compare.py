@@ -68,6 +68,7 @@ def test_settings_are_parsed():
         "sample temperature=0.5 top_k=3", "sample temperature=0.5 top_k=0",
         "sample temperature=1.0 top_k=3", "sample temperature=1.0 top_k=0",
     ]  # fmt: skip
+    assert [setting.name for setting in parse_setting("strategy=greedy,sample")] == ["greedy", "sample"]
     for text in command.DEFAULT_SETTINGS:
         assert parse_setting(text)
 
@@ -84,7 +85,8 @@ def test_settings_are_parsed():
         ("top_k=5.5", "top_k=5.5 is no whole number", "give top_k a whole number"),
         ("temperature=", "temperature= is no number", "give temperature a number"),
         ("temperature=1 temperature=2", "gives temperature twice", "temperature=A,B"),
-        ("strategy=greedy", "gives strategy twice", "strategy=A,B"),
+        ("beam strategy=greedy", "gives strategy twice", "strategy=A,B"),
+        ("strategy=gready", "strategy=gready", "choose sample, greedy, beam"),
         ("greedy temperature=0.5", "greedy draws nothing", "leave temperature out"),
         ("sample top_p=0.9,1.5", "top_p = 1.5 is out of range", "above 0 and at most 1"),
         ("beam num_beams=0", "num_beams = 0 is out of range", "from 1 to"),
@@ -295,6 +297,7 @@ def test_a_picture_is_drawn():
         ("--model one --prompt ab -o folder.csv", "folder.csv is a folder"),
         ("--model one --prompt ab -o blank.txt/out.json", "blank.txt is a file, and blank.txt/out.json cannot"),
         ("--model one --model one --prompt ab", "one is named twice, and nothing can differ"),
+        ("--model gpt2 --model openai-community/gpt2 --prompt ab", "openai-community/gpt2 is named twice"),
         ("--model one --prompt ab --adapter a --adapter a", "a is named twice, and nothing can differ"),
         ("--model one --prompt ab --setting temperature=0.5,0.50", "are the same, and nothing can differ"),
         ("--model one --prompt ab --setting greedy --setting temperature=0", "are the same, and nothing can differ"),
