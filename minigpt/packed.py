@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -349,6 +349,11 @@ class PackedGPT(GPT):
                 "move the plain model, and pack it there if it is a CPU",
             )
         return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """What would be written to a file. Raises InputError: the linear layers would not be in it."""
+        check_not_packed(self, "a state dict")
+        raise AssertionError
 
     def num_parameters(self) -> int:
         """Number of parameters of the plain model; a tied head counts once."""

@@ -430,4 +430,6 @@ def test_a_packed_model_is_copied_but_not_pickled(model, weights, no_cache):
     for write in (pickle.dumps, lambda packed: torch.save(packed, io.BytesIO())):
         with pytest.raises(MiniGPTError, match="cannot be pickled"):
             write(small)
+    with pytest.raises(MiniGPTError, match="a state dict needs plain weights"):
+        torch.save(small.state_dict(), io.BytesIO())
     assert torch.equal(copy.deepcopy(small)(idx), small(idx))

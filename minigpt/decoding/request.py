@@ -108,7 +108,8 @@ class Request:
             raise InputError(
                 f"the draft model has a vocabulary of {self.draft.model.config.vocab_size} tokens, "
                 f"the model one of {self.model.config.vocab_size}",
-                "choose a draft model that was trained with the same tokenizer",
+                "choose a draft model that was trained with the same tokenizer; and if it was, and one of the two has "
+                f"ids without text, pass that too: {named('tokenizer')}",
             )
 
     def _check_required(self) -> None:
