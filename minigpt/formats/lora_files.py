@@ -183,7 +183,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         names = " or ".join(map(str, inside))
         raise MissingFileError(f"{folder} is {what}, and no adapter", f"name the adapter in it: {names}")
     if not os.path.lexists(config_path):
-        how = "name an adapter's folder: minigpt fetches none from the hub, `hf download ORG/NAME --local-dir DIR` does"
+        how = "name an adapter's folder: none is fetched from the hub; `hf download ORG/NAME` says where it puts one"
         raise MissingFileError(f"there is no file {config_path}", how)
     return read_json(config_path)
 

@@ -91,6 +91,7 @@ export const writeView = {
       const ids = app.text.ids.slice(0, app.text.typed + start.length);
       const written = [...start];
       const pieces = app.text.pieces.slice(0, ids.length);
+      let drawing = null; // tokens may come faster than they can be drawn, and a click has to be heard in between
       running = true;
       run.textContent = "Stop";
       const request = { ids, count, start: start.length, options: app.options() };
@@ -98,12 +99,16 @@ export const writeView = {
         const done = await app.ask("write", "write", request, (part) => {
           written.push(...part.ids);
           pieces.push(...part.pieces);
-          showText(pieces, null);
+          drawing ??= requestAnimationFrame(() => {
+            drawing = null;
+            showText(pieces, null);
+          });
         });
         if (done === null) return;
         const rate = Number((done.written / done.seconds).toPrecision(3)).toLocaleString("en");
         speed.textContent = `${done.written} ${done.written === 1 ? "token" : "tokens"} in ${done.seconds.toFixed(2)} s: ${rate} a second${done.ended ? "; the text has ended" : ""}`;
       } finally {
+        cancelAnimationFrame(drawing);
         running = false;
         run.textContent = "Run";
         if (app.state.model !== model) app.set({}); // whose ids these are not
