@@ -39,6 +39,8 @@ WEIGHTS = "adapter_model.safetensors"
 
 _TRUNK = "transformer."  # how the name of a layer begins in transformers
 _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
+# What both refusals of another base say further; until then a merged weight's last digits were the processor's.
+ANEW = "; if that is a run with an adapter, which an earlier minigpt merged in float32, train anew"
 # The settings of an adapter_config.json that are read, or that change no numbers.
 _ACCEPTED = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
@@ -149,7 +151,7 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     if recorded is not None and recorded != (own := base_checksum(model)):
         raise CheckpointError(
             f"{folder} adapts another base, with the checksum {recorded[:12]}; this model has {own[:12]}",
-            f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}",
+            f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}{ANEW}",
         )
     adapter = new_adapter(model, config, config.targets, name)
     how = f"check that {config_path} and this base belong to it"

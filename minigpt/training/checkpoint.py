@@ -38,9 +38,9 @@ from torch.optim import Optimizer
 from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError, MissingFileError, brief, named
 from minigpt.formats.hub import OTHER_NAME
+from minigpt.formats.lora_files import ANEW, save_adapter
 from minigpt.formats.lora_files import CONFIG as ADAPTER_CONFIG
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
-from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import LOCK, RunDirectory, check_resumable, read_config, versions
 from minigpt.formats.weights import (
     StoredTensor,
@@ -363,7 +363,7 @@ class Checkpoint:
         if self.manifest.get("base") != base:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
-                "put the former one back: an adapter is of no use without its base",
+                f"put the former one back, because an adapter is of no use without its base{ANEW}",
             )
 
     def check_teachers(self, checksums: list[str], names: Sequence[str]) -> None:
