@@ -53,7 +53,8 @@ def _untied(model: GPT, usual: GPT) -> Iterator[str]:
 def hooked(model: GPT) -> Iterator[str]:
     """The hooks that may change what the parts of a model compute, or those of all models."""
     for hook in (*modules._global_forward_hooks.values(), *modules._global_forward_pre_hooks.values()):
-        yield f"every module of torch has a hook, {hook!r:.60}"
+        if not (getattr(hook, "__module__", None) or "").startswith("torch."):  # such as those that count operations
+            yield f"every module of torch has a hook, {hook!r:.60}"
     for path, part in model.named_modules():
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if (getattr(hook, "__module__", None) or "").startswith("minigpt.analysis"):

@@ -78,7 +78,7 @@ def _value(text: str, name: str, value: str) -> Any:
             raise InputError(f"--setting {text!r}: {name}={value}", f"choose {', '.join(words)}")
         return words[value]
     if name not in OPTIONS:
-        raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, OPTIONS))
+        raise InputError(f"--setting {text!r}: there is no option {name!r}", did_you_mean(name, {**OPTIONS, **_WORDS}))
     try:
         return OPTIONS[name](value)
     except ValueError:

@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -309,8 +308,9 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
         if isinstance(data, Documents) and before:
             validating = parted(data, config.documents, config.seed)[1]
             if isinstance(before, Corpus):
-                lines = _spoken(before.text[: split_at(before, theirs.data)])
-                known = sum(bool(own := _spoken(_last_part(one))) and own <= lines for one in validating)
+                own = [set(_spoken(_last_part(one))) for one in validating]
+                lines = set().union(*own).intersection(_spoken(before.text[: split_at(before, theirs.data)]))
+                known = sum(bool(said) and said <= lines for said in own)
             else:
                 learned = {one.dialogue or one for one in parted(before, theirs.documents, theirs.seed)[0]}
                 known = sum((one.dialogue or one) in learned for one in validating)
@@ -335,10 +335,10 @@ def note_learned(config: RunConfig, data: Corpus | Documents, models: Sequence[S
             warnings.warn(TextNote(f"{note} little; {how}"), stacklevel=2)
 
 
-def _spoken(text: str) -> set[str]:
+def _spoken(text: str) -> Iterator[str]:
     """The lines of a text, without names: what a play and a log say alike, and documents and the text they are of."""
-    parts = (part.strip() for part in re.split(r"\n|(?<=:)[^\S\n]", text))
-    return {part for part in parts if part and not part.endswith(":")}
+    parts = (line[line.rfind(": ") + 1 :].strip() for line in text.split("\n"))
+    return (part for part in parts if part and not part.endswith(":"))
 
 
 def _last_part(document: Document) -> str:

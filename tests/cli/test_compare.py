@@ -76,6 +76,7 @@ def test_settings_are_parsed():
 @pytest.mark.parametrize(
     ("setting", "what", "how"),
     [
+        ("stratgy=greedy", "there is no option 'stratgy'", "did you mean strategy?"),
         ("sample temprature=1", "there is no option 'temprature'", "did you mean temperature?"),
         ("  ", "names no setting", "write --setting 'sample temperature=0.8'"),
         ("gready", "'gready' is neither the one strategy", "did you mean greedy?"),

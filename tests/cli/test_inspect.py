@@ -433,8 +433,8 @@ def test_runs_are_compared_by_their_records(model, tmp_path, capsys):
     out = printed(["inspect", "runs", "one", "two", "--check"], capsys).splitlines()
     assert out[1].split() == ["one", "30", "270", "4", "3.0000", "2.5000", "20"]
     assert out[2].split() == ["two", "30", "270", "4", "4.0000", "3.5000", "20"]
-    again = printed(["inspect", "runs", "one", "two", "./one", "two/"], capsys).splitlines()  # by other names
-    assert [line.split()[0] for line in again[1:3]] == ["one", "two"]
+    again = printed(["inspect", "runs", "./one", "two", "one", "two/"], capsys).splitlines()  # by other names
+    assert [line.split()[0] for line in again[1:3]] == ["./one", "two"]
     assert len(again) == 4
     out = printed(["inspect", "runs", "one", long], capsys).splitlines()
     assert max(map(len, out)) == 80

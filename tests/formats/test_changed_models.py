@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt.analysis import ablate, edit, trace
 from minigpt.config import GPTConfig, LoRAConfig
@@ -187,6 +188,12 @@ def test_a_hook_on_all_models_is_one_on_each(register):
     finally:
         hook.remove()
     merged(a_model())
+
+
+def test_torchs_own_counting_is_no_change():
+    with FlopCounterMode(display=False) as counter:
+        merged(a_model())(torch.zeros(1, 3, dtype=torch.int64))
+    assert counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("change", ["another share of dropout", "a method", "a hook"])

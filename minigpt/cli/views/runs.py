@@ -21,7 +21,10 @@ Records = list[dict[str, Any]]
 
 def view_runs(asked: settings.Runs) -> Answer:
     """`minigpt inspect runs`."""
-    records = _read_all(list({_place(name): name for name in reversed(asked.runs)}.values())[::-1])
+    once: dict[str, str] = {}
+    for name in asked.runs:
+        once.setdefault(_place(name), name)
+    records = _read_all([*once.values()])
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
         for name, run in records.items()
