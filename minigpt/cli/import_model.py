@@ -69,7 +69,9 @@ def _fitting(trained: RunConfig | None, model: GPT) -> RunConfig | None:
     if trained and trained.documents.max_length > length:
         print_note(f"documents.max_length was {trained.documents.max_length}: documents are cut to {length} tokens now")
         trained = updated(trained, {"documents": {"max_length": length}})
-    if trained and length % 2:  # which cannot be halved
+    if trained and trained.train.short_windows and length % 2:
+        before = trained.train.short_windows
+        print_note(f"train.short_windows was {before}: they are off now, because {length} tokens have no half")
         trained = updated(trained, {"train": {"short_windows": 0.0}})
     return trained
 

@@ -825,9 +825,10 @@ def test_an_import_with_a_shorter_context_can_still_be_measured(base, capsys):
     assert "max_length" not in capsys.readouterr().err
 
 
-def test_an_import_with_an_odd_context_no_longer_asks_for_half_windows():
+def test_an_import_with_an_odd_context_no_longer_asks_for_half_windows(capsys):
     trained = RunConfig(train=TrainConfig(short_windows=0.5))
     assert _fitting(trained, SimpleNamespace(config=GPTConfig(block_size=7))).train.short_windows == 0
+    assert "short_windows was 0.5: they are off now, because 7 tokens have no half" in capsys.readouterr().err
     assert _fitting(trained, SimpleNamespace(config=GPTConfig(block_size=8))) == trained
 
 
