@@ -39,7 +39,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 _TRUNK = "transformer."  # how the name of a layer begins in transformers
 _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
-# What both refusals of another base say further; until then a merged weight's last digits were the processor's.
+# What both refusals of another base add: in float32, the last digits of a merged weight are the processor's.
 ANEW = "; if that is a run with an adapter, which an earlier minigpt merged in float32, train anew"
 # The settings of an adapter_config.json that are read, or that change no numbers.
 _ACCEPTED = {

@@ -11,7 +11,7 @@ from minigpt.cli.streams import print_note
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer
 from minigpt.errors import InputError, MissingFileError
-from minigpt.formats.run_directory import read_config, read_records, run_at, run_named
+from minigpt.formats.run_directory import RunDirectory, read_config, read_records, run_at, run_named
 from minigpt.system import terminal
 from minigpt.system.files import named_path
 from minigpt.training.curves import runs_compared
@@ -23,7 +23,7 @@ def view_runs(asked: settings.Runs) -> Answer:
     """`minigpt inspect runs`."""
     once: dict[str, str] = {}
     for name in asked.runs:
-        once.setdefault(_place(name), name)
+        once.setdefault(os.path.realpath(_run(name).path), name)  # by whatever name it was given
     records = _read_all([*once.values()])
     curves = {
         f"{name} {what}": [(record["step"], record[what]) for record in run if what in record]
@@ -63,13 +63,12 @@ def _read_all(names: list[str]) -> dict[str, Records]:
     return records
 
 
-def _place(name: str) -> str:
-    """Where a run lies, by whatever name it was given."""
-    return os.path.realpath(run_at(named_path(run_named(name), "RUN")).path)
+def _run(name: str) -> RunDirectory:
+    return run_at(named_path(run_named(name), "RUN"))
 
 
 def _read(name: str) -> Records:
-    run = run_at(named_path(run_named(name), "RUN"))
+    run = _run(name)
     read_config(run)  # raises an error if the folder is no run
     records = read_records(run.metrics)
     if not records:
