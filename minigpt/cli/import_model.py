@@ -19,8 +19,8 @@ from minigpt.formats.run_directory import save_run
 from minigpt.formats.source import AssumedHeads, Source, open_source
 from minigpt.model import GPT
 from minigpt.system.files import check_unused, named_path
+from minigpt.system.signals import tidy
 from minigpt.tokenizers import Tokenizer
-from minigpt.training.signals import tidy
 
 
 def answer(settings: Import) -> None:

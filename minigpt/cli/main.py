@@ -1,18 +1,16 @@
 """`minigpt COMMAND ...`: find the command's module, run it, turn errors into two lines and an exit code."""
 
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from minigpt.cli.streams import Stream, attached, one_line, print_error, print_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
+from minigpt.system.signals import interruptible
 
 if TYPE_CHECKING:
     from minigpt.cli.parser import SettingsParser
@@ -82,7 +80,7 @@ def answer(arguments: list[str]) -> int:
     Raises:
         SystemExit: with the exit code, if a command ends the process itself, as --help does.
     """
-    with attached() as (out, _):
+    with attached() as (out, _), interruptible():
         ended = False
         try:
             code = _dispatch(arguments, out)
@@ -132,10 +130,9 @@ def _dispatch(arguments: list[str], out: Stream) -> int:
         os.getcwd()  # an error if it was removed; without this check, one of torch's libraries would end the process
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
-            with _uninterrupted():
-                parser, rest = parser_of(command, rest)
-                given = parser.parse(rest)
-                module = import_module(f"minigpt.cli.{COMMANDS[command][0]}")
+            parser, rest = parser_of(command, rest)
+            given = parser.parse(rest)
+            module = import_module(f"minigpt.cli.{COMMANDS[command][0]}")
             module.answer(given)
     except (MiniGPTError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and out.failure:  # the reader has left: this is no error
@@ -149,26 +146,6 @@ def _dispatch(arguments: list[str], out: Stream) -> int:
         print(f"\n{one_line(stop.what)}\n{one_line(stop.how)}", file=sys.stderr)
         return 128 + stop.signal  # as a shell counts: 130 after SIGINT, 143 after SIGTERM
     return 0
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A block of imports, for whose end Ctrl-C waits: torch's would lose it, or end the process with an error of C++.
-
-    Where somebody else listens to Ctrl-C, or nobody is to, nothing changes.
-    """
-    alone = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not alone or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 def parser_of(command: str, rest: list[str]) -> tuple["SettingsParser[Any]", list[str]]:

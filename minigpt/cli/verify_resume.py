@@ -7,9 +7,9 @@ from pathlib import Path
 from minigpt.cli.run_settings import VerifyResume, shaped_as_base
 from minigpt.cli.streams import print_json
 from minigpt.errors import ConfigError, counted
+from minigpt.system.signals import tidy
 from minigpt.training import verify
 from minigpt.training.log import print_line_for
-from minigpt.training.signals import tidy
 
 
 def answer(settings: VerifyResume) -> None:

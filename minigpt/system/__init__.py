@@ -2,6 +2,7 @@
 
 The files, each of which imports only from those above it::
 
+    signals     Ctrl-C and `kill`, which do not end an import half-way
     terminal    tables, bars and maps in characters
     notebook    tables, bars, maps and curves as HTML that a notebook shows
     files       writing a file or a folder completely or not at all; reading files that may not be what they seem

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import ConfigError, Interrupted, PeerError, brief, counted, first_line, named, passed
 from minigpt.model import GPT
-from minigpt.training.signals import leave
+from minigpt.system.signals import leave
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]

@@ -3,38 +3,22 @@
 import os
 import signal
 import stat
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
+
+from minigpt.system.signals import interrupt
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
 _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
 _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """A handler that ends the process and tidies up, but not while an error is being printed."""
-    if sys.exception() is None:
-        raise SystemExit(128 + number)
-
-
-@contextmanager
-def tidy() -> Iterator[None]:
-    """A block that SIGTERM and SIGHUP end as Ctrl-C does, so that nothing is left behind; unless they are ignored."""
-    endings = [number for number in (signal.SIGTERM, _HANGUP) if number and signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, leave) for number in endings}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class StopRequest:
     """Inside its `with`, records the first SIGINT or SIGTERM; a second one acts as it would without this class.
+
+    (Except on the command line, where a second Ctrl-C ends the process as SIGTERM does, up to its end.)
 
     A handler may run between any two lines, in the middle of a step or a write. So it only records the signal, and the
     loop looks at it when the state is complete. Python handles signals only in the main thread: in any other, nothing
@@ -53,21 +37,34 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _HEARD}
+            handlers = dict.fromkeys(_HEARD, self._note)
             if _HANGUP and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
-                self._before[_HANGUP] = signal.signal(_HANGUP, self._hang_up)
+                handlers[_HANGUP] = self._hang_up
+            self._before = {number: signal.getsignal(number) for number in handlers}
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore(tuple(self._before))
+        for number in self._before:
+            signal.signal(number, self._handler_before(number))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore(_HEARD)
+        again, self.signal = self.signal in _HEARD, number
+        for other in _HEARD:
+            signal.signal(other, self._handler_before(other))
+        if again:  # it came before the handlers had changed
+            signal.raise_signal(number)
         with suppress(OSError):  # nobody may be listening any more
             os.write(2, _ANSWER)  # print is not safe here: the signal may have come in the middle of another print
+
+    def _handler_before(self, number: signal.Signals) -> Any:
+        # From the command line a second Ctrl-C is the system's, as a second SIGTERM is: an exception could arise inside
+        # of a library that is no Python, and nothing is left to tidy up that a resume does not.
+        ours = self.signal in _HEARD and self._before[number] is interrupt
+        return signal.SIG_DFL if ours else self._before[number]
 
     def _hang_up(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
@@ -75,7 +72,3 @@ class StopRequest:
             with suppress(OSError):
                 if stat.S_ISCHR(os.fstat(output).st_mode):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-
-    def _restore(self, numbers: tuple[signal.Signals, ...]) -> None:
-        for number in numbers:
-            signal.signal(number, self._before.pop(number))
