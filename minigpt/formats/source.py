@@ -287,6 +287,9 @@ class Source:
                 with suppress(MiniGPTError):  # the named one is used in the place of one that cannot be read
                     own = load_tokenizer(run.tokenizer)
                 _check_same(own, named_tokenizer(tokenizer), run.path, tokenizer, f"leave {named('tokenizer')} out")
+            if run and block_size is None:  # its positions beyond those of the run were never trained with the adapter
+                with suppress(MiniGPTError), warnings.catch_warnings(action="ignore"):
+                    options["block_size"] = min(read_config(run).model.block_size, self.config.block_size)
             try:
                 model, chosen = self.load(**options, needs_text=needs_text)
             except CheckpointError:

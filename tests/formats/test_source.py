@@ -1,5 +1,6 @@
 """Where a model lies is found once: every kind of place gives its shape and its tokenizer, and loads."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,14 +9,14 @@ import pytest
 import torch
 
 import minigpt
-from minigpt.config import GPTConfig, RunConfig, TrainConfig
+from minigpt.config import GPTConfig, RunConfig, TrainConfig, write_yaml
 from minigpt.data.dialogues import with_template
 from minigpt.errors import CheckpointError, MissingFileError, ModelNote
 from minigpt.formats import source as module
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.pretrained import save_hf
-from minigpt.formats.run_directory import RunDirectory, start_run
+from minigpt.formats.run_directory import RunDirectory, read_config, start_run
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import StoredTensor, save_weights, write_safetensors
@@ -80,6 +81,16 @@ def test_every_kind_of_place(models, spec):
         torch.testing.assert_close(model(IDS), models[which](IDS), rtol=0, atol=1e-5)
     assert source.load(block_size=7, dropout=0.25)[0].config.block_size == 7
     assert minigpt.load_model(spec)[0].config == model.config
+
+
+def test_a_run_with_an_adapter_reads_as_much_as_it_has_learned_to(models):
+    """Its base may read more, but at those positions the adapter was never trained."""
+    config = read_config(ADAPTED)
+    write_yaml(dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=7)), ADAPTED.config, {})
+    for named in ({"spec": "adapted"}, {"spec": "tiny", "adapter": ADAPTED.adapter}):
+        assert minigpt.load_model(**named)[0].config.block_size == 7
+        assert minigpt.load_model(**named, block_size=9)[0].config.block_size == 9
+    assert minigpt.load_model("tiny")[0].config.block_size == 13
 
 
 @pytest.mark.parametrize("spec", [spec for spec in PLACES if not spec.endswith(".safetensors")])
