@@ -10,14 +10,14 @@ from minigpt.config import RunConfig, preset
 from minigpt.data.documents import data_checksum
 from minigpt.data.sources import load_data
 from minigpt.errors import InputError
-from minigpt.formats.run_directory import RunDirectory, existing_run
+from minigpt.formats.run_directory import RunDirectory, existing_run, read_config
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
 from minigpt.training.checkpoint import checkpoint_to_resume, circumstances
 from minigpt.training.distributed import Processes
 from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
-from minigpt.training.loop import SAMPLE_TOKENS, replay
+from minigpt.training.loop import SAMPLE_TOKENS, lasting_names, replay
 from minigpt.training.plan import Workload, plan_run
 from minigpt.training.run import before_weights, read_data
 from minigpt.training.teachers import find_teachers
@@ -49,6 +49,7 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
     checkpoint = None
     if resume:
         here, tell = circumstances(Processes(), device), print_line_for(as_json)
+        config = lasting_names(config, read_config(resume))
         checkpoint, _ = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
     config, tokenizer = before_weights(config, data, resume if checkpoint else None)
     find_teachers(config, tokenizer, resumed=checkpoint is not None)

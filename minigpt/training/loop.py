@@ -96,7 +96,8 @@ def train(
     """Train a GPT and write a run directory, or resume one as if it had never been interrupted.
 
     Args:
-        config: the settings; `model.vocab_size` is replaced by the tokenizer's.
+        config: the settings; `model.vocab_size` is replaced by the tokenizer's, and with `init_from` the shape by that
+            of the base, except a shorter `block_size` and the dropout.
         data: the text or the documents, already read.
         out: the run directory. A new one must not exist yet, or be empty, and is made only after all other checks.
         print_line: prints lines for people.
@@ -116,21 +117,7 @@ def train(
     out = named_path(out, "out")
     # Before anything, so that no lock file is left in a folder that is no run.
     former = read_config(RunDirectory(out)) if resume else RunConfig()
-    recorded = {former.init_from, *former.train.teachers}  # a name means what it meant, whatever lies here now
-
-    def lasting(model: str) -> str:
-        return model if model in recorded else lasting_model(model)
-
-    config = replace(
-        config,
-        init_from=lasting(config.init_from),
-        train=replace(config.train, teachers=tuple(map(lasting, config.train.teachers))),
-        data=replace(
-            config.data,
-            source=lasting_source(config.data.source),
-            val_data=lasting_source(config.data.val_data),
-        ),
-    )
+    config = lasting_names(config, former)
     directory, progress = RunDirectory(out), Progress()
     checkpoint = lock = None
     changed: dict[str, list[Any]] = {}
@@ -184,6 +171,28 @@ def train(
                     evaluate_and_keep(run, progress, log)
             run_steps(run, progress, log, stop)
             return result(run, progress, log.records if processes.first else records + log.records)
+
+
+def lasting_names(config: RunConfig, former: RunConfig) -> RunConfig:
+    """The settings with the names of models and data as they stay valid in any working directory.
+
+    What those of the run to resume, `former`, name means what it meant, whatever lies here now.
+    """
+    recorded = {former.init_from, *former.train.teachers}
+
+    def lasting(model: str) -> str:
+        return model if model in recorded else lasting_model(model)
+
+    return replace(
+        config,
+        init_from=lasting(config.init_from),
+        train=replace(config.train, teachers=tuple(map(lasting, config.train.teachers))),
+        data=replace(
+            config.data,
+            source=lasting_source(config.data.source),
+            val_data=lasting_source(config.data.val_data),
+        ),
+    )
 
 
 def run_steps(run: Run, progress: Progress, log: RunLog, stop: StopRequest) -> None:

@@ -348,8 +348,10 @@ def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
         assert said in capsys.readouterr().err
     base = ["--init-from", "run", "--train.eval_interval", "3", "--train.save_interval", "3"]
     assert main.answer(["train", "--data", "a.txt", "--out", "tuned", *base, *steps]) == 0
+    again = ["train", "--resume", "tuned", "--train.max_steps", "5", "--plan"]
+    assert main.answer([*again, "--init-from", "run"]) == 0  # it is the same base, however it is spelled
     Path("run").rename("gone")  # a resume needs it as little
-    assert main.answer(["train", "--resume", "tuned", "--train.max_steps", "5", "--plan"]) == 0
+    assert main.answer(again) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
