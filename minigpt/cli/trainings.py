@@ -159,7 +159,7 @@ def prompt_to_try(data: Corpus | Documents, config: RunConfig) -> str:
         return opening(data.text, split_at(data, config.data))
     first, k = data.items[:1], config.documents.keywords
     (document,) = with_keywords(first, k, data.items) if k else first
-    return document.prompt or " ".join(document.text.split()[:3])
+    return document.prompt or " ".join(document.text.split()[:3])[:40]  # not every script has blanks
 
 
 def opening(text: str, border: int) -> str:
