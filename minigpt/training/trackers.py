@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt.config import RunConfig
-from minigpt.errors import ConfigError, first_line, named
+from minigpt.errors import ConfigError, first_line, named, passed
 from minigpt.formats.run_directory import RunDirectory
 from minigpt.system.files import read_text, write_text
 
@@ -47,7 +47,7 @@ def tracking_library(name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{named('report_to', name)} needs a package that cannot be imported: {first_line(error, 100)}",
-            f'pip install "minigpt-torch[{name}]", or leave {named("report_to")} out: metrics.jsonl has the same '
+            f'pip install "minigpt-torch[{name}]", or choose {passed("report_to", "none")}: metrics.jsonl has the same '
             "numbers",
         ) from None
 
