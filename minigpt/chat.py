@@ -227,8 +227,8 @@ class Chat:
         return self.messages[self._last_said()]["content"]
 
     def __repr__(self) -> str:
-        turns = counted(len(_turns(self.messages)), "turn")
-        return f"Chat({turns}, {brief(self.messages[-1:])}, the next seed is {self.seed})"
+        said = counted(len(self.messages), "message")
+        return f"Chat({said}, {brief(self.messages[-1:])}, the next seed is {self.seed})"
 
     def __copy__(self) -> Self:
         """A conversation that goes on by itself: the same model, and messages of its own."""
@@ -341,6 +341,7 @@ class Chat:
 
     def _last_said(self) -> int:
         """The place of the user's last message."""
+        check_messages(self.messages)  # anybody may have added to them
         places = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise InputError("nothing was said yet", "say something first")

@@ -217,7 +217,12 @@ def test_history_is_plain_data(monkeypatch: pytest.MonkeyPatch):
     chat.say("again")
     assert other.messages == expected[:2]
     assert other._cache is None
-    assert "2 turns" in repr(other)
+    assert "2 messages" in repr(other)
+    other.messages.append(7)  # it is a list, and what is in it is seen when it is used
+    assert "3 messages, [7]" in repr(other)
+    for use in (other.undo, other.again, lambda: other.edit("a"), lambda: other.say("a"), lambda: other.said_last):
+        with pytest.raises(InputError, match="message 3 is 7, and no object"):
+            use()
     for name in ("undo", "again"):
         with pytest.raises(InputError, match="nothing was said yet"):
             getattr(Chat(writer(LETTERS), LETTERS), name)()
