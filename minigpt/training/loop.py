@@ -142,7 +142,11 @@ def train(
         evaluated = {record["step"] for record in records if "val_loss" in record}
         run = set_up(config, data, directory, processes, device, print_line, checkpoint)
         if has_ended(run, progress, records):
-            kept = ", and keeps its settings" if changed else ""
+            data_now = replace(former.data, source=config.data.source, val_data=config.data.val_data)
+            moved = replace(former, init_from=config.init_from, data=data_now)  # by their checksums, the same as before
+            if processes.first and moved != former:
+                start_run(directory, moved, run.tokenizer, run.carried)
+            kept = f", and keeps its {'other ' * (moved != former)}settings" if changed else ""
             print_line(f"resume     nothing is left to do: the run has its {counted(progress.step, 'step')}{kept}")
             limit = "epochs" if run.config.train.epochs else "max_steps"
             print_line(f"           minigpt train --resume {quoted(directory.path)} --train.{limit} N goes on to N")

@@ -469,6 +469,9 @@ def test_a_run_with_an_adapter_is_found_from_any_folder_and_says_what_it_lacks(b
     base.rename(tmp_path / "other")
     with pytest.raises(MissingFileError, match=f"adapts {base}, which is not there any more\n.*--adapter"):
         load_model("../run")
+    moved = config(tmp_path / "other", train={"lora_rank": 3, "epochs": 1})
+    train(moved, DOCUMENTS, Path("../run"), quiet, resume=True)  # nothing is left to do, except to note the new place
+    assert torch.equal(load_model("../run")[0](idx), here(idx))
 
 
 def test_a_run_is_called_after_the_preset_that_it_has(base, tmp_path, monkeypatch, capsys):
