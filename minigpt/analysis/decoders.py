@@ -113,10 +113,10 @@ def sampling_cuts(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Cuts:
-    """What each option leaves of a distribution; `generate` draws from the last stage.
+    """What each option leaves of a distribution; `generate` draws from the last stage, if it has that temperature.
 
     `logits` (V,) are those of the next token. The options are those of `DecodingOptions`, but the temperature is above
-    0; one that is not given makes no stage.
+    0; one that is not given makes no stage, not even the temperature, of which `generate` has one in any case.
 
     Raises:
         InputError: if an option cannot be used.

@@ -20,8 +20,11 @@ from minigpt.analysis.lens import Lens
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import answer as run
 from minigpt.cli.main import parser_of
-from minigpt.config import GPTConfig
+from minigpt.config import GPTConfig, LoRAConfig, RunConfig
+from minigpt.decoding.options import DecodingOptions
+from minigpt.formats.lora_files import save_adapter
 from minigpt.formats.run_directory import save_run
+from minigpt.lora import add_lora
 from minigpt.model import GPT
 from minigpt.system.terminal import columns
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
@@ -212,6 +215,20 @@ def test_attention_is_the_references_with_bos_or_without(reference, capsys, bos)
     assert f"BOS in front: {'no' if bos is False else 'yes'}" in out
 
 
+def test_an_adapter_reads_as_the_run_that_trained_it(reference, capsys, tmp_path):
+    """Which has seen no document begin, whatever its base has."""
+    adapted, tokenizer = minigpt.load_model(reference.folder)
+    own = tmp_path / "run"
+    save_run(adapted, tokenizer, own, RunConfig(model=adapted.config))
+    add_lora(adapted, LoRAConfig(rank=2), seed=3)  # B is zero: the base's own numbers
+    save_adapter(adapted, own / "adapter")
+    line = ["inspect", "attn", TEXT, "--model"]
+    by_run = record_of([*line, str(own)], capsys)
+    by_adapter = record_of([*line, str(reference.folder), "--adapter", str(own / "adapter")], capsys)
+    assert by_adapter["bos"] is by_run["bos"] is False
+    assert by_adapter["numbers"] == by_run["numbers"]
+
+
 def test_losses_are_the_references(reference, capsys):
     record = record_of(["inspect", "loss", TEXT, "--no-bos", "--model", str(reference.folder)], capsys)
     expected = -np.array(reference.log_probs(reference.tokenizer.encode(TEXT)))
@@ -229,6 +246,17 @@ def test_the_next_token_is_the_references(reference, capsys):
     np.testing.assert_allclose(numbers_of(record)["logit"], logits, atol=1e-4)
     np.testing.assert_allclose(numbers_of(record)["probability"][0], logits.softmax(-1), atol=1e-6)
     assert numbers_of(record)["best"].tolist() == logits.topk(12).indices.tolist()
+
+
+def test_a_draw_has_the_same_temperature_wherever_it_is_shown(model, capsys):
+    flags = ["to be", "--model", str(model), "--top-p", "0.9", "--top", "3"]
+    shown = record_of(["inspect", "next", *flags], capsys)
+    drawn = record_of(["inspect", "steps", *flags, "-n", "1"], capsys)
+    assert drawn["settings"]["temperature"] == shown["settings"]["temperature"] == DecodingOptions().temperature
+    best = shown["numbers"]["best"]["values"][:3]
+    expected = numbers_of(shown)["probability"][-1][best]
+    np.testing.assert_allclose(numbers_of(drawn)["candidate_probability"][0], expected, atol=1e-5)
+    assert record_of(["inspect", "next", *flags[:3]], capsys)["settings"] == {}
 
 
 def test_the_lens_reads_the_references_hidden_states(reference, capsys):

@@ -9,14 +9,16 @@ from minigpt.analysis.decoders import CUTS, BeamTree, Cuts, Written, beam_tree, 
 from minigpt.analysis.results import Numbers, Result
 from minigpt.cli.views import settings
 from minigpt.cli.views.frame import Answer, Subject, subject
-from minigpt.decoding.options import LARGEST
+from minigpt.decoding.options import LARGEST, DecodingOptions
 from minigpt.decoding.sampling import next_logits
 from minigpt.errors import InputError, counted
 from minigpt.system import terminal
 
 
 def _sampling(asked: settings.Sampling) -> dict[str, Any]:
-    return {name: value for name in CUTS if (value := getattr(asked, name)) is not None}
+    """The options of a draw that are given, with the temperature that it has unless given; {} if none is."""
+    given = {name: value for name in CUTS if (value := getattr(asked, name)) is not None}
+    return {"temperature": DecodingOptions().temperature, **given} if given else {}
 
 
 def _end(it: Subject, asked: settings.Steps | settings.Beams) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from minigpt.analysis.checks import Check
 from minigpt.analysis.recording import Trace
 from minigpt.analysis.results import Numbers, Result
 from minigpt.analysis.tracing import trace
-from minigpt.cli.models import load_any, model_source
+from minigpt.cli.models import load_any, model_source, trained_source
 from minigpt.cli.settings import Model
 from minigpt.cli.streams import print_json, with_stdin
 from minigpt.cli.texts import check_fits, framed, token_text
@@ -218,7 +218,8 @@ def load_subject(settings: Model, bos: bool | None = None, needs_text: bool = Fa
     source = model_source(settings.model)
     model, tokenizer = load_any(settings, source.name, settings.adapter, needs_text)
     # A model trained here on one long text has seen no document begin.
-    usual = tokenizer is not None and tokenizer.bos_token_id is not None and source.trained is None
+    begun = tokenizer is not None and tokenizer.bos_token_id is not None
+    usual = begun and trained_source(source, settings.adapter).trained is None
     return Subject(source.name, model, tokenizer, usual if bos is None else bos)
 
 

@@ -49,7 +49,8 @@ class Sampling(Command):
     """The sampling options that a view can show."""
 
     temperature: Annotated[float | None, Flag("X")] = None
-    """the logits are divided by it: below 1 likely tokens gain, above 1 unlikely ones; 0 takes the best token"""
+    """the logits are divided by it: below 1 likely tokens gain, above 1 unlikely ones; 0 takes the best token; beside
+    another option, that of `minigpt generate` unless given"""
     top_k: Annotated[int | None, Flag("K", says=DecodingOptions)] = None
     top_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
     min_p: Annotated[float | None, Flag("P", says=DecodingOptions)] = None
