@@ -243,6 +243,12 @@ class Source:
         """The shape; weights are read only if no file beside them describes it."""
         return self.shape()
 
+    def _longest(self) -> int:
+        """The most tokens that `load` can make it read: of a run with an adapter, those of its base."""
+        if self.run and self.adapter:
+            return open_source(read_config(self.run).init_from)._longest()
+        return self.config.block_size
+
     def shape(self, rates_may_differ: bool = False) -> GPTConfig:
         """`config`; with `rates_may_differ`, a config.json whose three dropout rates differ gives the first of them."""
         if self.run:
@@ -289,7 +295,7 @@ class Source:
                 _check_same(own, named_tokenizer(tokenizer), run.path, tokenizer, f"leave {named('tokenizer')} out")
             if run and block_size is None:  # its positions beyond those of the run were never trained with the adapter
                 with suppress(MiniGPTError), warnings.catch_warnings(action="ignore"):
-                    options["block_size"] = min(read_config(run).model.block_size, self.config.block_size)
+                    options["block_size"] = min(read_config(run).model.block_size, self._longest())
             try:
                 model, chosen = self.load(**options, needs_text=needs_text)
             except CheckpointError:

@@ -91,6 +91,14 @@ def test_a_run_with_an_adapter_reads_as_much_as_it_has_learned_to(models):
         assert minigpt.load_model(**named)[0].config.block_size == 7
         assert minigpt.load_model(**named, block_size=9)[0].config.block_size == 9
     assert minigpt.load_model("tiny")[0].config.block_size == 13
+    # An adapter on that run may have been trained with more of what its base can read.
+    nested, (model, _) = RunDirectory(Path("checkpoints/nested")), minigpt.load_model("adapted", block_size=11)
+    settings = RunConfig(model=model.config, init_from=str(ADAPTED.path.absolute()), train=TrainConfig(lora_rank=2))
+    start_run(nested, settings, CHAR)
+    add_lora(model, LoRAConfig(rank=2), seed=5)
+    save_adapter(model, nested.adapter)
+    for named in ({"spec": "nested"}, {"spec": "adapted", "adapter": nested.adapter}):
+        assert minigpt.load_model(**named)[0].config.block_size == 11
 
 
 @pytest.mark.parametrize("spec", [spec for spec in PLACES if not spec.endswith(".safetensors")])
