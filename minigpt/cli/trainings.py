@@ -38,6 +38,8 @@ from minigpt.training.loop import TrainResult, train
 from minigpt.training.run import before_weights
 from minigpt.training.trackers import tracking_library
 
+_SUGGESTED = 40  # characters, at most, of a text that people are to try
+
 
 def train_and_say(
     config: RunConfig,
@@ -159,7 +161,7 @@ def prompt_to_try(data: Corpus | Documents, config: RunConfig) -> str:
         return opening(data.text, split_at(data, config.data))
     first, k = data.items[:1], config.documents.keywords
     (document,) = with_keywords(first, k, data.items) if k else first
-    return document.prompt or " ".join(document.text.split()[:3])[:40]  # not every script has blanks
+    return document.prompt or " ".join(document.text.split()[:3])[:_SUGGESTED]  # not every script has blanks
 
 
 def opening(text: str, border: int) -> str:
@@ -167,7 +169,7 @@ def opening(text: str, border: int) -> str:
     lines = [line.strip() for line in text[border:].split("\n", 100)[1:-1]]  # the first may be cut in the middle
     lines = [line for line in lines if len(line) >= 4 and line[0].isalpha()]
     names = [line for line in lines if line.endswith(":")]
-    return [*names, *lines, text][0][:40]
+    return [*names, *lines, text][0][:_SUGGESTED]
 
 
 def next_steps(directory: Path, prompt: str) -> list[str]:
@@ -194,7 +196,7 @@ def first_talk(directory: Path, user: str, reply_as: str, said: str) -> list[str
         f"  {' '.join([program(), 'chat', '--model', quoted(directory), *flags])}",
         *in_python(directory),
         f"  chat = minigpt.Chat(model, tokenizer{names})",
-        f"  print(chat.say({said[:40]!r}))",
+        f"  print(chat.say({said[:_SUGGESTED]!r}))",
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
 _IMPORT = "<frozen importlib._bootstrap>"  # the file that Python names in a frame of its import system
 _PAUSE = 0.05  # seconds until a signal that came during an import is tried again
 
@@ -69,7 +69,7 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def tidy() -> Iterator[None]:
     """A block that SIGTERM and SIGHUP end as Ctrl-C does, so that nothing is left behind; unless they are ignored."""
-    endings = [number for number in (signal.SIGTERM, _HANGUP) if number and signal.getsignal(number) != signal.SIG_IGN]
+    endings = [number for number in (signal.SIGTERM, HANGUP) if number and signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, leave) for number in endings}
     try:
         yield

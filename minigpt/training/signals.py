@@ -8,10 +8,9 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from minigpt.system.signals import interrupt
+from minigpt.system.signals import HANGUP, interrupt
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
-_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
 _ANSWER = b"\nstopping after this step, and saving; once more leaves at once\n"
 
 
@@ -38,8 +37,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             handlers = dict.fromkeys(_HEARD, self._note)
-            if _HANGUP and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
-                handlers[_HANGUP] = self._hang_up
+            if HANGUP and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+                handlers[HANGUP] = self._hang_up
             self._before = {number: signal.getsignal(number) for number in handlers}
             for number, handler in handlers.items():
                 signal.signal(number, handler)
