@@ -50,7 +50,7 @@ def answer(settings: Explore) -> None:
     if settings.out is not None:
         write(settings, sources)
         return
-    with PageServer([served(settings, source) for source in sources], settings.port) as server:
+    with PageServer([served(settings, *named) for named in titled(sources)], settings.port) as server:
         serve(server, settings)
 
 
@@ -62,13 +62,20 @@ def title(source: Source) -> str:
     return path.relative_to(source.run.path.absolute().parent).as_posix() if source.run else path.name
 
 
-def served(settings: Explore, source: Source) -> Shown:
+def titled(sources: list[Source]) -> list[tuple[Source, str]]:
+    """Each model with what the page calls it; models of one title, which lie in several folders, are numbered."""
+    titles = [title(source) for source in sources]
+    numbers = [f" ({number})" * (titles.count(one) > 1) for number, one in enumerate(titles, start=1)]
+    return [(source, one + number) for source, one, number in zip(sources, titles, numbers, strict=True)]
+
+
+def served(settings: Explore, source: Source, name: str) -> Shown:
     """A model as it is served: exactly, and mapped from its file where that has the page's layout."""
     # Read also where the page gets the file's own bytes: this finds damage, and weights that are not finite.
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     mapped = None if settings.adapter else mapped_weights(source)
     about, run = {"prompt": settings.prompt}, trained_source(source, settings.adapter).run
-    return Shown(title(source), model.config, tokenizer, mapped or page_weights(model), run, about)
+    return Shown(name, model.config, tokenizer, mapped or page_weights(model), run, about)
 
 
 def serve(server: PageServer, settings: Explore) -> None:
@@ -96,7 +103,7 @@ def write(settings: Explore, sources: list[Source]) -> None:
     path = named_path(settings.out, "out")
     check_output(path, (".html", ".htm"))
     precision = chosen_precision([source.name for source in sources], parameters(sources), settings.weights)
-    models = [written(settings, source, precision) for source in sources]
+    models = [written(settings, *named, precision) for named in titled(sources)]
     size = write_page(path, models)
     if settings.json:
         losses = [{"name": model.name, **model.about} for model in models]
@@ -115,12 +122,12 @@ def parameters(sources: list[Source]) -> int:
         return sum(GPT(source.shape(rates_may_differ=True)).num_parameters() for source in sources)
 
 
-def written(settings: Explore, source: Source, precision: Precision) -> Shown:
+def written(settings: Explore, source: Source, name: str, precision: Precision) -> Shown:
     """A model as a file holds it, with what its precision costs."""
     model, tokenizer = source.load_for_text(tokenizer=settings.tokenizer, adapter=settings.adapter)
     weights, trained = page_weights(model, precision), trained_source(source, settings.adapter)
     about = {"prompt": settings.prompt, **cost(trained, model, tokenizer, precision)}
-    return Shown(title(source), model.config, tokenizer, weights, trained.run, about)
+    return Shown(name, model.config, tokenizer, weights, trained.run, about)
 
 
 def cost(source: Source, model: GPT, tokenizer: Tokenizer, precision: Precision) -> dict[str, Any]:

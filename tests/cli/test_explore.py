@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -145,6 +146,12 @@ def test_two_models_stand_in_one_file(at, capsys):
     told, _ = answered("explore --model text --model notes -o page.html", capsys)
     assert [model["name"] for model in told["models"]] == ["text", "notes"]
     assert about("page.html", 1)["name"] == "notes"
+
+
+def test_runs_of_one_name_are_told_apart(at, capsys):
+    shutil.copytree("text", "again/text", dirs_exist_ok=True)
+    told, _ = answered("explore --model text --model notes --model again/text -o page.html", capsys)
+    assert [model["name"] for model in told["models"]] == ["text (1)", "notes", "text (3)"]
 
 
 def test_the_file_names_no_folder_of_this_machine(at, capsys):
