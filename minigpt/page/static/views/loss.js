@@ -59,10 +59,6 @@ export const lossView = {
         const pieces = all.slice(-read.length);
         found = { ...answer, read, pieces };
         title.hidden = detail.hidden = list.hidden = found.tokens.length === 0;
-        if (found.tokens.length === 0) {
-          refill(sums, definitions([["Loss", "from two tokens on"]]));
-          return;
-        }
         const now = Math.min(read.length - 1, Math.max(1, app.state.position ?? read.length - 1));
         strip.show(pieces, {
           share: (i) => surprise(found.tokens, i),
@@ -71,12 +67,6 @@ export const lossView = {
           tip: (i) => (i === 0 ? "the first token is not predicted" : `${visible(pieces[i].text)}: ${found.tokens[i - 1].loss.toFixed(3)} nats`),
           selected: now,
         });
-        refill(sums, definitions([
-          ["mean", `${found.mean.toFixed(4)} nats a token`],
-          ["perplexity", found.perplexity.toFixed(3)],
-          ["bits per character", found.bitsPerCharacter.toFixed(4)],
-        ]));
-        tell(now);
         numbers.show(() =>
           table(
             "The loss of each token in nats",
@@ -86,6 +76,16 @@ export const lossView = {
             ]),
           ),
         );
+        if (found.tokens.length === 0) {
+          refill(sums, definitions([["Loss", "from two tokens on"]]));
+          return;
+        }
+        refill(sums, definitions([
+          ["mean", `${found.mean.toFixed(4)} nats a token`],
+          ["perplexity", found.perplexity.toFixed(3)],
+          ["bits per character", found.bitsPerCharacter.toFixed(4)],
+        ]));
+        tell(now);
       },
     };
   },

@@ -119,6 +119,7 @@ export const sideView = {
     function tellDifference(both, [left, right]) {
       if (!left.loss.tokens.length || !right.loss.tokens.length) {
         compare.textContent = "A text of at least two tokens has a loss.";
+        numbers.show(() => element("p", {}, compare.textContent));
         return;
       }
       const same = left.own.read.join() === right.own.read.join();
