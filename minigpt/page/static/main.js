@@ -16,6 +16,8 @@ import { withBranch, writeView } from "./views/write.js";
 const VIEWS = [writeView, attentionView, lensView, beamsView, lossView, sizeView, trainingView, sideView];
 const OPTIONS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
 const PROMPTS = ["To be, or not to be", "the "]; // the first of them that a model's tokenizer knows
+// Of another text, or of a model with other tokens, nothing is written yet and no token is chosen.
+const ANEW = { more: [], at: null, query: null, position: null, token: null };
 const FRAGMENT_DELAY = 300; // milliseconds: browsers refuse to change an address too often
 
 /** What the views see of the page. */
@@ -199,7 +201,7 @@ function build(app) {
   parts.progress.remove();
   const choices = app.models.map(({ about }, i) => [i, about.name]);
   if (app.models.length > 1) {
-    const model = select(choices, app.state.model, (value) => app.set({ model: Number(value), more: [], at: null, branches: [] }));
+    const model = select(choices, app.state.model, (value) => step(app, { model: Number(value), branches: [], ...ANEW }));
     model.dataset.key = "model";
     parts.models.append(control("Model", model));
     parts.models.update = () => offer(model, choices, app.state.model);
@@ -208,7 +210,7 @@ function build(app) {
   }
   parts.prompt.addEventListener("input", () => {
     const { prompt, more, branches } = app.state;
-    const changes = { prompt: parts.prompt.value, more: [], at: null, query: null, position: null, token: null };
+    const changes = { prompt: parts.prompt.value, ...ANEW };
     if (more.length) changes.branches = withBranch(branches, { prompt, more });
     app.set(changes);
   });
@@ -232,11 +234,16 @@ function build(app) {
   parts.code.addEventListener("close", () => app.state.line !== null && app.set({ line: null }));
 }
 
-/** Another view: a step in the browser's history. */
+/** Another view. */
 function open(app, id) {
-  if (app.state.view === id) return;
-  history.pushState(null, "", writeState({ ...app.state, view: id }));
-  app.set({ view: id });
+  if (app.state.view !== id) step(app, { view: id });
+}
+
+/** Change the state by a step in the browser's history: its Back brings all of this one again. */
+function step(app, changes) {
+  history.replaceState(null, "", writeState(app.state)); // the address may be a little behind
+  app.set(changes);
+  history.pushState(null, "", writeState(app.state));
 }
 
 function showTop(app) {
