@@ -410,6 +410,11 @@ def test_a_bar_branches(page, ids):
     assert written(page) == [*ids, 5, 6, 7, 8]
 
 
+def test_the_name_of_a_branch_has_whole_characters(page):
+    page.open(branches="5|" + "😀" * 6 + "a")
+    assert page.text(".branches button").startswith("😀😀")
+
+
 def test_write_by_keyboard(page, ids):
     page.open()
     page.tab_to("e.textContent === 'Step'")
@@ -788,6 +793,16 @@ def test_a_text_of_one_token_breaks_no_view(page, view, prompt):
     assert page.js("return document.querySelector('[role=alert]').hidden")
 
 
+def test_of_a_text_that_shrinks_to_one_token_no_more_is_shown(page):
+    for view, name in (("loss", "The losses as a table"), ("side", "Both as a table")):
+        page.open(view=view, off="0.1")
+        assert page.table(name)
+        page.js("const p = document.getElementById('prompt'); p.value = 'a'; p.dispatchEvent(new Event('input'))")
+        page.wait(lambda: page.text(".strip") == "a")
+        page.settle()
+        assert page.js("return document.querySelectorAll('details[open] tbody tr').length") == 0
+
+
 @pytest.mark.parametrize(
     "fragment",
     [
@@ -850,6 +865,16 @@ def test_what_belongs_to_one_model_is_not_shown_of_another(page):
     page.js("const s = document.querySelector('#top select'); s.value = 1; s.dispatchEvent(new Event('change'))")
     page.settle()
     assert page.js("return document.querySelector('#view-side select').value") == "off"
+
+
+def test_another_models_tokens_are_left_and_back_brings_them_again(page):
+    chosen = {"more": "90.91", "token": "5", "position": "1", "query": "2", "branches": "90|ab"}
+    page.open(view="lens", **chosen)
+    page.js(CHOOSE)
+    assert not any(f"{name}=" in page.state("model=1") for name in chosen)
+    page.js("history.back()")
+    assert all(f"{name}=" in page.state("token=5") for name in chosen)
+    page.settle()
 
 
 CHOOSE = "const s = document.querySelector('#top select'); s.value = 1; s.dispatchEvent(new Event('change'));"

@@ -153,6 +153,11 @@ function escaped(sign) {
   return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
 }
 
+/** A part of a text, counted as `slice` does, but in whole characters: none is cut into halves of UTF-16. */
+export function characters(text, start, end) {
+  return [...text].slice(start, end).join("");
+}
+
 /** A probability as people read one; a small one keeps its first digits. */
 export function percent(p) {
   if (p === 0) return "0 %";

@@ -1,6 +1,6 @@
 /** Beams: the tree of a beam search, growing. */
 
-import { Numbers, control, element, refill, shape, table, visible } from "../dom.js";
+import { Numbers, characters, control, element, refill, shape, table, visible } from "../dom.js";
 import { RANGES } from "../state.js";
 
 const [COLUMN, ROW, WIDTH, HEIGHT] = [112, 30, 84, 24]; // of the tree: steps between nodes, and a node's size
@@ -132,7 +132,7 @@ function tree(nodes) {
       { class: `node ${kind(node)}` },
       shape("title", {}, `${text}: ${node.total.toFixed(4)}`),
       shape("rect", { x, y, width: WIDTH, height: HEIGHT, rx: 5 }),
-      shape("text", { x: x + 8, y: y + 17 }, text.length > 4 ? `${text.slice(0, 4)}…` : text),
+      shape("text", { x: x + 8, y: y + 17 }, [...text].length > 4 ? `${characters(text, 0, 4)}…` : text),
       shape("text", { class: "total", x: x + WIDTH - 6, y: y + 17, "text-anchor": "end" }, node.total.toFixed(1)),
     );
   };

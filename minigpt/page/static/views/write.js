@@ -1,6 +1,6 @@
 /** Write: the next token's probabilities, what each filter makes of them, and the text that comes of drawing. */
 
-import { Numbers, control, element, refill, table, visible } from "../dom.js";
+import { Numbers, characters, control, element, refill, table, visible } from "../dom.js";
 import { RANGES } from "../state.js";
 import { showBars } from "./bars.js";
 import { Strip } from "./strip.js";
@@ -162,8 +162,8 @@ export const writeView = {
         element(
           "button",
           { type: "button", "data-key": `branch-${i}`, on: { click: () => goTo(branch) } },
-          element("span", { class: "quiet" }, visible(branch.prompt.slice(-12))),
-          visible(texts[i].slice(0, 60)),
+          element("span", { class: "quiet" }, visible(characters(branch.prompt, -12))),
+          visible(characters(texts[i], 0, 60)),
         );
       refill(branches, kept.map((branch, i) => element("li", {}, button(branch, i))));
     }
