@@ -178,7 +178,7 @@ def test_the_perplexity_of_the_base_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"lora_rank": 3, "lora_dropout": 0.1}},
+        {"train": {"lora_rank": 3, "lora_dropout": 0.1, "gradient_checkpointing": True}},
         {"documents": {"batching": "packed-masked"}, "model": {"dropout": 0.1}},
         {"train": {"gradient_checkpointing": True, "freeze": "wte.*,h.0.*"}},
     ],
