@@ -10,6 +10,7 @@ The batch of a step, `batch_size * accumulation_steps` rows, is the same for any
 """
 
 import gc
+import itertools
 import os
 import signal
 import warnings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it assumes that this one has died
 LONGEST_PATH = 4096  # bytes
+_GROUPS = itertools.count()  # of this process, one after another: all processes count alike
 LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
 
 Parallel = Literal["ddp", "fsdp"]
@@ -155,7 +157,7 @@ class Processes:
     def _first_to_tell(self) -> bool:
         assert self.store is not None
         try:
-            told: int = self.store.add("minigpt/told", 1)
+            told: int = self.store.add("told", 1)
         except RuntimeError:  # the launcher, which keeps the store, has gone too
             return True
         return told == 1
@@ -189,6 +191,8 @@ def joined() -> Iterator[Processes]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    # Else a later group finds the addresses of this one.
+    store = dist.PrefixStore(f"minigpt/{next(_GROUPS)}", store)  # type: ignore[attr-defined]
     dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Processes(rank, size, store)

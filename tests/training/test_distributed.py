@@ -695,6 +695,26 @@ def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch, name):
             pass
 
 
+def test_a_later_training_finds_nothing_of_an_earlier_one(monkeypatch):
+    """Of several in one program: else a process would wait for the addresses of a group that is gone."""
+    for variable in ("WORLD_SIZE", *LAUNCHER):
+        monkeypatch.setenv(variable, "2")
+    launchers, groups = dist.HashStore(), []
+
+    def begin(store, **options):
+        assert not store.check(["address"])
+        store.set("address", "of this group")
+        groups.append(store)
+
+    met = sys.modules["torch.distributed.rendezvous"]  # a function of torch.distributed has its name
+    monkeypatch.setattr(met, "rendezvous", lambda *_, **__: iter([(launchers, 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for number in range(3):
+        with joined() as processes:
+            assert (processes.rank, processes.size, len(groups)) == (1, 2, number + 1)
+
+
 def test_an_empty_variable_says_nothing(monkeypatch):
     """As in a job's script that names one which is not set."""
     monkeypatch.setenv("WORLD_SIZE", "")
