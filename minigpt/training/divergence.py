@@ -175,18 +175,19 @@ def find_nonfinite(
         model.zero_grad(set_to_none=True)
         outputs: list[str] = []
         hooks = [module.register_forward_hook(_watch(name, outputs)) for name, module in model.named_modules() if name]
-        try:
-            with autocast(device, dtype), document_mask(model, batch.positions) as cache:
-                logits = with_text(model(batch.inputs, cache), vocab_size)
-                loss = teachers.mixed(next_token_loss(logits, batch.targets), logits, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if outputs:
-            return f"the output of {outputs[0]} in micro-batch {number}"
-        if not _all_finite(loss):
-            return f"the loss of micro-batch {number}"
-        loss.backward()
+        with document_mask(model, batch.positions) as cache:
+            try:
+                with autocast(device, dtype):
+                    logits = with_text(model(batch.inputs, cache), vocab_size)
+                    loss = teachers.mixed(next_token_loss(logits, batch.targets), logits, batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if outputs:
+                return f"the output of {outputs[0]} in micro-batch {number}"
+            if not _all_finite(loss):
+                return f"the loss of micro-batch {number}"
+            loss.backward()
         bad = [name for name, p in reversed(parameters.items()) if p.grad is not None and not _all_finite(p.grad)]
         model.zero_grad(set_to_none=True)
         if bad:

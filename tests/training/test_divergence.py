@@ -13,6 +13,7 @@ from torch import nn
 
 from minigpt.cli.main import answer as command
 from minigpt.config import updated
+from minigpt.data.batches import Batch
 from minigpt.data.corpora import Corpus
 from minigpt.data.tokens import prepare, random_batch
 from minigpt.errors import CheckpointError, DivergenceError, MissingFileError
@@ -22,9 +23,10 @@ from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
 from minigpt.training.checkpoint import open_checkpoint
-from minigpt.training.divergence import MOST_SKIPPED, read_report
+from minigpt.training.divergence import MOST_SKIPPED, find_nonfinite, read_report
 from minigpt.training.log import print_nothing, read_records
 from minigpt.training.loop import replay, train
+from minigpt.training.run import recompute_blocks
 from minigpt.training.verify import compare
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -481,3 +483,13 @@ def test_a_report_without_its_checkpoint(diverged, capsys):
     assert "there is no file nowhere.json" in capsys.readouterr().err
     assert command(["train", "--replay", "elsewhere/diverged/report.json"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+def test_a_backward_pass_that_computes_anew_sees_the_document_mask(tiny_model):
+    """With gradient checkpointing, attention is computed in the backward pass too: within documents there as well."""
+    recompute_blocks(tiny_model)
+    tiny_model.wpe.weight.register_hook(lambda g: g * math.inf)
+    ids = torch.arange(7)[None]
+    packed = Batch(ids, ids, torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
+    found = find_nonfinite(tiny_model, [packed], torch.device("cpu"), torch.float32)
+    assert found == "the gradient of wpe.weight in micro-batch 0"
