@@ -21,7 +21,7 @@ from minigpt.config import (
     written_in,
 )
 from minigpt.data.corpora import NAMED_SOURCES, are_documents, check_there
-from minigpt.errors import ConfigError, MissingFileError, quoted
+from minigpt.errors import ConfigError, InputError, MissingFileError, quoted
 from minigpt.system.files import named_path
 
 RUN_FLAGS = {
@@ -107,6 +107,12 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
 def is_alone() -> bool:
     """Whether this process is the only one, as when nobody has started several with torchrun."""
     return (os.environ.get("WORLD_SIZE") or "1") == "1"
+
+
+def check_alone(what: str) -> None:
+    """Refuse what one process does by itself, such as "--plan", where several were started."""
+    if not is_alone():
+        raise InputError(f"{what} is for one process, and several were started", "run it without torchrun")
 
 
 def check_effect(config: RunConfig, from_flags: Mapping[str, Any], from_file: Mapping[str, Any]) -> None:

@@ -3,13 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-from minigpt.cli.run_settings import Train, is_alone, shaped_as_base
+from minigpt.cli.run_settings import Train, check_alone, shaped_as_base
 from minigpt.cli.streams import print_json, print_note
 from minigpt.cli.trainings import train_and_say
 from minigpt.config import RunConfig, preset
 from minigpt.data.documents import data_checksum
 from minigpt.data.sources import load_data
-from minigpt.errors import InputError
 from minigpt.formats.run_directory import RunDirectory, existing_run, read_config
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
@@ -25,9 +24,8 @@ from minigpt.training.teachers import find_teachers
 
 def answer(settings: Train) -> None:
     """Train, and print what to type next."""
-    if (settings.plan or settings.replay) and not is_alone():
-        flag = "--plan" if settings.plan else "--replay"
-        raise InputError(f"{flag} is for one process, and several were started", "run it without torchrun")
+    if settings.plan or settings.replay:
+        check_alone("--plan" if settings.plan else "--replay")
     continued = settings.resume or settings.replay
     config = shaped_as_base(settings) if settings.config.init_from and not continued else settings.config
     resume = existing_run(settings.resume) if settings.resume else None

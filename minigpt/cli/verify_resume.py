@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.cli.run_settings import VerifyResume, shaped_as_base
+from minigpt.cli.run_settings import VerifyResume, check_alone, shaped_as_base
 from minigpt.cli.streams import print_json
 from minigpt.errors import ConfigError, counted
 from minigpt.system.signals import tidy
@@ -14,6 +14,7 @@ from minigpt.training.log import print_line_for
 
 def answer(settings: VerifyResume) -> None:
     """Train both runs and print what is equal; exit code 1 if anything differs."""
+    check_alone("verify-resume")
     steps, kills = settings.steps, settings.kills
     if not 0 < kills < steps:
         raise ConfigError(

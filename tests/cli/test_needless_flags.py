@@ -352,12 +352,13 @@ def test_how_processes_share_the_work_is_refused_where_there_is_one(monkeypatch,
     parser.parse(["--train.parallel", how])
 
 
-def test_a_plan_is_refused_where_there_are_several_processes(monkeypatch, capsys):
-    """Each of them would print one of its own, as if it were alone."""
+@pytest.mark.parametrize("arguments", [["train", "--data", "verse", "--plan"], ["verify-resume"]])
+def test_a_plan_or_a_proof_is_refused_where_there_are_several_processes(monkeypatch, capsys, arguments):
+    """Each of them would print one of its own, as if it were alone; and what a proof starts would train together."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(["train", "--data", "verse", "--plan"]) == 2
+    assert run(arguments) == 2
     told = capsys.readouterr()
-    assert "--plan is for one process, and several were started" in told.err
+    assert f"{arguments[-1]} is for one process, and several were started" in told.err
     assert "without torchrun" in told.err
     assert not told.out
 
