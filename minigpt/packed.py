@@ -5,16 +5,18 @@ weight that will not change can be laid out once, and kept in fewer bits:
 
     float32  the same numbers within rounding
     float16  half the bytes; the sums stay in float32
-    int8     a quarter of the bytes: whole numbers from -127 to 127 and a scale for each row. What goes into a layer is
-             rounded likewise at each call, on some processors to 7 bits
+    int8     a quarter of the bytes: whole numbers from -127 to 127 and a scale for each row
     auto     for each shape of a layer, the fastest lossless kind on this machine, measured once and remembered
 
-A `PackedGPT` is a `GPT` whose linear layers, the head too, are `PackedLinear`; `model.py` knows nothing of it. The
-operators are torch's own, but not all of them are documented, and not every torch and processor has them. So each layer
-is compared with the plain product before it is trusted, and takes a wider kind where it is missing or wrong.
+Their product is written out in `products.c`, which the machine's compiler makes ready in half a second. Where there is
+none, operators of torch stand in, which are not all documented, and which not every torch and processor has. So each
+layer is compared with the plain product before it is trusted, and takes another kind where it is missing or wrong.
+
+A `PackedGPT` is a `GPT` whose linear layers, the head too, are `PackedLinear`; `model.py` knows nothing of it.
 """
 
 import copy
+import ctypes
 import json
 import math
 import statistics
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -36,6 +39,7 @@ from minigpt.fields import checked
 from minigpt.lora import KNOWN, LoRALinear
 from minigpt.model import GPT
 from minigpt.parameters import as_built, check_not_packed, shapes_alone
+from minigpt.system.compiler import shared_library
 from minigpt.system.device import processor, returning_freed_memory
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
@@ -43,6 +47,7 @@ from minigpt.system.files import read_json, write_text
 # x (..., in) -> (..., out), of one layer.
 Product = Callable[[Tensor], Tensor]
 
+_MISSING = (RuntimeError, AttributeError, NotImplementedError)  # what a torch without an operator raises
 _SMALLEST = 1e-12  # a row of zeros has a scale too
 PROBED_ROWS = 32  # compared with the plain product
 _HEAD_PIECE = 2**23  # weights of the head that are laid out at once
@@ -85,22 +90,87 @@ def _in_pieces(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
+@cache
+def _library() -> ctypes.CDLL | str:
+    """`products.c`, ready to be called; or why it is not."""
+    try:
+        library = shared_library(Path(__file__).with_name("products.c"))
+    except RuntimeError as problem:
+        return str(problem)
+    for function in (library.linear_float32, library.linear_float16, library.linear_int8):
+        function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_ssize_t] * 3 + [ctypes.c_int]
+        function.restype = None
+    return library
+
+
+def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None) -> Product:
+    """The product of `products.c`.
+
+    Args:
+        weight: (out, in), numbers that `dtype` holds.
+        bias: (out,), float32, or None.
+        dtype: to keep the weight in: float32, float16 or int8.
+        scale: (out,), float32, what the products of each row of the weight are multiplied by, or None.
+    """
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    multiply = getattr(library, f"linear_{str(dtype).removeprefix('torch.')}")
+    width = ctypes.c_int.in_dll(library, "panel").value
+    num_out, num_in = weight.shape
+    whole, rest = divmod(num_out, width)
+    panels = torch.zeros(whole + bool(rest), num_in, width, dtype=dtype)
+    panels[:whole] = weight[: whole * width].view(whole, width, num_in).transpose(1, 2)
+    panels[whole:, :, :rest] = weight[whole * width :].t()
+    scale = torch.ones(num_out) if scale is None else scale
+    bias = torch.zeros(num_out) if bias is None else bias.contiguous()
+
+    def product(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, num_in).to(torch.float32).contiguous()  # what follows sees nothing but addresses
+        y = torch.empty(len(rows), num_out)
+        parts = (part.data_ptr() for part in (rows, panels, scale, bias, y))
+        multiply(*parts, len(rows), num_in, num_out, torch.get_num_threads())
+        return y.view(*x.shape[:-1], num_out)
+
+    return product
+
+
 def _float32(weight: Tensor, bias: Tensor | None) -> Product:
+    return _compiled(weight, bias, torch.float32)
+
+
+def _float16(weight: Tensor, bias: Tensor | None) -> Product:
+    _check_float16(weight)
+    return _compiled(weight, bias, torch.float16)
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Product:
+    if _multiplies_bytes():
+        raise RuntimeError("this processor multiplies bytes, as fbgemm8 does")
+    scale = (weight.abs().amax(1) / 127).clamp_(min=_SMALLEST)
+    return _compiled((weight / scale[:, None]).round_(), bias, torch.int8, scale)
+
+
+def _check_float16(weight: Tensor) -> None:
+    lowest, highest = weight.aminmax()
+    if torch.maximum(-lowest, highest) > torch.finfo(torch.float16).max:
+        raise OverflowError("a weight is too large for float16")
+
+
+def _onednn(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, max(TIMED_ROWS))
     multiply = torch.ops.mkldnn._linear_pointwise
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
-def _float16(weight: Tensor, bias: Tensor | None) -> Product:
-    lowest, highest = weight.aminmax()
-    if torch.maximum(-lowest, highest) > torch.finfo(torch.float16).max:  # the operator would change the weight itself
-        raise OverflowError("a weight is too large for float16")
+def _fbgemm16(weight: Tensor, bias: Tensor | None) -> Product:
+    _check_float16(weight)  # the operator would change the weight itself
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     return lambda x: multiply(x, packed)
 
 
-def _int8(weight: Tensor, bias: Tensor | None) -> Product:
+def _fbgemm8(weight: Tensor, bias: Tensor | None) -> Product:
     lowest, highest = weight.aminmax(dim=1)
     packed = _in_8_bits(weight, torch.maximum(-lowest, highest))
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
@@ -136,6 +206,15 @@ def _input_steps() -> tuple[int, int]:
     return (127, 128) if torch.allclose(y, torch.tensor(64.0)) else (63, 64)
 
 
+@cache
+def _multiplies_bytes() -> bool:
+    """Whether fbgemm adds products of whole numbers without an intermediate sum in 16 bits, in instructions for it."""
+    try:
+        return _input_steps()[0] == 127
+    except _MISSING:
+        return False
+
+
 @contextmanager
 def _engine(name: str) -> Iterator[None]:
     """Torch lays out whole numbers for one engine at a time, named in a global setting."""
@@ -154,23 +233,26 @@ class Kind:
     Attributes:
         make: lays out a weight (out, in) and a bias (out,), both float32.
         error: the largest relative error, norm of the difference / norm of the plain product, with which it is trusted.
-        wider: the kind to try next where this one is missing, or its error is too large.
+        other: the kind to try next where this one is missing, or its error is too large.
     """
 
     make: Callable[[Tensor, Tensor | None], Product]
     error: float
-    wider: str = "plain"
+    other: str = "plain"
 
 
 KINDS = {
     "plain": Kind(_plain, 1e-5),
     "transposed": Kind(_transposed, 1e-5),
     "pieces": Kind(_in_pieces, 1e-5),
-    "float32": Kind(_float32, 1e-5),
-    "float16": Kind(_float16, 1e-3, "float32"),
-    "int8": Kind(_int8, 3e-2, "float16"),
+    "onednn": Kind(_onednn, 1e-5),
+    "float32": Kind(_float32, 1e-5, "onednn"),
+    "fbgemm16": Kind(_fbgemm16, 1e-3, "float32"),
+    "float16": Kind(_float16, 1e-3, "fbgemm16"),
+    "fbgemm8": Kind(_fbgemm8, 3e-2, "float16"),
+    "int8": Kind(_int8, 3e-2, "fbgemm8"),
 }
-LOSSLESS = ("plain", "transposed", "pieces", "float32")
+LOSSLESS = ("plain", "transposed", "pieces", "onednn", "float32")
 
 
 class PackedLinear(nn.Module):
@@ -183,7 +265,7 @@ class PackedLinear(nn.Module):
         x: what the layer reads, (..., in), to compare the kinds with; random numbers by default.
 
     Attributes:
-        kind: how it is kept, which is a wider kind than was asked for where that one cannot be trusted.
+        kind: how it is kept, which is another kind than was asked for where that one cannot be trusted.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: str, x: Tensor | None = None) -> None:
@@ -414,12 +496,12 @@ def _random_inputs(weight: Tensor) -> Tensor:
 
 
 def _trusted(weight: Tensor, bias: Tensor | None, kind: str, x: Tensor) -> tuple[str, Product]:
-    """The product of the wanted kind, or of the next wider one that agrees with the plain product."""
+    """The product of the wanted kind, or of the next one that agrees with the plain product."""
     while kind != "plain":
         product = tried(weight, bias, kind, x)
         if not isinstance(product, str):
             return kind, product
-        kind = KINDS[kind].wider
+        kind = KINDS[kind].other
     return kind, _plain(weight, bias)
 
 
@@ -438,7 +520,7 @@ def tried(weight: Tensor, bias: Tensor | None, kind: str, x: Tensor) -> Product 
     try:
         product = KINDS[kind].make(weight, bias)
         error = max(_error(product(rows), expected[: len(rows)]) for rows in (x[:1], x))
-    except (RuntimeError, AttributeError, NotImplementedError, OverflowError) as problem:
+    except (*_MISSING, OverflowError) as problem:
         return first_line(problem)
     # A comparison that a NaN fails too.
     return product if error <= KINDS[kind].error else f"{error:.1e} from the plain product"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from minigpt.cli.settings import Doctor
 from minigpt.cli.streams import print_json
 from minigpt.config import preset, updated
-from minigpt.packed import KINDS, SHOWN_ROWS, LayerTimes, layer_times
+from minigpt.packed import SHOWN_ROWS, LayerTimes, layer_times
 from minigpt.system.device import choose_device
 from minigpt.training.selfcheck import facts, time_settings
 
@@ -49,15 +49,13 @@ def answer(settings: Doctor) -> None:
 
 def _show_layers(preset: str, layers: Sequence[LayerTimes]) -> None:
     print(f"\nlinear layers of {preset}, microseconds a product by rows; --weights:")
-    widths = {kind: max(len(kind), 8) + 1 for kind in KINDS}
-    print(f"  {'layer, out x in':<24}{'rows':>4}" + "".join(f"{kind:>{width}}" for kind, width in widths.items()))
+    print(f"  {'layer, out x in':<24}{'kind':<12}" + "".join(f"{rows:>10}" for rows in SHOWN_ROWS))
     for layer in layers:
-        for place, rows in enumerate(SHOWN_ROWS):
-            label = f"{layer.name}, {layer.num_out} x {layer.num_in}" if place == 0 else ""
-            times = {kind: f"{seconds[place] * 1e6:,.1f}" for kind, seconds in layer.seconds.items()}
-            print(f"  {label:<24}{rows:>4}" + "".join(f"{times.get(kind, '-'):>{widths[kind]}}" for kind in KINDS))
+        label = f"{layer.name}, {layer.num_out} x {layer.num_in}"
+        for kind, seconds in layer.seconds.items():
+            times = "".join(f"{second * 1e6:>10,.1f}" for second in seconds)
+            print(f"  {label:<24}{kind:<12}{times}{'  auto' if kind == layer.fastest else ''}")
+            label = ""
     for layer in layers:
         for kind, reason in layer.left_out.items():
             print(f"  left out: {kind} of {layer.name}: {reason}")
-    for kind in dict.fromkeys(layer.fastest for layer in layers):
-        print(f"  auto takes {kind} for {', '.join(layer.name for layer in layers if layer.fastest == kind)}")

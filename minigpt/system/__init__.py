@@ -8,6 +8,7 @@ The files, each of which imports only from those above it::
     files       writing a file or a folder completely or not at all; reading files that may not be what they seem
     downloads   one verified file from a URL or the package index
     device      the choice of device and number format, with the reason
+    compiler    a C file as a library, by the machine's own compiler
     figures     new pictures, their texts, and writing them to a file
 """
 

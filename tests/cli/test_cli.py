@@ -902,14 +902,7 @@ def test_doctor(capsys, monkeypatch):
         "attn.c_attn": (12, 4), "attn.c_proj": (4, 4), "mlp.c_fc": (16, 4), "mlp.c_proj": (4, 16), "lm_head": (65, 4),
     }  # fmt: skip
     for layer in layers.values():
-        assert {*layer["seconds"], *layer["left_out"]} == {
-            "plain",
-            "transposed",
-            "pieces",
-            "float32",
-            "float16",
-            "int8",
-        }
+        assert {*layer["seconds"], *layer["left_out"]} == {*KINDS}
         assert {"plain", "transposed", "pieces", layer["fastest"]} <= {*layer["seconds"]}
     monkeypatch.setitem(KINDS, "float16", Kind(lambda weight, bias: lambda x: x @ weight.T * 1.1, 1e-3))
     assert run(["doctor", "--no-compile", "--device", "cpu"]) == 0

@@ -1,0 +1,70 @@
+"""A C file as a library: made by the machine's compiler, or refused in one line."""
+
+import ctypes
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from minigpt.system.compiler import shared_library
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "seven.c"
+    path.write_text("int seven(int x) { return 7 * x; }\n")
+    return path
+
+
+@needs_compiler
+def test_a_function_is_compiled_and_nothing_is_left(source, tmp_path, monkeypatch):
+    """In a folder of this user alone, whose name nobody can know before."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    modes, real = [], ctypes.CDLL
+    noted = lambda path: modes.append(Path(path).parent.stat().st_mode & 0o777) or real(path)  # noqa: E731
+    monkeypatch.setattr(ctypes, "CDLL", noted)
+    assert shared_library(source).seven(11) == 77
+    assert modes == [0o700]
+    assert [path.name for path in tmp_path.iterdir()] == ["seven.c"]
+
+
+@needs_compiler
+def test_the_compiler_of_the_environment_is_taken(source, tmp_path, monkeypatch):
+    noted = tmp_path / "noted"
+    wrapper = tmp_path / "my compiler"
+    wrapper.write_text(f'#!/bin/sh\necho "$1" > "{noted}"\nshift\nexec cc "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{wrapper}' -first")
+    assert shared_library(source).seven(2) == 14
+    assert noted.read_text() == "-first\n"
+
+
+@needs_compiler
+def test_what_does_not_compile_is_refused_with_the_compilers_first_error(source):
+    source.write_text("int seven(int x) { return seventy; }\n")
+    with pytest.raises(RuntimeError, match=r"seven.c:1:\d+: error: .*seventy"):
+        shared_library(source)
+
+
+@needs_compiler
+def test_what_cannot_be_loaded_is_refused(source):
+    source.write_text("int missing(int); int seven(int x) { return missing(x); }\n")
+    with pytest.raises(RuntimeError, match="missing"):
+        shared_library(source)
+
+
+@pytest.mark.parametrize("cc", ["/nowhere/cc", "'", "false"])
+def test_a_compiler_that_is_none_is_refused(source, monkeypatch, cc):
+    monkeypatch.setenv("CC", cc)
+    with pytest.raises(RuntimeError):
+        shared_library(source)
+
+
+def test_without_a_compiler_that_is_the_reason(source, tmp_path, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"there is no C compiler \(cc, gcc, clang\)"):
+        shared_library(source)
