@@ -94,17 +94,13 @@ def _in_pieces(weight: Tensor, bias: Tensor | None) -> Product:
 def _library() -> ctypes.CDLL | str:
     """`products.c`, ready to be called; or why it is not."""
     try:
-        library = shared_library(Path(__file__).with_name("products.c"))
+        return shared_library(Path(__file__).with_name("products.c"))
     except RuntimeError as problem:
         return str(problem)
-    for function in (library.linear_float32, library.linear_float16, library.linear_int8):
-        function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_ssize_t] * 3 + [ctypes.c_int]
-        function.restype = None
-    return library
 
 
 def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None) -> Product:
-    """The product of `products.c`.
+    """The product of `products.c`, which says how a weight is laid out.
 
     Args:
         weight: (out, in), numbers that `dtype` holds.
@@ -116,20 +112,29 @@ def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Te
     if isinstance(library, str):
         raise RuntimeError(library)
     multiply = getattr(library, f"linear_{str(dtype).removeprefix('torch.')}")
+    whole_numbers = dtype == torch.int8
+    address, size = ctypes.c_void_p, ctypes.c_ssize_t
+    multiply.argtypes = [*5 * [address], *3 * [size], ctypes.c_int, *2 * whole_numbers * [address]]
+    multiply.restype = None
     width = ctypes.c_int.in_dll(library, "panel").value
     num_out, num_in = weight.shape
-    whole, rest = divmod(num_out, width)
-    panels = torch.zeros(whole + bool(rest), num_in, width, dtype=dtype)
-    panels[:whole] = weight[: whole * width].view(whole, width, num_in).transpose(1, 2)
-    panels[whole:, :, :rest] = weight[whole * width :].t()
+    together = 2 if whole_numbers else 1  # inputs that are multiplied in one step
+    wide = math.ceil(num_in / width) * width if whole_numbers else num_in
+    panels = torch.zeros(math.ceil(num_out / width), wide // together, width, together, dtype=dtype)
+    outputs = panels.permute(0, 2, 1, 3)  # (panels, width, steps, together)
+    for number, rows in enumerate(weight.split(width)):
+        padded = F.pad(rows, (0, wide - num_in))
+        outputs[number, : len(rows)] = padded.view(len(rows), -1, together)
     scale = torch.ones(num_out) if scale is None else scale
     bias = torch.zeros(num_out) if bias is None else bias.contiguous()
 
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, num_in).to(torch.float32).contiguous()  # what follows sees nothing but addresses
         y = torch.empty(len(rows), num_out)
-        parts = (part.data_ptr() for part in (rows, panels, scale, bias, y))
-        multiply(*parts, len(rows), num_in, num_out, torch.get_num_threads())
+        room = [torch.empty(len(rows), wide, dtype=torch.int16), torch.empty(len(rows))] if whole_numbers else []
+        addresses = (part.data_ptr() for part in (rows, panels, scale, bias, y))
+        sizes = len(rows), num_in, num_out, torch.get_num_threads()
+        multiply(*addresses, *sizes, *(part.data_ptr() for part in room))
         return y.view(*x.shape[:-1], num_out)
 
     return product

@@ -1,135 +1,232 @@
-/* Products with packed weights on a CPU: y = x Wᵀ + b in float32, from weights in float32, float16 or int8.
+/* Products with packed weights on a CPU: y = x Wᵀ + b, from weights in float32, float16 or int8.
 
 With one row of x, what counts is how fast W comes from memory; with many, how many of its numbers are multiplied while
-they are in registers. So W (out, in) is cut into panels of PANEL outputs, [panel][in][PANEL]: the numbers that meet one
-input lie side by side. It is read from its first byte to its last, whole registers at a time, and what was read meets
-up to HEIGHT rows. Each row is summed in the same order, however many there are: alone and in a batch it is the same.
+they are in registers. So W (out, in) is cut into panels of PANEL outputs, in which the numbers that meet one input lie
+side by side. It is read from its first byte to its last, whole registers at a time, and what was read meets up to
+HEIGHT rows. Each row is summed in the same order, however many there are: alone and in a batch it is the same.
+
+The work goes in steps. In one, 4 bytes of each row meet one or two numbers of each output of a panel:
+
+    float32, float16   an input, x (rows, in), and W [panel][in][PANEL]; sums in float32
+    int8               two inputs, rounded to 16 bits, and W [panel][in / 2][PANEL][2]; sums in whole numbers
 
 The machine's compiler makes a library of this file; `packed.py` lays out the weights, and calls it. */
 
+#include <float.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-enum { LANES = 16 };  // float32 numbers in a register
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define WITH_512_BITS
+enum { LANES = 16 };  // numbers of 4 bytes in a register
 #elif defined(__AVX__)
 enum { LANES = 8 };
 #else
 enum { LANES = 4 };
 #endif
 
-// Sixteen registers hold HEIGHT x WIDTH of sums, WIDTH of weights, and an input in all lanes.
+// Sixteen registers hold HEIGHT x WIDTH of sums, WIDTH of weights, and what a row brings, in all lanes of one.
 enum { HEIGHT = 6, WIDTH = 2, PANEL = WIDTH * LANES };
-enum { DEPTH = 192 };  // inputs after which sums leave the registers: of a panel, what the nearest cache holds
+enum { DEPTH = 192 };  // steps after which sums leave the registers: of a panel, what the nearest cache holds
 enum { INPUTS = 1 << 15, LEAST = 4 * HEIGHT, MOST = 16 * HEIGHT };  // what all panels meet before the next rows come
 
 const int panel = PANEL;
 
 #define INLINE static inline __attribute__((always_inline))
-typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef Lanes (*Read)(const char *);  // the weights at an address, as float32
-
-INLINE Lanes read_float32(const char *from) { return *(const Lanes *)from; }
-
-INLINE Lanes read_float16(const char *from) {
-#if defined(__AVX512F__)
-    return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
-#elif defined(__F16C__)
-    return (Lanes)_mm256_cvtph_ps(_mm_loadu_si128((const void *)from));
-#else
-    typedef _Float16 Halves __attribute__((vector_size(2 * LANES), aligned(2)));
-    return __builtin_convertvector(*(const Halves *)from, Lanes);
-#endif
-}
-
-INLINE Lanes read_int8(const char *from) {
-#if defined(__AVX512F__)
-    return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
-#elif defined(__AVX2__)
-    return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from)));
-#else
-    typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
-    return __builtin_convertvector(*(const Bytes *)from, Lanes);
-#endif
-}
+#define UNROLLED _Pragma("GCC unroll 8")
+typedef float Reals __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Wholes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef union { float real; int32_t whole; } Number;
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-/* Add to sums (height, PANEL) the products of `depth` inputs of so many rows with a piece of a panel.
+/* Rows of x, `steps` long, of which `depth` steps meet a piece of a panel, w: their products are added to sums.
 
-A weight takes `size` bytes. At each step, one more address of what is needed `next` is asked for, `stride` bytes on. */
-INLINE void add_tile(Read read, const int size, const int height, const float *x, ptrdiff_t in, const char *w,
-                     ptrdiff_t depth, const char *next, ptrdiff_t stride, float (*sums)[PANEL]) {
-    Lanes tile[HEIGHT][WIDTH] = {0};
+At each step one more address is asked for of the piece that comes `next`, `stride` bytes on. */
+typedef struct {
+    const Number *x;
+    ptrdiff_t steps, depth;
+    const char *w, *next;
+    ptrdiff_t stride;
+    Number (*sums)[PANEL];
+} Piece;
+
+/* ---- a tile: so many rows that their sums stay in registers */
+
+typedef void (*Tile)(const int height, Piece of);
+typedef Reals (*Read)(const char *);  // the weights at an address, as float32
+
+INLINE void add_reals(Read read, const int size, const int height, Piece of) {
+    Reals tile[HEIGHT][WIDTH] = {0};
 #pragma GCC unroll 2
-    for (ptrdiff_t k = 0; k < depth; k++) {
-        Lanes weights[WIDTH];
-        __builtin_prefetch(next + k * stride);
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDTH; v++) weights[v] = read(w + (k * PANEL + v * LANES) * size);
-#pragma GCC unroll 8
-        for (int r = 0; r < height; r++)
-#pragma GCC unroll 8
-            for (int v = 0; v < WIDTH; v++) tile[r][v] += x[r * in + k] * weights[v];
+    for (ptrdiff_t k = 0; k < of.depth; k++) {
+        Reals weights[WIDTH];
+        __builtin_prefetch(of.next + k * of.stride);
+        UNROLLED for (int v = 0; v < WIDTH; v++) weights[v] = read(of.w + (k * PANEL + v * LANES) * size);
+        UNROLLED for (int r = 0; r < height; r++)
+            UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] += of.x[r * of.steps + k].real * weights[v];
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < height; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDTH; v++) *(Lanes *)&sums[r][v * LANES] += tile[r][v];
+    UNROLLED for (int r = 0; r < height; r++)
+        UNROLLED for (int v = 0; v < WIDTH; v++) *(Reals *)&of.sums[r][v * LANES] += tile[r][v];
 }
 
-/* The same for any number of rows, in tiles of about one height, of which each fetches its share of the next piece. */
-INLINE void add(Read read, const int size, const float *x, ptrdiff_t rows, ptrdiff_t in, const char *w, ptrdiff_t depth,
-                float (*sums)[PANEL]) {
-    const ptrdiff_t tiles = (rows + HEIGHT - 1) / HEIGHT, stride = PANEL * size / tiles;
-    const char *next = w + depth * PANEL * size;
-    for (ptrdiff_t left = tiles, r = 0; left > 0; left--, next += depth * stride) {
-        const ptrdiff_t height = (rows - r + left - 1) / left;
-        const float *from = x + r * in;
-        switch (height) {  // of a constant height, all sums are in registers
-            case 1: add_tile(read, size, 1, from, in, w, depth, next, stride, sums + r); break;
-            case 2: add_tile(read, size, 2, from, in, w, depth, next, stride, sums + r); break;
-            case 3: add_tile(read, size, 3, from, in, w, depth, next, stride, sums + r); break;
-            case 4: add_tile(read, size, 4, from, in, w, depth, next, stride, sums + r); break;
-            case 5: add_tile(read, size, 5, from, in, w, depth, next, stride, sums + r); break;
-            case 6: add_tile(read, size, 6, from, in, w, depth, next, stride, sums + r);
+INLINE Reals read_float32(const char *from) { return *(const Reals *)from; }
+INLINE void tile_float32(const int height, Piece of) { add_reals(read_float32, 4, height, of); }
+
+INLINE Reals read_float16(const char *from) {
+#if defined(WITH_512_BITS)
+    return (Reals)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
+#elif defined(__F16C__)
+    return (Reals)_mm256_cvtph_ps(_mm_loadu_si128((const void *)from));
+#else
+    typedef _Float16 Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+    return __builtin_convertvector(*(const Halves *)from, Reals);
+#endif
+}
+INLINE void tile_float16(const int height, Piece of) { add_reals(read_float16, 2, height, of); }
+
+#ifdef __AVX2__
+#ifdef WITH_512_BITS
+#define WORDS(NAME) _mm512_##NAME
+typedef __m512i Words;  // numbers of 16 bits
+INLINE Words read_int8(const char *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)from)); }
+#else
+#define WORDS(NAME) _mm256_##NAME
+typedef __m256i Words;
+INLINE Words read_int8(const char *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)from)); }
+#endif
+
+INLINE void tile_int8(const int height, Piece of) {
+    Wholes tile[HEIGHT][WIDTH] = {0};
+    for (ptrdiff_t k = 0; k < of.depth; k++) {
+        Words weights[WIDTH];
+        __builtin_prefetch(of.next + k * of.stride);
+        UNROLLED for (int v = 0; v < WIDTH; v++) weights[v] = read_int8(of.w + (k * PANEL + v * LANES) * 2);
+        UNROLLED for (int r = 0; r < height; r++) {
+            const Words pair = WORDS(set1_epi32)(of.x[r * of.steps + k].whole);
+            UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] += (Wholes)WORDS(madd_epi16)(pair, weights[v]);
         }
-        r += height;
+    }
+    UNROLLED for (int r = 0; r < height; r++)
+        UNROLLED for (int v = 0; v < WIDTH; v++) *(Wholes *)&of.sums[r][v * LANES] += tile[r][v];
+}
+#endif
+
+/* ---- all rows, and all panels of one thread */
+
+/* Tiles of about one height, of which each asks for its share of the next piece. A step takes `bytes` of a panel. */
+INLINE void add(Tile tile, const int bytes, ptrdiff_t rows, Piece of) {
+    const ptrdiff_t tiles = (rows + HEIGHT - 1) / HEIGHT;
+    of.next = of.w + of.depth * bytes;
+    of.stride = bytes / tiles;
+    for (ptrdiff_t left = tiles; left > 0; left--) {
+        const ptrdiff_t height = (rows + left - 1) / left;
+        switch (height) {  // a height that the compiler knows
+            case 1: tile(1, of); break;
+            case 2: tile(2, of); break;
+            case 3: tile(3, of); break;
+            case 4: tile(4, of); break;
+            case 5: tile(5, of); break;
+            case 6: tile(6, of);
+        }
+        rows -= height;
+        of.x += height * of.steps;
+        of.next += of.depth * of.stride;
+        of.sums += height;
     }
 }
 
-/* One thread's panels, from `first` to before `last`. */
-INLINE void multiply(Read read, const int size, const float *x, const char *w, const float *scale, const float *bias,
-                     float *y, ptrdiff_t rows, ptrdiff_t in, ptrdiff_t out, ptrdiff_t first, ptrdiff_t last) {
-    const ptrdiff_t most = INPUTS / in < LEAST ? LEAST : least(INPUTS / in, MOST);
-    float sums[MOST][PANEL];
+INLINE float from_real(Number sum) { return sum.real; }
+INLINE float from_whole(Number sum) { return (float)sum.whole; }
+
+/* y (rows, out) for the panels from `first` to before `last`: the sums times the scale of an output and, `apart` from
+each other, the factors of the rows. */
+INLINE void multiply(Tile tile, const int bytes, float (*from)(Number), const void *x, const char *w, const float *scale,
+                     const float *factors, ptrdiff_t apart, const float *bias, float *y, ptrdiff_t rows, ptrdiff_t steps,
+                     ptrdiff_t out, ptrdiff_t first, ptrdiff_t last) {
+    const ptrdiff_t most = INPUTS / steps < LEAST ? LEAST : least(INPUTS / steps, MOST);
+    Number sums[MOST][PANEL];
     for (ptrdiff_t row = 0; row < rows; row += most) {
         const ptrdiff_t some = least(most, rows - row);
         for (ptrdiff_t p = first; p < last; p++) {
-            const char *of_panel = w + p * in * PANEL * size;
+            Piece piece = {.x = (const Number *)x + row * steps, .steps = steps, .w = w + p * steps * bytes, .sums = sums};
             for (ptrdiff_t r = 0; r < some; r++)
-                for (int i = 0; i < PANEL; i++) sums[r][i] = 0;
-            for (ptrdiff_t k = 0; k < in; k += DEPTH)
-                add(read, size, x + row * in + k, some, in, of_panel + k * PANEL * size, least(DEPTH, in - k), sums);
+                for (int i = 0; i < PANEL; i++) sums[r][i].whole = 0;
+            for (ptrdiff_t k = 0; k < steps; k += DEPTH, piece.x += DEPTH, piece.w += DEPTH * bytes) {
+                piece.depth = least(DEPTH, steps - k);
+                add(tile, bytes, some, piece);
+            }
             for (ptrdiff_t r = 0; r < some; r++)
-                for (ptrdiff_t o = p * PANEL; o < least(out, (p + 1) * PANEL); o++)
-                    y[(row + r) * out + o] = sums[r][o - p * PANEL] * scale[o] + bias[o];
+                for (ptrdiff_t o = p * PANEL; o < least(out, (p + 1) * PANEL); o++) {
+                    const float times = scale[o] * factors[(row + r) * apart];
+                    y[(row + r) * out + o] = from(sums[r][o - p * PANEL]) * times + bias[o];
+                }
         }
     }
 }
 
-/* x (rows, in); w as above, its last panel filled up; scale and bias (out); y (rows, out). */
+/* ---- what packed.py calls: x (rows, in), w as above, its last panel filled up, scale and bias (out), y (rows, out) */
+
 #define LINEAR(KIND, SIZE)                                                                                             \
     void linear_##KIND(const float *x, const char *w, const float *scale, const float *bias, float *y, ptrdiff_t rows, \
                        ptrdiff_t in, ptrdiff_t out, int threads) {                                                     \
+        static const float one = 1;                                                                                    \
         const ptrdiff_t panels = (out + PANEL - 1) / PANEL;                                                            \
         _Pragma("omp parallel for num_threads(threads)") for (int t = 0; t < threads; t++)                             \
-            multiply(read_##KIND, SIZE, x, w, scale, bias, y, rows, in, out, panels * t / threads,                     \
-                     panels * (t + 1) / threads);                                                                      \
+            multiply(tile_##KIND, PANEL * SIZE, from_real, x, w, scale, &one, 0, bias, y, rows, in, out,               \
+                     panels * t / threads, panels * (t + 1) / threads);                                                \
     }
 LINEAR(float32, 4)
 LINEAR(float16, 2)
-LINEAR(int8, 1)
+
+#ifdef __AVX2__
+INLINE void write_int16(int16_t *to, Wholes numbers) {
+#ifdef WITH_512_BITS
+    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16((__m512i)numbers));
+#else
+    const __m256i halves = _mm256_packs_epi32((__m256i)numbers, (__m256i)numbers);
+    _mm_storeu_si128((void *)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0xd8)));
+#endif
+}
+
+/* A row (in) in whole numbers, of which `most` is its largest, filled up with zeros, and what one of them stands for. */
+static void round_row(const float *x, ptrdiff_t in, float most, int16_t *rounded, float *factor) {
+    const Reals magic = {0};
+    Reals rest = {0};
+    Wholes high = {0};
+    const ptrdiff_t full = in / LANES * LANES;
+    for (ptrdiff_t k = full; k < in; k++) rest[k - full] = x[k];
+#define AT(k) ((k) < full ? *(const Reals *)(x + (k)) : rest)
+    for (ptrdiff_t k = 0; k < in; k += LANES) {  // the bits of positive numbers are in order, and last those of NaN
+        const Wholes bits = (Wholes)AT(k) & INT32_MAX, higher = bits > high;
+        high = (bits & higher) | (high & ~higher);
+    }
+    Number largest = {.real = 1e-12f};
+    for (int i = 0; i < LANES; i++)
+        if (high[i] > largest.whole) largest.whole = high[i];
+    const float times = most / largest.real, nearest = 3 << 22;  // a sum with this is rounded to a whole number
+    for (ptrdiff_t k = 0; k < in; k += LANES)
+        write_int16(rounded + k, (Wholes)(AT(k) * times + nearest) - (Wholes)(magic + nearest));
+    *factor = largest.real <= FLT_MAX ? largest.real / most : NAN;
+}
+
+/* Besides: room for the rounded rows, (rows, in filled up to a multiple of PANEL), and for their factors, (rows). */
+void linear_int8(const float *x, const char *w, const float *scale, const float *bias, float *y, ptrdiff_t rows,
+                 ptrdiff_t in, ptrdiff_t out, int threads, int16_t *rounded, float *factors) {
+    const ptrdiff_t panels = (out + PANEL - 1) / PANEL, wide = (in + PANEL - 1) / PANEL * PANEL;
+    const float most = (float)least(INT16_MAX, INT32_MAX / (INT8_MAX * wide));  // with which no sum overflows
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (ptrdiff_t r = 0; r < rows; r++) round_row(x + r * in, in, most, rounded + r * wide, factors + r);
+#pragma omp for
+        for (int t = 0; t < threads; t++)
+            multiply(tile_int8, PANEL * 2, from_whole, rounded, w, scale, factors, 1, bias, y, rows, wide / 2, out,
+                     panels * t / threads, panels * (t + 1) / threads);
+    }
+}
+#endif

@@ -172,7 +172,7 @@ def test_inputs_that_lie_apart_or_do_not_fit_are_no_danger(dtype, compiler):
     product = packed._compiled(weight, None, dtype)
     x = torch.randn(13, 26)
     for some in (x.t(), x[:, ::2], x[3, ::2], x[None, :2, 13:], x[:0, :13], x.t().double()):
-        assert close(product(some), F.linear(some.float(), weight), 1e-6) or some.numel() == 0
+        assert close(product(some), F.linear(some.float(), weight), 1e-4) or some.numel() == 0
         assert product(some).shape == (*some.shape[:-1], 17)
     for wrong in (torch.randn(5, 12), torch.randn(5, 26), torch.randn(26)):
         with pytest.raises(RuntimeError):
