@@ -120,18 +120,18 @@ def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Te
     num_out, num_in = weight.shape
     together = 2 if whole_numbers else 1  # inputs that are multiplied in one step
     wide = math.ceil(num_in / width) * width if whole_numbers else num_in
-    panels = torch.zeros(math.ceil(num_out / width), wide // together, width, together, dtype=dtype)
+    panels = weight.new_zeros(math.ceil(num_out / width), wide // together, width, together, dtype=dtype)
     outputs = panels.permute(0, 2, 1, 3)  # (panels, width, steps, together)
     for number, rows in enumerate(weight.split(width)):
         padded = F.pad(rows, (0, wide - num_in))
         outputs[number, : len(rows)] = padded.view(len(rows), -1, together)
-    scale = torch.ones(num_out) if scale is None else scale
-    bias = torch.zeros(num_out) if bias is None else bias.contiguous()
+    scale = weight.new_ones(num_out) if scale is None else scale
+    bias = weight.new_zeros(num_out) if bias is None else bias.contiguous()
 
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, num_in).to(torch.float32).contiguous()  # what follows sees nothing but addresses
-        y = torch.empty(len(rows), num_out)
-        room = [torch.empty(len(rows), wide, dtype=torch.int16), torch.empty(len(rows))] if whole_numbers else []
+        y = rows.new_empty(len(rows), num_out)  # of its type and device, whatever torch's defaults are
+        room = [rows.new_empty(len(rows), wide, dtype=torch.int16), rows.new_empty(len(rows))] if whole_numbers else []
         addresses = (part.data_ptr() for part in (rows, panels, scale, bias, y))
         sizes = len(rows), num_in, num_out, torch.get_num_threads()
         multiply(*addresses, *sizes, *(part.data_ptr() for part in room))

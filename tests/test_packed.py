@@ -179,6 +179,19 @@ def test_inputs_that_lie_apart_or_do_not_fit_are_no_danger(dtype, compiler):
             product(wrong)
 
 
+@pytest.mark.parametrize("dtype", COMPILED)
+def test_torchs_default_dtype_decides_nothing_about_memory(dtype, compiler):
+    weight, x, before = torch.randint(-9, 9, (17, 13)).float(), torch.randn(3, 13), torch.get_default_dtype()
+    expected = packed._compiled(weight, None, dtype)(x)
+    try:
+        torch.set_default_dtype(torch.float64)  # a narrower one would be written beyond its end
+        found = packed._compiled(weight, None, dtype)(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("weights", "error"), [("float32", 1e-5), ("auto", 1e-5), ("float16", 2e-3), ("int8", 0.1)])
 def test_a_packed_model_has_the_models_logits(model, weights, error, no_cache):
     small, idx = pack(model, weights), torch.randint(101, (3, 11))
