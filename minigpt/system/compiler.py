@@ -19,7 +19,7 @@ _PATIENCE = 60  # seconds
 def shared_library(source: Path) -> ctypes.CDLL:
     """A C file as a library, for this process alone.
 
-    It is compiled now, about half a second, in a private folder that is gone when this returns. So no library is ever
+    It is compiled now, in about a second, in a private folder that is gone when this returns. So no library is ever
     loaded that others could have written, or that was made for another processor.
 
     Args:
