@@ -8,9 +8,9 @@ weight that will not change can be laid out once, and kept in fewer bits:
     int8     a quarter of the bytes: whole numbers from -127 to 127 and a scale for each row
     auto     for each shape of a layer, the fastest lossless kind on this machine, measured once and remembered
 
-Their product is written out in `products.c`, which the machine's compiler makes ready. Where there is
-none, operators of torch stand in, which are not all documented, and which not every torch and processor has. So each
-layer is compared with the plain product before it is trusted, and takes another kind where it is missing or wrong.
+Their product is written out in `products.c`, which the machine's compiler makes ready. Where there is none, operators
+of torch stand in, which are not all documented, and which not every torch and processor has. So each layer is compared
+with the plain product before it is trusted, and takes another kind where it is missing or wrong.
 
 A `PackedGPT` is a `GPT` whose linear layers, the head too, are `PackedLinear`; `model.py` knows nothing of it.
 """

@@ -193,7 +193,9 @@ INLINE void write_int16(int16_t *to, Wholes numbers) {
 #endif
 }
 
-/* A row (in) in whole numbers, of which `most` is its largest, filled up with zeros, and what one of them stands for. */
+/* A row (in) in whole numbers, of which `most` is its largest, and what one of them stands for.
+
+Its last register is filled up with zeros. What stands behind that meets weights of zero. */
 static void round_row(const float *x, ptrdiff_t in, float most, int16_t *rounded, float *factor) {
     const Reals magic = {0};
     Reals rest = {0};

@@ -37,7 +37,7 @@ def shared_library(source: Path) -> ctypes.CDLL:
             subprocess.run(  # noqa: S603 - the user's own compiler, and a file of ours
                 [*compiler, str(source), *_FLAGS, "-o", str(library)],
                 check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=_PATIENCE,
+                timeout=_PATIENCE, env={**os.environ, "LC_ALL": "C"},  # whose messages say "error"
             )  # fmt: skip
             return ctypes.CDLL(str(library))
     except subprocess.CalledProcessError as failed:

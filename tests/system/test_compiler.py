@@ -35,11 +35,11 @@ def test_a_function_is_compiled_and_nothing_is_left(source, tmp_path, monkeypatc
 def test_the_compiler_of_the_environment_is_taken(source, tmp_path, monkeypatch):
     noted = tmp_path / "noted"
     wrapper = tmp_path / "my compiler"
-    wrapper.write_text(f'#!/bin/sh\necho "$1" > "{noted}"\nshift\nexec cc "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\necho "$1 $LC_ALL" > "{noted}"\nshift\nexec cc "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("CC", f"'{wrapper}' -first")
     assert shared_library(source).seven(2) == 14
-    assert noted.read_text() == "-first\n"
+    assert noted.read_text() == "-first C\n"  # and its errors are in English
 
 
 @needs_compiler
