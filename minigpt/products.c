@@ -197,7 +197,7 @@ INLINE void write_int16(int16_t *to, Wholes numbers) {
 
 Its last register is filled up with zeros. What stands behind that meets weights of zero. */
 static void round_row(const float *x, ptrdiff_t in, float most, int16_t *rounded, float *factor) {
-    const Reals magic = {0};
+    const Number nearest = {.real = 3 << 22};  // a sum with this is rounded to a whole number, its last bits
     Reals rest = {0};
     Wholes high = {0};
     const ptrdiff_t full = in / LANES * LANES;
@@ -210,9 +210,9 @@ static void round_row(const float *x, ptrdiff_t in, float most, int16_t *rounded
     Number largest = {.real = 1e-12f};
     for (int i = 0; i < LANES; i++)
         if (high[i] > largest.whole) largest.whole = high[i];
-    const float times = most / largest.real, nearest = 3 << 22;  // a sum with this is rounded to a whole number
+    const float times = most / largest.real;
     for (ptrdiff_t k = 0; k < in; k += LANES)
-        write_int16(rounded + k, (Wholes)(AT(k) * times + nearest) - (Wholes)(magic + nearest));
+        write_int16(rounded + k, (Wholes)(AT(k) * times + nearest.real) - nearest.whole);
     *factor = largest.real <= FLT_MAX ? largest.real / most : NAN;
 }
 

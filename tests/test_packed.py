@@ -500,6 +500,14 @@ def test_the_largest_inputs_and_weights_fit_the_sums_of_8_bits():
     assert close(layer(x), torch.full((3, 7), 64.0), KINDS["int8"].error)
 
 
+@pytest.mark.parametrize("num_in", [64, 3079])
+def test_the_largest_whole_numbers_fit_the_sums_of_32_bits(num_in, compiler):
+    """Of many inputs they would not, if these were rounded into as many steps as 16 bits have."""
+    product = packed._compiled(torch.full((7, num_in), 127.0), None, torch.int8)
+    for sign in (1.0, -1.0):
+        assert close(product(torch.full((3, num_in), sign)), torch.full((3, 7), sign * 127 * num_in), 1e-6)
+
+
 @pytest.mark.parametrize("weights", ["float32", "float16", "int8", "auto"])
 def test_a_packed_model_is_copied_but_not_pickled(model, weights, no_cache):
     """Its layouts belong to the operators of this process, so another one packs its own."""
