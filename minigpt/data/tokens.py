@@ -13,6 +13,7 @@ Window i of a run is a pure function of (seed, i), so a checkpoint need not hold
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def prepare(
     homes = [where / f"{corpus.name}-{key.hexdigest()[:12]}" for where in (folder, cache_dir() / "tokens")]
     border = split_at(corpus, config)
     texts = {"train": corpus.text[:border], "val": corpus.text[border:]}
-    home = next((home for home in homes if all((home / f"{name}.bin").is_file() for name in texts)), None)
+    home = next((home for home in homes if all(_can_be_read(home / f"{name}.bin") for name in texts)), None)
     if home is None:
         ids = {name: tokenizer.encode_array(text) for name, text in texts.items()}
         shorter = min(ids, key=lambda name: len(ids[name]))  # which decides what block_size is small enough
@@ -170,6 +171,11 @@ def prepare(
                 "delete its folder: training prepares it again",
             )
     return train, val
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether this is a file, and no other user has closed it, or its folder."""
+    return os.path.isfile(path) and os.access(path, os.R_OK)
 
 
 def _written(homes: list[Path], ids: Mapping[str, Ids], tokenizer: Tokenizer) -> Path | None:

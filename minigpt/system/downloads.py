@@ -91,13 +91,16 @@ def sha256_of(path: str | Path) -> str:
 
 def mismatch(path: Path, sha256: str) -> str | None:
     """None if the file at `path` has this checksum, else a phrase that says what it looks like instead."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False in another user's closed folder
         return "no file"
-    found = sha256_of(path)
-    if found == sha256:
-        return None
-    with path.open("rb") as file:
-        return _looks(file.read(CHUNK), path.stat().st_size, sha256, found)
+    try:
+        found = sha256_of(path)
+        if found == sha256:
+            return None
+        with path.open("rb") as file:
+            return _looks(file.read(CHUNK), path.stat().st_size, sha256, found)
+    except OSError as error:  # another user's, or a bad sector: as good as none
+        return f"a file that cannot be read ({error.strerror})"
 
 
 def _looks(head: bytes, size: int, expected: str, found: str) -> str:
@@ -156,7 +159,7 @@ def fetch_package(package: PackageFile, target: Path, *, timeout: float = 20.0) 
 
 
 def _error(what: str, reason: str, target: Path, sha256: str) -> DownloadError:
-    if target.exists():
+    if os.path.exists(target):
         reason += f"; what is there now looks like {mismatch(target, sha256)}"
     return DownloadError(
         f"{what} to {target}: {reason}",

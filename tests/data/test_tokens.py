@@ -1,6 +1,7 @@
 """Token files and batches."""
 
 import json
+import os
 from contextlib import suppress
 
 import numpy as np
@@ -237,3 +238,20 @@ def test_a_folder_for_tokens_that_cannot_be_written_costs_time_alone(tmp_path, m
             assert found.path.is_relative_to(tmp_path / "cache") == (case != "both cannot be written")
     if case == "a link out of it":
         assert not list((tmp_path / "outside").iterdir())
+
+
+def test_tokens_that_another_user_has_closed_are_made_again(tmp_path, monkeypatch):
+    corpus, tokenizer = Corpus("same", "abcdefghijk" * 7, ""), CharTokenizer("abcdefghijk")
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    usual = prepare(corpus, tokenizer, DataConfig(), 3, tmp_path / "closed")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, who runs tests in containers, may read all
+    again = prepare(corpus, tokenizer, DataConfig(), 3, tmp_path / "other")
+    assert [split.ids.tolist() for split in again] == [split.ids.tolist() for split in usual]
+    monkeypatch.setattr("minigpt.data.tokens.write_tokens", pulled)
+    again = prepare(corpus, tokenizer, DataConfig(), 3, tmp_path / "closed")
+    assert [split.path.name for split in again] == ["train", "val"]  # they stay in memory
+    assert [split.ids.tolist() for split in again] == [split.ids.tolist() for split in usual]
+
+
+def pulled(*arguments):
+    raise PermissionError(13, "Permission denied")

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -288,6 +289,31 @@ def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
         fetch_url(server.serve("/file", CONTENT), tmp_path / "cache" / "file", sha256=SHA256)
     assert str(tmp_path / "cache") in caught.value.what
     assert "MINIGPT_CACHE" in caught.value.how
+
+
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_what_another_user_has_closed_is_fetched(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    # Told by the system's calls: root, who runs tests in containers, may read everything.
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if path == target or str(path) == str(target):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    target.parent.mkdir(parents=True)
+    target.write_bytes(CONTENT)
+    if closed == "folder":
+        monkeypatch.setattr(downloads.os, "stat", refusing(os.stat))
+    else:
+        monkeypatch.setattr(downloads, "sha256_of", refusing(downloads.sha256_of))
+    assert mismatch(target, SHA256) is not None
+    assert fetch_url(server.serve("/file", CONTENT), target, sha256=SHA256) == target
+    with pytest.raises(DownloadError, match="cannot download"):
+        fetch_url("http://127.0.0.1:9/file", target, sha256=SHA256)
 
 
 def test_full_disk(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
