@@ -140,7 +140,9 @@ def _training(config: RunConfig, folder: Path, *arguments: object) -> Iterator[s
     content = asdict(config)
     del content["model"]["vocab_size"]  # which follows from the corpus
     write_text(folder / "config.yaml", yaml.safe_dump(content))
-    command = [sys.executable, "-m", "minigpt", "train", "--config", str(folder / "config.yaml"), *map(str, arguments)]
+    # -P: as the command itself, not with the modules of the working folder, such as somebody's random.py.
+    program = [sys.executable, "-P", "-m", "minigpt"]
+    command = [*program, "train", "--config", str(folder / "config.yaml"), *map(str, arguments)]
     with (folder / OUTPUT).open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603
         try:

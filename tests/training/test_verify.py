@@ -216,15 +216,31 @@ def test_a_run_with_teachers_is_proved_too(corpus, flags, capsys):
     assert (len(printed["equal"]), set(printed["equal"].values())) == (4, {True})
 
 
+def test_a_training_takes_no_modules_of_the_working_folder(tmp_path, monkeypatch, config):
+    """As the command itself takes none: somebody's random.py is no part of the proof."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command) or Ended())
+    with verify._training(config, tmp_path):
+        pass
+    python, safe, *rest = started[0]
+    assert (python, safe, rest[:3]) == (sys.executable, "-P", ["-m", "minigpt", "train"])
+
+
+class Ended:
+    """A process that has ended with a mistake."""
+
+    returncode = 2
+
+    def wait(self) -> int:
+        return 2
+
+    def kill(self) -> None:
+        pass
+
+
 def test_what_a_training_says_of_its_mistake_is_said_as_it_says_it(tmp_path, monkeypatch, config):
     said = "warning of a library\nerror: there is no corpus, file or folder named 'x'\n       give a path\n"
     monkeypatch.chdir(tmp_path)
-
-    class Ended:
-        returncode = 2
-
-        def wait(self) -> int:
-            return 2
 
     (tmp_path / verify.OUTPUT).write_text(said)
     with pytest.raises(CheckpointError) as error:
