@@ -176,6 +176,8 @@ def document_loader(
     cut = f"{train.truncated + val.truncated:,} cut at {counted(d.max_length or block_size, 'token')}"
     if again := _in_both(train, val):
         cut += f", {again:,} that validate are learned too, because up to there they are equal to others"
+    if known := _learned_elsewhere(chosen, validating) if spoken else 0:
+        cut += f", {known:,} that validate are learned from other dialogues too, after the same turn"
     if shortened := train.shortened + val.shortened:
         cut += f", {shortened:,} with fewer turns before them so that they fit"
     if left := train.left_out + val.left_out:
@@ -209,6 +211,16 @@ def _in_both(train: Encoded, val: Encoded) -> int:
     held_out = set(rows(val))
     learned = held_out.intersection(rows(train))
     return sum(row in learned for row in rows(val))
+
+
+def _learned_elsewhere(learned: Sequence[Document], validating: Sequence[Document]) -> int:
+    """How many replies that validate are learned after the same turn, as where records hold a talk in windows."""
+
+    def exchange(document: Document) -> tuple[str, str]:
+        return document.prompt[document.turns[-1] :], document.text
+
+    known = set(map(exchange, learned))
+    return sum(exchange(document) in known for document in validating)
 
 
 def encoded(

@@ -8,7 +8,8 @@ import torch
 
 from minigpt.config import RunConfig, updated
 from minigpt.data.corpora import Corpus
-from minigpt.data.documents import Document, Documents
+from minigpt.data.dialogues import Dialogue, examples
+from minigpt.data.documents import Document, Documents, parted
 from minigpt.data.loaders import DocumentLoader, document_loader, text_loader
 from minigpt.data.tokens import IGNORED, prepare
 from minigpt.errors import ConfigError, DataError, InputError
@@ -94,6 +95,26 @@ def test_documents_that_are_equal_as_far_as_they_are_read_are_counted(length):
     said = f", {alike} that validate are learned too, because up to there they are equal to others"
     assert (said in found.described[1]) == (length == 5)
     assert ("learned too" in found.described[1]) == (length == 5)
+
+
+@pytest.mark.parametrize("window", [2, 6, 12])
+def test_replies_that_are_learned_from_records_of_the_same_talk_are_counted(window):
+    """Of one talk in each record, and of pairs that are all there is of an exchange, nothing is learned twice."""
+    talks = [[f"{'abcdefg'[turn % 7]}{talk}{turn}" for turn in range(12)] for talk in range(10, 20)]
+    found = []
+    for talk in talks:
+        for stop in range(window, 13, 2):
+            messages = [{"role": ("user", "assistant")[n % 2], "content": talk[n]} for n in range(stop - window, stop)]
+            found += examples(Dialogue(tuple(messages)), turns=4)
+    tokenizer = CharTokenizer.from_text("".join(one.prompt + one.text for one in found))
+    config = updated(RunConfig(), {"model": {"block_size": 199}})
+    documents = Documents(found, "talks", 0, 0)
+    learning, validating = parted(documents, config.documents, config.seed)
+    known = sum(one.text in {other.text for other in learning} for one in validating)  # no two say the same here
+    said = "that validate are learned from other dialogues too, after the same turn"
+    line = document_loader(documents, "talks", config, tokenizer).described[1]
+    assert (known > 0) == (said in line) == (window == 6)
+    assert window != 6 or f", {known} {said}" in line
 
 
 def test_copies_are_left_out_and_said():
