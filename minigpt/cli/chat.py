@@ -1,6 +1,7 @@
 """`minigpt chat`."""
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -284,6 +285,8 @@ class _Terminal(_Talk):
 
     def run(self) -> None:
         """Talk until Ctrl-D, or /quit."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # `take` says what is wrong with such a line
         print(
             self.filled(f"{self._name('assistant')} replies. /help shows what you can type, Ctrl-D ends.", ""),
             end="\n\n",

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from minigpt import replies
-from minigpt.cli.chat import COMMANDS
+from minigpt.chat import Chat
+from minigpt.cli.chat import COMMANDS, _Terminal
 from minigpt.cli.main import answer as run
 from minigpt.config import GPTConfig
 from minigpt.data.dialogues import with_template
+from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer
 from tests.conftest import random_model
@@ -238,6 +240,15 @@ def test_a_window_of_40_columns(talker: Path, terminal: Callable[..., Terminal])
     assert "".join(shown.split()) == "BEN>" + "".join(messages("talk.json")[1].split())
     t.type("\x04")
     assert t.end() == 0
+
+
+def test_a_line_that_is_not_utf8_ends_no_talk(talker: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "readline", None)  # which would drop such a byte
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the h\xe9\n/set\n"), "utf-8"))
+    _Terminal(Chat(*load_model(talker))).run()
+    err = capsys.readouterr().err
+    assert err.startswith("error: the line is not UTF-8 text\n")
+    assert "[turns 4" in err
 
 
 # --- pipes
