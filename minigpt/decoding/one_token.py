@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+from torch.nn.modules import module as modules
 
 from minigpt.dropout import Dropout
 from minigpt.kv_cache import KVCache
@@ -77,6 +78,7 @@ class OneToken:
         if not self._usual:
             return
         self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]  # of all modules
         self._attention = [block.attn for block in blocks]
         self._cores = [fused_attention] * len(blocks)
         self._device_type = model.wte.weight.device.type

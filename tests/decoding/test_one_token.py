@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt.config import GPTConfig, LoRAConfig
@@ -135,6 +136,15 @@ def test_a_change_while_it_writes_is_seen(tiny_config: GPTConfig, change: Callab
     assert step.fits()
     change(model)
     assert not step.fits()
+
+
+def test_a_hook_of_all_modules_is_seen(tiny_config: GPTConfig) -> None:
+    step = OneToken(random_model(tiny_config, 11))
+    with register_module_forward_hook(lambda part, given, out: None):
+        assert not step.fits()
+    with register_module_forward_pre_hook(lambda part, given: None):
+        assert not step.fits()
+    assert step.fits()
 
 
 @torch.no_grad()
