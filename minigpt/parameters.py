@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from minigpt.fields import checked
 from minigpt.model import GPT, explicit_attention, fused_attention
 
 Known = Mapping[type, tuple[type, Container[type]]]
+F = TypeVar("F", bound=Callable[..., Any])
 _CAME_WITH = "_came_with"  # an attribute of a model that was loaded
+_IN_WORDS = "_in_words"  # an attribute of a function
 
 
 def as_built(model: GPT, known: Known) -> GPT:
@@ -50,6 +52,16 @@ def _untied(model: GPT, usual: GPT) -> Iterator[str]:
         yield "lm_head.weight is not that of wte, though tie_weights is True"
 
 
+def in_words(words: str) -> Callable[[F], F]:
+    """Mark a hook or a method that one part of a model may be given: what it is; "" if all numbers stay the same."""
+
+    def mark(function: F) -> F:
+        vars(function)[_IN_WORDS] = words
+        return function
+
+    return mark
+
+
 def hooked(model: GPT) -> Iterator[str]:
     """The hooks that may change what the parts of a model compute, or those of all models."""
     for hook in (*modules._global_forward_hooks.values(), *modules._global_forward_pre_hooks.values()):
@@ -57,9 +69,7 @@ def hooked(model: GPT) -> Iterator[str]:
             yield f"every module of torch has a hook, {hook!r:.60}"
     for path, part in model.named_modules():
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
-            if (getattr(hook, "__module__", None) or "").startswith("minigpt.analysis"):
-                yield "an edit or a trace is open on the model"
-            yield f"{path or 'the model'} has a hook, {hook!r:.60}"
+            yield getattr(hook, _IN_WORDS, f"{path or 'the model'} has a hook, {hook!r:.60}")
 
 
 def _unlike(model: GPT, usual: GPT, known: Known) -> Iterator[str]:
@@ -89,8 +99,7 @@ def _contents(part: nn.Module, known: Known, path: str = "") -> Iterator[tuple[s
             yield from _contents(inner, known, f"{ahead}{name}")
     for name, value in vars(part).items():
         if callable(getattr(type(part), name, None)):
-            origin = getattr(getattr(value, "func", value), "__module__", None) or ""
-            if name != "forward" or not origin.startswith("minigpt.training."):  # those compute the same numbers
+            if getattr(getattr(value, "func", value), _IN_WORDS, None) != "":
                 yield f"{ahead}{name}", ("is a method of this one part", value)
         elif not name.startswith("_") and name != "training":
             value = fused_attention if value is explicit_attention else value  # the same numbers

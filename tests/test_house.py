@@ -122,6 +122,14 @@ def test_no_import_points_upwards(room):
         assert level(imported) < level(room), f"{room} may not import {imported}"
 
 
+@pytest.mark.parametrize("room", [room for room in rooms() if not lies_above_all(room) and not room.startswith("cli.")])
+def test_no_text_is_the_name_of_a_room_above(room):
+    """Who asks whether a `__module__` begins with it knows the room, and no import says so."""
+    for node in ast.walk(ast.parse(rooms()[room].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and re.fullmatch(r"minigpt\.[\w.]+", str(node.value)):
+            assert level(node.value.split(".")[1]) <= level(room), f"{room} may not know {node.value}"
+
+
 def test_no_command_imports_another():
     commands = {f"cli.{module}" for module, _ in COMMANDS.values()}
     commands |= {f"cli.views.{module}" for _, module, _ in VIEWS.values()}

@@ -39,7 +39,9 @@ from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.kv_cache import Device
 from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
-from minigpt.parameters import check_not_packed
+from minigpt.parameters import check_not_packed, in_words
+
+_open = in_words("an edit or a trace is open on the model")
 
 
 @checked
@@ -198,6 +200,7 @@ class _Wiring:
                 pass  # `_core` taps the first two; the last is worked out when it is read
 
     def _on_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        @_open
         def changed(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (change(args[0]), *args[1:]) if self.open.listeners else args
 
@@ -205,7 +208,11 @@ class _Wiring:
         self._hooks.callback(hook.remove)
 
     def _on_output(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        hook = module.register_forward_hook(lambda _, _args, output: change(output) if self.open.listeners else None)
+        @_open
+        def changed(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            return change(output) if self.open.listeners else None
+
+        hook = module.register_forward_hook(changed)
         self._hooks.callback(hook.remove)
 
     def _begin(self, positions: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minigpt.lora import LoRALinear
+from minigpt.parameters import in_words
 from minigpt.system.device import processor
 
 SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # 2 u = SLOPE x + CUBE x^3
@@ -82,6 +83,7 @@ def _multiplies_right() -> bool:
         return False
 
 
+@in_words("")
 def _linear(part: nn.Linear, x: Tensor) -> Tensor:
     """What a linear layer computes: (..., in) -> (..., out)."""
     if x.dtype != torch.float32 or not torch.is_grad_enabled():
@@ -90,6 +92,7 @@ def _linear(part: nn.Linear, x: Tensor) -> Tensor:
     return y
 
 
+@in_words("")
 def _gelu(x: Tensor) -> Tensor:
     """tanh-GELU: (...) -> (...)."""
     if x.dtype != torch.float32 or not torch.is_grad_enabled():

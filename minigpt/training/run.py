@@ -42,7 +42,7 @@ from minigpt.formats.source import Source, open_source
 from minigpt.kv_cache import KVCache
 from minigpt.lora import adapters, add_lora
 from minigpt.model import GPT
-from minigpt.parameters import empty_model, trainable_parameters
+from minigpt.parameters import empty_model, in_words, trainable_parameters
 from minigpt.system.device import autocast, choose_dtype, keep_freed_memory, why_dtype
 from minigpt.tokenizers import (
     CharTokenizer,
@@ -509,6 +509,7 @@ def recompute_blocks(model: GPT) -> None:
         block.forward = partial(_recomputed, block.forward)
 
 
+@in_words("")
 def _recomputed(forward: Callable[..., Tensor], x: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, positions, cache)

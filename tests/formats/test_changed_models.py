@@ -22,6 +22,7 @@ from minigpt.lora import add_lora, merge, merged, set_adapter
 from minigpt.model import GPT, MLP, Block, explicit_attention
 from minigpt.packed import pack
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training.run import recompute_blocks
 
 CHAR = CharTokenizer("abcdefghijk")
 CONFIG = GPTConfig(vocab_size=11, block_size=7, n_layer=2, n_head=3, n_embd=15)
@@ -137,7 +138,9 @@ def test_nothing_is_written_while_the_model_is_edited(tmp_path, block, writer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("writer", ["save_hf", "save_run"])
-@pytest.mark.parametrize("kind", ["plain", "explicit", "compiled", "in training", "adapted", "unused", "merged"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "explicit", "recomputed", "compiled", "in training", "adapted", "unused", "merged"]
+)
 def test_what_changes_no_number_is_written(tmp_path, kind, writer):
     model = a_model()
     ids = torch.tensor([[1, 2, 7, 10]])
@@ -148,6 +151,8 @@ def test_what_changes_no_number_is_written(tmp_path, kind, writer):
         set_adapter(model, None if kind == "unused" else "default")
         if kind == "merged":
             merge(model)
+    if kind == "recomputed":
+        recompute_blocks(model)
     if kind == "explicit":
         for block in model.h:
             block.attn.core = explicit_attention
