@@ -111,7 +111,10 @@ def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Te
     library = _library()
     if isinstance(library, str):
         raise RuntimeError(library)
-    multiply = getattr(library, f"linear_{str(dtype).removeprefix('torch.')}")
+    kind = str(dtype).removeprefix("torch.")
+    multiply = getattr(library, f"linear_{kind}", None)
+    if multiply is None:
+        raise RuntimeError(f"products.c has no {kind} for this processor")
     whole_numbers = dtype == torch.int8
     address, size = ctypes.c_void_p, ctypes.c_ssize_t
     multiply.argtypes = [*5 * [address], *3 * [size], ctypes.c_int, *2 * whole_numbers * [address]]
@@ -328,12 +331,14 @@ class PackedHead(nn.Module):
 class EmptyLinear(nn.Linear):
     """A linear layer of a model that was packed and not kept."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refuse to compute. Raises InputError."""
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to compute, to be copied, and to be written. Raises InputError."""
         raise InputError(
             "the model was packed with keep=False, and its weights were given back",
             "use the model that pack returned, or load this one again",
         )
+
+    _save_to_state_dict = __reduce_ex__ = forward
 
 
 class _Unread(nn.Module):

@@ -1,6 +1,7 @@
 """Packed weights: each kind against the plain product, a packed model against its own, and what it refuses."""
 
 import copy
+import ctypes
 import gc
 import io
 import json
@@ -134,6 +135,13 @@ def test_without_a_compiler_torchs_own_operators_stand_in(no_compiler, kind, oth
     assert layer.kind == other
     assert close(layer(x), F.linear(x, weight), KINDS[other].error)
     assert isinstance(packed.tried(weight, None, kind, x), str)  # the reason
+
+
+def test_a_kind_that_the_library_lacks_is_refused_in_words(monkeypatch):
+    """As int8 on a processor whose instructions `products.c` does not use."""
+    monkeypatch.setattr(packed, "_library", lambda: ctypes.CDLL(None))
+    said = packed.tried(torch.randn(17, 13), None, "float32", torch.randn(5, 13))
+    assert said == "products.c has no float32 for this processor"
 
 
 @pytest.fixture
@@ -414,6 +422,9 @@ def test_the_memory_of_the_plain_weights_is_given_back(model):
         lambda m, idx: pack(m, "float32"),
         lambda m, idx: minigpt.save_hf(m, None, "out"),
         lambda m, idx: add_lora(m, LoRAConfig(), seed=0),
+        lambda m, idx: m.state_dict(),
+        lambda m, idx: pickle.dumps(m),
+        lambda m, idx: copy.deepcopy(m),
     ],
 )
 def test_a_model_that_was_not_kept_is_refused_in_two_lines(model, call):
