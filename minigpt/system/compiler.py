@@ -4,8 +4,10 @@ import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from minigpt.errors import first_line
@@ -34,14 +36,22 @@ def shared_library(source: Path) -> ctypes.CDLL:
             raise RuntimeError(f"there is no C compiler ({', '.join(_NAMES)})")
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
             library = Path(folder, f"{source.stem}.so")
-            subprocess.run(  # noqa: S603 - the user's own compiler, and a file of ours
+            with subprocess.Popen(  # noqa: S603 - the user's own compiler, and a file of ours
                 [*compiler, str(source), *_FLAGS, "-o", str(library)],
-                check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=_PATIENCE, env={**os.environ, "LC_ALL": "C"},  # whose messages say "error"
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                errors="replace", env={**os.environ, "LC_ALL": "C"},  # whose messages say "error"
+                start_new_session=True,
+            ) as process:  # fmt: skip
+                try:
+                    _, said = process.communicate(timeout=_PATIENCE)
+                except BaseException:
+                    with suppress(ProcessLookupError):  # `CC` may be a script, and ends with all that it has started
+                        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+                    raise
+            if process.returncode:
+                wrong = [line for line in said.splitlines() if "error" in line]
+                wrong = wrong or [f"exit status {process.returncode}"]
+                raise RuntimeError(f"{Path(compiler[0]).name}: {wrong[0]}")
             return ctypes.CDLL(str(library))
-    except subprocess.CalledProcessError as failed:
-        wrong = [line for line in failed.stderr.splitlines() if "error" in line] or [f"exit status {failed.returncode}"]
-        raise RuntimeError(f"{Path(compiler[0]).name}: {wrong[0]}") from None
     except (OSError, ValueError, subprocess.TimeoutExpired) as problem:
         raise RuntimeError(first_line(problem)) from None

@@ -1,7 +1,10 @@
 """A C file as a library: made by the machine's compiler, or refused in one line."""
 
 import ctypes
+import os
+import select
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -54,6 +57,31 @@ def test_what_cannot_be_loaded_is_refused(source):
     source.write_text("int missing(int); int seven(int x) { return missing(x); }\n")
     with pytest.raises(RuntimeError, match="missing"):
         shared_library(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
+@pytest.mark.parametrize("stopped", [subprocess.TimeoutExpired, KeyboardInterrupt])
+def test_a_compiler_that_hangs_ends_with_all_that_it_started(source, tmp_path, monkeypatch, stopped):
+    """A script that waits for another process, which opens a pipe: it is at an end when nobody holds it any more."""
+    fifo, wrapper = tmp_path / "pipe", tmp_path / "cc"
+    os.mkfifo(fifo)
+    wrapper.write_text(f'#!/bin/sh\n(sleep 60; true) > "{fifo}"\ntrue\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CC", str(wrapper))
+    open_now = []
+
+    def communicate(*_: object, **__: object) -> None:
+        open_now.append(fifo.open("rb"))  # once the process is there
+        raise stopped("cc", 60)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+    with pytest.raises(KeyboardInterrupt if stopped is KeyboardInterrupt else RuntimeError):
+        shared_library(source)
+    (pipe,) = open_now
+    with pipe:
+        ready, _, _ = select.select([pipe], [], [], 30)
+        assert ready
+        assert pipe.read() == b""
 
 
 @pytest.mark.parametrize("cc", ["/nowhere/cc", "'", "false"])
