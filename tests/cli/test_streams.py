@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import LONGEST
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
+from minigpt.system.signals import interrupt
 from minigpt.tokenizers import CharTokenizer
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -352,6 +354,26 @@ def test_ctrl_c_during_an_import_is_not_lost(listening, tmp_path, monkeypatch, c
         sys.modules.pop("swallows", None)
     out, err = capsys.readouterr()
     assert (out, err[:18]) == ("went on\n", "error: interrupted" if listening else "")
+
+
+def test_ctrl_c_waits_for_the_import_of_the_command_line_itself(monkeypatch):
+    seen, room = [], types.ModuleType("minigpt.cli.main")
+
+    def look(name: str) -> Callable[[], None]:
+        if name != "main":
+            raise AttributeError(name)
+        seen.append(signal.getsignal(signal.SIGINT))
+        return lambda: None
+
+    vars(room)["__getattr__"] = look
+    monkeypatch.setitem(sys.modules, "minigpt.cli.main", room)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        runpy.run_module("minigpt", run_name="__main__")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [interrupt]
 
 
 def test_write_product_outside_of_a_command(capsys):
