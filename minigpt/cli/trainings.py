@@ -32,7 +32,7 @@ from minigpt.formats.run_directory import (
 from minigpt.system.device import choose_device, choose_dtype
 from minigpt.system.files import named_path
 from minigpt.system.terminal import number
-from minigpt.training.distributed import joined
+from minigpt.training.distributed import READING, joined
 from minigpt.training.log import epochs_of, print_line_for, print_nothing
 from minigpt.training.loop import TrainResult, train
 from minigpt.training.run import before_weights
@@ -63,7 +63,7 @@ def train_and_say(
         choose_dtype(config.dtype, choose_device(config.device))  # also before
         if processes.first:
             tracking_library(config.report_to)
-        with processes.first_goes_ahead():  # it may be downloaded, which only one process must do
+        with processes.first_goes_ahead(READING):  # it may be downloaded, which only one process must do
             data: Corpus | Documents
             if quickstart:
                 data, why = load_quickstart_corpus()

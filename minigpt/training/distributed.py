@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for another before it assumes that this one has died
+READING = timedelta(days=1)  # the same while the first reads the data: it may fetch them, and encode them for hours
 LONGEST_PATH = 4096  # bytes
 _GROUPS = itertools.count()  # of this process, one after another: all processes count alike
 LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
@@ -124,14 +125,21 @@ class Processes:
         return Path(os.fsdecode(found.numpy().tobytes().rstrip(b"\0")))
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
-        """A context that the other processes enter when the first has left it, so that they find what it wrote."""
+    def first_goes_ahead(self, patience: timedelta | None = None) -> Iterator[None]:
+        """A context that the other processes enter when the first has left it, so that they find what it wrote.
+
+        They wait with this `patience` for a first one that lives; by default with `PATIENCE`.
+        """
+        if self.size == 1:
+            yield
+            return
+        group = dist.new_group(timeout=patience, backend="gloo") if patience else None
         here = torch.zeros(1)  # on the CPU: a barrier would go through NCCL wherever there is a GPU, used or not
         if not self.first:
-            self.mean(here)
+            dist.all_reduce(here, group=group)
         yield
         if self.first:
-            self.mean(here)
+            dist.all_reduce(here, group=group)
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ from minigpt.tokenizers import (
     note_special,
 )
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
-from minigpt.training.distributed import Processes, parallel, whole
+from minigpt.training.distributed import READING, Processes, parallel, whole
 from minigpt.training.kernels import faster_here
 from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
@@ -273,7 +273,7 @@ def read_data(
     origins: dict[str, Any] = {"corpus": expected_checksum(config, data)}
     if isinstance(data, Documents):
         origins["laid_out_for"] = checkpoint.order_batch_size if checkpoint else config.train.batch_size
-    with processes.first_goes_ahead():
+    with processes.first_goes_ahead(READING):
         loader = make_loader(config, data, tokenizer, origins.get("laid_out_for"))
     rows = loader.rows_per_epoch
     train = in_steps(config.train, rows, progress.step, progress.rows)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from minigpt.training.checkpoint import clean, open_checkpoint
 from minigpt.training.distributed import LAUNCHER, Processes, exchanging, joined, parallel
 from minigpt.training.log import RunLog, print_nothing
 from minigpt.training.loop import train
-from minigpt.training.run import set_up
+from minigpt.training.run import read_data, set_up
 from minigpt.training.verify import compare
 
 TEXT = "".join(f"{word} {number}\n" for number, word in enumerate(["to", "be", "or", "not"] * 150))
@@ -464,11 +465,20 @@ def test_who_waits_for_the_first_needs_no_gpu(monkeypatch):
     """Where there is a GPU, a barrier goes through NCCL, even if all tensors lie on the CPU."""
     seen = []
     monkeypatch.setattr(dist, "barrier", lambda: seen.append("barrier"))
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group=None: seen.append(tensor.device.type))
     for rank in (0, 1):
         with Processes(rank, 2).first_goes_ahead():
             seen.append(rank)
     assert seen == [0, "cpu", "cpu", 1]
+
+
+def test_who_waits_for_the_data_waits_as_long_as_they_are_encoded(monkeypatch):
+    """GPT-2's tokens come at a few megabytes a second, so a text of some gigabytes takes longer than a step may."""
+    seen = []
+    monkeypatch.setattr(dist, "new_group", lambda timeout, backend: (timeout, backend))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group=None: seen.append(group))
+    read_data(CONFIG, CORPUS, CharTokenizer.from_text(TEXT), Processes(1, 2), None)
+    assert seen == [(timedelta(days=1), "gloo")]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
