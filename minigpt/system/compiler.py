@@ -39,8 +39,8 @@ def shared_library(source: Path) -> ctypes.CDLL:
             with subprocess.Popen(  # noqa: S603 - the user's own compiler, and a file of ours
                 [*compiler, str(source), *_FLAGS, "-o", str(library)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                errors="replace", env={**os.environ, "LC_ALL": "C"},  # whose messages say "error"
-                start_new_session=True,
+                errors="replace", start_new_session=True,
+                env={**os.environ, "LC_ALL": "C", "TMPDIR": folder},  # whose messages say "error"
             ) as process:  # fmt: skip
                 try:
                     _, said = process.communicate(timeout=_PATIENCE)

@@ -24,8 +24,9 @@ def source(tmp_path):
 
 @needs_compiler
 def test_a_function_is_compiled_and_nothing_is_left(source, tmp_path, monkeypatch):
-    """In a folder of this user alone, whose name nobody can know before."""
+    """In a folder of this user alone, whose name nobody can know before; whatever the compiler writes lies there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/proc")  # where nobody can write
     modes, real = [], ctypes.CDLL
     noted = lambda path: modes.append(Path(path).parent.stat().st_mode & 0o777) or real(path)  # noqa: E731
     monkeypatch.setattr(ctypes, "CDLL", noted)
