@@ -17,7 +17,7 @@ from minigpt.fields import checked
 from minigpt.model import GPT, explicit_attention, fused_attention
 
 Known = Mapping[type, tuple[type, Container[type]]]
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 _CAME_WITH = "_came_with"  # an attribute of a model that was loaded
 _IN_WORDS = "_in_words"  # an attribute of a function
 
@@ -52,10 +52,10 @@ def _untied(model: GPT, usual: GPT) -> Iterator[str]:
         yield "lm_head.weight is not that of wte, though tie_weights is True"
 
 
-def in_words(words: str) -> Callable[[F], F]:
+def in_words(words: str) -> Callable[[Function], Function]:
     """Mark a hook or a method that one part of a model may be given: what it is; "" if all numbers stay the same."""
 
-    def mark(function: F) -> F:
+    def mark(function: Function) -> Function:
         vars(function)[_IN_WORDS] = words
         return function
 
