@@ -84,10 +84,13 @@ def leave_out(
     if run.config.train.on_nonfinite == "skip" and progress.skipped_in_a_row < MOST_SKIPPED:
         print_line(f"skipped    {what}")
         return
-    restore_random_states(states, run.device)
+    ranks = gathered_states(states, run.processes)
+    # All search as the first does: under fsdp each pass needs every process, so that none may find another tensor, by
+    # dropout of its own, and end sooner. The first's is also the one that a replay finds.
+    restore_random_states({name: values[0] for name, values in ranks.items()}, run.device)
     batches = run.micro_batches(progress.step, progress.rows, Processes())
     culprit = find_nonfinite(run.model, batches, run.device, run.dtype, run.tokenizer.vocab_size, run.teachers)
-    tensors = checkpoint_tensors(run.model, run.optimizers, progress, gathered_states(states, run.processes))
+    tensors = checkpoint_tensors(run.model, run.optimizers, progress, ranks)
     report = Divergence(
         progress.step + 1, lr, str(loss), str(grad_norm), run.config.seed, progress.rows,
         run.rows_of_step(progress.rows), culprit,

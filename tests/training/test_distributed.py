@@ -34,6 +34,7 @@ from minigpt.formats.weights import open_weights
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 from minigpt.training import divergence, loop
+from minigpt.training import run as run_module
 from minigpt.training.checkpoint import clean, open_checkpoint
 from minigpt.training.distributed import LAUNCHER, Processes, exchanging, joined, parallel
 from minigpt.training.log import RunLog, print_nothing
@@ -207,6 +208,26 @@ def worker_end_after_an_evaluation():
     large = {"train": {"learning_rate": 1e30, "eval_interval": 50, "save_interval": 50, "parallel": "fsdp"}}
     with pytest.raises(DivergenceError):
         train(updated(CONFIG, large), CORPUS, Path("diverged"), print_nothing)
+
+
+def worker_diverge_by_dropout():
+    """A weight that is finite only where dropout does not double it: with masks of their own, two processes differ."""
+    real = run_module.make_model
+
+    def large(*arguments):
+        model = real(*arguments)
+        with torch.no_grad():
+            model.wpe.weight[0, 0] = 3e38
+        return model
+
+    run_module.make_model = large
+    dropping = updated(CONFIG, {"model": {"dropout": 0.5}, "train": {"accumulation_steps": 1, "eval_interval": 50}})
+    for how in BOTH:
+        for seed in range(3):
+            out = Path(how, str(seed))
+            with pytest.raises(DivergenceError) as told:
+                train(updated(dropping, {"seed": seed, "train": {"parallel": how}}), CORPUS, out, print_nothing)
+            out.with_suffix(f".{ALL.rank}").write_text(told.value.what)
 
 
 # What is started, and what is found afterwards
@@ -450,6 +471,15 @@ def test_a_divergence_is_told_once(how):
     report = json.loads(Path("run", "diverged", "report.json").read_text())
     assert f"step {report['step']}:" in what
     assert report["first_nonfinite"] in what
+
+
+@pytest.mark.slow
+def test_all_find_the_same_tensor_although_each_draws_its_own_dropout():
+    work("diverge_by_dropout")
+    for run in [Path(how, str(seed)) for how in BOTH for seed in range(3)]:
+        found = json.loads((run / "diverged" / "report.json").read_text())["first_nonfinite"]
+        for rank in (0, 1):
+            assert run.with_suffix(f".{rank}").read_text().endswith(f": {found}")
 
 
 @pytest.mark.slow
