@@ -477,6 +477,7 @@ def stored_tensors(state: Any, path: Path) -> dict[str, StoredTensor]:
             isinstance(name, str)
             and isinstance(tensor, Tensor)
             and tensor.layout == torch.strided
+            and not tensor.is_neg()  # a view whose values are the stored ones with the other sign
             and tensor.device.type == "cpu"  # not "meta": those have no values at all
         )
     ]

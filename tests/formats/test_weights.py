@@ -408,6 +408,7 @@ def test_another_zip_archive_is_no_checkpoint():
         ({"a": torch.zeros(3), "step": 7}, "holds more than plain tensors: step"),
         ({0: torch.zeros(3)}, "holds more than plain tensors: 0"),
         ({"a": torch.zeros(3).to_sparse()}, "holds more than plain tensors: a"),
+        ({"a": torch.complex(torch.ones(3), torch.ones(3)).conj().imag}, "holds more than plain tensors: a"),
         ({"a": torch.zeros(3, device="meta")}, "holds more than plain tensors: a"),
         (dict.fromkeys(range(13), 0), r"plain tensors: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"),
     ],
