@@ -218,8 +218,8 @@ def program() -> str:
     """The words that call this program: its name if the shell finds it, else its path."""
     if Path(sys.argv[0]).stem != "minigpt":
         return f"{as_typed(sys.executable)} -m minigpt"
-    found = shutil.which("minigpt")
-    return "minigpt" if found and Path(found).samefile(sys.argv[0]) else as_typed(sys.argv[0])
+    found, own = shutil.which("minigpt"), shutil.which(sys.argv[0])  # on Windows, pip's launcher leaves out .exe
+    return "minigpt" if found and own and Path(found).samefile(own) else as_typed(sys.argv[0])
 
 
 def as_typed(path: str) -> str:

@@ -1,10 +1,12 @@
 """What `train` suggests to type next."""
 
 import os
+import shutil
+import sys
 
 import pytest
 
-from minigpt.cli.trainings import opening, prompt_to_try, summary
+from minigpt.cli.trainings import opening, program, prompt_to_try, summary
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.data.documents import Document, Documents
 from minigpt.formats.run_directory import RunDirectory
@@ -62,3 +64,15 @@ def test_a_plot_that_could_not_be_drawn_again_is_not_listed(tmp_path):
         os.utime(tmp_path / name, (time, time))
     result = TrainResult(str(tmp_path), 7, 1.5, 1.5, 1.5, 100.0, 3.0, 23)
     assert "loss.png" not in "\n".join(summary(result, RunConfig(), RunDirectory(tmp_path)))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_program_is_named_as_it_can_be_called_where_its_file_has_another_name(tmp_path, monkeypatch, found):
+    """Pip's launcher on Windows, minigpt.exe, calls itself minigpt; and a program may be removed while it trains."""
+    launcher = tmp_path / "Scripts" / "minigpt"
+    launcher.parent.mkdir()
+    (exe := launcher.with_suffix(".exe")).write_text("")
+    monkeypatch.setattr(shutil, "which", lambda name: str(exe) if found or name == "minigpt" else None)
+    monkeypatch.setattr(sys, "argv", [str(launcher)])
+    monkeypatch.chdir(tmp_path)
+    assert program() == ("minigpt" if found else os.path.join("Scripts", "minigpt"))
