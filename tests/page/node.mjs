@@ -10,14 +10,33 @@ import {
   tokenLosses,
 } from "../../minigpt/page/static/analysis.js";
 import { beamSearch } from "../../minigpt/page/static/beams.js";
+import { Desk } from "../../minigpt/page/static/desk.js";
 import { GPT, KVCache } from "../../minigpt/page/static/engine.js";
 import { applyFilters, nextDistribution } from "../../minigpt/page/static/filters.js";
 import { generate } from "../../minigpt/page/static/generate.js";
 import { decodingOptions } from "../../minigpt/page/static/options.js";
 import { NoiseTape, Row, exponential, generator, sample } from "../../minigpt/page/static/sampling.js";
 import { modelNames, openModel, readCode, runMayGrow } from "../../minigpt/page/static/source.js";
+import { textOf } from "../../minigpt/page/static/state.js";
 import { TextStream, fromJSON } from "../../minigpt/page/static/tokenizer.js";
+import { writeView } from "../../minigpt/page/static/views/write.js";
 import { crc32, decodeWeights, fromFloat16 } from "../../minigpt/page/static/weights.js";
+
+/** As much of an element as it takes to build a view. */
+class Unseen {
+  children = [];
+  classList = { toggle() {} };
+  setAttribute() {}
+  querySelectorAll = () => [];
+
+  addEventListener(event, listener) {
+    this[event] = listener;
+  }
+
+  append(...children) {
+    this.children.push(...children);
+  }
+}
 
 const models = new Map(); // name -> GPT, for the calls that follow
 const tokenizers = new Map();
@@ -143,6 +162,46 @@ const CALLS = {
   stream({ tokenizer, prompt, ids }) {
     const stream = new TextStream(tokenizers.get(tokenizer), prompt);
     return [...ids.map((id) => stream.feed(id)), stream.flush()];
+  },
+
+  text: ({ ids, typed, block_size }) => textOf(ids.map((id) => ({ id })), typed, block_size),
+
+  /** What a desk passes on of three parts and an answer, if their lane is dropped before the second. */
+  async dropped({ parts, answer }) {
+    const sent = [];
+    const worker = Object.assign(new EventTarget(), { postMessage: (message) => sent.push(message) });
+    const tell = (data) => worker.dispatchEvent(Object.assign(new Event("message"), { data: { id: 1, ...data } }));
+    const desk = new Desk(worker, () => {}, () => {});
+    const heard = [];
+    const asked = desk.ask("write", "write", {}, (part) => heard.push(part));
+    for (const [n, partial] of parts.entries()) {
+      if (n === 1) desk.drop("write");
+      tell({ partial });
+    }
+    tell({ result: answer });
+    return { heard, answer: await asked, sent };
+  },
+
+  /** What the text is after each part that the Write view is told of: its ids, and how many of them were typed. */
+  async run({ ids, typed, parts }) {
+    const made = [];
+    globalThis.document = { createElement: () => made[made.push(new Unseen()) - 1] };
+    globalThis.requestAnimationFrame = globalThis.cancelAnimationFrame = () => {};
+    const pieces = (some) => some.map((id) => ({ id, text: String(id) }));
+    const text = textOf(pieces(ids), typed, ids.length);
+    const state = { model: 0, prompt: "", more: ids.slice(typed), at: null, branches: [], length: parts.length };
+    const grown = [];
+    const grow = (now, of) => grown.push([now.map(({ id }) => id), of]);
+    async function ask(lane, call, args, partial) {
+      if (call === "tokens") return text;
+      for (const part of parts) partial({ ids: part, pieces: pieces(part) });
+      return null;
+    }
+    await new Promise((resolve) => {
+      writeView.mount(new Unseen(), { state, text, grow, ask, options: () => ({}), set: resolve, refresh: resolve });
+      made.find(({ children: [name] }) => name === "Step").click();
+    });
+    return grown;
   },
 
   halves: ({ bits }) => Float32Array.from(bits, fromFloat16),

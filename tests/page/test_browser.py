@@ -901,6 +901,66 @@ def test_what_one_model_writes_does_not_become_anothers(page, ids):
     assert "written" not in page.js("return document.getElementById('count').textContent")
 
 
+def start_writing(page: Page) -> None:
+    """Let the page write for long, until there is some text."""
+    page.open(length=10000)
+    page.button("Run").click()
+    page.wait(lambda: page.js(SHOWN) > 3)
+
+
+SHOWN = "return document.querySelectorAll('#view-write .token.written').length"
+
+
+def more(page: Page) -> list[str]:
+    """What was written, as the address has it."""
+    return page.js("return (new URLSearchParams(location.hash.slice(1)).get('more') ?? '').split('.').filter(Boolean)")
+
+
+def test_back_brings_again_what_was_being_written_when_another_model_was_chosen(page, ids):
+    start_writing(page)
+    seen = page.js(SHOWN.replace("return", "const seen =") + f";{CHOOSE}; return seen")
+    page.wait(lambda: page.button("Run"))
+    assert more(page) == []
+    page.js("history.back()")
+    page.wait(lambda: "model=1" not in page.js("return location.hash"))
+    kept = more(page)
+    assert seen <= len(kept) < 10000
+    assert written(page) == [*ids, *map(int, kept)]
+    assert f"{len(kept)} of them written" in page.js("return document.getElementById('count').textContent")
+
+
+def test_back_ends_a_run_and_forward_brings_again_what_it_wrote(page, ids):
+    page.open()
+    page.js(CHOOSE)
+    page.state("model=1")
+    page.js("const n = document.querySelectorAll('input[type=number]')[1]; n.value = 10000;"
+            "n.dispatchEvent(new Event('change'))")  # fmt: skip
+    page.button("Run").click()
+    page.wait(lambda: len(more(page)) > 3)
+    page.js("history.back()")
+    page.wait(lambda: page.button("Run"))
+    assert "model=1" not in page.js("return location.hash")
+    assert written(page) == ids
+    page.js("history.forward()")
+    page.state("model=1")
+    kept = more(page)
+    assert 3 < len(kept) < 10000
+    assert written(page) == [*ids, *map(int, kept)]
+
+
+def test_the_line_of_the_model_can_be_looked_up_while_a_text_is_written(page):
+    start_writing(page)
+    seen = page.js(SHOWN)
+    page.find(".sentence a").click()
+    page.wait(lambda: page.js("return document.querySelector('dialog[open]') !== null"))
+    assert len(more(page)) >= seen
+    page.press(Keys.ESCAPE)
+    page.button("Stop").click()
+    page.wait(lambda: page.button("Run"))
+    page.settle()
+    assert page.js(SHOWN) >= seen
+
+
 def test_the_scores_of_one_model_are_not_shown_of_another(page, other):
     page.open(view="attention", model=1, score="induction")
     right = page.js("return [...document.querySelectorAll('.score')].map((e) => e.textContent)")

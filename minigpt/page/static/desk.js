@@ -45,6 +45,12 @@ export class Desk {
     if (this.#open.has(id)) this.#worker.postMessage({ stop: id });
   }
 
+  /** The same, where nobody wants the answer any more: it is outdated. */
+  drop(lane) {
+    this.stop(lane);
+    this.#newest.delete(lane);
+  }
+
   /** End whatever is being computed: something else is more urgent. */
   stopAll() {
     for (const id of this.#open.keys()) this.#worker.postMessage({ stop: id });

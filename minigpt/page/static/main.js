@@ -3,7 +3,7 @@
 import { Desk } from "./desk.js";
 import { arrows, control, element, human, offer, refill, select } from "./dom.js";
 import { modelNames, openModel, openWorker, readCode, readRun, runMayGrow } from "./source.js";
-import { editsOf, fittingState, readState, writeState } from "./state.js";
+import { editsOf, fittingState, readState, textOf, writeState } from "./state.js";
 import { attentionView } from "./views/attention.js";
 import { beamsView } from "./views/beams.js";
 import { lensView } from "./views/lens.js";
@@ -18,7 +18,7 @@ const OPTIONS = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty",
 const PROMPTS = ["To be, or not to be", "the "]; // the first of them that a model's tokenizer knows
 // Of another text, or of a model with other tokens, nothing is written yet and no token is chosen.
 const ANEW = { more: [], at: null, query: null, position: null, token: null };
-const FRAGMENT_DELAY = 300; // milliseconds: browsers refuse to change an address too often
+const FRAGMENT_DELAY = 500; // milliseconds: browsers refuse to change an address too often
 
 /** What the views see of the page. */
 class App {
@@ -73,12 +73,37 @@ class App {
 
   /** Change the state; the page and its address follow. */
   set(changes) {
-    this.state = fittingState({ ...this.state, ...changes }, this.models);
+    this.#become({ ...this.state, ...changes });
     if (this.text !== null) this.say("");
     if ("prompt" in changes || "model" in changes) this.#desk.stopAll();
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => history.replaceState(null, "", writeState(this.state)), FRAGMENT_DELAY);
+    this.#follow();
     this.refresh();
+  }
+
+  /**
+   * What is being written is the text as soon as it is there, so that the address has it, whatever the page turns to.
+   * @param {object[]} pieces of the whole text, of which so many were `typed`; see textOf in state.js
+   */
+  grow(pieces, typed) {
+    this.text = textOf(pieces, typed, this.model.config.block_size);
+    this.state = { ...this.state, more: this.text.ids.slice(typed), at: null };
+    this.#known = this.#key();
+    this.#follow();
+  }
+
+  /** Take another state. What is being written belongs to its text alone, and ends where that changes. */
+  #become(state) {
+    const before = this.#key();
+    this.state = fittingState(state, this.models);
+    if (this.#key() !== before) this.#desk.drop("write");
+  }
+
+  /** The address becomes that of the state, a little later. */
+  #follow() {
+    this.#timer ??= setTimeout(() => {
+      this.#timer = null;
+      history.replaceState(null, "", writeState(this.state));
+    }, FRAGMENT_DELAY);
   }
 
   /** A sentence about what cannot be done, until something else is. */
@@ -100,22 +125,18 @@ class App {
       const { V } = await this.#desk.ask(`open ${index}`, "open", args, () => {}, [...buffers]);
       this.models.push({ config, about, V });
     }
-    this.#readAddress();
+    this.state = fittingState(readState(location.hash), this.models);
     if (this.state.prompt === null) this.state.prompt = this.model.about.prompt ?? (await this.#knownPrompt());
     parts.opening.remove();
     build(this);
-    addEventListener("hashchange", () => {
-      this.#readAddress();
-      this.state.prompt ??= "";
+    // Not hashchange, which comes a little later: until then #follow could still write the old state into the new entry.
+    addEventListener("popstate", () => {
+      const state = readState(location.hash); // whoever has typed it
+      this.#become({ ...state, prompt: state.prompt ?? "" });
       this.refresh();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.refresh());
     this.refresh();
-  }
-
-  /** Take the state from the address, whoever has typed it. */
-  #readAddress() {
-    this.state = fittingState(readState(location.hash), this.models);
   }
 
   async #knownPrompt() {
@@ -141,6 +162,7 @@ class App {
     }
     showTop(this);
     await this.#read();
+    showCount(this);
     if (view === this.#current) this.#views.get(view.id).update();
   }
 
@@ -155,7 +177,6 @@ class App {
     this.text = found ?? null;
     this.say(said);
     this.#known = key;
-    showCount(this);
   }
 
   /** What the tokens depend on. */
@@ -241,9 +262,14 @@ function open(app, id) {
 
 /** Change the state by a step in the browser's history: its Back brings all of this one again. */
 function step(app, changes) {
-  history.replaceState(null, "", writeState(app.state)); // the address may be a little behind
+  keep(app);
   app.set(changes);
   history.pushState(null, "", writeState(app.state));
+}
+
+/** The address, which may be a little behind, becomes that of the state at once. */
+function keep(app) {
+  history.replaceState(null, "", writeState(app.state));
 }
 
 function showTop(app) {
@@ -256,10 +282,13 @@ function showTop(app) {
   if (about.loss_said) facts.push(about.loss_said);
   parts.facts.textContent = facts.join(" · ");
   document.title = `${about.name} · minigpt`;
-  for (const link of document.querySelectorAll("a[data-line]")) {
-    link.href = writeState({ ...state, line: Number(link.dataset.line) });
-  }
+  for (const link of document.querySelectorAll("a[data-line]")) point(link, app);
   showCode(app);
+}
+
+/** Lead a link to a line of model.py to the state with this line. */
+function point(link, { state }) {
+  link.href = writeState({ ...state, line: Number(link.dataset.line) });
 }
 
 function showCount({ text, model }) {
@@ -284,7 +313,11 @@ function showView(view, views, app) {
   }
   if (views.has(view.id)) return;
   const line = lineOf(view.line);
-  const link = line === null ? null : element("a", { "data-line": line }, `model.py, line ${line}`);
+  const click = ({ currentTarget }) => {
+    keep(app);
+    point(currentTarget, app); // the text may have grown since the link was made
+  };
+  const link = line === null ? null : element("a", { "data-line": line, on: { click } }, `model.py, line ${line}`);
   const panel = element(
     "section",
     { class: "view", id: `view-${view.id}`, role: "tabpanel", "aria-labelledby": `tab-${view.id}` },

@@ -108,6 +108,13 @@ function readIds(text) {
   return text.split(".").filter((part) => /^\d+$/.test(part)).map(Number);
 }
 
+/** A text as the views have it: its pieces, of which so many were `typed`, and the ids that a model can still read. */
+export function textOf(pieces, typed, block_size) {
+  const ids = pieces.map(({ id }) => id);
+  const cut = Math.max(0, ids.length - block_size); // tokens that are too long ago
+  return { ids, cut, read: ids.slice(cut), pieces, typed };
+}
+
 /** The edits of the engine that "1.2" and "1.mlp" stand for. */
 export function editsOf(off) {
   return off

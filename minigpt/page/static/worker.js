@@ -16,6 +16,7 @@ import { nextDistribution } from "./filters.js";
 import { generate } from "./generate.js";
 import { entropy, softmax, topK } from "./numbers.js";
 import { Row, generator } from "./sampling.js";
+import { textOf } from "./state.js";
 import { fromJSON } from "./tokenizer.js";
 
 const NUM_BARS = 12; // next tokens that are shown
@@ -94,9 +95,7 @@ const CALLS = {
     const { gpt, tokenizer, V } = models[model];
     const typed = tokenizer.encodePrompt(prompt);
     const own = writer === model ? more.filter((id) => id < V) : tokenizer.encode(models[writer].tokenizer.decode(more));
-    const ids = [...typed, ...own];
-    const cut = Math.max(0, ids.length - gpt.config.block_size); // tokens that are too long ago
-    return { ids, cut, read: ids.slice(cut), pieces: tokenizer.pieces(ids), typed: typed.length };
+    return textOf(tokenizer.pieces([...typed, ...own]), typed.length, gpt.config.block_size);
   },
 
   /** The likeliest next tokens, as the model has them, and what the filters make of them. */

@@ -85,20 +85,19 @@ export const writeView = {
 
     async function write(count = app.state.length) {
       if (app.text === null || running) return;
-      const { model, prompt, more, at, branches: kept } = app.state;
-      const start = more.slice(0, at ?? more.length);
-      if (at !== null) app.set({ more: start, at: null, branches: withBranch(kept, { prompt, more }) });
-      const ids = app.text.ids.slice(0, app.text.typed + start.length);
-      const written = [...start];
-      const pieces = app.text.pieces.slice(0, ids.length);
+      const { prompt, more, at, branches: kept } = app.state;
+      if (at !== null) app.set({ more: more.slice(0, at), at: null, branches: withBranch(kept, { prompt, more }) });
       let drawing = null; // tokens may come faster than they can be drawn, and a click has to be heard in between
       running = true;
       run.textContent = "Stop";
-      const request = { ids, count, start: start.length, options: app.options() };
       try {
+        const text = await app.ask("write", "tokens", { prompt, more: app.state.more });
+        if (text === null) return;
+        let { pieces } = text;
+        const request = { ids: text.ids, count, start: text.ids.length - text.typed, options: app.options() };
         const done = await app.ask("write", "write", request, (part) => {
-          written.push(...part.ids);
-          pieces.push(...part.pieces);
+          pieces = [...pieces, ...part.pieces];
+          app.grow(pieces, text.typed);
           drawing ??= requestAnimationFrame(() => {
             drawing = null;
             showText(pieces, null);
@@ -111,9 +110,7 @@ export const writeView = {
         cancelAnimationFrame(drawing);
         running = false;
         run.textContent = "Run";
-        if (app.state.model !== model) app.set({}); // whose ids these are not
-        else if (app.state.prompt === prompt) app.set({ more: written, at: null });
-        else app.set({ branches: withBranch(app.state.branches, { prompt, more: written }) }); // it was typed over
+        app.refresh();
       }
     }
 
