@@ -81,6 +81,17 @@ def test_a_text_ends_before_its_stop_string(model: GPT):
         assert cut == "the" + free[3:].partition(stop)[0]
 
 
+@pytest.mark.parametrize("stop", [END_OF_TEXT, "of"])
+@pytest.mark.parametrize("skip_special", [False, True])
+def test_a_special_tokens_name_is_text_for_a_stop_string(model: GPT, stop: str, skip_special: bool):
+    """Also where the name is not shown, and where the string is a part of it."""
+    options: dict[str, Any] = {"sequence_bias": {(EOS,): 1e3}, "max_new_tokens": 7, "eos_token_id": (), "stop": stop}
+    out = generate(model, [TOKENIZER.encode("the")], tokenizer=TOKENIZER, **options)
+    assert (out.sequences[0][-2:], out.finish_reasons) == ([TOKENIZER.encode("the")[-1], EOS], ["stop"])
+    text = minigpt.complete(model, TOKENIZER, "the", skip_special=skip_special, **options)
+    assert text == "the" + ("" if skip_special else END_OF_TEXT.partition(stop)[0])
+
+
 def test_a_name_in_a_prompt_is_text_unless_the_tokenizer_says_otherwise(model: GPT):
     text, reading = f"the{END_OF_TEXT}y", GPT2Tokenizer(["t h", "th e"])
     with pytest.warns(TextNote, match="is read as text; --special"):

@@ -151,7 +151,8 @@ class DecodingOptions:
     """the token that ends a sequence, or several; it is kept. None: no token does. `complete`, `Chat` and the
     command line name the tokenizer's `end_ids` here"""
     stop: _Text | Sequence[_Text] | None = None
-    """strings that end a sequence once its new text contains one"""
+    """strings that end a sequence once its new text contains one; the name of a special token is text here, even where
+    it is not shown"""
     seed: _Seed | Sequence[_Seed] | None = 0
     """of the draws; where nothing is drawn, every seed gives the same. A list, one seed per prompt, makes what is drawn
     for a prompt independent of its batch; None takes a fresh seed each time"""
