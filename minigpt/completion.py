@@ -58,7 +58,8 @@ def complete(  # noqa: D417 (what an option means is said once, in DecodingOptio
     Args:
         model: stays as it is.
         tokenizer: the model's. Its `end_ids` end a text, if `eos_token_id` names no others.
-        prompt: a text, or a list of texts. An empty one begins where the tokenizer begins.
+        prompt: a text, or a list of texts. An empty one begins where the tokenizer begins, with a token that is no part
+            of the text.
         skip_special: leave out special tokens, such as the one that ends a document; else their names are shown.
         draft: as for `generate`, and all other options are those of `DecodingOptions`, with their meanings there.
 

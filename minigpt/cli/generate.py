@@ -84,6 +84,7 @@ class _Request:
 
     Attributes:
         prompts: their ids.
+        shown: what is shown of them: what was read, and nothing of an empty one, whatever token it starts from.
         names: a name of each prompt, for errors.
         words: what the library's errors call a thing -> what the command line calls it.
         options: the arguments of `generate`, with a seed for each prompt.
@@ -93,6 +94,7 @@ class _Request:
     model: GPT
     tokenizer: Tokenizer
     prompts: list[list[int]]
+    shown: list[str]
     names: list[str]
     words: Mapping[str, str]
     options: dict[str, Any]
@@ -115,7 +117,10 @@ def _write(settings: Generate, texts: Sequence[tuple[str, str]], model: GPT, tok
         options = {**_options(settings, model, tokenizer, prompts), **phrases}
         check_request(model, prompts, **options)
     beams = settings.options.uses_beams
-    request = _Request(model, tokenizer, prompts, names, words, options, not settings.show_special)
+    skip_special = not settings.show_special
+    pairs = zip(texts, prompts, strict=True)
+    shown = [tokenizer.decode(ids, skip_special) if text else "" for (_, text), ids in pairs]
+    request = _Request(model, tokenizer, prompts, shown, names, words, options, skip_special)
     if options["num_return_sequences"] == len(prompts) == 1 and not beams and not settings.json:
         _stream(request)
         return
@@ -291,7 +296,7 @@ def _completion(request: _Request, number: int, out: Generation) -> dict[str, An
     completion = new_text(request.tokenizer, ids[len(prompt) :], request.options["stop"], request.skip_special)
     return {
         "prompt_index": index,
-        "text": request.tokenizer.decode(prompt, request.skip_special) + completion,
+        "text": request.shown[index] + completion,
         "completion": completion,
         "token_ids": ids,
         "score": out.scores[number],
@@ -319,7 +324,7 @@ def _stream(request: _Request) -> None:
 
     start = time.perf_counter()
     try:
-        write_product(tokenizer.decode(prompt, request.skip_special))
+        write_product(request.shown[0])
         with _in_words(request.words, request.names):
             for piece in before_stop(pieces(), options["stop"] or ()):
                 write_product(piece)

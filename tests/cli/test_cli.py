@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minigpt
 from minigpt.cli import trainings
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import COMMANDS
@@ -287,8 +288,20 @@ def test_a_stop_string_ends_the_text(trained, capsys):
 
 
 def test_generate_from_nothing_starts_a_line(trained, capsys):
-    assert run(["generate", "--model", str(trained), "--prompt", "", "--max-new-tokens", "3"]) == 0
-    assert capsys.readouterr().out.startswith("\n")
+    arguments = ["generate", "--model", str(trained), "--max-new-tokens", "3", "--json", "--prompt"]
+    (nothing,), (fresh_line,) = (result_of([*arguments, text], capsys)["completions"] for text in ("", "\n"))
+    assert nothing["token_ids"] == fresh_line["token_ids"]
+    assert nothing["text"] == nothing["completion"] == fresh_line["completion"]
+    assert fresh_line["text"] == "\n" + nothing["text"]
+
+
+@pytest.mark.parametrize("prompt", ["", "\n", "To be"])
+def test_generate_and_complete_give_one_text(trained, capsys, prompt):
+    arguments = ["generate", "--model", str(trained), "--prompt", prompt, "--max-new-tokens", "7"]
+    (row,) = result_of([*arguments, "--strategy", "greedy"], capsys)["completions"]
+    assert run([*arguments, "--strategy", "greedy"]) == 0
+    assert capsys.readouterr().out == row["text"] + "\n"
+    assert minigpt.complete(*minigpt.load_model(trained), prompt, max_new_tokens=7, strategy="greedy") == row["text"]
 
 
 def test_eval(trained, capsys, monkeypatch):
