@@ -311,10 +311,10 @@ class RunConfig:
     """of the matrix products in training; auto is bfloat16 where the hardware multiplies it, else float32"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off elsewhere"""
-    kernels: Literal["auto", "torch", "fast"] = "auto"
-    """who computes linear layers and GELU in a float32 step on a CPU; fast is up to 1.6 x as fast on AMD processors,
-    less on others, with the same numbers up to rounding; auto is fast on AMD processors with AVX2 and above, and a run
-    records which of the two it is"""
+    kernels: Literal["auto", "torch", "fast", "c"] = "auto"
+    """who computes the layers of a float32 step on a CPU, all with the same numbers up to rounding: torch; fast, other
+    products and GELU; c, these and attention in C, where there is a compiler; auto is what was measured to win: fast
+    on AMD processors, c for long runs on those with AVX2 alone, torch elsewhere; a run records which"""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """where to watch the run besides its own files: none, tensorboard or wandb; both need the extra of their name"""
 

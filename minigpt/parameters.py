@@ -102,7 +102,8 @@ def _contents(part: nn.Module, known: Known, path: str = "") -> Iterator[tuple[s
             if getattr(getattr(value, "func", value), _IN_WORDS, None) != "":
                 yield f"{ahead}{name}", ("is a method of this one part", value)
         elif not name.startswith("_") and name != "training":
-            value = fused_attention if value is explicit_attention else value  # the same numbers
+            same = value is explicit_attention or getattr(value, _IN_WORDS, None) == ""  # the same numbers
+            value = fused_attention if same else value
             yield f"{ahead}{name}", (f"= {brief(value)}", value)
 
 

@@ -97,7 +97,7 @@ CASES = {
 OURS = {
     "decode": ["minigpt", "minigpt auto", "minigpt float32", "minigpt float16", "minigpt int8"],
     "gpu": ["minigpt"],
-    "train": ["minigpt torch", "minigpt fast"],  # the setting `kernels`, of which auto takes one
+    "train": ["minigpt torch", "minigpt fast", "minigpt c"],  # the setting `kernels`, of which auto takes one
     "load": ["minigpt", "minigpt float16"],
     "quality": ["minigpt"],
 }
@@ -317,7 +317,7 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     from minigpt.training.optim import set_learning_rate
     from minigpt.training.run import set_up
 
-    kernels = "fast" if job["contestant"].startswith("minigpt fast") else "torch"
+    kernels = job["contestant"].split()[1]
     config, directory = replace(training(job), kernels=kernels), RunDirectory(Path(job["folder"]) / "run")
     Path(job["folder"]).mkdir(exist_ok=True)
     os.chdir(job["folder"])  # where the tokens are kept

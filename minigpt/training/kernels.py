@@ -1,4 +1,4 @@
-"""Two layers of a step on a CPU, faster than torch's own and with the same numbers up to rounding.
+"""The layers of a step on a CPU, faster than torch's own and with the same numbers up to rounding.
 
 linear layers   torch multiplies float32 matrices by MKL, which knows only Intel's processors well. On an AMD one with
                 AVX-512, oneDNN, which torch holds too, is twice as fast, in both directions; with AVX2 alone it is
@@ -6,51 +6,67 @@ linear layers   torch multiplies float32 matrices by MKL, which knows only Intel
 tanh-GELU       0.5 x (1 + tanh(u)) = x sigmoid(2 u), and a vector of sigmoids costs a tenth of one of tanhs. The slope
                 is computed in the forward pass and kept in the place of x, so the backward pass is one product.
 
-`--kernels fast` asks for both, `--kernels torch` for neither. `--kernels auto` decides by what the machine is, and
-never by a clock: the same seed has to give the same bytes tomorrow, when the machine is busy.
+`--kernels fast` asks for both, `--kernels torch` for neither. `--kernels c`, where there is a compiler, takes GELU and
+attention from `steps.c`, and linear layers from oneDNN where that is much faster. `--kernels auto` decides by what the
+machine is and by the length of the run, and never by a clock: the same seed has to give the same bytes tomorrow, when
+the machine is busy.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minigpt.lora import LoRALinear
+from minigpt.model import AttentionCore, CausalSelfAttention, fused_attention
 from minigpt.parameters import in_words
 from minigpt.system.device import processor
+from minigpt.training import steps
+from minigpt.training.steps import CUBE, SLOPE
 
-SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # 2 u = SLOPE x + CUBE x^3
+Kernels: TypeAlias = Literal["torch", "fast", "c"]
+
 AT_ONCE = 2**17  # numbers of a part of GELU: what it computes in between stays in the processor's cache
+WORTH_COMPILING = 3e12  # operations of a run: half a minute, of which the compiler takes about one second
 
 
 @contextmanager
-def kernels(model: nn.Module, fast: bool) -> Iterator[None]:
-    """Within the `with`, the model's linear layers and GELU compute by these kernels, if `fast`.
+def kernels(model: nn.Module, which: Kernels) -> Iterator[None]:
+    """Within the `with`, the model's layers compute by these kernels.
 
     The backward pass belongs inside the `with` too: with gradient checkpointing it computes layers anew. The layers
     themselves are exchanged, because a mode that watches every call of torch takes 6 % of a small step.
     """
-    exchanged: list[tuple[nn.Module, str]] = []
-    onednn = fast and multiplies_by_onednn()
-    for part in model.modules() if fast else ():
-        name = "plain" if isinstance(part, LoRALinear) else "forward"
-        if isinstance(part, nn.Linear) and onednn:
-            vars(part)[name] = partial(_linear, part)
-        elif isinstance(part, nn.GELU) and part.approximate == "tanh":
-            vars(part)[name] = _gelu
-        else:
-            continue
-        exchanged.append((part, name))
+    exchanged = [
+        (part, name, vars(part).get(name), function)
+        for part in (model.modules() if which != "torch" else ())
+        for name, function in _exchange(part, which)
+    ]
+    for part, name, _, function in exchanged:
+        vars(part)[name] = function
     try:
         yield
     finally:
-        for part, name in exchanged:
-            del vars(part)[name]
+        for part, name, former, _ in exchanged:
+            if former is None:
+                del vars(part)[name]
+            else:
+                vars(part)[name] = former
+
+
+def _exchange(part: nn.Module, which: Kernels) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """The members of a layer that compute by these kernels, and by what."""
+    in_c = which == "c"
+    if isinstance(part, nn.Linear) and multiplies_by_onednn() and (not in_c or turns_by_onednn()):
+        yield "plain" if isinstance(part, LoRALinear) else "forward", partial(_linear, part)
+    elif isinstance(part, nn.GELU) and part.approximate == "tanh":
+        yield "forward", partial(_gelu, steps.gelu if in_c else _by_sigmoid)
+    elif in_c and isinstance(part, CausalSelfAttention) and part.core is fused_attention:
+        yield "core", _attention
 
 
 @cache
@@ -69,9 +85,16 @@ def turns_by_onednn() -> bool:
     return processor().endswith("AVX512")
 
 
-def faster_here() -> bool:
-    """Whether `--kernels auto` takes these: where they were measured to win, AMD processors with AVX2 or AVX-512."""
-    return processor().endswith(("AVX2", "AVX512")) and multiplies_by_onednn()
+def best_here(operations: float) -> Kernels:
+    """What `--kernels auto` takes: where they were measured to win, on AMD processors with AVX2 or AVX-512.
+
+    Args:
+        operations: of the whole run. With AVX2 alone, a long one is worth a compiler's second.
+    """
+    if not processor().endswith(("AVX2", "AVX512")) or not multiplies_by_onednn():
+        return "torch"
+    long = operations >= WORTH_COMPILING and not turns_by_onednn()
+    return "c" if long and not steps.unavailable() else "fast"
 
 
 def _multiplies_right() -> bool:
@@ -83,22 +106,32 @@ def _multiplies_right() -> bool:
         return False
 
 
+def _computes(x: Tensor) -> bool:
+    """Whether these kernels compute with x: else torch's do."""
+    return x.dtype == torch.float32 and torch.is_grad_enabled()
+
+
 @in_words("")
 def _linear(part: nn.Linear, x: Tensor) -> Tensor:
     """What a linear layer computes: (..., in) -> (..., out)."""
-    if x.dtype != torch.float32 or not torch.is_grad_enabled():
+    if not _computes(x):
         return nn.functional.linear(x, part.weight, part.bias)
     y: Tensor = _Linear.apply(x, part.weight, part.bias)  # type: ignore[no-untyped-call]
     return y
 
 
 @in_words("")
-def _gelu(x: Tensor) -> Tensor:
+def _gelu(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """tanh-GELU: (...) -> (...)."""
-    if x.dtype != torch.float32 or not torch.is_grad_enabled():
-        return nn.functional.gelu(x, approximate="tanh")
-    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
-    return y
+    return compute(x) if _computes(x) else nn.functional.gelu(x, approximate="tanh")
+
+
+@in_words("")
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Attention without a past, of rows that all begin at position 0. Shapes as in `model.explicit_attention`."""
+    plain = _computes(q) and mask.dim() == 2 and q.size(2) == k.size(2)
+    core: AttentionCore = steps.attention if plain else fused_attention
+    return core(q, k, v, mask, dropout)
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -128,6 +161,11 @@ class _Linear(torch.autograd.Function):
         elif ctx.needs_input_grad[1]:  # the wider one is the better right-hand side
             dweight = _product(drows, rows) if len(drows) <= len(rows) else _product(rows, drows).t()
         return dx, dweight, drows.sum(1) if ctx.needs_input_grad[2] else None
+
+
+def _by_sigmoid(x: Tensor) -> Tensor:
+    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Gelu(torch.autograd.Function):

@@ -282,7 +282,7 @@ def gradients(run: Run, step: int, first: int, processes: Processes) -> tuple[Te
         with (
             exchanging(run.forward, now=number + 1 == len(batches)),
             document_mask(run.model, batch.positions) as cache,
-            kernels(run.model, run.fast),
+            kernels(run.model, run.kernels),
         ):
             with autocast(run.device, run.dtype):
                 logits = with_text(run.forward(batch.inputs, cache), run.tokenizer.vocab_size)  # (B, T) -> (B, T, V)

@@ -31,7 +31,7 @@ from minigpt.system.figures import save_figure
 from minigpt.training.curves import loss_curve
 from minigpt.training.distributed import Processes
 from minigpt.training.optim import Muon, make_optimizers
-from minigpt.training.run import computes_fast, make_model
+from minigpt.training.run import make_model, which_kernels
 from minigpt.training.selfcheck import train_a_little
 from minigpt.training.teachers import Teachers, shapes_of
 
@@ -402,8 +402,8 @@ def _seconds_of_teachers(config: RunConfig, device: torch.device, dtype: torch.d
     if not shapes:
         return 0.0
     V = min(shape.vocab_size for shape in (config.model, *shapes))  # as many ids at most have text
-    fast = computes_fast(config, Processes(), device, dtype)
-    teachers = Teachers([GPT(shape).to(device).eval().requires_grad_(False) for shape in shapes], fast=fast)
+    by, _ = which_kernels(config, Processes(), device, dtype)
+    teachers = Teachers([GPT(shape).to(device).eval().requires_grad_(False) for shape in shapes], kernels=by)
     idx = torch.zeros(batch_size, T, dtype=torch.int64, device=device)
     times = []
     with autocast(device, dtype):

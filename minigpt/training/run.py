@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,9 +52,10 @@ from minigpt.tokenizers import (
     load_tokenizer,
     note_special,
 )
+from minigpt.training import steps
 from minigpt.training.checkpoint import Checkpoint, Progress, RunLock, circumstances
 from minigpt.training.distributed import READING, Processes, parallel, whole
-from minigpt.training.kernels import faster_here
+from minigpt.training.kernels import Kernels, best_here
 from minigpt.training.log import PrintLine
 from minigpt.training.optim import make_optimizers
 from minigpt.training.teachers import NO_TEACHERS, Teachers, find_teachers, load_teachers
@@ -77,7 +78,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype  # of the matrix products
     processes: Processes
-    fast: bool = False  # whether steps compute by `training.kernels`
+    kernels: Kernels = "torch"  # by which steps compute
     teachers: Teachers = NO_TEACHERS
     carried: Mapping[str, Any] = field(default_factory=dict)  # settings that the model to start from came with
     lock: RunLock | None = None  # of the first process, which writes the directory
@@ -152,9 +153,9 @@ def set_up(
     if processes.first:
         how = "put each text into a record of its own (.jsonl) without it, and its end is learned as the token"
         note_special(tokenizer, data.texts, how)
-    fast = computes_fast(config, processes, device, dtype)
+    kernels, why_kernels = which_kernels(config, processes, device, dtype)
     teaching = find_teachers(config, tokenizer, directory.path, resumed=checkpoint is not None)
-    teachers = load_teachers(config, teaching, device, fast)
+    teachers = load_teachers(config, teaching, device, kernels)
     t, former = config.train, checkpoint.manifest if checkpoint else {}
     if checkpoint is not None and t.asked == t.teachers:
         checkpoint.check_teachers(teachers.checksums, t.teachers)
@@ -176,8 +177,8 @@ def set_up(
     size = f"{counted(m.n_layer, 'layer')}, {counted(m.n_head, 'head')}, width {m.n_embd}, block {m.block_size}"
     number = f"{str(dtype)[6:]} ({why_dtype(config.dtype, device)})"
     where = f"on {device.type}, {counted(threads, 'thread')}, {number}, {compiled}"
-    if config.kernels == "fast":
-        where += ", fast kernels" if fast else ", torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)"
+    if config.kernels != "torch":
+        where += f", {why_kernels}"
     for line in loader.described:
         print_line(line)
     print_line(f"model      {model.num_parameters():,} parameters: {size}")
@@ -195,7 +196,7 @@ def set_up(
     if processes.rank > 0:  # each process draws its own dropout
         torch.manual_seed(config.seed + processes.rank)
     return Run(
-        config, directory, tokenizer, loader, origins, model, forward, optimizers, device, dtype, processes, fast,
+        config, directory, tokenizer, loader, origins, model, forward, optimizers, device, dtype, processes, kernels,
         teachers, carried,
     )  # fmt: skip
 
@@ -524,21 +525,33 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def choose_kernels(config: RunConfig, processes: Processes, device: torch.device) -> Literal["torch", "fast"]:
-    """Who computes linear layers and GELU: as asked; auto takes the fast ones where they fit and were measured to win.
+def choose_kernels(config: RunConfig, processes: Processes, device: torch.device) -> Kernels:
+    """Who computes a step's layers: as asked; auto takes others than torch's where they fit and were measured to win.
 
     A run records the answer, so a resume computes as before, on another processor too.
     """
     if config.kernels != "auto":
         return config.kernels
-    fits = computes_fast(replace(config, kernels="fast"), processes, device, choose_dtype(config.dtype, device))
-    return "fast" if fits and faster_here() else "torch"
+    t, m = config.train, config.model
+    number = math.inf if t.epochs else t.max_steps
+    tokens = number * t.batch_size * t.accumulation_steps * m.block_size
+    best = best_here(6 * 12 * m.n_layer * m.n_embd**2 * tokens)  # the products of the blocks, in both directions
+    return which_kernels(replace(config, kernels=best), processes, device, choose_dtype(config.dtype, device))[0]
 
 
-def computes_fast(config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether steps compute by `training.kernels`: as asked, where that is possible."""
+def which_kernels(
+    config: RunConfig, processes: Processes, device: torch.device, dtype: torch.dtype
+) -> tuple[Kernels, str]:
+    """By which kernels steps compute: as asked, where that is possible, else by torch's; and a word for the log."""
+    asked: Kernels = "torch" if config.kernels == "auto" else config.kernels
     apart = config.compile == "on" or (processes.size > 1 and config.train.parallel == "fsdp")
-    return config.kernels == "fast" and device.type == "cpu" and dtype == torch.float32 and not apart
+    if asked == "torch":
+        return asked, "torch's kernels"
+    if device.type != "cpu" or dtype != torch.float32 or apart:
+        return "torch", f"torch's kernels ({asked}: float32, on a CPU, eager, not fsdp)"
+    if asked == "c" and (reason := steps.unavailable()):
+        return "torch", f"torch's kernels (c: {reason})"
+    return asked, "fast kernels" if asked == "fast" else "kernels in C"
 
 
 def _compiled(

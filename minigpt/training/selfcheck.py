@@ -17,10 +17,11 @@ from minigpt.errors import first_line
 from minigpt.evaluation.loss import next_token_loss
 from minigpt.system.device import autocast, available_devices, multiplies_bfloat16, processor
 from minigpt.system.downloads import cache_dir
+from minigpt.training import steps
 from minigpt.training.distributed import Processes
-from minigpt.training.kernels import kernels
+from minigpt.training.kernels import Kernels, kernels
 from minigpt.training.optim import make_optimizers
-from minigpt.training.run import computes_fast, make_model, recompute_blocks
+from minigpt.training.run import make_model, recompute_blocks, which_kernels
 
 # The losses of two ways to compute the same step may differ only by rounding: bfloat16 keeps 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -76,26 +77,28 @@ def time_settings(
     All have the same first weights and batches. torch.compile takes a while to start; `tell` gets a line that says what
     is being measured.
     """
-    ways = [(torch.float32, False, False), (torch.bfloat16, False, False)]
+    ways: list[tuple[torch.dtype, bool, Kernels]] = [(torch.float32, False, "torch"), (torch.bfloat16, False, "torch")]
     if device.type == "cpu":
-        ways.append((torch.float32, False, True))
+        ways += [(torch.float32, False, "fast"), (torch.float32, False, "c")]
     if with_compile:
         dtypes = [torch.float32, *([torch.bfloat16] if multiplies_bfloat16(device) else [])]
-        ways += [(dtype, True, False) for dtype in dtypes]
+        ways += [(dtype, True, "torch") for dtype in dtypes]
     timings: list[Timing] = []
     usual: list[float] | None = None  # the losses of float32, eager
-    for dtype, compiled, fast in ways:
+    for dtype, compiled, by in ways:
         name = f"--dtype {str(dtype)[6:]} --compile {'on' if compiled else 'off'}"
         if device.type == "cpu" and dtype == torch.float32 and not compiled:  # where auto may choose either
-            name += f" --kernels {'fast' if fast else 'torch'}"
+            name += f" --kernels {by}"
         tell(f"measuring {name} ...")
         try:
-            way = replace(config, kernels="fast" if fast else "torch")
+            if by == "c" and steps.unavailable():
+                raise RuntimeError(steps.unavailable())
+            way = replace(config, kernels=by)
             losses, times = train_a_little(way, device, dtype, compiled, SECONDS)
         except Exception as error:  # a missing compiler raises many kinds
             timings.append(Timing(name, None, None, False, first_line(error)))
             continue
-        if (dtype, compiled, fast) == (torch.float32, False, False):
+        if (dtype, compiled, by) == (torch.float32, False, "torch"):
             usual = losses
         difference = max((abs(a - b) for a, b in zip(losses, usual or [], strict=False)), default=None)
         tokens = config.train.batch_size * config.model.block_size
@@ -113,7 +116,7 @@ def train_a_little(
     A run's own step has more: it accumulates, clips, follows a schedule, and may mask documents.
     """
     torch.manual_seed(0)
-    fast = computes_fast(config, Processes(), device, dtype)
+    by, _ = which_kernels(config, Processes(), device, dtype)
     model = make_model(config, None, None, {}).to(device)
     if config.train.gradient_checkpointing:
         recompute_blocks(model)
@@ -125,7 +128,7 @@ def train_a_little(
         start = time.perf_counter()
         tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.model.block_size + 1))
         x, y = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
-        with kernels(model, fast):
+        with kernels(model, by):
             with autocast(device, dtype):
                 loss = next_token_loss(forward(x), y)
             loss.backward()

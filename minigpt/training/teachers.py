@@ -31,7 +31,8 @@ from minigpt.model import GPT
 from minigpt.parameters import with_text
 from minigpt.tokenizers import Tokenizer, check_has_tokenizer
 from minigpt.training.document_mask import document_mask
-from minigpt.training.kernels import kernels
+from minigpt.training.kernels import Kernels
+from minigpt.training.kernels import kernels as exchanged
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Teachers:
     Attributes:
         models: in evaluation mode, none of whose parameters ask for a gradient.
         weight: w, their share in what is learned.
-        fast: whether they compute by `training.kernels`, as the run does.
+        kernels: by which they compute, as the run does.
     """
 
     models: Sequence[GPT] = ()
     weight: float = 0.0
-    fast: bool = False
+    kernels: Kernels = "torch"
 
     def mixed(self, loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """The loss to learn from, a scalar: what the text alone gives, `loss`, mixed with what the teachers give.
@@ -71,8 +72,8 @@ class Teachers:
         """
         total = torch.zeros(*batch.inputs.shape, vocab_size, device=batch.inputs.device)
         for model in self.models:
-            # Not under no_grad, where the fast kernels rest: frozen parameters keep nothing for a backward pass either.
-            with document_mask(model, batch.positions) as cache, kernels(model, self.fast):
+            # Not under no_grad, where only torch's kernels compute: frozen parameters keep nothing for a backward pass.
+            with document_mask(model, batch.positions) as cache, exchanged(model, self.kernels):
                 logits = with_text(model(batch.inputs, cache), vocab_size)
             total += logits.float().softmax(-1)
         return total / len(self.models)
@@ -136,13 +137,13 @@ def find_teachers(
     return found
 
 
-def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.device, fast: bool) -> Teachers:
+def load_teachers(config: RunConfig, sources: Sequence[Source], device: torch.device, by: Kernels) -> Teachers:
     """The teachers with their weights on a device; those of an adapter are merged. No random number is drawn."""
     models = []
     for source in sources:
         loaded, _ = source.load_for_text(block_size=config.model.block_size, dropout=0.0)
         models.append(loaded.to(device).eval().requires_grad_(False))
-    return Teachers(models, config.train.teacher_weight, fast)
+    return Teachers(models, config.train.teacher_weight, by)
 
 
 def shapes_of(config: RunConfig) -> list[GPTConfig]:

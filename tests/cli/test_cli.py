@@ -903,10 +903,10 @@ def test_doctor(capsys, monkeypatch):
     noted = lambda config, *rest: vocabularies.append(config.model.vocab_size) or real(config, *rest)  # noqa: E731
     monkeypatch.setattr(selfcheck, "make_model", noted)
     result = result_of(["doctor", "--no-compile", "--device", "cpu"], capsys)
-    assert vocabularies == 3 * [65]  # what a run on Shakespeare has, not GPT-2's 50,257
+    assert vocabularies == 4 * [65]  # what a run on Shakespeare has, not GPT-2's 50,257
     assert [timing["name"] for timing in result["timings"]] == [
         "--dtype float32 --compile off --kernels torch", "--dtype bfloat16 --compile off",
-        "--dtype float32 --compile off --kernels fast",
+        "--dtype float32 --compile off --kernels fast", "--dtype float32 --compile off --kernels c",
     ]  # fmt: skip
     assert result["timings"][0]["difference"] == 0
     assert result["best"].startswith("--dtype")

@@ -1,4 +1,4 @@
-"""`--kernels fast` computes what torch computes, in both directions, and a run with it is exact in its own way."""
+"""`--kernels fast` and `c` compute what torch computes, both ways, and a run with them is exact in its own way."""
 
 import math
 import os
@@ -13,8 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from minigpt.config import RunConfig
 from minigpt.errors import Interrupted
 from minigpt.formats.run_directory import read_config
+from minigpt.model import explicit_attention, fused_attention
+from minigpt.parameters import as_built
 from minigpt.training import kernels as room
-from minigpt.training import loop
+from minigpt.training import loop, steps
+from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
 from minigpt.training.loop import train
 
@@ -58,6 +61,22 @@ def products(monkeypatch):
     return counted
 
 
+@pytest.fixture
+def attentions(monkeypatch):
+    """Counts what attention is computed in C."""
+    if reason := steps.unavailable():
+        pytest.skip(f"steps.c: {reason}")
+    real = steps.attention
+
+    def counted(*arguments):
+        counted.calls += 1
+        return real(*arguments)
+
+    counted.calls = 0
+    monkeypatch.setattr(steps, "attention", counted)
+    return counted
+
+
 def linear(x, weight, bias=None):
     layer = nn.Linear(1, 1)
     del layer.weight, layer.bias
@@ -70,7 +89,7 @@ def gelu(x, approximate="tanh"):
 
 
 def inside(layer, x):
-    with kernels(layer, True):
+    with kernels(layer, "fast"):
         y = layer(x)
     assert "forward" not in vars(layer)
     return y
@@ -153,20 +172,41 @@ def test_everything_else_is_left_to_torch(dtype):
     assert erf.equal(F.gelu(wide))
 
 
+@pytest.mark.usefixtures("attentions")
+def test_attention_takes_its_place_where_it_is_the_usual_one(tiny_model, attentions):
+    idx = torch.randint(23, (2, 11))
+    expected = tiny_model(idx)
+    tiny_model.h[1].attn.core = explicit_attention
+    with kernels(tiny_model, "c"):
+        assert (tiny_model(idx) - expected).abs().max() < 1e-5
+        assert attentions.calls == 1  # of two layers
+        as_built(tiny_model, {})  # it is still a plain model, whose numbers are the same
+        with torch.no_grad():
+            tiny_model(idx)
+        with document_mask(tiny_model, torch.arange(11).remainder(7).expand(2, -1)) as cache:
+            tiny_model(idx, cache)
+    assert attentions.calls == 1
+    assert [block.attn.core for block in tiny_model.h] == [fused_attention, explicit_attention]
+    assert not any({"forward"} & {*vars(part)} for part in tiny_model.modules())
+
+
 def losses(run):
     return [row["train_loss"] for row in loop.read_records(loop.RunDirectory(run).metrics) if "train_loss" in row]
 
 
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_a_run_learns_the_same_and_resumes_to_the_bit(corpus, config, tmp_path, monkeypatch, products, recomputed):
+@pytest.mark.parametrize(("by", "words"), [("fast", "fast kernels"), ("c", "kernels in C")])
+def test_a_run_learns_the_same_and_resumes_to_the_bit(
+    corpus, config, tmp_path, monkeypatch, products, recomputed, by, words
+):
     config = replace(config, kernels="torch", train=replace(config.train, gradient_checkpointing=recomputed))
-    fast, said = replace(config, kernels="fast"), []
+    fast, said = replace(config, kernels=by), []
     train(config, corpus, tmp_path / "torch", quiet)
     before = products.calls
     train(fast, corpus, tmp_path / "straight", said.append)
     assert products.calls - before == 20 * (9 * 3 + (8 if recomputed else 0))  # 9 layers, both ways; 8 lie in blocks
-    assert any("fast kernels" in line for line in said)
+    assert any(words in line for line in said)
     assert losses(tmp_path / "straight") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
     real = loop.gradients
 
@@ -188,7 +228,20 @@ def test_a_run_learns_the_same_and_resumes_to_the_bit(corpus, config, tmp_path, 
 def test_where_they_do_not_fit_the_log_says_so(corpus, config, tmp_path):
     said = []
     train(replace(config, kernels="fast", dtype="bfloat16"), corpus, tmp_path / "run", said.append)
-    assert any("torch's kernels (the fast ones: float32, on a CPU, eager, not fsdp)" in line for line in said)
+    assert any("torch's kernels (fast: float32, on a CPU, eager, not fsdp)" in line for line in said)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_in_c_goes_on_where_there_is_no_compiler(corpus, config, tmp_path, monkeypatch, attentions):
+    run, said = tmp_path / "run", []
+    train(replace(config, kernels="c", train=replace(config.train, max_steps=3)), corpus, run, said.append)
+    assert attentions.calls > 0
+    monkeypatch.setattr(steps, "unavailable", lambda: "there is no C compiler")
+    before = attentions.calls
+    train(replace(config, kernels="c"), corpus, run, said.append, resume=True)
+    assert attentions.calls == before
+    assert any("torch's kernels (c: there is no C compiler)" in line for line in said)
+    assert read_config(loop.RunDirectory(run)).kernels == "c"  # on the first machine it computes as before
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -245,6 +298,23 @@ def test_a_run_chooses_once_and_a_resume_takes_the_same(
     train(replace(recorded, train=replace(recorded.train, max_steps=5)), corpus, tmp_path / "run", said.append, True)
     assert read_config(loop.RunDirectory(tmp_path / "run")).kernels == taken
     assert not any(line.startswith("changed    kernels") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "reason", "short", "long"),
+    [
+        ("AMD EPYC 9B45 128-Core Processor, AVX512", True, "", "fast", "fast"),
+        ("AMD Ryzen 5 3600 6-Core Processor, AVX2", False, "", "fast", "c"),
+        ("AMD Ryzen 5 3600 6-Core Processor, AVX2", False, "there is no C compiler", "fast", "fast"),
+        ("Intel(R) Xeon(R) CPU @ 2.80GHz, AVX2", False, "", "torch", "torch"),
+    ],
+)
+def test_a_long_run_is_worth_compiling_for(monkeypatch, really, name, turns, reason, short, long):
+    monkeypatch.setattr(room, "multiplies_by_onednn", really)
+    monkeypatch.setattr(room, "processor", lambda: name)
+    monkeypatch.setattr(room, "turns_by_onednn", lambda: turns)
+    monkeypatch.setattr(steps, "unavailable", lambda: reason)
+    assert [room.best_here(operations) for operations in (1e9, 1e14)] == [short, long]
 
 
 def test_a_run_from_before_the_setting_goes_on_as_it_began(tmp_path):

@@ -147,7 +147,7 @@ def test_teachers_allocate_what_is_predicted(tmp_path, dtype, shape, vocab_size,
         save_run(GPT(replace(first.model, **shape)), tokenizer, tmp_path / name)
     config = updated(first, {"kernels": "torch", "train": {"teachers": (str(tmp_path / "a"), str(tmp_path / "b"))}})
     m, t = config.model, config.train
-    teachers = load_teachers(config, find_teachers(config, tokenizer), CPU, False)
+    teachers = load_teachers(config, find_teachers(config, tokenizer), CPU, "torch")
     idx = torch.randint(m.vocab_size, (t.batch_size, m.block_size))
     batch = Batch(idx, idx)
 

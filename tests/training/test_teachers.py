@@ -99,7 +99,7 @@ def by_loop(student, models, batches, weight):
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed", "packed-masked", "text"])
-@pytest.mark.parametrize("kernels", ["torch", "fast"])
+@pytest.mark.parametrize("kernels", ["torch", "fast", "c"])
 def test_the_gradient_is_that_of_a_loop_in_float64(two, corpus, batching, kernels):
     weight = 0.7
     more = {"kernels": kernels, "train": {"teacher_weight": weight, "accumulation_steps": 2, "batch_size": 5}}
@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_a_loop_in_float64(two, corpus, batching, kernel
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "fast"])
+@pytest.mark.parametrize("kernels", ["torch", "fast", "c"])
 def test_a_weight_of_nothing_changes_nothing_to_the_bit(two, kernels):
     config = taught((), kernels=kernels, model={"dropout": 0.1})
     train(config, DOCUMENTS, "alone", quiet)

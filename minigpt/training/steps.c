@@ -1,0 +1,307 @@
+/* Causal attention and tanh-GELU of a training step on a CPU, in float32, with their gradients.
+
+Attention computes some queries of one head at a time (Dao et al., 2022): their scores stay in the processor's cache,
+and no (T, T) matrix goes through memory. A sum has the same order with any number of threads.
+
+The machine's compiler makes a library of this file; `steps.py` calls it. */
+
+#include <math.h>
+
+#include "../vectors.h"
+
+enum { QUERIES = 4 * HEIGHT };  // computed at a time: a smaller number wastes less on hidden keys
+
+INLINE ptrdiff_t filled(ptrdiff_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+/* ---- C += A B, whose B and C have whole panels of columns */
+
+/* Where they lie, and how far apart: rows and columns of A, panels of B, rows of C. */
+typedef struct {
+    const float *a;
+    ptrdiff_t a_rows, a_columns;
+    const float *b;
+    ptrdiff_t b_panels;
+    float *c;
+    ptrdiff_t c_rows;
+} Matrices;
+
+INLINE void add_tile(const int height, Matrices of, ptrdiff_t steps) {
+    Reals tile[HEIGHT][WIDTH];
+    UNROLLED for (int r = 0; r < height; r++)
+        UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] = *(Reals *)(of.c + r * of.c_rows + v * LANES);
+#pragma GCC unroll 2
+    for (; steps > 0; steps--, of.a += of.a_columns, of.b += PANEL) {
+        Reals b[WIDTH];
+        UNROLLED for (int v = 0; v < WIDTH; v++) b[v] = *(const Reals *)(of.b + v * LANES);
+        UNROLLED for (int r = 0; r < height; r++)
+            UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] += of.a[r * of.a_rows] * b[v];
+    }
+    UNROLLED for (int r = 0; r < height; r++)
+        UNROLLED for (int v = 0; v < WIDTH; v++) *(Reals *)(of.c + r * of.c_rows + v * LANES) = tile[r][v];
+}
+
+/* A (rows, steps), B (steps, columns), C (rows, columns). */
+static void add_product(Matrices of, ptrdiff_t rows, ptrdiff_t steps, ptrdiff_t columns) {
+    for (ptrdiff_t k = 0; k < steps; k += DEPTH)
+        for (ptrdiff_t p = 0; p * PANEL < columns; p++) {
+            Matrices at = of;
+            at.a += k * of.a_columns;
+            at.b += k * PANEL + p * of.b_panels;
+            at.c += p * PANEL;
+            const ptrdiff_t depth = least(DEPTH, steps - k);
+            for (ptrdiff_t left = rows, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
+                const ptrdiff_t height = (left + tiles - 1) / tiles;  // tiles of about one height
+                switch (height) {                                     // which the compiler knows
+                    case 1: add_tile(1, at, depth); break;
+                    case 2: add_tile(2, at, depth); break;
+                    case 3: add_tile(3, at, depth); break;
+                    case 4: add_tile(4, at, depth); break;
+                    case 5: add_tile(5, at, depth); break;
+                    case 6: add_tile(6, at, depth);
+                }
+                left -= height;
+                at.a += height * at.a_rows;
+                at.c += height * at.c_rows;
+            }
+        }
+}
+
+/* A panel of the right factor: columns of a matrix (rows, columns) as [row][PANEL], filled up with zeros. */
+INLINE void lay_out(const float *from, ptrdiff_t rows_apart, ptrdiff_t columns_apart, ptrdiff_t rows, ptrdiff_t columns,
+                    float *to) {
+    for (ptrdiff_t r = 0; r < rows; r++, from += rows_apart, to += PANEL)
+        if (columns_apart == 1 && columns >= PANEL)
+            UNROLLED for (int i = 0; i < PANEL; i += LANES) *(Reals *)(to + i) = *(const Reals *)(from + i);
+        else
+            for (int i = 0; i < PANEL; i++) to[i] = i < columns ? from[i * columns_apart] : 0;
+}
+
+/* Zeros, in whole panels of columns. */
+INLINE void fill(float *to, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t apart) {
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (ptrdiff_t i = 0; i < filled(columns); i++) to[r * apart + i] = 0;
+}
+
+INLINE void copy(const float *from, ptrdiff_t number, float *to) {
+    ptrdiff_t i = 0;
+    for (; i + LANES <= number; i += LANES) *(Reals *)(to + i) = *(const Reals *)(from + i);
+    for (; i < number; i++) to[i] = from[i];
+}
+
+INLINE float dot(const float *a, const float *b, ptrdiff_t number) {
+    Reals sums = {0};
+    float sum = 0;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= number; i += LANES) sums += *(const Reals *)(a + i) * *(const Reals *)(b + i);
+    for (; i < number; i++) sum += a[i] * b[i];
+    for (i = 0; i < LANES; i++) sum += sums[i];
+    return sum;
+}
+
+/* ---- e^x and tanh-GELU */
+
+INLINE Reals either(Wholes which, Reals a, Reals b) { return (Reals)((which & (Wholes)a) | (~which & (Wholes)b)); }
+
+/* 2^x within a few units of its last place: 0 far below 0, finite far above it, and NaN of NaN. */
+INLINE Reals power_of_2(Reals x) {
+    const float nearest = 3 << 22;  // a sum with this is rounded to a whole number, its last bits
+    const Wholes low = x < -126, high = x > 127;
+    x = either(high, (Reals){0} + 127, either(low, (Reals){0} - 126, x));
+    const Reals whole = x + nearest, part = (x - (whole - nearest)) * 0.693147180559945f;  // |part| <= log(2) / 2
+    Reals sum = 1 / 720.f + part * (1 / 5040.f);  // Taylor's series of e^part
+    sum = 1 / 120.f + part * sum;
+    sum = 1 / 24.f + part * sum;
+    sum = 1 / 6.f + part * sum;
+    sum = .5f + part * sum;
+    sum = 1 + part * sum;
+    sum = 1 + part * sum;
+    const Reals power = (Reals)(((Wholes)whole - (Wholes)((Reals){0} + nearest) + 127) << 23);
+    return (Reals)(~low & (Wholes)(sum * power));
+}
+
+static const float LOG2_E = 1.44269504088896f;
+
+/* y = x s and its slope s + x s (1 - s) (2 u)', with s = sigmoid(2 u) and 2 u = first x + third x^3. */
+void gelu(const float *x, float *y, float *slope, ptrdiff_t count, float first, float third, int threads) {
+    const ptrdiff_t full = count / LANES;
+#pragma omp parallel for num_threads(threads)
+    for (ptrdiff_t n = 0; n <= full; n++) {
+        const ptrdiff_t some = least(LANES, count - n * LANES);
+        Reals of = {0}, ys, slopes;
+        if (some == LANES) of = *(const Reals *)(x + n * LANES);
+        else
+            for (ptrdiff_t i = 0; i < some; i++) of[i] = x[n * LANES + i];
+        const Reals square = of * of, e = power_of_2(-LOG2_E * of * (first + third * square)), s = 1 / (1 + e);
+        ys = of * s;
+        slopes = s + ys * (e * s) * (first + 3 * third * square);  // e s = 1 - s
+        if (some == LANES) {
+            *(Reals *)(y + n * LANES) = ys;
+            *(Reals *)(slope + n * LANES) = slopes;
+        } else
+            for (ptrdiff_t i = 0; i < some; i++) y[n * LANES + i] = ys[i], slope[n * LANES + i] = slopes[i];
+    }
+}
+
+/* ---- causal attention: B rows of H heads with T positions and D numbers at each */
+
+typedef struct { ptrdiff_t B, H, T, D; } Sizes;
+
+/* Where the numbers of a head lie, (T, D), and how far apart two rows of the batch, heads and positions are. */
+typedef struct { ptrdiff_t rows, heads, positions; } Strides;
+INLINE ptrdiff_t of_head(Strides by, ptrdiff_t number, Sizes of) {
+    return number / of.H * by.rows + number % of.H * by.heads;
+}
+
+/* One head (T, D) in panels of its numbers, [panel][T][PANEL]; and turned, in panels of its positions. */
+static void by_numbers(const float *from, Strides by, Sizes of, float *to) {
+    for (ptrdiff_t d = 0; d < of.D; d += PANEL) lay_out(from + d, by.positions, 1, of.T, of.D - d, to + d * of.T);
+}
+static void by_positions(const float *from, Strides by, Sizes of, float *to) {
+    for (ptrdiff_t t = 0; t < of.T; t += PANEL)
+        lay_out(from + t * by.positions, 1, by.positions, of.D, of.T - t, to + t * of.D);
+}
+
+/* The first `number` of some values, of which these begin with number `first`; the others are replaced. */
+INLINE Reals visible(ptrdiff_t first, ptrdiff_t number, Reals values, float otherwise) {
+    Wholes at;
+    UNROLLED for (int i = 0; i < LANES; i++) at[i] = i;
+    return either(at < (int32_t)least(LANES, number - first), values, (Reals){0} + otherwise);
+}
+
+/* What makes weights of a query's scores: 2^((score - high) * power) * share. */
+typedef struct { float high, share; } Softmax;
+
+/* In place, of `number` scores the weights, and zeros behind them, up to `all`. */
+static Softmax weigh(float *scores, ptrdiff_t number, ptrdiff_t all, float power) {
+    Reals highs = (Reals){0} - INFINITY, sums = {0};
+    for (ptrdiff_t s = 0; s < number; s += LANES) {
+        const Reals some = visible(s, number, *(Reals *)(scores + s), -INFINITY);
+        highs = either(some > highs, some, highs);
+    }
+    float high = highs[0], sum = 0;
+    for (int i = 1; i < LANES; i++) high = highs[i] > high ? highs[i] : high;
+    for (ptrdiff_t s = 0; s < all; s += LANES) {
+        const Reals some = s < number ? power_of_2((*(Reals *)(scores + s) - high) * power) : (Reals){0};
+        sums += *(Reals *)(scores + s) = visible(s, number, some, 0);
+    }
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    for (ptrdiff_t s = 0; s < number; s += LANES) *(Reals *)(scores + s) *= 1 / sum;
+    return (Softmax){high, 1 / sum};
+}
+
+/* Dropout of the weights: its mask (B, H, T, T) holds 1 or 0, or is NULL; what stays is multiplied by `more`. */
+typedef struct { const uint8_t *stays; float more; } Dropout;
+
+/* What the weights of a query are multiplied by, from its key number `first`. */
+INLINE Reals kept(Dropout by, ptrdiff_t query, ptrdiff_t first, ptrdiff_t T) {
+    typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
+    if (!by.stays) return (Reals){0} + 1;
+    const uint8_t *stays = by.stays + query * T;
+    Bytes some = {0};
+    if (first + LANES <= T) some = *(const Bytes *)(stays + first);
+    else
+        for (ptrdiff_t i = first; i < T; i++) some[i - first] = stays[i];
+    return __builtin_convertvector(__builtin_convertvector(some, Wholes), Reals) * by.more;
+}
+
+INLINE ptrdiff_t keys_apart(ptrdiff_t T) { return filled(T) + PANEL; }  // no power of two: it would share cache lines
+
+/* Numbers of float32 that each thread needs as room, forward and backward. */
+ptrdiff_t room(ptrdiff_t T, ptrdiff_t D, int back) {
+    const ptrdiff_t turned = filled(T) * D, wide = T * filled(D), block = QUERIES * filled(D);
+    return (back ? 2 * turned + 5 * wide : turned + wide) + QUERIES * (back + 1) * keys_apart(T) + block;
+}
+
+/* y (B, T, H, D) of q, k and v, which lie alike, and the `softmaxes` (B, H, T) of their scores, q k' times `scale`. */
+void attention(const float *q, const float *k, const float *v, Strides by, Dropout dropout, float scale, float *y,
+               Softmax *softmaxes, Sizes of, int threads, float *rooms) {
+    const ptrdiff_t T = of.T, D = of.D, wide = filled(D), apart = keys_apart(T);
+    const Strides by_y = {T * of.H * D, D, of.H * D};
+    const float power = scale * LOG2_E;
+#pragma omp parallel for num_threads(threads)
+    for (int thread = 0; thread < threads; thread++) {
+        float *keys = rooms + thread * room(T, D, 0), *values = keys + filled(T) * D;
+        float *scores = values + T * wide, *sums = scores + QUERIES * apart;
+        for (ptrdiff_t n = of.B * of.H * thread / threads; n < of.B * of.H * (thread + 1) / threads; n++) {
+            const ptrdiff_t at = of_head(by, n, of);
+            by_positions(k + at, by, of, keys);
+            by_numbers(v + at, by, of, values);
+            for (ptrdiff_t first = 0; first < T; first += QUERIES) {
+                const ptrdiff_t some = least(QUERIES, T - first), number = first + some;
+                const float *queries = q + at + first * by.positions;
+                fill(scores, some, number, apart);
+                add_product((Matrices){queries, by.positions, 1, keys, D * PANEL, scores, apart}, some, D, number);
+                for (ptrdiff_t r = 0, row = n * T + first; r < some; r++, row++) {
+                    softmaxes[row] = weigh(scores + r * apart, first + r + 1, filled(number), power);
+                    for (ptrdiff_t s = 0; dropout.stays && s < number; s += LANES)
+                        *(Reals *)(scores + r * apart + s) *= kept(dropout, row, s, T);
+                }
+                fill(sums, some, D, wide);
+                add_product((Matrices){scores, apart, 1, values, T * PANEL, sums, wide}, some, number, D);
+                for (ptrdiff_t r = 0; r < some; r++)
+                    copy(sums + r * wide, D, y + of_head(by_y, n, of) + (first + r) * by_y.positions);
+            }
+        }
+    }
+}
+
+/* The gradients of q, k and v, which lie `by_d` alike, from that of y, dy (B, T, H, D), and from what `attention` gave.
+
+With S = scores, P = softmax(S) and M = what dropout multiplies by: dV = (P M)' dY, dP = (dY V') M,
+dS = P (dP - sum(dY Y)), dQ = dS K, dK = dS' Q. */
+void attention_back(const float *q, const float *k, const float *v, Strides by, Dropout dropout, float scale,
+                    const float *y, const Softmax *softmaxes, const float *dy, float *dq, float *dk, float *dv,
+                    Strides by_d, Sizes of, int threads, float *rooms) {
+    const ptrdiff_t T = of.T, D = of.D, wide = filled(D), apart = keys_apart(T);
+    const Strides by_y = {T * of.H * D, D, of.H * D};
+    const float power = scale * LOG2_E;
+#pragma omp parallel for num_threads(threads)
+    for (int thread = 0; thread < threads; thread++) {
+        float *k_turned = rooms + thread * room(T, D, 1), *v_turned = k_turned + filled(T) * D;
+        float *patterns = v_turned + filled(T) * D, *slopes = patterns + QUERIES * apart;
+        float *queries = slopes + QUERIES * apart, *keys = queries + T * wide, *dys = keys + T * wide;
+        float *dks = dys + T * wide, *dvs = dks + T * wide, *dqs = dvs + T * wide;
+        for (ptrdiff_t n = of.B * of.H * thread / threads; n < of.B * of.H * (thread + 1) / threads; n++) {
+            const ptrdiff_t at = of_head(by, n, of), at_y = of_head(by_y, n, of), at_d = of_head(by_d, n, of);
+            by_positions(k + at, by, of, k_turned);
+            by_positions(v + at, by, of, v_turned);
+            by_numbers(q + at, by, of, queries);
+            by_numbers(k + at, by, of, keys);
+            by_numbers(dy + at_y, by_y, of, dys);
+            fill(dks, T, D, wide);
+            fill(dvs, T, D, wide);
+            for (ptrdiff_t first = 0; first < T; first += QUERIES) {
+                const ptrdiff_t some = least(QUERIES, T - first), number = first + some;
+                const ptrdiff_t from = at + first * by.positions, from_y = at_y + first * by_y.positions;
+                fill(patterns, some, number, apart);
+                fill(slopes, some, number, apart);
+                fill(dqs, some, D, wide);
+                add_product((Matrices){q + from, by.positions, 1, k_turned, D * PANEL, patterns, apart}, some, D,
+                            number);
+                add_product((Matrices){dy + from_y, by_y.positions, 1, v_turned, D * PANEL, slopes, apart}, some, D,
+                            number);
+                for (ptrdiff_t r = 0, row = n * T + first; r < some; r++, row++) {
+                    const float mean = dot(y + from_y + r * by_y.positions, dy + from_y + r * by_y.positions, D);
+                    const Softmax softmax = softmaxes[row];
+                    for (ptrdiff_t s = 0; s < filled(number); s += LANES) {
+                        Reals *p = (Reals *)(patterns + r * apart + s), *d = (Reals *)(slopes + r * apart + s);
+                        const Reals weights = power_of_2((*p - softmax.high) * power) * softmax.share;
+                        const Reals pattern = visible(s, first + r + 1, weights, 0), mask = kept(dropout, row, s, T);
+                        *p = pattern * mask;
+                        *d = pattern * (*d * mask - mean) * scale;
+                    }
+                }
+                add_product((Matrices){slopes, apart, 1, keys, T * PANEL, dqs, wide}, some, number, D);
+                add_product((Matrices){slopes, 1, apart, queries + first * PANEL, T * PANEL, dks, wide}, number, some,
+                            D);
+                add_product((Matrices){patterns, 1, apart, dys + first * PANEL, T * PANEL, dvs, wide}, number, some, D);
+                for (ptrdiff_t r = 0; r < some; r++)
+                    copy(dqs + r * wide, D, dq + at_d + (first + r) * by_d.positions);
+            }
+            for (ptrdiff_t t = 0; t < T; t++) {
+                copy(dks + t * wide, D, dk + at_d + t * by_d.positions);
+                copy(dvs + t * wide, D, dv + at_d + t * by_d.positions);
+            }
+        }
+    }
+}

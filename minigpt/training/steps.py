@@ -1,0 +1,161 @@
+"""Causal attention and tanh-GELU of a training step on a CPU, from `steps.c`, which the machine's compiler makes ready.
+
+Each is what torch computes up to rounding, in both directions, in float32.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from minigpt.dropout import draw
+from minigpt.model import explicit_attention
+from minigpt.system.compiler import shared_library
+
+SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # of GELU: 2 u = SLOPE x + CUBE x^3
+
+
+class _Strides(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ssize_t) for name in ("rows", "heads", "positions")]
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ssize_t) for name in "BHTD"]
+
+
+class _Dropout(ctypes.Structure):
+    _fields_ = [("stays", ctypes.c_void_p), ("more", ctypes.c_float)]
+
+
+def _strides(x: Tensor) -> _Strides:
+    """Of a tensor (B, H, T, D) whose last dimension is dense."""
+    return _Strides(*x.stride()[:3])
+
+
+def _dropout(stays: Tensor | None, more: float) -> _Dropout:
+    """A mask that stays in memory as long as its tensor does."""
+    return _Dropout(None if stays is None else stays.data_ptr(), more)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """`steps.c`, ready to be called.
+
+    Raises:
+        RuntimeError: if there is no compiler, or it cannot make it ready.
+    """
+    library = shared_library(Path(__file__).with_name("steps.c"))
+    address, size, number, threads = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
+    given = [*3 * [address], _Strides, _Dropout, number]
+    sizes = [_Sizes, threads, address]
+    library.gelu.argtypes = [*3 * [address], size, *2 * [number], threads]
+    library.room.argtypes, library.room.restype = [*2 * [size], ctypes.c_int], size
+    library.attention.argtypes = [*given, *2 * [address], *sizes]
+    library.attention_back.argtypes = [*given, *6 * [address], _Strides, *sizes]
+    for function in (library.gelu, library.attention, library.attention_back):
+        function.restype = None
+    return library
+
+
+@cache
+def unavailable() -> str:
+    """Why these cannot be used here; "" if they can: the compiler made them ready, and they compute what torch does."""
+    try:
+        _library()
+    except RuntimeError as problem:
+        return str(problem)
+    mask, generator = torch.ones(29, 29, dtype=torch.bool).tril(), torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 29, 5, generator=generator, dtype=torch.float32, requires_grad=True) for _ in range(3))
+    ways: list[tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = [
+        (gelu, partial(F.gelu, approximate="tanh"), [q]),
+        (partial(attention, mask=mask, dropout=0.0), partial(explicit_attention, mask=mask, dropout=0.0), [q, k, v]),
+    ]
+    for ours, plain, given in ways:
+        with torch.enable_grad():
+            results = [function(*given) for function in (ours, plain)]
+            slopes = [torch.autograd.grad(y, given, torch.linspace(-1, 2, y.numel()).view(y.shape)) for y in results]
+        for one, other in zip((results[0], *slopes[0]), (results[1], *slopes[1]), strict=True):
+            if not torch.allclose(one, other, rtol=1e-4, atol=1e-4):
+                return "the compiler's library computes other numbers than torch"
+    return ""
+
+
+# ---- tanh-GELU
+
+
+def gelu(x: Tensor) -> Tensor:
+    """(...) -> (...), as `F.gelu(x, approximate="tanh")`."""
+    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Gelu(torch.autograd.Function):
+    """Its slope is computed in the forward pass, and kept in the place of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        addresses = (part.data_ptr() for part in (x, y, slope))
+        _library().gelu(*addresses, x.numel(), SLOPE, CUBE, torch.get_num_threads())
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        slope: Tensor
+        (slope,) = ctx.saved_tensors
+        return dy * slope
+
+
+# ---- causal attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """`model.explicit_attention`, with its masks of dropout, where the mask is the plain causal triangle: T = S."""
+    y: Tensor = _Attention.apply(q, k, v, dropout)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Attention(torch.autograd.Function):
+    """The pattern (T, T) is never in memory; what makes it of the scores is kept, two numbers for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        B, H, T, D = q.shape
+        if not q.stride() == k.stride() == v.stride() or q.stride(3) != 1:
+            q, k, v = (part.contiguous() for part in (q, k, v))
+        stays, ctx.more = draw((B, H, T, T), dropout) if dropout else (None, 1.0)
+        y, softmaxes = q.new_empty(B, T, H, D), q.new_empty(B, H, T, 2)
+        library, threads = _library(), torch.get_num_threads()
+        room = q.new_empty(threads, library.room(T, D, False))
+        library.attention(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), _strides(q), _dropout(stays, ctx.more), 1 / math.sqrt(D),
+            y.data_ptr(), softmaxes.data_ptr(), _Sizes(B, H, T, D), threads, room.data_ptr(),
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, y, softmaxes, stays)
+        return y.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, softmaxes, stays = ctx.saved_tensors
+        B, H, T, D = q.shape
+        dy = dy.transpose(1, 2).contiguous()  # (B, T, H, D), as it lies already in a model
+        dq, dk, dv = (part.transpose(1, 2) for part in q.new_empty(B, T, 3, H, D).unbind(2))  # 3 x (B, H, T, D)
+        library, threads = _library(), torch.get_num_threads()
+        room = q.new_empty(threads, library.room(T, D, True))
+        library.attention_back(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), _strides(q), _dropout(stays, ctx.more), 1 / math.sqrt(D),
+            y.data_ptr(), softmaxes.data_ptr(), dy.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+            _strides(dq), _Sizes(B, H, T, D), threads, room.data_ptr(),
+        )  # fmt: skip
+        return dq, dk, dv, None
