@@ -1,10 +1,13 @@
 """A tiny model of distinct prime sizes, so that no two dimensions can be mistaken for each other."""
 
+import gc
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+gc.disable()  # until all is imported and collected, see pytest_collection
 
 # Tiny tensors on spinning threads: where another program wants a core too, the tests would take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,6 +28,17 @@ from minigpt.tokenizers import GPT2Tokenizer
 
 settings.register_profile("minigpt", deadline=None)  # no test is a timing test
 settings.load_profile("minigpt")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected stays to the end, and the collector need not look through it again and again."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 TINY = GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=3 * 5)
 
