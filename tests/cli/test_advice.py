@@ -35,17 +35,25 @@ STEPS = ["--device", "cpu", "--train.max_steps", "2", "--train.batch_size", "2",
 NEW = ["--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "6", "--model.block_size", "7", *STEPS]
 
 
-@pytest.fixture(autouse=True)
-def files(tmp_path, monkeypatch):
-    """A model without a tokenizer, a run, and texts of its letters; no pictures are drawn."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A model without a tokenizer, a run, and texts of its letters."""
+    folder = tmp_path_factory.mktemp("prepared")
     model = random_model(SHAPE, seed=3)
-    save_hf(model, None, "bare")
-    save_run(model, LETTERS, "run")
+    save_hf(model, None, folder / "bare")
+    save_run(model, LETTERS, folder / "run")
     for number, name in enumerate(("learned.txt", "held.txt")):
-        Path(name).write_text("".join(LETTERS.decode([(i * i + number) % 23]) for i in range(331)), encoding="utf-8")
-    Path("letters.txt").write_text(CHARACTERS, encoding="utf-8")
+        text = "".join(LETTERS.decode([(i * i + number) % 23]) for i in range(331))
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "letters.txt").write_text(CHARACTERS, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def files(prepared, tmp_path, monkeypatch):
+    """Every test has a copy of them; no pictures are drawn."""
+    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_model_without_a_tokenizer_is_trained_as_the_error_advises(failing):
