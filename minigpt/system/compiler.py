@@ -25,15 +25,32 @@ def shared_library(source: Path) -> ctypes.CDLL:
     loaded that others could have written, or that was made for another processor.
 
     Args:
-        source: the file. The compiler is `CC` of the environment, or the first of cc, gcc and clang.
+        source: the file. The compiler is `CC` of the environment, or the first of cc, gcc and clang whose library can
+            be loaded: that of clang needs its own OpenMP.
 
     Raises:
-        RuntimeError: if there is no compiler, or it cannot make a library that can be loaded.
+        RuntimeError: if there is no compiler, or none makes a library that can be loaded; with the first one's reason.
     """
     try:
-        compiler = shlex.split(os.environ.get("CC", "")) or [*filter(None, map(shutil.which, _NAMES))][:1]
-        if not compiler:
-            raise RuntimeError(f"there is no C compiler ({', '.join(_NAMES)})")
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError as problem:
+        raise RuntimeError(first_line(problem)) from None
+    found: dict[str, str] = {}
+    for path in filter(None, map(shutil.which, _NAMES)):
+        found.setdefault(os.path.realpath(path), path)  # one compiler may have several names
+    compilers = [chosen] if chosen else [[path] for path in found.values()]
+    problems = []
+    for compiler in compilers:
+        try:
+            return _compiled(source, compiler)
+        except RuntimeError as problem:
+            problems.append(problem)
+    raise problems[0] if problems else RuntimeError(f"there is no C compiler ({', '.join(_NAMES)})")
+
+
+def _compiled(source: Path, compiler: list[str]) -> ctypes.CDLL:
+    """The library that this compiler, a command line, makes of a file."""
+    try:
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
             library = Path(folder, f"{source.stem}.so")
             with subprocess.Popen(  # noqa: S603 - the user's own compiler, and a file of ours
@@ -52,6 +69,9 @@ def shared_library(source: Path) -> ctypes.CDLL:
                 wrong = [line for line in said.splitlines() if "error" in line]
                 wrong = wrong or [f"exit status {process.returncode}"]
                 raise RuntimeError(f"{Path(compiler[0]).name}: {wrong[0]}")
-            return ctypes.CDLL(str(library))
+            try:
+                return ctypes.CDLL(str(library))
+            except OSError as problem:  # its first words are the path, which is gone when anybody reads them
+                raise OSError(str(problem).removeprefix(f"{library}: ")) from None
     except (OSError, ValueError, subprocess.TimeoutExpired) as problem:
         raise RuntimeError(first_line(problem)) from None

@@ -56,8 +56,35 @@ def test_what_does_not_compile_is_refused_with_the_compilers_first_error(source)
 @needs_compiler
 def test_what_cannot_be_loaded_is_refused(source):
     source.write_text("int missing(int); int seven(int x) { return missing(x); }\n")
-    with pytest.raises(RuntimeError, match="missing"):
+    with pytest.raises(RuntimeError, match=r"^undefined symbol: missing"):  # its path, which is gone, is left out
         shared_library(source)
+
+
+@needs_compiler
+def test_the_next_compiler_is_taken_where_the_first_ones_library_cannot_be_loaded(source, tmp_path, monkeypatch):
+    """As that of clang, without its OpenMP; and one that is found under two names is asked once."""
+    monkeypatch.delenv("CC", raising=False)
+    real, noted = shutil.which("cc") or shutil.which("gcc"), tmp_path / "noted"
+    scripts = {
+        "cc": f'echo cc >> "{noted}"; exec "{real}" "$@" -DNEEDS_MISSING',
+        "gcc": f'echo gcc >> "{noted}"; exec "{real}" "$@"',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "clang").symlink_to(tmp_path / "cc")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    source.write_text(
+        "#ifdef NEEDS_MISSING\nint missing(int); int seven(int x) { return missing(x); }\n"
+        "#else\nint seven(int x) { return 7 * x; }\n#endif\n"
+    )
+    assert shared_library(source).seven(3) == 21
+    assert noted.read_text() == "cc\ngcc\n"
+    (tmp_path / "gcc").write_text("#!/bin/sh\nexit 1\n")
+    noted.unlink()
+    with pytest.raises(RuntimeError, match=r"^undefined symbol: missing"):  # the first one's reason
+        shared_library(source)
+    assert noted.read_text() == "cc\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
