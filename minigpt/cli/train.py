@@ -44,14 +44,17 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     data = load_data(config)
-    checkpoint = None
+    checkpoint, tell = None, print_line_for(as_json)
+    changes_said: list[str] = []
     if resume:
-        here, tell = circumstances(Processes(), device), print_line_for(as_json)
+        here = circumstances(Processes(), device)
         config = lasting_names(config, read_config(resume))
-        checkpoint, _ = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
+        checkpoint, _, changes_said = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
     config, tokenizer = before_weights(config, data, resume if checkpoint else None)
     find_teachers(config, tokenizer, resumed=checkpoint is not None)
     config, loader, _ = read_data(config, data, tokenizer, Processes(), checkpoint)
+    for line in changes_said:
+        tell(line)
     t, done = config.train, checkpoint.progress.step if checkpoint else 0
     workload = Workload.of_loader(loader)
     plan = plan_run(config, workload, loader.val.ids, device, dtype, SAMPLE_TOKENS, done=done)

@@ -596,10 +596,14 @@ def circumstances(processes: Processes, device: torch.device) -> dict[str, str]:
 
 def checkpoint_to_resume(
     run: RunDirectory, config: RunConfig, checksum: str, here: Mapping[str, str], print_line: Callable[[str], None]
-) -> tuple[Checkpoint | None, dict[str, list[Any]]]:
-    """The checkpoint from which a run is resumed, or None if it was interrupted before the first; and changed settings.
+) -> tuple[Checkpoint | None, dict[str, list[Any]], list[str]]:
+    """The checkpoint from which a run is resumed, or None if it was interrupted before the first.
 
     The settings are those from now on, `checksum` is that of the data, and `here` are the circumstances now.
+
+    Returns:
+        The checkpoint; the changed settings; and a line for each change, to be said only when the run goes on, because
+        other checks may still refuse it, or nothing may be left to do.
 
     Raises:
         MissingFileError: if there is no run, or one that was imported, or whose checkpoints were removed.
@@ -608,11 +612,13 @@ def checkpoint_to_resume(
     changed = changes(read_config(run), config)
     check_resumable(run)
     begins = not run.last.exists() and not run.previous.exists()
-    for name, (before, now) in changed.items():
-        print_line(f"changed    {name}: {_shown(before)} before, {_shown(now)} from now on")
+    lines = [
+        f"changed    {name}: {_shown(before)} before, {_shown(now)} from now on"
+        for name, (before, now) in changed.items()
+    ]
     if begins:
         print_line(f"resume     {run.path} has no checkpoint yet: it begins again at step 0")
-        return None, changed
+        return None, changed, lines
     checkpoint, damage = newest_checkpoint(run)
     if damage:
         print_line(f"damaged    {damage}")
@@ -621,9 +627,9 @@ def checkpoint_to_resume(
     for name, before in checkpoint.manifest["versions"].items():
         if (now := here.get(name, "not known")) != before:
             drawn = ", and dropout is drawn anew" if name in DRAWING and drops else ""
-            print_line(f"changed    {name}: {before} before, {now} now; the last digits may differ{drawn}")
+            lines.append(f"changed    {name}: {before} before, {now} now; the last digits may differ{drawn}")
     print_line(f"resume     {run.path} at step {checkpoint.progress.step}")
-    return checkpoint, changed
+    return checkpoint, changed, lines
 
 
 def changes(before: RunConfig, now: RunConfig) -> dict[str, list[Any]]:

@@ -121,6 +121,7 @@ def train(
     directory, progress = RunDirectory(out), Progress()
     checkpoint = lock = None
     changed: dict[str, list[Any]] = {}
+    changes_said: list[str] = []
     with joined() as processes, ExitStack() as leaving:
         device = processes.device(choose_device(config.device))
         config = replace(config, kernels=choose_kernels(config, processes, device))
@@ -132,7 +133,8 @@ def train(
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
             here = circumstances(processes, device)
-            checkpoint, changed = checkpoint_to_resume(directory, config, data_checksum(data), here, print_line)
+            checksum = data_checksum(data)
+            checkpoint, changed, changes_said = checkpoint_to_resume(directory, config, checksum, here, print_line)
             progress = checkpoint.progress if checkpoint else progress
             progress.losses = [loss.to(device) for loss in progress.losses]  # read on the CPU, averaged with later ones
         elif processes.first:
@@ -158,6 +160,8 @@ def train(
                 for left in (directory.carried, directory.wandb_id):  # of one that ended before it had learned
                     remove(left)
             start_run(directory, run.config, run.tokenizer, run.carried)
+        for line in changes_said:
+            print_line(line)
         run = replace(run, lock=lock)
         name, floor, steps = run.loader.name, run.loader.floor, run.config.train.max_steps
         title = name if out.name == name else f"{name}: {out.name}"

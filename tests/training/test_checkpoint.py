@@ -18,7 +18,7 @@ import torch
 
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
-from minigpt.errors import CheckpointError, ConfigError, Interrupted, MissingFileError
+from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError, MissingFileError
 from minigpt.evaluation.loss import Evaluation
 from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import RunDirectory, read_config
@@ -286,6 +286,23 @@ def test_of_a_finished_run_no_change_is_promised(tmp_path):
     lines = []
     train(updated(CONFIG, {"train": {"beta1": 0.8}}), CORPUS, tmp_path / "run", lines.append, resume=True)
     assert any("nothing is left to do: the run has its 20 steps, and keeps its settings" in line for line in lines)
+    assert not any(line.startswith("changed") for line in lines)
+    assert read_config(RunDirectory(tmp_path / "run")).train.beta1 == CONFIG.train.beta1
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"max_steps": 19, "beta1": 0.8}, "more than the 19 asked for"),
+        ({"max_steps": 22, "beta1": 0.8, "teachers": ("nowhere",)}, "nowhere"),
+    ],
+)
+def test_a_refused_resume_says_no_change_as_done(tmp_path, changed, error):
+    train(CONFIG, CORPUS, tmp_path / "run", quiet)
+    lines = []
+    with pytest.raises(MiniGPTError, match=error):
+        train(updated(CONFIG, {"train": changed}), CORPUS, tmp_path / "run", lines.append, resume=True)
+    assert not any(line.startswith("changed") for line in lines)
     assert read_config(RunDirectory(tmp_path / "run")).train.beta1 == CONFIG.train.beta1
 
 
@@ -346,9 +363,8 @@ def test_an_empty_setting_is_said_at_a_resume(tmp_path, empty):
         changes(before, now)
     moved = {empty == "before": "", empty == "now": "v.txt"}
     write_yaml(updated(before, {"data": {"val_data": moved[True]}, "train": {"freeze": ""}}), run.config, {})
-    lines = []
     later = updated(none, {"data": {"val_data": moved[False]}})
-    checkpoint_to_resume(run, later, open_checkpoint(run.last).manifest["corpus"], {}, lines.append)
+    *_, lines = checkpoint_to_resume(run, later, open_checkpoint(run.last).manifest["corpus"], {}, quiet)
     assert f"changed    data.val_data: {moved[True] or 'none'} before, {moved[False] or 'none'} from now on" in lines
 
 
