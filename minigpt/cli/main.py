@@ -176,6 +176,8 @@ def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | 
             os.getcwd()
         except OSError:
             return "the working folder is not there any more", "go to one that is: cd"
+        if error.strerror and error.strerror.startswith("No usable temporary directory"):  # which has no name yet
+            return error.strerror, "name a folder that can be written to, with free space, in the environment's TMPDIR"
         return (
             f"{error.strerror or error}: {error.filename or 'while writing'}",
             "check the path, its permissions and the free space; --debug shows where it happened",

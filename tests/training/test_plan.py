@@ -1,9 +1,11 @@
 """The plan of a run: its memory against what torch allocates and what processes take, its time on a false clock."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -425,6 +427,32 @@ def test_the_vocabulary_is_the_texts(monkeypatch, capsys):
     assert main.answer(["train", "--plan", "--data", "a.txt", *shape, "--device", "cpu", "--json"]) == 0
     expected = GPT(GPTConfig(vocab_size=7, block_size=7, n_layer=1, n_head=1, n_embd=6, bias=False))
     assert json.loads(capsys.readouterr().out)["parameters"] == expected.num_parameters()
+
+
+def no_temporary_folder(monkeypatch):
+    def nowhere():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/nowhere']")  # as Python does
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", nowhere)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def test_a_plan_needs_no_temporary_folder(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "measure_time", lambda *arguments: {"training": 1.0})
+    Path("a.txt").write_text("abcdefg" * 300, encoding="utf-8")
+    no_temporary_folder(monkeypatch)
+    shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "6", "--model.block_size", "7"]
+    assert main.answer(["train", "--plan", "--data", "a.txt", *shape, "--device", "cpu"]) == 0
+    assert "together" in capsys.readouterr().out
+
+
+def test_what_needs_a_temporary_folder_says_how_to_name_one(monkeypatch, capsys):
+    no_temporary_folder(monkeypatch)
+    assert main.answer(["verify-resume", "--data", "verse"]) == 2
+    what, how = capsys.readouterr().err.splitlines()[-2:]
+    assert what == "error: No usable temporary directory found in ['/nowhere']"
+    assert "TMPDIR" in how
 
 
 def test_documents_and_a_model_to_start_from_are_planned(monkeypatch, capsys):
