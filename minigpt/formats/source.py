@@ -27,6 +27,7 @@ from minigpt.errors import (
     MiniGPTError,
     MissingFileError,
     ModelNote,
+    brief,
     named,
     near,
     passed,
@@ -562,6 +563,13 @@ def _open_nanogpt(path: Path, checkpoint: Mapping[str, Any]) -> _StoredModel:
             f"{path} is no checkpoint of nanoGPT: that has a state dict under 'model', and under 'model_args' "
             f"{', '.join(fields)}",
             "name the ckpt.pt that nanoGPT's train.py wrote",
+        )
+    # A fork's own, of which nobody here knows what they change: rotary positions, for example, fit the same tensors.
+    if unknown := [f"{key} = {brief(value)}" for key, value in arguments.items() if key not in (*fields, *usual)]:
+        raise CheckpointError(
+            f"{path} does not describe a model that minigpt can compute: its model_args say {listed(unknown, '; ')}, "
+            "which nanoGPT does not know",
+            "name a checkpoint of nanoGPT itself; or if they change no number of it, take them out of its model_args",
         )
     stored = _bare_names(stored_tensors(checkpoint["model"], path), path)
     shape = {key: arguments.get(key, usual.get(key)) for key in (*fields, *usual)}

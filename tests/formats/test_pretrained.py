@@ -363,9 +363,20 @@ def test_a_checkpoint_that_is_not_nanogpts(tiny_model, changes):
 
 def test_model_args_that_contradict_the_tensors(tiny_model):
     arguments = dataclasses.asdict(tiny_model.config) | {"n_layer": 3, "n_embd": 6}
+    del arguments["tie_weights"]
     nanogpt_checkpoint(tiny_model, Path("ckpt.pt"), model_args=arguments)
     with pytest.raises(CheckpointError, match="n_embd = 6 there, 15 here; n_layer = 3 there, 2 here"):
         load_model("ckpt.pt")
+
+
+def test_model_args_of_a_fork_of_nanogpt_are_refused(tiny_model):
+    """Its tensors fit, and what they mean is not known."""
+    arguments = dataclasses.asdict(tiny_model.config) | {"rope": True, "window": 7}
+    del arguments["tie_weights"]
+    nanogpt_checkpoint(tiny_model, Path("ckpt.pt"), model_args=arguments)
+    with pytest.raises(CheckpointError, match=r"rope = True; window = 7, which nanoGPT does not know") as refused:
+        load_model("ckpt.pt")
+    assert "take them out of its model_args" in refused.value.how
 
 
 # --- run directories
