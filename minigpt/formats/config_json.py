@@ -279,8 +279,13 @@ def _identity(tokenizer: Tokenizer | None) -> object:
 
 
 def checked_config(path: Path, **values: Any) -> GPTConfig:
-    """A GPTConfig of values that come from a file."""
+    """A GPTConfig of values that come from a file, so a wrong one is the file's to mend.
+
+    Raises:
+        CheckpointError: if one is of the wrong type, out of range, or contradicts another.
+    """
     try:
         return GPTConfig(**values)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error.what}", error.how) from None
+        how = "no model has such a value: correct the file, or copy it again from where its model is"
+        raise CheckpointError(f"{path}: {error.what}", how) from None

@@ -1143,6 +1143,7 @@ def test_a_config_with_wrong_types(changes):
     with pytest.raises(CheckpointError, match=r"config\.json: ") as raised:
         load_model(folder)
     assert str(raised.value).count("\n") == 1
+    assert "correct the file" in raised.value.how  # another n_embd would not fit its weights
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"{", b"[]", b'{"a": "\xff"}', b"[" * 10_000])
