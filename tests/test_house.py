@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ WITHOUT_TORCH = [
 ]
 
 
+@cache
 def rooms() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(HOUSE).with_suffix("").parts): path
@@ -64,10 +66,22 @@ def rooms() -> dict[str, Path]:
     }
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All parts of a file."""
+    return list(ast.walk(tree(path)))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The modules that a file names in import statements, those inside functions and type checks too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             assert node.module is not None
@@ -81,12 +95,13 @@ def inside(path: Path) -> set[str]:
     return {name.removeprefix("minigpt.") for name in imports(path) if name.startswith("minigpt.")}
 
 
+@cache
 def files_of(folder: Path) -> list[str]:
     """The files and folders that the docstring of a folder names, in its order; the house itself has `ORDER`."""
     if folder == HOUSE:
         return ORDER
-    text = (folder / "__init__.py").read_text(encoding="utf-8")
-    return re.findall(r"^    (\w+) {2,}\S", ast.get_docstring(ast.parse(text), clean=False) or "", re.MULTILINE)
+    text = ast.get_docstring(tree(folder / "__init__.py"), clean=False) or ""
+    return re.findall(r"^    (\w+) {2,}\S", text, re.MULTILINE)
 
 
 def level(room: str) -> list[int]:
@@ -125,7 +140,7 @@ def test_no_import_points_upwards(room):
 @pytest.mark.parametrize("room", [room for room in rooms() if not lies_above_all(room) and not room.startswith("cli.")])
 def test_no_text_is_the_name_of_a_room_above(room):
     """Who asks whether a `__module__` begins with it knows the room, and no import says so."""
-    for node in ast.walk(ast.parse(rooms()[room].read_text(encoding="utf-8"))):
+    for node in nodes(rooms()[room]):
         if isinstance(node, ast.Constant) and re.fullmatch(r"minigpt\.[\w.]+", str(node.value)):
             assert level(node.value.split(".")[1]) <= level(room), f"{room} may not know {node.value}"
 
@@ -162,8 +177,7 @@ def test_these_rooms_do_without_torch(room):
             continue
         seen.add(here)
         path = rooms().get(here) or HOUSE.joinpath(*here.split("."), "__init__.py")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:  # at import: what functions import when they are called does not count
+        for node in tree(path).body:  # at import: what functions import when they are called does not count
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert "torch" not in {name.split(".")[0] for name in names}, f"{room} reaches torch through {here}"
@@ -173,7 +187,7 @@ def test_these_rooms_do_without_torch(room):
 @pytest.mark.parametrize("room", rooms())
 def test_heavy_libraries_come_late(room):
     """matplotlib, tiktoken, yaml and the like are imported by the functions that need them."""
-    for node in ast.parse(rooms()[room].read_text(encoding="utf-8")).body:
+    for node in tree(rooms()[room]).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             assert not {name.split(".")[0] for name in names} & {
@@ -198,9 +212,8 @@ def test_the_model_is_read_in_one_sitting():
 
 def test_nothing_is_pickled_or_executed():
     for path in rooms().values():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         assert not {"pickle", "shelve", "marshal", "dill"} & {name.split(".")[0] for name in imports(path)}
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), path
             if isinstance(node, ast.Attribute):
@@ -210,7 +223,7 @@ def test_nothing_is_pickled_or_executed():
 def test_a_home_is_found_by_what_takes_every_name():
     """`Path.expanduser` raises RuntimeError where `~nobody` has no home; `os.path.expanduser` leaves it as it is."""
     for path in rooms().values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute) and node.attr == "expanduser":
                 assert ast.unparse(node.value) == "os.path", path
 
@@ -218,7 +231,7 @@ def test_a_home_is_found_by_what_takes_every_name():
 def test_an_error_of_the_library_names_no_flag_that_python_has_not():
     """A flag stands in a whole command, or beside its name in Python; `errors.named` makes one of a field."""
     for room, path in rooms().items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Raise) and node.exc and not room.startswith("cli."):
                 said = "".join(
                     n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant) and type(n.value) is str
@@ -257,7 +270,7 @@ def names_of_the_house() -> set[str]:
     names = set(re.findall(r"^    ([A-Z])  \w", HOUSE.joinpath("model.py").read_text(encoding="utf-8"), re.MULTILINE))
     for path in HOUSE.rglob("*.py"):
         names |= {path.stem, path.parent.name}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             names |= {getattr(node, field) for field in ("id", "attr", "arg", "name") if hasattr(node, field)}
             names |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
     return names
@@ -273,7 +286,7 @@ def test_every_name_of_the_glossary_exists():
 def test_every_name_in_the_docs_and_docstrings_exists():
     pages = {str(page): page.read_text(encoding="utf-8") for page in HOUSE.parent.glob("docs/*.md")}
     for path in HOUSE.rglob("*.py"):
-        parts = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        parts = nodes(path)
         documented = [part for part in parts if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef)]
         pages[str(path)] = "\n".join(ast.get_docstring(part) or "" for part in documented)
     names = names_of_the_house()
