@@ -308,8 +308,8 @@ def _advice(hint: object) -> str:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) in _UNIONS:
         return " or ".join(map(_advice, get_args(kind)))
-    if get_origin(kind) is Sequence:
-        return f"a list, each {_advice(get_args(kind)[0])}"
+    if get_origin(kind) is Sequence or Ellipsis in get_args(kind):
+        return f"a {'tuple' if get_origin(kind) is tuple else 'list'}, each {_advice(get_args(kind)[0])}"
     if get_origin(kind) in (Callable, Mapping):
         return _HOW_TO_GET[get_origin(kind).__name__]
     name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)

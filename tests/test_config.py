@@ -50,6 +50,7 @@ S = TypeVar("S")
         (lambda: GPTConfig(n_layer=2.5), "n_layer = 2.5 is of the wrong type"),
         (lambda: GPTConfig(n_layer=True), "n_layer = True is of the wrong type"),
         (lambda: GPTConfig(bias=1), "bias = 1 is of the wrong type"),
+        (lambda: LoRAConfig(targets=["attn.c_proj"]), r"wrong type \(list\)\ntargets must be a tuple, each a text"),
         (lambda: DataConfig(val_fraction=0.0), "val_fraction = 0.0"),
         (lambda: DataConfig(val_fraction=1), "val_fraction = 1 is out of range"),
         (lambda: DataConfig(tokenizer="bpe"), "must be one of char, gpt2"),
