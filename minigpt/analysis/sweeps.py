@@ -1,7 +1,8 @@
 """Change one part of a model after the other and measure each time: which parts matter for what it does here.
 
 `ablation_sweep` removes each part in turn. `patching_sweep` puts each part of a clean pass into a corrupt one (Meng et
-al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the logits (B, T, V).
+al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the logits (B, T, V), and gives a number,
+which may be a tensor of one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -259,7 +260,7 @@ def _measuring(
 
     def measure(*edits: Edit) -> float:
         with edit(model, *edits):
-            return metric(model(idx))
+            return float(metric(model(idx)))
 
     with evaluating(model), torch.no_grad(), edit(model):  # the outer `with` keeps the hooks from pass to pass
         yield idx, measure

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from minigpt.analysis.edits import ablate, patch
-from minigpt.analysis.sweeps import Sweep, ablation_sweep, logit_difference, loss_of, patching_sweep
+from minigpt.analysis.sweeps import (
+    Sweep,
+    ablation_sweep,
+    logit_difference,
+    loss_of,
+    patching_sweep,
+    total_effects,
+)
 from minigpt.analysis.taps import PointError
 from minigpt.analysis.tracing import edit
 from minigpt.errors import InputError
@@ -175,6 +182,18 @@ def test_a_sweep_sees_that_its_identity_fails(model, idx):
     for sweep in (ablation_sweep(model, idx, drifting), patching_sweep(model, idx, (idx + 1) % V, drifting)):
         (check,) = sweep.checks
         assert not check.ok
+
+
+def test_a_metric_may_be_a_tensor_of_one_number(model, idx):
+    """As `lambda logits: logits[0, -1, 3]` is: the results are numbers all the same."""
+    plain, tensors = (lambda logits: logits[0, -1, 3].item()), (lambda logits: logits[0, -1, 3])
+    parts = ["0.1", "2.mlp"]
+    effects = total_effects(model, idx, tensors, parts)
+    assert effects == total_effects(model, idx, plain, parts)
+    assert {type(effect) for effect in effects.values()} == {float}
+    sweep = ablation_sweep(model, idx, tensors)
+    assert (type(sweep.baseline), type(sweep.checks[0].error)) == (float, float)
+    assert type(patching_sweep(model, idx, (idx + 1) % V, tensors).clean) is float
 
 
 def test_the_model_is_left_as_it_was(model, idx, as_it_was):
