@@ -16,7 +16,7 @@ from minigpt.chat import LONGEST, Chat, Draw
 from minigpt.cli.models import load
 from minigpt.cli.parser import SettingsParser, metavar
 from minigpt.cli.settings import Chat as Settings
-from minigpt.cli.streams import escaped, one_line, print_error, print_json, screen_width, write_product
+from minigpt.cli.streams import CHECK_PATH, escaped, one_line, print_error, print_json, screen_width, write_product
 from minigpt.data.dialogues import Message, check_template, speaker
 from minigpt.data.documents import HALF_CHARACTER
 from minigpt.decoding.options import DecodingOptions
@@ -106,7 +106,7 @@ class _Talk:
             how = re.sub(r"leave (\w+) out", rf"type: /set \1 {USUAL}", told.how)  # it was typed before
             self.tell_error(told.what, re.sub(r'choose (\w+)="(\w+)"', r"/set \1 \2", how))
         except OSError as error:
-            self.tell_error(f"{error.strerror or error}: {error.filename or 'the file'}", "check the path")
+            self.tell_error(f"{error.strerror or error}: {error.filename or 'the file'}", CHECK_PATH)
         return True
 
     def take(self, line: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli.streams import Stream, attached, one_line, print_error, print_note
+from minigpt.cli.streams import CHECK_PATH, Stream, attached, one_line, print_error, print_note
 from minigpt.errors import ConfigError, Interrupted, MiniGPTError, did_you_mean
 from minigpt.system.signals import interruptible
 
@@ -180,7 +180,7 @@ def _two_lines(error: Exception, flags: Mapping[str, str]) -> tuple[str, str] | 
             return error.strerror, "name a folder that can be written to, with free space, in the environment's TMPDIR"
         return (
             f"{error.strerror or error}: {error.filename or 'while writing'}",
-            "check the path, its permissions and the free space; --debug shows where it happened",
+            f"{CHECK_PATH}; --debug shows where it happened",
         )
     said = str(error).lower()  # the errors of GPUs and CPUs have no common class
     if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:

@@ -23,6 +23,7 @@ from minigpt.system import WIDTH
 from minigpt.system.files import plain_text
 
 NARROWEST = 16  # columns; a text in fewer cannot be read
+CHECK_PATH = "check the path, its permissions and the free space"  # where the system refuses a file
 STDIN = "-"  # instead of a text or a file: read standard input
 SEND_UTF8 = "send it UTF-8 text"
 

@@ -369,7 +369,7 @@ def test_a_file_is_never_written_over_from_a_pipe(talker: Path, piped):
     )
     assert code == 2
     assert "talk.json is there already" in err
-    assert "       check the path\n" in err  # there is no folder of that name
+    assert "       check the path, its permissions and the free space\n" in err  # there is no folder of that name
     assert Path("talk.json").read_text(encoding="utf-8") == "mine"
     assert len(messages("other.json")) == 2
 
