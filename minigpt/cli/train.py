@@ -18,7 +18,7 @@ from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, lasting_names, replay
 from minigpt.training.plan import Workload, plan_run
-from minigpt.training.run import before_weights, read_data
+from minigpt.training.run import before_weights, choose_kernels, read_data
 from minigpt.training.teachers import find_teachers
 
 
@@ -55,6 +55,7 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
     config, loader, _ = read_data(config, data, tokenizer, Processes(), checkpoint)
     for line in changes_said:
         tell(line)
+    config = dataclasses.replace(config, kernels=choose_kernels(config, Processes(), device))  # those of the run
     t, done = config.train, checkpoint.progress.step if checkpoint else 0
     workload = Workload.of_loader(loader)
     plan = plan_run(config, workload, loader.val.ids, device, dtype, SAMPLE_TOKENS, done=done)

@@ -532,11 +532,13 @@ def choose_kernels(config: RunConfig, processes: Processes, device: torch.device
     """
     if config.kernels != "auto":
         return config.kernels
+    fits, _ = which_kernels(replace(config, kernels="fast"), processes, device, choose_dtype(config.dtype, device))
+    if fits == "torch":  # asked first: on a GPU, nothing is worth compiling for
+        return "torch"
     t, m = config.train, config.model
     number = math.inf if t.epochs else t.max_steps
     tokens = number * t.batch_size * t.accumulation_steps * m.block_size
-    best = best_here(6 * 12 * m.n_layer * m.n_embd**2 * tokens)  # the products of the blocks, in both directions
-    return which_kernels(replace(config, kernels=best), processes, device, choose_dtype(config.dtype, device))[0]
+    return best_here(6 * 12 * m.n_layer * m.n_embd**2 * tokens)  # the products of the blocks, in both directions
 
 
 def which_kernels(

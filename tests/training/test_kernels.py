@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from minigpt.cli import main
 from minigpt.config import RunConfig
 from minigpt.errors import Interrupted
 from minigpt.formats.run_directory import read_config
@@ -17,9 +18,11 @@ from minigpt.model import explicit_attention, fused_attention
 from minigpt.parameters import as_built
 from minigpt.training import kernels as room
 from minigpt.training import loop, steps
+from minigpt.training.distributed import Processes
 from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
 from minigpt.training.loop import train
+from minigpt.training.run import choose_kernels
 
 GELU_BLOCK = 7  # numbers
 MULTIPLIES_BY_ONEDNN = room.multiplies_by_onednn
@@ -315,6 +318,36 @@ def test_a_long_run_is_worth_compiling_for(monkeypatch, really, name, turns, rea
     monkeypatch.setattr(room, "turns_by_onednn", lambda: turns)
     monkeypatch.setattr(steps, "unavailable", lambda: reason)
     assert [room.best_here(operations) for operations in (1e9, 1e14)] == [short, long]
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "apart", "asked"),
+    [
+        ("cpu", {}, {}, 1),
+        ("cuda", {}, {}, 0),
+        ("cpu", {"dtype": "bfloat16"}, {}, 0),
+        ("cpu", {"compile": "on"}, {}, 0),
+        ("cpu", {}, {"parallel": "fsdp"}, 0),
+    ],
+)
+def test_nothing_is_compiled_where_only_torch_computes(config, monkeypatch, device, settings, apart, asked):
+    calls = []
+    monkeypatch.setattr(room, "processor", lambda: "AMD EPYC 7763 64-Core Processor, AVX2")
+    monkeypatch.setattr(room, "turns_by_onednn", lambda: False)
+    monkeypatch.setattr(steps, "unavailable", lambda: calls.append(1) or "")
+    long = replace(config, kernels="auto", train=replace(config.train, max_steps=10**12, **apart), **settings)
+    assert choose_kernels(long, Processes(size=2), torch.device(device)) == ("c" if asked else "torch")
+    assert len(calls) == asked
+
+
+def test_a_plan_times_the_kernels_that_the_run_will_take(flags, tmp_path, monkeypatch, products):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "play.txt").write_text("to be or not to be, that is the question: " * 50, encoding="utf-8")
+    monkeypatch.setattr(room, "processor", lambda: AMD)
+    assert main.answer(["train", "--plan", *flags, "--kernels", "torch"]) == 0
+    assert products.calls == 0
+    assert main.answer(["train", "--plan", *flags]) == 0
+    assert products.calls > 0
 
 
 def test_a_run_from_before_the_setting_goes_on_as_it_began(tmp_path):
