@@ -47,8 +47,8 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
     checkpoint, tell = None, print_line_for(as_json)
     changes_said: list[str] = []
     if resume:
-        here = circumstances(Processes(), device)
         config = lasting_names(config, read_config(resume))
+        here = circumstances(Processes(), device, config.kernels)
         checkpoint, _, changes_said = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
     config, tokenizer = before_weights(config, data, resume if checkpoint else None)
     find_teachers(config, tokenizer, resumed=checkpoint is not None)

@@ -68,6 +68,7 @@ from minigpt.system.files import (
     take_name,
     write_text,
 )
+from minigpt.training import steps
 from minigpt.training.distributed import Processes, give_back, part_of, whole
 
 if TYPE_CHECKING:
@@ -589,9 +590,10 @@ def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
         print_line(line)
 
 
-def circumstances(processes: Processes, device: torch.device) -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings and data."""
-    return {**versions(), "processes": str(processes.size), "device": device.type}
+def circumstances(processes: Processes, device: torch.device, kernels: str) -> dict[str, str]:
+    """What the numbers of a run depend on besides its settings and data; `kernels` are those of its setting."""
+    compiler = {"compiler": steps.compiler()} if kernels == "c" and not steps.unavailable() else {}
+    return {**versions(), "processes": str(processes.size), "device": device.type, **compiler}
 
 
 def checkpoint_to_resume(

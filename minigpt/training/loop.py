@@ -132,7 +132,7 @@ def train(
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
-            here = circumstances(processes, device)
+            here = circumstances(processes, device, config.kernels)
             checksum = data_checksum(data)
             checkpoint, changed, changes_said = checkpoint_to_resume(directory, config, checksum, here, print_line)
             progress = checkpoint.progress if checkpoint else progress

@@ -9,6 +9,8 @@ The machine's compiler makes a library of this file; `steps.py` calls it. */
 
 #include "../vectors.h"
 
+const char *const compiler = __VERSION__;
+
 enum { QUERIES = 4 * HEIGHT };  // computed at a time: a smaller number wastes less on hidden keys
 
 INLINE ptrdiff_t filled(ptrdiff_t n) { return (n + PANEL - 1) / PANEL * PANEL; }

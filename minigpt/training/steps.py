@@ -34,6 +34,11 @@ class _Dropout(ctypes.Structure):
     _fields_ = [("stays", ctypes.c_void_p), ("more", ctypes.c_float)]
 
 
+def compiler() -> str:
+    """The version of the compiler of `steps.c`, which rounds sums and products in its own way."""
+    return (ctypes.c_char_p.in_dll(_library(), "compiler").value or b"").decode()
+
+
 def _strides(x: Tensor) -> _Strides:
     """Of a tensor (B, H, T, D) whose last dimension is dense."""
     return _Strides(*x.stride()[:3])

@@ -501,7 +501,7 @@ def test_what_rounds_otherwise_is_said_once(tmp_path, name, dropout):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_number_of_processes_is_among_what_was_there(size):
-    here = circumstances(Processes(0, size), torch.device("meta"))
+    here = circumstances(Processes(0, size), torch.device("meta"), "torch")
     assert (here["processes"], here["device"]) == (str(size), "meta")
 
 

@@ -240,8 +240,9 @@ def test_a_run_in_c_goes_on_where_there_is_no_compiler(corpus, config, tmp_path,
     train(replace(config, kernels="c", train=replace(config.train, max_steps=3)), corpus, run, said.append)
     assert attentions.calls > 0
     monkeypatch.setattr(steps, "unavailable", lambda: "there is no C compiler")
-    before = attentions.calls
+    before, compiler = attentions.calls, steps.compiler()
     train(replace(config, kernels="c"), corpus, run, said.append, resume=True)
+    assert any(line.startswith(f"changed    compiler: {compiler} before, not known now") for line in said)
     assert attentions.calls == before
     assert any("torch's kernels (c: there is no C compiler)" in line for line in said)
     assert read_config(loop.RunDirectory(run)).kernels == "c"  # on the first machine it computes as before
@@ -301,6 +302,18 @@ def test_a_run_chooses_once_and_a_resume_takes_the_same(
     train(replace(recorded, train=replace(recorded.train, max_steps=5)), corpus, tmp_path / "run", said.append, True)
     assert read_config(loop.RunDirectory(tmp_path / "run")).kernels == taken
     assert not any(line.startswith("changed    kernels") for line in said)
+
+
+@pytest.mark.usefixtures("no_plots", "attentions")
+def test_a_resume_with_another_compiler_says_so(corpus, config, tmp_path, monkeypatch):
+    run, said, real = tmp_path / "run", [], steps.compiler()
+    assert real[0].isalnum()
+    for number, compiler, told in ((3, real, False), (5, "another 1.0", True), (7, "another 1.0", False)):
+        monkeypatch.setattr(steps, "compiler", lambda compiler=compiler: compiler)
+        said.clear()
+        few = replace(config, kernels="c", train=replace(config.train, max_steps=number))
+        train(few, corpus, run, said.append, resume=number > 3)
+        assert any(line.startswith(f"changed    compiler: {real} before, another 1.0 now") for line in said) == told
 
 
 @pytest.mark.parametrize(
