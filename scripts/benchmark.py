@@ -317,9 +317,8 @@ def train_minigpt(job: dict[str, Any]) -> Turn:
     from minigpt.training.optim import set_learning_rate
     from minigpt.training.run import set_up
 
-    kernels = (job["contestant"].replace(",", "").split() + ["torch"])[
-        1
-    ]  # as in "minigpt c, 2 x 1"; on a GPU, "minigpt"
+    words = job["contestant"].replace(",", "").split()  # such as "minigpt c, 2 x 1"; on a GPU, "minigpt"
+    kernels = words[1] if len(words) > 1 else "torch"
     config, directory = replace(training(job), kernels=kernels), RunDirectory(Path(job["folder"]) / "run")
     Path(job["folder"]).mkdir(exist_ok=True)
     os.chdir(job["folder"])  # where the tokens are kept
