@@ -64,7 +64,7 @@ def _exchange(part: nn.Module, which: Kernels) -> Iterator[tuple[str, Callable[.
     if isinstance(part, nn.Linear) and multiplies_by_onednn() and (not in_c or turns_by_onednn()):
         yield "plain" if isinstance(part, LoRALinear) else "forward", partial(_linear, part)
     elif isinstance(part, nn.GELU) and part.approximate == "tanh":
-        yield "forward", partial(_gelu, steps.gelu if in_c else _by_sigmoid)
+        yield "forward", partial(_gelu, steps.gelu if in_c else partial(steps.gelu, write=_by_sigmoid))
     elif in_c and isinstance(part, CausalSelfAttention) and part.core is fused_attention:
         yield "core", _attention
 
@@ -163,30 +163,12 @@ class _Linear(torch.autograd.Function):
         return dx, dweight, drows.sum(1) if ctx.needs_input_grad[2] else None
 
 
-def _by_sigmoid(x: Tensor) -> Tensor:
-    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Gelu(torch.autograd.Function):
+def _by_sigmoid(x: Tensor, y: Tensor, slope: Tensor) -> None:
     """With s = sigmoid(2 u) and w = x (2 u)': y = x s, and its slope is s (1 + w (1 - s))."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        y, slope, line = torch.empty_like(x), torch.empty_like(x), x.new_tensor(SLOPE)
-        parts = (whole.view(-1).split(AT_ONCE) for whole in (x, y, slope))
-        for part, of_y, of_slope in zip(*parts, strict=True):
-            s = torch.addcmul(line, part, part, value=CUBE).mul_(part).sigmoid_()
-            torch.mul(part, s, out=of_y)
-            w = torch.addcmul(line, part, part, value=3 * CUBE, out=of_slope).mul_(part)
-            w.addcmul_(w, s, value=-1).add_(1).mul_(s)
-        ctx.save_for_backward(slope)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        slope: Tensor
-        (slope,) = ctx.saved_tensors
-        return dy * slope
+    line = x.new_tensor(SLOPE)
+    parts = (whole.view(-1).split(AT_ONCE) for whole in (x, y, slope))
+    for part, of_y, of_slope in zip(*parts, strict=True):
+        s = torch.addcmul(line, part, part, value=CUBE).mul_(part).sigmoid_()
+        torch.mul(part, s, out=of_y)
+        w = torch.addcmul(line, part, part, value=3 * CUBE, out=of_slope).mul_(part)
+        w.addcmul_(w, s, value=-1).add_(1).mul_(s)

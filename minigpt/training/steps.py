@@ -95,9 +95,14 @@ def unavailable() -> str:
 # ---- tanh-GELU
 
 
-def gelu(x: Tensor) -> Tensor:
-    """(...) -> (...), as `F.gelu(x, approximate="tanh")`."""
-    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+def _gelu_in_c(x: Tensor, y: Tensor, slope: Tensor) -> None:
+    addresses = (part.data_ptr() for part in (x, y, slope))
+    _library().gelu(*addresses, x.numel(), SLOPE, CUBE, torch.get_num_threads())
+
+
+def gelu(x: Tensor, write: Callable[[Tensor, Tensor, Tensor], None] = _gelu_in_c) -> Tensor:
+    """(...) -> (...), as `F.gelu(x, approximate="tanh")`; `write(x, y, slope)` computes the last two, all dense."""
+    y: Tensor = _Gelu.apply(x, write)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -105,20 +110,19 @@ class _Gelu(torch.autograd.Function):
     """Its slope is computed in the forward pass, and kept in the place of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, write: Callable[[Tensor, Tensor, Tensor], None]) -> Tensor:
         x = x.contiguous()
         y, slope = torch.empty_like(x), torch.empty_like(x)
-        addresses = (part.data_ptr() for part in (x, y, slope))
-        _library().gelu(*addresses, x.numel(), SLOPE, CUBE, torch.get_num_threads())
+        write(x, y, slope)
         ctx.save_for_backward(slope)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         slope: Tensor
         (slope,) = ctx.saved_tensors
-        return dy * slope
+        return dy * slope, None
 
 
 # ---- causal attention

@@ -50,18 +50,23 @@ def really():
     MULTIPLIES_BY_ONEDNN.cache_clear()
 
 
-@pytest.fixture
-def products(monkeypatch):
-    """Counts the products by oneDNN."""
-    real = room._product
+def counting(monkeypatch, room, name):
+    """A function of a room, whose `calls` are counted from now on."""
+    real = getattr(room, name)
 
     def counted(*arguments):
         counted.calls += 1
         return real(*arguments)
 
     counted.calls = 0
-    monkeypatch.setattr(room, "_product", counted)
+    monkeypatch.setattr(room, name, counted)
     return counted
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Counts the products by oneDNN."""
+    return counting(monkeypatch, room, "_product")
 
 
 @pytest.fixture
@@ -69,15 +74,7 @@ def attentions(monkeypatch):
     """Counts what attention is computed in C."""
     if reason := steps.unavailable():
         pytest.skip(f"steps.c: {reason}")
-    real = steps.attention
-
-    def counted(*arguments):
-        counted.calls += 1
-        return real(*arguments)
-
-    counted.calls = 0
-    monkeypatch.setattr(steps, "attention", counted)
-    return counted
+    return counting(monkeypatch, steps, "attention")
 
 
 def linear(x, weight, bias=None):
