@@ -97,17 +97,20 @@ def train_and_say(
 
 def summary(result: TrainResult, config: RunConfig, run: RunDirectory) -> list[str]:
     """How a run ended, and what it has left."""
-    table = epoch_table(read_records(run.metrics)) if config.train.epochs else []
-    best = {run.best_weights: " (the best)", run.adapter: " (the best)"}
+    records = read_records(run.metrics)
+    table = epoch_table(records) if config.train.epochs else []
+    losses = [record["val_loss"] for record in records if record["step"] and "val_loss" in record]  # not of a base
+    best = "best kept" if any(loss < result.best_val_loss for loss in losses) else "best"  # as after a full disk
+    marks = {run.best_weights: f" (the {best})", run.adapter: f" (the {best})"}
     recorded = run.metrics.stat().st_mtime if run.metrics.exists() else 0.0
     plots = [path for path in (run.plot, run.perplexity_plot) if path.exists() and path.stat().st_mtime >= recorded]
     paths = (run.best_weights, run.adapter, *plots, run.samples, run.metrics)  # an older plot lacks the last records
-    left = [f"{path.name}{best.get(path, '')}" for path in paths if path.exists()]
+    left = [f"{path.name}{marks.get(path, '')}" for path in paths if path.exists()]
     return [
         "",
         f"finished   {counted(result.step, 'step')} in {result.seconds:.0f} s, "
         f"{result.tokens_per_second:,.0f} tokens/s",
-        f"loss       {result.val_loss:.4f} on the whole validation split, best {result.best_val_loss:.4f}",
+        f"loss       {result.val_loss:.4f} on the whole validation split, {best} {result.best_val_loss:.4f}",
         *table,
         f"written    {run.path}",
         f"           {', '.join(left)}",

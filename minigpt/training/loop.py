@@ -69,7 +69,8 @@ class TrainResult:
         step: optimizer steps taken.
         train_loss: mean loss of the last recorded steps, nats per token.
         val_loss: loss over the whole validation split at the end.
-        best_val_loss: of the weights in `model.safetensors`: the lowest one of the run, if they could be written.
+        best_val_loss: of the weights in `model.safetensors` or `adapter/`: the lowest one of the run, if they could be
+            written. Where none could be, the lowest one.
         tokens_per_second: median over the run, evaluations and pauses left out.
         seconds: wall time of the loop, with its evaluations.
         parameters: of the model, a tied head counted once.

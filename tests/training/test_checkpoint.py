@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt.cli.trainings import summary
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, updated, write_yaml
 from minigpt.data.corpora import Corpus
 from minigpt.errors import CheckpointError, ConfigError, Interrupted, MiniGPTError, MissingFileError
@@ -395,9 +396,10 @@ def test_better_weights_are_never_replaced_by_worse_ones(tmp_path):
     assert stored_loss(run) == best - 0.001
 
 
-def test_best_weights_that_could_not_be_kept_are_not_promised(tmp_path, monkeypatch):
-    """Losses 3, 2, 2.5, 4, and no room for the second: the third is the best that there is."""
-    values, real = iter([3.0, 2.0, 2.5, 4.0]), checkpoint.save_weights
+@pytest.mark.parametrize(("seen", "since_best"), [([3.0, 2.0, 2.5, 4.0], 1), ([4.0, 3.0, 2.5, 2.0], 0)])
+def test_best_weights_that_could_not_be_kept_are_not_promised(tmp_path, monkeypatch, seen, since_best):
+    """There is no room for those of loss 2: the next best are the best that there are, and the summary says so."""
+    values, real = iter(seen), checkpoint.save_weights
 
     def save_weights(model, path, metadata):
         if float(metadata["val_loss"]) == 2.0:
@@ -406,16 +408,17 @@ def test_best_weights_that_could_not_be_kept_are_not_promised(tmp_path, monkeypa
 
     monkeypatch.setattr(loop, "evaluate_batches", lambda *_: Evaluation(next(values), 10))
     monkeypatch.setattr(checkpoint, "save_weights", save_weights)
-    lines = []
-    result = train(CONFIG, CORPUS, tmp_path / "run", lines.append)
-    assert "step 10    best weights not kept: No space left on device" in lines
-    assert result.best_val_loss == stored_loss(RunDirectory(tmp_path / "run")) == 2.5
-    progress = open_checkpoint(tmp_path / "run" / "last").progress
-    assert (progress.best_loss, progress.evaluations_since_best) == (
-        2.0,
-        1,
-    )  # patience goes by what was seen; the last save was before
-    assert read_metadata(tmp_path / "run" / "model.safetensors")["step"] == "15"
+    lines, run = [], RunDirectory(tmp_path / "run")
+    result = train(CONFIG, CORPUS, run.path, lines.append)
+    assert f"step {5 + 5 * seen.index(2.0):<5} best weights not kept: No space left on device" in lines
+    assert result.best_val_loss == stored_loss(run) == 2.5
+    progress = open_checkpoint(run.last).progress
+    # Patience goes by what was seen; the last save was before the last evaluation.
+    assert (progress.best_loss, progress.evaluations_since_best) == (min(seen[:-1]), since_best)
+    said = "\n".join(summary(result, CONFIG, run))
+    assert f"{seen[-1]:.4f} on the whole validation split, best kept 2.5000\n" in said
+    assert "model.safetensors (the best kept)" in said
+    assert read_metadata(run.best_weights)["step"] == "15"
 
 
 def test_one_training_a_folder(tmp_path):
