@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from minigpt.errors import ConfigError, MissingFileError, brief, did_you_mean, either, named, refuse_if
+from minigpt.errors import ConfigError, MissingFileError, ShapeError, brief, did_you_mean, either, named, refuse_if
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, checked, hints
 from minigpt.system.files import named_path, read_bytes, write_text
 
@@ -48,7 +48,7 @@ class GPTConfig:
     The defaults of the class are GPT-2 small's.
 
     Raises:
-        ConfigError: if a value is out of range, or `n_embd` cannot be split into `n_head` heads.
+        ConfigError: if a value is out of range; ShapeError if `n_embd` cannot be split into `n_head` heads.
     """
 
     vocab_size: VocabSize = 50257
@@ -71,7 +71,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _refuse(
+        refuse_if(
+            ShapeError,
             self.n_embd % self.n_head != 0,
             f"{named('n_embd', self.n_embd)} cannot be split into {named('n_head', self.n_head)} equal heads",
             f"choose {named('n_embd')} as a multiple of {named('n_head')}, for example "
@@ -510,7 +511,7 @@ def written_in(file: Path | str, config: RunConfig, values: Mapping[str, Any]) -
     try:
         changed: RunConfig = updated(config, values)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error.what}", error.how) from None
+        raise type(error)(f"{file}: {error.what}", error.how) from None
     return changed
 
 

@@ -70,6 +70,10 @@ class ConfigError(MiniGPTError, ValueError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another."""
 
 
+class ShapeError(ConfigError):
+    """Sizes of a model that contradict each other."""
+
+
 class InputError(MiniGPTError, ValueError):
     """An argument, such as a prompt, a token id or a decoding option, cannot be used."""
 

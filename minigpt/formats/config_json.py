@@ -15,6 +15,7 @@ from minigpt.system.files import listed, read_json
 from minigpt.tokenizers import Tokenizer
 
 CARRIED = (CONFIG, GENERATION)  # files whose settings an import keeps and an export writes again
+CORRECT = "no model has such a value: correct the file, or copy it again from where its model is"
 
 # The name of each field of GPTConfig in transformers.
 _FIELDS = {
@@ -287,5 +288,4 @@ def checked_config(path: Path, **values: Any) -> GPTConfig:
     try:
         return GPTConfig(**values)
     except ConfigError as error:
-        how = "no model has such a value: correct the file, or copy it again from where its model is"
-        raise CheckpointError(f"{path}: {error.what}", how) from None
+        raise CheckpointError(f"{path}: {error.what}", CORRECT) from None

@@ -34,13 +34,14 @@ from minigpt.errors import (
     ConfigError,
     MiniGPTError,
     MissingFileError,
+    ShapeError,
     did_you_mean,
     named,
     passed,
     quoted,
 )
 from minigpt.fields import checked
-from minigpt.formats.config_json import check_carried, kept_carried
+from minigpt.formats.config_json import CORRECT, check_carried, kept_carried
 from minigpt.formats.hub import HUB_NAMES
 from minigpt.formats.weights import check_values, save_weights
 from minigpt.lora import without_adapters
@@ -390,8 +391,8 @@ def read_settings(file: Path) -> RunConfig:
     try:
         before_kernels = RunConfig(kernels="torch")  # as runs computed whose files do not name it
         return written_in(file, before_kernels, read_yaml(file))
-    except ConfigError as error:
-        raise CheckpointError(error.what, error.how) from None
+    except ConfigError as error:  # another shape would not be that of the weights
+        raise CheckpointError(error.what, CORRECT if isinstance(error, ShapeError) else error.how) from None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from minigpt.errors import CheckpointError, MissingFileError, ModelNote
 from minigpt.formats import source as module
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.lora_files import save_adapter
-from minigpt.formats.pretrained import save_hf
-from minigpt.formats.run_directory import RunDirectory, read_config, start_run
+from minigpt.formats.pretrained import load_model, save_hf
+from minigpt.formats.run_directory import RunDirectory, read_config, save_run, start_run
 from minigpt.formats.source import open_source
 from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.formats.weights import StoredTensor, save_weights, write_safetensors
@@ -230,3 +230,23 @@ def test_a_head_that_is_stored_again_is_compared_once(tmp_path, monkeypatch):
         loaded, _ = open_source(str(tmp_path / "alone.safetensors")).load()
     assert loaded.config.tie_weights
     assert len(compared) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "run/last", "run/model.safetensors"])
+def test_an_impossible_shape_of_a_run_is_its_files_to_mend(tmp_path, monkeypatch, name):
+    """No other n_embd fits the weights that lie beside it; of other faults, what is allowed is said."""
+    monkeypatch.chdir(tmp_path)
+    save_run(GPT(GPTConfig(5, 7, 1, 2, 6)), CharTokenizer.from_text("abcde"), "run")
+    settings = Path("run/config.yaml")
+    shutil.copytree("run", "run/last")
+    for wrong, advice in (
+        ("n_head: 5", "correct the file"),
+        ("n_head: 0", "at least 1"),
+        ("n_haed: 2", "did you mean"),
+    ):
+        before = settings.read_text()
+        settings.write_text(before.replace("n_head: 2", wrong))
+        with pytest.raises(CheckpointError, match=r"config\.yaml: ") as raised:
+            load_model(name)
+        settings.write_text(before)
+        assert advice in raised.value.how
