@@ -37,6 +37,7 @@ from minigpt.errors import CheckpointError, InputError, ModelNote, brief, counte
 from minigpt.fields import Bounds, check_value, checked
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.packed import cache_dtype, new_cache
 from minigpt.parameters import hooked
 from minigpt.replies import faults, is_empty
 from minigpt.system.files import listed, named_path, read_json, write_text
@@ -470,9 +471,9 @@ class Chat:
         # Keys and values of an edited pass are those of no other.
         if not self.decoding.use_cache or next(hooked(self.model), None):
             return None
-        weight = self.model.wte.weight
-        if self._cache is None or (self._cache.k.dtype, self._cache.k.device) != (weight.dtype, weight.device):
-            self._cache, self._read = KVCache(self.model.config, 1, None, weight.dtype, weight.device), []
+        wanted = cache_dtype(self.model), self.model.wte.weight.device
+        if self._cache is None or (self._cache.kv.dtype, self._cache.kv.device) != wanted:
+            self._cache, self._read = new_cache(self.model, 1), []
         pairs = zip(self._read, ids[:-1], strict=False)
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._cache.rollback(self._cache.longest - same)

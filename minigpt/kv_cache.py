@@ -142,6 +142,11 @@ class KVCache:
         )
 
     @property
+    def kv(self) -> Tensor:
+        """All keys and values, in this order in memory: (n_layer, 2, B, H, max_length, D)."""
+        return self._kv
+
+    @property
     def k(self) -> Tensor:
         """All keys: (n_layer, B, H, max_length, D)."""
         return self._kv[:, 0]
@@ -179,13 +184,13 @@ class KVCache:
         """
         if rows not in (None, self.batch_size):
             raise InputError(f"{self!r} does not fit {counted(rows, 'row')}", _MAKE_ONE)
-        self._check_room(num_new, block_size)
+        self.check_room(num_new, block_size)
         if self.uniform is not None:
             return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)
         return self._length[:, None] + torch.arange(num_new, device=self._kv.device)  # (B, T)
 
-    def _check_room(self, num_new: int, block_size: int | None) -> None:
-        """Refuse tokens that do not fit the cache, or a model's block."""
+    def check_room(self, num_new: int, block_size: int | None = None) -> None:
+        """Refuse tokens that do not fit the cache, or a model's block. Raises InputError."""
         most = min(self.max_length, block_size or self.max_length)
         if self._longest + num_new > most:
             whose = f"cache's {most} columns" if most == self.max_length else f"model's {most} positions"
@@ -242,7 +247,7 @@ class KVCache:
 
     def column(self, block_size: int) -> Column:
         """The next column of every row, for `put` to fill; `advance` counts it. Raises as `positions`, of one token."""
-        self._check_room(1, block_size)
+        self.check_room(1, block_size)
         seen = self._by_layer.narrow(-2, 0, self._longest + 1).unbind()  # 2 n_layer x (B, H, S, D)
         if self.uniform is not None:
             return Column(self.uniform, self._by_row.narrow(-2, self.uniform, 1).unbind(), seen)

@@ -36,6 +36,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.config import GPTConfig, Weights
 from minigpt.errors import InputError, MiniGPTError, first_line
 from minigpt.fields import checked
+from minigpt.kv_cache import KVCache
 from minigpt.lora import KNOWN, LoRALinear
 from minigpt.model import GPT
 from minigpt.parameters import as_built, check_not_packed, shapes_alone
@@ -91,15 +92,31 @@ def _in_pieces(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 @cache
-def _library() -> ctypes.CDLL | str:
-    """`products.c`, ready to be called; or why it is not."""
+def compiled_library() -> ctypes.CDLL | str:
+    """`products.c` and what is made of it, ready to be called; or why it is not."""
     try:
-        return shared_library(Path(__file__).with_name("products.c"))
+        return shared_library(Path(__file__).with_name("one_token.c"))
     except RuntimeError as problem:
         return str(problem)
 
 
-def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None) -> Product:
+class CompiledLinear(ctypes.Structure):
+    """`Linear` of `products.c`: where a layer's numbers are."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("w", "scale", "bias")),
+        *((name, ctypes.c_ssize_t) for name in ("num_in", "num_out")),
+        ("kind", ctypes.c_int),
+    ]
+
+
+class CompiledRoom(ctypes.Structure):
+    """`Rounded` of `products.c`: where rows of whole numbers and their factors go."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("numbers", "factors")]
+
+
+class CompiledProduct:
     """The product of `products.c`, which says how a weight is laid out.
 
     Args:
@@ -107,56 +124,73 @@ def _compiled(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Te
         bias: (out,), float32, or None.
         dtype: to keep the weight in: float32, float16 or int8.
         scale: (out,), float32, what the products of each row of the weight are multiplied by, or None.
+
+    Attributes:
+        layer: what the library is given. It is good as long as this object is.
+
+    Raises:
+        RuntimeError: if there is no library, or it lacks this kind.
     """
-    library = _library()
-    if isinstance(library, str):
-        raise RuntimeError(library)
-    kind = str(dtype).removeprefix("torch.")
-    multiply = getattr(library, f"linear_{kind}", None)
-    if multiply is None:
-        raise RuntimeError(f"products.c has no {kind} for this processor")
-    whole_numbers = dtype == torch.int8
-    address, size = ctypes.c_void_p, ctypes.c_ssize_t
-    multiply.argtypes = [*5 * [address], *3 * [size], ctypes.c_int, *2 * whole_numbers * [address]]
-    multiply.restype = None
-    width = ctypes.c_int.in_dll(library, "panel").value
-    num_out, num_in = weight.shape
-    together = 2 if whole_numbers else 1  # inputs that are multiplied in one step
-    wide = math.ceil(num_in / width) * width if whole_numbers else num_in
-    panels = weight.new_zeros(math.ceil(num_out / width), wide // together, width, together, dtype=dtype)
-    outputs = panels.permute(0, 2, 1, 3)  # (panels, width, steps, together)
-    for number, rows in enumerate(weight.split(width)):
-        padded = F.pad(rows, (0, wide - num_in))
-        outputs[number, : len(rows)] = padded.view(len(rows), -1, together)
-    scale = weight.new_ones(num_out) if scale is None else scale
-    bias = weight.new_zeros(num_out) if bias is None else bias.contiguous()
 
-    def product(x: Tensor) -> Tensor:
-        rows = x.reshape(-1, num_in).to(torch.float32).contiguous()  # what follows sees nothing but addresses
-        y = rows.new_empty(len(rows), num_out)  # of its type and device, whatever torch's defaults are
-        room = [rows.new_empty(len(rows), wide, dtype=torch.int16), rows.new_empty(len(rows))] if whole_numbers else []
-        addresses = (part.data_ptr() for part in (rows, panels, scale, bias, y))
-        sizes = len(rows), num_in, num_out, torch.get_num_threads()
-        multiply(*addresses, *sizes, *(part.data_ptr() for part in room))
-        return y.view(*x.shape[:-1], num_out)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+        library = compiled_library()
+        if isinstance(library, str):
+            raise RuntimeError(library)
+        name = str(dtype).removeprefix("torch.")
+        try:
+            kind = ctypes.c_int.in_dll(library, name).value
+        except ValueError:
+            raise RuntimeError(f"products.c has no {name} for this processor") from None
+        self._multiply = library.linear
+        address = ctypes.c_void_p
+        self._multiply.argtypes = [address, address, address, ctypes.c_ssize_t, ctypes.c_int, CompiledRoom]
+        self._multiply.restype = None
+        width = ctypes.c_int.in_dll(library, "panel").value
+        self._num_out, self._num_in = num_out, num_in = weight.shape
+        self._rounds = dtype == torch.int8
+        together = 2 if self._rounds else 1  # inputs that are multiplied in one step
+        self._wide = math.ceil(num_in / width) * width if self._rounds else num_in
+        panels = weight.new_zeros(math.ceil(num_out / width), self._wide // together, width, together, dtype=dtype)
+        outputs = panels.permute(0, 2, 1, 3)  # (panels, width, steps, together)
+        for number, rows in enumerate(weight.split(width)):
+            padded = F.pad(rows, (0, self._wide - num_in))
+            outputs[number, : len(rows)] = padded.view(len(rows), -1, together)
+        scale = weight.new_ones(num_out) if scale is None else scale
+        bias = weight.new_zeros(num_out) if bias is None else bias.contiguous()
+        self._kept = panels, scale, bias  # what follows sees nothing but addresses
+        self.layer = CompiledLinear(*(part.data_ptr() for part in self._kept), num_in, num_out, kind)
 
-    return product
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        rows = x.reshape(-1, self._num_in).to(torch.float32).contiguous()
+        y = rows.new_empty(len(rows), self._num_out)  # of its type and device, whatever torch's defaults are
+        room = CompiledRoom()
+        if self._rounds:
+            numbers, factors = rows.new_empty(len(rows), self._wide, dtype=torch.int16), rows.new_empty(len(rows))
+            room = CompiledRoom(numbers.data_ptr(), factors.data_ptr())
+        layer = ctypes.byref(self.layer)
+        self._multiply(layer, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads(), room)
+        return y.view(*x.shape[:-1], self._num_out)
+
+    def __deepcopy__(self, memo: object) -> "CompiledProduct":
+        """Itself, because nothing changes it."""
+        return self
 
 
 def _float32(weight: Tensor, bias: Tensor | None) -> Product:
-    return _compiled(weight, bias, torch.float32)
+    return CompiledProduct(weight, bias, torch.float32)
 
 
 def _float16(weight: Tensor, bias: Tensor | None) -> Product:
     _check_float16(weight)
-    return _compiled(weight, bias, torch.float16)
+    return CompiledProduct(weight, bias, torch.float16)
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Product:
     if _multiplies_bytes():
         raise RuntimeError("this processor multiplies bytes, as fbgemm8 does")
     scale = (weight.abs().amax(1) / 127).clamp_(min=_SMALLEST)
-    return _compiled((weight / scale[:, None]).round_(), bias, torch.int8, scale)
+    return CompiledProduct((weight / scale[:, None]).round_(), bias, torch.int8, scale)
 
 
 def _check_float16(weight: Tensor) -> None:
@@ -281,6 +315,11 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.kind, self._product = _trusted(weight, bias, kind, _random_inputs(weight) if x is None else x)
 
+    @property
+    def compiled(self) -> CompiledProduct | None:
+        """The product of `products.c`, if that is what it takes."""
+        return self._product if isinstance(self._product, CompiledProduct) else None
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return self._product(x) if x.dim() > 1 else self._product(x[None])[0]
@@ -313,16 +352,17 @@ class PackedHead(nn.Module):
     def __init__(self, pieces: Iterable[PackedLinear]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
-        self.kind = " and ".join(dict.fromkeys(piece.kind for piece in self._layers()))
-        self.out_features = sum(piece.out_features for piece in self._layers())
+        self.kind = " and ".join(dict.fromkeys(piece.kind for piece in self.layers()))
+        self.out_features = sum(piece.out_features for piece in self.layers())
 
-    def _layers(self) -> Iterator[PackedLinear]:
+    def layers(self) -> Iterator[PackedLinear]:
+        """The pieces, each with its next rows."""
         return (piece for piece in self.pieces if isinstance(piece, PackedLinear))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y, start = x.new_empty(*x.shape[:-1], self.out_features), 0
-        for piece in self._layers():
+        for piece in self.layers():
             y[..., start : start + piece.out_features] = piece(x)
             start += piece.out_features
         return y
@@ -381,6 +421,7 @@ class PackedGPT(GPT):
 
     Attributes:
         weights: what was asked for.
+        cache_dtype: in which a decoder keeps keys and values.
     """
 
     def __init__(self, config: GPTConfig, weights: Weights, read: Read) -> None:
@@ -420,6 +461,11 @@ class PackedGPT(GPT):
             for name, part in [*self.named_modules()]:
                 if isinstance(part, _Unread):
                     self.set_submodule(name, part.packed())
+            self.cache_dtype = torch.float32
+            if weights in ("float16", "int8") and self.compiled() is not None:
+                self(ids, seen := KVCache(config, 1, ids.size(1)))
+                if seen.kv.abs().max() < torch.finfo(torch.float16).max / 16:  # other ids may give larger ones
+                    self.cache_dtype = torch.float16
 
     def train(self, mode: bool = True) -> "PackedGPT":
         """Stay in evaluation mode.
@@ -450,6 +496,16 @@ class PackedGPT(GPT):
     def num_parameters(self) -> int:
         """Number of parameters of the plain model; a tied head counts once."""
         return self._num_parameters
+
+    def compiled(self) -> dict[str, list[CompiledProduct]] | None:
+        """The products of the linear layers by name, the head's in pieces, if all are those of `products.c`."""
+        found: dict[str, list[CompiledProduct]] = {}
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Linear | PackedLinear):
+                if isinstance(part, nn.Linear) or part.compiled is None:
+                    return None
+                found.setdefault(name.partition(".pieces.")[0], []).append(part.compiled)
+        return found
 
     def kinds(self) -> dict[str, str]:
         """How each linear layer is kept, by name."""
@@ -494,6 +550,20 @@ def pack(model: GPT, weights: Weights = "auto", *, keep: bool = True) -> PackedG
     if not keep:
         model.lm_head.__class__ = EmptyLinear  # a tied one too, which is not read
     return packed
+
+
+def cache_dtype(model: GPT) -> torch.dtype:
+    """In which a decoder keeps the model's keys and values: its own dtype.
+
+    Of a packed model whose weights are rounded to float16 or int8, and whose layers are all those of `products.c`, it
+    is float16, if they are not too large: half as much is read then for each token, and kept.
+    """
+    return model.cache_dtype if isinstance(model, PackedGPT) else model.wte.weight.dtype
+
+
+def new_cache(model: GPT, batch_size: int, max_length: int | None = None) -> KVCache:
+    """An empty cache, as a decoder makes it for this model."""
+    return KVCache(model.config, batch_size, max_length, cache_dtype(model), model.wte.weight.device)
 
 
 def _generator() -> torch.Generator:

@@ -10,16 +10,29 @@ The work goes in steps. In one, 4 bytes of each row meet one or two numbers of e
     float32, float16   an input, x (rows, in), and W [panel][in][PANEL]; sums in float32
     int8               two inputs, rounded to 16 bits, and W [panel][in / 2][PANEL][2]; sums in whole numbers
 
-The machine's compiler makes a library of this file; `packed.py` lays out the weights, and calls it. */
+`packed.py` lays out the weights. The machine's compiler makes a library of `one_token.c`, which includes this file. */
 
 #include <float.h>
-#include <math.h>
 
 #include "vectors.h"
 
 enum { INPUTS = 1 << 15, LEAST = 4 * HEIGHT, MOST = 16 * HEIGHT };  // what all panels meet before the next rows come
 
 const int panel = PANEL;
+
+enum { FLOAT32, FLOAT16, INT8 };
+const int float32 = FLOAT32, float16 = FLOAT16;  // for packed.py: which kinds there are
+#ifdef __AVX2__
+const int int8 = INT8;
+#endif
+
+/* A layer with weights w of one kind, whose last panel is filled up; scale and bias (out). */
+typedef struct {
+    const void *w;
+    const float *scale, *bias;
+    ptrdiff_t in, out;
+    int kind;
+} Linear;
 
 typedef union { float real; int32_t whole; } Number;
 
@@ -122,45 +135,39 @@ INLINE void add(Tile tile, const int bytes, ptrdiff_t rows, Piece of) {
 INLINE float from_real(Number sum) { return sum.real; }
 INLINE float from_whole(Number sum) { return (float)sum.whole; }
 
-/* y (rows, out) for the panels from `first` to before `last`: the sums times the scale of an output and, `apart` from
-each other, the factors of the rows. */
-INLINE void multiply(Tile tile, const int bytes, float (*from)(Number), const void *x, const char *w, const float *scale,
-                     const float *factors, ptrdiff_t apart, const float *bias, float *y, ptrdiff_t rows, ptrdiff_t steps,
-                     ptrdiff_t out, ptrdiff_t first, ptrdiff_t last) {
-    const ptrdiff_t most = INPUTS / steps < LEAST ? LEAST : least(INPUTS / steps, MOST);
+/* Rows of x, `steps` long, and the factors of their products, `apart` from each other. */
+typedef struct {
+    const Number *x;
+    ptrdiff_t rows, steps;
+    const float *factors;
+    ptrdiff_t apart;
+} Rows;
+
+/* For the panels from `first` to before `last`, what is added up, times its scale and factor, with its bias, as rows of
+y that are `wide` numbers apart. */
+INLINE void multiply(Tile tile, const int bytes, float (*from)(Number), const Linear *layer, Rows of, float *y,
+                     ptrdiff_t wide, ptrdiff_t first, ptrdiff_t last) {
+    const ptrdiff_t most = INPUTS / of.steps < LEAST ? LEAST : least(INPUTS / of.steps, MOST);
     Number sums[MOST][PANEL];
-    for (ptrdiff_t row = 0; row < rows; row += most) {
-        const ptrdiff_t some = least(most, rows - row);
+    for (ptrdiff_t row = 0; row < of.rows; row += most) {
+        const ptrdiff_t some = least(most, of.rows - row);
         for (ptrdiff_t p = first; p < last; p++) {
-            Piece piece = {.x = (const Number *)x + row * steps, .steps = steps, .w = w + p * steps * bytes, .sums = sums};
+            const char *w = (const char *)layer->w + p * of.steps * bytes;
+            Piece piece = {.x = of.x + row * of.steps, .steps = of.steps, .w = w, .sums = sums};
             for (ptrdiff_t r = 0; r < some; r++)
                 for (int i = 0; i < PANEL; i++) sums[r][i].whole = 0;
-            for (ptrdiff_t k = 0; k < steps; k += DEPTH, piece.x += DEPTH, piece.w += DEPTH * bytes) {
-                piece.depth = least(DEPTH, steps - k);
+            for (ptrdiff_t k = 0; k < of.steps; k += DEPTH, piece.x += DEPTH, piece.w += DEPTH * bytes) {
+                piece.depth = least(DEPTH, of.steps - k);
                 add(tile, bytes, some, piece);
             }
             for (ptrdiff_t r = 0; r < some; r++)
-                for (ptrdiff_t o = p * PANEL; o < least(out, (p + 1) * PANEL); o++) {
-                    const float times = scale[o] * factors[(row + r) * apart];
-                    y[(row + r) * out + o] = from(sums[r][o - p * PANEL]) * times + bias[o];
+                for (ptrdiff_t o = p * PANEL; o < least(layer->out, (p + 1) * PANEL); o++) {
+                    const float times = layer->scale[o] * of.factors[(row + r) * of.apart];
+                    y[(row + r) * wide + o] = from(sums[r][o - p * PANEL]) * times + layer->bias[o];
                 }
         }
     }
 }
-
-/* ---- what packed.py calls: x (rows, in), w as above, its last panel filled up, scale and bias (out), y (rows, out) */
-
-#define LINEAR(KIND, SIZE)                                                                                             \
-    void linear_##KIND(const float *x, const char *w, const float *scale, const float *bias, float *y, ptrdiff_t rows, \
-                       ptrdiff_t in, ptrdiff_t out, int threads) {                                                     \
-        static const float one = 1;                                                                                    \
-        const ptrdiff_t panels = (out + PANEL - 1) / PANEL;                                                            \
-        _Pragma("omp parallel for num_threads(threads)") for (int t = 0; t < threads; t++)                             \
-            multiply(tile_##KIND, PANEL * SIZE, from_real, x, w, scale, &one, 0, bias, y, rows, in, out,               \
-                     panels * t / threads, panels * (t + 1) / threads);                                                \
-    }
-LINEAR(float32, 4)
-LINEAR(float16, 2)
 
 #ifdef __AVX2__
 INLINE void write_int16(int16_t *to, Wholes numbers) {
@@ -194,20 +201,45 @@ static void round_row(const float *x, ptrdiff_t in, float most, int16_t *rounded
         write_int16(rounded + k, (Wholes)(AT(k) * times + nearest.real) - nearest.whole);
     *factor = largest.real <= FLT_MAX ? largest.real / most : NAN;
 }
+#endif
 
-/* Besides: room for the rounded rows, (rows, in filled up to a multiple of PANEL), and for their factors, (rows). */
-void linear_int8(const float *x, const char *w, const float *scale, const float *bias, float *y, ptrdiff_t rows,
-                 ptrdiff_t in, ptrdiff_t out, int threads, int16_t *rounded, float *factors) {
-    const ptrdiff_t panels = (out + PANEL - 1) / PANEL, wide = (in + PANEL - 1) / PANEL * PANEL;
-    const float most = (float)least(INT16_MAX, INT32_MAX / (INT8_MAX * wide));  // with which no sum overflows
-#pragma omp parallel num_threads(threads)
-    {
+/* Where rows are rounded: whole numbers (rows, in filled up to whole panels), and factors (rows). */
+typedef struct {
+    int16_t *numbers;
+    float *factors;
+} Rounded;
+
+/* y (rows, out), whose rows are `wide` numbers apart, of x (rows, in), by all threads of a team. */
+static void product(const Linear *layer, const float *x, float *y, ptrdiff_t wide, ptrdiff_t rows, int threads,
+                    Rounded room) {
+    static const float one = 1;
+    const ptrdiff_t in = layer->in, panels = (layer->out + PANEL - 1) / PANEL;
+    Rows of = {(const Number *)x, rows, in, &one, 0};
+#ifdef __AVX2__
+    if (layer->kind == INT8) {
+        const float most = (float)least(INT16_MAX, INT32_MAX / (INT8_MAX * filled(in)));  // so that no sum overflows
 #pragma omp for
-        for (ptrdiff_t r = 0; r < rows; r++) round_row(x + r * in, in, most, rounded + r * wide, factors + r);
+        for (ptrdiff_t r = 0; r < rows; r++)
+            round_row(x + r * in, in, most, room.numbers + r * filled(in), room.factors + r);
+        of = (Rows){(const Number *)room.numbers, rows, filled(in) / 2, room.factors, 1};
+    }
+#endif
 #pragma omp for
-        for (int t = 0; t < threads; t++)
-            multiply(tile_int8, PANEL * 2, from_whole, rounded, w, scale, factors, 1, bias, y, rows, wide / 2, out,
-                     panels * t / threads, panels * (t + 1) / threads);
+    for (int t = 0; t < threads; t++) {
+        const ptrdiff_t first = panels * t / threads, last = panels * (t + 1) / threads;
+        switch (layer->kind) {
+            case FLOAT32: multiply(tile_float32, PANEL * 4, from_real, layer, of, y, wide, first, last); break;
+            case FLOAT16: multiply(tile_float16, PANEL * 2, from_real, layer, of, y, wide, first, last); break;
+#ifdef __AVX2__
+            case INT8: multiply(tile_int8, PANEL * 2, from_whole, layer, of, y, wide, first, last);
+#endif
+        }
     }
 }
-#endif
+
+/* ---- what packed.py calls: x (rows, in) -> y (rows, out) */
+
+void linear(const Linear *layer, const float *x, float *y, ptrdiff_t rows, int threads, Rounded room) {
+#pragma omp parallel num_threads(threads)
+    product(layer, x, y, layer->out, rows, threads, room);
+}

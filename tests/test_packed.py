@@ -125,7 +125,7 @@ def test_a_kind_that_is_missing_or_wrong_gives_way_to_others(monkeypatch, kind, 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(packed, "_library", lambda: "there is no C compiler")
+    monkeypatch.setattr(packed, "compiled_library", lambda: "there is no C compiler")
 
 
 @pytest.mark.parametrize(("kind", "other"), [("int8", "fbgemm8"), ("float16", "fbgemm16"), ("float32", "onednn")])
@@ -139,14 +139,14 @@ def test_without_a_compiler_torchs_own_operators_stand_in(no_compiler, kind, oth
 
 def test_a_kind_that_the_library_lacks_is_refused_in_words(monkeypatch):
     """As int8 on a processor whose instructions `products.c` does not use."""
-    monkeypatch.setattr(packed, "_library", lambda: ctypes.CDLL(None))
+    monkeypatch.setattr(packed, "compiled_library", lambda: ctypes.CDLL(None))
     said = packed.tried(torch.randn(17, 13), None, "float32", torch.randn(5, 13))
     assert said == "products.c has no float32 for this processor"
 
 
 @pytest.fixture
 def compiler():
-    if isinstance(reason := packed._library(), str):
+    if isinstance(reason := packed.compiled_library(), str):
         pytest.skip(reason)
 
 
@@ -159,7 +159,7 @@ def test_a_row_is_the_same_beside_any_other_and_for_any_number_of_threads(dtype,
     """Each number is one sum in one order, whatever stands beside it and whichever thread adds it up."""
     torch.manual_seed(0)
     before, weight, x = torch.get_num_threads(), torch.randint(-9, 9, (53, 397)).float(), torch.randn(13, 397)
-    product = packed._compiled(weight, torch.randn(53), dtype)
+    product = packed.CompiledProduct(weight, torch.randn(53), dtype)
     alone = torch.cat([product(row[None]) for row in x])
     x[5] = torch.nan
     try:
@@ -177,7 +177,7 @@ def test_a_row_is_the_same_beside_any_other_and_for_any_number_of_threads(dtype,
 def test_inputs_that_lie_apart_or_do_not_fit_are_no_danger(dtype, compiler):
     """The library sees nothing but addresses."""
     weight = torch.randint(-9, 9, (17, 13)).float()
-    product = packed._compiled(weight, None, dtype)
+    product = packed.CompiledProduct(weight, None, dtype)
     x = torch.randn(13, 26)
     for some in (x.t(), x[:, ::2], x[3, ::2], x[None, :2, 13:], x[:0, :13], x.t().double()):
         assert close(product(some), F.linear(some.float(), weight), 1e-4) or some.numel() == 0
@@ -190,10 +190,10 @@ def test_inputs_that_lie_apart_or_do_not_fit_are_no_danger(dtype, compiler):
 @pytest.mark.parametrize("dtype", COMPILED)
 def test_torchs_default_dtype_decides_nothing_about_memory(dtype, compiler):
     weight, x, before = torch.randint(-9, 9, (17, 13)).float(), torch.randn(3, 13), torch.get_default_dtype()
-    expected = packed._compiled(weight, None, dtype)(x)
+    expected = packed.CompiledProduct(weight, None, dtype)(x)
     try:
         torch.set_default_dtype(torch.float64)  # a narrower one would be written beyond its end
-        found = packed._compiled(weight, None, dtype)(x)
+        found = packed.CompiledProduct(weight, None, dtype)(x)
     finally:
         torch.set_default_dtype(before)
     assert found.dtype == torch.float32
@@ -261,7 +261,7 @@ def loss_of(model, rows):
 def test_what_8_bits_cost_is_less_than_half_a_percent(trained, kind, monkeypatch):
     model, rows = trained
     if kind != "int8":
-        monkeypatch.setattr(packed, "_library", lambda: "not this time")
+        monkeypatch.setattr(packed, "compiled_library", lambda: "not this time")
     if kind == "fbgemm8 with AVX2":
         monkeypatch.setattr(packed, "_input_steps", lambda: (63, 64))
     small = pack(model, "int8")
@@ -512,7 +512,7 @@ def test_the_largest_inputs_and_weights_fit_the_sums_of_8_bits():
 @pytest.mark.parametrize("num_in", [64, 3079])
 def test_the_largest_whole_numbers_fit_the_sums_of_32_bits(num_in, compiler):
     """Of many inputs they would not, if these were rounded into as many steps as 16 bits have."""
-    product = packed._compiled(torch.full((7, num_in), 127.0), None, torch.int8)
+    product = packed.CompiledProduct(torch.full((7, num_in), 127.0), None, torch.int8)
     for sign in (1.0, -1.0):
         assert close(product(torch.full((3, num_in), sign)), torch.full((3, 7), sign * 127 * num_in), 1e-6)
 

@@ -13,7 +13,8 @@ The numbers are those of `GPT.forward` within rounding. What saves operations:
     x += y W     what a sublayer adds to the residual stream is added by its last product, in place
     modules      dropout does nothing here, and a linear layer is its weight
 
-Where a model is not as `model.py` makes it, or somebody watches or edits it by hooks, it is called as always.
+Of a packed model whose products are all in C, the whole pass is one operation: see `one_call.py`. Where a model is not
+as `model.py` makes it, or somebody watches or edits it by hooks, it is called as always.
 
 B rows, H heads, D head size, C width, V vocabulary, S columns of the cache with the new one.
 """
@@ -26,9 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from torch.nn.modules import module as modules
 
+from minigpt.decoding.one_call import OneCall
 from minigpt.dropout import Dropout
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT, MLP, Block, CausalSelfAttention, fused_attention
+from minigpt.packed import PackedGPT, PackedHead, PackedLinear
+
+_LINEAR = (nn.Linear, PackedLinear, PackedHead)
 
 # (B, in) -> (B, out)
 Product = Callable[[Tensor], Tensor]
@@ -75,8 +80,11 @@ class OneToken:
         blocks = [block for block in model.h if isinstance(block, Block)]
         parts = _parts(model, blocks)
         self._usual = len(blocks) == len(model.h) and _are_usual(model, parts)
+        self._one_call: OneCall | None = None
         if not self._usual:
             return
+        if isinstance(model, PackedGPT) and (products := model.compiled()) is not None:
+            self._one_call = OneCall(model, blocks, products)
         self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]  # of all modules
         self._attention = [block.attn for block in blocks]
@@ -108,11 +116,13 @@ class OneToken:
 
         Args:
             idx: ids of the vocabulary.
-            cache: of the model's own dtype. It then holds the tokens too.
+            cache: as `packed.new_cache` makes it for this model. It then holds the tokens too.
 
         Raises:
             InputError: if the tokens do not fit the context, or the cache.
         """
+        if self._one_call is not None:
+            return self._one_call(idx, cache)
         B, C = idx.size(0), self._config.n_embd
         if B != self._places.qkv.size(0):
             self._places = self._places_for(B)
@@ -144,19 +154,20 @@ class OneToken:
 def _parts(model: GPT, blocks: Sequence[Block]) -> list[tuple[nn.Module, type[nn.Module]]]:
     """The modules that are not called here, each with the type that computes as model.py has it.
 
-    Linear layers may be of any type, because those that are not plain are called: see `_product`.
+    Linear layers may be of any other type, because those are called: see `_product`.
     """
     parts: list[tuple[nn.Module, type[nn.Module]]] = [
         (model, GPT), (model.wte, nn.Embedding), (model.wpe, nn.Embedding), (model.drop, Dropout),
         (model.ln_f, nn.LayerNorm),
     ]  # fmt: skip
-    linear = [model.lm_head]
+    linear: list[nn.Module] = [model.lm_head]
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         parts += [(block, Block), (block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm), (attn, CausalSelfAttention)]
         parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, Dropout)]
         linear += [attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj]
-    return parts + [(layer, nn.Linear) for layer in linear if type(layer) is nn.Linear]
+    linear += [piece for head in linear if isinstance(head, PackedHead) for piece in head.pieces]
+    return parts + [(layer, kind) for layer in linear for kind in _LINEAR if type(layer) is kind]
 
 
 def _are_usual(model: GPT, parts: Sequence[tuple[nn.Module, type[nn.Module]]]) -> bool:

@@ -16,6 +16,7 @@ from minigpt.decoding.speculative import Drafter, DraftModel, ModelDrafter, Prom
 from minigpt.errors import InputError, counted, either, named, named_ids
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.packed import cache_dtype
 from minigpt.parameters import num_with_text
 
 
@@ -135,7 +136,7 @@ class Request:
                 )
 
     def _check_cache(self) -> None:
-        cache, weight = self.cache, self.model.wte.weight
+        cache, dtypes = self.cache, (self.model.wte.weight.dtype, cache_dtype(self.model))
         if cache is None:
             return
         (length,) = map(len, self.prompts)
@@ -143,7 +144,7 @@ class Request:
             raise InputError(
                 f"{named('use_cache', False)}, and a {named('cache')} is given", "leave one of the two out"
             )
-        if cache.batch_size != 1 or (cache.k.dtype, cache.k.device) != (weight.dtype, weight.device):
+        if cache.batch_size != 1 or cache.kv.dtype not in dtypes or cache.kv.device != self.model.wte.weight.device:
             raise InputError(
                 f"{cache!r} is not for one row of this model",
                 "make it with KVCache(model.config, 1, dtype=model.wte.weight.dtype, device=model.wte.weight.device)",

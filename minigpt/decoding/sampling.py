@@ -21,6 +21,7 @@ from minigpt.errors import InputError, brief, either, named
 from minigpt.fields import check_ids, checked, ordered
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
+from minigpt.packed import cache_dtype, new_cache
 from minigpt.parameters import evaluating, num_with_text, with_text
 from minigpt.system.device import free_bytes
 
@@ -77,7 +78,7 @@ class Rows:
         self._cache = cache
         read = 0 if cache is None else cache.longest  # of the prompt
         if use_cache and cache is None and max(map(len, prompts)) <= self._block_size:
-            self._cache = self._new_cache(len(prompts), self._columns)
+            self._cache = new_cache(model, len(prompts), self._columns)
         self._ahead: dict[tuple[int, ...], tuple[KVCache, int]] = {}  # beginnings of prompts that were read, and where
         self.ids = [list(prompt) for prompt, count in zip(prompts, copies, strict=True) for _ in range(count)]
         self._num_last = [1] * len(self.ids)  # how many of each row's newest ids have logits
@@ -93,7 +94,7 @@ class Rows:
 
         Otherwise the system may end the process without a word. A GPU's own error says it at once.
         """
-        config, size = self._model.config, self._model.wte.weight.element_size()
+        config, size = self._model.config, cache_dtype(self._model).itemsize
         kept = 2 * config.n_layer * config.n_embd * self._columns * size * use_cache
         needed = rows * (kept + 2 * 4 * self._vocab_size)  # scores in float32, as the model and a filter give them
         if needed > 2**30 and self._device.type == "cpu":  # less is not worth the question
@@ -102,10 +103,6 @@ class Rows:
                 less = [f"lower {named(name)}" for name in ("num_beams", "num_return_sequences", "batch_size")]
                 what = f"{rows:,} sequences side by side need {needed / 1e9:,.1f} GB of memory or more"
                 raise InputError(f"{what}, and {free / 1e9:,.1f} GB are free", either(*less))
-
-    def _new_cache(self, rows: int, columns: int) -> KVCache:
-        weight = self._model.wte.weight
-        return KVCache(self._model.config, rows, columns, weight.dtype, weight.device)
 
     @property
     def logits(self) -> Tensor:
@@ -190,7 +187,7 @@ class Rows:
         self._ahead = {}
         for group in _of_like_length(starts):
             longest = len(group[-1])
-            cache = self._new_cache(len(group), max(1, longest))
+            cache = new_cache(self._model, len(group), max(1, longest))
             if longest:
                 self._read(group, cache)
             self._ahead |= {start: (cache, row) for row, start in enumerate(group)}

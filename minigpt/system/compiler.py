@@ -14,7 +14,10 @@ from minigpt.errors import first_line
 
 _NAMES = ("cc", "gcc", "clang")
 # For the processor at hand. OpenMP's functions are not linked: they are torch's, so that both share one set of threads.
-_FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs", "-lc")
+_FLAGS = (
+    "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs",
+    "-lc",
+)  # fmt: skip
 _PATIENCE = 60  # seconds
 
 

@@ -12,6 +12,7 @@ machine is and by the length of the run, and never by a clock: the same seed has
 the machine is busy.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -26,10 +27,10 @@ from minigpt.model import AttentionCore, CausalSelfAttention, fused_attention
 from minigpt.parameters import in_words
 from minigpt.system.device import processor
 from minigpt.training import steps
-from minigpt.training.steps import CUBE, SLOPE
 
 Kernels: TypeAlias = Literal["torch", "fast", "c"]
 
+SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # of GELU: 2 u = SLOPE x + CUBE x^3
 AT_ONCE = 2**17  # numbers of a part of GELU: what it computes in between stays in the processor's cache
 WORTH_COMPILING = 3e12  # operations of a run: half a minute, of which the compiler takes about one second
 

@@ -5,15 +5,11 @@ and no (T, T) matrix goes through memory. A sum has the same order with any numb
 
 The machine's compiler makes a library of this file; `steps.py` calls it. */
 
-#include <math.h>
-
 #include "../vectors.h"
 
 const char *const compiler = __VERSION__;
 
 enum { QUERIES = 4 * HEIGHT };  // computed at a time: a smaller number wastes less on hidden keys
-
-INLINE ptrdiff_t filled(ptrdiff_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
 /* ---- C += A B, whose B and C have whole panels of columns */
 
@@ -102,29 +98,8 @@ INLINE float dot(const float *a, const float *b, ptrdiff_t number) {
 
 /* ---- e^x and tanh-GELU */
 
-INLINE Reals either(Wholes which, Reals a, Reals b) { return (Reals)((which & (Wholes)a) | (~which & (Wholes)b)); }
-
-/* 2^x within a few units of its last place: 0 far below 0, finite far above it, and NaN of NaN. */
-INLINE Reals power_of_2(Reals x) {
-    const float nearest = 3 << 22;  // a sum with this is rounded to a whole number, its last bits
-    const Wholes low = x < -126, high = x > 127;
-    x = either(high, (Reals){0} + 127, either(low, (Reals){0} - 126, x));
-    const Reals whole = x + nearest, part = (x - (whole - nearest)) * 0.693147180559945f;  // |part| <= log(2) / 2
-    Reals sum = 1 / 720.f + part * (1 / 5040.f);  // Taylor's series of e^part
-    sum = 1 / 120.f + part * sum;
-    sum = 1 / 24.f + part * sum;
-    sum = 1 / 6.f + part * sum;
-    sum = .5f + part * sum;
-    sum = 1 + part * sum;
-    sum = 1 + part * sum;
-    const Reals power = (Reals)(((Wholes)whole - (Wholes)((Reals){0} + nearest) + 127) << 23);
-    return (Reals)(~low & (Wholes)(sum * power));
-}
-
-static const float LOG2_E = 1.44269504088896f;
-
-/* y = x s and its slope s + x s (1 - s) (2 u)', with s = sigmoid(2 u) and 2 u = first x + third x^3. */
-void gelu(const float *x, float *y, float *slope, ptrdiff_t count, float first, float third, int threads) {
+/* y = x s and its slope s + x s (1 - s) (2 u)', with s = sigmoid(2 u) and 2 u = FIRST x + THIRD x^3. */
+void gelu(const float *x, float *y, float *slope, ptrdiff_t count, int threads) {
     const ptrdiff_t full = count / LANES;
 #pragma omp parallel for num_threads(threads)
     for (ptrdiff_t n = 0; n <= full; n++) {
@@ -133,9 +108,9 @@ void gelu(const float *x, float *y, float *slope, ptrdiff_t count, float first, 
         if (some == LANES) of = *(const Reals *)(x + n * LANES);
         else
             for (ptrdiff_t i = 0; i < some; i++) of[i] = x[n * LANES + i];
-        const Reals square = of * of, e = power_of_2(-LOG2_E * of * (first + third * square)), s = 1 / (1 + e);
+        const Reals e = gelu_power(of), s = 1 / (1 + e);
         ys = of * s;
-        slopes = s + ys * (e * s) * (first + 3 * third * square);  // e s = 1 - s
+        slopes = s + ys * (e * s) * (FIRST + 3 * THIRD * of * of);  // e s = 1 - s
         if (some == LANES) {
             *(Reals *)(y + n * LANES) = ys;
             *(Reals *)(slope + n * LANES) = slopes;
@@ -161,34 +136,6 @@ static void by_numbers(const float *from, Strides by, Sizes of, float *to) {
 static void by_positions(const float *from, Strides by, Sizes of, float *to) {
     for (ptrdiff_t t = 0; t < of.T; t += PANEL)
         lay_out(from + t * by.positions, 1, by.positions, of.D, of.T - t, to + t * of.D);
-}
-
-/* The first `number` of some values, of which these begin with number `first`; the others are replaced. */
-INLINE Reals visible(ptrdiff_t first, ptrdiff_t number, Reals values, float otherwise) {
-    Wholes at;
-    UNROLLED for (int i = 0; i < LANES; i++) at[i] = i;
-    return either(at < (int32_t)least(LANES, number - first), values, (Reals){0} + otherwise);
-}
-
-/* What makes weights of a query's scores: 2^((score - high) * power) * share. */
-typedef struct { float high, share; } Softmax;
-
-/* In place, of `number` scores the weights, and zeros behind them, up to `all`. */
-static Softmax weigh(float *scores, ptrdiff_t number, ptrdiff_t all, float power) {
-    Reals highs = (Reals){0} - INFINITY, sums = {0};
-    for (ptrdiff_t s = 0; s < number; s += LANES) {
-        const Reals some = visible(s, number, *(Reals *)(scores + s), -INFINITY);
-        highs = either(some > highs, some, highs);
-    }
-    float high = highs[0], sum = 0;
-    for (int i = 1; i < LANES; i++) high = highs[i] > high ? highs[i] : high;
-    for (ptrdiff_t s = 0; s < all; s += LANES) {
-        const Reals some = s < number ? power_of_2((*(Reals *)(scores + s) - high) * power) : (Reals){0};
-        sums += *(Reals *)(scores + s) = visible(s, number, some, 0);
-    }
-    for (int i = 0; i < LANES; i++) sum += sums[i];
-    for (ptrdiff_t s = 0; s < number; s += LANES) *(Reals *)(scores + s) *= 1 / sum;
-    return (Softmax){high, 1 / sum};
 }
 
 /* Dropout of the weights: its mask (B, H, T, T) holds 1 or 0, or is NULL; what stays is multiplied by `more`. */

@@ -19,8 +19,6 @@ from minigpt.dropout import draw
 from minigpt.model import explicit_attention
 from minigpt.system.compiler import shared_library
 
-SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # of GELU: 2 u = SLOPE x + CUBE x^3
-
 
 class _Strides(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ssize_t) for name in ("rows", "heads", "positions")]
@@ -60,7 +58,7 @@ def _library() -> ctypes.CDLL:
     address, size, number, threads = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
     given = [*3 * [address], _Strides, _Dropout, number]
     sizes = [_Sizes, threads, address]
-    library.gelu.argtypes = [*3 * [address], size, *2 * [number], threads]
+    library.gelu.argtypes = [*3 * [address], size, threads]
     library.room.argtypes, library.room.restype = [*2 * [size], ctypes.c_int], size
     library.attention.argtypes = [*given, *2 * [address], *sizes]
     library.attention_back.argtypes = [*given, *6 * [address], _Strides, *sizes]
@@ -97,7 +95,7 @@ def unavailable() -> str:
 
 def _gelu_in_c(x: Tensor, y: Tensor, slope: Tensor) -> None:
     addresses = (part.data_ptr() for part in (x, y, slope))
-    _library().gelu(*addresses, x.numel(), SLOPE, CUBE, torch.get_num_threads())
+    _library().gelu(*addresses, x.numel(), torch.get_num_threads())
 
 
 def gelu(x: Tensor, write: Callable[[Tensor, Tensor, Tensor], None] = _gelu_in_c) -> Tensor:

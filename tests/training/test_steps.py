@@ -132,7 +132,7 @@ def test_gelu_goes_to_its_limits(x):
 
 
 def test_a_library_that_computes_something_else_is_not_used(monkeypatch):
-    monkeypatch.setattr(steps, "CUBE", 1.1 * steps.CUBE)
+    monkeypatch.setattr(steps, "explicit_attention", lambda q, k, v, **rest: explicit_attention(q, k, 1.1 * v, **rest))
     steps.unavailable.cache_clear()
     try:
         assert "other numbers" in steps.unavailable()
