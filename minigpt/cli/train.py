@@ -18,7 +18,7 @@ from minigpt.training.divergence import read_report
 from minigpt.training.log import print_line_for
 from minigpt.training.loop import SAMPLE_TOKENS, lasting_names, replay
 from minigpt.training.plan import Workload, plan_run
-from minigpt.training.run import before_weights, choose_kernels, read_data
+from minigpt.training.run import before_weights, choose_kernels, read_data, which_kernels
 from minigpt.training.teachers import find_teachers
 
 
@@ -43,19 +43,19 @@ def plan_and_say(config: RunConfig, resume: RunDirectory | None, as_json: bool) 
     """Predict memory and time of a run, or of what is left of the one to resume, and print them."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    config = dataclasses.replace(config, kernels=choose_kernels(config, Processes(), device))  # those of the run
     data = load_data(config)
     checkpoint, tell = None, print_line_for(as_json)
     changes_said: list[str] = []
     if resume:
         config = lasting_names(config, read_config(resume))
-        here = circumstances(Processes(), device, config.kernels)
+        here = circumstances(Processes(), device, which_kernels(config, Processes(), device, dtype)[0])
         checkpoint, _, changes_said = checkpoint_to_resume(resume, config, data_checksum(data), here, tell)
     config, tokenizer = before_weights(config, data, resume if checkpoint else None)
     find_teachers(config, tokenizer, resumed=checkpoint is not None)
     config, loader, _ = read_data(config, data, tokenizer, Processes(), checkpoint)
     for line in changes_said:
         tell(line)
-    config = dataclasses.replace(config, kernels=choose_kernels(config, Processes(), device))  # those of the run
     t, done = config.train, checkpoint.progress.step if checkpoint else 0
     workload = Workload.of_loader(loader)
     plan = plan_run(config, workload, loader.val.ids, device, dtype, SAMPLE_TOKENS, done=done)

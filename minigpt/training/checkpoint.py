@@ -591,8 +591,8 @@ def clean(run: RunDirectory, print_line: Callable[[str], None]) -> None:
 
 
 def circumstances(processes: Processes, device: torch.device, kernels: str) -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings and data; `kernels` are those of its setting."""
-    compiler = {"compiler": steps.compiler()} if kernels == "c" and not steps.unavailable() else {}
+    """What the numbers of a run depend on besides its settings and data; by `kernels`, its steps really compute."""
+    compiler = {"compiler": steps.compiler()} if kernels == "c" else {}
     return {**versions(), "processes": str(processes.size), "device": device.type, **compiler}
 
 

@@ -30,7 +30,7 @@ from minigpt.formats.run_directory import RunDirectory, check_new, read_config, 
 from minigpt.formats.source import lasting_model
 from minigpt.parameters import with_text
 from minigpt.system import terminal
-from minigpt.system.device import autocast, choose_device
+from minigpt.system.device import autocast, choose_device, choose_dtype
 from minigpt.system.files import named_path, remove
 from minigpt.training.checkpoint import (
     Progress,
@@ -52,7 +52,7 @@ from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
 from minigpt.training.log import PrintLine, RunLog, print_nothing, print_to_stdout
 from minigpt.training.optim import set_learning_rate
-from minigpt.training.run import Run, choose_kernels, set_up, whole_model
+from minigpt.training.run import Run, choose_kernels, set_up, which_kernels, whole_model
 from minigpt.training.signals import StopRequest
 from minigpt.training.trackers import open_tracker, tracking_library
 
@@ -133,7 +133,8 @@ def train(
                 if processes.first:
                     lock = leaving.enter_context(locked(out))
                     clean(directory, print_line)
-            here = circumstances(processes, device, config.kernels)
+            by, _ = which_kernels(config, processes, device, choose_dtype(config.dtype, device))
+            here = circumstances(processes, device, by)
             checksum = data_checksum(data)
             checkpoint, changed, changes_said = checkpoint_to_resume(directory, config, checksum, here, print_line)
             progress = checkpoint.progress if checkpoint else progress

@@ -162,7 +162,7 @@ def set_up(
     config, loader, origins = read_data(config, data, tokenizer, processes, checkpoint)
     if processes.first and checkpoint is None:
         note_learned(config, data, [*([source] if source else []), *teaching])
-    origins["versions"] = circumstances(processes, device, config.kernels)
+    origins["versions"] = circumstances(processes, device, kernels)
     if t.teachers:
         origins["teachers"] = teachers.checksums if t.asked else former.get("teachers", [])
     if base is not None and t.lora_rank:

@@ -18,6 +18,7 @@ from minigpt.model import explicit_attention, fused_attention
 from minigpt.parameters import as_built
 from minigpt.training import kernels as room
 from minigpt.training import loop, steps
+from minigpt.training.checkpoint import open_checkpoint
 from minigpt.training.distributed import Processes
 from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
@@ -311,6 +312,19 @@ def test_a_resume_with_another_compiler_says_so(corpus, config, tmp_path, monkey
         few = replace(config, kernels="c", train=replace(config.train, max_steps=number))
         train(few, corpus, run, said.append, resume=number > 3)
         assert any(line.startswith(f"changed    compiler: {real} before, another 1.0 now") for line in said) == told
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_that_only_asks_for_c_compiles_nothing_and_notes_no_compiler(corpus, config, tmp_path, monkeypatch):
+    run, said, calls = tmp_path / "run", [], []
+    monkeypatch.setattr(steps, "unavailable", lambda: calls.append(1) or "")
+    monkeypatch.setattr(steps, "compiler", lambda: calls.append(1) or "any 1.0")
+    for number in (3, 5):
+        few = replace(config, kernels="c", dtype="bfloat16", train=replace(config.train, max_steps=number))
+        train(few, corpus, run, said.append, resume=number > 3)
+    assert calls == []
+    assert "compiler" not in open_checkpoint(run / "last").manifest["versions"]
+    assert not any("compiler" in line for line in said)
 
 
 @pytest.mark.parametrize(
