@@ -41,7 +41,7 @@ from minigpt.lora import KNOWN, LoRALinear
 from minigpt.model import GPT
 from minigpt.parameters import as_built, check_not_packed, shapes_alone
 from minigpt.system.compiler import shared_library
-from minigpt.system.device import processor, returning_freed_memory
+from minigpt.system.device import processor, returning_freed_memory, undisturbed
 from minigpt.system.downloads import cache_dir
 from minigpt.system.files import read_json, write_text
 
@@ -238,6 +238,7 @@ def _in_8_bits(weight: Tensor, largest: Tensor) -> torch.ScriptObject:
 
 
 @cache
+@undisturbed()
 def _input_steps() -> tuple[int, int]:
     """Into how many steps the largest input is divided, and which whole number is zero.
 

@@ -96,6 +96,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the `with`, or the function that it decorates, torch computes on the CPU as in a process that set nothing.
+
+    Neither a default device nor autocast, `no_grad` or `inference_mode` of the caller counts. A default dtype does.
+    """
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory of a device that this process can still take, in bytes; None if the system does not tell."""
     if device.type == "cuda":

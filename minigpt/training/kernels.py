@@ -20,13 +20,13 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from minigpt.lora import LoRALinear
 from minigpt.model import AttentionCore, CausalSelfAttention, fused_attention
 from minigpt.parameters import in_words
-from minigpt.system.device import processor
+from minigpt.system.device import processor, undisturbed
 from minigpt.training import steps
+from minigpt.training.steps import once
 
 Kernels: TypeAlias = Literal["torch", "fast", "c"]
 
@@ -98,11 +98,13 @@ def best_here(operations: float) -> Kernels:
     return "c" if long and not steps.unavailable() else "fast"
 
 
+@undisturbed()
 def _multiplies_right() -> bool:
     """Whether oneDNN's product is here and right: torch's name for it is not documented."""
-    x, weight = torch.arange(7 * 13.0).view(7, 13), torch.arange(5 * 13.0).view(5, 13)
+    x, weight, bias = (torch.arange(n, dtype=torch.float32) for n in (7 * 13, 5 * 13, 5))
+    x, weight = x.view(7, 13), weight.view(5, 13)
     try:
-        return _product(x, weight, torch.ones(5)).equal(x @ weight.T + 1)  # whole numbers: no sum is rounded
+        return _product(x, weight, bias).equal(x @ weight.T + bias)  # whole numbers: no sum is rounded
     except (AttributeError, RuntimeError):
         return False
 
@@ -150,7 +152,7 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = dy.contiguous()  # it may be a view of one number, of which oneDNN's product takes thirty times as long

@@ -6,18 +6,34 @@ Each is what torch computes up to rounding, in both directions, in float32.
 import ctypes
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from minigpt.dropout import draw
+from minigpt.errors import InputError, passed
 from minigpt.model import explicit_attention
 from minigpt.system.compiler import shared_library
+from minigpt.system.device import undisturbed
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that cannot be differentiated itself, and says so."""
+
+    @wraps(backward)
+    def first(ctx: Any, dy: Tensor) -> Any:
+        if torch.is_grad_enabled():  # as with create_graph=True
+            raise InputError(
+                "the fast kernels, and those in C, have no second derivatives: their gradients give no graph",
+                f"compute with {passed('kernels', 'torch')}, or leave out create_graph=True",
+            )
+        return backward(ctx, dy)
+
+    return first
 
 
 class _Strides(ctypes.Structure):
@@ -67,7 +83,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@cache
+@cache  # so the answer must not depend on what its first caller has set
+@undisturbed()
 def unavailable() -> str:
     """Why these cannot be used here; "" if they can: the compiler made them ready, and they compute what torch does."""
     try:
@@ -81,9 +98,8 @@ def unavailable() -> str:
         (partial(attention, mask=mask, dropout=0.0), partial(explicit_attention, mask=mask, dropout=0.0), [q, k, v]),
     ]
     for ours, plain, given in ways:
-        with torch.enable_grad():
-            results = [function(*given) for function in (ours, plain)]
-            slopes = [torch.autograd.grad(y, given, torch.linspace(-1, 2, y.numel()).view(y.shape)) for y in results]
+        results = [function(*given) for function in (ours, plain)]
+        slopes = [torch.autograd.grad(y, given, torch.linspace(-1, 2, y.numel()).view(y.shape)) for y in results]
         for one, other in zip((results[0], *slopes[0]), (results[1], *slopes[1]), strict=True):
             if not torch.allclose(one, other, rtol=1e-4, atol=1e-4):
                 return "the compiler's library computes other numbers than torch"
@@ -116,7 +132,7 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         slope: Tensor
         (slope,) = ctx.saved_tensors
@@ -152,7 +168,7 @@ class _Attention(torch.autograd.Function):
         return y.transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y, softmaxes, stays = ctx.saved_tensors
         B, H, T, D = q.shape

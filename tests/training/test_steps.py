@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from minigpt.errors import InputError
 from minigpt.model import explicit_attention
-from minigpt.training import steps
+from minigpt.training import kernels, steps
 
 pytestmark = pytest.mark.skipif(bool(steps.unavailable()), reason=f"steps.c: {steps.unavailable()}")
 
@@ -138,6 +139,43 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch):
         assert "other numbers" in steps.unavailable()
     finally:
         steps.unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [lambda: torch.device("meta"), lambda: torch.autocast("cpu", torch.bfloat16), torch.no_grad, torch.inference_mode],
+    ids=["meta", "autocast", "no_grad", "inference_mode"],
+)
+def test_what_surrounds_the_first_who_asks_decides_nothing(around):
+    """The answer is kept for all who ask later. Of oneDNN, the answer inside is that outside."""
+    outside = kernels._multiplies_right()
+    steps.unavailable.cache_clear()
+    try:
+        with around():
+            assert (steps.unavailable(), kernels._multiplies_right()) == ("", outside)
+    finally:
+        steps.unavailable.cache_clear()
+
+
+def layer(x):
+    """Of x (2, 3, 4, 5) itself and a weight."""
+    return kernels._linear(torch.nn.Linear(5, 7), x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [steps.gelu, lambda x: steps.attention(x, x, x, torch.ones(4, 4, dtype=torch.bool).tril(), 0.0), layer],
+    ids=["gelu", "attention", "linear"],
+)
+def test_a_second_derivative_is_refused_in_two_lines(function):
+    if function is layer and not kernels._multiplies_right():
+        pytest.skip("torch was built without oneDNN")
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    with pytest.raises(InputError, match="no second derivatives") as raised:
+        torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    assert 'kernels="torch"' in raised.value.how
+    (slope,) = torch.autograd.grad(function(x).square().sum(), x)
+    assert not slope.requires_grad
 
 
 def test_without_a_compiler_the_reason_is_said(monkeypatch):
