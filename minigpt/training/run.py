@@ -553,7 +553,10 @@ def which_kernels(
         return "torch", f"torch's kernels ({asked}: float32, on a CPU, eager, not fsdp)"
     if asked == "c" and (reason := steps.unavailable()):
         return "torch", f"torch's kernels (c: {reason})"
-    return asked, "fast kernels" if asked == "fast" else "kernels in C"
+    if asked == "fast":
+        return asked, "fast kernels"
+    masked = config.documents.batching == "packed-masked"
+    return asked, "kernels in C" + (", attention by torch's (its document mask)" if masked else "")
 
 
 def _compiled(

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from minigpt.cli import main
-from minigpt.config import RunConfig
+from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.errors import Interrupted
 from minigpt.formats.run_directory import read_config
-from minigpt.model import explicit_attention, fused_attention
+from minigpt.model import GPT, explicit_attention, fused_attention
 from minigpt.parameters import as_built
 from minigpt.training import kernels as room
 from minigpt.training import loop, steps
@@ -23,7 +23,7 @@ from minigpt.training.distributed import Processes
 from minigpt.training.document_mask import document_mask
 from minigpt.training.kernels import kernels
 from minigpt.training.loop import train
-from minigpt.training.run import choose_kernels
+from minigpt.training.run import choose_kernels, which_kernels
 
 GELU_BLOCK = 7  # numbers
 MULTIPLIES_BY_ONEDNN = room.multiplies_by_onednn
@@ -230,6 +230,17 @@ def test_where_they_do_not_fit_the_log_says_so(corpus, config, tmp_path):
     said = []
     train(replace(config, kernels="fast", dtype="bfloat16"), corpus, tmp_path / "run", said.append)
     assert any("torch's kernels (fast: float32, on a CPU, eager, not fsdp)" in line for line in said)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed", "packed-masked"])
+def test_under_a_document_mask_attention_stays_with_torch_and_the_log_says_so(config, attentions, batching):
+    documents = replace(config, kernels="c", documents=DocumentsConfig(batching=batching))
+    _, said = which_kernels(documents, Processes(), torch.device("cpu"), torch.float32)
+    assert said.startswith("kernels in C")
+    model, positions = GPT(config.model), torch.tensor([[0, 1, 2, 0, 1, 0, 1]])
+    with document_mask(model, positions if batching == "packed-masked" else None) as cache, kernels(model, "c"):
+        model(torch.zeros(1, 7, dtype=torch.int64), cache)
+    assert ("attention by torch's" in said) == (attentions.calls == 0) == (batching == "packed-masked")
 
 
 @pytest.mark.usefixtures("no_plots")
