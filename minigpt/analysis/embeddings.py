@@ -152,16 +152,21 @@ def pca(matrix: Tensor, k: int = 2) -> PCA:
         k: how many, at most min(N, C).
 
     Raises:
-        InputError: if k is out of this range, all rows are the same, or a number is not finite.
+        InputError: if k is out of this range, all rows are the same, or a number is not finite or not real.
     """
-    if not matrix.isfinite().all():
+    if matrix.layout != torch.strided or matrix.is_complex() or matrix.is_meta:
+        raise InputError(
+            f"a matrix of {matrix.dtype}, {matrix.layout}, on {matrix.device} is no table of real numbers",
+            "give one: of a sparse matrix to_dense(), of a complex one its .real, its .imag or its .abs()",
+        )
+    rows = matrix.double()
+    if not rows.isfinite().all():
         raise InputError("the matrix holds infinite numbers or NaN", "leave out the rows that have them")
     if matrix.dim() != 2 or not 1 <= k <= min(matrix.shape):
         raise InputError(
             f"a tensor of the shape {tuple(matrix.shape)} has no {k} principal components",
             "give a matrix (N, C), and k from 1 to the smaller of its sizes",
         )
-    rows = matrix.double()
     mean = rows.mean(0)
     rows = rows - mean
     R = torch.linalg.qr(rows, mode="r").R  # (n, C), n = min(N, C): it has the same singular values and is much smaller

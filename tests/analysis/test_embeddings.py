@@ -230,3 +230,31 @@ def test_what_cannot_be_read_of_the_stream(model, idx, traced):
             found.largest(k)
     with pytest.raises(PointError, match="pos_embed was not recorded"):
         residual_norms(traced(model, idx, ["embed", "blocks.*"]))
+
+
+@pytest.mark.filterwarnings("error:Casting complex")  # torch only warns where it leaves out what is imaginary
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.complex(x, -x),
+        torch.Tensor.to_sparse,
+        lambda x: x.to("meta"),
+    ],
+    ids=["complex", "sparse", "meta"],
+)
+def test_no_table_of_real_numbers_has_principal_components(make):
+    with pytest.raises(InputError, match=r"is no table of real numbers\n"):
+        pca(make(torch.randn(7, 5)))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 5), (7, 0), (), (7,), (2, 3, 5)])
+def test_no_matrix_has_no_principal_components(shape):
+    with pytest.raises(InputError, match=r"has no 2 principal components\n"):
+        pca(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.bfloat16, torch.float8_e4m3fn])
+def test_numbers_of_every_kind_have_principal_components(dtype):
+    """All of these hold 0, 1 and nothing else here."""
+    ones = torch.eye(7, 5)
+    assert pca(ones.to(dtype)).explained.equal(pca(ones).explained)
