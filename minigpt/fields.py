@@ -201,6 +201,18 @@ def check_ids(
             raise error(f"{whose}: {what}" if whose else what, how or advice)
 
 
+def whole_ids(ids: Iterable[int]) -> list[int]:
+    """Ids as Python's integers, from numpy's and torch's too.
+
+    Raises:
+        TypeError: if they are no list, or one is no whole number; true and false are none.
+    """
+    found = list(ordered(ids.tolist() if hasattr(ids, "tolist") else ids))
+    if bool in map(type, found):
+        raise TypeError("true and false are no ids")
+    return list(map(operator.index, found))
+
+
 def ordered(items: Iterable[T]) -> Iterable[T]:
     """The items, if they have an order and an end.
 

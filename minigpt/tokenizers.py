@@ -17,7 +17,6 @@ import codecs
 import copy
 import hashlib
 import json
-import operator
 import os
 import re
 import reprlib
@@ -43,7 +42,7 @@ from minigpt.errors import (
     named,
     passed,
 )
-from minigpt.fields import check_ids, check_value, checked, ordered
+from minigpt.fields import check_ids, check_value, checked, whole_ids
 from minigpt.system.downloads import PackageFile, UnwritableFolderError, fetch_package, fetch_url, read_archive
 from minigpt.system.files import atomic_write, listed, named_path, read_json, twice, write_text
 
@@ -554,7 +553,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: Path) -> Non
 def _whole(ids: Iterable[int]) -> list[int]:
     """Ids as Python's integers, from numpy's and torch's too."""
     try:
-        return list(map(operator.index, ordered(ids)))
+        return whole_ids(ids)
     except TypeError:
         raise InputError(f"{brief(ids)} is no list of token ids", "give whole numbers, of one sequence") from None
 

@@ -5,9 +5,9 @@ al., 2022, "causal tracing"; Wang et al., 2022). The metric is a function of the
 which may be a tensor of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from minigpt.analysis.recording import Trace
 from minigpt.analysis.tracing import edit, trace
 from minigpt.config import Seed, VocabSize
 from minigpt.decoding.sampling import check_prompts
-from minigpt.errors import InputError
+from minigpt.errors import InputError, brief
 from minigpt.evaluation.loss import next_token_loss
-from minigpt.fields import Bounds, checked
+from minigpt.fields import Bounds, check_ids, checked, ordered, whole_ids
 from minigpt.model import GPT
 from minigpt.parameters import evaluating, with_text
 from minigpt.system import notebook
@@ -86,18 +86,23 @@ class PatchingSweep(Sweep):
 # --- what is measured
 
 
+@checked
 def logit_difference(target: int | Sequence[int], against: int | Sequence[int], position: int = -1) -> Metric:
     """The metric logit(target) - logit(against) at a position, averaged over the rows.
 
     `target` and `against` are one token for all rows, or one for each. The metric raises InputError if there is no such
     token, row or position.
+
+    Raises:
+        InputError: if one of the three is no whole number, nor several.
     """
+    wanted, other = _tokens(target), _tokens(against)
 
     def metric(logits: Tensor) -> float:
         if not -logits.size(1) <= position < logits.size(1):
             raise InputError(f"there is no position {position}: the logits have {logits.size(1)}", "choose one of them")
         chosen = logits[:, position].double()  # (B, T, V) -> (B, V)
-        return float((_of_each_row(chosen, target) - _of_each_row(chosen, against)).mean())
+        return float((_of_each_row(chosen, wanted) - _of_each_row(chosen, other)).mean())
 
     return metric
 
@@ -108,20 +113,32 @@ def loss_of(ids: Sequence[Sequence[int]] | Tensor, vocab_size: VocabSize | None 
     Args:
         ids: the tokens; -100 is not predicted.
         vocab_size: the tokenizer's; see `parameters.with_text`.
+
+    Raises:
+        InputError: if they are no rows of one length; and by the metric, if an id is outside the vocabulary.
     """
-    targets = torch.as_tensor(ids)[:, 1:]
+    try:
+        targets = torch.tensor([whole_ids(row) for row in ordered(ids)])[:, 1:]
+    except (TypeError, ValueError, IndexError, RuntimeError):  # no ids; rows of other lengths; no rows; huge ids
+        raise InputError(f"{brief(ids)} are no rows of tokens", "give rows of one length, each a list of ids") from None
     return lambda logits: next_token_loss(with_text(logits[:, :-1], vocab_size), targets.to(logits.device)).item()
 
 
-def _of_each_row(logits: Tensor, token: int | Sequence[int]) -> Tensor:
+def _tokens(given: Any) -> list[int]:
+    """One token, or several, as a list."""
+    try:
+        return whole_ids(given if isinstance(given, Iterable) and getattr(given, "ndim", True) else [given])
+    except TypeError:
+        raise InputError(f"{brief(given)} is no token", "give one id, or a list with one for each row") from None
+
+
+def _of_each_row(logits: Tensor, tokens: list[int]) -> Tensor:
     """One logit a row: (B, V) -> (B,)."""
     B, V = logits.shape
-    tokens = torch.as_tensor(token, device=logits.device).reshape(-1)
-    if len(tokens) not in (1, B) or not bool(((tokens >= 0) & (tokens < V)).all()):
-        raise InputError(
-            f"{token} names no token of {V} for each of {B} rows", f"give one id from 0 to {V - 1}, or one for each row"
-        )
-    return logits.gather(1, tokens.expand(B)[:, None])[:, 0]
+    check_ids(tokens, V)
+    if len(tokens) not in (1, B):
+        raise InputError(f"{len(tokens)} tokens for {B} rows", "give one, or one for each row")
+    return logits.gather(1, torch.tensor(tokens, device=logits.device).expand(B)[:, None])[:, 0]
 
 
 # --- the sweeps

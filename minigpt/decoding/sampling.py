@@ -6,7 +6,6 @@ R rows, T tokens fed at once, V tokens in the vocabulary.
 """
 
 import math
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -18,7 +17,7 @@ from minigpt.config import Count, VocabSize
 from minigpt.decoding.filters import MANY, TINY
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError, brief, either, named
-from minigpt.fields import check_ids, checked, ordered
+from minigpt.fields import check_ids, checked, ordered, whole_ids
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT
 from minigpt.packed import cache_dtype, new_cache
@@ -394,7 +393,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> list[lis
     checked = []
     for number, prompt in enumerate(prompts):
         try:
-            ids = [operator.index(token) for token in ordered(prompt)]  # also numpy's and torch's integers
+            ids = whole_ids(prompt)
         except TypeError:
             raise InputError(
                 f"{named(f'prompt {number}')} is {brief(prompt)}, not a list of token ids",

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,12 +35,37 @@ def test_a_difference_of_logits():
     )
     expected = float((logits[0, 4, 2] - logits[0, 4, 11] + logits[1, 4, 2] - logits[1, 4, 13]) / 2)
     assert logit_difference(2, [11, 13], position=4)(logits) == pytest.approx(expected, abs=1e-6)
-    for metric in (logit_difference(19, 0), logit_difference(0, -1), logit_difference([1, 2, 3], 0)):
-        with pytest.raises(InputError, match="names no token of 19 for each of 2 rows"):
-            metric(logits)
+    for token in (19, -1, 10**30, [18, 19], torch.tensor(19)):
+        with pytest.raises(InputError, match="is outside the vocabulary of 19"):
+            logit_difference(token, 0)(logits)
+    with pytest.raises(InputError, match="3 tokens for 2 rows"):
+        logit_difference([1, 2, 3], 0)(logits)
     for position in (11, -12):
         with pytest.raises(InputError, match=f"no position {position}"):
             logit_difference(1, 2, position)(logits)
+
+
+@pytest.mark.parametrize("token", [1.5, True, None, "a", [1.5], [True], {1, 2}, torch.tensor([0.5]), {1: 2}])
+def test_what_is_no_token_is_refused_in_two_lines(token):
+    for call in (lambda: logit_difference(token, 2), lambda: logit_difference(2, token)):
+        with pytest.raises(InputError, match=r"is no token\ngive one id"):
+            call()
+    with pytest.raises(InputError, match="position"):
+        logit_difference(1, 2, token)
+    for ids in (token, [token], [[1, 2, 3], [token]]):
+        with pytest.raises(InputError, match=r"are no rows of tokens\n"):
+            loss_of(ids)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, "numpy", "scalars"])
+def test_whole_numbers_of_every_kind_are_tokens(kind):
+    logits = torch.randn(B, T, V)
+    given = np.array([3, 5]) if kind == "numpy" else [np.int64(3), torch.tensor(5)] if kind == "scalars" else None
+    given = torch.tensor([3, 5], dtype=kind) if given is None else given
+    assert logit_difference(given, given[1])(logits) == logit_difference([3, 5], 5)(logits)
+    assert loss_of([[0, 3, 5], [given[0], -100, given[1]]])(logits[:, :3]) == pytest.approx(
+        -float(logits[:, :2].log_softmax(-1)[[0, 0, 1], [0, 1, 1], [3, 5, 5]].mean()), abs=1e-6
+    )
 
 
 def test_a_loss(model, idx):
