@@ -97,12 +97,15 @@ def train(
     """Train a GPT and write a run directory, or resume one as if it had never been interrupted.
 
     Args:
-        config: the settings; `model.vocab_size` is replaced by the tokenizer's, and with `init_from` the shape by that
-            of the base, except a shorter `block_size` and the dropout.
-        data: the text or the documents, already read.
+        config: the settings. `init_from` is the model to start from, "" for a new one: what `load_model` takes, so a
+            run by its folder or its name, a folder or a file of weights, gpt2, or ORG/NAME of the hub.
+            `model.vocab_size` is replaced by the tokenizer's, and with `init_from` the shape by that of the base,
+            except a shorter `block_size` and the dropout.
+        data: the text or the documents, already read, as `load_data(config)` does; with `resume`, those of the run.
         out: the run directory. A new one must not exist yet, or be empty, and is made only after all other checks.
-        print_line: prints lines for people.
-        resume: continue from the newest complete checkpoint in `out`.
+        print_line: prints lines for people, each without its line end.
+        resume: continue from the newest complete checkpoint in `out`, or begin again if it has none yet. `config` is
+            then the run's, `read_config(RunDirectory(out))`, where steps, intervals and such may be others.
 
     Raises:
         ConfigError: if the device, the dtype or the tracker is not available, or the processes cannot share the batch;
