@@ -171,6 +171,17 @@ def test_a_setting_under_both_its_names_is_refused(tmp_path):
         updated(RunConfig(), read_yaml(path))
 
 
+def test_settings_that_are_read_again_are_those_of_the_file(tmp_path):
+    """Whatever was made of them in the meantime; and another content is read anew."""
+    path = tmp_path / "c.yaml"
+    path.write_text("documents: {batching: confined}\ndata: {source: all.jsonl}\nversions: {torch: x}\n")
+    first = read_yaml(path)
+    first["data"]["source"] = "changed"
+    assert read_yaml(path) == {"documents": {"batching": "packed-masked"}, "data": {"source": "all.jsonl"}}
+    path.write_text("data: {source: new.jsonl}\n")
+    assert read_yaml(path) == {"data": {"source": "new.jsonl"}}
+
+
 def test_yaml_never_runs_code(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("train: !!python/object/apply:os.system ['touch canary']\n")
