@@ -1,7 +1,9 @@
 """A tiny model of distinct prime sizes, so that no two dimensions can be mistaken for each other."""
 
 import gc
+import itertools
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
+_NUMBERS = itertools.count()
 TINY = GPTConfig(vocab_size=23, block_size=13, n_layer=2, n_head=3, n_embd=3 * 5)
 
 
@@ -72,6 +75,15 @@ def gpt2() -> tuple[GPT, GPT2Tokenizer]:
         pytest.skip(f"needs the weights of GPT-2: {error.what}")
     assert isinstance(tokenizer, GPT2Tokenizer)
     return model.eval(), tokenizer
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As pytest's own, which looks through the folders of all tests before for every one that it makes."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}{next(_NUMBERS)}"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(autouse=True)
