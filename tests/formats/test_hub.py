@@ -22,6 +22,8 @@ import pytest
 from minigpt.errors import DownloadError, MissingFileError
 from minigpt.formats import hub
 
+pytestmark = pytest.mark.words
+
 pytest.importorskip("huggingface_hub")
 
 CALL = """
