@@ -1,7 +1,7 @@
 """What the tests of commands share: how a mistake is told, and a folder that the reference library wrote."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from minigpt.cli.main import answer as run
 from minigpt.tokenizers import GPT2Tokenizer
+from minigpt.training.log import RunLog
 
 Failing = Callable[[list[str]], str]
 MERGES = ["t h", "th e", "Ġ the", "e r", "l a", "la t", "lat er", "Ġ s", "o u", "y ou"]
@@ -30,6 +31,14 @@ class Reference:
         with torch.no_grad():
             logits = self.theirs(torch.tensor([ids[:-1]])).logits[0].double()  # (T - 1, V)
         return [(row[token] - row.exp().sum().log()).item() for row, token in zip(logits, ids[1:], strict=True)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plots() -> Iterator[None]:
+    """Drawing the curve of a loss takes ten times as long as the training here; `tests/training` looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "draw", lambda log: None)
+        yield
 
 
 @pytest.fixture

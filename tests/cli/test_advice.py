@@ -53,8 +53,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def files(prepared, tmp_path, monkeypatch):
-    """Every test has a copy of them; no pictures are drawn."""
-    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
+    """Every test has a copy of them."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
 
 

@@ -301,7 +301,6 @@ def test_a_text_ends_where_the_reference_library_ends_it(reference, several, tmp
 def test_a_fine_tuned_model_has_the_settings_of_its_base(reference, imported, further, tmp_path, monkeypatch):
     """And ends a text where the base did, and where its documents end."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minigpt.training.log.RunLog.draw", lambda log: None)
     changed_copy(reference, tmp_path / "base", eos_token_id=5, my_key="kept", temperature=0.3)
     assert not imported or run(["import", "base", "whole"]) == 0
     Path("d.txt").write_text("\n".join("the later you"[i:] for i in range(9)), encoding="utf-8")

@@ -329,6 +329,7 @@ def test_time_is_steps_evaluations_and_samples(monkeypatch):
         }
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_plan_of_a_run_to_resume_is_of_what_is_left(monkeypatch, capsys):
     monkeypatch.setattr(plan, "rehearse", lambda *arguments: None)
     monkeypatch.setattr(plan, "train_a_little", lambda *arguments: ([], [90.0, 2.0]))
