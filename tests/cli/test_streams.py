@@ -37,7 +37,7 @@ pytestmark = [
 DRIVER = """
 import gc, io, json, os, sys
 from importlib import import_module
-from minigpt.cli.main import COMMANDS, main
+from minigpt.cli.main import COMMANDS, main, parser_of
 from minigpt.cli import inspect_model, parser, settings  # what a help is made of
 
 def attach(number, name, kind):
@@ -58,6 +58,8 @@ def attach(number, name, kind):
     # Nobody reads what a pipe without a reader holds back, so each write is tried at once, as under python -u.
     setattr(sys, name, io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=kind == "left"))
 
+for name in settings.SETTINGS.keys() - {"inspect"}:
+    parser_of(name, [])  # its types and docstrings are read once
 cases, results = json.loads(sys.stdin.read()), {}
 for number in sorted(range(len(cases)), key=lambda number: len(cases[number][2])):
     out, err, arguments = cases[number]

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,10 +32,13 @@ from minigpt.formats import hub
 from minigpt.errors import MiniGPTError
 hub._TIMEOUT = 2.0
 hub._PATIENCE = float(os.environ.get("PATIENCE", hub._PATIENCE))
-try:
-    print(json.dumps({"folder": str(hub.fetch_model(sys.argv[1]))}))
-except MiniGPTError as error:
-    print(json.dumps({"type": type(error).__name__, "what": error.what, "how": error.how}))
+results = []
+for name in sys.argv[1:]:
+    try:
+        results.append({"folder": str(hub.fetch_model(name))})
+    except MiniGPTError as error:
+        results.append({"type": type(error).__name__, "what": error.what, "how": error.how})
+print(json.dumps(results))
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
@@ -113,11 +116,17 @@ def little_hub() -> Iterator[Hub]:
 
 def fetch(name: str, url: str, **variables: str) -> dict[str, str]:
     """What `fetch_model` returns or raises in a process of its own, whose cache is ./cache."""
+    (result,) = fetch_each((name,), url, **variables)
+    return result
+
+
+def fetch_each(names: Sequence[str], url: str, **variables: str) -> list[dict[str, str]]:
+    """The same of several, one after another in one process."""
     usual = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HUGGING"))}
     usual = {key: value for key, value in usual.items() if not key.lower().endswith("_proxy")}
     own = {"HF_ENDPOINT": url, "HF_HUB_CACHE": "cache", "HF_HOME": "home", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", CALL, name], env=usual | own | variables, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", CALL, *names], env=usual | own | variables, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -235,7 +244,7 @@ def test_one_model_under_two_names(nowhere, name):
     cache_model(other, {"config.json": b"{}"})
     assert_says_what_to_do(fetch(name, nowhere), "model.safetensors, vocab.json, merges.txt")
     folder = cache_model(name, MODEL)
-    assert [Path(fetch(alias, nowhere)["folder"]) for alias in (name, other)] == [folder, folder]
+    assert [Path(found["folder"]) for found in fetch_each((name, other), nowhere)] == [folder, folder]
 
 
 def test_what_is_fetched_under_one_name_is_found_under_the_other(little_hub, nowhere):
