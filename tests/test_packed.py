@@ -342,6 +342,7 @@ def test_one_layer_at_a_time_is_read(weights, tied, tmp_path, monkeypatch, no_co
     assert kept + largest <= most <= kept + 2 * largest  # of its biases and of what goes through it a little
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process")
 @pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
 def test_the_peak_of_loading_is_half_again_of_what_is_kept(weights, tmp_path):

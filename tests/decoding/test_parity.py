@@ -339,6 +339,7 @@ def test_a_thousand_random_tables(make_pair: Callable[..., Any], hundred: int) -
 # --- a joint distribution ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_case_38_two_tokens_with_a_bad_draft_have_the_models_distribution(make_pair: Callable[..., Any]) -> None:
     V, draws = 8, 2500
     model, draft = make_pair(vocab_size=V).ours, make_pair(vocab_size=V, seed=6, n_layer=1).ours
