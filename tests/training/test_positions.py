@@ -127,6 +127,7 @@ def check_whole(kind, rows):
     assert all(count <= len(TEXTS[letter]) for letter, count in read.items())
 
 
+@pytest.mark.words
 @pytest.mark.parametrize("epochs", [3, 0])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", SOURCES)
