@@ -161,6 +161,22 @@ static void look_back(const float *qkv, Cache of, ptrdiff_t layer, ptrdiff_t n, 
     }
 }
 
+/* tanh-GELU, y of x, by all threads of a team. */
+static void bend(const float *x, float *y, ptrdiff_t number) {
+#pragma omp for
+    for (ptrdiff_t n = 0; n < number; n += LANES) {
+        const Reals some = load(x + n, number - n);
+        store(y + n, number - n, some / (1 + gelu_power(some)));
+    }
+}
+
+/* ---- what packed.py calls, for a pass of many tokens */
+
+void gelu(const float *x, float *y, ptrdiff_t number, int threads) {
+#pragma omp parallel num_threads(threads)
+    bend(x, y, number);
+}
+
 /* ---- what one_call.py calls */
 
 /* Numbers of float32 that a pass needs as room. */
@@ -194,9 +210,7 @@ void one_token(const Model *of, const int64_t *ids, Cache cache, ptrdiff_t B, fl
 #pragma omp for
             for (ptrdiff_t r = 0; r < B; r++) norm(x + r * C, added + r * C, layer->ln_2, C, normed + r * C);
             product(&layer->widen, normed, wide, 4 * C, B, threads, rounded);
-#pragma omp for
-            for (ptrdiff_t n = 0; n < all; n += LANES)
-                store(wide + n, all - n, load(wide + n, all - n) / (1 + gelu_power(load(wide + n, all - n))));
+            bend(wide, wide, all);
             product(&layer->narrow, wide, added, C, B, threads, rounded);
         }
 #pragma omp for

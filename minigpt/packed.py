@@ -55,6 +55,7 @@ _HEAD_PIECE = 2**23  # weights of the head that are laid out at once
 _BEYOND_CACHES = 2**24  # weights that no processor's caches hold
 TIMED_ROWS = (1, 1, 8)  # what `auto` decides by: one sequence, which counts twice, and a batch or beams
 SHOWN_ROWS = (1, 2, 8, 32)
+_IN_ONE_CALL = 0.8  # of its time takes a pass whose products are all in C, about: see decoding/one_call.py
 _PIECE_ROWS = 192  # about so many rows of a weight are multiplied at a time
 
 
@@ -343,6 +344,21 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
 
 
+class PackedGELU(nn.GELU):
+    """tanh-GELU by `one_token.c`, for a model whose products are all in C."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        library = compiled_library()
+        assert not isinstance(library, str)  # it has made the products
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        library.gelu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+        library.gelu.restype = None
+        library.gelu(x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads())
+        return y
+
+
 class PackedHead(nn.Module):
     """The output head, cut into layers with some of its rows each: no second plain copy of it is ever whole in memory.
 
@@ -463,7 +479,12 @@ class PackedGPT(GPT):
                 if isinstance(part, _Unread):
                     self.set_submodule(name, part.packed())
             self.cache_dtype = torch.float32
-            if weights in ("float16", "int8") and self.compiled() is not None:
+            if self.compiled() is None:
+                return
+            for name, part in [*self.named_modules()]:
+                if isinstance(part, nn.GELU):
+                    self.set_submodule(name, PackedGELU(approximate="tanh"))
+            if weights in ("float16", "int8"):
                 self(ids, seen := KVCache(config, 1, ids.size(1)))
                 if seen.kv.abs().max() < torch.finfo(torch.float16).max / 16:  # other ids may give larger ones
                     self.cache_dtype = torch.float16
@@ -629,7 +650,7 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
     copies = copies_of(num_out * num_in, num_parameters)
     file = cache_dir() / "packed.json"
     here = f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    key = f"{here}, {num_out} x {num_in}, {copies} in turn, of {', '.join(LOSSLESS)}"
+    key = f"{here}, {num_out} x {num_in}, {copies} in turn, of {', '.join(LOSSLESS)} x {_IN_ONE_CALL}"
     known: dict[str, object] = {}
     with suppress(MiniGPTError, OSError):
         known = read_json(file)
@@ -637,6 +658,8 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
         return str(kind)
     timed = kind_seconds(num_out, num_in, LOSSLESS, copies, TIMED_ROWS)
     means = {kind: statistics.geometric_mean(times) for kind, times in timed.items() if not isinstance(times, str)}
+    if "float32" in means:
+        means["float32"] *= _IN_ONE_CALL
     best = min(means, key=means.__getitem__)
     with suppress(MiniGPTError, OSError):  # a cache that cannot be written costs time, and nothing else
         write_text(file, json.dumps({**known, key: best}, indent=1))

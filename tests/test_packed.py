@@ -448,7 +448,7 @@ def test_what_is_fastest_is_remembered(no_cache, monkeypatch):
     kind = fastest(17, 13, 10_000)
     assert kind in packed.LOSSLESS
     (key,) = json.loads(no_cache.read_text())
-    assert key.endswith("17 x 13, 46 in turn, of plain, transposed, pieces, onednn, float32")
+    assert key.endswith("17 x 13, 46 in turn, of plain, transposed, pieces, onednn, float32 x 0.8")
     monkeypatch.setattr(packed, "kind_seconds", lambda *_: pytest.fail("measured twice"))
     assert fastest(17, 13, 10_000) == kind
 

@@ -31,7 +31,7 @@ from minigpt.decoding.one_call import OneCall
 from minigpt.dropout import Dropout
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT, MLP, Block, CausalSelfAttention, fused_attention
-from minigpt.packed import PackedGPT, PackedHead, PackedLinear
+from minigpt.packed import PackedGELU, PackedGPT, PackedHead, PackedLinear
 
 _LINEAR = (nn.Linear, PackedLinear, PackedHead)
 
@@ -164,7 +164,8 @@ def _parts(model: GPT, blocks: Sequence[Block]) -> list[tuple[nn.Module, type[nn
     for block in blocks:
         attn, mlp = block.attn, block.mlp
         parts += [(block, Block), (block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm), (attn, CausalSelfAttention)]
-        parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.gelu, nn.GELU), (mlp.dropout, Dropout)]
+        parts += [(attn.resid_dropout, Dropout), (mlp, MLP), (mlp.dropout, Dropout)]
+        parts += [(mlp.gelu, PackedGELU if isinstance(mlp.gelu, PackedGELU) else nn.GELU)]
         linear += [attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj]
     linear += [piece for head in linear if isinstance(head, PackedHead) for piece in head.pieces]
     return parts + [(layer, kind) for layer in linear for kind in _LINEAR if type(layer) is kind]

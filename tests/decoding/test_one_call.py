@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 import minigpt
 from minigpt import GPT, GPTConfig, KVCache, packed
@@ -14,7 +15,7 @@ from minigpt.decoding import one_call
 from minigpt.decoding.generate import stream
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError
-from minigpt.packed import PackedGPT, cache_dtype, new_cache, pack
+from minigpt.packed import PackedGELU, PackedGPT, cache_dtype, new_cache, pack
 from tests.conftest import random_model
 
 # D, H: heads that fill no register, some, or eight of them and a rest, where a register has 4, 8 or 16 numbers.
@@ -140,6 +141,14 @@ def test_to_the_last_position_and_not_beyond() -> None:
     assert distance(logits, model(torch.tensor([row]))[:, -1]) < 1e-5
     with pytest.raises(InputError, match="1 more tokens do not fit"):
         step(torch.tensor([3]), cache)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7, 13), (3, 11, 31)])
+def test_gelu_of_a_prompt_is_torchs(shape: tuple[int, ...]) -> None:
+    wide = 5 * torch.randn(*shape, 2, generator=torch.Generator().manual_seed(0))
+    for x in (wide[..., 0], torch.full(shape, 0.0), torch.full(shape, 30.0), torch.full(shape, -30.0)):
+        torch.testing.assert_close(PackedGELU()(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
+    assert PackedGELU()(torch.full(shape, torch.nan)).isnan().all()
 
 
 @pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"strategy": "beam", "num_beams": 3}, {"top_p": 0.9}])
