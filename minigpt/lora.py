@@ -28,7 +28,16 @@ from minigpt.dropout import Dropout
 from minigpt.errors import ConfigError, did_you_mean, named
 from minigpt.fields import checked
 from minigpt.model import GPT
-from minigpt.parameters import Known, as_built, came_with, check_not_packed, empty_model, keep_settings, own_tensors
+from minigpt.parameters import (
+    Known,
+    as_built,
+    came_with,
+    check_not_packed,
+    empty_model,
+    keep_settings,
+    original,
+    own_tensors,
+)
 from minigpt.parameters import trainable_parameters as trainable_parameters
 from minigpt.system.files import listed
 
@@ -164,7 +173,7 @@ def add_lora(model: GPT, config: LoRAConfig, seed: Seed, name: str = "default") 
 
 def lora_layers(model: GPT) -> dict[str, LoRALinear]:
     """The layers with adapters, by their names in the model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in original(model).named_modules() if isinstance(module, LoRALinear)}
 
 
 @checked
@@ -250,7 +259,7 @@ def without_adapters(model: GPT) -> GPT:
 def adaptable(model: GPT) -> dict[str, nn.Linear]:
     """The linear layers of the blocks. Not the head: it is the token embedding too, and an adapter would untie them."""
     check_not_packed(model, "an adapter")
-    layers = model.named_modules()
+    layers = original(model).named_modules()
     return {path: layer for path, layer in layers if path.startswith("h.") and isinstance(layer, nn.Linear)}
 
 
@@ -284,7 +293,7 @@ def attach(model: GPT, adapter: Mapping[str, LowRank], name: str) -> None:
         layer = by_name[path]
         if not isinstance(layer, LoRALinear):
             layer = LoRALinear(layer)
-            model.set_submodule(path, layer)
+            original(model).set_submodule(path, layer)
         layer.add_module(f"lora_{name}", part)
     set_adapter(model, name)
 

@@ -22,6 +22,11 @@ _CAME_WITH = "_came_with"  # an attribute of a model that was loaded
 _IN_WORDS = "_in_words"  # an attribute of a function
 
 
+def original(model: nn.Module) -> Any:
+    """The model itself; of what `torch.compile` made of a model, that model, whose parts have the names of a GPT's."""
+    return getattr(model, "_orig_mod", model)
+
+
 def as_built(model: GPT, known: Known) -> GPT:
     """Check that its weights are enough to rebuild this model, and return it: the original of a compiled one.
 
@@ -33,7 +38,7 @@ def as_built(model: GPT, known: Known) -> GPT:
     Raises:
         InputError: naming the first part that is otherwise.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = original(model)
     usual = empty_model(model.config)
     if found := next(chain(hooked(model), _unlike(model, usual, known), _untied(model, usual)), None):
         raise InputError(
@@ -131,12 +136,12 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
         InputError: if the model is packed, and has only some of them.
     """
     check_not_packed(model, "a file of weights")
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in original(model).named_parameters()}
 
 
 def came_with(model: GPT) -> Any:
     """What `keep_settings` left on a model; None if nothing."""
-    return vars(getattr(model, "_orig_mod", model)).get(_CAME_WITH)
+    return vars(original(model)).get(_CAME_WITH)
 
 
 def keep_settings(model: GPT, found: object) -> None:

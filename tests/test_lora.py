@@ -157,6 +157,23 @@ def test_only_the_adapter_is_trainable():
     assert 12 * trainable_parameters(wide) == 294_912  # as the module's docstring says of GPT-2 small
 
 
+def test_a_compiled_model_takes_and_gives_adapters_as_its_original_does(tmp_path):
+    plain, model = ours(reference()), ours(reference())
+    compiled = torch.compile(model, backend="eager")
+    before = logits(compiled)
+    assert add_lora(compiled, CONFIG, seed=3) == add_lora(plain, CONFIG, seed=3) != []
+    assert torch.equal(logits(compiled), before)
+    for one in (plain, model):
+        for layer in lora_layers(one).values():
+            nn.init.constant_(layer.in_use().B, 0.25)
+    assert torch.equal(logits(compiled), logits(plain))
+    assert not torch.equal(logits(compiled), before)
+    save_adapter(compiled, tmp_path / "a")
+    other = torch.compile(ours(reference()), backend="eager")
+    assert load_adapter(other, tmp_path / "a") == list(lora_layers(plain)) == list(lora_layers(compiled))
+    assert torch.equal(logits(other), logits(plain))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_layer_computes_the_papers_formula(training):
     model = with_adapter(ours(reference()).train(training), dataclasses.replace(CONFIG, dropout=0.3)).double()

@@ -327,7 +327,7 @@ class Editing:
             if not self._longest:
                 raise InputError(
                     f"the edit of {one.point} touched nothing: no pass of the model was run inside the `with`",
-                    "call the model inside it, in the same thread; if it is compiled, call its original, `_orig_mod`",
+                    "call the model inside it, in the same thread",
                 )
             raise InputError(
                 f"the edit of {one.point} did not touch {f'position {missing[0]}' if missing else 'anything'}:"

@@ -19,6 +19,7 @@ changed, and each thread may have `with` blocks of its own on the same model.
 """
 
 import math
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ from minigpt.errors import InputError
 from minigpt.fields import checked
 from minigpt.kv_cache import Device
 from minigpt.model import GPT, AttentionCore, CausalSelfAttention, attention_scores, explicit_attention
-from minigpt.parameters import check_not_packed, in_words
+from minigpt.parameters import check_not_packed, in_words, original
 
 _open = in_words("an edit or a trace is open on the model")
 
@@ -61,8 +62,7 @@ def trace(
     What the model computes does not change.
 
     Args:
-        model: a GPT. If it is compiled, its original is traced: call that one, because the compiled one would compile
-            again.
+        model: a GPT, or what `torch.compile` made of one: inside the `with`, that computes as its original does.
         points: names or globs, as `taps.resolve` takes them.
         device: where to keep what is recorded; by default on its own device.
         dtype: of what is kept; by default its own.
@@ -71,8 +71,8 @@ def trace(
 
     Raises:
         PointError: if there is no such point.
-        InputError: if the model is none of ours, an option cannot be used, the rows of a batch stand at different
-            positions, or a compiled model was given and its original never called.
+        InputError: if the model is none of ours, or an option cannot be used; during a pass, if the rows of a batch
+            stand at different positions, or torch compiles the pass.
     """
     gpt = _original(model)
     if gpt.training:
@@ -80,11 +80,6 @@ def trace(
     recording = Trace(gpt, points, device, dtype, positions, grad)
     with _listening(gpt, recording):
         yield recording
-    if gpt is not model and not recording._num_passes:
-        raise InputError(
-            "only the original of a compiled model is traced, and it was not called inside the `with`",
-            "call the trace's `model` there, instead of the compiled one",
-        )
 
 
 @checked
@@ -96,13 +91,13 @@ def edit(model: nn.Module, *edits: Edit) -> Iterator[None]:
     other threads are not changed.
 
     Args:
-        model: a GPT in evaluation mode. If it is compiled, its original is edited: call that one.
+        model: a GPT in evaluation mode, compiled or not, as for `trace`.
         *edits: what `ablate`, `patch` and `knockout` made.
 
     Raises:
         InputError: at once, if the model has no such point, head or position, or is in training mode; during a pass, if
-            values do not fit, a query is left without a key, or the rows of a batch stand at different positions; when
-            the `with` ends, if an edit has touched nothing, or not all positions that it names.
+            values do not fit, a query is left without a key, the rows of a batch stand at different positions, or torch
+            compiles the pass; when the `with` ends, if an edit has touched nothing, or not all positions that it names.
     """
     gpt = _original(model)
     if gpt.training:
@@ -217,6 +212,11 @@ class _Wiring:
 
     def _begin(self, positions: Tensor) -> Tensor:
         """A pass begins, at the embedding of its positions, which are (T,) if all rows have the same."""
+        if torch.compiler.is_compiling():  # for the first time in this process: see `_eager`
+            raise InputError(
+                "torch.compile would compile the model with a look inside, and lose most of that",
+                "call torch.compile before the `with`, or call the original there",
+            )
         if "embed" not in self.open.kept:
             return positions
         if positions.dim() == 2:
@@ -327,6 +327,10 @@ def _check_keys(name: str, scores: Tensor) -> None:
 
 _wirings: dict[GPT, _Wiring] = {}  # of the models with a listener
 _lock = threading.RLock()  # held while hooks are put on and removed
+# While there is a listener, nothing runs compiled, in any thread: what torch.compile made knows no hooks put on after
+# it. Only torch's compiler itself, whose import takes seconds, knows how to be told so: where it was not imported,
+# nothing has been compiled yet.
+_eager = ExitStack()
 
 
 @contextmanager
@@ -338,6 +342,8 @@ def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
             _wirings[model].connect()
         wiring = _wirings[model]
         wiring.num_listeners += 1
+        if "torch._dynamo" in sys.modules:
+            _eager.enter_context(torch.compiler.set_stance("force_eager"))
         if not wiring.open.listeners:  # an error may have ended this thread's last pass half-way
             wiring.open.running = False
             wiring.open.kept.clear()
@@ -351,11 +357,13 @@ def _listening(model: GPT, listener: Trace | Editing) -> Iterator[None]:
             wiring.num_listeners -= 1
             if not wiring.num_listeners:
                 _wirings.pop(model).disconnect()
+            if not _wirings:
+                _eager.close()
 
 
 def _original(model: nn.Module) -> GPT:
-    """The model itself; for a compiled one, its original: hooks that are added after compiling do not run in it."""
-    gpt = getattr(model, "_orig_mod", model)
+    """The model itself; for a compiled one, its original, whose modules take the hooks."""
+    gpt = original(model)
     if not isinstance(gpt, GPT):
         raise InputError(f"a {type(model).__name__} has none of the points", "give a minigpt.GPT")
     check_not_packed(gpt, "a look inside")

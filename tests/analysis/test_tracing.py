@@ -5,6 +5,7 @@ import json
 import math
 import os
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -576,25 +577,73 @@ def test_a_trace_changes_nothing(model, idx, as_it_was):
     as_it_was(model)
 
 
-def test_a_compiled_model_is_traced_through_its_original(model, idx, as_it_was):
+COMPILED = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "compiled in place": lambda model: [model.compile(backend="eager"), model][1],
+    "called by what is compiled": lambda model: torch.compile(lambda idx: model(idx), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+@pytest.mark.parametrize("called", ["called before", "never called before"])
+def test_of_a_compiled_model_all_is_seen_and_changed(model, idx, kind, called, as_it_was):
+    with torch.no_grad(), trace(model) as plain, edit(model, ablate("1.2")):
+        model(idx)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    compiled = COMPILED[kind](model)
+    looked_at = compiled if kind == "compiled" else model
+    with torch.no_grad():
+        before = compiled(idx) if called == "called before" else None
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        with trace(looked_at) as t, edit(looked_at, ablate("1.2")):
+            compiled(idx)
+        assert t.model is model
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        after = compiled(idx)
+    assert before is None or (torch.equal(after, before) and graphs > 0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # outside, it computes compiled
+    assert t.names == plain.names == POINTS
+    assert all(torch.equal(t[name], plain[name]) for name in POINTS)
+    as_it_was(model)
+
+
+def test_nothing_computes_compiled_until_the_last_of_several_threads_has_left(model, idx):
+    torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
-        before = compiled(idx)
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        assert graphs > 0
-        with trace(compiled) as t, edit(compiled, ablate("1.2")):
-            assert t.model is model
-            t.model(idx)
-        assert torch.equal(compiled(idx), before)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        compiled(idx)
+        first = trace(compiled)
+        first.__enter__()
+        opened, closed = threading.Event(), threading.Event()
+        seen = []
+
+        def look():
+            with torch.no_grad(), trace(compiled) as t:
+                opened.set()
+                assert closed.wait(60)
+                compiled(idx)
+            seen.extend(t.names)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        assert opened.wait(60)
+        first.__exit__(None, None, None)
+        closed.set()
+        thread.join()
+    assert seen == POINTS
+
+
+def test_the_first_compilation_of_a_process_does_not_go_inside(model, idx, monkeypatch, as_it_was):
+    torch._dynamo.reset()
+    monkeypatch.setattr("minigpt.analysis.tracing.sys", types.SimpleNamespace(modules={}))  # nothing is compiled yet
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), trace(model) as t:
+        with pytest.raises(InputError, match=r"before the `with`"):
+            compiled(idx)
+        model(idx)
     assert t.names == POINTS
     as_it_was(model)
-    with pytest.raises(InputError, match="only the original"), trace(compiled):
-        pass
-    with pytest.raises(InputError, match="touched nothing"), edit(compiled, ablate("1.2")):
-        pass
 
 
 def test_training_mode(model, idx, as_it_was):
