@@ -505,7 +505,10 @@ def _open(source: Source, rates_may_differ: bool) -> _StoredModel:
             f"or in Python, load_adapter(model, {str(found[0])!r})",
         )
     if path.is_dir():
-        return _open_folder(path, rates_may_differ)
+        files = [name for name in path.iterdir() if name.suffix in (".safetensors", ".bin", ".pt")]
+        if [name.suffix for name in files] != [".pt"] or os.path.lexists(path / CONFIG):
+            return _open_folder(path, rates_may_differ)
+        (path,) = files  # as in the folder that nanoGPT's training writes, whose file tells the shape
     if (part := _PART.search(path.name)) and int(part[1]) > 1:
         raise CheckpointError(f"{path} is one of {int(part[1])} parts of a model", f"name its folder: {path.parent}")
     if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
@@ -531,9 +534,12 @@ def _open_folder(folder: Path, rates_may_differ: bool) -> _StoredModel:
     weights = next((name for name in WEIGHTS if name in present), None)
     if CONFIG not in present or weights is None:
         lacking = "config.yaml (of a run) nor config.json" if CONFIG not in present else " nor ".join(WEIGHTS)
+        numbers = [int(name[11:]) for name in present if re.fullmatch(r"checkpoint-\d+", name)]  # of a Trainer
         raise MissingFileError(
             f"{folder} holds no model: it has neither {lacking}, but {listed(present) or 'nothing'}",
-            "name a run directory, a folder that a model of the hub was copied into, or one weights file",
+            f"name its newest checkpoint, {folder / f'checkpoint-{max(numbers)}'}"
+            if numbers
+            else "name a run directory, a folder that a model of the hub was copied into, or one weights file",
         )
     return _open_state(folder / weights, open_weights(folder / weights), rates_may_differ)
 

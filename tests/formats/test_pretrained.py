@@ -328,6 +328,30 @@ def test_nanogpt(tiny_config, bias, tied, prefix):
     assert tokenizer.fingerprint() == CHAR.fingerprint()
 
 
+def test_the_folder_of_nanogpts_checkpoint_means_that_file(tiny_model):
+    Path("out").mkdir()
+    nanogpt_checkpoint(tiny_model, Path("out/ckpt.pt"))
+    Path("out/meta.pkl").write_bytes(b"")
+    Path("input.txt").write_text(CHARACTERS)
+    with pytest.warns(ModelNote, match="erf"):
+        loaded, _ = load_model("out", tokenizer="input.txt")
+    assert same_weights(loaded, tiny_model)
+    Path("out/older.pt").write_bytes(b"")
+    with pytest.raises(MissingFileError, match=r"but ckpt.pt, meta.pkl, older.pt\n.* or one weights file"):
+        load_model("out")
+    Path("out/older.pt").rename("out/config.json")
+    with pytest.raises(MissingFileError, match=r"neither model.safetensors nor "):
+        load_model("out")
+
+
+def test_of_a_trainers_checkpoints_the_newest_is_named():
+    for number in (5, 10, 9):
+        Path(f"out/checkpoint-{number}").mkdir(parents=True)
+    with pytest.raises(MissingFileError) as refused:
+        load_model("out")
+    assert str(refused.value).splitlines()[1] == f"name its newest checkpoint, {Path('out/checkpoint-10')}"
+
+
 @pytest.mark.parametrize("said", [(), ("dropout",), ("bias",)])
 def test_an_old_checkpoint_of_nanogpt_has_its_defaults(tiny_model, said):
     """That there may be no biases came a month after the first."""
