@@ -454,9 +454,10 @@ def split(
             _chosen(validating, len(validating) if val_size is None else val_size, seed, "val_size", what),
         )
     if len(units) < 2:
+        parting = " (in a chat log, a blank line ends each)" if what == "dialogues" else ""
         raise DataError(
             f"there are fewer than 2 {what} that differ: one is to train on, and one to validate with",
-            f"give more {what}, or others to validate with as {named('val_data')}",
+            f"give more {what}{parting}, or others to validate with as {named('val_data')}",
         )
     if val_size is None:
         val_size = max(1, len(units) // 10)

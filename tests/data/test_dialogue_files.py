@@ -905,6 +905,15 @@ def test_a_setting_of_other_documents_would_change_nothing(tmp_path, documents):
         load_data(configured(path, **documents))
 
 
+def test_a_log_that_is_one_dialogue_says_what_parts_a_log(tmp_path):
+    lines = [f"12/03/20, 21:0{n} - {'Anna' if n % 2 else 'Ben'}: {n} it is" for n in range(7)]
+    config = configured(written(tmp_path / "log.txt", "\n".join(lines)))
+    with pytest.raises(DataError, match=r"fewer than 2 dialogues that differ.*\n.*a blank line ends each"):
+        split(load_data(config).items, None, None, config.seed)
+    config = configured(written(tmp_path / "log.txt", "\n".join([*lines[:4], "", *lines[4:]])))
+    assert all(split(load_data(config).items, None, None, config.seed))
+
+
 @pytest.mark.parametrize("changed", [{"turns": 3}, {"learned": "replies"}])
 def test_turns_are_for_dialogues(tmp_path, changed):
     path = written(tmp_path / "x.jsonl", '{"text": "a"}')
