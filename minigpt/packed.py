@@ -448,11 +448,7 @@ class PackedGPT(GPT):
         self._num_parameters = super().num_parameters()
         super().train(False)
 
-        step = _head_rows(config)
-
-        @cache  # the layers of all blocks have the same few shapes
-        def kind(num_out: int, num_in: int) -> str:
-            return fastest(num_out, num_in, self._num_parameters) if weights == "auto" else weights
+        step, chosen = _head_rows(config), _chosen(self) if weights == "auto" else {}
 
         def layer(name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
             tensors = read(name, slice(None))
@@ -470,9 +466,10 @@ class PackedGPT(GPT):
                     for key, values in read(name, slice(None)).items():
                         setattr(part, key, nn.Parameter(values, requires_grad=False))
                 elif part is self.lm_head:
-                    self.set_submodule(name, _Unread(head(), kind(step, config.n_embd)))
+                    self.set_submodule(name, _Unread(head(), chosen.get((step, config.n_embd), weights)))
                 elif isinstance(part, nn.Linear):
-                    self.set_submodule(name, _Unread(layer(name), kind(part.out_features, part.in_features)))
+                    kind = chosen.get((part.out_features, part.in_features), weights)
+                    self.set_submodule(name, _Unread(layer(name), kind))
             ids = torch.randint(config.vocab_size, (1, min(config.block_size, PROBED_ROWS)), generator=_generator())
             self(ids)  # this makes the layers: each `_Unread` packs its weights, and compares them on its own inputs
             for name, part in [*self.named_modules()]:
@@ -666,6 +663,19 @@ def fastest(num_out: int, num_in: int, num_parameters: int) -> str:
     return best
 
 
+def _chosen(model: GPT) -> dict[tuple[int, int], str]:
+    """What `auto` takes for each shape of layer (out, in) of a model, of whose head a piece is one.
+
+    The fastest; but float32 for all, if it is that for most of the weights: then a pass of one token is one call.
+    """
+    shapes = [(part.out_features, part.in_features) for part in model.h.modules() if isinstance(part, nn.Linear)]
+    step, size = _head_rows(model.config), model.num_parameters()
+    shapes += [(step, model.config.n_embd)] * math.ceil(model.config.vocab_size / step)
+    chosen = {shape: fastest(*shape, size) for shape in dict.fromkeys(shapes)}
+    weights = {kind: sum(math.prod(shape) for shape in shapes if chosen[shape] == kind) for kind in chosen.values()}
+    return dict.fromkeys(chosen, "float32") if 2 * weights.get("float32", 0) > sum(weights.values()) else chosen
+
+
 def _head_rows(config: GPTConfig) -> int:
     """Rows of the head that are laid out at once: pieces of one size, the last of which may be a little smaller."""
     return math.ceil(config.vocab_size / math.ceil(config.vocab_size * config.n_embd / _HEAD_PIECE))
@@ -737,7 +747,7 @@ def layer_times(config: GPTConfig) -> list[LayerTimes]:
     """All kinds, on this machine, for every shape of layer of a model of this shape; of a large head for a piece."""
     with shapes_alone():
         model = GPT(config)
-    size, found = model.num_parameters(), []
+    size, chosen, found = model.num_parameters(), _chosen(model), []
     for name, part in [*model.h[0].named_modules(), ("lm_head", model.lm_head)]:
         if isinstance(part, nn.Linear):
             num_out = _head_rows(config) if part is model.lm_head else part.out_features
@@ -745,5 +755,5 @@ def layer_times(config: GPTConfig) -> list[LayerTimes]:
             timed = kind_seconds(*shape, KINDS, copies, SHOWN_ROWS)
             seconds = {kind: times for kind, times in timed.items() if not isinstance(times, str)}
             left_out = {kind: reason for kind, reason in timed.items() if isinstance(reason, str)}
-            found.append(LayerTimes(name, *shape, seconds, left_out, fastest(*shape, size)))
+            found.append(LayerTimes(name, *shape, seconds, left_out, chosen[shape]))
     return found

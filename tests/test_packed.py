@@ -453,6 +453,18 @@ def test_what_is_fastest_is_remembered(no_cache, monkeypatch):
     assert fastest(17, 13, 10_000) == kind
 
 
+MOST = [(104, 26), (26, 104)]  # eight twelfths of a block
+
+
+@pytest.mark.parametrize(("others", "kinds"), [([(26, 26)], {"float32"}), (MOST, {"float32", "plain"})])
+def test_what_is_fastest_for_most_weights_is_taken_for_all(model, others, kinds, monkeypatch, compiler):
+    """With products all in C, a pass is one call."""
+    monkeypatch.setattr(packed, "fastest", lambda *shape: "plain" if shape[:2] in others else "float32")
+    small = pack(model, "auto")
+    assert set(small.kinds().values()) == kinds
+    assert (small.compiled() is None) == ("plain" in kinds)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"key": 3}'])
 def test_a_damaged_memory_costs_time_and_nothing_else(no_cache, content):
     no_cache.write_text(content)
