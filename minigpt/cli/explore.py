@@ -23,6 +23,8 @@ from minigpt.data.loaders import document_loader
 from minigpt.data.tokens import split_at
 from minigpt.errors import DataError, DownloadError, InputError, Interrupted, MiniGPTError, MissingFileError, counted
 from minigpt.evaluation.loss import Evaluation, evaluate, evaluate_batches
+from minigpt.formats.lora_files import adapter_folder
+from minigpt.formats.run_directory import run_of_adapter
 from minigpt.formats.source import Source
 from minigpt.model import GPT
 from minigpt.page.contents import Shown
@@ -50,7 +52,8 @@ def answer(settings: Explore) -> None:
     if settings.out is not None:
         write(settings, sources)
         return
-    with PageServer([served(settings, *named) for named in titled(sources)], settings.port) as server:
+    models = titled(sources, settings.adapter)
+    with PageServer([served(settings, *named) for named in models], settings.port) as server:
         serve(server, settings)
 
 
@@ -62,9 +65,16 @@ def title(source: Source) -> str:
     return path.relative_to(source.run.path.absolute().parent).as_posix() if source.run else path.name
 
 
-def titled(sources: list[Source]) -> list[tuple[Source, str]]:
-    """Each model with what the page calls it; models of one title, which lie in several folders, are numbered."""
+def titled(sources: list[Source], adapter: str | None) -> list[tuple[Source, str]]:
+    """Each model with what the page calls it; models of one title, which lie in several folders, are numbered.
+
+    An adapter is named behind its base: by its run, or where it has none, by its folder.
+    """
     titles = [title(source) for source in sources]
+    if adapter is not None:
+        folder = adapter_folder(adapter)
+        run = run_of_adapter(folder)
+        titles = [f"{one} + {(run.path if run else folder).absolute().name}" for one in titles]
     numbers = [f" ({number})" * (titles.count(one) > 1) for number, one in enumerate(titles, start=1)]
     return [(source, one + number) for source, one, number in zip(sources, titles, numbers, strict=True)]
 
@@ -103,7 +113,7 @@ def write(settings: Explore, sources: list[Source]) -> None:
     path = named_path(settings.out, "out")
     check_output(path, (".html", ".htm"))
     precision = chosen_precision([source.name for source in sources], parameters(sources), settings.weights)
-    models = [written(settings, *named, precision) for named in titled(sources)]
+    models = [written(settings, *named, precision) for named in titled(sources, settings.adapter)]
     size = write_page(path, models)
     if settings.json:
         losses = [{"name": model.name, **model.about} for model in models]

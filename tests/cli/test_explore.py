@@ -169,8 +169,12 @@ def test_a_run_is_named_as_its_folder_from_within_too(at, monkeypatch, capsys):
 def test_the_curve_beside_an_adapter_is_that_of_its_run(at, capsys):
     line = "train --init-from text --preset finetune-text --data play.txt --out adapted --train.lora_rank 2"
     assert run_command([*line.split(), *"--train.max_steps 3 --train.warmup_steps 1 --device cpu".split()]) == 0
-    for models in ("--model adapted", "--model text --adapter adapted/adapter"):
-        answered(f"explore {models} -o page.html", capsys)
+    for models, name in {
+        "--model adapted": "adapted",
+        "--model text --adapter adapted/adapter": "text + adapted",
+    }.items():
+        told, _ = answered(f"explore {models} -o page.html", capsys)
+        assert told["models"][0]["name"] == about("page.html")["name"] == name
         assert (run_of_page("page.html")["name"], run_of_page("page.html")["step"]) == ("adapted", 3)
 
 
@@ -209,6 +213,7 @@ def test_an_adapter_is_merged_into_the_page(tiny_model, capsys):
     save_adapter(tiny_model, "adapter")
     answered("explore --model base --adapter adapter -o with.html", capsys)
     answered("explore --model base -o without.html", capsys)
+    assert (about("with.html")["name"], about("without.html")["name"]) == ("base + adapter", "base")
     pages = [Path(name).read_text() for name in ("with.html", "without.html")]
     merged, plain = (re.findall('class="minigpt-weights-0">(.*?)<', page) for page in pages)
     assert len(merged[0]) == len(plain[0])
