@@ -626,8 +626,11 @@ def checkpoint_to_resume(
         print_line(f"damaged    {damage}")
     checkpoint.check_data(checksum, config)
     drops = config.model.dropout or config.train.lora_dropout
-    for name, before in checkpoint.manifest["versions"].items():
-        if (now := here.get(name, "not known")) != before:
+    former = checkpoint.manifest["versions"]
+    for name in [*former, *({"compiler"} & (here.keys() - former.keys()))]:
+        unknown = "no kernels in C" if name == "compiler" else "not known"
+        before, now = former.get(name, unknown), here.get(name, unknown)
+        if now != before:
             drawn = ", and dropout is drawn anew" if name in DRAWING and drops else ""
             lines.append(f"changed    {name}: {before} before, {now} now; the last digits may differ{drawn}")
     print_line(f"resume     {run.path} at step {checkpoint.progress.step}")

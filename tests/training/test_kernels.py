@@ -248,13 +248,23 @@ def test_a_run_in_c_goes_on_where_there_is_no_compiler(corpus, config, tmp_path,
     run, said = tmp_path / "run", []
     train(replace(config, kernels="c", train=replace(config.train, max_steps=3)), corpus, run, said.append)
     assert attentions.calls > 0
-    monkeypatch.setattr(steps, "unavailable", lambda: "there is no C compiler")
     before, compiler = attentions.calls, steps.compiler()
-    train(replace(config, kernels="c"), corpus, run, said.append, resume=True)
-    assert any(line.startswith(f"changed    compiler: {compiler} before, not known now") for line in said)
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "unavailable", lambda: "there is no C compiler")
+        train(
+            replace(config, kernels="c", train=replace(config.train, max_steps=5)),
+            corpus,
+            run,
+            said.append,
+            resume=True,
+        )
+    assert any(line.startswith(f"changed    compiler: {compiler} before, no kernels in C now") for line in said)
     assert attentions.calls == before
     assert any("torch's kernels (c: there is no C compiler)" in line for line in said)
     assert read_config(loop.RunDirectory(run)).kernels == "c"  # on the first machine it computes as before
+    train(replace(config, kernels="c", train=replace(config.train, max_steps=7)), corpus, run, said.append, resume=True)
+    assert any(line.startswith(f"changed    compiler: no kernels in C before, {compiler} now") for line in said)
+    assert attentions.calls > before
 
 
 @pytest.mark.usefixtures("no_plots")
