@@ -75,6 +75,9 @@ def _compiled(source: Path, compiler: list[str]) -> ctypes.CDLL:
             try:
                 return ctypes.CDLL(str(library))
             except OSError as problem:  # its first words are the path, which is gone when anybody reads them
-                raise OSError(str(problem).removeprefix(f"{library}: ")) from None
+                said = str(problem).removeprefix(f"{library}: ")
+                raise OSError(
+                    "clang needs libomp: set CC=gcc, or LD_PRELOAD=libomp.so" if "__kmpc_" in said else said
+                ) from None
     except (OSError, ValueError, subprocess.TimeoutExpired) as problem:
         raise RuntimeError(first_line(problem)) from None

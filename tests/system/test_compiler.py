@@ -61,6 +61,13 @@ def test_what_cannot_be_loaded_is_refused(source):
 
 
 @needs_compiler
+def test_clang_without_its_openmp_says_what_to_do(source):
+    source.write_text("int __kmpc_fork_call(int); int seven(int x) { return __kmpc_fork_call(x); }\n")
+    with pytest.raises(RuntimeError, match=r"^clang needs libomp: set CC=gcc, or LD_PRELOAD=libomp\.so$"):
+        shared_library(source)
+
+
+@needs_compiler
 def test_the_next_compiler_is_taken_where_the_first_ones_library_cannot_be_loaded(source, tmp_path, monkeypatch):
     """As that of clang, without its OpenMP; and one that is found under two names is asked once."""
     monkeypatch.delenv("CC", raising=False)
