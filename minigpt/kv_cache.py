@@ -199,6 +199,18 @@ class KVCache:
                 "make a cache with a larger max_length (at most the model's block_size), or feed fewer tokens",
             )
 
+    def check_fits(self, layer: int, rows: int, heads: int, size: int) -> None:
+        """Refuse a layer, or keys and values of so many rows and heads of a size, that have no place here.
+
+        Raises:
+            InputError: if the cache was made for other rows, or for another model.
+        """
+        layers, _, own_rows, own_heads, _, own_size = self._kv.shape
+        if layer >= layers or (rows, heads, size) != (own_rows, own_heads, own_size):
+            raise InputError(
+                f"{self!r} does not fit {rows} rows and {heads} heads of {size} in layer {layer}", _MAKE_ONE
+            )
+
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, H, T, D) of one layer; return all of that layer's, (B, H, S, D).
 
@@ -208,13 +220,8 @@ class KVCache:
         Raises:
             InputError: if the cache was made for other rows, or for another model.
         """
-        num_new = k.size(2)
-        layers, _, rows, heads, _, size = self._kv.shape
-        if layer >= layers or (*k.shape[:2], k.size(3)) != (rows, heads, size):
-            raise InputError(
-                f"{self!r} does not fit {k.size(0)} rows and {k.size(1)} heads of {k.size(3)} in layer {layer}",
-                _MAKE_ONE,
-            )
+        rows, heads, num_new, size = k.shape
+        self.check_fits(layer, rows, heads, size)
         stop = self._longest + num_new
         own_k, own_v = self._kv[layer, 0], self._kv[layer, 1]  # 2 x (B, H, max_length, D)
         if self.uniform is not None:

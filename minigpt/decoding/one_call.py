@@ -85,7 +85,7 @@ class OneCall:
             self._norm(model.ln_f), ctypes.addressof(pieces),
         )  # fmt: skip
         self._size = sum(each.layer.num_in * each.layer.num_out for some in products.values() for each in some)
-        self._block_size, self._vocab_size = config.block_size, config.vocab_size
+        self._config = config
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
@@ -102,15 +102,17 @@ class OneCall:
         Raises:
             InputError: if the tokens do not fit the context, or the cache.
         """
-        B = len(idx)
-        cache.check_room(1, self._block_size)
+        B, config = len(idx), self._config
+        cache.check_room(1, config.block_size)
+        cache.check_fits(config.n_layer - 1, B, config.n_head, config.n_embd // config.n_head)
+        assert cache.kv.dtype in (torch.float32, torch.float16)
         threads = min(torch.get_num_threads(), 1 + B * self._size // _FOR_A_THREAD)
         idx, lengths = idx.contiguous(), cache.length if cache.uniform is None else None
         place = _Cache(
             cache.kv.data_ptr(), cache.kv.dtype == torch.float16, cache.max_length, cache.longest,
             None if lengths is None else lengths.data_ptr(),
         )  # fmt: skip
-        logits = idx.new_empty(B, self._vocab_size, dtype=torch.float32)
+        logits = idx.new_empty(B, config.vocab_size, dtype=torch.float32)
         room = idx.new_empty(self._room(ctypes.byref(self._model), B, cache.max_length, threads), dtype=torch.float32)
         self._run(
             ctypes.byref(self._model), idx.data_ptr(), place, B, logits.data_ptr(), room.data_ptr(), threads

@@ -191,3 +191,11 @@ def test_a_cache_of_ones_own_may_be_in_either_dtype(dtype: torch.dtype) -> None:
     assert list(stream(small, prompt, cache=cache, **given)) == expected
     with pytest.raises(InputError, match="not for one row of this model"):
         next(iter(stream(small, prompt, cache=KVCache(small.config, 1, dtype=torch.bfloat16), **given)))
+
+
+@pytest.mark.parametrize(("D", "H", "rows"), [(5, 3, 2), (3, 5, 1), (5, 2, 1)])
+def test_a_cache_of_another_shape_is_refused(D: int, H: int, rows: int) -> None:
+    """The library would write beyond its end."""
+    small = pack_compiled(model_of(5, 3), "float16")
+    with pytest.raises(InputError, match="does not fit 1 rows and 3 heads of 5 in layer 1"):
+        OneToken(small)(torch.tensor([1]), KVCache(model_of(D, H).config, rows))
