@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from minigpt.errors import InputError, MiniGPTError, first_line
 from minigpt.fields import checked
 from minigpt.kv_cache import KVCache
 from minigpt.lora import KNOWN, LoRALinear
-from minigpt.model import GPT
+from minigpt.model import GPT, Block
 from minigpt.parameters import as_built, check_not_packed, shapes_alone
 from minigpt.system.compiler import shared_library
 from minigpt.system.device import processor, returning_freed_memory, undisturbed
@@ -96,9 +96,14 @@ def _in_pieces(weight: Tensor, bias: Tensor | None) -> Product:
 def compiled_library() -> ctypes.CDLL | str:
     """`products.c` and what is made of it, ready to be called; or why it is not."""
     try:
-        return shared_library(Path(__file__).with_name("one_token.c"))
+        library = shared_library(Path(__file__).with_name("one_token.c"))
     except RuntimeError as problem:
         return str(problem)
+    address, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+    library.linear.argtypes = [address, address, address, size, number, CompiledRoom]
+    library.gelu.argtypes = [address, address, size, number]
+    library.linear.restype = library.gelu.restype = None
+    return library
 
 
 class CompiledLinear(ctypes.Structure):
@@ -143,9 +148,6 @@ class CompiledProduct:
         except ValueError:
             raise RuntimeError(f"products.c has no {name} for this processor") from None
         self._multiply = library.linear
-        address = ctypes.c_void_p
-        self._multiply.argtypes = [address, address, address, ctypes.c_ssize_t, ctypes.c_int, CompiledRoom]
-        self._multiply.restype = None
         width = ctypes.c_int.in_dll(library, "panel").value
         self._num_out, self._num_in = num_out, num_in = weight.shape
         self._rounds = dtype == torch.int8
@@ -164,6 +166,8 @@ class CompiledProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.reshape(-1, self._num_in).to(torch.float32).contiguous()
+        if rows.device.type != "cpu":
+            raise InputError(f"a packed layer is for the CPU, and reads from {rows.device}", 'give it x.to("cpu")')
         y = rows.new_empty(len(rows), self._num_out)  # of its type and device, whatever torch's defaults are
         room = CompiledRoom()
         if self._rounds:
@@ -350,11 +354,10 @@ class PackedGELU(nn.GELU):
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (...)."""
         library = compiled_library()
-        assert not isinstance(library, str)  # it has made the products
+        if isinstance(library, str) or x.dtype != torch.float32 or x.device.type != "cpu":  # somebody's hook made it so
+            return super().forward(x)
         x = x.contiguous()
         y = torch.empty_like(x)
-        library.gelu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
-        library.gelu.restype = None
         library.gelu(x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads())
         return y
 
@@ -427,6 +430,13 @@ class _Unread(nn.Module):
 Read = Callable[[str, slice], Mapping[str, Tensor]]
 
 
+class CompiledParts(NamedTuple):
+    """What a pass of a model in C is made of: of each block, the products in the order of a pass; those of the head."""
+
+    blocks: list[list[CompiledProduct]]
+    head: list[CompiledProduct]
+
+
 class PackedGPT(GPT):
     """A GPT for inference. It has neither gradients nor readable weights in its linear layers.
 
@@ -438,7 +448,7 @@ class PackedGPT(GPT):
 
     Attributes:
         weights: what was asked for.
-        cache_dtype: in which a decoder keeps keys and values.
+        cache_dtype: in which a decoder keeps keys and values, as long as all parts are as they were made.
     """
 
     def __init__(self, config: GPTConfig, weights: Weights, read: Read) -> None:
@@ -460,11 +470,11 @@ class PackedGPT(GPT):
                 tied = config.tie_weights
                 yield self.wte.weight[rows].detach() if tied else read("lm_head", rows)["weight"], None
 
-        with returning_freed_memory(), torch.no_grad():
+        with returning_freed_memory(), undisturbed(), torch.no_grad():
             for name, part in [*self.named_modules()]:
                 if isinstance(part, nn.Embedding | nn.LayerNorm):
                     for key, values in read(name, slice(None)).items():
-                        setattr(part, key, nn.Parameter(values, requires_grad=False))
+                        setattr(part, key, nn.Parameter(values.contiguous(), requires_grad=False))
                 elif part is self.lm_head:
                     self.set_submodule(name, _Unread(head(), chosen.get((step, config.n_embd), weights)))
                 elif isinstance(part, nn.Linear):
@@ -516,15 +526,30 @@ class PackedGPT(GPT):
         """Number of parameters of the plain model; a tied head counts once."""
         return self._num_parameters
 
-    def compiled(self) -> dict[str, list[CompiledProduct]] | None:
-        """The products of the linear layers by name, the head's in pieces, if all are those of `products.c`."""
-        found: dict[str, list[CompiledProduct]] = {}
-        for name, part in self.named_modules():
-            if isinstance(part, nn.Linear | PackedLinear):
-                if isinstance(part, nn.Linear) or part.compiled is None:
-                    return None
-                found.setdefault(name.partition(".pieces.")[0], []).append(part.compiled)
-        return found
+    def compiled(self) -> CompiledParts | None:
+        """The products of the linear layers, if all of these are in `products.c`, and all parts are as they were made.
+
+        None too where a part was exchanged or wrapped, or its weight is not as C reads it, in float32 and dense.
+        """
+        head: nn.Module = self.lm_head
+        layers: list[list[nn.Module]] = []
+        plain = [(self.wte, nn.Embedding), (self.wpe, nn.Embedding), (self.ln_f, nn.LayerNorm)]
+        for block in self.h:
+            if not isinstance(block, Block):
+                return None
+            layers.append([block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj])
+            plain += [(block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm)]
+        layers.append([*head.pieces] if type(head) is PackedHead else [head])
+        found = [
+            [product for layer in some if type(layer) is PackedLinear and (product := layer.compiled)]
+            for some in layers
+        ]
+        if [*map(len, found)] != [*map(len, layers)] or not all(type(part) is kind for part, kind in plain):
+            return None
+        weights = [weight for part, _ in plain for weight in part.parameters(recurse=False)]
+        if not all(w.dtype == torch.float32 and w.device.type == "cpu" and w.is_contiguous() for w in weights):
+            return None
+        return CompiledParts(found[:-1], found[-1])
 
     def kinds(self) -> dict[str, str]:
         """How each linear layer is kept, by name."""
@@ -577,7 +602,9 @@ def cache_dtype(model: GPT) -> torch.dtype:
     Of a packed model whose weights are rounded to float16 or int8, and whose layers are all those of `products.c`, it
     is float16, if they are not too large: half as much is read then for each token, and kept.
     """
-    return model.cache_dtype if isinstance(model, PackedGPT) else model.wte.weight.dtype
+    if not isinstance(model, PackedGPT):
+        return model.wte.weight.dtype
+    return model.cache_dtype if model.compiled() is not None else torch.float32
 
 
 def new_cache(model: GPT, batch_size: int, max_length: int | None = None) -> KVCache:

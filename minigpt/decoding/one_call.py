@@ -5,14 +5,14 @@ attention to the cache reads it at the rate of memory. The numbers are those of 
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.kv_cache import KVCache
 from minigpt.model import GPT, Block
-from minigpt.packed import CompiledLinear, CompiledProduct, compiled_library
+from minigpt.packed import CompiledLinear, CompiledParts, compiled_library
 
 _FOR_A_THREAD = 2**20  # products of numbers, with fewer of which it is not worth waiting for another thread
 
@@ -51,10 +51,10 @@ class OneCall:
     Args:
         model: on the CPU, in float32, all of its parts as `model.py` makes them.
         blocks: its blocks.
-        products: of its linear layers, by name; see `PackedGPT.compiled`.
+        parts: its products; see `PackedGPT.compiled`.
     """
 
-    def __init__(self, model: GPT, blocks: Sequence[Block], products: Mapping[str, Sequence[CompiledProduct]]) -> None:
+    def __init__(self, model: GPT, blocks: Sequence[Block], parts: CompiledParts) -> None:
         library = compiled_library()
         assert not isinstance(library, str)  # it has made the products
         self._run, self._room = library.one_token, library.room_of_one_token
@@ -62,35 +62,32 @@ class OneCall:
         self._run.restype = None
         self._room.argtypes, self._room.restype = [_address, _size, _size, ctypes.c_int], _size
 
-        config = model.config
-        self._kept: list[object] = [*products.values()]  # the library is given addresses alone
+        self._config = config = model.config
+        self._kept: list[object] = [parts]  # the library is given addresses alone
         layers = (_Layer * config.n_layer)(
             *(
-                _Layer(
-                    self._norm(block.ln_1), self._norm(block.ln_2),
-                    *(
-                        products[f"h.{number}.{name}"][0].layer
-                        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-                    ),
-                )
-                for number, block in enumerate(blocks)
+                _Layer(self._norm(block.ln_1), self._norm(block.ln_2), *(product.layer for product in products))
+                for block, products in zip(blocks, parts.blocks, strict=True)
             )
-        )  # fmt: skip
-        head = [piece.layer for piece in products["lm_head"]]
-        pieces = (CompiledLinear * len(head))(*head)
-        self._kept += [layers, pieces, model.wte.weight, model.wpe.weight]
+        )
+        pieces = (CompiledLinear * len(parts.head))(*(product.layer for product in parts.head))
+        self._kept += [layers, pieces]
         self._model = _Model(
-            config.n_embd, config.n_head, config.vocab_size, config.n_layer, len(head),
-            model.wte.weight.data_ptr(), model.wpe.weight.data_ptr(), ctypes.addressof(layers),
+            config.n_embd, config.n_head, config.vocab_size, config.n_layer, len(pieces),
+            self._address(model.wte.weight), self._address(model.wpe.weight), ctypes.addressof(layers),
             self._norm(model.ln_f), ctypes.addressof(pieces),
         )  # fmt: skip
-        self._size = sum(each.layer.num_in * each.layer.num_out for some in products.values() for each in some)
-        self._config = config
+        products = [product.layer for some in (*parts.blocks, parts.head) for product in some]
+        self._size = sum(layer.num_in * layer.num_out for layer in products)
+
+    def _address(self, weight: Tensor) -> int:
+        """Of numbers that stay where they are, even if the parameter is given others."""
+        self._kept.append(weight.detach())
+        return weight.data_ptr()
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
-        self._kept += [norm.weight, bias]
-        return _Norm(norm.weight.data_ptr(), bias.data_ptr(), norm.eps)
+        return _Norm(self._address(norm.weight), self._address(bias), norm.eps)
 
     def __call__(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Logits of the token after one more of each row: idx int64 (B,) -> (B, V).
@@ -105,7 +102,6 @@ class OneCall:
         B, config = len(idx), self._config
         cache.check_room(1, config.block_size)
         cache.check_fits(config.n_layer - 1, B, config.n_head, config.n_embd // config.n_head)
-        assert cache.kv.dtype in (torch.float32, torch.float16)
         threads = min(torch.get_num_threads(), 1 + B * self._size // _FOR_A_THREAD)
         idx, lengths = idx.contiguous(), cache.length if cache.uniform is None else None
         place = _Cache(

@@ -83,8 +83,8 @@ class OneToken:
         self._one_call: OneCall | None = None
         if not self._usual:
             return
-        if isinstance(model, PackedGPT) and (products := model.compiled()) is not None:
-            self._one_call = OneCall(model, blocks, products)
+        if isinstance(model, PackedGPT) and (in_c := model.compiled()) is not None:
+            self._one_call = OneCall(model, blocks, in_c)
         self._hooks = [hooks for part, _ in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]  # of all modules
         self._attention = [block.attn for block in blocks]
@@ -121,7 +121,7 @@ class OneToken:
         Raises:
             InputError: if the tokens do not fit the context, or the cache.
         """
-        if self._one_call is not None:
+        if self._one_call is not None and cache.kv.dtype in (torch.float32, torch.float16):
             return self._one_call(idx, cache)
         B, C = idx.size(0), self._config.n_embd
         if B != self._places.qkv.size(0):

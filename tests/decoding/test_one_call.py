@@ -1,11 +1,12 @@
 """A pass of one token in C: the numbers of the plain model's, for any sizes, rows and threads."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import minigpt
@@ -15,7 +16,7 @@ from minigpt.decoding import one_call
 from minigpt.decoding.generate import stream
 from minigpt.decoding.one_token import OneToken
 from minigpt.errors import InputError
-from minigpt.packed import PackedGELU, PackedGPT, cache_dtype, new_cache, pack
+from minigpt.packed import PackedGELU, PackedGPT, PackedLinear, cache_dtype, new_cache, pack
 from tests.conftest import random_model
 
 # D, H: heads that fill no register, some, or eight of them and a rest, where a register has 4, 8 or 16 numbers.
@@ -102,20 +103,27 @@ def test_it_is_the_packed_models_pass(D: int, H: int, kind: str, error: float) -
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("D", "H"), [(13, 3), (211, 1)])
 @torch.inference_mode()
 def test_a_row_is_the_same_beside_any_other_and_for_any_number_of_threads(
-    kind: str, num_threads: int, threads: None, monkeypatch: pytest.MonkeyPatch
+    D: int, H: int, kind: Weights, num_threads: int, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each number is computed in one order, whatever stands beside it and whichever thread does it."""
     monkeypatch.setattr(one_call, "_FOR_A_THREAD", 1)
-    small, lengths = pack_compiled(model_of(13, 3), kind), LENGTHS[3]
+    small, lengths = pack_compiled(model_of(D, H), kind), LENGTHS[3] * 5  # 35 rows
+    cache = new_cache(small, len(lengths))
+    small(torch.tensor([(row[:-1] + 5 * [0])[:5] for row in rows_of(lengths)]), cache)
+    cache.rollback(cache.length - torch.tensor(lengths))
+    idx = torch.tensor([row[-1] for row in rows_of(lengths)])
     torch.set_num_threads(1)
-    alone = torch.cat([found(small, [length], new_cache(small, 1)) for length in lengths[:1]])
+    alone = []
+    for row, length in enumerate(lengths):
+        one = new_cache(small, 1)
+        one.kv.copy_(cache.kv[:, :, row : row + 1])
+        one._set_lengths([length])
+        alone.append(OneToken(small)(idx[row : row + 1], one))
     torch.set_num_threads(num_threads)
-    together = found(small, lengths, new_cache(small, len(lengths)))
-    assert torch.equal(together[:1], alone)
-    for rows in range(1, len(lengths)):
-        assert torch.equal(found(small, lengths[:rows], new_cache(small, rows)), together[:rows])
+    assert torch.equal(OneToken(small)(idx, cache), torch.cat(alone))
 
 
 @torch.inference_mode()
@@ -160,6 +168,80 @@ def test_texts_are_those_of_the_packed_model_without_a_cache(kind: str, options:
     given: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": 3, **options}
     cached = minigpt.generate(small, prompts, batch_size=3, **given)
     assert cached.sequences == minigpt.generate(small, prompts, use_cache=False, **given).sequences
+
+
+class Doubled(PackedLinear):
+    """A layer with a forward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def turned(model: PackedGPT) -> None:
+    model.wte.weight = nn.Parameter(model.wte.weight.detach().t().contiguous().t(), requires_grad=False)
+
+
+def in_double(model: PackedGPT) -> None:
+    model.h[0].ln_1.double()
+    model.h[0].ln_1.register_forward_pre_hook(lambda part, given: given[0].double())
+    model.h[0].ln_1.register_forward_hook(lambda part, given, out: out.float())
+
+
+def wrapped(model: PackedGPT) -> None:
+    model.lm_head = nn.Sequential(model.lm_head)  # type: ignore[assignment]
+
+
+def doubled(model: PackedGPT) -> None:
+    model.h[1].mlp.c_proj.__class__ = Doubled
+
+
+def exchanged(model: PackedGPT) -> None:
+    plain = nn.Linear(15, 15)
+    plain.load_state_dict(model_of().h[0].attn.c_proj.state_dict())
+    model.h[0].attn.c_proj = plain.eval()
+
+
+@pytest.mark.parametrize("change", [turned, in_double, wrapped, doubled, exchanged])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_a_model_that_is_not_as_it_was_made_is_computed_by_its_parts(
+    change: Callable[[PackedGPT], None], kind: Weights
+) -> None:
+    small = pack_compiled(model_of(), kind)
+    change(small)
+    assert small.compiled() is None
+    assert cache_dtype(small) == torch.float32
+    given: dict[str, Any] = {"strategy": "greedy", "max_new_tokens": 6}
+    uncached = minigpt.generate(small, [[1, 2, 3]], use_cache=False, **given)
+    assert minigpt.generate(small, [[1, 2, 3]], **given).sequences == uncached.sequences
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_gelu_of_another_dtype_is_torchs(dtype: torch.dtype) -> None:
+    """As a hook makes it: the library would read and write beyond its ends."""
+    x = torch.linspace(-5, 5, 37, dtype=dtype)
+    assert torch.equal(PackedGELU()(x), nn.GELU()(x))
+    assert PackedGELU()(x.to("meta")).shape == x.shape
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_weights_that_lie_apart_are_read_as_they_are(keep: bool) -> None:
+    model = model_of()
+    for part in (model.wte, model.wpe):
+        part.weight = nn.Parameter(torch.cat([part.weight.detach(), part.weight.detach()], dim=1)[:, :15])
+    model.lm_head.weight = model.wte.weight
+    expected = minigpt.generate(model, [[1, 2, 3]], strategy="greedy", max_new_tokens=6)
+    small = pack(model, "float32", keep=keep)
+    assert minigpt.generate(small, [[1, 2, 3]], strategy="greedy", max_new_tokens=6).sequences == expected.sequences
+
+
+def test_numbers_stay_in_memory_as_long_as_a_pass_may_read_them() -> None:
+    small = pack_compiled(model_of(), "float32")
+    step, expected = OneToken(small), OneToken(small)(torch.tensor([3]), new_cache(small, 1))
+    for part in (small.wte, small.wpe, small.ln_f):
+        part.weight.data = torch.full_like(part.weight, torch.nan)
+    gc.collect()
+    torch.full((15 * 37,), torch.nan)  # where something was given back
+    assert torch.equal(step(torch.tensor([3]), new_cache(small, 1)), expected)
 
 
 def test_a_hook_on_a_packed_layer_is_called() -> None:
