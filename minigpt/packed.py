@@ -448,7 +448,7 @@ class PackedGPT(GPT):
 
     Attributes:
         weights: what was asked for.
-        cache_dtype: in which a decoder keeps keys and values, as long as all parts are as they were made.
+        rounds_keys: whether keys and values may be kept in float16; see `cache_dtype`.
     """
 
     def __init__(self, config: GPTConfig, weights: Weights, read: Read) -> None:
@@ -485,7 +485,7 @@ class PackedGPT(GPT):
             for name, part in [*self.named_modules()]:
                 if isinstance(part, _Unread):
                     self.set_submodule(name, part.packed())
-            self.cache_dtype = torch.float32
+            self.rounds_keys = False
             if self.compiled() is None:
                 return
             for name, part in [*self.named_modules()]:
@@ -493,8 +493,8 @@ class PackedGPT(GPT):
                     self.set_submodule(name, PackedGELU(approximate="tanh"))
             if weights in ("float16", "int8"):
                 self(ids, seen := KVCache(config, 1, ids.size(1)))
-                if seen.kv.abs().max() < torch.finfo(torch.float16).max / 16:  # other ids may give larger ones
-                    self.cache_dtype = torch.float16
+                most = torch.finfo(torch.float16).max / 16  # other ids may give larger ones
+                self.rounds_keys = bool(seen.kv.abs().max() < most)
 
     def train(self, mode: bool = True) -> "PackedGPT":
         """Stay in evaluation mode.
@@ -604,7 +604,7 @@ def cache_dtype(model: GPT) -> torch.dtype:
     """
     if not isinstance(model, PackedGPT):
         return model.wte.weight.dtype
-    return model.cache_dtype if model.compiled() is not None else torch.float32
+    return torch.float16 if model.rounds_keys and model.compiled() is not None else torch.float32
 
 
 def new_cache(model: GPT, batch_size: int, max_length: int | None = None) -> KVCache:
