@@ -33,8 +33,6 @@ from minigpt.decoding.speculative import DraftModel, PromptLookup
 from minigpt.errors import ConfigError, MissingFileError
 from minigpt.fields import Form, check_value, hints, matches
 
-pytestmark = pytest.mark.words
-
 S = TypeVar("S")
 
 

@@ -13,8 +13,6 @@ import minigpt
 from minigpt.cli.inspect_model import VIEWS
 from minigpt.cli.main import COMMANDS
 
-pytestmark = pytest.mark.words
-
 HOUSE = Path(minigpt.__file__).parent
 
 # A file or folder imports only from rows above its own, and a file from those that its folder's docstring names before.

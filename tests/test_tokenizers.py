@@ -32,8 +32,6 @@ from minigpt.system import downloads
 from minigpt.system.downloads import PackageFile
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer, TextStream, Tokenizer, encode_prompt, load_tokenizer
 
-pytestmark = pytest.mark.words
-
 quick = settings(deadline=None)  # no deadline: a busy machine is not a bug
 thorough = settings(max_examples=200, deadline=None)
 

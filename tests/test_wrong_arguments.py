@@ -124,7 +124,6 @@ CALLS = {
 }
 
 
-@pytest.mark.words
 @pytest.mark.parametrize(
     ("call", "wrong"),
     [
@@ -162,7 +161,6 @@ HUGE = {
 }
 
 
-@pytest.mark.words
 @pytest.mark.parametrize("huge", HUGE)
 @pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(DecodingOptions)])
 def test_an_error_is_short_however_long_the_value(option, huge, tiny_model):

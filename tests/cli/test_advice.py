@@ -27,8 +27,6 @@ from minigpt.formats.run_directory import save_run
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 from tests.conftest import random_model
 
-pytestmark = pytest.mark.words
-
 PACKAGE = Path(minigpt.__file__).parent
 CHARACTERS = "\nabcdefghijklmnopqrstuv"
 LETTERS = CharTokenizer(CHARACTERS)

@@ -778,7 +778,6 @@ def test_json_has_no_nan():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs paths that are any bytes")
-@pytest.mark.words
 def test_a_path_that_is_not_utf8(reference):
     for flags in ([], ["--json"]):
         out = f"out{len(flags)}\udcff".encode("utf-8", "surrogateescape")

@@ -23,8 +23,6 @@ from minigpt.formats.weights import save_weights
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 
-pytestmark = pytest.mark.words
-
 
 def begun(
     path: Path,

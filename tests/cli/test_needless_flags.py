@@ -181,7 +181,6 @@ def answer(line):
     return code, said + "".join(path.read_text() for path in sorted(Path().glob("o.[jh]*")))
 
 
-@pytest.mark.words
 @pytest.mark.parametrize(("name", "mode"), CASES, ids=[" ".join([name, *mode]) for name, mode in CASES])
 def test_no_flag_is_dropped_without_a_word(folder, monkeypatch, name, mode):
     monkeypatch.chdir(folder)

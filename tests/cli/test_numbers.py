@@ -19,8 +19,6 @@ from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
 
-pytestmark = pytest.mark.words
-
 CHARACTERS = "\n :abcdefghij"
 NUMBERS = {"10**30": str(10**30), "-10**30": str(-(10**30)), "0": "0", "nan": "nan", "inf": "inf", "-inf": "-inf"}
 PLACES = ("--layer", "--head", "--position")  # there is no layer 7: the model has 2

@@ -27,10 +27,7 @@ from minigpt.lora import LoRAConfig, add_lora
 from minigpt.tokenizers import CharTokenizer
 from tests.conftest import random_model
 
-pytestmark = [
-    pytest.mark.words,
-    pytest.mark.filterwarnings("always::minigpt.errors.ModelNote"),  # as outside of tests, where notes are said
-]
+pytestmark = pytest.mark.filterwarnings("always::minigpt.errors.ModelNote")  # as outside of tests, where notes are said
 
 LETTERS = CharTokenizer("\nabcdefghijklmnopqrstuv")
 SHAPE = GPTConfig(vocab_size=23, block_size=13, n_layer=1, n_head=2, n_embd=6)

@@ -26,10 +26,7 @@ from minigpt.model import GPT
 from minigpt.system.signals import interrupt
 from minigpt.tokenizers import CharTokenizer
 
-pytestmark = [
-    pytest.mark.words,
-    pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full"),
-]
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 
 # One process, and for each case a child of it: with streams of its own, and an end of its own, where Python itself
 # flushes once more. Helps and mistakes, of a word or two, need no torch and come first, as children that are small and

@@ -21,8 +21,6 @@ from minigpt.data.documents import read_documents
 from minigpt.errors import DataError, DownloadError, MissingFileError
 from minigpt.system.downloads import PackageFile, UnwritableFolderError
 
-pytestmark = pytest.mark.words
-
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 

@@ -24,8 +24,6 @@ from minigpt.data.tokens import IGNORED
 from minigpt.errors import ConfigError, DataError, DownloadError, InputError, MissingFileError
 from minigpt.tokenizers import CharTokenizer, GPT2Tokenizer
 
-pytestmark = pytest.mark.words
-
 
 def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}

@@ -15,8 +15,6 @@ from minigpt.errors import DownloadError, InputError
 from minigpt.formats.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer
 
-pytestmark = pytest.mark.words
-
 VERONA: list[Message] = [
     {"role": "system", "content": "Verona. A street."},
     {"role": "user", "name": "BENVOLIO", "content": "Good-morrow, cousin."},

@@ -16,8 +16,6 @@ from minigpt.config import DocumentsConfig
 from minigpt.data.documents import Document, keyword_line, read_documents, split, with_keywords, with_validation
 from minigpt.errors import ConfigError, DataError, MiniGPTError, MissingFileError
 
-pytestmark = pytest.mark.words
-
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,6 @@ from minigpt.data.prompts import PAIRS, few_shot_prompt, read_examples
 from minigpt.decoding.generate import before_stop
 from minigpt.errors import DataError, InputError, MissingFileError, TextNote
 
-pytestmark = pytest.mark.words
-
 PAGE = """Translate English to French.
 
 English: sea

@@ -22,8 +22,6 @@ import pytest
 from minigpt.errors import DownloadError, MissingFileError
 from minigpt.formats import hub
 
-pytestmark = pytest.mark.words
-
 pytest.importorskip("huggingface_hub")
 
 CALL = """

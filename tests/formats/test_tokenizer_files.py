@@ -17,8 +17,6 @@ from minigpt.formats import tokenizer_files
 from minigpt.formats.tokenizer_files import load_hf_tokenizer, named_tokenizer, save_hf_tokenizer
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer, Tokenizer, load_tokenizer
 
-pytestmark = pytest.mark.words
-
 hf = pytest.importorskip("tokenizers", reason="needs the extra [dev]")  # Hugging Face's, no code of tiktoken in it
 transformers = pytest.importorskip("transformers", reason="needs the extra [dev]")
 

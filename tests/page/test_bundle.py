@@ -9,8 +9,6 @@ import pytest
 from minigpt.page.bundle import bundle
 from minigpt.page.server import STATIC
 
-pytestmark = pytest.mark.words
-
 MODULES = {
     "main.js": """\
 import { area, Circle as Round } from "./shapes/circle.js";

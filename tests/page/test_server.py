@@ -24,8 +24,6 @@ from minigpt.page.server import HOST, STATIC, PageServer, page_files, resources
 from minigpt.parameters import own_tensors
 from minigpt.tokenizers import load_tokenizer
 
-pytestmark = pytest.mark.words
-
 Headers = dict[str, str]
 
 

@@ -8,8 +8,6 @@ import pytest
 
 import minigpt.page
 
-pytestmark = pytest.mark.words
-
 STATIC = Path(minigpt.page.__file__).parent / "static"
 MODULES = {path.relative_to(STATIC).as_posix(): path for path in sorted(STATIC.rglob("*.js"))}
 ENGINE = {

@@ -11,8 +11,6 @@ from minigpt.tokenizers import AddedToken, CharTokenizer, GPT2Tokenizer, TextStr
 from tests.page.conftest import Call, Node, PageError
 from tests.test_tokenizers import FORKS, TINY_MERGES, TRICKY_TEXTS
 
-pytestmark = pytest.mark.words
-
 CHARACTERS = "".join(sorted(set("\n !'abcdefghijklmnop<>|é日😀\ufeff\u2028")))
 # Merges that show where a word was cut, and one whose word no order of merging reaches: it is a token all the same.
 CONTRACTIONS = ["' r", "'r e", "' v", "'v e", "' l", "'l l", "' m", "' t", "' d", "' S"]

@@ -35,8 +35,6 @@ from minigpt.system.downloads import (
     sha256_of,
 )
 
-pytestmark = pytest.mark.words
-
 CONTENT = b"To be, or not to be\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 TOY = PackageFile("Toy_Project", "toy-1.0.tar.gz", SHA256)

@@ -37,8 +37,6 @@ from minigpt.system.files import (
 from minigpt.tokenizers import AddedToken, CharTokenizer
 from minigpt.training.log import read_records
 
-pytestmark = pytest.mark.words
-
 
 def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
     path = tmp_path / "a" / "b.txt"

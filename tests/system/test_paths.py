@@ -24,8 +24,6 @@ from minigpt.system.files import named_path
 from minigpt.tokenizers import CharTokenizer, load_tokenizer
 from minigpt.training.loop import train
 
-pytestmark = pytest.mark.words
-
 CHAR = CharTokenizer("abcdefg")
 CONFIG = GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=1, n_embd=3)
 

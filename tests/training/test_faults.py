@@ -45,7 +45,7 @@ from minigpt.training.log import print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.verify import compare, losses
 
-pytestmark = [pytest.mark.words, pytest.mark.usefixtures("no_plots")]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 FILES = ["model.safetensors", "state.safetensors", "manifest.json"]

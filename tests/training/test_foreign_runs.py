@@ -42,7 +42,7 @@ from minigpt.training.log import RunLog, print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.verify import compare
 
-pytestmark = [pytest.mark.words, pytest.mark.usefixtures("no_plots")]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 DRAW = RunLog.draw
 PRECIOUS = b"nobody may touch this\n" * 11

@@ -127,7 +127,6 @@ def check_whole(kind, rows):
     assert all(count <= len(TEXTS[letter]) for letter, count in read.items())
 
 
-@pytest.mark.words
 @pytest.mark.parametrize("epochs", [3, 0])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", SOURCES)

@@ -16,7 +16,7 @@ from minigpt.training.loop import train
 from minigpt.training.trackers import tracking_library
 from minigpt.training.verify import compare
 
-pytestmark = [pytest.mark.words, pytest.mark.usefixtures("no_plots")]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 class FakeRun:
