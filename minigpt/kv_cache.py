@@ -189,7 +189,7 @@ class KVCache:
             return torch.arange(self.uniform, self.uniform + num_new, device=self._kv.device)  # (T,)
         return self._length[:, None] + torch.arange(num_new, device=self._kv.device)  # (B, T)
 
-    def check_room(self, num_new: int, block_size: int | None = None) -> None:
+    def check_room(self, num_new: int, block_size: int | None) -> None:
         """Refuse tokens that do not fit the cache, or a model's block. Raises InputError."""
         most = min(self.max_length, block_size or self.max_length)
         if self._longest + num_new > most:

@@ -181,7 +181,7 @@ void gelu(const float *x, float *y, ptrdiff_t number, int threads) {
 
 /* Numbers of float32 that a pass needs as room. */
 ptrdiff_t room_of_one_token(const Model *of, ptrdiff_t B, ptrdiff_t columns, int threads) {
-    return B * (11 * of->C + filled(4 * of->C) / 2 + 1) + threads * filled(columns);
+    return B * (10 * of->C + filled(4 * of->C) / 2 + 1) + threads * filled(columns);
 }
 
 /* Logits (B, V) of the token after `ids` (B), whose keys and values then stand in the cache. */

@@ -372,17 +372,16 @@ class PackedHead(nn.Module):
     def __init__(self, pieces: Iterable[PackedLinear]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
-        self.kind = " and ".join(dict.fromkeys(piece.kind for piece in self.layers()))
-        self.out_features = sum(piece.out_features for piece in self.layers())
+        self.kind = " and ".join(dict.fromkeys(piece.kind for piece in self._layers()))
+        self.out_features = sum(piece.out_features for piece in self._layers())
 
-    def layers(self) -> Iterator[PackedLinear]:
-        """The pieces, each with its next rows."""
+    def _layers(self) -> Iterator[PackedLinear]:
         return (piece for piece in self.pieces if isinstance(piece, PackedLinear))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y, start = x.new_empty(*x.shape[:-1], self.out_features), 0
-        for piece in self.layers():
+        for piece in self._layers():
             y[..., start : start + piece.out_features] = piece(x)
             start += piece.out_features
         return y

@@ -136,7 +136,7 @@ class Request:
                 )
 
     def _check_cache(self) -> None:
-        cache, dtypes = self.cache, (self.model.wte.weight.dtype, cache_dtype(self.model))
+        cache, weight = self.cache, self.model.wte.weight
         if cache is None:
             return
         (length,) = map(len, self.prompts)
@@ -144,7 +144,8 @@ class Request:
             raise InputError(
                 f"{named('use_cache', False)}, and a {named('cache')} is given", "leave one of the two out"
             )
-        if cache.batch_size != 1 or cache.kv.dtype not in dtypes or cache.kv.device != self.model.wte.weight.device:
+        dtypes = weight.dtype, cache_dtype(self.model)
+        if cache.batch_size != 1 or cache.kv.dtype not in dtypes or cache.kv.device != weight.device:
             raise InputError(
                 f"{cache!r} is not for one row of this model",
                 "make it with KVCache(model.config, 1, dtype=model.wte.weight.dtype, device=model.wte.weight.device)",
