@@ -282,13 +282,18 @@ def _is_spelled(kind: Any) -> bool:
 
 
 @cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module, parsed once; `inspect.getsource` of a class would parse its module for every class."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@cache
 def field_docs(settings: type) -> dict[str, str]:
     """The docstrings of the fields of a dataclass, each in one line; those of its parents too."""
     found: dict[str, str] = {}
     for base in reversed([base for base in settings.__mro__ if is_dataclass(base)]):
-        (node,) = ast.parse(inspect.getsource(base)).body
-        assert isinstance(node, ast.ClassDef)
-        for before, after in itertools.pairwise(node.body):
+        for before, after in itertools.pairwise(_classes(base.__module__)[base.__name__].body):
             if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
                 found[ast.unparse(before.target)] = " ".join(str(ast.literal_eval(after.value)).split())
     return found
