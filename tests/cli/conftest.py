@@ -11,6 +11,7 @@ import torch
 
 from minigpt.cli.main import answer as run
 from minigpt.tokenizers import GPT2Tokenizer
+from minigpt.training import loop
 from minigpt.training.log import RunLog
 
 Failing = Callable[[list[str]], str]
@@ -35,9 +36,13 @@ class Reference:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_plots() -> Iterator[None]:
-    """Drawing the curve of a loss takes ten times as long as the training here; `tests/training` looks at it."""
+    """Drawing the curve of a loss takes ten times as long as the training here; `tests/training` looks at it.
+
+    And a sample of 200 tokens takes twice as long as all the rest.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "draw", lambda log: None)
+        patch.setattr(loop, "SAMPLE_TOKENS", 5)
         yield
 
 

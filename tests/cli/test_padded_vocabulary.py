@@ -24,6 +24,7 @@ from minigpt.formats.pretrained import load_model
 from minigpt.formats.run_directory import save_run
 from minigpt.model import GPT
 from minigpt.tokenizers import CharTokenizer
+from minigpt.training import loop
 from tests.conftest import random_model
 
 CHARACTERS = "\n $,.ATabcdefhimnorstu中"
@@ -149,8 +150,9 @@ def test_a_command_answers_as_if_they_were_not_there(name, models, capsys):
     compared(*(answer(COMMANDS[name], models[which], capsys) for which in ("padded", "cut")))
 
 
-def test_training_learns_as_if_they_were_not_there(models, capsys):
+def test_training_learns_as_if_they_were_not_there(models, capsys, monkeypatch):
     """And ends: at each evaluation the model writes a sample."""
+    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 200)  # as it is outside the tests
     records = []
     for path in models.values():
         answer(FINE_TUNING, path, capsys)

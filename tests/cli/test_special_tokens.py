@@ -18,6 +18,7 @@ from minigpt.formats.tokenizer_files import save_hf_tokenizer
 from minigpt.lora import LoRAConfig, add_lora
 from minigpt.model import GPT
 from minigpt.tokenizers import END_OF_TEXT, AddedToken, CharTokenizer, GPT2Tokenizer
+from minigpt.training import loop
 from tests.conftest import random_model
 
 pytestmark = pytest.mark.filterwarnings("default::minigpt.errors.TextNote")  # as outside of tests, where notes are said
@@ -110,7 +111,8 @@ def test_completions_are_measured_without_it(ending, capsys):
     assert first == second
 
 
-def test_samples_of_a_run_are_text(ending, capsys):
+def test_samples_of_a_run_are_text(ending, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 200)  # as it is outside the tests
     texts = [f"the you {word}" for word in ("the", "you", "they", "her", "yes", "oh", "tea")]
     Path("documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     said(
