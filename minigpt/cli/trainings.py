@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -164,7 +165,9 @@ def prompt_to_try(data: Corpus | Documents, config: RunConfig) -> str:
         return opening(data.text, split_at(data, config.data))
     first, k = data.items[:1], config.documents.keywords
     (document,) = with_keywords(first, k, data.items) if k else first
-    return document.prompt or " ".join(document.text.split()[:3])[:_SUGGESTED]  # not every script has blanks
+    # As they are spelled, because a vocabulary of characters need not know other blanks, nor any.
+    words = re.search(r"\S+([^\S\r\n]+\S+){0,2}", document.text)
+    return document.prompt or (words[0][:_SUGGESTED] if words else "")
 
 
 def opening(text: str, border: int) -> str:

@@ -34,6 +34,8 @@ def test_the_opening_is_a_line_that_can_be_continued(text, expected):
     [
         (Document("a film that is long"), 0, "a film that"),
         (Document("很" * 50), 0, "很" * 40),  # a script without blanks
+        (Document("低眠层上入，\n不目晓眠光。"), 0, "低眠层上入，"),  # whose vocabulary has line ends alone
+        (Document("\n床\u3000前 明 月"), 0, "床\u3000前 明"),
         (Document(" 4", prompt="2 + 2 ="), 0, "2 + 2 ="),
         (Document("a film that is long"), 2, "keywords: that, is\n"),  # the other document has the other words
         (Document(" 4", prompt="2 + 2 ="), 2, "keywords: \n2 + 2 ="),
