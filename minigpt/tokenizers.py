@@ -240,6 +240,7 @@ class CharTokenizer(Tokenizer):
 
     @checked
     def __init__(self, characters: str, unknown: Literal["error", "skip"] = "error") -> None:
+        _check_unicode(characters)
         points = _code_points(characters)
         if not characters:
             raise DataError("a vocabulary needs at least one character, and the text has none", "give a longer text")
@@ -274,14 +275,17 @@ class CharTokenizer(Tokenizer):
 
     def encode_array(self, text: str) -> IdArray:
         """The same ids as a 1-D array, uint16 or uint32; raises as `encode` does."""
-        points = _code_points(text)
-        ids = self._id_of.take(points, mode="clip")
+        _check_unicode(text)
+        ids = np.empty(len(text), dtype=self._id_dtype)
+        for start in range(0, len(text), _PIECE):  # code points, and NumPy's indices, take several times their memory
+            points = _code_points(text[start : start + _PIECE])
+            ids[start : start + _PIECE] = self._id_of.take(points, mode="clip")
         known = ids < self.vocab_size
         if known.all():
             return ids
         if self.unknown == "skip":
             return ids[known]
-        strangers = [f"{chr(point)!r} (U+{point:04X})" for point in np.unique(points[~known]).tolist()]
+        strangers = [f"{stranger!r} (U+{ord(stranger):04X})" for stranger in sorted({*text} - {*self.characters})]
         raise InputError(
             f"the text has characters outside this tokenizer's vocabulary of {self.vocab_size}: {listed(strangers)}",
             either("remove them", *WITHOUT_THEM),
@@ -572,7 +576,6 @@ def _check_unicode(text: str) -> None:
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    _check_unicode(text)
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -654,3 +655,17 @@ def test_what_is_there_and_no_file_is_not_called_absent(made: Callable[[str], No
     made("tokenizer.json")
     with pytest.raises(MissingFileError, match=r"tokenizer\.json is no regular file"):
         load_tokenizer("tokenizer.json")
+
+
+def test_a_long_text_of_characters_is_encoded_in_little_memory() -> None:
+    """Of a character, an id of two bytes, whether it is known, and its UTF-8: no number of four or eight bytes."""
+    text = "ab\n" * 2**20
+    tokenizer = CharTokenizer.from_text(text)
+    tracemalloc.start()
+    try:
+        ids = tokenizer.encode_array(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert ids.tolist() == [1, 2, 0] * 2**20
+    assert peak < 5 * len(text)

@@ -13,9 +13,12 @@ from minigpt.config import RunConfig
 from minigpt.errors import CheckpointError, MiniGPTError
 from minigpt.formats.lora_files import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.formats.run_directory import RunDirectory, read_records
+from minigpt.system.device import choose_device
 from minigpt.system.downloads import sha256_of
 from minigpt.system.files import read_json, write_text
 from minigpt.training.checkpoint import MANIFEST, STATE, WEIGHTS
+from minigpt.training.distributed import Processes
+from minigpt.training.run import choose_kernels
 
 OUTPUT = "output.txt"  # of the newest training
 COMPARED = ("train_loss", "val_loss", "lr", "grad_norm")  # of metrics.jsonl; the rest is time
@@ -42,11 +45,15 @@ class Comparison:
 
 
 def shortened(config: RunConfig, steps: int) -> RunConfig:
-    """The same run in a few steps, with a checkpoint after each and an evaluation on the way, watched by nobody."""
+    """The same run in a few steps, with a checkpoint after each and an evaluation on the way, watched by nobody.
+
+    It computes by the kernels of the whole one, which `auto` chooses by its length.
+    """
     t = config.train
     return replace(
         config,
         report_to="none",
+        kernels=choose_kernels(config, Processes(), choose_device(config.device)),
         train=replace(
             t,
             epochs=0.0,

@@ -18,6 +18,7 @@ from minigpt.cli.run_settings import VerifyResume
 from minigpt.config import updated
 from minigpt.errors import CheckpointError
 from minigpt.formats.run_directory import RunDirectory
+from minigpt.training import run as room
 from minigpt.training import verify
 from minigpt.training.log import print_nothing
 from minigpt.training.loop import train
@@ -31,7 +32,15 @@ def test_a_shortened_run_keeps_its_settings(config):
     assert short.report_to == "none"
     t = short.train
     assert (t.max_steps, t.warmup_steps, t.save_interval, t.eval_interval) == (7, 7, 1, 3)
-    assert updated(short, {"report_to": "wandb", "train": vars(config.train)}) == config
+    assert updated(short, {"report_to": "wandb", "kernels": "auto", "train": vars(config.train)}) == config
+
+
+@pytest.mark.parametrize("steps", [1000, 8])
+def test_a_shortened_run_computes_by_the_kernels_of_the_whole_one(config, monkeypatch, steps):
+    a_step = 72 * config.model.n_layer * config.model.n_embd**2 * config.train.batch_size * config.model.block_size
+    monkeypatch.setattr(room, "best_here", lambda operations: "c" if operations > 100 * a_step else "torch")
+    whole = updated(config, {"kernels": "auto", "device": "cpu", "dtype": "float32", "train": {"max_steps": steps}})
+    assert shortened(whole, 7).kernels == ("c" if steps == 1000 else "torch")
 
 
 @pytest.mark.usefixtures("no_plots")
