@@ -70,10 +70,14 @@ def test_a_draft_without_a_tokenizer_has_the_one_that_is_named(model, failing):
     assert run([*line, "--tokenizer", "letters.txt"]) == 0
 
 
+@pytest.mark.slow
 def test_no_flag_is_blamed_that_nobody_gave(capsys):
     many = ["--num-return-sequences", "130000", "--max-new-tokens", "0"]
     assert run(["generate", "abc", "--model", "run", *many]) == 0
     assert capsys.readouterr().out.count("abc") == 130_000
+
+
+def test_as_many_rows_as_copies_make_at_once_may_be_given():
     assert DecodingOptions(strategy="beam", num_beams=1_000_000, batch_size=8_000_000).batch_size == 8_000_000
 
 
