@@ -315,8 +315,9 @@ class RunConfig:
     """torch.compile; auto is on for CUDA and off elsewhere"""
     kernels: Literal["auto", "torch", "fast", "c"] = "auto"
     """who computes the layers of a float32 step on a CPU, all with the same numbers up to rounding: torch; fast, other
-    products and GELU; c, GELU and attention in C, where there is a compiler; auto is what was measured to win: fast
-    on AMD processors, c for long runs on those with AVX2 alone, torch elsewhere; a run records which"""
+    products and GELU; c, attention and (not with AVX-512) the MLP in C, where there is a compiler; auto is what was
+    measured to win: fast on AMD processors, c for long runs on those with AVX2 alone, torch elsewhere; a run records
+    which"""
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """where to watch the run besides its own files: none, tensorboard or wandb; both need the extra of their name"""
 

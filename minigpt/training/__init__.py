@@ -6,7 +6,7 @@ The files, each of which imports only from those above it::
     trackers       TensorBoard and W&B, which get the same records as the log
     distributed    several processes that train one model: DDP and FSDP2
     document_mask  attention that stays inside a document of a packed row
-    steps          attention and GELU of a step on a CPU, in C
+    steps          attention and the MLP of a step on a CPU, in C
     kernels        who computes the layers of a step on a CPU: torch, or what is faster than it
     teachers       models whose probabilities the run learns from, beside the text
     optim          decay groups, AdamW, Muon, the learning rate as a function of the step

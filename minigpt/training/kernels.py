@@ -6,10 +6,10 @@ linear layers   torch multiplies float32 matrices by MKL, which knows only Intel
 tanh-GELU       0.5 x (1 + tanh(u)) = x sigmoid(2 u), and a vector of sigmoids costs a tenth of one of tanhs. The slope
                 is computed in the forward pass and kept in the place of x, so the backward pass is one product.
 
-`--kernels fast` asks for both, `--kernels torch` for neither. `--kernels c`, where there is a compiler, takes GELU and
-attention from `steps.c`, and linear layers from oneDNN where that is much faster. `--kernels auto` decides by what the
-machine is and by the length of the run, and never by a clock: the same seed has to give the same bytes tomorrow, when
-the machine is busy.
+`--kernels fast` asks for both, `--kernels torch` for neither. `--kernels c`, where there is a compiler, takes attention
+and the MLP from `steps.c`; but linear layers from oneDNN, where that is much faster, and then GELU as `fast` has it.
+`--kernels auto` decides by what the machine is and by the length of the run, and never by a clock: the same seed has to
+give the same bytes tomorrow, when the machine is busy.
 """
 
 import math
@@ -20,9 +20,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from minigpt.lora import LoRALinear
-from minigpt.model import AttentionCore, CausalSelfAttention, fused_attention
+from minigpt.model import MLP, AttentionCore, CausalSelfAttention, fused_attention
 from minigpt.parameters import in_words
 from minigpt.system.device import processor, undisturbed
 from minigpt.training import steps
@@ -32,6 +33,7 @@ Kernels: TypeAlias = Literal["torch", "fast", "c"]
 
 SLOPE, CUBE = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715  # of GELU: 2 u = SLOPE x + CUBE x^3
 AT_ONCE = 2**17  # numbers of a part of GELU: what it computes in between stays in the processor's cache
+_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 WORTH_COMPILING = 3e12  # operations of a run: half a minute, of which the compiler takes about one second
 
 
@@ -62,10 +64,13 @@ def kernels(model: nn.Module, which: Kernels) -> Iterator[None]:
 def _exchange(part: nn.Module, which: Kernels) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     """The members of a layer that compute by these kernels, and by what."""
     in_c = which == "c"
-    if isinstance(part, nn.Linear) and multiplies_by_onednn() and (not in_c or turns_by_onednn()):
+    by_onednn = multiplies_by_onednn() and (not in_c or turns_by_onednn())
+    if isinstance(part, nn.Linear) and by_onednn:
         yield "plain" if isinstance(part, LoRALinear) else "forward", partial(_linear, part)
     elif isinstance(part, nn.GELU) and part.approximate == "tanh":
-        yield "forward", partial(_gelu, steps.gelu if in_c else partial(steps.gelu, write=_by_sigmoid))
+        yield "forward", _gelu
+    elif in_c and isinstance(part, MLP) and not by_onednn and _is_plain(part):
+        yield "forward", partial(_mlp, part)
     elif in_c and isinstance(part, CausalSelfAttention) and part.core is fused_attention:
         yield "core", _attention
 
@@ -124,9 +129,41 @@ def _linear(part: nn.Linear, x: Tensor) -> Tensor:
 
 
 @in_words("")
-def _gelu(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _gelu(x: Tensor) -> Tensor:
     """tanh-GELU: (...) -> (...)."""
-    return compute(x) if _computes(x) else nn.functional.gelu(x, approximate="tanh")
+    if not _computes(x):
+        return nn.functional.gelu(x, approximate="tanh")
+    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _is_plain(part: MLP) -> bool:
+    """Whether an MLP computes as model.py has it, of float32 weights that fit each other, and nobody looks into it."""
+    if type(part).forward is not MLP.forward:
+        return False
+    layers = [part.c_fc, part.gelu, part.c_proj]
+    if [type(layer) for layer in layers] != [nn.Linear, nn.GELU, nn.Linear] or part.gelu.approximate != "tanh":
+        return False
+    W, C = part.c_fc.weight.shape
+    fit = {"c_fc.weight": (W, C), "c_fc.bias": (W,), "c_proj.weight": (C, W), "c_proj.bias": (C,)}
+    own = {name: parameter.shape for name, parameter in part.named_parameters() if parameter.dtype == torch.float32}
+    hooks = [getattr(layer, f"_{kind}_hooks") for layer in layers for kind in _HOOKS]
+    hooks += [getattr(modules, f"_global_{kind}_hooks") for kind in _HOOKS]
+    return (
+        W > 0
+        and own == {name: fit.get(name) for name, _ in part.named_parameters()}
+        and not any(hooks)
+        and not any("forward" in vars(layer) for layer in (part, *layers))
+    )
+
+
+@in_words("")
+def _mlp(part: MLP, x: Tensor) -> Tensor:
+    """What an MLP computes: (..., C) -> (..., C)."""
+    widen, narrow = part.c_fc, part.c_proj
+    if not _computes(x) or x.size(-1) != widen.weight.size(1):
+        return type(part).forward(part, x)
+    return part.dropout(steps.mlp(x, widen.weight, widen.bias, narrow.weight, narrow.bias))
 
 
 @in_words("")
@@ -166,12 +203,29 @@ class _Linear(torch.autograd.Function):
         return dx, dweight, drows.sum(1) if ctx.needs_input_grad[2] else None
 
 
-def _by_sigmoid(x: Tensor, y: Tensor, slope: Tensor) -> None:
-    """With s = sigmoid(2 u) and w = x (2 u)': y = x s, and its slope is s (1 + w (1 - s))."""
-    line = x.new_tensor(SLOPE)
-    parts = (whole.view(-1).split(AT_ONCE) for whole in (x, y, slope))
-    for part, of_y, of_slope in zip(*parts, strict=True):
-        s = torch.addcmul(line, part, part, value=CUBE).mul_(part).sigmoid_()
-        torch.mul(part, s, out=of_y)
-        w = torch.addcmul(line, part, part, value=3 * CUBE, out=of_slope).mul_(part)
-        w.addcmul_(w, s, value=-1).add_(1).mul_(s)
+class _Gelu(torch.autograd.Function):
+    """Its slope is computed in the forward pass, and kept in the place of x.
+
+    With s = sigmoid(2 u) and w = x (2 u)': y = x s, and its slope is s (1 + w (1 - s)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        line = x.new_tensor(SLOPE)
+        parts = (whole.view(-1).split(AT_ONCE) for whole in (x, y, slope))
+        for part, of_y, of_slope in zip(*parts, strict=True):
+            s = torch.addcmul(line, part, part, value=CUBE).mul_(part).sigmoid_()
+            torch.mul(part, s, out=of_y)
+            w = torch.addcmul(line, part, part, value=3 * CUBE, out=of_slope).mul_(part)
+            w.addcmul_(w, s, value=-1).add_(1).mul_(s)
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        slope: Tensor
+        (slope,) = ctx.saved_tensors
+        return dy * slope

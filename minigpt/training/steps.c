@@ -1,17 +1,20 @@
-/* Causal attention and tanh-GELU of a training step on a CPU, in float32, with their gradients.
+/* Causal attention and the MLP of a training step on a CPU, in float32, with their gradients.
 
 Attention computes some queries of one head at a time (Dao et al., 2022): their scores stay in the processor's cache,
-and no (T, T) matrix goes through memory. A sum has the same order with any number of threads.
+and no (T, T) matrix goes through memory. The MLP computes some positions at a time, so that what is wide goes through
+memory once. A sum has the same order with any number of threads.
 
 The machine's compiler makes a library of this file; `steps.py` calls it. */
 
 #include "../vectors.h"
 
+int omp_get_thread_num(void);  // OpenMP's, whose header is not everywhere
+
 const char *const compiler = __VERSION__;
 
 enum { QUERIES = 4 * HEIGHT };  // computed at a time: a smaller number wastes less on hidden keys
 
-/* ---- C += A B, whose B and C have whole panels of columns */
+/* ---- C = A B, or C += A B, whose B and C have whole panels of columns */
 
 /* Where they lie, and how far apart: rows and columns of A, panels of B, rows of C. */
 typedef struct {
@@ -23,10 +26,11 @@ typedef struct {
     ptrdiff_t c_rows;
 } Matrices;
 
-INLINE void add_tile(const int height, Matrices of, ptrdiff_t steps) {
-    Reals tile[HEIGHT][WIDTH];
-    UNROLLED for (int r = 0; r < height; r++)
-        UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] = *(Reals *)(of.c + r * of.c_rows + v * LANES);
+INLINE void multiply_tile(const int height, Matrices of, ptrdiff_t steps, int adds) {
+    Reals tile[HEIGHT][WIDTH] = {0};
+    if (adds)
+        UNROLLED for (int r = 0; r < height; r++)
+            UNROLLED for (int v = 0; v < WIDTH; v++) tile[r][v] = *(Reals *)(of.c + r * of.c_rows + v * LANES);
 #pragma GCC unroll 2
     for (; steps > 0; steps--, of.a += of.a_columns, of.b += PANEL) {
         Reals b[WIDTH];
@@ -38,8 +42,8 @@ INLINE void add_tile(const int height, Matrices of, ptrdiff_t steps) {
         UNROLLED for (int v = 0; v < WIDTH; v++) *(Reals *)(of.c + r * of.c_rows + v * LANES) = tile[r][v];
 }
 
-/* A (rows, steps), B (steps, columns), C (rows, columns). */
-static void add_product(Matrices of, ptrdiff_t rows, ptrdiff_t steps, ptrdiff_t columns) {
+/* A (rows, steps), B (steps, columns), C (rows, columns), to which the product is added if `adds`. */
+static void multiply(Matrices of, ptrdiff_t rows, ptrdiff_t steps, ptrdiff_t columns, int adds) {
     for (ptrdiff_t k = 0; k < steps; k += DEPTH)
         for (ptrdiff_t p = 0; p * PANEL < columns; p++) {
             Matrices at = of;
@@ -50,12 +54,12 @@ static void add_product(Matrices of, ptrdiff_t rows, ptrdiff_t steps, ptrdiff_t 
             for (ptrdiff_t left = rows, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
                 const ptrdiff_t height = (left + tiles - 1) / tiles;  // tiles of about one height
                 switch (height) {                                     // which the compiler knows
-                    case 1: add_tile(1, at, depth); break;
-                    case 2: add_tile(2, at, depth); break;
-                    case 3: add_tile(3, at, depth); break;
-                    case 4: add_tile(4, at, depth); break;
-                    case 5: add_tile(5, at, depth); break;
-                    case 6: add_tile(6, at, depth);
+                    case 1: multiply_tile(1, at, depth, adds || k); break;
+                    case 2: multiply_tile(2, at, depth, adds || k); break;
+                    case 3: multiply_tile(3, at, depth, adds || k); break;
+                    case 4: multiply_tile(4, at, depth, adds || k); break;
+                    case 5: multiply_tile(5, at, depth, adds || k); break;
+                    case 6: multiply_tile(6, at, depth, adds || k);
                 }
                 left -= height;
                 at.a += height * at.a_rows;
@@ -96,26 +100,105 @@ INLINE float dot(const float *a, const float *b, ptrdiff_t number) {
     return sum;
 }
 
-/* ---- e^x and tanh-GELU */
+/* ---- the MLP: N positions, C numbers at each, W within; weights widen (W, C) and narrow (C, W) */
 
-/* y = x s and its slope s + x s (1 - s) (2 u)', with s = sigmoid(2 u) and 2 u = FIRST x + THIRD x^3. */
-void gelu(const float *x, float *y, float *slope, ptrdiff_t count, int threads) {
-    const ptrdiff_t full = count / LANES;
-#pragma omp parallel for num_threads(threads)
-    for (ptrdiff_t n = 0; n <= full; n++) {
-        const ptrdiff_t some = least(LANES, count - n * LANES);
-        Reals of = {0}, ys, slopes;
-        if (some == LANES) of = *(const Reals *)(x + n * LANES);
-        else
-            for (ptrdiff_t i = 0; i < some; i++) of[i] = x[n * LANES + i];
-        const Reals e = gelu_power(of), s = 1 / (1 + e);
-        ys = of * s;
-        slopes = s + ys * (e * s) * (FIRST + 3 * THIRD * of * of);  // e s = 1 - s
-        if (some == LANES) {
-            *(Reals *)(y + n * LANES) = ys;
-            *(Reals *)(slope + n * LANES) = slopes;
-        } else
-            for (ptrdiff_t i = 0; i < some; i++) y[n * LANES + i] = ys[i], slope[n * LANES + i] = slopes[i];
+enum { POSITIONS = 8 * HEIGHT };  // computed at a time
+
+typedef struct { ptrdiff_t N, C, W; } Widths;
+
+/* Numbers of float32 for both weights in panels, and for the sums of each thread. */
+ptrdiff_t mlp_room(Widths of, int threads) {
+    return of.C * filled(of.W) + of.W * filled(of.C) + threads * POSITIONS * (filled(of.W) + filled(of.C));
+}
+
+/* Where they lie in it: panels of W and of C columns; and sums of one thread. */
+typedef struct { float *to_w, *to_c, *wide, *narrow; } Room;
+static Room of_thread(int thread, Widths of, float *room) {
+    float *to_c = room + of.C * filled(of.W), *sums = to_c + of.W * filled(of.C);
+    sums += thread * POSITIONS * (filled(of.W) + filled(of.C));
+    return (Room){room, to_c, sums, sums + POSITIONS * filled(of.W)};
+}
+
+/* A thread's part of the panels of a right factor (rows, columns), whose numbers lie so far apart. */
+static void weights(const float *from, ptrdiff_t rows_apart, ptrdiff_t columns_apart, ptrdiff_t rows, ptrdiff_t columns,
+                    float *to) {
+#pragma omp for
+    for (ptrdiff_t c = 0; c < columns; c += PANEL)
+        lay_out(from + c * columns_apart, rows_apart, columns_apart, rows, columns - c, to + c * rows);
+}
+
+/* One register's worth of numbers, or the `number` that there are, and zeros. */
+INLINE Reals some_of(const float *from, ptrdiff_t number) {
+    if (number >= LANES) return *(const Reals *)from;
+    Reals some = {0};
+    for (ptrdiff_t i = 0; i < number; i++) some[i] = from[i];
+    return some;
+}
+INLINE void keep_some(Reals some, ptrdiff_t number, float *to) {
+    if (number >= LANES) *(Reals *)to = some;
+    else
+        for (ptrdiff_t i = 0; i < number; i++) to[i] = some[i];
+}
+
+/* A bias, or zeros for NULL, in each row: what a product is added to. */
+static void begin(const float *bias, ptrdiff_t rows, ptrdiff_t columns, float *to) {
+    for (ptrdiff_t r = 0; r < rows; r++, to += filled(columns))
+        for (ptrdiff_t i = 0; i < columns; i += LANES)
+            *(Reals *)(to + i) = bias ? some_of(bias + i, columns - i) : (Reals){0};
+}
+
+/* y (N, C) of x (N, C), the weights and their biases, which may be NULL. Kept for the gradients: what GELU gives, wide
+(N, W), and its slope there. With s = sigmoid(2 u), it is x s, and its slope s + x s (1 - s) (2 u)'. */
+void mlp(const float *x, const float *widen, const float *widen_bias, const float *narrow, const float *narrow_bias,
+         float *wide, float *slopes, float *y, Widths of, int threads, float *rooms) {
+    const ptrdiff_t C = of.C, W = of.W;
+#pragma omp parallel num_threads(threads)
+    {
+        const Room room = of_thread(omp_get_thread_num(), of, rooms);
+        weights(widen, 1, C, C, W, room.to_w);
+        weights(narrow, 1, W, W, C, room.to_c);
+#pragma omp for schedule(dynamic)
+        for (ptrdiff_t n = 0; n < of.N; n += POSITIONS) {
+            const ptrdiff_t some = least(POSITIONS, of.N - n);
+            begin(widen_bias, some, W, room.wide);
+            multiply((Matrices){x + n * C, C, 1, room.to_w, C * PANEL, room.wide, filled(W)}, some, C, W, 1);
+            for (ptrdiff_t r = 0; r < some; r++)
+                for (ptrdiff_t i = 0; i < W; i += LANES) {
+                    const Reals at = *(Reals *)(room.wide + r * filled(W) + i), e = gelu_power(at), s = 1 / (1 + e);
+                    const Reals slope = s + at * s * (e * s) * (FIRST + 3 * THIRD * at * at);  // e s = 1 - s
+                    keep_some(at * s, W - i, wide + (n + r) * W + i);
+                    keep_some(slope, W - i, slopes + (n + r) * W + i);
+                }
+            begin(narrow_bias, some, C, room.narrow);
+            multiply((Matrices){wide + n * W, W, 1, room.to_c, W * PANEL, room.narrow, filled(C)}, some, W, C, 1);
+            for (ptrdiff_t r = 0; r < some; r++) copy(room.narrow + r * filled(C), C, y + (n + r) * C);
+        }
+    }
+}
+
+/* From the gradient of y, dy (N, C), those of what was given to GELU, d_wide (N, W), and of x, dx (N, C), or NULL. */
+void mlp_back(const float *dy, const float *widen, const float *narrow, const float *slopes, float *d_wide, float *dx,
+              Widths of, int threads, float *rooms) {
+    const ptrdiff_t C = of.C, W = of.W;
+#pragma omp parallel num_threads(threads)
+    {
+        const Room room = of_thread(omp_get_thread_num(), of, rooms);
+        weights(narrow, W, 1, C, W, room.to_w);
+        weights(widen, C, 1, W, C, room.to_c);
+#pragma omp for schedule(dynamic)
+        for (ptrdiff_t n = 0; n < of.N; n += POSITIONS) {
+            const ptrdiff_t some = least(POSITIONS, of.N - n);
+            multiply((Matrices){dy + n * C, C, 1, room.to_w, C * PANEL, room.wide, filled(W)}, some, C, W, 0);
+            for (ptrdiff_t r = 0; r < some; r++)
+                for (ptrdiff_t i = 0; i < W; i += LANES) {
+                    const ptrdiff_t at = (n + r) * W + i;
+                    keep_some(*(Reals *)(room.wide + r * filled(W) + i) * some_of(slopes + at, W - i), W - i,
+                              d_wide + at);
+                }
+            if (!dx) continue;
+            multiply((Matrices){d_wide + n * W, W, 1, room.to_c, W * PANEL, room.narrow, filled(C)}, some, W, C, 0);
+            for (ptrdiff_t r = 0; r < some; r++) copy(room.narrow + r * filled(C), C, dx + (n + r) * C);
+        }
     }
 }
 
@@ -178,15 +261,13 @@ void attention(const float *q, const float *k, const float *v, Strides by, Dropo
             for (ptrdiff_t first = 0; first < T; first += QUERIES) {
                 const ptrdiff_t some = least(QUERIES, T - first), number = first + some;
                 const float *queries = q + at + first * by.positions;
-                fill(scores, some, number, apart);
-                add_product((Matrices){queries, by.positions, 1, keys, D * PANEL, scores, apart}, some, D, number);
+                multiply((Matrices){queries, by.positions, 1, keys, D * PANEL, scores, apart}, some, D, number, 0);
                 for (ptrdiff_t r = 0, row = n * T + first; r < some; r++, row++) {
                     softmaxes[row] = weigh(scores + r * apart, first + r + 1, filled(number), power);
                     for (ptrdiff_t s = 0; dropout.stays && s < number; s += LANES)
                         *(Reals *)(scores + r * apart + s) *= kept(dropout, row, s, T);
                 }
-                fill(sums, some, D, wide);
-                add_product((Matrices){scores, apart, 1, values, T * PANEL, sums, wide}, some, number, D);
+                multiply((Matrices){scores, apart, 1, values, T * PANEL, sums, wide}, some, number, D, 0);
                 for (ptrdiff_t r = 0; r < some; r++)
                     copy(sums + r * wide, D, y + of_head(by_y, n, of) + (first + r) * by_y.positions);
             }
@@ -222,13 +303,10 @@ void attention_back(const float *q, const float *k, const float *v, Strides by, 
             for (ptrdiff_t first = 0; first < T; first += QUERIES) {
                 const ptrdiff_t some = least(QUERIES, T - first), number = first + some;
                 const ptrdiff_t from = at + first * by.positions, from_y = at_y + first * by_y.positions;
-                fill(patterns, some, number, apart);
-                fill(slopes, some, number, apart);
-                fill(dqs, some, D, wide);
-                add_product((Matrices){q + from, by.positions, 1, k_turned, D * PANEL, patterns, apart}, some, D,
-                            number);
-                add_product((Matrices){dy + from_y, by_y.positions, 1, v_turned, D * PANEL, slopes, apart}, some, D,
-                            number);
+                multiply((Matrices){q + from, by.positions, 1, k_turned, D * PANEL, patterns, apart}, some, D,
+                         number, 0);
+                multiply((Matrices){dy + from_y, by_y.positions, 1, v_turned, D * PANEL, slopes, apart}, some, D,
+                         number, 0);
                 for (ptrdiff_t r = 0, row = n * T + first; r < some; r++, row++) {
                     const float mean = dot(y + from_y + r * by_y.positions, dy + from_y + r * by_y.positions, D);
                     const Softmax softmax = softmaxes[row];
@@ -240,10 +318,11 @@ void attention_back(const float *q, const float *k, const float *v, Strides by, 
                         *d = pattern * (*d * mask - mean) * scale;
                     }
                 }
-                add_product((Matrices){slopes, apart, 1, keys, T * PANEL, dqs, wide}, some, number, D);
-                add_product((Matrices){slopes, 1, apart, queries + first * PANEL, T * PANEL, dks, wide}, number, some,
-                            D);
-                add_product((Matrices){patterns, 1, apart, dys + first * PANEL, T * PANEL, dvs, wide}, number, some, D);
+                multiply((Matrices){slopes, apart, 1, keys, T * PANEL, dqs, wide}, some, number, D, 0);
+                multiply((Matrices){slopes, 1, apart, queries + first * PANEL, T * PANEL, dks, wide}, number, some, D,
+                         1);
+                multiply((Matrices){patterns, 1, apart, dys + first * PANEL, T * PANEL, dvs, wide}, number, some, D,
+                         1);
                 for (ptrdiff_t r = 0; r < some; r++)
                     copy(dqs + r * wide, D, dq + at_d + (first + r) * by_d.positions);
             }

@@ -1,4 +1,4 @@
-"""Causal attention and tanh-GELU of a training step on a CPU, from `steps.c`, which the machine's compiler makes ready.
+"""Causal attention and the MLP of a training step on a CPU, from `steps.c`, which the machine's compiler makes ready.
 
 Each is what torch computes up to rounding, in both directions, in float32.
 """
@@ -44,6 +44,10 @@ class _Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ssize_t) for name in "BHTD"]
 
 
+class _Widths(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ssize_t) for name in "NCW"]
+
+
 class _Dropout(ctypes.Structure):
     _fields_ = [("stays", ctypes.c_void_p), ("more", ctypes.c_float)]
 
@@ -74,11 +78,13 @@ def _library() -> ctypes.CDLL:
     address, size, number, threads = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
     given = [*3 * [address], _Strides, _Dropout, number]
     sizes = [_Sizes, threads, address]
-    library.gelu.argtypes = [*3 * [address], size, threads]
+    library.mlp_room.argtypes, library.mlp_room.restype = [_Widths, threads], size
+    library.mlp.argtypes = [*8 * [address], _Widths, threads, address]
+    library.mlp_back.argtypes = [*6 * [address], _Widths, threads, address]
     library.room.argtypes, library.room.restype = [*2 * [size], ctypes.c_int], size
     library.attention.argtypes = [*given, *2 * [address], *sizes]
     library.attention_back.argtypes = [*given, *6 * [address], _Strides, *sizes]
-    for function in (library.gelu, library.attention, library.attention_back):
+    for function in (library.mlp, library.mlp_back, library.attention, library.attention_back):
         function.restype = None
     return library
 
@@ -93,8 +99,10 @@ def unavailable() -> str:
         return str(problem)
     mask, generator = torch.ones(29, 29, dtype=torch.bool).tril(), torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 29, 5, generator=generator, dtype=torch.float32, requires_grad=True) for _ in range(3))
+    sizes = ((23, 5), (23,), (5, 23), (5,))
+    weights = [torch.randn(size, generator=generator, dtype=torch.float32, requires_grad=True) for size in sizes]
     ways: list[tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = [
-        (gelu, partial(F.gelu, approximate="tanh"), [q]),
+        (mlp, _plain_mlp, [q, *weights]),
         (partial(attention, mask=mask, dropout=0.0), partial(explicit_attention, mask=mask, dropout=0.0), [q, k, v]),
     ]
     for ours, plain, given in ways:
@@ -106,37 +114,60 @@ def unavailable() -> str:
     return ""
 
 
-# ---- tanh-GELU
+# ---- the MLP
 
 
-def _gelu_in_c(x: Tensor, y: Tensor, slope: Tensor) -> None:
-    addresses = (part.data_ptr() for part in (x, y, slope))
-    _library().gelu(*addresses, x.numel(), torch.get_num_threads())
-
-
-def gelu(x: Tensor, write: Callable[[Tensor, Tensor, Tensor], None] = _gelu_in_c) -> Tensor:
-    """(...) -> (...), as `F.gelu(x, approximate="tanh")`; `write(x, y, slope)` computes the last two, all dense."""
-    y: Tensor = _Gelu.apply(x, write)  # type: ignore[no-untyped-call]
+def mlp(x: Tensor, widen: Tensor, widen_bias: Tensor | None, narrow: Tensor, narrow_bias: Tensor | None) -> Tensor:
+    """What `model.MLP` computes, without its dropout: (..., C) -> (..., C), by weights (W, C) and (C, W)."""
+    y: Tensor = _MLP.apply(x, widen, widen_bias, narrow, narrow_bias)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Gelu(torch.autograd.Function):
-    """Its slope is computed in the forward pass, and kept in the place of x."""
+def _plain_mlp(x: Tensor, widen: Tensor, widen_bias: Tensor, narrow: Tensor, narrow_bias: Tensor) -> Tensor:
+    """The same, as torch computes it."""
+    return F.linear(F.gelu(F.linear(x, widen, widen_bias), approximate="tanh"), narrow, narrow_bias)
+
+
+class _MLP(torch.autograd.Function):
+    """Y = H B' with H = gelu(X A'), so dB = dY' H and dA = dU' X, with dU = (dY B) gelu'(X A'): those torch multiplies.
+
+    GELU's slope is computed in the forward pass, and kept in the place of what it was given.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, write: Callable[[Tensor, Tensor, Tensor], None]) -> Tensor:
-        x = x.contiguous()
-        y, slope = torch.empty_like(x), torch.empty_like(x)
-        write(x, y, slope)
-        ctx.save_for_backward(slope)
+    def forward(
+        ctx: Any, x: Tensor, widen: Tensor, widen_bias: Tensor | None, narrow: Tensor, narrow_bias: Tensor | None
+    ) -> Tensor:
+        given = [part if part is None else part.contiguous() for part in (x, widen, widen_bias, narrow, narrow_bias)]
+        W, C = widen.shape
+        widths, threads = _Widths(x.numel() // C, C, W), torch.get_num_threads()
+        wide, slopes = x.new_empty(widths.N, W), x.new_empty(widths.N, W)
+        y, room = x.new_empty(x.shape), x.new_empty(_library().mlp_room(widths, threads))
+        addresses = (part if part is None else part.data_ptr() for part in (*given, wide, slopes, y))
+        _library().mlp(*addresses, widths, threads, room.data_ptr())
+        of_widen, of_narrow = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        kept = given[0] if of_widen else None, wide if of_narrow else None
+        ctx.save_for_backward(*kept, slopes, given[1], given[3])
         return y
 
     @staticmethod
     @once
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        slope: Tensor
-        (slope,) = ctx.saved_tensors
-        return dy * slope, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, wide, slopes, widen, narrow = ctx.saved_tensors
+        dy, (W, C), needed = dy.contiguous(), widen.shape, ctx.needs_input_grad
+        widths, threads = _Widths(dy.numel() // C, C, W), torch.get_num_threads()
+        d_wide, dx = torch.empty_like(slopes), torch.empty_like(dy) if needed[0] else None
+        room = dy.new_empty(_library().mlp_room(widths, threads))
+        addresses = (part if part is None else part.data_ptr() for part in (dy, widen, narrow, slopes, d_wide, dx))
+        _library().mlp_back(*addresses, widths, threads, room.data_ptr())
+        dys = dy.view(-1, C)
+        return (
+            dx,
+            d_wide.t() @ x.view(-1, C) if needed[1] else None,
+            d_wide.sum(0) if needed[2] else None,
+            dys.t() @ wide if needed[3] else None,
+            dys.sum(0) if needed[4] else None,
+        )
 
 
 # ---- causal attention

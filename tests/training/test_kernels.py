@@ -14,7 +14,8 @@ from minigpt.cli import main
 from minigpt.config import DocumentsConfig, RunConfig
 from minigpt.errors import Interrupted
 from minigpt.formats.run_directory import read_config
-from minigpt.model import GPT, explicit_attention, fused_attention
+from minigpt.lora import LoRALinear
+from minigpt.model import GPT, MLP, explicit_attention, fused_attention
 from minigpt.parameters import as_built
 from minigpt.training import kernels as room
 from minigpt.training import loop, steps
@@ -191,22 +192,145 @@ def test_attention_takes_its_place_where_it_is_the_usual_one(tiny_model, attenti
     assert not any({"forward"} & {*vars(part)} for part in tiny_model.modules())
 
 
+@pytest.fixture
+def mlps(monkeypatch):
+    """Counts what MLPs are computed in C, on a processor where they are."""
+    if reason := steps.unavailable():
+        pytest.skip(f"steps.c: {reason}")
+    monkeypatch.setattr(room, "turns_by_onednn", lambda: False)
+    return counting(monkeypatch, steps, "mlp")
+
+
+class WatchedMLP(MLP):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def hook(part, given, result=None):
+    return None
+
+
+def set_on_itself(layer):
+    layer.forward = type(layer).forward.__get__(layer)
+
+
+def narrowed(mlp):
+    """Fewer neurons within, as after pruning."""
+    mlp.c_fc = nn.Linear(mlp.c_fc.in_features, 5)
+    mlp.c_proj = nn.Linear(5, mlp.c_proj.out_features)
+
+
+def without_neurons(mlp):
+    mlp.c_fc, mlp.c_proj = nn.Linear(mlp.c_fc.in_features, 0), nn.Linear(0, mlp.c_proj.out_features)
+
+
+def test_an_mlp_takes_its_place_and_learns_the_same(tiny_model, mlps):
+    narrowed(tiny_model.h[0].mlp)
+    idx, found = torch.randint(23, (2, 11)), []
+    for which in ("c", "torch"):
+        tiny_model.zero_grad(set_to_none=True)
+        with kernels(tiny_model, which):
+            logits = tiny_model(idx)
+            logits.backward(torch.linspace(-1, 2, logits.numel()).view(logits.shape))
+        found.append([logits.detach(), *(parameter.grad.clone() for parameter in tiny_model.parameters())])
+    assert mlps.calls == 2
+    assert all((one - other).norm() <= 1e-5 * other.norm() for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mlp: mlp.c_fc.register_forward_hook(hook),
+        lambda mlp: mlp.gelu.register_forward_pre_hook(hook),
+        lambda mlp: mlp.c_proj.register_full_backward_hook(hook),
+        lambda mlp: mlp.c_proj.register_full_backward_pre_hook(hook),
+        lambda mlp: set_on_itself(mlp.c_fc),
+        set_on_itself,
+        lambda mlp: setattr(mlp.c_fc, "bias", nn.Parameter(torch.ones(1))),  # for all neurons
+        without_neurons,
+        lambda mlp: setattr(mlp, "gelu", nn.GELU()),
+        lambda mlp: setattr(mlp, "gelu", nn.ReLU()),
+        lambda mlp: setattr(mlp, "__class__", WatchedMLP),
+        lambda mlp: setattr(mlp, "c_fc", LoRALinear(mlp.c_fc)),
+        lambda mlp: torch.nn.utils.parametrizations.weight_norm(mlp.c_proj),
+    ],
+    ids="hook before-hook backward-hook before-backward-hook forward-of-layer forward bias none erf relu subclass lora "
+    "parametrized".split(),
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_mlp_that_is_not_as_usual_is_left_alone(tiny_model, mlps, change):
+    change(tiny_model.h[1].mlp)
+    idx = torch.randint(23, (2, 11))
+    expected = tiny_model(idx)
+    with kernels(tiny_model, "c"):
+        assert (tiny_model(idx) - expected).abs().max() < 1e-5
+    assert mlps.calls == 1  # of two layers
+
+
+def test_an_mlp_of_another_type_or_without_gradients_is_torchs(tiny_model, mlps):
+    idx = torch.randint(23, (2, 11))
+    with kernels(tiny_model, "c"):
+        with torch.no_grad():
+            tiny_model(idx)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            tiny_model.h[0].mlp(torch.zeros(2, 3))
+    with kernels(tiny_model.double(), "c"):
+        tiny_model(idx)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            tiny_model.h[0].mlp(torch.zeros(2, 15))
+    assert mlps.calls == 0
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_whoever_watches_all_modules_sees_those_within_an_mlp(tiny_model, mlps, kind):
+    handle = getattr(nn.modules.module, f"register_module_{kind}")(hook)
+    try:
+        with kernels(tiny_model, "c"):
+            tiny_model(torch.randint(23, (2, 11)))
+    finally:
+        handle.remove()
+    assert mlps.calls == 0
+
+
+def test_a_frozen_mlp_keeps_nothing_for_gradients_of_its_weights(tiny_model, mlps):
+    """An adapter elsewhere needs the gradient of what the MLP was given, which is made of GELU's slopes alone."""
+    mlp, x = tiny_model.h[0].mlp, torch.randn(5, 15, requires_grad=True)
+    kept = []
+    for part in (mlp.c_proj, mlp.c_fc):
+        with kernels(tiny_model, "c"):
+            y = mlp(x)
+        kept.append([saved if saved is None else tuple(saved.shape) for saved in y.grad_fn.saved_tensors[:3]])
+        part.requires_grad_(False)
+    with kernels(tiny_model, "c"):
+        y = mlp(x)
+    kept.append([saved if saved is None else tuple(saved.shape) for saved in y.grad_fn.saved_tensors[:3]])
+    assert kept == [[(5, 15), (5, 60), (5, 60)], [(5, 15), None, (5, 60)], [None, None, (5, 60)]]
+    expected = torch.autograd.grad(mlp(x).sum(), x)[0]
+    assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], expected, rtol=1e-4, atol=1e-6)
+    assert mlps.calls == 3
+
+
 def losses(run):
     return [row["train_loss"] for row in loop.read_records(loop.RunDirectory(run).metrics) if "train_loss" in row]
 
 
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize(("by", "words"), [("fast", "fast kernels"), ("c", "kernels in C")])
+@pytest.mark.parametrize(
+    ("by", "turns", "words"),
+    [("fast", True, "fast kernels"), ("c", True, "kernels in C"), ("c", False, "kernels in C")],
+)
 def test_a_run_learns_the_same_and_resumes_to_the_bit(
-    corpus, config, tmp_path, monkeypatch, products, recomputed, by, words
+    corpus, config, tmp_path, monkeypatch, products, recomputed, by, turns, words
 ):
+    monkeypatch.setattr(room, "turns_by_onednn", lambda: turns)
     config = replace(config, kernels="torch", train=replace(config.train, gradient_checkpointing=recomputed))
     fast, said = replace(config, kernels=by), []
     train(config, corpus, tmp_path / "torch", quiet)
     before = products.calls
     train(fast, corpus, tmp_path / "straight", said.append)
-    assert products.calls - before == 20 * (9 * 3 + (8 if recomputed else 0))  # 9 layers, both ways; 8 lie in blocks
+    # 9 layers, both ways; 8 lie in blocks
+    assert products.calls - before == (20 * (9 * 3 + (8 if recomputed else 0)) if turns else 0)
     assert any(words in line for line in said)
     assert losses(tmp_path / "straight") == pytest.approx(losses(tmp_path / "torch"), rel=1e-4)
     real = loop.gradients

@@ -1,6 +1,7 @@
-"""Attention and GELU in C compute what the formulas say in float64, in both directions, with any number of threads."""
+"""Attention and the MLP in C compute what the formulas say in float64, both ways, with any number of threads."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -100,31 +101,78 @@ def test_what_is_no_number_reaches_those_who_look_at_it(wrong):
 def test_the_number_of_threads_changes_nothing_to_the_bit():
     """Each sum has the same order, whoever computes it."""
     before, found = torch.get_num_threads(), []
-    qkv, dy, x = torch.randn(3, 41, 3 * 2 * 7), torch.randn(3, 41, 2 * 7), torch.randn(1009)
+    qkv, dy, x = torch.randn(3, 41, 3 * 2 * 7), torch.randn(3, 41, 2 * 7), torch.randn(3, 41, 2 * 7)
+    weights = [weight.requires_grad_(False) for weight in mlp_weights(14, 57, True)]  # their gradients are torch's
     for number in (1, 2, 5):
         torch.set_num_threads(number)
-        found.append(both_ways(lambda x: attention(steps.attention)(x, 2), dy, qkv) + both_ways(steps.gelu, x, x))
+        attended = both_ways(lambda x: attention(steps.attention)(x, 2), dy, qkv)
+        found.append(attended + both_ways(lambda x: steps.mlp(x, *weights), dy, x))
     torch.set_num_threads(before)
     for others in found[1:]:
         assert all(one.equal(other) for one, other in zip(found[0], others, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5, 11), (2, 1009)])
-def test_gelu_equals_the_formula_in_float64(shape, threads):
-    x = torch.linspace(-11, 11, math.prod(shape)).view(shape)
+def mlp_weights(C, W, bias):
+    """A weight and a bias that widen, and two that narrow."""
+    sizes = ((W, C), (W,), (C, W), (C,))
+    return [torch.randn(size) / size[-1] ** 0.5 if len(size) == 2 or bias else None for size in sizes]
 
-    def formula(x):
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
-    dy = torch.linspace(-1, 2, x.numel()).view(shape)
-    for one, other in zip(both_ways(steps.gelu, dy, x), both_ways(formula, dy, x.double()), strict=True):
-        assert one.shape == shape
-        assert torch.allclose(one.double(), other, rtol=1e-6, atol=1e-6)
+def mlp_formula(x, widen, widen_bias, narrow, narrow_bias):
+    x = x @ widen.T + (0 if widen_bias is None else widen_bias)
+    x = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x @ narrow.T + (0 if narrow_bias is None else narrow_bias)
+
+
+# Around the tiles: 48 positions, 4 to 16 numbers in a register, 192 steps between two visits of the sums.
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "W"),
+    [((1, 1), 1), ((5, 3), 13), ((2, 24, 16), 64), ((7, 7, 17), 67), ((3, 31, 211), 401), ((97, 2), 199)],
+)
+def test_an_mlp_equals_the_formula_in_float64(shape, W, bias, threads):
+    torch.manual_seed(W)
+    x, dy, weights = 2 * torch.randn(shape), torch.randn(shape), mlp_weights(shape[-1], W, bias)
+
+    def of_all(function, number_type):
+        def computed(*given):
+            given = iter(given)
+            return function(next(given), *(weight if weight is None else next(given) for weight in weights))
+
+        inputs = [part.to(number_type) for part in (x, *weights) if part is not None]
+        return both_ways(computed, dy, *inputs)
+
+    for one, other in zip(of_all(steps.mlp, torch.float32), of_all(mlp_formula, torch.float64), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 2e-6 * other.norm() + 1e-6
+
+
+def test_an_mlp_whose_input_needs_no_gradient_gives_that_of_its_weights():
+    torch.manual_seed(2)
+    x, weights = torch.randn(53, 7), mlp_weights(7, 29, True)
+    dy, found = torch.randn(53, 7), []
+    for function, number_type in ((steps.mlp, torch.float32), (mlp_formula, torch.float64)):
+        found.append(both_ways(partial(function, x.to(number_type)), dy, *(part.to(number_type) for part in weights)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_an_mlp_of_any_strides_and_frozen_weights():
+    torch.manual_seed(1)
+    x, dy = torch.randn(7, 11, 5).transpose(0, 1), torch.randn(11, 5, 7).transpose(1, 2)
+    widen, narrow = torch.randn(11, 29)[:, ::3].T[:, :5], torch.randn(10, 5).T  # (10, 5), (5, 10)
+    ours = both_ways(lambda x: steps.mlp(x, widen, None, narrow, None), dy, x)
+    expected = both_ways(lambda x: mlp_formula(x, widen.double(), None, narrow.double(), None), dy, x.double())
+    for one, other in zip(ours, expected, strict=True):
+        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("x", [-math.inf, -1e4, -30.0, 0.0, 30.0, 1e4, math.inf, math.nan])
-def test_gelu_goes_to_its_limits(x):
-    y, slope = both_ways(steps.gelu, torch.ones(3), torch.tensor([1.0, x, -1.0]))
+def test_gelu_in_an_mlp_goes_to_its_limits(x):
+    one = torch.ones(1, 1)
+    y, slope = both_ways(
+        lambda x: steps.mlp(x, one, None, one, None), torch.ones(3, 1), torch.tensor([[1.0], [x], [-1]])
+    )
     assert y[1].isfinite() == math.isfinite(x)
     if math.isfinite(x):
         assert y[1] == pytest.approx(max(x, 0.0), abs=1e-30)
@@ -164,8 +212,13 @@ def layer(x):
 
 @pytest.mark.parametrize(
     "function",
-    [steps.gelu, lambda x: steps.attention(x, x, x, torch.ones(4, 4, dtype=torch.bool).tril(), 0.0), layer],
-    ids=["gelu", "attention", "linear"],
+    [
+        kernels._gelu,
+        lambda x: steps.mlp(x, *mlp_weights(5, 7, True)),
+        lambda x: steps.attention(x, x, x, torch.ones(4, 4, dtype=torch.bool).tril(), 0.0),
+        layer,
+    ],
+    ids=["gelu", "mlp", "attention", "linear"],
 )
 def test_a_second_derivative_is_refused_in_two_lines(function):
     if function is layer and not kernels._multiplies_right():
