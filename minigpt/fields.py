@@ -93,8 +93,10 @@ def check_fields(settings: object, error: type[MiniGPTError] = ConfigError) -> N
     """
     known = hints(type(settings))  # type: ignore[arg-type] # a class has a hash
     for field in fields(settings):  # type: ignore[arg-type] # they are a dataclass
-        value = getattr(settings, field.name)
-        if value is not field.default:
+        value, default = getattr(settings, field.name), field.default
+        # Read from a file, the default is another object. Parts of a tuple could be equal, but of another type.
+        same = type(value) is type(default) and isinstance(value, str | int | float) and value == default
+        if not (same or value is default):
             check_value(field.name, value, known[field.name], error)
 
 
