@@ -41,7 +41,7 @@ from minigpt.training.checkpoint import (
     stored_loss,
 )
 from minigpt.training.divergence import read_report
-from minigpt.training.log import print_nothing, read_records
+from minigpt.training.log import RunLog, print_nothing, read_records
 from minigpt.training.loop import train
 from minigpt.training.verify import compare, losses
 
@@ -58,6 +58,7 @@ def finished(tmp_path_factory, corpus, config) -> RunDirectory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out.parent)
         patch.setattr(loop, "SAMPLE_TOKENS", 5)
+        patch.setattr(RunLog, "draw", lambda log: None)
         train(updated(config, {"train": {"max_steps": 7}}), corpus, out, print_nothing)
     return RunDirectory(out)
 
@@ -446,8 +447,6 @@ def test_training_goes_on_after_a_save_that_failed(tmp_path, corpus, config, mon
 
 def test_records_wait_for_room(run, monkeypatch):
     """What could not be written goes out with the next record; and no checkpoint is made that counts on it."""
-    from minigpt.training.log import RunLog
-
     lines = []
     with RunLog(run, 10, lines.append, None, "") as log:
         before = log.marks()

@@ -36,6 +36,7 @@ from minigpt.data.documents import Document, Documents, data_checksum, with_keyw
 from minigpt.data.loaders import document_loader
 from minigpt.data.sources import load_data
 from minigpt.data.tokens import IGNORED
+from minigpt.data.verse import write_verse
 from minigpt.errors import CheckpointError, ConfigError, DownloadError, MissingFileError, TextNote
 from minigpt.formats.gpt2_names import transformers_views
 from minigpt.formats.hub import fetch_model
@@ -193,10 +194,10 @@ def test_fine_tuning_resumes_exactly(base, tmp_path, monkeypatch, sections):
             raise KeyboardInterrupt
         return real(run, taken, first, processes)
 
-    monkeypatch.setattr(loop, "gradients", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, DOCUMENTS, tmp_path / "broken", quiet)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gradients", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, DOCUMENTS, tmp_path / "broken", quiet)
     # With the settings as the command line reads them: those of the run directory.
     train(read_config(RunDirectory(tmp_path / "broken")), DOCUMENTS, tmp_path / "broken", quiet, resume=True)
     straight, broken = RunDirectory(tmp_path / "straight"), RunDirectory(tmp_path / "broken")
@@ -883,7 +884,8 @@ def test_what_another_model_has_learned_does_not_validate_in_silence(base, tmp_p
     assert [f"{first} has learned {counts} that validate here" in note for note in notes] == [True] * learned
 
 
-def test_nor_what_it_learned_of_a_corpus_that_has_a_name(tmp_path):
+def test_nor_what_it_learned_of_a_corpus_that_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("minigpt.data.corpora.write_verse", lambda seed: write_verse(seed, 20_000))
     (tmp_path / "other.txt").write_text("so it goes on\n" * 9, encoding="utf-8")
     beside = RunConfig(data=DataConfig(source="verse", val_data=str(tmp_path / "other.txt")))
     alone = RunConfig(data=DataConfig(source="verse"))

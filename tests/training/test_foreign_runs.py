@@ -55,6 +55,7 @@ def finished(tmp_path_factory, corpus, config) -> RunDirectory:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(out.parent)
         patch.setattr(loop, "SAMPLE_TOKENS", 5)
+        patch.setattr(RunLog, "draw", lambda log: None)
         train(updated(config, {"train": {"max_steps": 7}}), corpus, out, print_nothing)
     return RunDirectory(out)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from minigpt.cli.main import answer as command
 from minigpt.config import GPTConfig, RunConfig, TrainConfig, preset, updated
 from minigpt.data.corpora import Corpus, load_corpus
+from minigpt.data.verse import write_verse
 from minigpt.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from minigpt.evaluation.loss import Evaluation
 from minigpt.formats.pretrained import load_model
@@ -148,8 +149,7 @@ def test_weights_are_saved_before_they_are_evaluated(tmp_path, monkeypatch):
 
 def test_loss_falls_and_the_floor_is_drawn(tmp_path, monkeypatch):
     """On the built-in corpus, whose entropy is known: better than chance, and not below the floor."""
-    corpus = load_corpus("verse")
-    short = Corpus("verse", corpus.text[:20_000], corpus.origin, lambda start, stop: 0.4)
+    short = Corpus("verse", write_verse(num_characters=20_000).text[:20_000], "made up", lambda start, stop: 0.4)
     lines = []
     learn = {"max_steps": 120, "eval_interval": 120, "warmup_steps": 5, "learning_rate": 0.02}
     config = updated(SMALL, {"model": {"block_size": 16, "n_embd": 32}, "train": learn})
@@ -256,12 +256,17 @@ def test_compiled_training_gives_the_same_loss(tmp_path):
     assert names["on"] == names["off"]
 
 
+@pytest.fixture(scope="module")
+def verse():
+    return load_corpus("verse")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_seeds_of_a_short_quick_preset_stay_finite(tmp_path, seed):
+def test_ten_seeds_of_a_short_quick_preset_stay_finite(tmp_path, seed, verse):
     config = updated(preset("shakespeare-quick"), {"seed": seed, "train": {"max_steps": 40, "eval_interval": 40}})
-    result = train(config, load_corpus("verse"), tmp_path / "run", quiet)
+    result = train(config, verse, tmp_path / "run", quiet)
     records = read_metrics(RunDirectory(tmp_path / "run").metrics)
     assert all(math.isfinite(r["train_loss"]) and math.isfinite(r["grad_norm"]) for r in records if "train_loss" in r)
     assert result.val_loss < 2.6
