@@ -151,7 +151,8 @@ def load_adapter(model: GPT, folder: Path | str, name: str = "default") -> list[
     if recorded is not None and recorded != (own := base_checksum(model)):
         raise CheckpointError(
             f"{folder} adapts another base, with the checksum {recorded[:12]}; this model has {own[:12]}",
-            f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}{ANEW}",
+            f"load the base that it was trained on; {CONFIG} calls it {content.get('base_model_name_or_path')!r}; a "
+            f"run that was trained further has its former weights in previous/, until it saves again{ANEW}",
         )
     adapter = new_adapter(model, config, config.targets, name)
     how = f"check that {config_path} and this base belong to it"

@@ -446,6 +446,7 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, capsys):
     assert main.answer([*adapted, "--prompt", "a"]) == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert "adapts another base" in error
+    assert "has its former weights in previous/" in advice
     assert str(base) in advice
 
 
