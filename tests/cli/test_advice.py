@@ -119,9 +119,17 @@ def test_a_folder_without_a_checkpoint_is_refused_before_its_data_are_read(best,
         assert run(["train", *way, "--data", "learned.txt", "--out", "new", *STEPS]) == 0
 
 
+@pytest.fixture(scope="module")
+def begun(prepared, tmp_path_factory):
+    """A run of two steps. Nobody changes it."""
+    out = tmp_path_factory.mktemp("begun") / "new"
+    assert run(["train", "--data", str(prepared / "learned.txt"), "--out", str(out), *NEW]) == 0
+    return out
+
+
 @pytest.mark.parametrize("left", ["last", "previous", ".next", ".next previous", "last previous", "last .next"])
-def test_a_run_that_was_killed_anywhere_is_resumed(left, capsys):
-    assert run(["train", "--data", "learned.txt", "--out", "new", *NEW]) == 0
+def test_a_run_that_was_killed_anywhere_is_resumed(left, begun, capsys):
+    shutil.copytree(begun, "new")
     Path("new/last").rename("whole")
     for name in left.split():
         shutil.copytree("whole", Path("new", name), dirs_exist_ok=True)

@@ -109,6 +109,7 @@ def test_accumulation_is_exact(tmp_path, optimizer):
         assert loss == pytest.approx(results[0][1], abs=1e-12)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_worse_evaluation_never_replaces_the_best_weights(tmp_path, monkeypatch):
     """nanoGPT overwrites its best loss with a worse one when it always saves (its train.py, line 274)."""
     losses = iter([2.0, 1.0, 3.0])
@@ -283,6 +284,7 @@ def test_the_newest_run_is_found(tmp_path):
     assert newest_run(tmp_path).path.name == "adapted"
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "model.safetensors"])
 def test_a_damaged_part_of_a_run_is_named(tmp_path, name):
     train(updated(SMALL, {"train": {"max_steps": 2, "warmup_steps": 1}}), CORPUS, tmp_path / "run", quiet)
