@@ -40,7 +40,7 @@ WEIGHTS = "adapter_model.safetensors"
 _TRUNK = "transformer."  # how the name of a layer begins in transformers
 _BASE = "minigpt_base"  # the key of the base's checksum, in the header of the weights
 # What both refusals of another base add: in float32, the last digits of a merged weight are the processor's.
-ANEW = "; if that is a run with an adapter, which an earlier minigpt merged in float32, train anew"
+ANEW = "; if the base is a run with an adapter, which an earlier minigpt merged in float32, train anew"
 # The settings of an adapter_config.json that are read, or that change no numbers.
 _ACCEPTED = {
     "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "auto_mapping", "base_model_name_or_path",
