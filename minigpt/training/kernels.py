@@ -146,12 +146,11 @@ def _is_plain(part: MLP) -> bool:
         return False
     W, C = part.c_fc.weight.shape
     fit = {"c_fc.weight": (W, C), "c_fc.bias": (W,), "c_proj.weight": (C, W), "c_proj.bias": (C,)}
-    own = {name: parameter.shape for name, parameter in part.named_parameters() if parameter.dtype == torch.float32}
     hooks = [getattr(layer, f"_{kind}_hooks") for layer in layers for kind in _HOOKS]
     hooks += [getattr(modules, f"_global_{kind}_hooks") for kind in _HOOKS]
     return (
         W > 0
-        and own == {name: fit.get(name) for name, _ in part.named_parameters()}
+        and all(own.dtype == torch.float32 and own.shape == fit.get(name) for name, own in part.named_parameters())
         and not any(hooks)
         and not any("forward" in vars(layer) for layer in (part, *layers))
     )
