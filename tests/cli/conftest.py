@@ -35,7 +35,7 @@ class Reference:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_plots() -> Iterator[None]:
+def cheap_trainings() -> Iterator[None]:
     """Drawing the curve of a loss takes ten times as long as the training here; `tests/training` looks at it.
 
     And a sample of 200 tokens takes twice as long as all the rest.
