@@ -1,11 +1,12 @@
 """Optimizers and their schedule: which weights decay, AdamW, Muon, and the learning rate as a function of the step."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from minigpt.config import TrainConfig
 from minigpt.model import GPT
@@ -84,6 +85,16 @@ def set_learning_rate(optimizers: list[Optimizer], step: int, config: TrainConfi
     return lr
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, without wrappers that keep torch.compile away from it: nobody compiles its step.
+
+    They import that compiler, which takes about as long as to import torch, at the start of every training.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Muon(Optimizer):
     """Momentum whose update is made orthogonal: MomentUm Orthogonalized by Newton-Schulz (Jordan et al., 2024).
 
@@ -105,6 +116,8 @@ class Muon(Optimizer):
         momentum: decay rate of the running mean of the gradients (Nesterov's form).
         dtype: of the matrix products, for float32 gradients; wider ones keep theirs.
     """
+
+    add_param_group = AdamW.add_param_group
 
     def __init__(
         self,

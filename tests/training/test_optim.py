@@ -1,6 +1,8 @@
 """The schedule as a list, the groups as a partition, Muon against torch's."""
 
+import inspect
 import math
+import sys
 
 import pytest
 import torch
@@ -116,3 +118,17 @@ def test_stacked_matrices_are_taken_one_by_one():
     Muon([{"params": [whole], "stacked": 3}], lr=0.1, weight_decay=0.3, momentum=0.95).step()
     Muon(parts, lr=0.1, weight_decay=0.3, momentum=0.95).step()
     assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
+
+
+def test_no_step_waits_for_the_compiler(monkeypatch):
+    """To import it takes about as long as to import torch, in every training, whether it compiles or not."""
+    monkeypatch.delattr(inspect.unwrap(torch.optim.Optimizer.add_param_group), "__dynamo_disable", raising=False)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # nobody can import it now
+    model = GPT(GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=1, n_embd=3))
+    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon"))
+    assert isinstance(adamw, torch.optim.AdamW)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in (muon, adamw):
+        optimizer.step()
+        assert optimizer.state
