@@ -1,11 +1,12 @@
 """Several real processes against one: the same losses, the same files, one voice, and an end for all.
 
-The processes of a test are this file again, started by torchrun; what each of them then does is one of the functions
-called `worker_...`. All speak through gloo, on the CPU.
+The processes of a test are the command, started by torchrun, or this file again: what each of them then does is one of
+the functions called `worker_...`. All speak through gloo, on the CPU.
 """
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import runpy
@@ -68,6 +69,14 @@ FLAGS = (
     "--data text.txt --device cpu --model.block_size 7 --model.n_layer 2 --model.n_head 3 --model.n_embd 15 "
     "--train.batch_size 2 --train.warmup_steps 3"
 ).split()
+BEGIN = """
+import os, runpy, sys, torch
+os.environ |= {told}
+os.dup2(os.open(os.environ["RANK"] + ".log", os.O_WRONLY | os.O_CREAT), 2)
+sys.argv = {call}
+torch.set_num_threads(1)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 LONG = "--train.max_steps 100000 --train.save_interval 3 --out run".split()
 
 
@@ -189,11 +198,11 @@ def worker_fine_tune():
 
 
 def worker_diverge():
-    """The first process writes its report for longer than the 30 seconds after which torchrun kills it."""
+    """The first process writes its report for longer than torchrun waits until it kills it."""
     real = divergence.write_checkpoint
 
     def slowly(*arguments):
-        time.sleep(35)
+        time.sleep(5)
         real(*arguments)
 
     divergence.write_checkpoint = slowly
@@ -238,10 +247,25 @@ def environment():
 
 
 def work(*arguments):
-    """Two processes of this file."""
-    command = [*LAUNCH, __file__, *arguments]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    """Two processes of this file, with what torchrun would tell them.
+
+    They are copies of a process that has imported what they need and done nothing else: imports would take most of
+    their time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["minigpt.training.verify", "torch._dynamo", "torch.distributed.fsdp", "pytest"])
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": store.host, "MASTER_PORT": str(store.port)}
+    told["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is here, and not in the first of them
+    processes = []
+    for rank in ("0", "1"):
+        code = BEGIN.format(told={**told, "RANK": rank, "LOCAL_RANK": rank}, call=[__file__, *arguments])
+        processes.append(context.Process(target=exec, args=(code,)))
+        processes[-1].start()
+    for process in processes:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0], "".join(p.read_text() for p in Path().glob("*.log"))
 
 
 def start(*flags, launch=LAUNCH):
@@ -304,7 +328,9 @@ def shapes(path):
 
 def test_two_processes_take_the_steps_of_one(monkeypatch):
     without_decoration(monkeypatch)
-    work("train", "adamw")
+    command = [*LAUNCH, __file__, "train", "adamw"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     train(variant("adamw"), CORPUS, Path("one"), print_nothing)
     assert_same_steps(Path("adamw", "ddp"), Path("one"))
 
@@ -393,32 +419,29 @@ def test_a_run_goes_on_with_another_number_of_processes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_process_speaks_and_chooses():
-    """One JSON object, each line once, one run directory, one folder of tokens."""
-    Path("checkpoints", "text").mkdir(parents=True)  # so that the name must be numbered
-    status, output, errors = outcome(start("--json", "--train.max_steps", "5"))
-    assert status == 0, errors
-    result = json.loads(output)  # which more than one object would not be
-    assert (result["out"], result["step"]) == ("checkpoints/text-2", 5)
-    for line in ("corpus     ", "computing  on cpu, 1 thread,", "step 0     ", "step 5     val", "finished   5 steps"):
-        assert errors.count(line) == 1
-    assert "2 processes" in errors
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["text", "text-2"]
+def test_one_process_of_each_launch_speaks_and_chooses():
+    """One JSON object, each line once, one run directory, also beside another launch; one folder of tokens."""
+    Path("checkpoints", "text").mkdir(parents=True)  # so that the names must be numbered
+    once = ("corpus     ", "computing  on cpu, 1 thread,", "step 0     ", "step 5     val", "finished   5 steps")
+    launches = [start("--json", "--train.max_steps", "5") for _ in range(2)]
+    names = []
+    for status, output, errors in [outcome(launch, patience=300) for launch in launches]:
+        assert status == 0, errors
+        result = json.loads(output)  # which more than one object would not be
+        assert result["step"] == 5
+        names.append(result["out"])
+        for line in once:
+            assert errors.count(line) == 1
+        assert "2 processes" in errors
+        assert len(records(Path(result["out"]))) == 2  # of a step, and of an evaluation
+    assert sorted(names) == ["checkpoints/text-2", "checkpoints/text-3"]
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["text", "text-2", "text-3"]
     assert len(list(Path("data", "tokens").iterdir())) == 1
-    assert len(records(Path("checkpoints", "text-2"))) == 2  # of a step, and of an evaluation
 
 
 def test_a_path_that_is_told_is_the_path():
     path = Path("checkpoints", "wörter\udcff-2")
     assert Processes().path_of_first(path) == path
-
-
-@pytest.mark.slow
-def test_two_launches_at_once_have_names_of_their_own():
-    launches = [start("--json", "--train.max_steps", "5") for _ in range(2)]
-    ends = [outcome(launch, patience=300) for launch in launches]
-    assert [status for status, _, _ in ends] == [0, 0], ends
-    assert sorted(json.loads(output)["out"] for _, output, _ in ends) == ["checkpoints/text", "checkpoints/text-2"]
 
 
 @pytest.mark.slow
@@ -524,10 +547,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_nobody_leaves_while_a_report_is_written():
-    """torchrun asks all processes to end as soon as one of them has left, and 30 seconds later it kills them."""
-    process = subprocess.Popen(
-        [*LAUNCH, __file__, "diverge"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """torchrun asks all processes to end as soon as one of them has left, and 30 seconds later, or 2, kills them."""
+    command = [*LAUNCH, "--shutdown-timeout", "2", __file__, "diverge"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     status, _, errors = outcome(process, patience=120)
     assert status == 1
     assert "training diverged in step " in errors
