@@ -1300,23 +1300,27 @@ print((peak() - before) / (4 * model.num_parameters()))
 """
 
 
+@pytest.fixture(scope="module")
+def large():
+    shape = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+    return reference_model(spread=0.05, **shape)  # wider than that, and logits of hundreds round in the third decimal
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("shard_size", "files"), [("5GB", 1), ("150MB", 4), ("5GB", 0)])
-def test_a_model_as_large_as_gpt2(shard_size, files):
+def test_a_model_as_large_as_gpt2(shard_size, files, large):
     """124,439,808 parameters: 12 (12 C^2 + 13 C) + 50257 C + 1024 C + 2 C with C = 768; in 1.3 times their memory."""
-    shape = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-    theirs = reference_model(spread=0.05, **shape)  # wider than that, and logits of hundreds round in the third decimal
-    folder = reference_folder(theirs, Path("gpt2-size"), max_shard_size=shard_size)
+    folder = reference_folder(large, Path("gpt2-size"), max_shard_size=shard_size)
     CharTokenizer("".join(map(chr, range(0x10000, 0x10000 + 50257)))).save(folder / "tokenizer.json")
     if files == 0:
-        torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+        torch.save(large.state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
     assert len(list(folder.glob("*.safetensors"))) == files
     model, _ = load_model(folder)
     assert model.num_parameters() == 124_439_808
     with torch.no_grad():
         idx = tokens(2, 37, 50257)
-        assert (model(idx) - theirs(idx).logits).abs().max() < 1e-4
+        assert (model(idx) - large(idx).logits).abs().max() < 1e-4
     if not Path("/proc/self/status").is_file():
         pytest.skip("needs Linux's /proc to measure memory; the weights were right")
     measured = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)

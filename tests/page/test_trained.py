@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from minigpt.analysis import points, trace
 from minigpt.cli.main import answer
 from minigpt.config import GPTConfig
+from minigpt.data.verse import write_verse
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import generate
 from minigpt.decoding.options import DecodingOptions
@@ -42,13 +43,13 @@ def trained() -> Trained:
 
 
 @torch.no_grad()
-def check(node: Node, model: GPT, tokenizer: Tokenizer, prompt: str) -> None:
-    """Every point of a pass, 200 tokens of greedy text, and as many drawn with the same uniform numbers."""
+def check(node: Node, model: GPT, tokenizer: Tokenizer, prompt: str, new: int) -> None:
+    """Every point of a pass, new tokens of greedy text, and as many drawn with the same uniform numbers."""
     ids, V, longest = tokenizer.encode(prompt), tokenizer.vocab_size, model.config.block_size
-    greedy = {"strategy": "greedy", "max_new_tokens": 200, "on_overflow": "crop"}
+    greedy = {"strategy": "greedy", "max_new_tokens": new, "on_overflow": "crop"}
     drawing = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.05}
-    uniforms = torch.rand(200, V, generator=torch.Generator().manual_seed(9))
-    drawn = {**drawing, "max_new_tokens": 200, "on_overflow": "crop"}
+    uniforms = torch.rand(new, V, generator=torch.Generator().manual_seed(9))
+    drawn = {**drawing, "max_new_tokens": new, "on_overflow": "crop"}
     _, _, (passed,), best, sampled = node(
         [
             ("tokenizer", {"name": "t", "content": tokenizer.described()}),
@@ -67,21 +68,22 @@ def check(node: Node, model: GPT, tokenizer: Tokenizer, prompt: str) -> None:
 
     (expected,) = generate(model, [ids], tokenizer=tokenizer, **greedy).sequences
     assert [token for token, _, _ in best] == expected[len(ids) :]
-    for n in range(200):
+    for n in range(new):
         scores = model(torch.tensor([ids[-longest:]]))[:, -1, :V]
         scores = apply_filters(scores, [ids], DecodingOptions(**drawing), [n])[0]
         ids = [*ids, int(sample(scores, -torch.log1p(-uniforms[n])))]
-    assert [token for token, _, _ in sampled] == ids[-200:]
+    assert [token for token, _, _ in sampled] == ids[-new:]
 
 
 def test_a_trained_model(node: Node, trained: Trained):
-    check(node, *trained, PROMPT)
+    check(node, *trained, PROMPT, 200)
 
 
 @pytest.mark.slow
 def test_a_quick_run(node: Node, tmp_path: Path):
-    """The preset shakespeare-quick with its first steps alone, on the corpus that needs no network."""
+    """The preset shakespeare-quick with its first steps alone, on a quarter of its windows."""
     run = str(tmp_path / "quick")
-    flags = "--data verse --train.max_steps 40 --train.eval_interval 40 --out"
+    Path("verse.txt").write_text(write_verse(0, 100_000).text, encoding="utf-8")  # it is evaluated as a whole
+    flags = "--data verse.txt --train.max_steps 40 --train.batch_size 6 --train.eval_interval 40 --out"
     assert answer(["train", *flags.split(), run]) == 0
-    check(node, *load_model(run), "the ")
+    check(node, *load_model(run), "the ", 140)  # its context is 128
