@@ -78,6 +78,14 @@ class InputError(MiniGPTError, ValueError):
     """An argument, such as a prompt, a token id or a decoding option, cannot be used."""
 
 
+class UnknownOptionError(InputError, TypeError):
+    """There is no option of that name."""
+
+    def __init__(self, name: str, known: Iterable[str], whose: str) -> None:
+        """`whose` is what has the options, by a name that Python's `help` knows."""
+        super().__init__(f"there is no option {brief(name)}", f"{near(name, known)}help({whose}) tells which there are")
+
+
 class DataError(MiniGPTError, ValueError):
     """A corpus or a token file is unreadable, too small, or of another vocabulary."""
 

@@ -25,7 +25,7 @@ from typing import (
     is_typeddict,
 )
 
-from minigpt.errors import ConfigError, InputError, MiniGPTError, brief, named, named_ids
+from minigpt.errors import ConfigError, InputError, MiniGPTError, UnknownOptionError, brief, named, named_ids
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -140,14 +140,20 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
         InputError: by the call, naming the first argument that is something else, and what it must be.
+        UnknownOptionError: by the call, of a name that is neither an argument's nor in the TypedDict of its `**`.
     """
     parameters = inspect.signature(function).parameters.values()
     places = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    further = next((one.name for one in parameters if one.kind is one.VAR_KEYWORD), "")
 
     @cache  # at the first call: an annotation may name what is defined further down
     def rules() -> dict[str, Any]:
         found = get_type_hints(function, include_extras=True)
         return {name: found[name] for name in places if name in found and not _left_to_it(found[name])}
+
+    @cache
+    def options() -> set[str]:
+        return {*places, *get_args(get_type_hints(function)[further])[0].__annotations__}
 
     def seen(name: str, value: Any) -> Any:
         if (hint := rules().get(name)) is None:
@@ -158,6 +164,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs.keys() - options() if further else ():
+            where = f"{function.__module__}.{function.__qualname__}".removesuffix(".__init__")
+            raise UnknownOptionError(name, options(), where)
         first = [seen(name, value) for name, value in zip(places, args, strict=False)]
         rest = {name: seen(name, value) for name, value in kwargs.items()}
         return function(*first, *args[len(first) :], **rest)  # type: ignore[arg-type] # the same, seen

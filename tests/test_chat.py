@@ -289,6 +289,13 @@ def test_what_a_chat_decides_itself(name: str):
         Chat(writer(LETTERS), LETTERS, **{name: 1})
 
 
+@pytest.mark.parametrize(("given", "meant"), [("turn", "turns"), ("filter", "filters"), ("temprature", "temperature")])
+def test_a_misspelt_option_is_answered_with_one_that_a_chat_has(given: str, meant: str):
+    with pytest.raises(InputError, match=f"no option '{given}'") as raised:
+        Chat(writer(LETTERS), LETTERS, **{given: 3})
+    assert raised.value.how == f"did you mean {meant}? help(minigpt.chat.Chat) tells which there are"
+
+
 def test_an_edited_model_replies_as_if_nothing_had_been_read_before(model, tokenizer):
     """Nor are the keys and values of an edited pass read behind the `with`."""
     chats = [Chat(model, tokenizer, use_cache=use_cache, max_new_tokens=30, seed=4) for use_cache in (True, False)]

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from minigpt.decoding.batch import Choice
 from minigpt.decoding.beam_search import BeamCandidate
 from minigpt.decoding.filters import apply_filters
 from minigpt.decoding.generate import Step, generate
-from minigpt.decoding.options import DecodingOptions
+from minigpt.decoding.options import DecodingOptions, Options
 from minigpt.decoding.request import TokenBytes
 from minigpt.errors import InputError, named
 from minigpt.evaluation.loss import token_log_probs
@@ -161,8 +161,9 @@ class Written:
         return notebook.shown(f"Written: log-probability {self.score:.4f}", notebook.table(columns, rows))
 
 
+@checked
 def write_steps(
-    model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Any
+    model: GPT, prompt: Sequence[int], tokenizer: TokenBytes, num_candidates: int, **options: Unpack[Options]
 ) -> Written:
     """Continue a prompt of ids by greedy decoding or sampling, and keep `num_candidates` tokens of each step.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from minigpt.errors import InputError, brief, named, named_ids, near, passed, refuse_if
+from minigpt.errors import InputError, UnknownOptionError, named, named_ids, passed, refuse_if
 from minigpt.fields import ABOVE_0, BELOW_1, Bounds, Form, check_fields, check_ids, hints
 
 _refuse = partial(refuse_if, InputError)
@@ -18,10 +18,6 @@ _refuse = partial(refuse_if, InputError)
 # The largest number that may be added to a score, or scale one. Scores are float32 and end at 3e38: an infinite one
 # would become NaN in the next softmax.
 LARGEST = 1e30
-
-
-class UnknownOptionError(InputError, TypeError):
-    """There is no option of that name."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,6 @@ _BANS = (  # what may leave a step without any token
     "banned_sequences", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-_BESIDE = ("tokenizer", "draft", "on_step", "num_candidates")  # what else `generate` takes by name
 
 
 @dataclass(frozen=True)
@@ -87,11 +82,7 @@ class DecodingOptions:
     def __new__(cls, *_: object, **options: object) -> "DecodingOptions":
         """Every caller's options come through here: a misspelt one is refused, with the nearest right name."""
         for name in options.keys() - cls.__dataclass_fields__.keys():
-            raise UnknownOptionError(
-                f"there is no option {brief(name)}",
-                near(name, {*cls.__dataclass_fields__, *_BESIDE} - {name})
-                + "help(minigpt.decoding.options.DecodingOptions) lists them all",
-            )
+            raise UnknownOptionError(name, cls.__dataclass_fields__, "minigpt.decoding.options.DecodingOptions")
         return super().__new__(cls)
 
     max_new_tokens: Annotated[int, _FROM_0] = 40

@@ -652,6 +652,14 @@ def test_unknown_options_are_refused(
     assert isinstance(caught.value, TypeError)  # what Python says of an argument that it does not know
 
 
+def test_a_misspelt_option_is_answered_with_one_that_this_call_has(tiny_model: GPT) -> None:
+    given: dict[str, Any] = {"cahce": None}
+    with pytest.raises(InputError, match=r"did you mean cache[?] help"):
+        stream(tiny_model, [1], **given)
+    with pytest.raises(InputError, match="no option 'cahce'\nhelp"):
+        generate(tiny_model, [[1]], **given)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("given", [{}, {"eos_token_id": 7, "repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
 def test_the_page_opens_with_the_loop(tiny_model: GPT, given: dict[str, Any]) -> None:
