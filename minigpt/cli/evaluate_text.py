@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from minigpt.cli.models import load
 from minigpt.cli.settings import MEMORISED, EvaluateText
@@ -173,7 +174,7 @@ def _nearness(texts: Texts, references: Texts) -> dict[str, Any]:
 
 
 def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
-    found = overlaps(texts.items, training)
+    found = overlaps(_bar(texts.items, "text"), _bar(training, "document"))
     # If there are several, the first.
     number, longest = max(zip(texts.numbers, found, strict=True), key=lambda one: one[1].longest)
     return {
@@ -188,6 +189,11 @@ def _copied(texts: Texts, training: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _bar(items: Sequence[str], unit: str) -> "tqdm[str]":
+    """The same items, with a progress bar where they take more than a second."""
+    return tqdm(items, unit=unit, leave=False, disable=None, delay=1)
+
+
 def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], dict[str, Any]]:
     """Load a model; returns a function that computes the perplexity of texts, each alone, after BOS if there is one."""
     model, tokenizer = load(settings, spec)
@@ -195,7 +201,7 @@ def _perplexity_under(spec: str, settings: EvaluateText) -> Callable[[Texts], di
 
     def measure(texts: Texts) -> dict[str, Any]:
         total, tokens, characters = 0.0, 0, 0
-        for text in texts.items:
+        for text in _bar(texts.items, "text"):
             ids = framed(read(tokenizer, text), tokenizer, bos=has_bos)
             if len(ids) > 1:  # otherwise there is nothing to predict
                 result = evaluate(model, np.array(ids), vocab_size=tokenizer.vocab_size)

@@ -5,7 +5,7 @@ stands in the training set. The largest number is the longest copied span; an n-
 number of its last word is at least n.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from minigpt.evaluation.diversity import WORD, words
@@ -38,18 +38,18 @@ class Overlap:
         return self.text[places[end - self.longest + 1][0] : places[end][1]]
 
 
-def overlaps(texts: Sequence[str], training: Iterable[str]) -> list[Overlap]:
+def overlaps(texts: Collection[str], training: Iterable[str]) -> list[Overlap]:
     """Compare texts with a training set.
 
     Words must be equal, case included. The blanks between them need not be equal, so that different line ends do not
     hide a copy. No span goes from one text, or one training document, into the next.
 
     Args:
-        texts: the texts. They are held in memory with some 600 bytes a word.
+        texts: the texts. They are held in memory with some 600 bytes a word. They are read twice.
         training: the documents of the training set. They are read once, a word at a time: millions of words take
             seconds.
     """
-    known = SuffixAutomaton([words(text) for text in texts])
+    known = SuffixAutomaton(words(text) for text in texts)
     found = known.matching_lengths((word[0] for word in WORD.finditer(document)) for document in training)
     return [Overlap(text, tuple(lengths)) for text, lengths in zip(texts, found, strict=True)]
 
@@ -76,7 +76,7 @@ class SuffixAutomaton:
         texts: the words, or other tokens, of each text.
     """
 
-    def __init__(self, texts: Sequence[Sequence[Hashable]]) -> None:
+    def __init__(self, texts: Iterable[Iterable[Hashable]]) -> None:
         self._steps: list[dict[Hashable, int]] = [{}]
         self._links = [-1]
         self._lengths = [0]

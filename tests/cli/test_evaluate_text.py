@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from minigpt.cli import evaluate_text as command
 from minigpt.cli.parser import SettingsParser
@@ -214,6 +215,26 @@ def test_perplexity_is_the_exponential_of_the_mean_surprise(kind, evaluate, monk
         assert measured["tokens"] == len(surprises)
         assert measured["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
         assert measured["bits_per_character"] == pytest.approx(sum(surprises) / math.log(2) / characters, rel=1e-5)
+
+
+def test_what_may_take_minutes_shows_how_far_it_is(texts, evaluate, monkeypatch):
+    """Copies are looked for in all documents, and a model reads each text alone."""
+    random_model(CharTokenizer.from_text(" abcdefghijklmnopqrstuvwxyz"), monkeypatch)
+    Path("training.txt").write_text("some\n\nother\n\ntexts", encoding="utf-8")
+    Path("t.txt").write_text("abc\ndef", encoding="utf-8")
+    shown = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            shown.append((self.unit, self.n + n, self.total))
+            return super().update(n)
+
+    monkeypatch.setattr(
+        command, "tqdm", lambda items, **told: Bar(items, **told | {"delay": 0, "mininterval": 0, "disable": False})
+    )
+    evaluate("t.txt", "--model", "one", "--training-data", "training.txt")
+    assert shown.count(("text", 2, 2)) == 2  # as what is looked for, and by the model
+    assert ("document", 1, 1) in shown
 
 
 def test_references(texts, evaluate):
