@@ -5,7 +5,9 @@ import math
 import reprlib
 import textwrap
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, dataclass_transform
 
 import numpy as np
@@ -42,11 +44,8 @@ def columns(text: str) -> int:
 
 def cut(text: str, width: int) -> str:
     """The text in at most `width` columns; a "…" stands for what is left out."""
-    if columns(text) <= width:
-        return text
-    while columns(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
+    used = [*accumulate(map(columns, text))]
+    return text if not text or used[-1] <= width else text[: bisect_right(used, width - 1)] + "…"
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:

@@ -1,6 +1,7 @@
 """What is shown on a terminal: 80 columns, every value where it belongs, nothing that does not print."""
 
 import pkgutil
+import unicodedata
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from minigpt import KVCache, analysis, generate
 from minigpt.analysis import ablate, head_scores, logit_lens, trace
 from minigpt.system import terminal
-from minigpt.system.terminal import SHADES, bar, columns, fitted, grid, pooled, shade, shaded, table, visible
+from minigpt.system.terminal import SHADES, bar, columns, cut, fitted, grid, pooled, shade, shaded, table, visible
 from minigpt.tokenizers import CharTokenizer
 
 
@@ -36,6 +37,20 @@ def test_a_cut_is_shown_and_the_side_is_kept():
     assert fitted("abcdef", 4) == "abc…"
     assert fitted("ab", 4) == "ab  "
     assert fitted("ab", 4, right=True) == "  ab"
+
+
+@given(st.text(alphabet="aé中\u0301 ", max_size=13), st.integers(0, 11))
+def test_a_cut_text_is_the_longest_beginning_that_leaves_room_for_its_sign(text, width):
+    fitting = [text[:n] for n in range(len(text) + 1) if columns(text[:n]) <= width - 1]
+    assert cut(text, width) == (text if columns(text) <= width else f"{max(fitting, key=len, default='')}…")
+
+
+def test_a_long_text_is_read_once_to_be_cut(monkeypatch):
+    """A copied span may be a whole book."""
+    read, real = [], unicodedata.combining
+    monkeypatch.setattr(unicodedata, "combining", lambda c: read.append(c) or real(c))
+    assert cut("中" * 3001, 479) == "中" * 239 + "…"
+    assert len(read) == 3001
 
 
 def test_a_table_by_hand():
