@@ -95,7 +95,7 @@ def _fitting_preset(from_flags: Mapping[str, Any], config: RunConfig) -> str:
         return DEFAULT_PRESET
     from minigpt.data.sources import fitting_kind
 
-    names = ("separate", "text_field", "completion_field")  # which say what records are
+    names = ("separate", "text_field", "prompt_field", "completion_field")  # which say what records are
     documents = {name: value for name, value in from_flags.get("documents", {}).items() if name in names}
     kind = fitting_kind(
         DocumentsConfig(**{name: getattr(config.documents, name) for name in names} | documents),

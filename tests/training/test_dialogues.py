@@ -175,6 +175,8 @@ def test_dialogues_choose_their_preset_or_are_told_of_it(form, capsys):
     assert chosen("--init-from", "x") == "chat"
     assert chosen("--init-from", "x", "--documents.text_field", "summary") == "finetune-documents"
     assert chosen("--init-from", "x", "--documents.separate", "on") == "finetune-documents"
+    pair = ("--documents.prompt_field", "q", "--documents.completion_field", "a")
+    assert chosen("--init-from", "x", *pair) == "finetune-documents"
     for command in ("train", "quickstart"):
         assert main.answer([command, "--data", name, "--out", "run"]) == 2
         shown = capsys.readouterr().err
