@@ -364,7 +364,8 @@ class Checkpoint:
         if self.manifest.get("base") != base:
             raise CheckpointError(
                 f"the model {name} is not the one that the adapter in {self.path} is trained for",
-                f"put the former one back, because an adapter is of no use without its base{ANEW}",
+                f"put the former one back, or name it as {named('init_from')}; a run that was trained further has its "
+                f"former weights in previous/, until it saves again{ANEW}",
             )
 
     def check_teachers(self, checksums: list[str], names: Sequence[str]) -> None:

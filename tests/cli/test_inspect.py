@@ -635,6 +635,19 @@ def test_the_schemas_page_names_every_field(model, capsys):
         assert f"| `{name}` |" in page
 
 
+@needs_docs
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_schemas_page_names_every_number_and_label_of_a_view(name, model, capsys):
+    page = document("trace-schema.md")
+    record = record_of(words(COMMANDS[name], model), capsys)
+    *_, row = re.findall(rf"^\| `{record['view']}` \|.*", page, re.MULTILINE)
+    for number in record["numbers"]:
+        assert f"`{number}`" in row
+    axes = {axis for number in record["numbers"].values() for axis in number["axes"]}
+    for label in record["labels"]:
+        assert label in axes or f"in `{record['view']}` also `{label}`" in page
+
+
 @pytest.mark.parametrize(
     ("view", "same"),
     [("steps 'a' -n 5", "--strategy greedy"), ("beams 'a' -n 5 --beams 3", "--strategy beam --num-beams 3")],

@@ -233,8 +233,9 @@ def test_an_adapters_checkpoint_knows_its_base(base, tmp_path):
         model.h[1].mlp.c_fc.weight[2, 3] += 1
     (tmp_path / "base" / "model.safetensors").unlink()
     save_weights(model, tmp_path / "base" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is not the one that the adapter in"):
+    with pytest.raises(CheckpointError, match="is not the one that the adapter in") as raised:
         train(updated(settings, {"train": {"epochs": 2}}), DOCUMENTS, tmp_path / "run", quiet, resume=True)
+    assert "trained further has its former weights in previous/" in raised.value.how
 
 
 def test_what_is_frozen_does_not_move(base, tmp_path):
