@@ -119,6 +119,18 @@ def stream_text(stream: TextStream, ids: Iterable[int]) -> str:
     return "".join([stream.feed(token_id) for token_id in ids] + [stream.flush()])
 
 
+def test_of_a_long_prompt_only_the_end_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a book, each token alone takes half a minute; an unfinished character has at most three bytes."""
+    asked, real = [], BytePieces.token_bytes
+    monkeypatch.setattr(
+        BytePieces, "token_bytes", lambda self, token_id: asked.append(token_id) or real(self, token_id)
+    )
+    first, second, third, fourth = "😀".encode()
+    stream = stream_of_pieces([0x41] * 10007 + [first, second, third])
+    assert len(asked) < 10
+    assert stream_text(stream, [fourth, 0x42]) == "😀B"
+
+
 # --- characters
 
 
