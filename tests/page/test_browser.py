@@ -951,6 +951,7 @@ def test_back_ends_a_run_and_forward_brings_again_what_it_wrote(page, ids):
 def test_the_line_of_the_model_can_be_looked_up_while_a_text_is_written(page):
     start_writing(page)
     seen = page.js(SHOWN)
+    page.wait(lambda: "of them written by the model" in page.js("return document.getElementById('count').textContent"))
     page.find(".sentence a").click()
     page.wait(lambda: page.js("return document.querySelector('dialog[open]') !== null"))
     assert len(more(page)) >= seen

@@ -88,6 +88,7 @@ class App {
     this.text = textOf(pieces, typed, this.model.config.block_size);
     this.state = { ...this.state, more: this.text.ids.slice(typed), at: null };
     this.#known = this.#key();
+    showCount(this);
     this.#follow();
   }
 
