@@ -46,8 +46,8 @@ def test_processes_and_threads_train_on_the_same_batches(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "benchmark-train.jsonl").read_text().splitlines()]
     turns = {line["contestant"]: line for line in lines if "turn" in line}
     assert {name: turn["amount"] for name, turn in turns.items()} == {
-        "minigpt torch, 1 x 1": 3 * 12 * 64,
-        "minigpt torch, 2 x 1": 3 * 12 * 64,
+        "minigpt torch, 1 x 1": 42 * 12 * 64,
+        "minigpt torch, 2 x 1": 42 * 12 * 64,
     }
     one, two = turns.values()
     assert two["flops"] == one["flops"] / 2  # of the process whose time is taken
