@@ -114,7 +114,7 @@ UNITS = {"decode": "tokens/s", "gpu": "tokens/s", "train": "tokens/s", "load": "
 GPU_ROWS = 16  # of a step, each of a whole context
 MOST_ROUNDS = 1000
 STEPS, STEPS_ON_GPU = 3, 30  # of training, in a turn: some seconds on a CPU, and on a GPU one
-TOKENS = 2**15  # of a turn on a CPU, at least: of few small steps the first, with cold caches, would decide
+TOKENS = 2**15  # of a turn on a CPU, about: of few small steps the first, with cold caches, would decide
 leaving = contextlib.ExitStack()  # of a contestant's process: what it joined
 CPU = torch.device("cpu")
 ONE_TOKEN = torch.zeros(1, 1, dtype=torch.int64)

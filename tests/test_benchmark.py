@@ -39,15 +39,15 @@ def test_the_gpu_s_part_runs_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_and_threads_train_on_the_same_batches(tmp_path: Path) -> None:
     done = script(
-        "benchmark", "train", "--case", "small", "--only", "minigpt torch", "--workers", "1x1,2x1", "--rounds", "0",
-        "--out", str(tmp_path),
+        "benchmark", "train", "--quick", "--case", "small", "--only", "minigpt torch", "--workers", "1x1,2x1",
+        "--rounds", "0", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "benchmark-train.jsonl").read_text().splitlines()]
     turns = {line["contestant"]: line for line in lines if "turn" in line}
     assert {name: turn["amount"] for name, turn in turns.items()} == {
-        "minigpt torch, 1 x 1": 42 * 12 * 64,
-        "minigpt torch, 2 x 1": 42 * 12 * 64,
+        "minigpt torch, 1 x 1": 3 * 12 * 64,
+        "minigpt torch, 2 x 1": 3 * 12 * 64,
     }
     one, two = turns.values()
     assert two["flops"] == one["flops"] / 2  # of the process whose time is taken
@@ -92,6 +92,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import benchmark
 
     return benchmark
+
+
+@pytest.mark.parametrize(
+    ("case", "quick", "steps"),
+    # windows of a step and tokens of a window: 12 x 64, 24 x 128, 64 x 256
+    [("small", False, 42), ("shakespeare-quick", False, 10), ("shakespeare-char", False, 3), ("small", True, 3)],
+)
+def test_a_turn_reads_32768_tokens_in_whole_steps(benchmark: ModuleType, case: str, quick: bool, steps: int) -> None:
+    """Never more, except that there are three steps."""
+    assert benchmark.steps_of({"kind": "train", "case": case, "quick": quick}) == steps
 
 
 def test_the_readme_s_table_is_made_of_the_committed_figures(benchmark: ModuleType) -> None:
