@@ -406,18 +406,14 @@ class TextStream:
         self._tokenizer = tokenizer
         self._hidden = getattr(tokenizer, "special_ids", ()) if skip_special else ()  # a bare table of bytes has none
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token_id in self._last(_whole(prompt_ids)):
+        ids = _whole(prompt_ids)
+        sizes = {token_id: len(tokenizer.token_bytes(token_id)) for token_id in dict.fromkeys(ids)}
+        first, number_of_bytes = len(ids), 0
+        while first and number_of_bytes < 3:  # no more are known of an unfinished character; a prompt may be a book
+            first -= 1
+            number_of_bytes += sizes[ids[first]] if ids[first] not in self._hidden else 0
+        for token_id in ids[first:]:
             self.feed(token_id)
-
-    def _last(self, ids: list[int]) -> list[int]:
-        """The last ids, with all bytes that an unfinished character can have: at most 3, and a prompt may be a book."""
-        number_of_bytes = 0
-        for place in range(len(ids) - 1, -1, -1):
-            if ids[place] not in self._hidden:
-                number_of_bytes += len(self._tokenizer.token_bytes(ids[place]))
-            if number_of_bytes >= 3:
-                return ids[place:]
-        return ids
 
     @checked
     def feed(self, token_id: int) -> str:

@@ -131,6 +131,11 @@ def test_of_a_long_prompt_only_the_end_is_read(monkeypatch: pytest.MonkeyPatch) 
     assert stream_text(stream, [fourth, 0x42]) == "😀B"
 
 
+def test_an_unknown_id_anywhere_in_a_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="id 3 at position 0 is outside"):
+        TextStream(CharTokenizer("abc"), [0, 3] + [1] * 31)
+
+
 # --- characters
 
 
